@@ -1,4 +1,4 @@
-//! A new migration is a new build.
+//! Rebuilds the crate if a migration changes.
 
 fn main() {
     println!("cargo::rerun-if-changed=migrations");

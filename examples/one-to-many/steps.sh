@@ -1,14 +1,19 @@
 #!/usr/bin/env bash
-# From one machine to many, in five steps. What it needs is named by variables: REGISTRY, a registry; DATABASE, the URL of
-# an empty PostgreSQL database; CERT and KEY, a certificate for 127.0.0.1 and its key; CA, who signed it (the
-# certificate itself, where `openssl req -x509 -addext basicConstraints=critical,CA:FALSE -addext subjectAltName=IP:127.0.0.1`
-# made it); DIR, an empty folder. ONE, TWO and THREE are the ports of the servers.
+# From one machine to many, in five steps. Needs these variables:
+#   REGISTRY         a registry
+#   DATABASE         the URL of an empty PostgreSQL database
+#   CERT, KEY        a certificate for 127.0.0.1 and its key
+#   CA               the authority that signed it, or the certificate itself if this command made it:
+#                    openssl req -x509 -addext basicConstraints=critical,CA:FALSE \
+#                      -addext subjectAltName=IP:127.0.0.1
+#   DIR              an empty folder
+#   ONE, TWO, THREE  the ports of the servers (default: 7070 to 7072)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export XDG_CONFIG_HOME="$DIR"
 ONE=${ONE:-7070} TWO=${TWO:-7071} THREE=${THREE:-7072}
 trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
-ready() { # a server's output: waits until it says that it listens
+wait_ready() { # waits until a server listens, by the file with its output
     local i
     for i in $(seq 200); do
         grep --quiet 'listening at' "$1" && return
@@ -17,20 +22,20 @@ ready() { # a server's output: waits until it says that it listens
     cat "$1" >&2
     return 1
 }
-token() { # a server's output: its first token
+first_token() { # prints the first token of a server, from the file with its output
     sed -n 's/.*\(acrt_[A-Za-z0-9_-]*\).*/\1/p' "$1"
 }
 
-echo "--- 1: one command is a whole service: API, queue, logs, and a runner with the engine of this machine"
+echo "--- 1: one command starts a whole service: API, queue, logs, and a runner with this machine's engine"
 acrtask serve --listen 127.0.0.1:$ONE --data-dir "$DIR/one" >"$DIR/one.out" &
 one=$!
-ready "$DIR/one.out"
+wait_ready "$DIR/one.out"
 
-echo "--- 2: the same words as locally"
-token "$DIR/one.out" | acrtask login http://127.0.0.1:$ONE --token-file -
+echo "--- 2: the commands stay the same"
+first_token "$DIR/one.out" | acrtask login http://127.0.0.1:$ONE --token-file -
 acrtask run -r "$REGISTRY" build-test-push
 
-echo "--- 3: a task that the server keeps; its runs share a layer cache in the registry"
+echo "--- 3: the server stores a task, whose runs share a layer cache in the registry"
 acrtask task create hello --registry "$REGISTRY" --context /dev/null \
     --cmd '$Registry/base/busybox:1.36 echo hello from {{.Run.TaskName}}'
 acrtask task run hello
@@ -41,12 +46,12 @@ echo "--- 4: two servers on one PostgreSQL, with TLS; either may be restarted at
 for port in $TWO $THREE; do
     acrtask serve --listen "127.0.0.1:$port" --no-runner --data-dir "$DIR/many" \
         --database "$DATABASE" --tls-cert "$CERT" --tls-key "$KEY" >"$DIR/$port.out" &
-    ready "$DIR/$port.out"
+    wait_ready "$DIR/$port.out"
 done
-token "$DIR/$TWO.out" | acrtask login https://127.0.0.1:$TWO --ca "$CA" --token-file -
+first_token "$DIR/$TWO.out" | acrtask login https://127.0.0.1:$TWO --ca "$CA" --token-file -
 acrtask task apply -f "$DIR/tasks.yaml"
 
-echo "--- 5: runners, wherever there is an engine; each registers with a token that is used up"
+echo "--- 5: runners are wherever an engine is; each registers with a single-use token"
 for i in 1 2; do
     port=$TWO
     [ "$i" = 1 ] || port=$THREE

@@ -1,14 +1,16 @@
-//! Base images that are made in a moment: the layer of the tests' busybox, and a note: a file in a layer of its own, so
-//! that nothing which was built on another note is found in a cache; and a label, which everything inherits that is built
-//! from it.
+//! Small base images that tests create in a moment.
+//!
+//! Each consists of the layer of the tests' busybox and a note. The note is a file in a separate
+//! layer, so that a build on another note never hits the cache. It is also a label, which every
+//! image built from the base inherits.
 
 use std::process::Command;
 
 use serde_json::{Value, json};
 
 use crate::{
-    World,
-    project::{RegistryClient, folder, sha256},
+    TestEnvironment,
+    project::{RegistryClient, create_folder, sha256},
 };
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -16,21 +18,21 @@ const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
-/// What base images are made of.
+/// Parts that all base images share.
 #[derive(Debug, Clone)]
 pub struct BaseImages {
-    /// The layer's descriptor, and its bytes.
+    /// Descriptor and content of the layer.
     layer: Value,
     bytes: Vec<u8>,
     config: Value,
 }
 
 impl BaseImages {
-    /// Takes it from the tests' registry.
-    pub async fn of(world: &World) -> Self {
-        let client = RegistryClient::new(&world.registry, None);
+    /// Loads the parts from the registry of the tests.
+    pub async fn load(environment: &TestEnvironment) -> Self {
+        let client = RegistryClient::new(&environment.registry, None);
         let (_, manifest) = client
-            .manifest("base/busybox:1.36")
+            .fetch_manifest("base/busybox:1.36")
             .await
             .expect("the tests' registry has its base image");
         let layers = manifest["layers"].as_array().expect("an image");
@@ -39,26 +41,29 @@ impl BaseImages {
         let config = manifest["config"]["digest"].as_str().expect("a digest");
         Self {
             layer: layers[0].clone(),
-            bytes: client.bytes("base/busybox", digest).await,
-            config: client.blob("base/busybox", config).await,
+            bytes: client.fetch_blob("base/busybox", digest).await,
+            config: client.fetch_json("base/busybox", config).await,
         }
     }
 
-    /// Pushes one with this note; its digest.
-    pub async fn put(
+    /// Pushes a base image with this note and returns its digest.
+    pub async fn push(
         &self,
         to: &RegistryClient,
         repository: &str,
         tag: &str,
         note: &str,
     ) -> String {
-        let architecture = self.config["architecture"].as_str().expect("it has one");
-        let manifest = self.manifest(to, repository, architecture, note).await;
+        let architecture = self.config["architecture"]
+            .as_str()
+            .expect("the image has an architecture");
+        let manifest = self.push_content(to, repository, architecture, note).await;
         to.put_manifest(repository, tag, MANIFEST, &manifest).await
     }
 
-    /// Pushes one for several processors, each with its note; the digest of the index.
-    pub async fn put_index(
+    /// Pushes a base image for several architectures, each with its note. Returns the digest of the
+    /// index.
+    pub async fn push_index(
         &self,
         to: &RegistryClient,
         repository: &str,
@@ -67,10 +72,10 @@ impl BaseImages {
     ) -> String {
         let mut entries = Vec::new();
         for (architecture, note) in notes {
-            let manifest = self.manifest(to, repository, architecture, note).await;
-            let scratch = format!("{tag}-{architecture}");
+            let manifest = self.push_content(to, repository, architecture, note).await;
+            let image_tag = format!("{tag}-{architecture}");
             let digest = to
-                .put_manifest(repository, &scratch, MANIFEST, &manifest)
+                .put_manifest(repository, &image_tag, MANIFEST, &manifest)
                 .await;
             entries.push(json!({
                 "mediaType": MANIFEST, "digest": digest, "size": manifest.to_string().len(),
@@ -81,7 +86,7 @@ impl BaseImages {
         to.put_manifest(repository, tag, INDEX, &index).await
     }
 
-    async fn manifest(
+    async fn push_content(
         &self,
         to: &RegistryClient,
         repository: &str,
@@ -89,7 +94,7 @@ impl BaseImages {
         note: &str,
     ) -> Value {
         let mut config = self.config.clone();
-        let layer = layer(note);
+        let layer = note_layer(note);
         let diff_id = format!("sha256:{}", sha256(&layer));
         let diff_ids = config["rootfs"]["diff_ids"].as_array_mut();
         diff_ids.expect("an image has layers").push(diff_id.into());
@@ -108,9 +113,9 @@ impl BaseImages {
     }
 }
 
-/// A tar of the file `/note`: the same bytes for the same note.
-fn layer(note: &str) -> Vec<u8> {
-    let files = folder(&[("note", note)]);
+/// Packs the file `/note` into a tar. The same note gives the same bytes.
+fn note_layer(note: &str) -> Vec<u8> {
+    let files = create_folder(&[("note", note)]);
     let tar = Command::new("tar")
         .arg("-C")
         .arg(files.path())
@@ -122,11 +127,11 @@ fn layer(note: &str) -> Vec<u8> {
     tar.stdout
 }
 
-/// The note that the image `REPOSITORY:TAG` (or `@DIGEST`) has from the base that it stands on, at the bottom of all.
-pub async fn note_of(registry: &RegistryClient, name: &str) -> String {
+/// Returns the note of the lowest base of the image `REPOSITORY:TAG` (or `@DIGEST`).
+pub async fn read_base_note(registry: &RegistryClient, name: &str) -> String {
     let repository = name.split(['@', ':']).next().unwrap_or_default();
     let (_, mut manifest) = registry
-        .manifest(name)
+        .fetch_manifest(name)
         .await
         .unwrap_or_else(|| panic!("there is no {name}"));
     if let Some(entries) = manifest["manifests"].as_array() {
@@ -135,11 +140,13 @@ pub async fn note_of(registry: &RegistryClient, name: &str) -> String {
             .find(|entry| entry["platform"]["architecture"] != "unknown")
             .expect("an index of images");
         let digest = image["digest"].as_str().expect("a digest");
-        let found = registry.manifest(&format!("{repository}@{digest}")).await;
-        manifest = found.expect("what the index names is there").1;
+        let found = registry
+            .fetch_manifest(&format!("{repository}@{digest}"))
+            .await;
+        manifest = found.expect("the image of the index exists").1;
     }
     let digest = manifest["config"]["digest"].as_str().expect("an image");
-    let config = registry.blob(repository, digest).await;
+    let config = registry.fetch_json(repository, digest).await;
     config["config"]["Labels"]["note"]
         .as_str()
         .unwrap_or_default()

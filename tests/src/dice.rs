@@ -1,6 +1,6 @@
-//! Random numbers that a seed decides, so that a failed test can be repeated.
+//! Random numbers determined by a seed, so that a failed test can be repeated.
 
-/// A sequence of random numbers (xorshift64).
+/// Sequence of random numbers (xorshift64).
 #[derive(Debug)]
 pub struct Dice(u64);
 
@@ -10,11 +10,11 @@ impl Dice {
         Self(seed.max(1))
     }
 
-    /// Returns a number below `limit`, which is not 0.
+    /// Returns a number below `limit`, which must not be 0.
     pub fn below(&mut self, limit: u32) -> u32 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
-        u32::try_from(self.0 % u64::from(limit)).expect("below a number of 32 bits")
+        u32::try_from(self.0 % u64::from(limit)).expect("the remainder is below a `u32`")
     }
 }

@@ -1,4 +1,4 @@
-//! What the engine has of a run, asked of the engine itself.
+//! Queries of the engine that bypass the program.
 
 use std::collections::HashMap;
 
@@ -9,20 +9,21 @@ use bollard::{
     },
 };
 
-/// Everything on the engine that carries the id of `run`: `container NAME`, `network NAME`, `volume NAME`.
-pub fn things_of(run: &str) -> Vec<String> {
-    // On a thread of its own, because the caller may be inside a runtime.
+/// Lists everything on the engine labelled with the id of `run`: `container NAME`, `network NAME`,
+/// `volume NAME`.
+pub fn list_resources(run: &str) -> Vec<String> {
+    // On a separate thread, because the caller may already be inside a runtime.
     let listed = std::thread::scope(|scope| {
         let listing = scope.spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
-                .expect("a runtime can be made");
+                .expect("a runtime can be created");
             runtime.block_on(list(run))
         });
         listing.join().expect("the listing does not panic")
     });
-    listed.unwrap_or_else(|e| panic!("the engine does not say what it has of {run}: {e}"))
+    listed.unwrap_or_else(|e| panic!("the engine does not list the resources of {run}: {e}"))
 }
 
 async fn list(run: &str) -> Result<Vec<String>, bollard::errors::Error> {
@@ -50,11 +51,11 @@ async fn list(run: &str) -> Result<Vec<String>, bollard::errors::Error> {
     Ok(things)
 }
 
-/// Docker's own client against the engine of the tests; returns what it prints.
+/// Runs Docker's client against the engine of the tests and returns its output.
 ///
 /// # Panics
 ///
-/// If there is no client, or the command fails.
+/// If Docker's client is missing or the command fails.
 pub fn docker(args: &[&str]) -> String {
     let output = docker_output(args);
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -62,11 +63,11 @@ pub fn docker(args: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
-/// The same for a command that may fail.
+/// Runs Docker's client as [`docker`] does, for a command that may fail.
 ///
 /// # Panics
 ///
-/// If there is no client.
+/// If Docker's client is missing.
 pub fn docker_output(args: &[&str]) -> std::process::Output {
     let client = std::env::var_os("ACRTASK_TEST_DOCKER")
         .expect("ACRTASK_TEST_DOCKER names no docker client: run `cargo xtask test`");

@@ -1,7 +1,7 @@
 //! The environment of the programs that tests start.
 //!
-//! No setting of a user reaches them: no login of `acrtask login`, no `ACRTASK_*`, no configuration of Docker, git
-//! or SSH. A test sets what it needs itself.
+//! No user setting reaches them: no login of `acrtask login`, no `ACRTASK_*`, and no configuration
+//! of Docker, git or SSH. A test sets what it needs.
 
 use std::{ffi::OsStr, path::Path, process::Command};
 
@@ -19,14 +19,15 @@ const KEPT: [&str; 16] = [
     "SSL_CERT_DIR",
     "RUST_BACKTRACE",
     "LLVM_PROFILE_FILE",
-    // The engine of the tests.
+    // Engine of the tests.
     "DOCKER_HOST",
     "DOCKER_TLS_VERIFY",
     "DOCKER_CERT_PATH",
     "DOCKER_API_VERSION",
 ];
 
-/// Returns `program` as a command without the user's variables. Its home and configuration are in `home`.
+/// Returns a command for `program` without the user's variables. Its home and configuration are in
+/// `home`.
 pub fn isolated(program: impl AsRef<OsStr>, home: &Path) -> Command {
     let mut command = Command::new(program);
     command.env_clear();

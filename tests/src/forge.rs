@@ -1,8 +1,9 @@
-//! A stand-in of a forge: the part of GitHub's API that takes statuses of commits and webhooks, and deliveries as GitHub
-//! signs them.
+//! Fake forge: the part of GitHub's API that accepts commit statuses and webhooks, and deliveries
+//! signed as GitHub signs them.
 //!
-//! Invariants: it ends with its handle; everything that it is asked is kept, so that a test can say what must have come
-//! and what must not.
+//! Invariants:
+//! - The forge ends with its handle.
+//! - It records every request, so that a test can assert which ones arrived and which did not.
 
 use std::{
     io::{self, BufReader, Read as _, Write as _},
@@ -24,18 +25,18 @@ use crate::git_server::{read_body, read_head};
 /// Longest wait for a request.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// What the forge was asked.
+/// Request that the forge received.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Asked {
+pub struct ForgeRequest {
     /// `POST`, `PATCH`.
     pub method: String,
-    /// Without the query.
+    /// Path without the query.
     pub path: String,
-    /// The header `authorization`.
+    /// Value of the header `authorization`.
     pub authorization: String,
-    /// The body; null where it is no JSON.
+    /// Body. Null if it is not JSON.
     pub body: Value,
-    /// What it was answered.
+    /// Status of the response.
     pub status: u16,
 }
 
@@ -43,25 +44,25 @@ pub struct Asked {
 struct State {
     stop: AtomicBool,
     failures: AtomicU32,
-    asked: Mutex<Vec<Asked>>,
-    /// Webhooks that were entered, by their place.
+    requests: Mutex<Vec<ForgeRequest>>,
+    /// Registered webhooks. The index is the id minus 1.
     hooks: Mutex<Vec<Value>>,
-    /// Pings that were sent, the newest first.
+    /// Pings that were sent, newest first.
     pings: Mutex<Vec<Value>>,
 }
 
-/// A forge.
 #[derive(Debug)]
+/// Handle of a fake forge.
 pub struct Forge {
     address: SocketAddr,
     state: Arc<State>,
 }
 
 impl Forge {
-    /// Starts one.
+    /// Starts a forge on a free port.
     pub fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port can be had");
-        let address = listener.local_addr().expect("it has an address");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("the listener has an address");
         let state = Arc::new(State::default());
         let serving = Arc::clone(&state);
         thread::spawn(move || {
@@ -70,58 +71,61 @@ impl Forge {
                     return;
                 }
                 let state = Arc::clone(&serving);
-                // A client that goes away is the client's business.
+                // A client may close the connection early.
                 thread::spawn(move || serve(&state, stream).ok());
             }
         });
         Self { address, state }
     }
 
-    /// The address of its API.
+    /// Returns the base URL of the API.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// It is out of order for the next requests.
-    pub fn fail(&self, requests: u32) {
+    /// Fails the next `requests` requests with status 502.
+    pub fn fail_next(&self, requests: u32) {
         self.state.failures.store(requests, Ordering::SeqCst);
     }
 
-    /// What it was asked so far.
-    pub fn asked(&self) -> Vec<Asked> {
-        lock(&self.state.asked).clone()
+    /// Returns all requests received so far.
+    pub fn requests(&self) -> Vec<ForgeRequest> {
+        lock(&self.state.requests).clone()
     }
 
-    /// The statuses that it took for a commit of a repository, in the order in which they came.
-    pub fn statuses(&self, repository: &str, commit: &str) -> Vec<Asked> {
+    /// Returns the accepted status requests of a commit, in the order of arrival.
+    pub fn statuses(&self, repository: &str, commit: &str) -> Vec<ForgeRequest> {
         let path = format!("/repos/{repository}/statuses/{commit}");
-        let asked = self.asked().into_iter();
-        asked
-            .filter(|asked| asked.path == path && asked.status == 201)
+        let requests = self.requests().into_iter();
+        requests
+            .filter(|request| request.path == path && request.status == 201)
             .collect()
     }
 
-    /// Waits until it has been told this state of a commit; all that it took then.
+    /// Waits until the commit has this state. Returns all status requests accepted by then.
     ///
     /// # Panics
-    /// Where it is not told in time.
-    pub fn wait_for(&self, repository: &str, commit: &str, state: &str) -> Vec<Asked> {
+    /// If the status does not arrive in time.
+    pub fn wait_for(&self, repository: &str, commit: &str, state: &str) -> Vec<ForgeRequest> {
         let begun = Instant::now();
         loop {
             let statuses = self.statuses(repository, commit);
-            if statuses.iter().any(|asked| asked.body["state"] == state) {
+            if statuses
+                .iter()
+                .any(|request| request.body["state"] == state)
+            {
                 return statuses;
             }
             assert!(
                 begun.elapsed() < LIMIT,
-                "the forge was not told that {commit} is {state}: {:#?}",
-                self.asked()
+                "the forge received no status {state} of {commit}: {:#?}",
+                self.requests()
             );
             thread::sleep(Duration::from_millis(50));
         }
     }
 
-    /// The webhooks that were entered.
+    /// Returns the registered webhooks.
     pub fn hooks(&self) -> Vec<Value> {
         lock(&self.state.hooks).clone()
     }
@@ -152,28 +156,28 @@ fn serve(state: &State, mut stream: TcpStream) -> io::Result<()> {
         .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
             left.checked_sub(1)
         });
-    let (status, answer) = if fails.is_ok() {
+    let (status, response) = if fails.is_ok() {
         (502, json!({ "message": "out of order" }))
     } else {
-        answer(state, &request.method, &request.path, &body)
+        respond_to(state, &request.method, &request.path, &body)
     };
     let authorization = request.headers.get("authorization").cloned();
-    lock(&state.asked).push(Asked {
+    lock(&state.requests).push(ForgeRequest {
         method: request.method,
         path: request.path,
         authorization: authorization.unwrap_or_default(),
         body,
         status,
     });
-    let answer = answer.to_string();
+    let response = response.to_string();
     write!(
         stream,
-        "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{answer}",
-        answer.len()
+        "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{response}",
+        response.len()
     )
 }
 
-fn answer(state: &State, method: &str, path: &str, body: &Value) -> (u16, Value) {
+fn respond_to(state: &State, method: &str, path: &str, body: &Value) -> (u16, Value) {
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     match (method, parts.as_slice()) {
         ("POST", ["repos", _, _, "statuses", _]) => (201, body.clone()),
@@ -225,7 +229,7 @@ fn answer(state: &State, method: &str, path: &str, body: &Value) -> (u16, Value)
     }
 }
 
-/// The header in which GitHub signs a body.
+/// Returns the header value with which GitHub signs a body.
 pub fn signature(secret: &str, body: &[u8]) -> String {
     let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("any length is a key");
     mac.update(body);
@@ -234,10 +238,10 @@ pub fn signature(secret: &str, body: &[u8]) -> String {
     format!("sha256={hex}")
 }
 
-/// Sends a delivery as GitHub does; the status and the body of the answer.
+/// Sends a delivery as GitHub does. Returns the status and the body of the response.
 ///
 /// # Errors
-/// There was no answer.
+/// If the connection breaks before a response.
 pub fn deliver(
     url: &str,
     secret: &str,
@@ -250,10 +254,10 @@ pub fn deliver(
     deliver_signed(url, event, id, &body, &signature)
 }
 
-/// The same with a signature of one's own.
+/// Sends a delivery with the given signature.
 ///
 /// # Errors
-/// There was no answer.
+/// If the connection breaks before a response.
 pub fn deliver_signed(
     url: &str,
     event: &str,
@@ -274,10 +278,13 @@ pub fn deliver_signed(
          X-Hub-Signature-256: {signature}\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
     )?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let status = answer.split(' ').nth(1).and_then(|text| text.parse().ok());
-    let status = status.ok_or_else(|| io::Error::other(format!("no answer: {answer:?}")))?;
-    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+    let mut response = String::new();
+    stream.read_to_string(&mut response)?;
+    let status = response
+        .split(' ')
+        .nth(1)
+        .and_then(|text| text.parse().ok());
+    let status = status.ok_or_else(|| io::Error::other(format!("no response: {response:?}")))?;
+    let body = response.split_once("\r\n\r\n").map_or("", |(_, body)| body);
     Ok((status, serde_json::from_str(body).unwrap_or_default()))
 }

@@ -1,8 +1,12 @@
-//! Real git servers on loopback: smart HTTP through `git http-backend`, with a password where a test wants one and the
-//! objects of Git LFS beside the repositories; and SSH through a real `sshd` that serves git alone.
+//! Real git servers on loopback.
 //!
-//! Invariants: a server ends with its handle; ports, keys and folders are the test's own; what came and what was sent is
-//! counted, so that a test can say what must not have happened.
+//! HTTP is smart HTTP through `git http-backend`, with an optional password and with Git LFS
+//! objects beside the repositories. SSH is a real `sshd` that serves only git.
+//!
+//! Invariants:
+//! - A server ends with its handle.
+//! - Ports, keys and folders belong to one test.
+//! - Requests and sent bytes are counted, so that a test can assert what did not happen.
 
 use std::{
     collections::BTreeMap,
@@ -28,15 +32,15 @@ use crate::service::free_port;
 /// Longest wait for a server.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Runs git in `folder` and gives what it prints.
+/// Runs git in `folder` and returns what it prints.
 ///
 /// # Panics
-/// Where git fails.
+/// If git fails.
 pub fn git(folder: &Path, args: &[&str]) -> String {
     let output = git_command(folder)
         .args(args)
         .output()
-        .expect("the program git");
+        .expect("these tests need the program git");
     assert!(
         output.status.success(),
         "git {args:?}: {}",
@@ -45,23 +49,23 @@ pub fn git(folder: &Path, args: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
-/// Git without the machine's configuration, with an author.
+/// Returns a git command with an author and without the configuration of the machine.
 pub fn git_command(folder: &Path) -> Command {
     let mut command = Command::new("git");
     command
         .current_dir(folder)
         .env("GIT_CONFIG_GLOBAL", "/dev/null")
         .env("GIT_CONFIG_NOSYSTEM", "1");
-    for who in ["AUTHOR", "COMMITTER"] {
+    for role in ["AUTHOR", "COMMITTER"] {
         command
-            .env(format!("GIT_{who}_NAME"), "A")
-            .env(format!("GIT_{who}_EMAIL"), "a@example.com")
-            .env(format!("GIT_{who}_DATE"), "2026-01-01T00:00:00Z");
+            .env(format!("GIT_{role}_NAME"), "A")
+            .env(format!("GIT_{role}_EMAIL"), "a@example.com")
+            .env(format!("GIT_{role}_DATE"), "2026-01-01T00:00:00Z");
     }
     command
 }
 
-/// A folder of bare repositories, as a server has them, each with a working copy to commit in.
+/// Folder of bare repositories, as a server stores them, each with a working copy for commits.
 #[derive(Debug)]
 pub struct Repositories {
     folder: TempDir,
@@ -69,33 +73,33 @@ pub struct Repositories {
 
 impl Default for Repositories {
     fn default() -> Self {
-        let folder = tempfile::tempdir().expect("a folder can be made");
-        std::fs::create_dir(folder.path().join("bare")).expect("a folder can be made");
+        let folder = tempfile::tempdir().expect("a folder can be created");
+        std::fs::create_dir(folder.path().join("bare")).expect("a folder can be created");
         Self { folder }
     }
 }
 
 impl Repositories {
-    /// The folder that a server serves.
+    /// Returns the folder that a server serves.
     pub fn root(&self) -> PathBuf {
         self.folder.path().join("bare")
     }
 
-    /// The bare repository `NAME.git`.
-    pub fn bare(&self, name: &str) -> PathBuf {
+    /// Returns the path of the bare repository `NAME.git`.
+    pub fn bare_path(&self, name: &str) -> PathBuf {
         self.root().join(format!("{name}.git"))
     }
 
-    /// The working copy of a repository.
-    pub fn work(&self, name: &str) -> PathBuf {
+    /// Returns the path of the working copy of a repository.
+    pub fn work_path(&self, name: &str) -> PathBuf {
         self.folder.path().join("work").join(name)
     }
 
-    /// Makes a repository with the branch `main` and nothing in it.
+    /// Creates an empty repository with the branch `main`.
     pub fn create(&self, name: &str) {
-        let (bare, work) = (self.bare(name), self.work(name));
+        let (bare, work) = (self.bare_path(name), self.work_path(name));
         for folder in [&bare, &work] {
-            std::fs::create_dir_all(folder).expect("a folder can be made");
+            std::fs::create_dir_all(folder).expect("a folder can be created");
         }
         git(
             &bare,
@@ -106,9 +110,9 @@ impl Repositories {
         git(&work, &["remote", "add", "origin", &url]);
     }
 
-    /// Writes files, commits, and pushes what is checked out, by force; gives the commit.
+    /// Writes files, commits them and force-pushes the checked-out branch. Returns the commit.
     pub fn commit(&self, name: &str, files: &[(&str, &str)]) -> String {
-        let work = self.work(name);
+        let work = self.work_path(name);
         for (path, content) in files {
             let path = work.join(path);
             std::fs::create_dir_all(path.parent().expect("a parent")).expect("a folder");
@@ -123,24 +127,24 @@ impl Repositories {
         git(&work, &["rev-parse", "HEAD"])
     }
 
-    /// Forgets everything that no branch and no tag holds, as a server does in time.
+    /// Deletes everything that no branch and no tag references, as a server does eventually.
     pub fn prune(&self, name: &str) {
-        let bare = self.bare(name);
+        let bare = self.bare_path(name);
         git(&bare, &["reflog", "expire", "--expire=now", "--all"]);
         git(&bare, &["gc", "--quiet", "--prune=now"]);
     }
 }
 
-/// What a server is asked.
+/// Head of a request that a server received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     /// `GET`, `POST`.
     pub method: String,
-    /// Without the query.
+    /// Path without the query.
     pub path: String,
-    /// Behind `?`.
+    /// Part behind `?`.
     pub query: String,
-    /// By name, in lower case.
+    /// Header values by name in lower case.
     pub headers: BTreeMap<String, String>,
 }
 
@@ -148,17 +152,17 @@ pub struct Request {
 struct State {
     root: PathBuf,
     login: Option<(String, String)>,
-    old: AtomicBool,
+    first_protocol: AtomicBool,
     stop: AtomicBool,
     sent: AtomicU64,
     requests: Mutex<Vec<Request>>,
-    /// In place of what the Git LFS server would answer for a download.
+    /// Replaces the download action in responses of the Git LFS server.
     link: Mutex<Option<Value>>,
     /// Redirects of repositories: path to URL.
-    moved: Mutex<BTreeMap<String, String>>,
+    redirects: Mutex<BTreeMap<String, String>>,
 }
 
-/// Git over HTTP.
+/// Git server over HTTP.
 #[derive(Debug)]
 pub struct HttpGit {
     address: SocketAddr,
@@ -166,10 +170,10 @@ pub struct HttpGit {
 }
 
 impl HttpGit {
-    /// Serves the repositories to everybody, or to this user with this password.
+    /// Serves the repositories to everyone, or only to this user with this password.
     pub fn start(root: &Path, login: Option<(&str, &str)>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port can be had");
-        let address = listener.local_addr().expect("it has an address");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("the listener has an address");
         let state = Arc::new(State {
             root: root.to_owned(),
             login: login.map(|(user, password)| (user.into(), password.into())),
@@ -182,44 +186,45 @@ impl HttpGit {
                     return;
                 }
                 let state = Arc::clone(&serving);
-                // A client that goes away is the client's business.
+                // A client may close the connection early.
                 thread::spawn(move || serve(&state, address, stream).ok());
             }
         });
         Self { address, state }
     }
 
-    /// `127.0.0.1:PORT`.
+    /// Returns `127.0.0.1:PORT`.
     pub fn address(&self) -> String {
         self.address.to_string()
     }
 
-    /// The URL of a repository.
+    /// Returns the URL of a repository.
     pub fn url(&self, name: &str) -> String {
         format!("http://{}/{name}.git", self.address)
     }
 
-    /// From now on it speaks only the first version of the protocol, which gives out no commit that is not a tip.
-    pub fn be_old(&self) {
-        self.state.old.store(true, Ordering::SeqCst);
+    /// Restricts the server to the first version of the protocol. That version serves no commit
+    /// that is not the tip of a branch or tag.
+    pub fn use_first_protocol(&self) {
+        self.state.first_protocol.store(true, Ordering::SeqCst);
     }
 
-    /// What it answers where an object of Git LFS is asked for.
-    pub fn answer_downloads_with(&self, link: Value) {
+    /// Sets the download action that the server returns for every Git LFS object.
+    pub fn set_lfs_download(&self, link: Value) {
         *lock(&self.state.link) = Some(link);
     }
 
     /// Redirects requests of the repository at `path` to the one at `url`.
     pub fn redirect(&self, path: &str, url: &str) {
-        lock(&self.state.moved).insert(path.into(), url.into());
+        lock(&self.state.redirects).insert(path.into(), url.into());
     }
 
-    /// Bytes that it has sent so far.
-    pub fn sent(&self) -> u64 {
+    /// Returns the number of bytes sent so far.
+    pub fn bytes_sent(&self) -> u64 {
         self.state.sent.load(Ordering::SeqCst)
     }
 
-    /// What it was asked so far.
+    /// Returns the requests received so far.
     pub fn requests(&self) -> Vec<Request> {
         lock(&self.state.requests).clone()
     }
@@ -237,10 +242,10 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Counts what goes through it.
-struct Counted<'s>(&'s TcpStream, &'s AtomicU64);
+/// Writer that counts the bytes written.
+struct CountingWriter<'s>(&'s TcpStream, &'s AtomicU64);
 
-impl Write for Counted<'_> {
+impl Write for CountingWriter<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.0.write(bytes)?;
         self.1.fetch_add(written as u64, Ordering::SeqCst);
@@ -255,13 +260,13 @@ impl Write for Counted<'_> {
 fn serve(state: &State, address: SocketAddr, stream: TcpStream) -> io::Result<()> {
     stream.set_read_timeout(Some(LIMIT))?;
     let mut reader = BufReader::new(&stream);
-    let mut out = Counted(&stream, &state.sent);
+    let mut out = CountingWriter(&stream, &state.sent);
     let Some(request) = read_head(&mut reader)? else {
         return Ok(());
     };
     let body = read_body(&mut reader, &request)?;
     lock(&state.requests).push(request.clone());
-    for (path, url) in lock(&state.moved).iter() {
+    for (path, url) in lock(&state.redirects).iter() {
         if let Some(rest) = request.path.strip_prefix(&format!("/{path}/")) {
             let head = "HTTP/1.1 301 Moved Permanently\r\nConnection: close\r\nContent-Length: 0";
             return write!(
@@ -280,7 +285,7 @@ fn serve(state: &State, address: SocketAddr, stream: TcpStream) -> io::Result<()
         return write!(out, "{head}Content-Length: 0\r\nConnection: close\r\n\r\n");
     }
     if request.path.ends_with("/info/lfs/objects/batch") {
-        let answer = batch(state, address, &body).to_string();
+        let answer = lfs_batch(state, address, &body).to_string();
         return respond(&mut out, "application/vnd.git-lfs+json", answer.as_bytes());
     }
     if let Some(oid) = request.path.strip_prefix("/lfs-objects/") {
@@ -292,13 +297,13 @@ fn serve(state: &State, address: SocketAddr, stream: TcpStream) -> io::Result<()
             ),
         };
     }
-    backend(state, &request, &body, &mut out)
+    run_http_backend(state, &request, &body, &mut out)
 }
 
-/// Reads the head of a request; nothing where the client has gone.
+/// Reads the head of a request. `None` if the client closed the connection.
 ///
 /// # Errors
-/// The connection breaks.
+/// If the connection breaks.
 pub fn read_head(reader: &mut impl io::BufRead) -> io::Result<Option<Request>> {
     let mut line = String::new();
     if reader.read_line(&mut line)? == 0 {
@@ -326,10 +331,10 @@ pub fn read_head(reader: &mut impl io::BufRead) -> io::Result<Option<Request>> {
     }))
 }
 
-/// Reads the body that belongs to a request.
+/// Reads the body of a request.
 ///
 /// # Errors
-/// The connection breaks, or what comes is no body.
+/// If the connection breaks or the body is malformed.
 pub fn read_body(reader: &mut impl io::BufRead, request: &Request) -> io::Result<Vec<u8>> {
     let mut body = Vec::new();
     if request.headers.get("transfer-encoding").map(String::as_str) == Some("chunked") {
@@ -359,20 +364,21 @@ fn respond(out: &mut impl Write, kind: &str, body: &[u8]) -> io::Result<()> {
     out.write_all(body)
 }
 
-/// The batch API of Git LFS: what is in the folder `lfs-objects` can be had, from here.
-fn batch(state: &State, address: SocketAddr, body: &[u8]) -> Value {
-    let asked: Value = serde_json::from_slice(body).unwrap_or_default();
+/// Answers the batch API of Git LFS. Objects in the folder `lfs-objects` can be downloaded from
+/// this server.
+fn lfs_batch(state: &State, address: SocketAddr, body: &[u8]) -> Value {
+    let request: Value = serde_json::from_slice(body).unwrap_or_default();
     let link = lock(&state.link).clone();
-    let objects = asked["objects"].as_array().cloned().unwrap_or_default();
+    let objects = request["objects"].as_array().cloned().unwrap_or_default();
     let objects: Vec<Value> = objects
         .into_iter()
         .map(|object| {
             let oid = object["oid"].as_str().unwrap_or_default().to_owned();
-            let here = state.root.join("lfs-objects").join(&oid).is_file();
-            let usual = || json!({ "href": format!("http://{address}/lfs-objects/{oid}") });
-            match (&link, here) {
+            let exists = state.root.join("lfs-objects").join(&oid).is_file();
+            let own_link = || json!({ "href": format!("http://{address}/lfs-objects/{oid}") });
+            match (&link, exists) {
                 (Some(link), _) => json!({ "oid": oid, "actions": { "download": link } }),
-                (None, true) => json!({ "oid": oid, "actions": { "download": usual() } }),
+                (None, true) => json!({ "oid": oid, "actions": { "download": own_link() } }),
                 (None, false) => {
                     json!({ "oid": oid, "error": { "code": 404, "message": "Object does not exist" } })
                 }
@@ -382,10 +388,15 @@ fn batch(state: &State, address: SocketAddr, body: &[u8]) -> Value {
     json!({ "transfer": "basic", "objects": objects })
 }
 
-/// Git's own program for HTTP.
-fn backend(state: &State, request: &Request, body: &[u8], out: &mut impl Write) -> io::Result<()> {
+/// Answers a request with git's own HTTP program.
+fn run_http_backend(
+    state: &State,
+    request: &Request,
+    body: &[u8],
+    out: &mut impl Write,
+) -> io::Result<()> {
     let header = |name: &str| request.headers.get(name).cloned().unwrap_or_default();
-    let old = state.old.load(Ordering::SeqCst);
+    let first_protocol = state.first_protocol.load(Ordering::SeqCst);
     let mut child = git_command(&state.root)
         .arg("http-backend")
         .env("GIT_PROJECT_ROOT", &state.root)
@@ -397,7 +408,7 @@ fn backend(state: &State, request: &Request, body: &[u8], out: &mut impl Write) 
         .env("HTTP_CONTENT_ENCODING", header("content-encoding"))
         .env(
             "GIT_PROTOCOL",
-            if old {
+            if first_protocol {
                 String::new()
             } else {
                 header("git-protocol")
@@ -411,7 +422,7 @@ fn backend(state: &State, request: &Request, body: &[u8], out: &mut impl Write) 
         let body = body.to_owned();
         thread::spawn(move || stdin.write_all(&body).ok());
     }
-    let mut answer = BufReader::new(child.stdout.take().expect("it is piped"));
+    let mut answer = BufReader::new(child.stdout.take().expect("the stream is piped"));
     let (mut status, mut head) = ("200 OK".to_owned(), String::new());
     loop {
         let mut line = String::new();
@@ -425,14 +436,14 @@ fn backend(state: &State, request: &Request, body: &[u8], out: &mut impl Write) 
     write!(out, "HTTP/1.1 {status}\r\n{head}Connection: close\r\n\r\n")?;
     let sent = io::copy(&mut answer, out);
     if sent.is_err() {
-        // The client has gone.
+        // The client has closed the connection.
         let _ = child.kill();
     }
     child.wait()?;
     sent.map(drop)
 }
 
-/// Git over SSH.
+/// Git server over SSH.
 #[derive(Debug)]
 pub struct SshGit {
     port: u16,
@@ -443,7 +454,8 @@ pub struct SshGit {
 }
 
 impl SshGit {
-    /// Serves the repositories to one key, which it makes; nothing only where skipping was asked for.
+    /// Serves the repositories to one key, which it creates. `None` if `ACRTASK_TEST_SKIP_ENGINE`
+    /// is set.
     pub fn start(root: &Path) -> Option<Self> {
         let Some(program) = std::env::var_os("ACRTASK_TEST_SSHD") else {
             assert!(
@@ -452,7 +464,7 @@ impl SshGit {
             );
             return None;
         };
-        let folder = tempfile::tempdir().expect("a folder can be made");
+        let folder = tempfile::tempdir().expect("a folder can be created");
         let mut server = Self {
             port: free_port(),
             program: program.into(),
@@ -461,7 +473,7 @@ impl SshGit {
             child: None,
         };
         let serve = server.folder.path().join("serve");
-        // Git alone; what Git LFS wants to know is in a file, where there is one.
+        // Only git. The response to `git-lfs-authenticate` is read from a file, if there is one.
         let script = format!(
             "#!/bin/sh\ncase \"$SSH_ORIGINAL_COMMAND\" in\n  \
              git-upload-pack\\ *) exec git shell -c \"$SSH_ORIGINAL_COMMAND\" ;;\n  \
@@ -480,35 +492,35 @@ impl SshGit {
         Some(server)
     }
 
-    /// The URL of a repository.
+    /// Returns the URL of a repository.
     pub fn url(&self, name: &str) -> String {
-        let user = whoami();
+        let user = current_user();
         let root = self.root.display();
         format!("ssh://{user}@127.0.0.1:{}{root}/{name}.git", self.port)
     }
 
-    /// Returns the folder of its keys.
+    /// Returns the folder of the keys.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// The private key that may come in.
+    /// Returns the private key that the server accepts.
     pub fn private_key(&self) -> String {
         self.read("user")
     }
 
-    /// A private key that may not, or that has a passphrase.
+    /// Creates a private key that the server does not accept, or one with a passphrase.
     pub fn other_private_key(&self, passphrase: &str) -> String {
         self.new_key("other", passphrase);
         self.read("other")
     }
 
-    /// Its line of `known_hosts`.
+    /// Returns the line of this server in `known_hosts`.
     pub fn known_hosts(&self) -> String {
         format!("[127.0.0.1]:{} {}", self.port, self.read("host.pub"))
     }
 
-    /// Starts it, or starts it again, with another key of the host.
+    /// Starts or restarts the server with a new host key.
     pub fn new_host_key(&mut self) {
         self.stop();
         self.new_key("host", "");
@@ -520,7 +532,8 @@ impl SshGit {
             self.port
         );
         self.write("configuration", &configuration);
-        let log = std::fs::File::create(self.folder.path().join("log")).expect("a log can be made");
+        let log =
+            std::fs::File::create(self.folder.path().join("log")).expect("a log can be created");
         let child = Command::new(&self.program)
             .args(["-D", "-e", "-f"])
             .arg(self.folder.path().join("configuration"))
@@ -534,7 +547,7 @@ impl SshGit {
             let ended = child.try_wait().ok().flatten();
             assert!(
                 ended.is_none() && begun.elapsed() < LIMIT,
-                "sshd does not answer ({ended:?}):\n{}",
+                "sshd is not reachable ({ended:?}):\n{}",
                 self.read("log")
             );
             thread::sleep(Duration::from_millis(10));
@@ -566,7 +579,7 @@ impl SshGit {
 
     fn stop(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // One that has ended already is as good.
+            // An error means that it has already ended.
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -579,8 +592,8 @@ impl Drop for SshGit {
     }
 }
 
-fn whoami() -> String {
+fn current_user() -> String {
     let output = Command::new("id").arg("-un").output();
-    let output = output.expect("the program id");
+    let output = output.expect("these tests need the program id");
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }

@@ -1,11 +1,13 @@
-//! The program against a real engine and a real registry.
+//! Integration tests of the program against a real engine and a real registry.
 //!
-//! `cargo xtask test` sets up what is needed and names it in the environment: `DOCKER_HOST`,
-//! `ACRTASK_TEST_REGISTRY` (an open registry with the base images), `ACRTASK_TEST_BIN` (the program). Where
-//! they are not set, [`World::find`] says so and the test is skipped.
+//! `cargo xtask test` sets these up and passes them in the environment: `DOCKER_HOST`,
+//! `ACRTASK_TEST_REGISTRY` (an open registry with the base images) and `ACRTASK_TEST_BIN` (the
+//! program). Without them, [`TestEnvironment::find`] fails the test, or skips it if
+//! `ACRTASK_TEST_SKIP_ENGINE` is set.
 //!
-//! Invariants: every run has an id of its own, so that tests can run side by side; nothing is waited for
-//! without a limit, and what a run had printed by then is shown.
+//! Invariants:
+//! - Every run has its own id, so that tests can run in parallel.
+//! - Every wait has a limit. The failure message contains what the run had printed by then.
 
 use std::{
     ffi::OsStr,
@@ -38,25 +40,25 @@ pub mod scenario;
 pub mod second_engine;
 pub mod service;
 
-/// The longest that any run of a test may take.
+/// Longest time that one command of a test may take.
 const LIMIT: Duration = Duration::from_secs(150);
 
-/// The engine, the registry and the program.
+/// Engine, registry and program that a test uses.
 #[derive(Debug, Clone)]
-pub struct World {
+pub struct TestEnvironment {
     /// `host:port`.
     pub registry: String,
     program: PathBuf,
-    /// Home and configuration of the programs of one test.
+    /// Home and configuration folder of the programs of one test.
     home: Arc<TempDir>,
 }
 
-/// What a run gave.
+/// Result of a finished command.
 #[derive(Debug)]
 pub struct Outcome {
-    /// The run's id.
+    /// Id of the run.
     pub run: String,
-    /// Its exit code; nothing where a signal ended it.
+    /// Exit code. `None` if a signal ended the program.
     pub code: Option<i32>,
     /// Standard output.
     pub stdout: String,
@@ -64,18 +66,23 @@ pub struct Outcome {
     pub stderr: String,
 }
 
-/// A run that has been started.
+/// Command that has been started.
 #[derive(Debug)]
-pub struct Running {
-    /// The run's id.
+pub struct RunningProgram {
+    /// Id of the run.
     pub run: String,
     child: Child,
-    stdout: Collected,
-    stderr: Collected,
+    stdout: StreamCollector,
+    stderr: StreamCollector,
 }
 
-impl World {
-    /// The world that the environment names; nothing only where skipping was asked for.
+impl TestEnvironment {
+    /// Returns the environment that the variables describe. `None` if `ACRTASK_TEST_SKIP_ENGINE` is
+    /// set.
+    ///
+    /// # Panics
+    ///
+    /// If the variables are not set and skipping was not requested.
     #[expect(clippy::print_stderr, reason = "the test's own output")]
     pub fn find() -> Option<Self> {
         let registry = std::env::var("ACRTASK_TEST_REGISTRY")
@@ -86,7 +93,7 @@ impl World {
             (Some(registry), Some(program)) => Some(Self {
                 registry,
                 program: program.into(),
-                home: Arc::new(tempfile::tempdir().expect("a folder can be made")),
+                home: Arc::new(tempfile::tempdir().expect("a folder can be created")),
             }),
             _ if std::env::var_os("ACRTASK_TEST_SKIP_ENGINE").is_some() => {
                 eprintln!("skipped: ACRTASK_TEST_SKIP_ENGINE is set");
@@ -99,51 +106,54 @@ impl World {
         }
     }
 
-    /// The program.
+    /// Returns the path of the program.
     pub fn program(&self) -> &Path {
         &self.program
     }
 
-    /// The base image that every registry of the tests has.
+    /// Returns the name of the busybox image that the registry of the tests contains.
     pub fn busybox(&self) -> String {
         format!("{}/base/busybox:1.36", self.registry)
     }
 
-    /// The program with `args`, started in `folder`; `run` and `build` get an id of their own and the registry.
-    pub fn start<S: AsRef<OsStr>>(&self, folder: &Path, args: &[S]) -> Running {
+    /// Starts the program with `args` in `folder`. The command gets its own run id and the
+    /// registry, as `run` and `build` expect.
+    pub fn start<S: AsRef<OsStr>>(&self, folder: &Path, args: &[S]) -> RunningProgram {
         self.start_with(folder, args, &[], "")
     }
 
-    /// The same, with these variables set and this on standard input.
+    /// Starts the program as [`Self::start`] does, with `variables` set and `input` on standard
+    /// input.
     pub fn start_with<S: AsRef<OsStr>>(
         &self,
         folder: &Path,
         args: &[S],
         variables: &[(&str, &str)],
         input: &str,
-    ) -> Running {
-        self.start_as(&new_run_id(), folder, args, variables, input)
+    ) -> RunningProgram {
+        self.start_with_id(&new_run_id(), folder, args, variables, input)
     }
 
-    /// Returns the program as a command, in an environment of the test's own.
+    /// Returns a command for the program in the environment of the test.
     pub fn command(&self) -> Command {
-        self.command_of(&self.program)
+        self.command_for(&self.program)
     }
 
-    /// Returns another program, such as a script that starts acrtask, in the environment of [`Self::command`].
-    pub fn command_of(&self, program: impl AsRef<OsStr>) -> Command {
+    /// Returns a command for another program, such as a script that starts acrtask, in the
+    /// environment of [`Self::command`].
+    pub fn command_for(&self, program: impl AsRef<OsStr>) -> Command {
         environment::isolated(program, self.home.path())
     }
 
-    /// The same, with `run` as the run's id.
-    pub fn start_as<S: AsRef<OsStr>>(
+    /// Starts the program as [`Self::start_with`] does, with `run` as the id of the run.
+    pub fn start_with_id<S: AsRef<OsStr>>(
         &self,
         run: &str,
         folder: &Path,
         args: &[S],
         variables: &[(&str, &str)],
         input: &str,
-    ) -> Running {
+    ) -> RunningProgram {
         let mut command = self.command();
         let (name, rest) = args.split_first().expect("a command");
         command
@@ -151,35 +161,37 @@ impl World {
             .args(["--registry", &self.registry, "--id", run])
             .args(rest);
         command.current_dir(folder).envs(variables.iter().copied());
-        Running::spawn(run, command, input)
+        RunningProgram::spawn(run, command, input)
     }
 
-    /// The program with exactly these arguments.
+    /// Starts the program with exactly these arguments.
     pub fn start_plain<S: AsRef<OsStr>>(
         &self,
         folder: &Path,
         args: &[S],
         variables: &[(&str, &str)],
-    ) -> Running {
+    ) -> RunningProgram {
         let mut command = self.command();
         command
             .args(args)
             .current_dir(folder)
             .envs(variables.iter().copied());
-        Running::spawn("", command, "")
+        RunningProgram::spawn("", command, "")
     }
 
-    /// Starts it, and waits for its end.
-    pub fn acrtask<S: AsRef<OsStr>>(&self, folder: &Path, args: &[S]) -> Outcome {
+    /// Starts the program and waits for its end.
+    pub fn run_acrtask<S: AsRef<OsStr>>(&self, folder: &Path, args: &[S]) -> Outcome {
         self.start(folder, args).wait()
     }
 
-    /// The digest that the registry itself has for `repository:tag`; nothing where it has none.
-    pub async fn digest(&self, repository: &str, tag: &str) -> Option<String> {
+    /// Returns the digest that the registry reports for `repository:tag`. `None` if the tag does
+    /// not exist.
+    pub async fn fetch_digest(&self, repository: &str, tag: &str) -> Option<String> {
         let accept = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, \
                       application/vnd.docker.distribution.manifest.list.v2+json, \
                       application/vnd.docker.distribution.manifest.v2+json";
-        // The client wants a provider for TLS even where it speaks plain HTTP; an error means it has one.
+        // The client needs a TLS provider even for plain HTTP. An error means that one is
+        // installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let url = format!("http://{}/v2/{repository}/manifests/{tag}", self.registry);
         let response = reqwest::Client::new()
@@ -201,7 +213,7 @@ impl World {
     }
 }
 
-impl Running {
+impl RunningProgram {
     fn spawn(run: &str, mut command: Command, input: &str) -> Self {
         let mut child = command
             .stdin(Stdio::piped())
@@ -209,11 +221,11 @@ impl Running {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-        let mut stdin = child.stdin.take().expect("it is piped");
+        let mut stdin = child.stdin.take().expect("the stream is piped");
         // A program that does not read its input may have closed it.
         let _ = stdin.write_all(input.as_bytes());
-        let stdout = Collected::of(child.stdout.take().expect("it is piped"));
-        let stderr = Collected::of(child.stderr.take().expect("it is piped"));
+        let stdout = StreamCollector::start(child.stdout.take().expect("the stream is piped"));
+        let stderr = StreamCollector::start(child.stderr.take().expect("the stream is piped"));
         Self {
             run: run.to_owned(),
             child,
@@ -222,7 +234,7 @@ impl Running {
         }
     }
 
-    /// Sends a signal by its name: `INT`, `TERM`, `KILL`.
+    /// Sends a signal by name: `INT`, `TERM`, `KILL`.
     pub fn signal(&self, name: &str) {
         let status = Command::new("kill")
             .args(["-s", name, &self.child.id().to_string()])
@@ -233,11 +245,11 @@ impl Running {
         );
     }
 
-    /// Waits until it has printed `text`, on either stream.
+    /// Waits until the program has printed `text` on either stream.
     pub fn wait_for(&self, text: &str) {
         let begun = Instant::now();
         loop {
-            let (stdout, stderr) = (self.stdout.so_far(), self.stderr.so_far());
+            let (stdout, stderr) = (self.stdout.read_so_far(), self.stderr.read_so_far());
             if stdout.contains(text) || stderr.contains(text) {
                 return;
             }
@@ -252,11 +264,11 @@ impl Running {
         }
     }
 
-    /// Waits for its end, at most as long as a test may take.
+    /// Waits for the end of the program, at most `LIMIT`.
     pub fn wait(mut self) -> Outcome {
         let begun = Instant::now();
         let status: Option<ExitStatus> = loop {
-            match self.child.try_wait().expect("it is our child") {
+            match self.child.try_wait().expect("the process is a child") {
                 Some(status) => break Some(status),
                 None if begun.elapsed() > LIMIT => {
                     let _ = self.child.kill();
@@ -266,8 +278,8 @@ impl Running {
                 None => thread::sleep(Duration::from_millis(10)),
             }
         };
-        let stdout = self.stdout.whole();
-        let stderr = self.stderr.whole();
+        let stdout = self.stdout.read_to_end();
+        let stderr = self.stderr.read_to_end();
         let Some(status) = status else {
             panic!(
                 "run {} did not end within {LIMIT:?}; it printed:\n{stdout}{stderr}",
@@ -284,14 +296,14 @@ impl Running {
 }
 
 impl Outcome {
-    /// The events of a run with `-o json`.
+    /// Parses the events of a run with `-o json`.
     pub fn events(&self) -> Vec<Value> {
         let parse =
             |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
         self.stdout.lines().map(parse).collect()
     }
 
-    /// The events named `name`.
+    /// Returns the events named `name`.
     pub fn events_named(&self, name: &str) -> Vec<Value> {
         self.events()
             .into_iter()
@@ -299,8 +311,8 @@ impl Outcome {
             .collect()
     }
 
-    /// The final state of the step `id`.
-    pub fn state(&self, id: &str) -> String {
+    /// Returns the final state of the step `id`.
+    pub fn step_state(&self, id: &str) -> String {
         self.events_named("step_finished")
             .into_iter()
             .find(|event| event["step"] == id)
@@ -310,8 +322,8 @@ impl Outcome {
             )
     }
 
-    /// Everything that it printed, for the message of a failed test.
-    pub fn all(&self) -> String {
+    /// Returns the exit code and both streams, for the message of a failed test.
+    pub fn transcript(&self) -> String {
         format!(
             "exit code {:?}\n{}\n{}",
             self.code, self.stdout, self.stderr
@@ -319,7 +331,7 @@ impl Outcome {
     }
 }
 
-/// An id that no other test of this or of another process uses.
+/// Returns an id that no other test of this or another process uses.
 pub fn new_run_id() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let now = std::time::SystemTime::now()
@@ -333,39 +345,39 @@ pub fn new_run_id() -> String {
     )
 }
 
-/// The checkout.
+/// Returns the path of the source checkout.
 pub fn checkout() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-/// A stream of the program's, read as it comes.
+/// Output stream of a program, read while the program writes.
 #[derive(Debug)]
-struct Collected {
+struct StreamCollector {
     bytes: Arc<Mutex<Vec<u8>>>,
     reader: JoinHandle<()>,
 }
 
-impl Collected {
-    fn of(mut from: impl Read + Send + 'static) -> Self {
+impl StreamCollector {
+    fn start(mut from: impl Read + Send + 'static) -> Self {
         let bytes = Arc::new(Mutex::new(Vec::new()));
         let collected = Arc::clone(&bytes);
         let reader = thread::spawn(move || {
             let mut chunk = [0; 4096];
-            // What came before an error is still worth showing.
+            // The bytes before a read error are still worth showing.
             while let Ok(n @ 1..) = from.read(&mut chunk) {
-                let mut collected = collected.lock().expect("nobody panics with it");
+                let mut collected = collected.lock().expect("no thread panics with it");
                 collected.extend_from_slice(&chunk[..n]);
             }
         });
         Self { bytes, reader }
     }
 
-    fn so_far(&self) -> String {
-        String::from_utf8_lossy(&self.bytes.lock().expect("nobody panics with it")).into_owned()
+    fn read_so_far(&self) -> String {
+        String::from_utf8_lossy(&self.bytes.lock().expect("no thread panics with it")).into_owned()
     }
 
-    fn whole(self) -> String {
+    fn read_to_end(self) -> String {
         self.reader.join().expect("the reader does not panic");
-        String::from_utf8_lossy(&self.bytes.lock().expect("nobody panics with it")).into_owned()
+        String::from_utf8_lossy(&self.bytes.lock().expect("no thread panics with it")).into_owned()
     }
 }

@@ -1,7 +1,10 @@
-//! A server that answers wrongly on purpose. Each answer is a value, so that a scenario is one line of a test's table.
+//! Server that responds wrongly on purpose. Each response is a value, so that a scenario is one
+//! line of a test's table.
 //!
-//! Invariants: each connection takes one request, so that a client resolves and connects again for the next one; what was
-//! requested is kept, so that a test can say what must not have been sent; the server ends with its process.
+//! Invariants:
+//! - Each connection serves one request, so that a client resolves and connects again for the next.
+//! - All requests are recorded, so that a test can assert what was not sent.
+//! - The server ends with its process.
 
 use std::{
     io::{self, BufReader, Read, Write},
@@ -18,41 +21,45 @@ use crate::git_server::{Request, read_body, read_head};
 /// Longest wait for a client.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// An answer to one request.
+/// Response to one request.
 #[derive(Debug, Clone)]
 pub enum Reply {
-    /// Status, headers and body, as they should be.
-    Whole(u16, Vec<(String, String)>, Vec<u8>),
-    /// A head, and then the same bytes again and again, until the client closes.
+    /// Status, headers and body of a correct response.
+    Complete(u16, Vec<(String, String)>, Vec<u8>),
+    /// Status, headers, and bytes repeated until the client closes the connection.
     Endless(u16, Vec<(String, String)>, Vec<u8>),
-    /// A head that announces this many bytes, and fewer of them.
+    /// Announced length, headers, and a shorter body.
     Truncated(u64, Vec<(String, String)>, Vec<u8>),
     /// Bytes in place of HTTP.
     Raw(Vec<u8>),
-    /// The first bytes once, and the second ones again and again, in place of HTTP, until the client closes.
+    /// Bytes in place of HTTP: the first sent once, the second repeated until the client closes.
     RawEndless(Vec<u8>, Vec<u8>),
 }
 
 impl Reply {
-    /// A response with a status and headers.
+    /// Returns a response with a status and headers.
     pub fn status(status: u16, headers: &[(&str, &str)]) -> Self {
-        Self::Whole(status, owned(headers), Vec::new())
+        Self::Complete(status, owned_headers(headers), Vec::new())
     }
 
-    /// `200` with a body of this media type.
+    /// Returns status 200 with a body of this media type.
     pub fn body(media_type: &str, body: impl Into<Vec<u8>>) -> Self {
-        Self::Whole(200, owned(&[("Content-Type", media_type)]), body.into())
+        Self::Complete(
+            200,
+            owned_headers(&[("Content-Type", media_type)]),
+            body.into(),
+        )
     }
 
-    /// `307` to this address.
+    /// Returns status 307 to this address.
     pub fn redirect(to: &str) -> Self {
         Self::status(307, &[("Location", to)])
     }
 
-    /// The same answer with one more header, where it has headers.
+    /// Adds a header, if this kind of response has headers.
     #[must_use]
     pub fn with(mut self, name: &str, value: &str) -> Self {
-        if let Self::Whole(_, headers, _)
+        if let Self::Complete(_, headers, _)
         | Self::Endless(_, headers, _)
         | Self::Truncated(_, headers, _) = &mut self
         {
@@ -62,25 +69,25 @@ impl Reply {
     }
 }
 
-/// Headers as [`Reply`] has them.
-pub fn owned(headers: &[(&str, &str)]) -> Vec<(String, String)> {
+/// Converts headers into the form that [`Reply`] stores.
+pub fn owned_headers(headers: &[(&str, &str)]) -> Vec<(String, String)> {
     let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
     headers.iter().map(owned).collect()
 }
 
-/// A request that came.
+/// Request that a server received.
 #[derive(Debug, Clone)]
-pub struct Seen {
-    /// The host that the client named, without its port.
+pub struct ReceivedRequest {
+    /// Host that the client named, without its port.
     pub host: String,
-    /// Its head.
+    /// Method, path and headers.
     pub request: Request,
-    /// Its body.
+    /// Body, empty if there is none.
     pub body: Vec<u8>,
 }
 
-impl Seen {
-    /// The header `Authorization`.
+impl ReceivedRequest {
+    /// Returns the header `Authorization`.
     pub fn authorization(&self) -> Option<&str> {
         self.request
             .headers
@@ -89,42 +96,43 @@ impl Seen {
     }
 }
 
-/// The requests that came to a server. Clones share them.
+/// Server with the requests it received. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct Misbehaving {
-    seen: Arc<Mutex<Vec<Seen>>>,
+    requests: Arc<Mutex<Vec<ReceivedRequest>>>,
 }
 
 impl Misbehaving {
-    /// Answers each connection of `listener` with what `answer` makes of its request; over TLS with `tls`.
+    /// Responds to each connection of `listener` with the result of `answer`. Uses TLS if `tls` is
+    /// given.
     pub fn start(
         listener: TcpListener,
         tls: Option<Arc<ServerConfig>>,
-        answer: impl Fn(&Seen) -> Reply + Send + Sync + 'static,
+        answer: impl Fn(&ReceivedRequest) -> Reply + Send + Sync + 'static,
     ) -> Self {
         let server = Self::default();
         let (serving, answer) = (server.clone(), Arc::new(answer));
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (server, tls, answer) = (serving.clone(), tls.clone(), Arc::clone(&answer));
-                // A client that closes early is what most scenarios are about.
+                // Most scenarios are about a client that closes early.
                 thread::spawn(move || server.serve(stream, tls, &*answer).ok());
             }
         });
         server
     }
 
-    /// The requests so far.
-    pub fn seen(&self) -> Vec<Seen> {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.clone()
+    /// Returns the requests received so far.
+    pub fn requests(&self) -> Vec<ReceivedRequest> {
+        let requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        requests.clone()
     }
 
     fn serve(
         &self,
         stream: TcpStream,
         tls: Option<Arc<ServerConfig>>,
-        answer: &dyn Fn(&Seen) -> Reply,
+        answer: &dyn Fn(&ReceivedRequest) -> Reply,
     ) -> io::Result<()> {
         stream.set_read_timeout(Some(LIMIT))?;
         stream.set_write_timeout(Some(LIMIT))?;
@@ -143,13 +151,13 @@ impl Misbehaving {
     fn respond<S: Read + Write>(
         &self,
         stream: S,
-        answer: &dyn Fn(&Seen) -> Reply,
+        answer: &dyn Fn(&ReceivedRequest) -> Reply,
     ) -> io::Result<S> {
         let mut reader = BufReader::new(stream);
         let request = match read_head(&mut reader) {
             Ok(Some(request)) => request,
             Ok(None) => return Ok(reader.into_inner()),
-            // An engine that tries TLS first goes on in plain HTTP after such an answer.
+            // An engine that tries TLS first falls back to plain HTTP after this response.
             Err(error) => {
                 let mut out = reader.into_inner();
                 write_reply(&mut out, &Reply::status(400, &[]), false)?;
@@ -159,15 +167,17 @@ impl Misbehaving {
         let body = read_body(&mut reader, &request)?;
         let host = request.headers.get("host").map(String::as_str);
         let host = host.unwrap_or_default();
-        let seen = Seen {
+        let received = ReceivedRequest {
             host: host.split(':').next().unwrap_or_default().to_owned(),
             request,
             body,
         };
-        let reply = answer(&seen);
-        let head_only = seen.request.method == "HEAD";
-        let kept = self.seen.lock();
-        kept.unwrap_or_else(PoisonError::into_inner).push(seen);
+        let reply = answer(&received);
+        let head_only = received.request.method == "HEAD";
+        let requests = self.requests.lock();
+        requests
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(received);
         let mut out = reader.into_inner();
         write_reply(&mut out, &reply, head_only)?;
         out.flush()?;
@@ -177,7 +187,7 @@ impl Misbehaving {
 
 fn write_reply(out: &mut impl Write, reply: &Reply, head_only: bool) -> io::Result<()> {
     match reply {
-        Reply::Whole(status, headers, body) => {
+        Reply::Complete(status, headers, body) => {
             let sized = headers
                 .iter()
                 .any(|(name, _)| name.eq_ignore_ascii_case("content-length"));

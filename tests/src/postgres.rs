@@ -1,5 +1,5 @@
-//! A PostgreSQL of a test's own, to be stopped, killed and started again. Its programs are those that
-//! `cargo xtask test` set up.
+//! PostgreSQL server of one test, which the test can stop, kill and restart. `cargo xtask test`
+//! installs the programs.
 
 use std::{
     net::TcpStream,
@@ -13,10 +13,10 @@ use tempfile::TempDir;
 
 use crate::service::free_port;
 
-/// A PostgreSQL; it ends with this.
+/// PostgreSQL server that ends with its handle.
 #[derive(Debug)]
-pub struct Postgres {
-    /// The URL of its only database.
+pub struct TestDb {
+    /// URL of the only database.
     pub url: String,
     port: u16,
     programs: PathBuf,
@@ -24,8 +24,8 @@ pub struct Postgres {
     child: Option<Child>,
 }
 
-impl Postgres {
-    /// Makes and starts one; nothing only where skipping was asked for.
+impl TestDb {
+    /// Creates and starts a server. `None` if `ACRTASK_TEST_SKIP_ENGINE` is set.
     pub fn start() -> Option<Self> {
         let Some(programs) = std::env::var_os("ACRTASK_TEST_POSTGRES_BIN") else {
             assert!(
@@ -35,7 +35,7 @@ impl Postgres {
             return None;
         };
         let programs = PathBuf::from(programs);
-        let folder = tempfile::tempdir().expect("a folder can be made");
+        let folder = tempfile::tempdir().expect("a folder can be created");
         let made = Command::new(programs.join("initdb"))
             .args([
                 "--username=postgres",
@@ -60,7 +60,7 @@ impl Postgres {
         Some(postgres)
     }
 
-    /// Starts it, or starts it again with what it had, and waits until it takes connections.
+    /// Starts or restarts the server with its data, and waits until it accepts connections.
     pub fn restart(&mut self) {
         let child = Command::new(self.programs.join("postgres"))
             .arg("-D")
@@ -75,13 +75,14 @@ impl Postgres {
         while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
             assert!(
                 begun.elapsed() < Duration::from_secs(30),
-                "PostgreSQL does not answer"
+                "PostgreSQL is not reachable"
             );
             thread::sleep(Duration::from_millis(50));
         }
     }
 
-    /// Ends it with every session, at once (`immediate`: as a crash) or in order (`fast`).
+    /// Stops the server and every session: `immediate` as in a crash, otherwise an orderly
+    /// shutdown.
     pub fn stop(&mut self, immediate: bool) {
         let Some(mut child) = self.child.take() else {
             return;
@@ -94,7 +95,7 @@ impl Postgres {
     }
 }
 
-impl Drop for Postgres {
+impl Drop for TestDb {
     fn drop(&mut self) {
         self.stop(true);
     }

@@ -1,4 +1,5 @@
-//! Small projects for tests: folders, repositories behind git's own server, archives, things in a registry.
+//! Small projects for tests: folders, repositories behind git's own server, archives, and registry
+//! content.
 
 use std::{
     io::Write as _,
@@ -11,25 +12,25 @@ use sha2::Digest as _;
 use tempfile::TempDir;
 use wiremock::{Mock, MockServer, Request, Respond, ResponseTemplate, matchers::any};
 
-/// A new folder with these files: path and content.
-pub fn folder(files: &[(&str, &str)]) -> TempDir {
-    let folder = tempfile::tempdir().expect("a folder can be made");
+/// Creates a folder with these files: path and content.
+pub fn create_folder(files: &[(&str, &str)]) -> TempDir {
+    let folder = tempfile::tempdir().expect("a folder can be created");
     for (path, content) in files {
-        write(folder.path(), path, content);
+        write_file(folder.path(), path, content);
     }
     folder
 }
 
-/// Writes one file, and the folders that it lies in.
-pub fn write(folder: &Path, path: &str, content: &str) {
+/// Writes a file and creates its parent folders.
+pub fn write_file(folder: &Path, path: &str, content: &str) {
     let path = folder.join(path);
-    let parent = path.parent().expect("a file lies in a folder");
-    std::fs::create_dir_all(parent).expect("a folder can be made");
+    let parent = path.parent().expect("a file has a parent folder");
+    std::fs::create_dir_all(parent).expect("a folder can be created");
     std::fs::write(path, content).expect("a file can be written");
 }
 
-/// A task of one step `one` that runs `script` in the base image's shell.
-pub fn one_step(script: &str) -> String {
+/// Returns a task file with one step `one` that runs `script` in the shell of the base image.
+pub fn task_with_one_step(script: &str) -> String {
     let line = format!("$Registry/base/busybox:1.36 sh -c '{script}'");
     format!(
         "version: v1.1.0\nsteps:\n  - id: one\n    cmd: {}\n",
@@ -37,14 +38,14 @@ pub fn one_step(script: &str) -> String {
     )
 }
 
-/// What `git` prints, run in `folder` without anybody's settings.
+/// Runs `git` in `folder` without user settings and returns its output.
 pub fn git(folder: &Path, args: &[&str]) -> String {
     let mut command = Command::new("git");
-    for who in ["AUTHOR", "COMMITTER"] {
+    for role in ["AUTHOR", "COMMITTER"] {
         command
-            .env(format!("GIT_{who}_NAME"), "A")
-            .env(format!("GIT_{who}_EMAIL"), "a@example.com")
-            .env(format!("GIT_{who}_DATE"), "2026-01-01T00:00:00Z");
+            .env(format!("GIT_{role}_NAME"), "A")
+            .env(format!("GIT_{role}_EMAIL"), "a@example.com")
+            .env(format!("GIT_{role}_DATE"), "2026-01-01T00:00:00Z");
     }
     let output = command
         .current_dir(folder)
@@ -59,14 +60,14 @@ pub fn git(folder: &Path, args: &[&str]) -> String {
     text.trim().to_owned()
 }
 
-/// Commits everything in `folder`; the commit's hash.
-pub fn commit(folder: &Path, message: &str) -> String {
+/// Commits everything in `folder` and returns the hash of the commit.
+pub fn commit_all(folder: &Path, message: &str) -> String {
     git(folder, &["add", "--all"]);
     git(folder, &["commit", "--quiet", "--message", message]);
     git(folder, &["rev-parse", "HEAD"])
 }
 
-/// Git's own HTTP server for the repositories below `root`: `http://127.0.0.1:PORT/NAME`.
+/// Serves the repositories below `root` with git's own HTTP server: `http://127.0.0.1:PORT/NAME`.
 pub async fn serve_git(root: &Path) -> MockServer {
     let server = MockServer::start().await;
     let backend = Backend { root: root.into() };
@@ -101,11 +102,14 @@ impl Respond for Backend {
             .stdout(Stdio::piped())
             .spawn()
             .expect("git starts");
-        let mut stdin = child.stdin.take().expect("it is piped");
-        // What does not read its input says so in its answer.
+        let mut stdin = child.stdin.take().expect("the stream is piped");
+        // A write error shows in the response of git.
         let _ = stdin.write_all(&request.body);
         drop(stdin);
-        let answer = child.wait_with_output().expect("it is our child").stdout;
+        let answer = child
+            .wait_with_output()
+            .expect("the process is a child")
+            .stdout;
         let end = answer
             .windows(4)
             .position(|four| four == b"\r\n\r\n")
@@ -129,7 +133,7 @@ impl Respond for Backend {
     }
 }
 
-/// The files of `folder` as a gzipped tar.
+/// Packs the files of `folder` into a gzipped tar.
 pub fn tarball(folder: &Path) -> Vec<u8> {
     let tar = Command::new("tar")
         .arg("-C")
@@ -141,7 +145,7 @@ pub fn tarball(folder: &Path) -> Vec<u8> {
     tar.stdout
 }
 
-/// A registry, spoken to without any of the program's code.
+/// Client of a registry that shares no code with the program.
 #[derive(Debug, Clone)]
 pub struct RegistryClient {
     host: String,
@@ -150,9 +154,11 @@ pub struct RegistryClient {
 }
 
 impl RegistryClient {
-    /// The registry at `host`, with a user and a password if it wants them.
+    /// Returns a client of the registry at `host`, with a user and a password if the registry
+    /// requires them.
     pub fn new(host: &str, login: Option<(&str, &str)>) -> Self {
-        // The client wants a provider for TLS even where it speaks plain HTTP; an error means it has one.
+        // The client needs a TLS provider even for plain HTTP. An error means that one is
+        // installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Self {
             host: host.into(),
@@ -169,8 +175,9 @@ impl RegistryClient {
         }
     }
 
-    /// The manifest or index of `REPOSITORY:TAG` or `REPOSITORY@DIGEST`, with its digest; nothing where there is none.
-    pub async fn manifest(&self, name: &str) -> Option<(String, Value)> {
+    /// Fetches the manifest or index of `REPOSITORY:TAG` or `REPOSITORY@DIGEST`, with its digest.
+    /// `None` if it does not exist.
+    pub async fn fetch_manifest(&self, name: &str) -> Option<(String, Value)> {
         let (repository, reference) = match name.split_once('@') {
             Some(parts) => parts,
             None => name.rsplit_once(':').expect("REPOSITORY:TAG"),
@@ -198,14 +205,14 @@ impl RegistryClient {
         Some((digest, serde_json::from_slice(&text).expect("JSON")))
     }
 
-    /// A blob of a repository, as JSON.
-    pub async fn blob(&self, repository: &str, digest: &str) -> Value {
-        let text = self.bytes(repository, digest).await;
+    /// Fetches a blob of a repository and parses it as JSON.
+    pub async fn fetch_json(&self, repository: &str, digest: &str) -> Value {
+        let text = self.fetch_blob(repository, digest).await;
         serde_json::from_slice(&text).expect("JSON")
     }
 
-    /// A blob of a repository.
-    pub async fn bytes(&self, repository: &str, digest: &str) -> Vec<u8> {
+    /// Fetches a blob of a repository.
+    pub async fn fetch_blob(&self, repository: &str, digest: &str) -> Vec<u8> {
         let url = format!("http://{}/v2/{repository}/blobs/{digest}", self.host);
         let answer = self.request(reqwest::Method::GET, &url).send().await;
         let answer = answer.expect("a blob");
@@ -213,7 +220,7 @@ impl RegistryClient {
         answer.bytes().await.expect("its bytes").to_vec()
     }
 
-    /// Stores bytes as a blob, where the repository does not have them; their digest and size.
+    /// Stores bytes as a blob unless the repository already has it. Returns digest and size.
     pub async fn put_blob(&self, repository: &str, content: Vec<u8>) -> (String, usize) {
         let digest = format!("sha256:{}", sha256(&content));
         let size = content.len();
@@ -262,7 +269,7 @@ impl RegistryClient {
         self.put_manifest(repository, tag, media, &manifest).await;
     }
 
-    /// Stores a manifest or an index under a tag; its digest.
+    /// Stores a manifest or an index under a tag. Returns the digest.
     pub async fn put_manifest(
         &self,
         repository: &str,

@@ -1,4 +1,4 @@
-//! A connection that can be cut, held up, answered in place of the server, and let go on: TCP, byte for byte.
+//! TCP proxy that can cut or delay connections, or answer in place of the server.
 
 use std::{
     io::{Read, Write},
@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-/// A proxy on loopback in front of one address.
+/// Proxy on loopback in front of one address.
 #[derive(Debug)]
 pub struct Proxy {
     /// `http://127.0.0.1:PORT`.
@@ -21,40 +21,40 @@ pub struct Proxy {
 
 #[derive(Debug, Default)]
 struct Shared {
-    /// Takes no connection.
+    /// Rejects every new connection.
     down: AtomicBool,
-    /// Milliseconds that each chunk waits.
+    /// Delay of each chunk, in milliseconds.
     delay: AtomicU64,
-    /// Connections that came so far.
-    came: AtomicU64,
-    /// What each new connection is answered, in place of the server.
+    /// Number of connections accepted so far.
+    accepted: AtomicU64,
+    /// Response to each new connection, in place of the server.
     answer: Mutex<Option<String>>,
     connections: Mutex<Vec<TcpStream>>,
 }
 
 impl Proxy {
-    /// Begins to listen in front of `http://HOST:PORT`.
-    pub fn before(url: &str) -> Self {
+    /// Starts a proxy in front of `http://HOST:PORT`.
+    pub fn start(url: &str) -> Self {
         let target = url.trim_start_matches("http://").to_owned();
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port can be had");
-        let address = listener.local_addr().expect("it has an address");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("the listener has an address");
         let shared = Arc::new(Shared::default());
-        let of_listener = Arc::clone(&shared);
+        let serving = Arc::clone(&shared);
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                of_listener.came.fetch_add(1, Ordering::SeqCst);
-                if of_listener.down.load(Ordering::SeqCst) {
+                serving.accepted.fetch_add(1, Ordering::SeqCst);
+                if serving.down.load(Ordering::SeqCst) {
                     continue;
                 }
-                let answer = of_listener.answer.lock();
-                if let Some(answer) = answer.expect("nobody panics with it").clone() {
-                    thread::spawn(move || say(client, &answer));
+                let answer = serving.answer.lock();
+                if let Some(answer) = answer.expect("no thread panics with it").clone() {
+                    thread::spawn(move || respond(client, &answer));
                     continue;
                 }
                 let Ok(server) = TcpStream::connect(&target) else {
                     continue;
                 };
-                of_listener.join(client, server);
+                serving.join(client, server);
             }
         });
         Self {
@@ -63,48 +63,48 @@ impl Proxy {
         }
     }
 
-    /// `HOST:PORT`.
+    /// Returns `HOST:PORT`.
     pub fn host(&self) -> &str {
         self.url.trim_start_matches("http://")
     }
 
-    /// Connections that came so far.
-    pub fn came(&self) -> u64 {
-        self.shared.came.load(Ordering::SeqCst)
+    /// Returns the number of connections accepted so far.
+    pub fn accepted(&self) -> u64 {
+        self.shared.accepted.load(Ordering::SeqCst)
     }
 
-    /// Cuts every connection, and answers each request with this head and nothing behind it; `None`: the server answers
-    /// again.
+    /// Cuts every connection and answers each new request with this head and an empty body. `None`:
+    /// the server answers again.
     pub fn answer_with(&self, head: Option<&str>) {
-        *self.shared.answer.lock().expect("nobody panics with it") = head.map(str::to_owned);
-        self.drop_all();
+        *self.shared.answer.lock().expect("no thread panics with it") = head.map(str::to_owned);
+        self.drop_connections();
     }
 
-    /// Cuts every connection and takes no new one.
+    /// Cuts every connection and accepts no new one.
     pub fn cut(&self) {
         self.shared.down.store(true, Ordering::SeqCst);
-        self.drop_all();
+        self.drop_connections();
     }
 
-    /// Takes connections again.
-    pub fn mend(&self) {
+    /// Accepts connections again.
+    pub fn restore(&self) {
         self.shared.down.store(false, Ordering::SeqCst);
     }
 
-    /// Cuts every connection once.
-    pub fn drop_all(&self) {
+    /// Cuts every open connection once.
+    pub fn drop_connections(&self) {
         let mut connections = self
             .shared
             .connections
             .lock()
-            .expect("nobody panics with it");
+            .expect("no thread panics with it");
         for connection in connections.drain(..) {
             let _ = connection.shutdown(Shutdown::Both);
         }
     }
 
-    /// Holds each chunk up for so long.
-    pub fn slow(&self, delay: Duration) {
+    /// Delays each chunk by `delay`.
+    pub fn delay_chunks(&self, delay: Duration) {
         let millis = u64::try_from(delay.as_millis()).expect("a short time");
         self.shared.delay.store(millis, Ordering::SeqCst);
     }
@@ -113,15 +113,15 @@ impl Proxy {
 impl Shared {
     fn join(self: &Arc<Self>, client: TcpStream, server: TcpStream) {
         let copy = |stream: &TcpStream| stream.try_clone().expect("a socket can be shared");
-        let mut connections = self.connections.lock().expect("nobody panics with it");
+        let mut connections = self.connections.lock().expect("no thread panics with it");
         connections.extend([copy(&client), copy(&server)]);
         for (from, to) in [(copy(&client), copy(&server)), (server, client)] {
             let shared = Arc::clone(self);
-            thread::spawn(move || shared.pump(from, to));
+            thread::spawn(move || shared.copy_stream(from, to));
         }
     }
 
-    fn pump(&self, mut from: TcpStream, mut to: TcpStream) {
+    fn copy_stream(&self, mut from: TcpStream, mut to: TcpStream) {
         let mut chunk = vec![0; 16 * 1024];
         while let Ok(n @ 1..) = from.read(&mut chunk) {
             let delay = self.delay.load(Ordering::SeqCst);
@@ -137,13 +137,13 @@ impl Shared {
     }
 }
 
-/// Reads the head of a request, and answers it.
-fn say(mut client: TcpStream, head: &str) {
-    let mut asked = Vec::new();
+/// Reads the head of a request and responds to it.
+fn respond(mut client: TcpStream, head: &str) {
+    let mut request = Vec::new();
     let mut chunk = [0; 1024];
-    while !asked.windows(4).any(|four| four == b"\r\n\r\n") {
+    while !request.windows(4).any(|four| four == b"\r\n\r\n") {
         match client.read(&mut chunk) {
-            Ok(n @ 1..) => asked.extend_from_slice(&chunk[..n]),
+            Ok(n @ 1..) => request.extend_from_slice(&chunk[..n]),
             _ => return,
         }
     }

@@ -1,5 +1,5 @@
-//! A registry of a test's own, to be killed and started again, which tells somebody of pushes where a test wants that.
-//! Its program is the one that `cargo xtask test` set up.
+//! Registry of one test, which the test can kill and restart. It can notify an endpoint of pushes.
+//! `cargo xtask test` installs the program.
 
 use std::{
     net::TcpStream,
@@ -13,18 +13,18 @@ use tempfile::TempDir;
 
 use crate::service::free_port;
 
-/// Whom a registry tells of pushes.
+/// Endpoint that a registry notifies of pushes.
 #[derive(Debug, Clone)]
-pub struct Listener {
-    /// Where.
+pub struct NotificationEndpoint {
+    /// URL that receives the notifications.
     pub url: String,
-    /// What it proves itself with.
+    /// Bearer token of the notifications.
     pub token: String,
 }
 
-/// A registry; it ends with this.
+/// Registry that ends with its handle.
 #[derive(Debug)]
-pub struct OwnRegistry {
+pub struct TestRegistry {
     /// `127.0.0.1:PORT`.
     pub host: String,
     program: PathBuf,
@@ -32,9 +32,9 @@ pub struct OwnRegistry {
     child: Option<Child>,
 }
 
-impl OwnRegistry {
-    /// Starts an empty one; nothing only where skipping was asked for.
-    pub fn start(listener: Option<&Listener>) -> Option<Self> {
+impl TestRegistry {
+    /// Starts an empty registry. `None` if `ACRTASK_TEST_SKIP_ENGINE` is set.
+    pub fn start(listener: Option<&NotificationEndpoint>) -> Option<Self> {
         let Some(program) = std::env::var_os("ACRTASK_TEST_REGISTRY_BIN") else {
             assert!(
                 std::env::var_os("ACRTASK_TEST_SKIP_ENGINE").is_some(),
@@ -42,13 +42,13 @@ impl OwnRegistry {
             );
             return None;
         };
-        let folder = tempfile::tempdir().expect("a folder can be made");
+        let folder = tempfile::tempdir().expect("a folder can be created");
         let host = format!("127.0.0.1:{}", free_port());
         let data = folder.path().join("data").display().to_string();
         let mut configuration = format!(
             "version: 0.1\nlog: {{level: warn}}\nstorage: {{filesystem: {{rootdirectory: {data:?}}}}}\nhttp: {{addr: {host}}}\n"
         );
-        if let Some(Listener { url, token }) = listener {
+        if let Some(NotificationEndpoint { url, token }) = listener {
             configuration += &format!(
                 "notifications:\n  endpoints:\n    - name: acrtask\n      url: {url}\n      timeout: 2s\n      \
                  threshold: 1\n      backoff: 1s\n      headers: {{Authorization: [Bearer {token}]}}\n"
@@ -66,12 +66,12 @@ impl OwnRegistry {
         Some(registry)
     }
 
-    /// Starts it, or starts it again with what it had, and waits until it takes connections.
+    /// Starts or restarts the registry with its data, and waits until it accepts connections.
     pub fn restart(&mut self) {
         let child = Command::new(&self.program)
             .arg("serve")
             .arg(self.folder.path().join("config.yml"))
-            // A variable like REGISTRY_HTTP_ADDR would override the configuration.
+            // A variable such as `REGISTRY_HTTP_ADDR` would override the configuration.
             .env_clear()
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -81,24 +81,24 @@ impl OwnRegistry {
         while TcpStream::connect(&self.host).is_err() {
             assert!(
                 begun.elapsed() < Duration::from_secs(30),
-                "the registry at {} does not answer",
+                "the registry at {} is not reachable",
                 self.host
             );
             thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// Kills it at once; what it has stays.
+    /// Kills the registry. Its data stays.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // One that has ended already is as good.
+            // An error means that it has already ended.
             let _ = child.kill();
             let _ = child.wait();
         }
     }
 }
 
-impl Drop for OwnRegistry {
+impl Drop for TestRegistry {
     fn drop(&mut self) {
         self.kill();
     }

@@ -1,8 +1,7 @@
-//! Scenarios: a small project and what must come of it, as one file of data.
+//! Scenarios: a small project and its expected result, as one data file.
 //!
-//! In every text `$ID` is an id of the scenario's own (also the run's id), `$REG` the registry, and
-//! `$BASE` the base image with a shell. The run is told to print events (`-o json`); `show` runs are
-//! compared as text instead.
+//! In every text `$ID` is the id of the scenario and of its run, `$REG` the registry, and `$BASE`
+//! the base image with a shell. The run prints events (`-o json`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,36 +11,36 @@ use std::{
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::{World, engine, new_run_id};
+use crate::{TestEnvironment, engine, new_run_id};
 
-/// One scenario, as its file has it.
+/// Scenario as its file defines it.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Scenario {
-    /// What it shows, in a sentence.
+    /// Sentence that describes the scenario.
     about: String,
-    /// Path to content.
+    /// Files of the project: path to content.
     #[serde(default)]
     files: BTreeMap<String, String>,
-    /// Words after `acrtask run -o json -r $REG --id $ID`.
+    /// Arguments after `acrtask run -o json -r $REG --id $ID`.
     #[serde(default)]
     args: Vec<String>,
-    /// Variables of the program.
+    /// Environment variables of the program.
     #[serde(default)]
     env: BTreeMap<String, String>,
-    /// The exit code.
+    /// Expected exit code.
     exit: i32,
-    /// Each must match an event, one after the other; a line of output counts as an event: every key that is given must be equal, and a text
-    /// that begins with `~` must be contained.
+    /// Expected events, in this order. Each line of output counts as an event. Every given key must
+    /// be equal. A text that begins with `~` must be contained.
     #[serde(default)]
     events: Vec<Value>,
-    /// None of these may match any event.
+    /// Patterns that no event may match.
     #[serde(default)]
     never: Vec<Value>,
-    /// Parts of standard error.
+    /// Texts that standard error must contain.
     #[serde(default)]
     stderr: Vec<String>,
-    /// Texts that may stand nowhere in the output.
+    /// Texts that the output must not contain.
     #[serde(default)]
     hidden: Vec<String>,
     /// `REPOSITORY:TAG` that the registry has afterwards.
@@ -50,29 +49,31 @@ struct Scenario {
     /// `REPOSITORY:TAG` that the registry does not have afterwards.
     #[serde(default)]
     not_pushed: Vec<String>,
-    /// Files of the context's folder after the run: path to content.
+    /// Files of the project folder after the run: path to content.
     #[serde(default)]
     after: BTreeMap<String, String>,
 }
 
-/// Runs the scenario in `file`, and fails with everything that the program printed.
-pub fn check(file: &Path) {
-    let Some(world) = World::find() else { return };
+/// Runs the scenario in `file`. A failure shows everything that the program printed.
+pub fn check_scenario(file: &Path) {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let id = new_run_id();
-    let base = format!("{}/base/bash:5.2", world.registry);
+    let base = format!("{}/base/bash:5.2", environment.registry);
     let fill = |text: &str| {
         text.replace("$ID", &id)
             .replace("$BASE", &base)
-            .replace("$REG", &world.registry)
+            .replace("$REG", &environment.registry)
     };
     let text = std::fs::read_to_string(file).expect("a scenario can be read");
     let scenario: Scenario =
         serde_yaml::from_str(&fill(&text)).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-    let folder = tempfile::tempdir().expect("a folder can be made");
+    let folder = tempfile::tempdir().expect("a folder can be created");
     for (path, content) in &scenario.files {
         let path = folder.path().join(path);
-        let parent = path.parent().expect("a file lies in a folder");
-        std::fs::create_dir_all(parent).expect("a folder can be made");
+        let parent = path.parent().expect("a file has a parent folder");
+        std::fs::create_dir_all(parent).expect("a folder can be created");
         std::fs::write(&path, content).expect("a file can be written");
     }
     let mut args = vec!["run", "-o", "json"];
@@ -82,8 +83,8 @@ pub fn check(file: &Path) {
         .iter()
         .map(|(name, value)| (name.as_str(), value.as_str()))
         .collect();
-    let finished = world
-        .start_as(&id, folder.path(), &args, &variables, "")
+    let finished = environment
+        .start_with_id(&id, folder.path(), &args, &variables, "")
         .wait();
 
     let mut wrong = Vec::new();
@@ -93,7 +94,7 @@ pub fn check(file: &Path) {
             finished.code, scenario.exit
         ));
     }
-    let events: Vec<Value> = finished.events().iter().flat_map(by_line).collect();
+    let events: Vec<Value> = finished.events().iter().flat_map(split_lines).collect();
     let mut rest = events.iter();
     for wanted in &scenario.events {
         if !rest.any(|event| matches(wanted, event)) {
@@ -105,7 +106,7 @@ pub fn check(file: &Path) {
     }
     for unwanted in &scenario.never {
         if let Some(event) = events.iter().find(|event| matches(unwanted, event)) {
-            wrong.push(format!("there should be no such event: {event}"));
+            wrong.push(format!("an unexpected event: {event}"));
         }
     }
     for part in &scenario.stderr {
@@ -119,22 +120,22 @@ pub fn check(file: &Path) {
         }
     }
     for name in &scenario.pushed {
-        if in_registry(&world, name).is_none() {
+        if find_digest(&environment, name).is_none() {
             wrong.push(format!("the registry lacks {name}"));
         }
     }
     for name in &scenario.not_pushed {
-        if in_registry(&world, name).is_some() {
+        if find_digest(&environment, name).is_some() {
             wrong.push(format!("the registry has {name}"));
         }
     }
     for (path, content) in &scenario.after {
         let found = std::fs::read_to_string(folder.path().join(path)).unwrap_or_default();
         if found != *content {
-            wrong.push(format!("{path} holds {found:?}, not {content:?}"));
+            wrong.push(format!("{path} contains {found:?}, not {content:?}"));
         }
     }
-    for thing in engine::things_of(&id) {
+    for thing in engine::list_resources(&id) {
         wrong.push(format!("the run left {thing}"));
     }
     assert!(
@@ -148,31 +149,31 @@ pub fn check(file: &Path) {
     );
 }
 
-fn in_registry(world: &World, name: &str) -> Option<String> {
+fn find_digest(environment: &TestEnvironment, name: &str) -> Option<String> {
     let (repository, tag) = name.rsplit_once(':').expect("REPOSITORY:TAG");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .expect("a runtime can be made");
-    runtime.block_on(world.digest(repository, tag))
+        .expect("a runtime can be created");
+    runtime.block_on(environment.fetch_digest(repository, tag))
 }
 
-/// An event of output as one for each of its lines; any other as it is.
-fn by_line(event: &Value) -> Vec<Value> {
+/// Splits an output event into one event for each line. Returns any other event unchanged.
+fn split_lines(event: &Value) -> Vec<Value> {
     match event.get("text").and_then(Value::as_str) {
         Some(text) if event["event"] == "output" => text
             .lines()
             .map(|line| {
-                let mut one = event.clone();
-                one["text"] = line.into();
-                one
+                let mut part = event.clone();
+                part["text"] = line.into();
+                part
             })
             .collect(),
         _ => vec![event.clone()],
     }
 }
 
-/// Whether `event` has everything that `wanted` names.
+/// Returns `true` if `event` has every key and value of `wanted`.
 fn matches(wanted: &Value, event: &Value) -> bool {
     match (wanted, event) {
         (Value::Object(wanted), Value::Object(event)) => wanted
@@ -189,8 +190,8 @@ fn matches(wanted: &Value, event: &Value) -> bool {
     }
 }
 
-/// The names of the scenario files, for the test that says that each has a test.
-pub fn names(folder: &Path) -> BTreeSet<String> {
+/// Returns the names of the scenario files, for the test that requires a test for each.
+pub fn list_names(folder: &Path) -> BTreeSet<String> {
     let entries = std::fs::read_dir(folder).expect("the folder of scenarios can be read");
     entries
         .map(|entry| entry.expect("an entry can be read").path())
@@ -206,7 +207,7 @@ mod tests {
     use super::matches;
 
     #[test]
-    fn an_event_matches_by_the_keys_that_are_named() {
+    fn event_matches_if_all_given_keys_are_equal() {
         let event = json!({"event": "output", "step": "a", "text": "hello world", "after": ["x"]});
         assert!(matches(
             &json!({"event": "output", "text": "~world"}),

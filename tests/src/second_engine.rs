@@ -1,8 +1,10 @@
-//! A second Docker engine with nothing in it: for what an empty layer cache shows, and for engines that are killed.
+//! Second Docker engine that starts empty. Tests need it for an empty layer cache and for engines
+//! that are killed.
 //!
-//! It runs in the root file system of the engine that `cargo xtask test` set up, in a mount namespace of its own, with a
-//! bridge of its own and without packet filter rules, so that the first engine does not notice. Where the engine is
-//! somebody else's, there is no such root file system, and the tests that need a second one are skipped.
+//! It runs in the root file system of the engine that `cargo xtask test` set up. It has its own
+//! mount namespace and bridge and no packet filter rules, so that it does not affect the first
+//! engine. If another engine is used, this root file system does not exist. Then the tests that
+//! need a second engine are skipped.
 
 use std::{
     path::{Path, PathBuf},
@@ -13,7 +15,8 @@ use std::{
 
 use tempfile::TempDir;
 
-/// Run by the shell in the new mount namespace: root file system, data, folder for the socket, name.
+/// Script of the shell in the new mount namespace. Arguments: root file system, data, folder of the
+/// socket, name.
 const ENTER: &str = r#"
 set -eu
 root=$1 data=$2 run=$3 name=$4
@@ -31,10 +34,10 @@ fi
 exec chroot "$root" dockerd --config-file="/run/$name/daemon.json"
 "#;
 
-/// An engine of a test's own; it ends with this.
+/// Engine that ends with its handle.
 #[derive(Debug)]
 pub struct SecondEngine {
-    /// The value for `DOCKER_HOST`.
+    /// Value for `DOCKER_HOST`.
     pub host: String,
     name: String,
     bridge: String,
@@ -45,20 +48,20 @@ pub struct SecondEngine {
 }
 
 impl SecondEngine {
-    /// Starts one; nothing where this machine cannot.
+    /// Starts an engine. `None` if this machine cannot run a second one.
     #[expect(clippy::print_stderr, reason = "the test's own output")]
     pub fn start() -> Option<Self> {
-        let Some((root, busybox)) = parts() else {
+        let Some((root, busybox)) = find_engine_files() else {
             eprintln!("skipped: the engine is not one that `cargo xtask test` set up");
             return None;
         };
-        // An interface's name has at most 15 characters.
+        // Names of network interfaces have at most 15 characters.
         let bridge = format!("acrt{}", std::process::id());
         let name = format!("acrtask-second-{}", std::process::id());
         let folder = tempfile::Builder::new()
             .prefix("acrt2-")
             .tempdir()
-            .expect("a folder can be made");
+            .expect("a folder can be created");
         let network = std::process::id() % 250;
         let address = format!("172.31.{network}.1/24");
         for words in [
@@ -82,7 +85,7 @@ impl SecondEngine {
         Some(engine)
     }
 
-    /// Starts it, or starts it again with what it had, and waits until it answers.
+    /// Starts or restarts the engine with its data, and waits until it answers.
     pub fn restart(&mut self) {
         let (data, run) = (
             self.folder.path().join("data"),
@@ -90,7 +93,7 @@ impl SecondEngine {
         );
         let name = &self.name;
         for folder in [&data, &run] {
-            std::fs::create_dir_all(folder).expect("a folder can be made");
+            std::fs::create_dir_all(folder).expect("a folder can be created");
         }
         for stale in ["docker.sock", "docker.pid"] {
             let _ = std::fs::remove_file(run.join(stale));
@@ -108,7 +111,8 @@ impl SecondEngine {
         });
         std::fs::write(run.join("daemon.json"), configuration.to_string())
             .expect("a file can be written");
-        let log = std::fs::File::create(self.folder.path().join("log")).expect("a log can be made");
+        let log =
+            std::fs::File::create(self.folder.path().join("log")).expect("a log can be created");
         let errors = log.try_clone().expect("a file can be shared");
         let child = Command::new("setsid")
             .args([
@@ -136,14 +140,14 @@ impl SecondEngine {
         while std::os::unix::net::UnixStream::connect(&socket).is_err() {
             assert!(
                 begun.elapsed() < Duration::from_secs(60),
-                "the second engine does not answer:\n{}",
+                "the second engine is not reachable:\n{}",
                 std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
             );
             thread::sleep(Duration::from_millis(50));
         }
     }
 
-    /// Kills it with everything that it runs, as a crash does: nothing is cleaned up.
+    /// Kills the engine and everything it runs. As in a crash, nothing is cleaned up.
     pub fn kill(&mut self) {
         let begun = Instant::now();
         loop {
@@ -163,15 +167,16 @@ impl SecondEngine {
         }
     }
 
-    /// Its processes: those that live in its mount namespace, which is how its containers' shims are found too.
+    /// Lists the processes in the mount namespace of the engine. This includes the shims of its
+    /// containers.
     fn processes(&self) -> Vec<String> {
         let mark = format!("/run/{}/", self.name);
         let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
         all.filter(|entry| {
             let mounts = std::fs::read_to_string(entry.path().join("mountinfo"));
             let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let ours = mounts.is_ok_and(|text| text.contains(self.name.as_str()));
-            !line.is_empty() && (ours || String::from_utf8_lossy(&line).contains(&mark))
+            let in_namespace = mounts.is_ok_and(|text| text.contains(self.name.as_str()));
+            !line.is_empty() && (in_namespace || String::from_utf8_lossy(&line).contains(&mark))
         })
         .filter_map(|entry| entry.file_name().into_string().ok())
         .filter(|name| name.bytes().all(|b| b.is_ascii_digit()))
@@ -191,8 +196,8 @@ impl Drop for SecondEngine {
     }
 }
 
-/// The root file system of our own engine and the busybox of its set-up.
-fn parts() -> Option<(PathBuf, PathBuf)> {
+/// Finds the root file system of the engine of the tests, and the busybox that belongs to it.
+fn find_engine_files() -> Option<(PathBuf, PathBuf)> {
     let docker = std::env::var_os("ACRTASK_TEST_DOCKER")?;
     let root = Path::new(&docker).ancestors().nth(3)?.to_owned();
     let cache = std::fs::read_dir(root.parent()?).ok()?.flatten();

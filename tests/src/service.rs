@@ -1,7 +1,10 @@
-//! Control planes and runners as processes of their own: started, killed, stopped, started again.
+//! Servers and runners as separate processes that a test can start, kill, stop and restart.
 //!
-//! Invariants: a process ends with its handle; what it printed is shown when something is wrong; every folder is the
-//! test's own. Leases are short, so that what happens when one is over is seen within seconds.
+//! Invariants:
+//! - A process ends with its handle.
+//! - A failed test prints the log of each process.
+//! - Every folder belongs to one test.
+//! - Leases are short, so that an expired lease takes effect within seconds.
 
 use std::{
     ffi::OsStr,
@@ -16,14 +19,14 @@ use std::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{Outcome, Running, World, new_run_id};
+use crate::{Outcome, RunningProgram, TestEnvironment, new_run_id};
 
-/// The longest that anything of a service may take.
+/// Longest wait for any event of a service.
 const LIMIT: Duration = Duration::from_secs(60);
-/// Seconds of a lease in tests.
+/// Lease duration in tests, in seconds.
 pub const LEASE: u64 = 6;
 
-/// A process with its output in a file.
+/// Process with its output in a file.
 #[derive(Debug)]
 struct Process {
     child: Child,
@@ -36,7 +39,7 @@ impl Process {
             .create(true)
             .append(true)
             .open(log)
-            .expect("a log can be made");
+            .expect("a log can be created");
         let errors = output.try_clone().expect("a file can be shared");
         let child = command
             .stdin(Stdio::null())
@@ -61,7 +64,7 @@ impl Process {
     }
 
     fn kill(&mut self) {
-        // One that has ended already is as good.
+        // An error means that it has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -70,27 +73,31 @@ impl Process {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    fn wait_for(&mut self, what: &str) {
+    fn wait_for(&mut self, text: &str) {
         let begun = Instant::now();
-        while !self.log().contains(what) {
+        while !self.log().contains(text) {
             let ended = self.child.try_wait().ok().flatten();
             assert!(
                 ended.is_none() && begun.elapsed() < LIMIT,
-                "it did not print {what:?} ({ended:?}):\n{}",
+                "the process did not print {text:?} ({ended:?}):\n{}",
                 self.log()
             );
             thread::sleep(Duration::from_millis(20));
         }
     }
 
-    /// Waits until it has ended by itself; its exit code.
-    fn ended(&mut self) -> Option<i32> {
+    /// Waits until the process ends on its own. Returns its exit code.
+    fn wait_for_exit(&mut self) -> Option<i32> {
         let begun = Instant::now();
         loop {
-            if let Some(status) = self.child.try_wait().expect("it is our child") {
+            if let Some(status) = self.child.try_wait().expect("the process is a child") {
                 return status.code();
             }
-            assert!(begun.elapsed() < LIMIT, "it does not end:\n{}", self.log());
+            assert!(
+                begun.elapsed() < LIMIT,
+                "the process did not end:\n{}",
+                self.log()
+            );
             thread::sleep(Duration::from_millis(20));
         }
     }
@@ -99,7 +106,7 @@ impl Process {
 impl Drop for Process {
     #[expect(clippy::print_stdout, reason = "the test's own output")]
     fn drop(&mut self) {
-        // A stopped process takes no other signal than this one.
+        // A stopped process reacts to no other signal than this one.
         self.kill();
         if thread::panicking() {
             let log = self.log();
@@ -110,21 +117,21 @@ impl Drop for Process {
     }
 }
 
-/// A control plane.
+/// Server process.
 #[derive(Debug)]
-pub struct Server {
+pub struct TestServer {
     /// `http://127.0.0.1:PORT`.
     pub url: String,
-    /// The first administrator's token.
+    /// Token of the first administrator.
     pub token: String,
-    world: World,
+    environment: TestEnvironment,
     arguments: Vec<String>,
-    environment: Vec<(String, String)>,
+    variables: Vec<(String, String)>,
     folder: TempDir,
     process: Option<Process>,
 }
 
-/// A PostgreSQL, a folder of blobs and a key that several servers share.
+/// PostgreSQL database, blob folder and key file that several servers share.
 #[derive(Debug)]
 pub struct SharedState {
     database: String,
@@ -134,7 +141,7 @@ pub struct SharedState {
 }
 
 impl SharedState {
-    /// Creates the folder for the blobs and the key beside `database`.
+    /// Creates the blob folder and the path of the key file for `database`.
     ///
     /// # Panics
     /// If the folder cannot be created.
@@ -165,25 +172,30 @@ impl SharedState {
     }
 }
 
-/// A port that nothing listens at now.
+/// Returns a port that no process listens on now.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port can be had");
-    listener.local_addr().expect("it has an address").port()
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener
+        .local_addr()
+        .expect("the listener has an address")
+        .port()
 }
 
-impl Server {
-    /// Starts one with these flags beside its own; the first start of a database gives its token.
-    pub fn start(world: &World, flags: &[&str]) -> Self {
-        Self::start_with(world, flags, None)
+impl TestServer {
+    /// Starts a server with these additional flags. Its database must be new, because the server
+    /// prints the token only on the first start.
+    pub fn start(environment: &TestEnvironment, flags: &[&str]) -> Self {
+        Self::start_with(environment, flags, None)
     }
 
-    /// The same for a database that has a token already.
-    pub fn start_with(world: &World, flags: &[&str], token: Option<&str>) -> Self {
-        // Tests talk to the server with a client that wants a provider of TLS; an error means it has one.
+    /// Starts a server on a database that already has a token.
+    pub fn start_with(environment: &TestEnvironment, flags: &[&str], token: Option<&str>) -> Self {
+        // Clients in tests need a TLS provider. An error means that one is installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let folder = tempfile::tempdir().expect("a folder can be made");
-        // As an operator makes it: others can enter it, and read nothing in it.
-        std::fs::create_dir(folder.path().join("data")).expect("a folder can be made");
+        let folder = tempfile::tempdir().expect("a folder can be created");
+        // Permissions as an operator creates the folder: others can enter it, but read nothing in
+        // it.
+        std::fs::create_dir(folder.path().join("data")).expect("a folder can be created");
         let port = free_port();
         let mut arguments = vec![
             "serve".to_owned(),
@@ -198,9 +210,9 @@ impl Server {
         let mut server = Self {
             url: format!("http://127.0.0.1:{port}"),
             token: token.unwrap_or_default().to_owned(),
-            world: world.clone(),
+            environment: environment.clone(),
             arguments,
-            environment: Vec::new(),
+            variables: Vec::new(),
             folder,
             process: None,
         };
@@ -218,18 +230,18 @@ impl Server {
         server
     }
 
-    /// Starts it again where it was, with what it had.
+    /// Restarts the server on the same port with the same data.
     pub fn restart(&mut self) {
-        let mut command = self.world.command();
+        let mut command = self.environment.command();
         command
             .args(&self.arguments)
-            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .env("ACRTASK_LOG", "info")
             .current_dir(self.folder.path());
         let mut process = Process::start(command, &self.folder.path().join("log"));
         let begun = Instant::now();
         let address = self.url.trim_start_matches("http://").to_owned();
-        while !ready(&address) {
+        while !is_ready(&address) {
             let ended = process.child.try_wait().ok().flatten();
             assert!(
                 ended.is_none() && begun.elapsed() < LIMIT,
@@ -242,53 +254,53 @@ impl Server {
     }
 
     fn process(&mut self) -> &mut Process {
-        self.process.as_mut().expect("it runs")
+        self.process.as_mut().expect("the process runs")
     }
 
-    /// Kills it at once.
+    /// Kills the server.
     pub fn kill(&mut self) {
         self.process().kill();
         self.process = None;
     }
 
-    /// Sends a signal by its name.
+    /// Sends a signal by name.
     pub fn signal(&mut self, name: &str) {
         self.process().signal(name);
     }
 
-    /// Waits for its own end; its exit code.
-    pub fn ended(&mut self) -> Option<i32> {
-        let code = self.process().ended();
+    /// Waits until the server ends on its own. Returns its exit code.
+    pub fn wait_for_exit(&mut self) -> Option<i32> {
+        let code = self.process().wait_for_exit();
         self.process = None;
         code
     }
 
-    /// Waits until it has printed `what`.
-    pub fn wait_for(&mut self, what: &str) {
-        self.process().wait_for(what);
+    /// Waits until the server has printed `text`.
+    pub fn wait_for(&mut self, text: &str) {
+        self.process().wait_for(text);
     }
 
-    /// What it printed so far, in all its lives.
+    /// Returns everything printed so far, over all restarts.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
-    /// Its process id.
+    /// Returns the process id.
     pub fn pid(&self) -> u32 {
-        self.process.as_ref().expect("it runs").child.id()
+        self.process.as_ref().expect("the process runs").child.id()
     }
 
-    /// Its folder for data.
-    pub fn data(&self) -> PathBuf {
+    /// Returns the data folder.
+    pub fn data_dir(&self) -> PathBuf {
         self.folder.path().join("data")
     }
 
-    /// The variables that make a client of it.
+    /// Returns the variables that make a program a client of this server.
     pub fn variables(&self) -> Vec<(String, String)> {
         vec![
             ("ACRTASK_SERVER".into(), self.url.clone()),
             ("ACRTASK_TOKEN".into(), self.token.clone()),
-            // Nobody's own settings.
+            // No user settings.
             (
                 "XDG_CONFIG_HOME".into(),
                 self.folder.path().display().to_string(),
@@ -296,62 +308,64 @@ impl Server {
         ]
     }
 
-    /// The program as a client of this control plane, started in `folder`.
-    pub fn client<S: AsRef<OsStr>>(&self, folder: &Path, args: &[S]) -> Running {
+    /// Starts the program as a client of this server in `folder`.
+    pub fn start_client<S: AsRef<OsStr>>(&self, folder: &Path, args: &[S]) -> RunningProgram {
         let variables = self.variables();
         let variables: Vec<(&str, &str)> = variables
             .iter()
             .map(|(name, value)| (name.as_str(), value.as_str()))
             .collect();
-        self.world.start_plain(folder, args, &variables)
+        self.environment.start_plain(folder, args, &variables)
     }
 
-    /// `acrtask run` of a folder at this control plane, with the tests' registry and an id of its own.
-    pub fn run<S: AsRef<OsStr>>(&self, folder: &Path, args: &[S]) -> Running {
+    /// Starts `acrtask run` in `folder` at this server, with the registry of the tests and a new
+    /// run id.
+    pub fn run<S: AsRef<OsStr>>(&self, folder: &Path, args: &[S]) -> RunningProgram {
         let variables = self.variables();
         let variables: Vec<(&str, &str)> = variables
             .iter()
             .map(|(name, value)| (name.as_str(), value.as_str()))
             .collect();
-        self.world
-            .start_as(&new_run_id(), folder, args, &variables, "")
+        self.environment
+            .start_with_id(&new_run_id(), folder, args, &variables, "")
     }
 
-    /// What a client prints with `-o json`.
-    pub fn json<S: AsRef<OsStr>>(&self, args: &[S]) -> Value {
-        let outcome = self.client(self.folder.path(), args).wait();
-        assert_eq!(outcome.code, Some(0), "{}", outcome.all());
-        serde_json::from_str(&outcome.stdout).unwrap_or_else(|e| panic!("{e}: {}", outcome.all()))
+    /// Runs a client command with `-o json` and returns the parsed output.
+    pub fn run_json<S: AsRef<OsStr>>(&self, args: &[S]) -> Value {
+        let outcome = self.start_client(self.folder.path(), args).wait();
+        assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
+        serde_json::from_str(&outcome.stdout)
+            .unwrap_or_else(|e| panic!("{e}: {}", outcome.transcript()))
     }
 
-    /// A client's command that must succeed.
-    pub fn ok<S: AsRef<OsStr>>(&self, args: &[S]) -> Outcome {
-        let outcome = self.client(self.folder.path(), args).wait();
-        assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+    /// Runs a client command that must succeed.
+    pub fn run_ok<S: AsRef<OsStr>>(&self, args: &[S]) -> Outcome {
+        let outcome = self.start_client(self.folder.path(), args).wait();
+        assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
         outcome
     }
 
-    /// The run `id` as the API shows it.
-    pub fn run_of(&self, id: &str) -> Value {
-        self.json(&["runs", "show", id, "-o", "json"])
+    /// Returns the run `id` as the API shows it.
+    pub fn fetch_run(&self, id: &str) -> Value {
+        self.run_json(&["runs", "show", id, "-o", "json"])
     }
 
-    /// Waits until `what` holds of the run.
-    pub fn wait_for_run(&self, id: &str, what: impl Fn(&Value) -> bool) -> Value {
+    /// Waits until the run meets `condition`.
+    pub fn wait_for_run(&self, id: &str, condition: impl Fn(&Value) -> bool) -> Value {
         let begun = Instant::now();
         loop {
-            let run = self.run_of(id);
-            if what(&run) {
+            let run = self.fetch_run(id);
+            if condition(&run) {
                 return run;
             }
-            assert!(begun.elapsed() < LIMIT, "run {id} stands at {run:#}");
+            assert!(begun.elapsed() < LIMIT, "run {id} has the state {run:#}");
             thread::sleep(Duration::from_millis(100));
         }
     }
 }
 
-/// Whether a server at `address` says that it is ready.
-fn ready(address: &str) -> bool {
+/// Returns `true` if the server at `address` reports that it is ready.
+fn is_ready(address: &str) -> bool {
     use std::io::{Read, Write};
     let Ok(mut stream) = std::net::TcpStream::connect(address) else {
         return false;
@@ -366,39 +380,39 @@ fn ready(address: &str) -> bool {
     answer.starts_with("HTTP/1.1 200")
 }
 
-/// A runner.
+/// Runner process.
 #[derive(Debug)]
-pub struct Runner {
-    /// Its name.
+pub struct TestRunner {
+    /// Name under which the runner registers.
     pub name: String,
-    world: World,
+    environment: TestEnvironment,
     arguments: Vec<String>,
-    environment: Vec<(String, String)>,
+    variables: Vec<(String, String)>,
     folder: TempDir,
     state: PathBuf,
     process: Option<Process>,
 }
 
-impl Runner {
-    /// Registers and starts one at `server`, and waits until it is online.
-    pub fn start(server: &Server, name: &str, flags: &[&str]) -> Self {
+impl TestRunner {
+    /// Registers and starts a runner at `server`, and waits until it is online.
+    pub fn start(server: &TestServer, name: &str, flags: &[&str]) -> Self {
         Self::start_at(server, &server.url, name, flags, &[])
     }
 
-    /// Starts one whose registration token is made with these flags.
-    pub fn start_granted(server: &Server, name: &str, grant: &[&str]) -> Self {
+    /// Starts a runner whose registration token is created with these flags.
+    pub fn start_granted(server: &TestServer, name: &str, grant: &[&str]) -> Self {
         Self::start_with(server, &server.url, name, grant, &[], &[])
     }
 
-    /// The same by another address of the server (a proxy), and with these variables.
+    /// Starts a runner with these variables that reaches the server through `url`, such as a proxy.
     pub fn start_at(
-        server: &Server,
+        server: &TestServer,
         url: &str,
         name: &str,
         flags: &[&str],
-        environment: &[(&str, &str)],
+        variables: &[(&str, &str)],
     ) -> Self {
-        // What a runner says of itself has to be what its token allows.
+        // The token must allow every property that the runner declares.
         let mut grant = Vec::new();
         for pair in flags.windows(2) {
             match pair {
@@ -407,22 +421,22 @@ impl Runner {
                 _ => {}
             }
         }
-        Self::start_with(server, url, name, &grant, flags, environment)
+        Self::start_with(server, url, name, &grant, flags, variables)
     }
 
     fn start_with(
-        server: &Server,
+        server: &TestServer,
         url: &str,
         name: &str,
         grant: &[&str],
         flags: &[&str],
-        environment: &[(&str, &str)],
+        variables: &[(&str, &str)],
     ) -> Self {
-        let folder = tempfile::tempdir().expect("a folder can be made");
+        let folder = tempfile::tempdir().expect("a folder can be created");
         let state = folder.path().join("state");
         let mut request = vec!["runner", "token", "-o", "json"];
         request.extend(grant);
-        let token = server.json(&request);
+        let token = server.run_json(&request);
         let token_file = folder.path().join("token");
         std::fs::write(&token_file, token["secret"].as_str().expect("a token"))
             .expect("a file can be written");
@@ -442,9 +456,9 @@ impl Runner {
         arguments.extend(flags.iter().map(|flag| (*flag).to_owned()));
         let mut runner = Self {
             name: name.to_owned(),
-            world: server.world.clone(),
+            environment: server.environment.clone(),
             arguments,
-            environment: environment
+            variables: variables
                 .iter()
                 .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
                 .collect(),
@@ -457,27 +471,27 @@ impl Runner {
         runner
     }
 
-    /// Starts it again with the state that it had.
+    /// Restarts the runner with its state.
     pub fn restart(&mut self) {
-        let mut command = self.world.command();
+        let mut command = self.environment.command();
         command
             .args(&self.arguments)
-            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .env("ACRTASK_LOG", "info")
             .current_dir(self.folder.path());
         self.process = Some(Process::start(command, &self.folder.path().join("log")));
     }
 
-    /// Waits until the server shows it as online.
-    pub fn wait_online(&self, server: &Server) {
+    /// Waits until the server shows the runner as online.
+    pub fn wait_online(&self, server: &TestServer) {
         self.wait_state(server, "online");
     }
 
-    /// Waits until the server shows it in this state.
-    pub fn wait_state(&self, server: &Server, state: &str) {
+    /// Waits until the server shows the runner in this state.
+    pub fn wait_state(&self, server: &TestServer, state: &str) {
         let begun = Instant::now();
         loop {
-            let runners = server.json(&["runner", "list", "-o", "json"]);
+            let runners = server.run_json(&["runner", "list", "-o", "json"]);
             let found = runners
                 .as_array()
                 .into_iter()
@@ -496,42 +510,52 @@ impl Runner {
         }
     }
 
-    /// Sends a signal by its name: `STOP`, `CONT`, `TERM`.
+    /// Sends a signal by name: `STOP`, `CONT`, `TERM`.
     pub fn signal(&self, name: &str) {
-        self.process.as_ref().expect("it runs").signal(name);
+        self.process
+            .as_ref()
+            .expect("the process runs")
+            .signal(name);
     }
 
-    /// Kills it at once.
+    /// Kills the runner.
     pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill();
         }
     }
 
-    /// Waits for its own end; its exit code.
-    pub fn ended(&mut self) -> Option<i32> {
-        let code = self.process.as_mut().expect("it runs").ended();
+    /// Waits until the runner ends on its own. Returns its exit code.
+    pub fn wait_for_exit(&mut self) -> Option<i32> {
+        let code = self
+            .process
+            .as_mut()
+            .expect("the process runs")
+            .wait_for_exit();
         self.process = None;
         code
     }
 
-    /// Waits until it has printed `what`.
-    pub fn wait_for(&mut self, what: &str) {
-        self.process.as_mut().expect("it runs").wait_for(what);
+    /// Waits until the runner has printed `text`.
+    pub fn wait_for(&mut self, text: &str) {
+        self.process
+            .as_mut()
+            .expect("the process runs")
+            .wait_for(text);
     }
 
-    /// What it printed so far, in all its lives.
+    /// Returns everything printed so far, over all restarts.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
-    /// Its process id.
+    /// Returns the process id.
     pub fn pid(&self) -> u32 {
-        self.process.as_ref().expect("it runs").child.id()
+        self.process.as_ref().expect("the process runs").child.id()
     }
 
-    /// Where it keeps its key and its spools.
-    pub fn state(&self) -> &Path {
+    /// Returns the folder of the runner's key and spools.
+    pub fn state_dir(&self) -> &Path {
         &self.state
     }
 }

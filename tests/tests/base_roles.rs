@@ -1,7 +1,9 @@
-//! The role of each image of a build: the bases that are recorded as runtime are those in the history of the image.
+//! Role of each image of a build: the bases recorded as runtime are those in the history of the
+//! image.
 //!
-//! Bases leave a mark in the history of what is built on them. So the history of the pushed image shows its base,
-//! however its Dockerfile spells it. Two tables: spellings that were once read wrongly, and Dockerfiles that a seed makes.
+//! Bases leave a mark in the history of every image built from them. So the history of the pushed
+//! image shows its base, however its Dockerfile spells the name. The first test has a table of
+//! spellings that were once parsed wrongly. The second test builds random Dockerfiles.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests")]
 
@@ -12,73 +14,77 @@ use std::{
 };
 
 use acrtask_tests::{
-    Outcome, World,
+    Outcome, TestEnvironment,
     dice::Dice,
     git_server::{HttpGit, Repositories},
     new_run_id,
-    project::{RegistryClient, folder},
+    project::{RegistryClient, create_folder},
 };
 
 /// Names of the bases.
 const BASES: [&str; 3] = ["a", "b", "c"];
 
-/// A build, and how its result is spelled.
+/// Build with its Dockerfile and its arguments.
 struct Build {
-    /// Folder of its context.
+    /// Folder of the build context.
     folder: String,
-    /// File in that folder, and its text.
+    /// Name and text of the Dockerfile in that folder.
     file: (&'static str, String),
     /// Options of the build line, and its context.
     line: String,
 }
 
-/// The repository of the bases and images of one test.
+/// Repository of the bases and images of one test.
 struct Images {
     registry: String,
     repository: String,
 }
 
 impl Images {
-    fn new(world: &World) -> Self {
+    fn new(environment: &TestEnvironment) -> Self {
         Self {
-            registry: world.registry.clone(),
+            registry: environment.registry.clone(),
             repository: format!("roles/{}", new_run_id()),
         }
     }
 
     /// Returns the name of a base without its registry: `roles/ID/a:v1`.
-    fn path(&self, base: &str) -> String {
+    fn base_path(&self, base: &str) -> String {
         format!("{}/{base}:v1", self.repository)
     }
 
     /// Returns the name of a base.
-    fn base(&self, base: &str) -> String {
-        format!("{}/{}", self.registry, self.path(base))
+    fn base_name(&self, base: &str) -> String {
+        format!("{}/{}", self.registry, self.base_path(base))
     }
 
     /// Builds and pushes the bases.
-    fn push_bases(&self, world: &World) {
+    fn push_bases(&self, environment: &TestEnvironment) {
         let mut task = "version: v1.1.0\nsteps:\n".to_owned();
         let mut files = Vec::new();
         for base in BASES {
             let text = format!(
                 "FROM {}\nRUN echo this is base {base} > /mark-{base}\n",
-                world.busybox()
+                environment.busybox()
             );
             files.push((format!("{base}.Dockerfile"), text));
-            let name = self.base(base);
+            let name = self.base_name(base);
             writeln!(
                 task,
                 "  - build: -t {name} -f {base}.Dockerfile .\n  - push: [{name}]"
             )
             .unwrap();
         }
-        let outcome = run(world, &task, &files);
-        assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+        let outcome = run_task(environment, &task, &files);
+        assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
     }
 
-    /// Builds everything in one run, and compares the recorded bases of each with the history of its image.
-    async fn compare(&self, world: &World, builds: &BTreeMap<String, Build>) {
+    /// Builds everything in one run. Compares the recorded bases of each image with its history.
+    async fn assert_recorded(
+        &self,
+        environment: &TestEnvironment,
+        builds: &BTreeMap<String, Build>,
+    ) {
         let mut task = "version: v1.1.0\nsteps:\n".to_owned();
         let mut files = Vec::new();
         for (id, build) in builds {
@@ -92,24 +98,24 @@ impl Images {
             let path = format!("{}/{}", build.folder, build.file.0);
             files.push((path, build.file.1.clone()));
         }
-        let outcome = run(world, &task, &files);
-        assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+        let outcome = run_task(environment, &task, &files);
+        assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
         let client = RegistryClient::new(&self.registry, None);
         let mut wrong = Vec::new();
         for (id, build) in builds {
             let repository = format!("{}/result", self.repository);
             let (_, manifest) = client
-                .manifest(&format!("{repository}:{id}"))
+                .fetch_manifest(&format!("{repository}:{id}"))
                 .await
                 .unwrap();
             let config = manifest["config"]["digest"].as_str().unwrap();
-            let config = client.blob(&repository, config).await;
+            let config = client.fetch_json(&repository, config).await;
             let history = config["history"].to_string();
             let expected: BTreeSet<&str> = BASES
                 .into_iter()
                 .filter(|base| history.contains(&format!("this is base {base} ")))
                 .collect();
-            let recorded = self.recorded(&outcome, id);
+            let recorded = self.recorded_bases(&outcome, id);
             if recorded != expected {
                 wrong.push(format!(
                     "{id}: recorded {recorded:?}, the history has {expected:?}\n{}\n{}",
@@ -121,7 +127,7 @@ impl Images {
     }
 
     /// Returns the bases that a step recorded as runtime.
-    fn recorded(&self, outcome: &Outcome, step: &str) -> BTreeSet<&'static str> {
+    fn recorded_bases(&self, outcome: &Outcome, step: &str) -> BTreeSet<&'static str> {
         let used = outcome.events_named("base_used");
         let runtime = used
             .iter()
@@ -140,26 +146,32 @@ impl Images {
     }
 }
 
-fn run(world: &World, task: &str, files: &[(String, String)]) -> Outcome {
+fn run_task(environment: &TestEnvironment, task: &str, files: &[(String, String)]) -> Outcome {
     let mut all = vec![("acr-task.yaml", task)];
     all.extend(
         files
             .iter()
             .map(|(path, text)| (path.as_str(), text.as_str())),
     );
-    let files = folder(&all);
-    world
+    let files = create_folder(&all);
+    environment
         .start(files.path(), &["run", "--local", "-o", "json", "."])
         .wait()
 }
 
 #[tokio::test]
-async fn runtime_bases_are_recorded_however_they_are_spelled() {
-    let Some(world) = World::find() else { return };
-    let images = Images::new(&world);
-    images.push_bases(&world);
-    let (a, b, c) = (images.base("a"), images.base("b"), images.base("c"));
-    let (registry, path) = (&images.registry, images.path("a"));
+async fn runtime_bases_are_recorded_for_every_spelling() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let images = Images::new(&environment);
+    images.push_bases(&environment);
+    let (a, b, c) = (
+        images.base_name("a"),
+        images.base_name("b"),
+        images.base_name("c"),
+    );
+    let (registry, path) = (&images.registry, images.base_path("a"));
     let untagged = a.trim_end_matches(":v1");
     let copy = "COPY --from=0 /bin/true /t\n";
     let rows = [
@@ -269,7 +281,7 @@ async fn runtime_bases_are_recorded_however_they_are_spelled() {
             },
         );
     }
-    // A file that docker finds though no option names it.
+    // A file that docker finds without an option.
     builds.insert(
         "lower-case".into(),
         Build {
@@ -278,7 +290,7 @@ async fn runtime_bases_are_recorded_however_they_are_spelled() {
             line: "lower-case".into(),
         },
     );
-    // A file that this machine does not have.
+    // A Dockerfile that exists only in a remote repository.
     let repositories = Repositories::default();
     repositories.create("app");
     let text = format!("FROM {b}\nFROM {a}\n{copy}");
@@ -292,23 +304,23 @@ async fn runtime_bases_are_recorded_however_they_are_spelled() {
             line: format!("{}#main", git.url("app")),
         },
     );
-    images.compare(&world, &builds).await;
+    images.assert_recorded(&environment, &builds).await;
 }
 
-/// Returns one of some texts.
-fn one<'a>(dice: &mut Dice, of: &[&'a str]) -> &'a str {
+/// Picks one of the texts.
+fn pick<'a>(dice: &mut Dice, of: &[&'a str]) -> &'a str {
     of[dice.below(of.len() as u32) as usize]
 }
 
-/// Makes a Dockerfile of up to four stages, and the options of its build.
+/// Generates a Dockerfile of up to four stages and the options of its build.
 fn random_build(dice: &mut Dice, images: &Images) -> (String, String) {
     let mut head = "# syntax-free\n".to_owned();
     let mut options = String::new();
     let mut text = String::new();
     let stages = 1 + dice.below(4);
     for stage in 0..stages {
-        let base = one(dice, &BASES);
-        let (name, path) = (images.base(base), images.path(base));
+        let base = pick(dice, &BASES);
+        let (name, path) = (images.base_name(base), images.base_path(base));
         let spelled = match dice.below(9) {
             0 => format!("\"{name}\""),
             1 => {
@@ -341,7 +353,7 @@ fn random_build(dice: &mut Dice, images: &Images) -> (String, String) {
             6 | 7 if stage > 0 => format!("stage{}", dice.below(stage)),
             _ => name,
         };
-        let platform = one(
+        let platform = pick(
             dice,
             &[
                 "",
@@ -350,7 +362,7 @@ fn random_build(dice: &mut Dice, images: &Images) -> (String, String) {
                 "--platform=linux/amd64 ",
             ],
         );
-        let r#as = one(dice, &["AS", "as"]);
+        let r#as = pick(dice, &["AS", "as"]);
         writeln!(text, "FROM {platform}{spelled} {as} stage{stage}").unwrap();
         for line in 0..dice.below(3) {
             let other = dice.below(stage.max(1));
@@ -372,10 +384,12 @@ fn random_build(dice: &mut Dice, images: &Images) -> (String, String) {
 }
 
 #[tokio::test]
-async fn runtime_bases_of_random_dockerfiles_are_those_of_the_history() {
-    let Some(world) = World::find() else { return };
-    let images = Images::new(&world);
-    images.push_bases(&world);
+async fn runtime_bases_of_random_dockerfiles_match_the_image_history() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let images = Images::new(&environment);
+    images.push_bases(&environment);
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let seed = u64::try_from(since.as_micros()).unwrap() | 1;
     println!("seed {seed}");
@@ -393,5 +407,5 @@ async fn runtime_bases_of_random_dockerfiles_are_those_of_the_history() {
             },
         );
     }
-    images.compare(&world, &builds).await;
+    images.assert_recorded(&environment, &builds).await;
 }

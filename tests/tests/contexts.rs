@@ -1,18 +1,20 @@
-//! Where the files of a run come from: git, tarballs, standard input, artifacts, nothing.
+//! Sources of the files of a run: git, tarballs, standard input, artifacts, none.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::path::Path;
 
 use acrtask_tests::{
-    Outcome, Running, World, engine, new_run_id,
-    project::{self, RegistryClient, commit, folder, git, one_step, write},
-    service::Server,
+    Outcome, RunningProgram, TestEnvironment, engine, new_run_id,
+    project::{
+        self, RegistryClient, commit_all, create_folder, git, task_with_one_step, write_file,
+    },
+    service::TestServer,
 };
 use wiremock::{Mock, MockServer, ResponseTemplate, matchers::path};
 
-/// The lines that the step `step` printed.
-fn printed(outcome: &Outcome, step: &str) -> Vec<String> {
+/// Returns the lines that the step `step` printed.
+fn printed_lines(outcome: &Outcome, step: &str) -> Vec<String> {
     outcome
         .events_named("output")
         .iter()
@@ -22,7 +24,7 @@ fn printed(outcome: &Outcome, step: &str) -> Vec<String> {
         .collect()
 }
 
-/// `content` as the answer to GET `/name`.
+/// Serves `content` at GET `/name`.
 async fn serve(name: &str, content: Vec<u8>) -> MockServer {
     let server = MockServer::start().await;
     Mock::given(path(name))
@@ -32,30 +34,32 @@ async fn serve(name: &str, content: Vec<u8>) -> MockServer {
     server
 }
 
-/// `acrtask run` of a context, from an empty folder.
-fn start(world: &World, here: &Path, context: &str) -> Running {
-    world.start(here, &["run", "-o", "json", context])
+/// Starts `acrtask run` with a context, in the folder `here`.
+fn start_run(environment: &TestEnvironment, here: &Path, context: &str) -> RunningProgram {
+    environment.start(here, &["run", "-o", "json", context])
 }
 
 #[tokio::test]
-async fn git_by_branch_tag_commit_pull_request_and_folder() {
-    let Some(world) = World::find() else { return };
+async fn git_context_is_selected_by_branch_tag_commit_pull_request_and_folder() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let root = tempfile::tempdir().unwrap();
     let work = root.path().join("app.git");
     std::fs::create_dir(&work).unwrap();
     git(&work, &["init", "--quiet", "--initial-branch=main"]);
-    let task = one_step("cat data; echo {{.Run.Branch}}/{{.Run.GitTag}}/{{.Run.Commit}}");
-    write(&work, "acr-task.yaml", &task);
-    write(&work, "data", "first\n");
-    write(&work, "sub/acb.yaml", &one_step("cat data"));
-    write(&work, "sub/data", "in the folder\n");
-    let first = commit(&work, "first");
+    let task = task_with_one_step("cat data; echo {{.Run.Branch}}/{{.Run.GitTag}}/{{.Run.Commit}}");
+    write_file(&work, "acr-task.yaml", &task);
+    write_file(&work, "data", "first\n");
+    write_file(&work, "sub/acb.yaml", &task_with_one_step("cat data"));
+    write_file(&work, "sub/data", "in the folder\n");
+    let first = commit_all(&work, "first");
     git(&work, &["tag", "v1"]);
-    write(&work, "data", "second\n");
-    let second = commit(&work, "second");
+    write_file(&work, "data", "second\n");
+    let second = commit_all(&work, "second");
     git(&work, &["checkout", "--quiet", "-b", "feature/x"]);
-    write(&work, "data", "feature\n");
-    let feature = commit(&work, "feature");
+    write_file(&work, "data", "feature\n");
+    let feature = commit_all(&work, "feature");
     git(&work, &["update-ref", "refs/pull/7/head", &feature]);
     git(&work, &["checkout", "--quiet", "main"]);
     let server = project::serve_git(root.path()).await;
@@ -81,61 +85,68 @@ async fn git_by_branch_tag_commit_pull_request_and_folder() {
         ),
         ("#main:sub".into(), vec!["in the folder".to_owned()]),
     ];
-    let runs: Vec<Running> = cases
+    let runs: Vec<RunningProgram> = cases
         .iter()
-        .map(|(fragment, _)| start(&world, here.path(), &format!("{url}{fragment}")))
+        .map(|(fragment, _)| start_run(&environment, here.path(), &format!("{url}{fragment}")))
         .collect();
     for ((fragment, expected), run) in cases.iter().zip(runs) {
         let outcome = run.wait();
-        assert_eq!(outcome.code, Some(0), "{fragment}: {}", outcome.all());
         assert_eq!(
-            &printed(&outcome, "one"),
+            outcome.code,
+            Some(0),
+            "{fragment}: {}",
+            outcome.transcript()
+        );
+        assert_eq!(
+            &printed_lines(&outcome, "one"),
             expected,
             "{fragment}: {}",
-            outcome.all()
+            outcome.transcript()
         );
-        assert_eq!(engine::things_of(&outcome.run), Vec::<String>::new());
+        assert_eq!(engine::list_resources(&outcome.run), Vec::<String>::new());
     }
-    let outcome = start(&world, here.path(), &format!("{url}#nowhere")).wait();
-    assert_eq!(outcome.code, Some(2), "{}", outcome.all());
+    let outcome = start_run(&environment, here.path(), &format!("{url}#nowhere")).wait();
+    assert_eq!(outcome.code, Some(2), "{}", outcome.transcript());
     assert!(
         outcome
             .stderr
             .contains("has no branch, tag, commit or pull request `nowhere`"),
         "{}",
-        outcome.all()
+        outcome.transcript()
     );
     assert_eq!(outcome.stdout, "");
 }
 
 #[tokio::test]
-async fn tarballs_from_a_file_a_url_and_a_registry() {
-    let Some(world) = World::find() else { return };
-    let task = one_step("cat deep/data");
-    let files = folder(&[("acr-task.yaml", &task), ("deep/data", "from afar\n")]);
+async fn tarball_contexts_are_read_from_a_file_a_url_and_a_registry() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let task = task_with_one_step("cat deep/data");
+    let files = create_folder(&[("acr-task.yaml", &task), ("deep/data", "from afar\n")]);
     let packed = project::tarball(files.path());
     let here = tempfile::tempdir().unwrap();
     std::fs::write(here.path().join("context.tar.gz"), &packed).unwrap();
     let server = serve("/context.tar.gz", packed).await;
     let id = new_run_id();
-    RegistryClient::new(&world.registry, None)
+    RegistryClient::new(&environment.registry, None)
         .put_artifact("contexts/files", &id, files.path())
         .await;
     for context in [
         "context.tar.gz".into(),
         format!("{}/context.tar.gz", server.uri()),
-        format!("oci://{}/contexts/files:{id}", world.registry),
+        format!("oci://{}/contexts/files:{id}", environment.registry),
     ] {
-        let outcome = start(&world, here.path(), &context).wait();
-        assert_eq!(outcome.code, Some(0), "{context}: {}", outcome.all());
-        assert_eq!(printed(&outcome, "one"), ["from afar"], "{context}");
+        let outcome = start_run(&environment, here.path(), &context).wait();
+        assert_eq!(outcome.code, Some(0), "{context}: {}", outcome.transcript());
+        assert_eq!(printed_lines(&outcome, "one"), ["from afar"], "{context}");
     }
-    for (context, code, said) in [
+    for (context, code, message) in [
         ("missing.tar.gz".to_owned(), 2, "missing.tar.gz"),
         (format!("{}/other.tar.gz", server.uri()), 2, "404"),
         ("http://127.0.0.1:1/context.tar.gz".into(), 3, "127.0.0.1:1"),
         (
-            format!("oci://{}/contexts/files:none-{id}", world.registry),
+            format!("oci://{}/contexts/files:none-{id}", environment.registry),
             2,
             "none-",
         ),
@@ -146,82 +157,105 @@ async fn tarballs_from_a_file_a_url_and_a_registry() {
         ),
         ("http://127.0.0.1:1/app.git".into(), 3, "127.0.0.1:1"),
     ] {
-        let outcome = start(&world, here.path(), &context).wait();
-        assert_eq!(outcome.code, Some(code), "{context}: {}", outcome.all());
-        assert!(
-            outcome.stderr.contains(said),
+        let outcome = start_run(&environment, here.path(), &context).wait();
+        assert_eq!(
+            outcome.code,
+            Some(code),
             "{context}: {}",
-            outcome.all()
+            outcome.transcript()
+        );
+        assert!(
+            outcome.stderr.contains(message),
+            "{context}: {}",
+            outcome.transcript()
         );
         assert_eq!(outcome.stdout, "", "{context}");
     }
 }
 
 #[test]
-fn the_task_file_of_a_folder_is_found_by_its_usual_names() {
-    let Some(world) = World::find() else { return };
-    let files = folder(&[
-        ("acb.yaml", &one_step("echo from acb")),
-        ("other/task.yaml", &one_step("echo from other")),
+fn task_file_of_a_folder_is_found_by_its_default_names() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let files = create_folder(&[
+        ("acb.yaml", &task_with_one_step("echo from acb")),
+        ("other/task.yaml", &task_with_one_step("echo from other")),
     ]);
-    let outcome = start(&world, files.path(), ".").wait();
-    assert_eq!(printed(&outcome, "one"), ["from acb"], "{}", outcome.all());
-    write(
+    let outcome = start_run(&environment, files.path(), ".").wait();
+    assert_eq!(
+        printed_lines(&outcome, "one"),
+        ["from acb"],
+        "{}",
+        outcome.transcript()
+    );
+    write_file(
         files.path(),
         "acr-task.yaml",
-        &one_step("echo from acr-task"),
+        &task_with_one_step("echo from acr-task"),
     );
-    let outcome = start(&world, files.path(), ".").wait();
+    let outcome = start_run(&environment, files.path(), ".").wait();
     assert_eq!(
-        printed(&outcome, "one"),
+        printed_lines(&outcome, "one"),
         ["from acr-task"],
         "{}",
-        outcome.all()
+        outcome.transcript()
     );
     let args = ["run", "-o", "json", "-f", "other/task.yaml", "."];
-    let outcome = world.acrtask(files.path(), &args);
+    let outcome = environment.run_acrtask(files.path(), &args);
     assert_eq!(
-        printed(&outcome, "one"),
+        printed_lines(&outcome, "one"),
         ["from other"],
         "{}",
-        outcome.all()
+        outcome.transcript()
     );
-    // Without a context, a file of this folder; its workspace is empty.
-    write(files.path(), "empty.yaml", &one_step("ls -A | wc -l"));
+    // Without a context, the file is read from this folder and the workspace is empty.
+    write_file(
+        files.path(),
+        "empty.yaml",
+        &task_with_one_step("ls -A | wc -l"),
+    );
     let args = ["run", "-o", "json", "-f", "empty.yaml", "/dev/null"];
-    let outcome = world.acrtask(files.path(), &args);
-    assert_eq!(printed(&outcome, "one"), ["0"], "{}", outcome.all());
+    let outcome = environment.run_acrtask(files.path(), &args);
+    assert_eq!(
+        printed_lines(&outcome, "one"),
+        ["0"],
+        "{}",
+        outcome.transcript()
+    );
     let empty = tempfile::tempdir().unwrap();
-    let outcome = start(&world, empty.path(), ".").wait();
-    assert_eq!(outcome.code, Some(2), "{}", outcome.all());
+    let outcome = start_run(&environment, empty.path(), ".").wait();
+    assert_eq!(outcome.code, Some(2), "{}", outcome.transcript());
     assert!(
         outcome.stderr.contains("acr-task.yaml and acb.yaml"),
         "{}",
-        outcome.all()
+        outcome.transcript()
     );
 }
 
 #[tokio::test]
-async fn a_build_step_takes_git_a_tarball_and_an_artifact() {
-    let Some(world) = World::find() else { return };
+async fn build_step_accepts_git_tarball_and_artifact_contexts() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let root = tempfile::tempdir().unwrap();
     let work = root.path().join("image.git");
-    let dockerfile = format!("FROM {}\nCOPY data /data\n", world.busybox());
-    write(&work, "svc/Dockerfile", &dockerfile);
-    write(&work, "svc/data", "from git\n");
-    write(
+    let dockerfile = format!("FROM {}\nCOPY data /data\n", environment.busybox());
+    write_file(&work, "svc/Dockerfile", &dockerfile);
+    write_file(&work, "svc/data", "from git\n");
+    write_file(
         &work,
         "svc/Other",
         &format!("{dockerfile}RUN echo other >> /data\n"),
     );
     git(&work, &["init", "--quiet", "--initial-branch=main"]);
-    commit(&work, "first");
+    commit_all(&work, "first");
     let server = project::serve_git(root.path()).await;
-    let files = folder(&[("Dockerfile", &dockerfile), ("data", "from a tarball\n")]);
+    let files = create_folder(&[("Dockerfile", &dockerfile), ("data", "from a tarball\n")]);
     let tarball = serve("/files.tar.gz", project::tarball(files.path())).await;
     let id = new_run_id();
-    write(files.path(), "data", "from an artifact\n");
-    RegistryClient::new(&world.registry, None)
+    write_file(files.path(), "data", "from an artifact\n");
+    RegistryClient::new(&environment.registry, None)
         .put_artifact("contexts/image", &id, files.path())
         .await;
     let (git_url, tar_url) = (server.uri(), tarball.uri());
@@ -246,88 +280,97 @@ steps:
   - {{id: see-artifact, cmd: $Registry/contexts/d:$ID cat /data, when: [from-artifact]}}
 "
     );
-    let here = folder(&[("acr-task.yaml", &task)]);
-    let outcome = start(&world, here.path(), ".").wait();
-    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
-    assert_eq!(printed(&outcome, "see-git"), ["from git"]);
-    assert_eq!(printed(&outcome, "see-file"), ["from git", "other"]);
-    assert_eq!(printed(&outcome, "see-tarball"), ["from a tarball"]);
-    assert_eq!(printed(&outcome, "see-artifact"), ["from an artifact"]);
-    // The Dockerfile is one of the context, whatever path the line names.
-    let outside = folder(&[("key", "FROM the-key-of-the-machine\n")]);
+    let here = create_folder(&[("acr-task.yaml", &task)]);
+    let outcome = start_run(&environment, here.path(), ".").wait();
+    assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
+    assert_eq!(printed_lines(&outcome, "see-git"), ["from git"]);
+    assert_eq!(printed_lines(&outcome, "see-file"), ["from git", "other"]);
+    assert_eq!(printed_lines(&outcome, "see-tarball"), ["from a tarball"]);
+    assert_eq!(
+        printed_lines(&outcome, "see-artifact"),
+        ["from an artifact"]
+    );
+    // The Dockerfile comes from the context, whatever path the line names.
+    let outside = create_folder(&[("key", "FROM the-key-of-the-machine\n")]);
     let key = outside.path().join("key").display().to_string();
     let up = format!("../../../../../..{key}");
     for file in [key.as_str(), &up, "link", "folder/key"] {
         let task = format!(
             "version: v1.1.0\nsteps:\n  - build: -f {file} oci://$Registry/contexts/links:{id}\n"
         );
-        let links = folder(&[("Dockerfile", &dockerfile)]);
+        let links = create_folder(&[("Dockerfile", &dockerfile)]);
         std::os::unix::fs::symlink(&key, links.path().join("link")).unwrap();
         std::os::unix::fs::symlink(outside.path(), links.path().join("folder")).unwrap();
-        let registry = RegistryClient::new(&world.registry, None);
+        let registry = RegistryClient::new(&environment.registry, None);
         registry
             .put_artifact("contexts/links", &id, links.path())
             .await;
-        let here = folder(&[("acr-task.yaml", &task)]);
-        let outcome = start(&world, here.path(), ".").wait();
-        assert_eq!(outcome.code, Some(1), "{file}: {}", outcome.all());
+        let here = create_folder(&[("acr-task.yaml", &task)]);
+        let outcome = start_run(&environment, here.path(), ".").wait();
+        assert_eq!(outcome.code, Some(1), "{file}: {}", outcome.transcript());
         assert!(
-            !outcome.all().contains("the-key-of"),
+            !outcome.transcript().contains("the-key-of"),
             "{file}: {}",
-            outcome.all()
+            outcome.transcript()
         );
     }
 }
 
 #[test]
-fn an_ignore_file_that_is_a_device_stops_nothing() {
-    let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &[]);
+fn ignore_file_that_is_a_device_does_not_block_the_run() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(&environment, &[]);
     let task = "version: v1.1.0\nsteps:\n  - {id: see, cmd: $Registry/base/busybox:1.36 ls -a}\n";
     for target in ["/dev/zero", "/dev/ptmx", "/proc/self/mem"] {
-        let files = folder(&[("acr-task.yaml", task), ("seen", "x")]);
+        let files = create_folder(&[("acr-task.yaml", task), ("seen", "x")]);
         std::os::unix::fs::symlink(target, files.path().join(".dockerignore")).unwrap();
-        let outcome = start(&world, files.path(), ".").wait();
-        assert_eq!(outcome.code, Some(0), "{target}: {}", outcome.all());
-        assert!(printed(&outcome, "see").contains(&"seen".to_owned()));
-        // An archive is not read before the runner has it.
+        let outcome = start_run(&environment, files.path(), ".").wait();
+        assert_eq!(outcome.code, Some(0), "{target}: {}", outcome.transcript());
+        assert!(printed_lines(&outcome, "see").contains(&"seen".to_owned()));
+        // Only the runner reads the archive.
         let archive = files.path().join("context.tar.gz");
         std::fs::write(&archive, project::tarball(files.path())).unwrap();
         let archive = archive.display().to_string();
-        let args = ["run", "-o", "json", "-r", &world.registry, &archive];
-        let outcome = server.client(files.path(), &args).wait();
+        let args = ["run", "-o", "json", "-r", &environment.registry, &archive];
+        let outcome = server.start_client(files.path(), &args).wait();
         // A link out of the context may be refused before the run begins.
         assert!(
             outcome.code.is_some_and(|code| code < 4),
             "{target}: {}",
-            outcome.all()
+            outcome.transcript()
         );
     }
 }
 
 #[test]
-fn a_dockerfile_outside_of_its_context() {
-    let Some(world) = World::find() else { return };
-    let dockerfile = format!("FROM {}\nCOPY . /all\nRUN ls /all\n", world.busybox());
+fn dockerfile_outside_of_its_context_is_used() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let dockerfile = format!("FROM {}\nCOPY . /all\nRUN ls /all\n", environment.busybox());
     let task = "version: v1.1.0
 steps:
   - build: -t $Registry/contexts/out:$ID -f docker/Dockerfile app
   - {id: see, cmd: $Registry/contexts/out:$ID ls /all}
 ";
-    let files = folder(&[
+    let files = create_folder(&[
         ("acr-task.yaml", task),
         ("docker/Dockerfile", &dockerfile),
         ("app/data", "x"),
     ]);
-    let outcome = start(&world, files.path(), ".").wait();
-    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
-    assert_eq!(printed(&outcome, "see"), ["data"]);
+    let outcome = start_run(&environment, files.path(), ".").wait();
+    assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
+    assert_eq!(printed_lines(&outcome, "see"), ["data"]);
 }
 
 #[test]
-fn a_build_reads_its_dockerfile_or_its_context_from_standard_input() {
-    let Some(world) = World::find() else { return };
-    let dockerfile = format!("FROM {}\nRUN echo built > /made\n", world.busybox());
+fn build_reads_its_dockerfile_or_context_from_standard_input() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let dockerfile = format!("FROM {}\nRUN echo built > /made\n", environment.busybox());
     let task = |build: &str| {
         format!(
             "version: v1.1.0\nsteps:\n  - build: -t $Registry/contexts/stdin:$ID {build}\n  \
@@ -335,28 +378,30 @@ fn a_build_reads_its_dockerfile_or_its_context_from_standard_input() {
         )
     };
     for build in ["-f - .", "-"] {
-        let files = folder(&[("acr-task.yaml", &task(build))]);
+        let files = create_folder(&[("acr-task.yaml", &task(build))]);
         let args = ["run", "-o", "json", "."];
-        let outcome = world
+        let outcome = environment
             .start_with(files.path(), &args, &[], &dockerfile)
             .wait();
-        assert_eq!(outcome.code, Some(0), "{build}: {}", outcome.all());
-        assert_eq!(printed(&outcome, "see"), ["built"], "{build}");
+        assert_eq!(outcome.code, Some(0), "{build}: {}", outcome.transcript());
+        assert_eq!(printed_lines(&outcome, "see"), ["built"], "{build}");
     }
 }
 
 #[test]
-fn a_build_at_a_server_sees_the_modes_and_links_of_the_folder() {
+fn build_at_a_server_preserves_modes_and_links() {
     use std::os::unix::fs::PermissionsExt as _;
 
-    let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &[]);
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(&environment, &[]);
     let unique = new_run_id();
     let dockerfile = format!(
         "FROM {}\nCOPY files /files\nRUN cd /files && stat -c 'seen %n %a %h' * && echo {unique}\n",
-        world.busybox()
+        environment.busybox()
     );
-    let files = folder(&[
+    let files = create_folder(&[
         (
             "acr-task.yaml",
             "version: v1.1.0\nsteps:\n  - {id: image, build: .}\n",
@@ -383,13 +428,13 @@ fn a_build_at_a_server_sees_the_modes_and_links_of_the_folder() {
     }
     let args = ["run", "-o", "json", "."];
     let seen = |outcome: &Outcome| -> Vec<String> {
-        assert_eq!(outcome.code, Some(0), "{}", outcome.all());
-        let lines = printed(outcome, "image").into_iter();
+        assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
+        let lines = printed_lines(outcome, "image").into_iter();
         let mut seen: Vec<_> = lines.filter(|line| line.starts_with("seen ")).collect();
         seen.sort();
         seen
     };
-    let local = seen(&world.acrtask(files.path(), &args));
+    let local = seen(&environment.run_acrtask(files.path(), &args));
     let expected = [
         "seen group 2755 1",
         "seen link 644 2",
@@ -407,10 +452,12 @@ fn a_build_at_a_server_sees_the_modes_and_links_of_the_folder() {
 }
 
 #[test]
-fn links_that_lead_out_of_the_context_stay_as_they_are() {
+fn links_out_of_the_context_are_preserved() {
     use std::os::unix::fs::symlink;
 
-    let Some(world) = World::find() else { return };
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     for flag in ["", "--read-only "] {
         let task = format!(
             "version: v1.1.0
@@ -423,7 +470,7 @@ steps:
   - {{id: output, cmd: $Registry/base/busybox:1.36 readlink out/lib}}
 "
         );
-        let files = folder(&[
+        let files = create_folder(&[
             ("svc/a/acr-task.yaml", &task),
             ("svc/a/Dockerfile", "FROM scratch\nCOPY . /\n"),
             ("svc/a/data", "x\n"),
@@ -441,8 +488,8 @@ steps:
         ] {
             symlink(target, context.join(name)).unwrap();
         }
-        let outcome = start(&world, &context, ".").wait();
-        assert_eq!(outcome.code, Some(0), "{flag}: {}", outcome.all());
+        let outcome = start_run(&environment, &context, ".").wait();
+        assert_eq!(outcome.code, Some(0), "{flag}: {}", outcome.transcript());
         let expected = [
             "../../lib",
             "../../../../../../../../etc/hostname",
@@ -450,19 +497,21 @@ steps:
             "/etc/passwd",
             "nowhere",
         ];
-        assert_eq!(printed(&outcome, "see"), expected, "{flag}");
-        assert_eq!(printed(&outcome, "inside"), ["x"], "{flag}");
-        assert_eq!(printed(&outcome, "output"), ["../../lib"], "{flag}");
+        assert_eq!(printed_lines(&outcome, "see"), expected, "{flag}");
+        assert_eq!(printed_lines(&outcome, "inside"), ["x"], "{flag}");
+        assert_eq!(printed_lines(&outcome, "output"), ["../../lib"], "{flag}");
     }
 }
 
 #[test]
-fn a_build_reads_secrets_of_volumes_and_the_home_folder() {
-    let Some(world) = World::find() else { return };
+fn build_reads_secrets_of_volumes_and_the_home_folder() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let dockerfile = format!(
         "FROM {}\nCOPY --from=app data /data\nRUN --mount=type=secret,id=rc --mount=type=secret,id=key \
          cat /run/secrets/rc /run/secrets/key | md5sum > /sum\n",
-        world.busybox()
+        environment.busybox()
     );
     let task = r#"version: v1.1.0
 volumes:
@@ -478,17 +527,19 @@ steps:
     volumeMounts: [{name: keys, mountPath: /run/keys}]
   - {id: see, cmd: "$Registry/contexts/home:$ID cat /data /sum"}
 "#;
-    let files = folder(&[("acr-task.yaml", task), ("Dockerfile", &dockerfile)]);
-    let outcome = start(&world, files.path(), ".").wait();
-    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+    let files = create_folder(&[("acr-task.yaml", task), ("Dockerfile", &dockerfile)]);
+    let outcome = start_run(&environment, files.path(), ".").wait();
+    assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
     let sum = "80e4cb9d62685a6b7f1f9d89a798b834  -";
-    assert_eq!(printed(&outcome, "see"), ["data", sum]);
+    assert_eq!(printed_lines(&outcome, "see"), ["data", sum]);
     assert!(!outcome.stdout.contains("key of a volume"));
 }
 
 #[test]
-fn a_path_that_a_build_cannot_read_is_refused_before_the_run() {
-    let Some(world) = World::find() else { return };
+fn unreadable_build_path_is_refused_before_the_run() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     for line in [
         "/run/keys",
         "-f /run/keys/key .",
@@ -504,28 +555,30 @@ steps:
     volumeMounts: [{{name: keys, mountPath: /run/keys}}]
 "
         );
-        let files = folder(&[("acr-task.yaml", &task), ("Dockerfile", "FROM scratch\n")]);
-        let outcome = start(&world, files.path(), ".").wait();
-        assert_eq!(outcome.code, Some(2), "{line}: {}", outcome.all());
+        let files = create_folder(&[("acr-task.yaml", &task), ("Dockerfile", "FROM scratch\n")]);
+        let outcome = start_run(&environment, files.path(), ".").wait();
+        assert_eq!(outcome.code, Some(2), "{line}: {}", outcome.transcript());
         assert!(
             outcome.stderr.contains("a build cannot read `/"),
             "{line}: {}",
-            outcome.all()
+            outcome.transcript()
         );
     }
 }
 
 #[test]
-fn an_ignore_file_beside_a_dockerfile_outside_of_the_context_is_used() {
-    let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &[]);
+fn ignore_file_beside_an_outside_dockerfile_is_used() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(&environment, &[]);
     let dockerfile = |unique: &str| {
         format!(
             "FROM {}\nCOPY . /all\nRUN echo seen $(ls -A /all) && echo {unique}\n",
-            world.busybox()
+            environment.busybox()
         )
     };
-    let files = folder(&[
+    let files = create_folder(&[
         ("app/.dockerignore", "second\n"),
         ("app/first", "x"),
         ("app/second", "x"),
@@ -551,10 +604,14 @@ fn an_ignore_file_beside_a_dockerfile_outside_of_the_context_is_used() {
             "app",
         ];
         std::fs::write(path(&file), dockerfile(&format!("{id}-local"))).unwrap();
-        let local = world.acrtask(files.path(), &args);
-        assert!(seen(&local.all()), "{name}: {}", local.all());
+        let local = environment.run_acrtask(files.path(), &args);
+        assert!(seen(&local.transcript()), "{name}: {}", local.transcript());
         std::fs::write(path(&file), dockerfile(&format!("{id}-server"))).unwrap();
         let remote = server.run(files.path(), &args).wait();
-        assert!(seen(&remote.all()), "{name}: {}", remote.all());
+        assert!(
+            seen(&remote.transcript()),
+            "{name}: {}",
+            remote.transcript()
+        );
     }
 }

@@ -1,4 +1,4 @@
-//! Registries with a password, secrets of builds and tasks, the SSH agent.
+//! Registries with a password, secrets of builds and tasks, and the SSH agent.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -9,18 +9,18 @@ use std::{
 };
 
 use acrtask_tests::{
-    Outcome, World, new_run_id,
-    project::{RegistryClient, folder, write},
+    Outcome, TestEnvironment, new_run_id,
+    project::{RegistryClient, create_folder, write_file},
 };
 
-/// A registry that wants a password, from the environment.
-struct Guarded {
+/// Registry with a password, as the environment describes it.
+struct AuthRegistry {
     host: String,
     user: String,
     password: String,
 }
 
-impl Guarded {
+impl AuthRegistry {
     #[expect(clippy::print_stderr, reason = "the test's own output")]
     fn find() -> Option<Self> {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
@@ -41,20 +41,22 @@ impl Guarded {
         RegistryClient::new(&self.host, Some((&self.user, &self.password)))
     }
 
-    /// Puts an image there that nothing else has, for a task to stand on; its name.
-    fn base(&self, world: &World) -> String {
+    /// Pushes an image with a unique name that a task can use as its base. Returns the name.
+    fn push_base(&self, environment: &TestEnvironment) -> String {
         let name = format!("{}/guarded/base:{}", self.host, new_run_id());
-        let files = folder(&[("Dockerfile", &format!("FROM {}\n", world.busybox()))]);
+        let files = create_folder(&[("Dockerfile", &format!("FROM {}\n", environment.busybox()))]);
         let credential = format!("{}={}:env:THE_PASSWORD", self.host, self.user);
         let args = ["build", "-t", &name, "--credential", &credential, "."];
         let variables = [("THE_PASSWORD", self.password.as_str())];
-        let outcome = world.start_with(files.path(), &args, &variables, "").wait();
-        assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+        let outcome = environment
+            .start_with(files.path(), &args, &variables, "")
+            .wait();
+        assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
         name
     }
 
-    /// A task that needs the registry to pull a base, to run an image, and to push.
-    fn task(&self, base: &str) -> tempfile::TempDir {
+    /// Returns a task that needs the registry to pull a base, to run an image and to push.
+    fn create_task(&self, base: &str) -> tempfile::TempDir {
         let host = &self.host;
         let task = format!(
             "version: v1.1.0
@@ -66,47 +68,55 @@ steps:
 "
         );
         let dockerfile = format!("FROM {base}\nRUN echo made > /made\n");
-        folder(&[("acr-task.yaml", &task), ("Dockerfile", &dockerfile)])
+        create_folder(&[("acr-task.yaml", &task), ("Dockerfile", &dockerfile)])
     }
 
     async fn assert_pushed(&self, outcome: &Outcome) {
-        assert_eq!(outcome.code, Some(0), "{}", outcome.all());
-        let there = self
+        assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
+        let manifest = self
             .client()
-            .manifest(&format!("guarded/app:{}", outcome.run))
+            .fetch_manifest(&format!("guarded/app:{}", outcome.run))
             .await;
-        let (digest, _) = there.expect("the image is in the registry");
+        let (digest, _) = manifest.expect("the image is in the registry");
         let built = &outcome.events_named("image_built")[0];
-        assert_eq!(built["digest"], digest.as_str(), "{}", outcome.all());
-        assert!(!outcome.all().contains(&self.password), "{}", outcome.all());
+        assert_eq!(built["digest"], digest.as_str(), "{}", outcome.transcript());
+        assert!(
+            !outcome.transcript().contains(&self.password),
+            "{}",
+            outcome.transcript()
+        );
     }
 }
 
 #[tokio::test]
-async fn a_registry_with_a_password_by_flag() {
-    let (Some(world), Some(guarded)) = (World::find(), Guarded::find()) else {
+async fn registry_login_is_read_from_a_flag() {
+    let (Some(environment), Some(registry)) = (TestEnvironment::find(), AuthRegistry::find())
+    else {
         return;
     };
-    let files = guarded.task(&guarded.base(&world));
+    let files = registry.create_task(&registry.push_base(&environment));
     let empty = tempfile::tempdir().unwrap();
     let config = empty.path().to_str().unwrap();
-    let credential = format!("{}={}:env:THE_PASSWORD", guarded.host, guarded.user);
+    let credential = format!("{}={}:env:THE_PASSWORD", registry.host, registry.user);
     let args = ["run", "-o", "json", "--credential", &credential];
     let variables = [
-        ("THE_PASSWORD", guarded.password.as_str()),
+        ("THE_PASSWORD", registry.password.as_str()),
         ("DOCKER_CONFIG", config),
     ];
-    let outcome = world.start_with(files.path(), &args, &variables, "").wait();
-    guarded.assert_pushed(&outcome).await;
+    let outcome = environment
+        .start_with(files.path(), &args, &variables, "")
+        .wait();
+    registry.assert_pushed(&outcome).await;
 }
 
 #[tokio::test]
-async fn a_registry_with_a_password_by_dockers_configuration() {
-    let (Some(world), Some(guarded)) = (World::find(), Guarded::find()) else {
+async fn registry_login_is_read_from_dockers_configuration() {
+    let (Some(environment), Some(registry)) = (TestEnvironment::find(), AuthRegistry::find())
+    else {
         return;
     };
-    let files = guarded.task(&guarded.base(&world));
-    let login = format!("{}:{}", guarded.user, guarded.password);
+    let files = registry.create_task(&registry.push_base(&environment));
+    let login = format!("{}:{}", registry.user, registry.password);
     let output = Command::new("sh")
         .args(["-c", "printf %s \"$LOGIN\" | base64 -w0"])
         .env("LOGIN", login)
@@ -114,69 +124,93 @@ async fn a_registry_with_a_password_by_dockers_configuration() {
         .unwrap();
     let auth = String::from_utf8(output.stdout).unwrap();
     let mut auths = serde_json::Map::new();
-    auths.insert(guarded.host.clone(), serde_json::json!({ "auth": auth }));
-    let config = folder(&[]);
+    auths.insert(registry.host.clone(), serde_json::json!({ "auth": auth }));
+    let config = create_folder(&[]);
     let text = serde_json::json!({ "auths": auths }).to_string();
-    write(config.path(), "config.json", &text);
+    write_file(config.path(), "config.json", &text);
     let variables = [("DOCKER_CONFIG", config.path().to_str().unwrap())];
     let args = ["run", "-o", "json"];
-    let outcome = world.start_with(files.path(), &args, &variables, "").wait();
-    guarded.assert_pushed(&outcome).await;
+    let outcome = environment
+        .start_with(files.path(), &args, &variables, "")
+        .wait();
+    registry.assert_pushed(&outcome).await;
 }
 
 #[test]
-fn a_wrong_or_missing_password_is_said_and_never_shown() {
-    let (Some(world), Some(guarded)) = (World::find(), Guarded::find()) else {
+fn wrong_or_missing_password_is_reported_but_not_shown() {
+    let (Some(environment), Some(registry)) = (TestEnvironment::find(), AuthRegistry::find())
+    else {
         return;
     };
-    let dockerfile = format!("FROM {}\n", world.busybox());
+    let dockerfile = format!("FROM {}\n", environment.busybox());
     let task = format!(
         "version: v1.1.0\nsteps:\n  - {{id: image, build: -t {0}/guarded/no:$ID .}}\n  \
          - {{id: out, push: [{0}/guarded/no:$ID]}}\n",
-        guarded.host
+        registry.host
     );
-    let files = folder(&[("acr-task.yaml", &task), ("Dockerfile", &dockerfile)]);
-    let base = guarded.base(&world);
+    let files = create_folder(&[("acr-task.yaml", &task), ("Dockerfile", &dockerfile)]);
+    let base = registry.push_base(&environment);
     let pull = format!("version: v1.1.0\nsteps: [{{id: base, cmd: {base} true, pull: true}}]\n");
-    let pull = folder(&[("acr-task.yaml", &pull)]);
+    let pull = create_folder(&[("acr-task.yaml", &pull)]);
     let from = "version: v1.1.0\nsteps: [{id: image, build: --pull .}]\n";
     let from_base = format!("FROM {base}\n");
-    let from = folder(&[("acr-task.yaml", from), ("Dockerfile", &from_base)]);
+    let from = create_folder(&[("acr-task.yaml", from), ("Dockerfile", &from_base)]);
     let empty = tempfile::tempdir().unwrap();
     let config = empty.path().to_str().unwrap();
-    let wrong = format!("{}={}:env:THE_PASSWORD", guarded.host, guarded.user);
+    let wrong = format!("{}={}:env:THE_PASSWORD", registry.host, registry.user);
     let variables = [("THE_PASSWORD", "wrong-horse"), ("DOCKER_CONFIG", config)];
     let with: &[&str] = &["run", "-o", "json", "--credential", &wrong];
     for args in [with, &["run", "-o", "json"]] {
         for (files, step) in [(&files, "out"), (&pull, "base"), (&from, "image")] {
-            let outcome = world.start_with(files.path(), args, &variables, "").wait();
-            assert_eq!(outcome.code, Some(1), "{}", outcome.all());
-            assert_eq!(outcome.state(step), "failed", "{}", outcome.all());
-            assert!(outcome.stderr.contains(&guarded.host), "{}", outcome.all());
-            let help = format!("acrtask credential set {}", guarded.host);
-            assert!(outcome.all().contains(&help), "{}", outcome.all());
-            assert!(!outcome.all().contains("wrong-horse"), "{}", outcome.all());
+            let outcome = environment
+                .start_with(files.path(), args, &variables, "")
+                .wait();
+            assert_eq!(outcome.code, Some(1), "{}", outcome.transcript());
+            assert_eq!(
+                outcome.step_state(step),
+                "failed",
+                "{}",
+                outcome.transcript()
+            );
             assert!(
-                !outcome.all().contains("attempt 1 of 3"),
+                outcome.stderr.contains(&registry.host),
+                "{}",
+                outcome.transcript()
+            );
+            let help = format!("acrtask credential set {}", registry.host);
+            assert!(
+                outcome.transcript().contains(&help),
+                "{}",
+                outcome.transcript()
+            );
+            assert!(
+                !outcome.transcript().contains("wrong-horse"),
+                "{}",
+                outcome.transcript()
+            );
+            assert!(
+                !outcome.transcript().contains("attempt 1 of 3"),
                 "tried again: {}",
-                outcome.all()
+                outcome.transcript()
             );
         }
     }
     // On the command line, where every process can read it, a password is refused.
-    let open = format!("{}={}:{}", guarded.host, guarded.user, guarded.password);
-    let outcome = world.acrtask(files.path(), &["run", "--credential", &open]);
-    assert_eq!(outcome.code, Some(2), "{}", outcome.all());
+    let open = format!("{}={}:{}", registry.host, registry.user, registry.password);
+    let outcome = environment.run_acrtask(files.path(), &["run", "--credential", &open]);
+    assert_eq!(outcome.code, Some(2), "{}", outcome.transcript());
     assert!(
-        !outcome.all().contains(&guarded.password),
+        !outcome.transcript().contains(&registry.password),
         "{}",
-        outcome.all()
+        outcome.transcript()
     );
 }
 
 #[test]
-fn the_secrets_of_a_task_file() {
-    let Some(world) = World::find() else { return };
+fn secrets_of_a_task_file_are_passed_and_masked() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let task = "version: v1.1.0
 secrets:
   - {id: token, env: THE_TOKEN}
@@ -188,11 +222,11 @@ steps:
 ";
     let dockerfile = format!(
         "FROM {}\nARG TOKEN\nRUN --mount=type=secret,id=key : {}; echo build $TOKEN $(cat /run/secrets/key) $(wc -c < /run/secrets/key)\n",
-        world.busybox(),
-        // Never from the cache: its output is wanted.
+        environment.busybox(),
+        // Never from the cache, because the test needs the output of the build.
         new_run_id()
     );
-    let files = folder(&[
+    let files = create_folder(&[
         ("acr-task.yaml", task),
         ("Dockerfile", &dockerfile),
         (".dockerignore", "*"),
@@ -208,15 +242,17 @@ steps:
         "key=key.txt",
     ];
     let variables = [("THE_TOKEN", "hidden-by-env"), ("more", "hidden-by-flag")];
-    let outcome = world.start_with(files.path(), &args, &variables, "").wait();
-    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
-    let all = outcome.all();
+    let outcome = environment
+        .start_with(files.path(), &args, &variables, "")
+        .wait();
+    assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
+    let all = outcome.transcript();
     assert!(all.contains("build *** *** 14"), "{all}");
     assert!(all.contains("of the task *** ***"), "{all}");
     assert!(!all.contains("hidden-by"), "{all}");
 }
 
-/// An SSH agent with one key, ended with this value.
+/// SSH agent with one key. It ends with its handle.
 struct Agent {
     child: Child,
     folder: tempfile::TempDir,
@@ -279,7 +315,7 @@ impl Drop for Agent {
     }
 }
 
-/// Copies this machine's `ssh-add` with every library that it needs into `folder`.
+/// Copies the `ssh-add` of this machine with all its libraries into `folder`.
 fn copy_ssh_add(folder: &Path) {
     let which = Command::new("sh")
         .args(["-c", "command -v ssh-add"])
@@ -299,37 +335,39 @@ fn copy_ssh_add(folder: &Path) {
 }
 
 #[test]
-fn a_build_reaches_the_ssh_agent() {
-    let Some(world) = World::find() else { return };
+fn build_reaches_the_ssh_agent() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let agent = Agent::start();
     let task = "version: v1.1.0\nsteps: [{id: image, build: --ssh default -t app .}]\n";
     let dockerfile = format!(
         "FROM {}\nCOPY agent /agent\nENV ADD='/agent/ld-linux-x86-64.so.2 --library-path /agent /agent/ssh-add'\n\
          RUN --mount=type=ssh : {}; $ADD -l\nRUN ! $ADD -l\n",
-        world.busybox(),
+        environment.busybox(),
         new_run_id()
     );
-    let files = folder(&[("acr-task.yaml", task), ("Dockerfile", &dockerfile)]);
+    let files = create_folder(&[("acr-task.yaml", task), ("Dockerfile", &dockerfile)]);
     copy_ssh_add(&files.path().join("agent"));
     let args = ["run", "-o", "json"];
     let socket = agent.socket();
-    let outcome = world
+    let outcome = environment
         .start_with(files.path(), &args, &[("SSH_AUTH_SOCK", &socket)], "")
         .wait();
-    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+    assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
     assert!(
         outcome.stdout.contains("key-of-the-test"),
         "{}",
-        outcome.all()
+        outcome.transcript()
     );
-    // Without an agent it is said before the build begins.
-    let outcome = world
+    // Without an agent, the run fails before the build begins.
+    let outcome = environment
         .start_with(files.path(), &args, &[("SSH_AUTH_SOCK", "")], "")
         .wait();
-    assert_eq!(outcome.code, Some(1), "{}", outcome.all());
+    assert_eq!(outcome.code, Some(1), "{}", outcome.transcript());
     assert!(
         outcome.stderr.contains("SSH_AUTH_SOCK"),
         "{}",
-        outcome.all()
+        outcome.transcript()
     );
 }

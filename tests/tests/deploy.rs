@@ -1,5 +1,5 @@
-//! What `runners/deploy` holds is kept true: every file is read as what reads it would, every flag is one that the program
-//! has, and what can be started here is started.
+//! Checks of `runners/deploy`: every file parses as its consumer parses it, every flag exists, and
+//! what can run here is started.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -8,20 +8,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use acrtask_tests::{World, checkout, service::Server};
+use acrtask_tests::{TestEnvironment, checkout, service::TestServer};
 use serde_json::Value;
 
-fn deploy() -> PathBuf {
+fn deploy_folder() -> PathBuf {
     checkout().join("runners/deploy")
 }
 
-fn read(path: &Path) -> String {
+fn read_file(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The documents of a file of Kubernetes.
-fn documents(path: &Path) -> Vec<Value> {
-    read(path)
+/// Returns the documents of a Kubernetes file.
+fn read_documents(path: &Path) -> Vec<Value> {
+    read_file(path)
         .split("\n---\n")
         .map(|text| {
             serde_yaml::from_str(text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
@@ -29,10 +29,11 @@ fn documents(path: &Path) -> Vec<Value> {
         .collect()
 }
 
-/// Every object of the manifests that the kustomization names.
-fn manifests() -> Vec<Value> {
-    let folder = deploy().join("kubernetes");
-    let kustomization = &documents(&folder.join("kustomization.yaml"))[0];
+/// Returns every object of the manifests in the kustomization. Asserts that it lists every
+/// manifest.
+fn read_manifests() -> Vec<Value> {
+    let folder = deploy_folder().join("kubernetes");
+    let kustomization = &read_documents(&folder.join("kustomization.yaml"))[0];
     let named = kustomization["resources"].as_array().unwrap();
     let named = named.iter().map(|name| name.as_str().unwrap().to_owned());
     let named: BTreeSet<String> = named.collect();
@@ -49,25 +50,32 @@ fn manifests() -> Vec<Value> {
     }
     named
         .iter()
-        .flat_map(|name| documents(&folder.join(name)))
+        .flat_map(|name| read_documents(&folder.join(name)))
         .collect()
 }
 
-/// The program accepts these words; nothing is started.
-fn accepts(world: &World, words: &[String]) {
-    let done = world.command().args(words).arg("--help").output().unwrap();
+/// Asserts that the program accepts these arguments, without starting it.
+fn assert_accepts(environment: &TestEnvironment, args: &[String]) {
+    let done = environment
+        .command()
+        .args(args)
+        .arg("--help")
+        .output()
+        .unwrap();
     assert!(
         done.status.success(),
-        "{words:?}\n{}",
+        "{args:?}\n{}",
         String::from_utf8_lossy(&done.stderr)
     );
 }
 
 #[test]
-fn the_manifests_are_whole_and_their_flags_are_the_programs() {
-    let Some(world) = World::find() else { return };
-    let all = manifests();
-    let mut ours = 0;
+fn manifests_are_consistent_and_use_existing_flags() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let all = read_manifests();
+    let mut containers = 0;
     for object in &all {
         let kind = object["kind"].as_str().unwrap();
         assert!(
@@ -99,17 +107,16 @@ fn the_manifests_are_whole_and_their_flags_are_the_programs() {
                 assert!(volumes.contains(volume), "{kind} {name} mounts {volume}");
             }
             if container["image"] == "acrtask" {
-                ours += 1;
-                let words = container["args"].as_array().unwrap().iter();
-                let words: Vec<String> = words
-                    .map(|word| word.as_str().unwrap().to_owned())
-                    .collect();
-                accepts(&world, &words);
+                containers += 1;
+                let args = container["args"].as_array().unwrap().iter();
+                let args: Vec<String> =
+                    args.map(|word| word.as_str().unwrap().to_owned()).collect();
+                assert_accepts(&environment, &args);
             }
         }
     }
-    assert_eq!(ours, 2, "a server and a runner");
-    // What a service selects is there.
+    assert_eq!(containers, 2, "a server and a runner");
+    // The selector of every service matches a pod.
     for service in all.iter().filter(|object| object["kind"] == "Service") {
         let selected = &service["spec"]["selector"];
         assert!(
@@ -120,19 +127,21 @@ fn the_manifests_are_whole_and_their_flags_are_the_programs() {
     }
 }
 
-/// The value of `key` in a unit.
-fn setting(unit: &str, key: &str) -> String {
+/// Returns the value of `key` in a unit.
+fn find_setting(unit: &str, key: &str) -> String {
     let prefix = format!("{key}=");
     let found = unit.lines().find_map(|line| line.strip_prefix(&prefix));
     found.unwrap_or_else(|| panic!("no {key}")).to_owned()
 }
 
 #[test]
-fn the_units_start_what_they_say() {
-    let Some(world) = World::find() else { return };
-    let folder = deploy().join("systemd");
+fn units_parse_and_their_commands_start() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let folder = deploy_folder().join("systemd");
     for name in ["acrtask-server.service", "acrtask-runner.service"] {
-        let unit = read(&folder.join(name));
+        let unit = read_file(&folder.join(name));
         for section in ["[Unit]", "[Service]", "[Install]"] {
             assert!(
                 unit.lines().any(|line| line == section),
@@ -145,14 +154,15 @@ fn the_units_start_what_they_say() {
                 "{name}: {line}"
             );
         }
-        let command = setting(&unit, "ExecStart").replace("${ACRTASK_SERVER}", "https://acrtask");
-        let words: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
-        assert_eq!(words[0], "/usr/local/bin/acrtask");
-        accepts(&world, &words[1..]);
+        let command =
+            find_setting(&unit, "ExecStart").replace("${ACRTASK_SERVER}", "https://acrtask");
+        let args: Vec<String> = command.split_whitespace().map(str::to_owned).collect();
+        assert_eq!(args[0], "/usr/local/bin/acrtask");
+        assert_accepts(&environment, &args[1..]);
     }
-    // The server, with the unit's own flags and folders of the test's own.
-    let unit = read(&folder.join("acrtask-server.service"));
-    let command = setting(&unit, "ExecStart");
+    // Starts the server with the flags of the unit, but with folders of the test.
+    let unit = read_file(&folder.join("acrtask-server.service"));
+    let command = find_setting(&unit, "ExecStart");
     let tasks = tempfile::tempdir().unwrap();
     let mut flags: Vec<&str> = command.split_whitespace().skip(2).collect();
     let at = flags.iter().position(|word| *word == "--tasks").unwrap();
@@ -161,15 +171,15 @@ fn the_units_start_what_they_say() {
         let at = flags.iter().position(|word| *word == flag).unwrap();
         flags.drain(at..at + 2);
     }
-    let mut server = Server::start(&world, &flags);
-    server.ok(&["task", "list"]);
+    let mut server = TestServer::start(&environment, &flags);
+    server.run_ok(&["task", "list"]);
     server.signal("TERM");
-    assert_eq!(server.ended(), Some(0), "{}", server.log());
+    assert_eq!(server.wait_for_exit(), Some(0), "{}", server.log());
 }
 
 #[test]
-fn the_containerfile_builds_the_program_that_it_starts() {
-    let text = read(&deploy().join("Containerfile"));
+fn containerfile_builds_the_program_it_starts() {
+    let text = read_file(&deploy_folder().join("Containerfile"));
     let stages: Vec<&str> = text
         .lines()
         .filter_map(|line| line.strip_prefix("FROM "))
@@ -177,7 +187,7 @@ fn the_containerfile_builds_the_program_that_it_starts() {
     assert_eq!(stages.len(), 2, "{stages:?}");
     assert!(text.contains("cargo build --release --locked --package acrtask"));
     assert!(text.contains("COPY --from=build /usr/local/bin/acrtask"));
-    let pinned = read(&checkout().join("rust-toolchain.toml"));
+    let pinned = read_file(&checkout().join("rust-toolchain.toml"));
     let version = pinned.split('"').nth(1).unwrap().trim_end_matches(".0");
     assert!(
         text.contains(&format!("rust:{version}-")),
@@ -187,7 +197,9 @@ fn the_containerfile_builds_the_program_that_it_starts() {
         .lines()
         .find_map(|line| line.strip_prefix("CMD "))
         .unwrap();
-    let words: Vec<String> = serde_json::from_str(start).unwrap();
-    let Some(world) = World::find() else { return };
-    accepts(&world, &words);
+    let args: Vec<String> = serde_json::from_str(start).unwrap();
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    assert_accepts(&environment, &args);
 }

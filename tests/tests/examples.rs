@@ -1,31 +1,35 @@
-//! Every project in `examples/` does what its task file's first lines say, and `git` knows no project
-//! that is not tested here.
+//! Tests of every project in `examples/`, as the first lines of its task file describe it. Every
+//! project there must have a test.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeSet;
 
-use acrtask_tests::{Outcome, World, checkout};
+use acrtask_tests::{Outcome, TestEnvironment, checkout};
 
-fn run_example(world: &World, name: &str, more: &[&str]) -> Outcome {
+fn run_example(environment: &TestEnvironment, name: &str, more: &[&str]) -> Outcome {
     let folder = checkout().join("examples").join(name);
-    world.acrtask(&folder, &[&["run", "-o", "json"], more, &["."]].concat())
+    environment.run_acrtask(&folder, &[&["run", "-o", "json"], more, &["."]].concat())
 }
 
 fn assert_succeeded(outcome: &Outcome) {
-    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+    assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
     let finished = outcome.events_named("run_finished");
-    assert_eq!(finished.len(), 1, "{}", outcome.all());
+    assert_eq!(finished.len(), 1, "{}", outcome.transcript());
     assert_eq!(finished[0]["state"], "succeeded");
     assert!(
-        finished[0]["left"].is_null(),
-        "something was left: {}",
+        finished[0]["remaining"].is_null(),
+        "the run left resources: {}",
         finished[0]
     );
 }
 
-/// What the run says it pushed is what the registry has.
-async fn assert_pushed(world: &World, outcome: &Outcome, expected: &[(&str, &str)]) {
+/// Asserts that the run reported the expected pushes, and that the registry has the same digests.
+async fn assert_pushed(
+    environment: &TestEnvironment,
+    outcome: &Outcome,
+    expected: &[(&str, &str)],
+) {
     let pushed = outcome.events_named("image_pushed");
     let names: BTreeSet<String> = pushed
         .iter()
@@ -33,24 +37,24 @@ async fn assert_pushed(world: &World, outcome: &Outcome, expected: &[(&str, &str
         .collect();
     let wanted: BTreeSet<String> = expected
         .iter()
-        .map(|(repository, tag)| format!("{}/{repository}:{tag}", world.registry))
+        .map(|(repository, tag)| format!("{}/{repository}:{tag}", environment.registry))
         .collect();
-    assert_eq!(names, wanted, "{}", outcome.all());
+    assert_eq!(names, wanted, "{}", outcome.transcript());
     for (repository, tag) in expected {
-        let name = format!("{}/{repository}:{tag}", world.registry);
+        let name = format!("{}/{repository}:{tag}", environment.registry);
         let event = pushed
             .iter()
             .find(|event| event["name"] == name.as_str())
             .unwrap();
         assert_eq!(
-            world.digest(repository, tag).await.as_deref(),
+            environment.fetch_digest(repository, tag).await.as_deref(),
             event["digest"].as_str(),
             "{name}"
         );
     }
 }
 
-fn output_of(outcome: &Outcome, step: &str) -> String {
+fn step_output(outcome: &Outcome, step: &str) -> String {
     let of_step = outcome
         .events_named("output")
         .into_iter()
@@ -68,7 +72,7 @@ fn every_example_has_a_test() {
     for entry in std::fs::read_dir(checkout().join("examples")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
         assert!(
-            source.contains(&format!("run_example(&world,\"{name}\""))
+            source.contains(&format!("run_example(&environment,\"{name}\""))
                 || steps.contains(&format!("\"examples/{name}/")),
             "examples/{name} is not run by a test"
         );
@@ -76,23 +80,31 @@ fn every_example_has_a_test() {
 }
 
 #[test]
-fn hello() {
-    let Some(world) = World::find() else { return };
-    let outcome = run_example(&world, "hello", &[]);
+fn hello_example_prints_its_greeting() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let outcome = run_example(&environment, "hello", &[]);
     assert_succeeded(&outcome);
     assert_eq!(
-        output_of(&outcome, "hello"),
+        step_output(&outcome, "hello"),
         format!("hello from run {}", outcome.run)
     );
 }
 
 #[tokio::test]
-async fn build_test_push() {
-    let Some(world) = World::find() else { return };
-    let outcome = run_example(&world, "build-test-push", &["--set", "greeting=Good day"]);
+async fn build_test_push_example_pushes_the_tested_image() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let outcome = run_example(
+        &environment,
+        "build-test-push",
+        &["--set", "greeting=Good day"],
+    );
     assert_succeeded(&outcome);
     assert_pushed(
-        &world,
+        &environment,
         &outcome,
         &[("demo/greeter", &outcome.run), ("demo/greeter", "latest")],
     )
@@ -101,7 +113,7 @@ async fn build_test_push() {
     for pushed in outcome.events_named("image_pushed") {
         assert_eq!(
             pushed["digest"], built[0]["digest"],
-            "what was tested is not what was pushed"
+            "the pushed image is not the tested image"
         );
     }
     let bases = outcome.events_named("base_used");
@@ -109,17 +121,19 @@ async fn build_test_push() {
         bases.iter().any(|base| base["role"] == "runtime"
             && base["name"].as_str().unwrap().contains("base/busybox")),
         "{}",
-        outcome.all()
+        outcome.transcript()
     );
 }
 
 #[tokio::test]
-async fn parallel_tests() {
-    let Some(world) = World::find() else { return };
-    let outcome = run_example(&world, "parallel-tests", &[]);
+async fn parallel_tests_example_runs_its_tests_in_parallel() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let outcome = run_example(&environment, "parallel-tests", &[]);
     assert_succeeded(&outcome);
-    assert_pushed(&world, &outcome, &[("examples/site", &outcome.run)]).await;
-    // Side by side: the last of the tests began before the first of them ended.
+    assert_pushed(&environment, &outcome, &[("examples/site", &outcome.run)]).await;
+    // In parallel: the last of the tests began before the first of them finished.
     let times = |name: &str| -> Vec<String> {
         let of_tests = outcome.events_named(name).into_iter();
         let of_tests =
@@ -148,10 +162,12 @@ async fn parallel_tests() {
 }
 
 #[tokio::test]
-async fn multi_stage() {
-    let Some(world) = World::find() else { return };
+async fn multi_stage_example_pushes_an_image_without_its_secret() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let outcome = run_example(
-        &world,
+        &environment,
         "multi-stage",
         &[
             "--set",
@@ -162,51 +178,58 @@ async fn multi_stage() {
     );
     assert_succeeded(&outcome);
     assert!(
-        !outcome.all().contains("a-very-secret-token"),
+        !outcome.transcript().contains("a-very-secret-token"),
         "{}",
-        outcome.all()
+        outcome.transcript()
     );
     assert_pushed(
-        &world,
+        &environment,
         &outcome,
         &[("examples/report", &format!("1.2.3-{}", outcome.run))],
     )
     .await;
     assert_eq!(
-        output_of(&outcome, "no-secret-inside"),
+        step_output(&outcome, "no-secret-inside"),
         "report, version 1.2.3"
     );
 }
 
 #[tokio::test]
-async fn monorepo() {
-    let Some(world) = World::find() else { return };
-    let outcome = run_example(&world, "monorepo", &[]);
+async fn monorepo_example_pushes_an_image_for_each_service() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let outcome = run_example(&environment, "monorepo", &[]);
     assert_succeeded(&outcome);
     let run = outcome.run.clone();
     assert_pushed(
-        &world,
+        &environment,
         &outcome,
         &[("examples/mono-api", &run), ("examples/mono-web", &run)],
     )
     .await;
-    assert_eq!(output_of(&outcome, "test-api"), "the api");
-    assert_eq!(output_of(&outcome, "test-web"), "the web site");
+    assert_eq!(step_output(&outcome, "test-api"), "the api");
+    assert_eq!(step_output(&outcome, "test-web"), "the web site");
 }
 
 #[tokio::test]
-async fn cache() {
-    let Some(world) = World::find() else { return };
+async fn cache_example_reuses_layers_of_the_first_run() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let task = format!("cache-{}", acrtask_tests::new_run_id());
-    let first = run_example(&world, "cache", &["--task-name", &task]);
+    let first = run_example(&environment, "cache", &["--task-name", &task]);
     assert_succeeded(&first);
     let tag = format!("cache_{task}_build");
     assert!(
-        world.digest("examples/cached", &tag).await.is_some(),
+        environment
+            .fetch_digest("examples/cached", &tag)
+            .await
+            .is_some(),
         "no cache in the registry: {}",
-        first.all()
+        first.transcript()
     );
-    let again = run_example(&world, "cache", &["--task-name", &task]);
+    let again = run_example(&environment, "cache", &["--task-name", &task]);
     assert_succeeded(&again);
     let vertices = again.events_named("vertex");
     let run = vertices
@@ -214,23 +237,27 @@ async fn cache() {
         .rev()
         .find(|vertex| vertex["name"].as_str().unwrap().contains("RUN i=0"));
     assert_eq!(
-        run.expect("the instruction is there")["cached"],
+        run.expect("the build has the instruction")["cached"],
         true,
         "{}",
-        again.all()
+        again.transcript()
     );
 }
 
 #[tokio::test]
-async fn failing_test() {
-    let Some(world) = World::find() else { return };
-    let outcome = run_example(&world, "failing-test", &[]);
-    assert_eq!(outcome.code, Some(1), "{}", outcome.all());
-    assert_eq!(outcome.state("build"), "succeeded");
-    assert_eq!(outcome.state("test"), "failed");
-    assert_eq!(outcome.state("push"), "skipped");
+async fn failing_test_example_pushes_nothing() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let outcome = run_example(&environment, "failing-test", &[]);
+    assert_eq!(outcome.code, Some(1), "{}", outcome.transcript());
+    assert_eq!(outcome.step_state("build"), "succeeded");
+    assert_eq!(outcome.step_state("test"), "failed");
+    assert_eq!(outcome.step_state("push"), "skipped");
     assert_eq!(
-        world.digest("examples/broken", &outcome.run).await,
+        environment
+            .fetch_digest("examples/broken", &outcome.run)
+            .await,
         None,
         "the image reached the registry"
     );
@@ -250,5 +277,5 @@ async fn failing_test() {
         .iter()
         .find(|event| event["step"] == "push")
         .unwrap();
-    assert_eq!(push["because"]["step"], "test");
+    assert_eq!(push["cause"]["step"], "test");
 }

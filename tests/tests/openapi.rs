@@ -1,6 +1,8 @@
-//! The server against its OpenAPI document: schemathesis sends what the document allows and what it forbids.
+//! Conformance of the server to its OpenAPI document. Schemathesis sends requests that the document
+//! allows and requests that it forbids.
 //!
-//! A server with SQLite and without a runner. `tests/fixtures/openapi/schemathesis.toml` lists what is left out, and why.
+//! The server uses SQLite and has no runner. `tests/fixtures/openapi/schemathesis.toml` lists the
+//! excluded operations with reasons.
 
 use std::{
     path::Path,
@@ -9,21 +11,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use acrtask_tests::{World, service::Server};
+use acrtask_tests::{TestEnvironment, service::TestServer};
 
-/// The longest that the comparison may take.
+/// Longest time that the test may take.
 const LIMIT: Duration = Duration::from_secs(170);
 
 #[test]
 fn server_and_openapi_document_agree() {
-    let Some(world) = World::find() else { return };
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let program = std::env::var_os("ACRTASK_TEST_SCHEMATHESIS")
         .expect("ACRTASK_TEST_SCHEMATHESIS is not set: run `cargo xtask test`");
-    let server = Server::start(&world, &["--no-runner"]);
+    let server = TestServer::start(&environment, &["--no-runner"]);
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/openapi");
-    let folder = tempfile::tempdir().expect("a folder can be made");
+    let folder = tempfile::tempdir().expect("a folder can be created");
     let output = folder.path().join("output");
-    let file = std::fs::File::create(&output).expect("a file can be made");
+    let file = std::fs::File::create(&output).expect("a file can be created");
     let mut child = Command::new(program)
         .arg("--config-file")
         .arg(fixtures.join("schemathesis.toml"))
@@ -44,7 +48,7 @@ fn server_and_openapi_document_agree() {
         .expect("schemathesis can be started");
     let begun = Instant::now();
     let status = loop {
-        if let Some(status) = child.try_wait().expect("it is our child") {
+        if let Some(status) = child.try_wait().expect("the process is a child") {
             break Some(status);
         }
         if begun.elapsed() > LIMIT {
@@ -59,6 +63,6 @@ fn server_and_openapi_document_agree() {
         status.is_some_and(|status| status.success()),
         "schemathesis ended with {status:?} (`None`: it took longer than {LIMIT:?}):\n{text}"
     );
-    // Every operation was tested, or is named in schemathesis.toml.
+    // Every operation was tested or is excluded in `schemathesis.toml`.
     assert!(text.contains("Tested: 81"), "{text}");
 }

@@ -1,4 +1,4 @@
-//! What the program prints: the forms of its log, and as much of it as a step likes.
+//! Output of the program: its log formats, and very large output of a step.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -10,17 +10,22 @@ use std::{
 };
 
 use acrtask_tests::{
-    World, new_run_id,
-    project::{folder, one_step},
+    TestEnvironment, new_run_id,
+    project::{create_folder, task_with_one_step},
 };
 use serde_json::Value;
 
 #[test]
-fn events_are_one_json_object_a_line() {
-    let Some(world) = World::find() else { return };
-    let files = folder(&[("acr-task.yaml", &one_step("echo out; echo err >&2"))]);
-    let outcome = world.acrtask(files.path(), &["run", "-o", "json"]);
-    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+fn each_event_is_one_json_line() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let files = create_folder(&[(
+        "acr-task.yaml",
+        &task_with_one_step("echo out; echo err >&2"),
+    )]);
+    let outcome = environment.run_acrtask(files.path(), &["run", "-o", "json"]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
     let events = outcome.events();
     let names: Vec<&str> = events
         .iter()
@@ -42,54 +47,65 @@ fn events_are_one_json_object_a_line() {
 
 #[test]
 fn plain_lines_begin_with_their_step() {
-    let Some(world) = World::find() else { return };
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let task = "version: v1.1.0
 steps:
   - {id: a, cmd: $Registry/base/busybox:1.36 sh -c 'seq 1 50', when: ['-']}
   - {id: longer, cmd: $Registry/base/busybox:1.36 sh -c 'seq 101 150', when: ['-']}
 ";
-    let files = folder(&[("acr-task.yaml", task)]);
-    let outcome = world.acrtask(files.path(), &["run"]);
-    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+    let files = create_folder(&[("acr-task.yaml", task)]);
+    let outcome = environment.run_acrtask(files.path(), &["run"]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
     for (prefix, numbers) in [("a      | ", 1..=50), ("longer | ", 101..=150)] {
         let lines = outcome
             .stdout
             .lines()
             .filter_map(|line| line.strip_prefix(prefix));
         let found: Vec<u32> = lines.filter_map(|line| line.parse().ok()).collect();
-        assert_eq!(found, numbers.collect::<Vec<u32>>(), "{}", outcome.all());
+        assert_eq!(
+            found,
+            numbers.collect::<Vec<u32>>(),
+            "{}",
+            outcome.transcript()
+        );
     }
     assert!(!outcome.stdout.contains('\x1b'), "no colour in a pipe");
 }
 
-/// Returns the memory that the process has allocated, in KiB. Pages of the program file are not counted: those of an
-/// unoptimized program are most of its resident memory. `None` if the process has ended.
-fn allocated(process: u32) -> Option<u64> {
+/// Returns the allocated memory of the process, in KiB. `None` if the process has ended.
+///
+/// Pages of the program file are not counted, because they are most of the resident memory of an
+/// unoptimized program.
+fn allocated_kib(process: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let line = status.lines().find(|line| line.starts_with("RssAnon:"))?;
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
-/// 100 MiB of one step: whole, in order, and never in the program's memory.
+/// 100 MiB from one step arrive complete and in order, without being held in memory.
 #[test]
-fn a_hundred_mebibytes_of_output() {
+fn large_output_is_complete_without_filling_memory() {
     const LINES: u64 = 1 << 20;
-    let Some(world) = World::find() else { return };
-    // Each line is a number of seven digits and filling: a hundred bytes with its end.
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    // Each line is a number of seven digits and padding: 100 bytes with its line end.
     let script = format!(
         "yes {} | head -n {LINES} | nl -v 1000000 -s \"\" -w 7",
         "x".repeat(92)
     );
-    let files = folder(&[("acr-task.yaml", &one_step(&script))]);
+    let files = create_folder(&[("acr-task.yaml", &task_with_one_step(&script))]);
     let log = files.path().join("log");
-    let mut child = world
+    let mut child = environment
         .command()
         .args([
             "run",
             "-o",
             "plain",
             "-r",
-            &world.registry,
+            &environment.registry,
             "--id",
             &new_run_id(),
         ])
@@ -102,7 +118,7 @@ fn a_hundred_mebibytes_of_output() {
     let begun = Instant::now();
     let mut kilobytes = 0;
     let status = loop {
-        kilobytes = kilobytes.max(allocated(child.id()).unwrap_or_default());
+        kilobytes = kilobytes.max(allocated_kib(child.id()).unwrap_or_default());
         if let Some(status) = child.try_wait().unwrap() {
             break status;
         }
@@ -128,14 +144,16 @@ fn a_hundred_mebibytes_of_output() {
     assert!(kilobytes > 0 && kilobytes < 32 << 10, "{kilobytes} KiB");
 }
 
-/// A run whose log of its own working has no reader any more: `acrtask run . 2>&1 >/dev/null | head`.
+/// A run whose standard error has lost its reader: `acrtask run . 2>&1 >/dev/null | head`.
 #[test]
-fn a_closed_standard_error_does_not_stop_a_run() {
-    let Some(world) = World::find() else { return };
-    let files = folder(&[("acr-task.yaml", &one_step("sleep 1; echo out"))]);
-    let mut child = world
+fn closed_standard_error_does_not_stop_a_run() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let files = create_folder(&[("acr-task.yaml", &task_with_one_step("sleep 1; echo out"))]);
+    let mut child = environment
         .command()
-        .args(["run", "-o", "plain", "-r", &world.registry])
+        .args(["run", "-o", "plain", "-r", &environment.registry])
         .args(["--id", &new_run_id(), "."])
         .current_dir(files.path())
         .env("ACRTASK_LOG", "debug")
@@ -160,15 +178,17 @@ fn a_closed_standard_error_does_not_stop_a_run() {
     assert_eq!(status.code(), Some(0));
 }
 
-/// A prompt or a progress bar, which has no line end, is seen while its step runs.
+/// A prompt or progress bar without a line end is visible while its step runs.
 #[test]
-fn an_open_line_is_seen_while_its_step_runs() {
-    let Some(world) = World::find() else { return };
+fn unfinished_line_is_shown_while_its_step_runs() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let script = "printf \"Proceed? [y/N] \"; sleep 30";
-    let files = folder(&[("acr-task.yaml", &one_step(script))]);
-    let mut child = world
+    let files = create_folder(&[("acr-task.yaml", &task_with_one_step(script))]);
+    let mut child = environment
         .command()
-        .args(["run", "-o", "plain", "-r", &world.registry])
+        .args(["run", "-o", "plain", "-r", &environment.registry])
         .args(["--id", &new_run_id(), "."])
         .current_dir(files.path())
         .stdout(Stdio::piped())

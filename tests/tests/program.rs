@@ -1,14 +1,15 @@
-//! What the program does around a run: signals, `--watch`, `--cmd`, standard input, the quick build,
-//! a terminal.
+//! Features of the program around a run: signals, `--watch`, `--cmd`, standard input, the quick
+//! build, and a terminal.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::{path::Path, process::Command};
 
-use acrtask_tests::{World, engine, project};
+use acrtask_tests::{TestEnvironment, engine, project};
 
-/// A folder with a task file whose only step `one` runs `script` in the base image's shell.
-fn one_step(script: &str) -> tempfile::TempDir {
+/// Creates a folder with a task file whose only step `one` runs `script` in the shell of the base
+/// image.
+fn create_one_step_folder(script: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let line = format!("$Registry/base/busybox:1.36 sh -c '{script}'");
     let task = format!(
@@ -20,53 +21,64 @@ fn one_step(script: &str) -> tempfile::TempDir {
 }
 
 #[test]
-fn a_signal_stops_the_run_and_everything_is_removed() {
-    let Some(world) = World::find() else { return };
+fn signal_stops_the_run_and_removes_its_resources() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     for signal in ["INT", "TERM"] {
-        let folder = one_step("echo ready; sleep 600");
-        let run = world.start(folder.path(), &["run", "-o", "json"]);
+        let folder = create_one_step_folder("echo ready; sleep 600");
+        let run = environment.start(folder.path(), &["run", "-o", "json"]);
         run.wait_for("\"text\":\"ready\"");
         run.signal(signal);
         let outcome = run.wait();
-        assert_eq!(outcome.code, Some(130), "{signal}: {}", outcome.all());
-        assert_eq!(outcome.state("one"), "canceled");
+        assert_eq!(
+            outcome.code,
+            Some(130),
+            "{signal}: {}",
+            outcome.transcript()
+        );
+        assert_eq!(outcome.step_state("one"), "canceled");
         assert_eq!(outcome.events_named("run_finished")[0]["state"], "canceled");
-        assert_eq!(engine::things_of(&outcome.run), Vec::<String>::new());
+        assert_eq!(engine::list_resources(&outcome.run), Vec::<String>::new());
     }
 }
 
 #[test]
-fn a_second_signal_ends_at_once_and_the_next_start_cleans_up() {
-    let Some(world) = World::find() else { return };
-    let folder = one_step("trap : TERM; echo ready; while true; do sleep 1; done");
-    let run = world.start(folder.path(), &["run", "-o", "plain"]);
+fn second_signal_exits_at_once_and_the_next_start_cleans_up() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let folder = create_one_step_folder("trap : TERM; echo ready; while true; do sleep 1; done");
+    let run = environment.start(folder.path(), &["run", "-o", "plain"]);
     run.wait_for("| ready");
     run.signal("INT");
-    run.wait_for("stopping; a second Ctrl-C ends at once");
+    run.wait_for("stopping; press Ctrl-C again to exit at once");
     run.signal("INT");
     let outcome = run.wait();
-    assert_eq!(outcome.code, Some(130), "{}", outcome.all());
+    assert_eq!(outcome.code, Some(130), "{}", outcome.transcript());
     let label = format!("label=io.acrtask.run={}", outcome.run);
-    assert!(outcome.stderr.contains(&label), "{}", outcome.all());
-    let next = world.acrtask(one_step("true").path(), &["run"]);
-    assert_eq!(next.code, Some(0), "{}", next.all());
-    assert_eq!(engine::things_of(&outcome.run), Vec::<String>::new());
+    assert!(outcome.stderr.contains(&label), "{}", outcome.transcript());
+    let next = environment.run_acrtask(create_one_step_folder("true").path(), &["run"]);
+    assert_eq!(next.code, Some(0), "{}", next.transcript());
+    assert_eq!(engine::list_resources(&outcome.run), Vec::<String>::new());
 }
 
 #[test]
-fn watch_runs_the_newest_state_and_one_run_at_a_time() {
-    let Some(world) = World::find() else { return };
-    let folder = one_step("cat state; grep -q fast state || sleep 600");
+fn watch_runs_the_latest_files_and_one_run_at_a_time() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let folder = create_one_step_folder("cat state; grep -q fast state || sleep 600");
     let write =
         |state: &str| std::fs::write(folder.path().join("state"), format!("{state}\n")).unwrap();
     write("slow");
-    let run = world.start(folder.path(), &["run", "--watch", "-o", "json"]);
+    let run = environment.start(folder.path(), &["run", "--watch", "-o", "json"]);
     run.wait_for("\"text\":\"slow\"");
-    // The run that is under way is stopped.
+    // The active run is stopped.
     write("fast 1");
     run.wait_for("\"text\":\"fast 1\"");
     run.wait_for("watching . for changes");
-    // A mistake in the task file does not end the watch.
+    // An error in the task file does not end the watch.
     let task = std::fs::read_to_string(folder.path().join("acr-task.yaml")).unwrap();
     std::fs::write(
         folder.path().join("acr-task.yaml"),
@@ -79,7 +91,7 @@ fn watch_runs_the_newest_state_and_one_run_at_a_time() {
     run.wait_for("\"text\":\"fast 2\"");
     run.signal("INT");
     let outcome = run.wait();
-    assert_eq!(outcome.code, Some(130), "{}", outcome.all());
+    assert_eq!(outcome.code, Some(130), "{}", outcome.transcript());
     let mut open = 0;
     for event in outcome.events() {
         match event["event"].as_str().unwrap() {
@@ -90,28 +102,30 @@ fn watch_runs_the_newest_state_and_one_run_at_a_time() {
         assert!(
             (0..=1).contains(&open),
             "two runs at a time: {}",
-            outcome.all()
+            outcome.transcript()
         );
     }
     assert_eq!(
         outcome.events_named("run_finished")[0]["state"],
         "canceled",
         "{}",
-        outcome.all()
+        outcome.transcript()
     );
-    assert_eq!(engine::things_of(&outcome.run), Vec::<String>::new());
+    assert_eq!(engine::list_resources(&outcome.run), Vec::<String>::new());
 }
 
 #[test]
 fn cmd_runs_one_image_without_a_file() {
-    let Some(world) = World::find() else { return };
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let folder = tempfile::tempdir().unwrap();
     let cmd = "$Registry/base/busybox:1.36 echo 'from {{.Run.ID}}'";
-    let outcome = world.acrtask(
+    let outcome = environment.run_acrtask(
         folder.path(),
         &["run", "-o", "json", "--cmd", cmd, "/dev/null"],
     );
-    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+    assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
     assert_eq!(
         outcome.events_named("output")[0]["text"],
         format!("from {}", outcome.run)
@@ -119,13 +133,15 @@ fn cmd_runs_one_image_without_a_file() {
 }
 
 #[test]
-fn the_task_file_and_the_context_from_standard_input() {
-    let Some(world) = World::find() else { return };
-    let folder = one_step("cat data.txt");
+fn task_file_and_context_are_read_from_standard_input() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let folder = create_one_step_folder("cat data.txt");
     std::fs::write(folder.path().join("data.txt"), "from the folder\n").unwrap();
     let task = std::fs::read_to_string(folder.path().join("acr-task.yaml")).unwrap();
     std::fs::remove_file(folder.path().join("acr-task.yaml")).unwrap();
-    let outcome = world
+    let outcome = environment
         .start_with(
             folder.path(),
             &["run", "-o", "plain", "-f", "-"],
@@ -133,11 +149,11 @@ fn the_task_file_and_the_context_from_standard_input() {
             &task,
         )
         .wait();
-    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+    assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
     assert!(
         outcome.stdout.contains("one | from the folder\n"),
         "{}",
-        outcome.all()
+        outcome.transcript()
     );
 
     std::fs::write(folder.path().join("acr-task.yaml"), &task).unwrap();
@@ -148,32 +164,34 @@ fn the_task_file_and_the_context_from_standard_input() {
     assert!(tar.status.success());
     let tar = String::from_utf8(tar.stdout).expect("a tar of ASCII files is ASCII");
     let elsewhere = tempfile::tempdir().unwrap();
-    let outcome = world
+    let outcome = environment
         .start_with(elsewhere.path(), &["run", "-o", "plain", "-"], &[], &tar)
         .wait();
-    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+    assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
     assert!(
         outcome.stdout.contains("one | from the folder\n"),
         "{}",
-        outcome.all()
+        outcome.transcript()
     );
 }
 
-fn dockerfile(folder: &Path, world: &World) {
+fn write_dockerfile(folder: &Path, environment: &TestEnvironment) {
     let text = format!(
         "FROM {} AS first\nARG PLAIN\nARG TOKEN\nRUN echo plain=$PLAIN token=$TOKEN\n\
          RUN --mount=type=secret,id=key wc -c < /run/secrets/key > /length\nFROM first\nRUN false\n",
-        world.busybox()
+        environment.busybox()
     );
     std::fs::write(folder.join("Containerfile"), text).unwrap();
     std::fs::write(folder.join("key.txt"), "hidden-key").unwrap();
 }
 
 #[tokio::test]
-async fn the_quick_build_builds_and_pushes() {
-    let Some(world) = World::find() else { return };
+async fn quick_build_builds_and_pushes() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let folder = tempfile::tempdir().unwrap();
-    dockerfile(folder.path(), &world);
+    write_dockerfile(folder.path(), &environment);
     let id = acrtask_tests::new_run_id();
     let tag = format!("quick/app:{id}");
     let args = [
@@ -195,17 +213,17 @@ async fn the_quick_build_builds_and_pushes() {
         "--no-cache",
         ".",
     ];
-    let outcome = world
+    let outcome = environment
         .start_with(folder.path(), &args, &[("TOKEN", "hidden-token")], "")
         .wait();
-    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+    assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
     let pushed = &outcome.events_named("image_pushed")[0];
-    assert_eq!(pushed["name"], format!("{}/{tag}", world.registry));
+    assert_eq!(pushed["name"], format!("{}/{tag}", environment.registry));
     assert_eq!(
-        world.digest("quick/app", &id).await.as_deref(),
+        environment.fetch_digest("quick/app", &id).await.as_deref(),
         pushed["digest"].as_str()
     );
-    let all = outcome.all();
+    let all = outcome.transcript();
     assert!(all.contains("plain=seen token=***"), "{all}");
     assert!(
         !all.contains("hidden-token") && !all.contains("hidden-key"),
@@ -214,10 +232,12 @@ async fn the_quick_build_builds_and_pushes() {
 }
 
 #[tokio::test]
-async fn the_quick_build_pushes_nothing_when_told_so_or_when_it_fails() {
-    let Some(world) = World::find() else { return };
+async fn quick_build_pushes_nothing_with_no_push_or_after_a_failure() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let folder = tempfile::tempdir().unwrap();
-    dockerfile(folder.path(), &world);
+    write_dockerfile(folder.path(), &environment);
     let id = acrtask_tests::new_run_id();
     let tag = format!("quick/app:{id}");
     let build = [
@@ -231,41 +251,47 @@ async fn the_quick_build_pushes_nothing_when_told_so_or_when_it_fails() {
         "--secret-file",
         "key=key.txt",
     ];
-    let outcome = world.acrtask(
+    let outcome = environment.run_acrtask(
         folder.path(),
         &[&build[..], &["--target", "first", "--no-push"]].concat(),
     );
-    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
-    assert_eq!(world.digest("quick/app", &id).await, None);
-    let outcome = world.acrtask(folder.path(), &build);
-    assert_eq!(outcome.code, Some(1), "{}", outcome.all());
+    assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
+    assert_eq!(environment.fetch_digest("quick/app", &id).await, None);
+    let outcome = environment.run_acrtask(folder.path(), &build);
+    assert_eq!(outcome.code, Some(1), "{}", outcome.transcript());
     assert!(
         outcome.stdout.contains(">>> RUN false"),
         "no excerpt: {}",
-        outcome.all()
+        outcome.transcript()
     );
-    assert!(outcome.stderr.contains("error: run"), "{}", outcome.all());
-    assert_eq!(world.digest("quick/app", &id).await, None);
+    assert!(
+        outcome.stderr.contains("error: run"),
+        "{}",
+        outcome.transcript()
+    );
+    assert_eq!(environment.fetch_digest("quick/app", &id).await, None);
 }
 
-/// Through `script`, which gives the program a terminal.
+/// Uses `script`, which gives the program a terminal.
 #[test]
-fn a_terminal_has_its_cursor_back_and_the_summary_at_the_end() {
-    let Some(world) = World::find() else { return };
-    let folder = one_step("echo from the step; exit 7");
-    let program = world.program().display();
+fn terminal_ends_with_a_visible_cursor_and_the_summary() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let folder = create_one_step_folder("echo from the step; exit 7");
+    let program = environment.program().display();
     let run = format!(
         "stty cols 80 rows 24; exec '{program}' run -r {} --id {}",
-        world.registry,
+        environment.registry,
         acrtask_tests::new_run_id()
     );
-    let output = world
-        .command_of("script")
+    let output = environment
+        .command_for("script")
         .args(["-qec", &run, "/dev/null"])
         .current_dir(folder.path())
         .env("TERM", "xterm-256color")
         .output()
-        .expect("`script` of util-linux is there");
+        .expect("these tests need `script` of util-linux");
     assert_eq!(output.status.code(), Some(1));
     let mut terminal = vt100::Parser::new(24, 80, 0);
     terminal.process(&output.stdout);
@@ -282,17 +308,19 @@ fn a_terminal_has_its_cursor_back_and_the_summary_at_the_end() {
     }
 }
 
-/// A quoted text over two lines, the second not deeper than its key, as libyaml accepts it.
+/// A quoted text over two lines, the second not deeper than its key. libyaml accepts this.
 #[test]
-fn a_quoted_line_may_go_on_in_any_column() {
-    let Some(world) = World::find() else { return };
+fn quoted_line_may_continue_in_any_column() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let task = "version: v1.1.0\nsteps:\n- id: one\n  cmd: \"$Registry/base/busybox:1.36 echo one\n  two\"\n";
-    let folder = project::folder(&[("acr-task.yaml", task)]);
-    let outcome = world.acrtask(folder.path(), &["run", "-o", "plain", "."]);
-    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+    let folder = project::create_folder(&[("acr-task.yaml", task)]);
+    let outcome = environment.run_acrtask(folder.path(), &["run", "-o", "plain", "."]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
     assert!(
         outcome.stdout.contains("one | one two"),
         "{}",
-        outcome.all()
+        outcome.transcript()
     );
 }

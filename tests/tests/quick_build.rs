@@ -1,43 +1,47 @@
-//! `acrtask build` beyond one folder and one platform; the rest is in `program.rs`.
+//! `acrtask build` with several names, platforms and sources. The basic cases are in `program.rs`.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use acrtask_tests::{
-    World, engine,
-    project::{RegistryClient, commit, folder, git, serve_git, write},
+    TestEnvironment, engine,
+    project::{RegistryClient, commit_all, create_folder, git, serve_git, write_file},
 };
 
 #[tokio::test]
-async fn a_folder_of_a_repository_with_several_names() {
-    let Some(world) = World::find() else { return };
+async fn repository_folder_is_pushed_under_several_names() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let root = tempfile::tempdir().unwrap();
     let work = root.path().join("app.git");
-    write(
+    write_file(
         &work,
         "svc/Dockerfile",
-        &format!("FROM {}\nCOPY data /data\n", world.busybox()),
+        &format!("FROM {}\nCOPY data /data\n", environment.busybox()),
     );
-    write(&work, "svc/data", "x");
+    write_file(&work, "svc/data", "x");
     git(&work, &["init", "--quiet", "--initial-branch=main"]);
-    commit(&work, "first");
+    commit_all(&work, "first");
     let server = serve_git(root.path()).await;
     let here = tempfile::tempdir().unwrap();
     let url = format!("{}/app.git#main:svc", server.uri());
     let id = acrtask_tests::new_run_id();
     let (one, two) = (format!("quick/one:{id}"), format!("quick/two:{id}"));
     let args = ["build", "-o", "json", "-t", &one, "-t", &two, &url];
-    let outcome = world.acrtask(here.path(), &args);
-    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
-    let first = world.digest("quick/one", &id).await;
+    let outcome = environment.run_acrtask(here.path(), &args);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
+    let first = environment.fetch_digest("quick/one", &id).await;
     assert!(first.is_some());
-    assert_eq!(first, world.digest("quick/two", &id).await);
-    assert_eq!(engine::things_of(&outcome.run), Vec::<String>::new());
+    assert_eq!(first, environment.fetch_digest("quick/two", &id).await);
+    assert_eq!(engine::list_resources(&outcome.run), Vec::<String>::new());
 }
 
 #[tokio::test]
-async fn several_platforms() {
-    let Some(world) = World::find() else { return };
-    let files = folder(&[("Dockerfile", "FROM scratch\nCOPY data /\n"), ("data", "x")]);
+async fn image_for_several_platforms_is_pushed() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let files = create_folder(&[("Dockerfile", "FROM scratch\nCOPY data /\n"), ("data", "x")]);
     let id = acrtask_tests::new_run_id();
     let tag = format!("quick/many:{id}");
     let args = [
@@ -50,10 +54,10 @@ async fn several_platforms() {
         "linux/amd64,linux/arm64",
         ".",
     ];
-    let outcome = world.acrtask(files.path(), &args);
-    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
-    let client = RegistryClient::new(&world.registry, None);
-    let (digest, index) = client.manifest(&tag).await.unwrap();
+    let outcome = environment.run_acrtask(files.path(), &args);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
+    let client = RegistryClient::new(&environment.registry, None);
+    let (digest, index) = client.fetch_manifest(&tag).await.unwrap();
     assert_eq!(
         index["manifests"].as_array().map(Vec::len),
         Some(2),
@@ -66,10 +70,12 @@ async fn several_platforms() {
 }
 
 #[test]
-fn what_cannot_be_built_is_refused_before_anything_starts() {
-    let Some(world) = World::find() else { return };
+fn invalid_build_arguments_are_refused_before_the_run() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let empty = tempfile::tempdir().unwrap();
-    for (args, said) in [
+    for (args, message) in [
         (&["build", "."][..], "--image"),
         (&["build", "-t", "UPPER", "."], "UPPER"),
         (&["build", "-t", "app", "/dev/null"], "/dev/null"),
@@ -86,26 +92,39 @@ fn what_cannot_be_built_is_refused_before_anything_starts() {
             "NOT_SET_ANYWHERE",
         ),
     ] {
-        let outcome = world.acrtask(empty.path(), args);
-        assert_eq!(outcome.code, Some(2), "{args:?}: {}", outcome.all());
-        assert!(outcome.stderr.contains(said), "{args:?}: {}", outcome.all());
+        let outcome = environment.run_acrtask(empty.path(), args);
+        assert_eq!(outcome.code, Some(2), "{args:?}: {}", outcome.transcript());
+        assert!(
+            outcome.stderr.contains(message),
+            "{args:?}: {}",
+            outcome.transcript()
+        );
         assert_eq!(outcome.stdout, "", "{args:?}");
     }
-    // Without a Dockerfile the build fails, and names it.
-    let outcome = world.acrtask(empty.path(), &["build", "-t", "app", "--no-push", "."]);
-    assert_eq!(outcome.code, Some(1), "{}", outcome.all());
-    assert!(outcome.stderr.contains("Dockerfile"), "{}", outcome.all());
+    // Without a Dockerfile the build fails, and the error names the file.
+    let outcome = environment.run_acrtask(empty.path(), &["build", "-t", "app", "--no-push", "."]);
+    assert_eq!(outcome.code, Some(1), "{}", outcome.transcript());
+    assert!(
+        outcome.stderr.contains("Dockerfile"),
+        "{}",
+        outcome.transcript()
+    );
 }
 
-/// `-f` is relative to the current folder, and may be outside of the context or on standard input.
+/// `-f` is relative to the current folder. It may be outside the context or on standard input.
 #[test]
-fn a_dockerfile_is_found_as_docker_finds_it() {
-    let Some(world) = World::find() else { return };
+fn dockerfile_is_located_as_docker_does() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let dockerfile = |name: &str| {
         let run = acrtask_tests::new_run_id();
-        format!("FROM {}\nRUN echo made by {name} {run}\n", world.busybox())
+        format!(
+            "FROM {}\nRUN echo made by {name} {run}\n",
+            environment.busybox()
+        )
     };
-    let files = folder(&[
+    let files = create_folder(&[
         ("app/Dockerfile", &dockerfile("top")),
         ("app/src/Dockerfile", &dockerfile("source")),
         ("app/lower/dockerfile", &dockerfile("lower-case")),
@@ -122,11 +141,15 @@ fn a_dockerfile_is_found_as_docker_finds_it() {
         ("app", &["lower"], "lower-case"),
     ] {
         let all = [&["build", "--no-push", "-t", "quick/found:1"][..], args].concat();
-        let started = world.start_with(&files.path().join(here), &all, &[], &stdin);
+        let started = environment.start_with(&files.path().join(here), &all, &[], &stdin);
         let outcome = started.wait();
-        assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+        assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
         let made = format!("made by {made} ");
-        assert!(outcome.all().contains(&made), "{args:?}: {}", outcome.all());
+        assert!(
+            outcome.transcript().contains(&made),
+            "{args:?}: {}",
+            outcome.transcript()
+        );
     }
     let absent = [
         "build",
@@ -137,7 +160,7 @@ fn a_dockerfile_is_found_as_docker_finds_it() {
         "absent",
         ".",
     ];
-    let outcome = world.acrtask(files.path(), &absent);
-    assert_eq!(outcome.code, Some(2), "{}", outcome.all());
+    let outcome = environment.run_acrtask(files.path(), &absent);
+    assert_eq!(outcome.code, Some(2), "{}", outcome.transcript());
     assert!(outcome.stderr.contains("absent"), "{}", outcome.stderr);
 }

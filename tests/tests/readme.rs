@@ -1,9 +1,10 @@
-//! What the README shows of a command that needs no engine is what the command prints.
+//! Commands of the getting-started guide that need no engine: their output must match the guide.
 
-use acrtask_tests::{World, checkout};
+use acrtask_tests::{TestEnvironment, checkout};
 
-/// The blocks of `text` that begin with `$ acrtask`: the command's words, and what follows it.
-fn shown(text: &str) -> Vec<(Vec<&str>, &str)> {
+/// Returns the blocks of `text` that begin with `$ acrtask`: the arguments of the command and its
+/// output.
+fn parse_commands(text: &str) -> Vec<(Vec<&str>, &str)> {
     text.split("\n```\n$ acrtask ")
         .skip(1)
         .filter_map(|rest| {
@@ -15,14 +16,16 @@ fn shown(text: &str) -> Vec<(Vec<&str>, &str)> {
 }
 
 #[test]
-fn shows_what_the_program_prints() {
-    let Some(world) = World::find() else { return };
-    let readme = std::fs::read_to_string(checkout().join("README.md"));
-    let readme = readme.expect("the project has a README");
-    let blocks = shown(&readme);
-    assert_eq!(blocks.len(), 2, "the README shows two commands");
+fn guide_shows_the_output_of_the_program() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let guide = std::fs::read_to_string(checkout().join("docs/getting-started.md"));
+    let guide = guide.expect("the project has a getting-started guide");
+    let blocks = parse_commands(&guide);
+    assert_eq!(blocks.len(), 2, "the guide shows two commands");
     for (args, output) in blocks {
-        let printed = world
+        let printed = environment
             .command()
             .args(&args)
             .current_dir(checkout())

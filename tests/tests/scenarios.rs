@@ -1,10 +1,10 @@
-//! Every file in `scenarios/`, each a test of its own.
+//! Tests of the files in `scenarios/`.
 
 use std::{collections::BTreeSet, path::PathBuf};
 
 use acrtask_tests::scenario;
 
-fn folder() -> PathBuf {
+fn scenario_folder() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("scenarios")
 }
 
@@ -13,14 +13,14 @@ macro_rules! scenarios {
         $(
             #[test]
             fn $test() {
-                scenario::check(&folder().join(concat!($file, ".yaml")));
+                scenario::check_scenario(&scenario_folder().join(concat!($file, ".yaml")));
             }
         )*
 
         #[test]
         fn every_file_has_a_test() {
             let listed: BTreeSet<String> = [$($file),*].map(str::to_owned).into();
-            assert_eq!(scenario::names(&folder()), listed);
+            assert_eq!(scenario::list_names(&scenario_folder()), listed);
         }
     };
 }
@@ -29,20 +29,20 @@ scenarios! {
     build_context: "build-context",
     build_secret: "build-secret",
     cache_enabled: "cache-enabled",
-    cmd_line_words: "cmd-line-words",
+    cmd_line_grammar: "cmd-line-grammar",
     container_settings: "container-settings",
     docker_socket_is_refused: "docker-socket-is-refused",
-    docker_words: "docker-words",
+    docker_commands: "docker-commands",
     failing_build_shows_the_dockerfile: "failing-build-shows-the-dockerfile",
-    failure_stops_what_runs: "failure-stops-what-runs",
-    file_is_wrong: "file-is-wrong",
+    failure_stops_parallel_steps: "failure-stops-parallel-steps",
+    invalid_file_reports_all_errors: "invalid-file-reports-all-errors",
     ignored_failure: "ignored-failure",
     missing_image: "missing-image",
     networks: "networks",
     no_push: "no-push",
     parallel: "parallel",
     privileged_is_refused: "privileged-is-refused",
-    pushed_is_tested: "pushed-is-tested",
+    pushed_image_is_tested_image: "pushed-image-is-tested-image",
     repeat: "repeat",
     retries: "retries",
     run_timeout: "run-timeout",

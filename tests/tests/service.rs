@@ -1,21 +1,21 @@
-//! Control planes and runners as processes: runs go the whole way from a client to a registry, on SQLite and on
-//! PostgreSQL, and come out as they do on one's own machine.
+//! Servers and runners as separate processes. Runs go from a client to a registry, on SQLite and on
+//! PostgreSQL, with the same result as a local run.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use acrtask_tests::{
-    Outcome, World, new_run_id,
-    project::{folder, one_step},
+    Outcome, TestEnvironment, new_run_id,
+    project::{create_folder, task_with_one_step},
     second_engine::SecondEngine,
-    service::{Runner, Server, SharedState},
+    service::{SharedState, TestRunner, TestServer},
 };
 
 mod common;
-use common::{database, law_holds, postgres};
+use common::{assert_triggers_accounted, create_postgres_database, database_url};
 
-/// A task that builds, tests and pushes.
+/// Returns a task that builds, tests and pushes.
 fn build_test_push(repository: &str, test: &str) -> String {
     format!(
         "version: v1.1.0
@@ -27,43 +27,53 @@ steps:
     )
 }
 
-fn dockerfile(world: &World) -> String {
-    format!("FROM {}\nRUN echo made > /made\n", world.busybox())
+fn dockerfile(environment: &TestEnvironment) -> String {
+    format!("FROM {}\nRUN echo made > /made\n", environment.busybox())
 }
 
 #[tokio::test]
-async fn one_command_is_a_whole_service() {
-    let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &[]);
-    let files = folder(&[
+async fn serve_command_alone_builds_tests_and_pushes() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(&environment, &[]);
+    let files = create_folder(&[
         (
             "acr-task.yaml",
             &build_test_push("service/one", "cat /made"),
         ),
-        ("Dockerfile", &dockerfile(&world)),
+        ("Dockerfile", &dockerfile(&environment)),
     ]);
     let outcome = server
         .run(files.path(), &["run", "-o", "plain", "."])
         .wait();
-    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
-    assert!(outcome.stdout.contains("| made"), "{}", outcome.all());
-    let pushed = world.digest("service/one", &outcome.run).await.unwrap();
-    assert!(outcome.stdout.contains(&pushed), "{}", outcome.all());
-    let run = server.run_of(&outcome.run);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
+    assert!(
+        outcome.stdout.contains("| made"),
+        "{}",
+        outcome.transcript()
+    );
+    let pushed = environment
+        .fetch_digest("service/one", &outcome.run)
+        .await
+        .unwrap();
+    assert!(outcome.stdout.contains(&pushed), "{}", outcome.transcript());
+    let run = server.fetch_run(&outcome.run);
     assert_eq!(run["state"], "succeeded", "{run:#}");
     assert_eq!(run["attempt"], 1, "{run:#}");
     assert_eq!(run["result"]["images"][0]["digest"], pushed, "{run:#}");
     assert_eq!(
         run["result"]["bases"][0]["name"],
-        world.busybox(),
+        environment.busybox(),
         "{run:#}"
     );
-    let waited = server.json(&["runs", "why", &outcome.run, "-o", "json"]);
+    let waited = server.run_json(&["runs", "why", &outcome.run, "-o", "json"]);
     assert!(waited["ahead"].is_null(), "{waited:#}");
-    law_holds(&database(&server)).await;
+    assert_triggers_accounted(&database_url(&server)).await;
 }
 
-/// What a run prints, without what differs from run to run: times, ids, where it ran.
+/// Returns the exit code and the output of a run without the parts that vary: times, ids and
+/// machine.
 fn comparable(outcome: &Outcome) -> (Option<i32>, String) {
     let kept = outcome
         .stdout
@@ -87,22 +97,24 @@ fn comparable(outcome: &Outcome) -> (Option<i32>, String) {
             }
             words.join(" ")
         })
-        // Steps that run side by side, and progress of builds, print in an order of their own.
+        // The order of parallel build progress varies.
         .filter(|line| !line.contains("| #"));
     (outcome.code, kept.collect::<Vec<_>>().join("\n"))
 }
 
 #[test]
-fn a_run_at_a_server_is_as_one_here() {
-    let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &[]);
+fn run_at_a_server_prints_the_same_as_a_local_run() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(&environment, &[]);
     let good = build_test_push("service/same", "cat /made; id -u");
     let bad = build_test_push("service/same", "echo no good; exit 3");
-    let docker = dockerfile(&world);
-    let broken = format!("FROM {}\nRUN echo here; exit 9\n", world.busybox());
+    let docker = dockerfile(&environment);
+    let broken = format!("FROM {}\nRUN echo here; exit 9\n", environment.busybox());
     let refused = "version: v1.1.0\nsteps:\n  - id: a\n    push: text\n    wen: [b]\n";
     let files = |task: &str, docker: &str| {
-        folder(&[
+        create_folder(&[
             ("acr-task.yaml", task),
             ("Dockerfile", docker),
             ("sub/x y", "z"),
@@ -116,7 +128,7 @@ fn a_run_at_a_server_is_as_one_here() {
         ("no push", files(&good, &docker), vec!["--no-push"], 0),
         (
             "timeout",
-            files(&one_step("sleep 60"), ""),
+            files(&task_with_one_step("sleep 60"), ""),
             vec!["--timeout", "2s"],
             124,
         ),
@@ -137,25 +149,25 @@ fn a_run_at_a_server_is_as_one_here() {
             0,
         ),
     ] {
-        let here = |outcome: &Outcome| {
-            assert_eq!(outcome.code, Some(code), "{name}: {}", outcome.all());
+        let assert_code = |outcome: &Outcome| {
+            assert_eq!(outcome.code, Some(code), "{name}: {}", outcome.transcript());
         };
         let mut local = vec!["run", "-o", "plain"];
         local.extend(&args);
         local.push(".");
         let at_server = server.run(files.path(), &local).wait();
-        here(&at_server);
-        let on_machine = world.acrtask(files.path(), &local);
-        here(&on_machine);
+        assert_code(&at_server);
+        let on_machine = environment.run_acrtask(files.path(), &local);
+        assert_code(&on_machine);
         assert_eq!(
             comparable(&at_server),
             comparable(&on_machine),
             "{name}\n{}\n{}",
-            at_server.all(),
-            on_machine.all()
+            at_server.transcript(),
+            on_machine.transcript()
         );
         if name == "refused" {
-            // The server and the runner are named there alone.
+            // Only the run at a server names a server and a runner.
             let mistakes: Vec<&str> = at_server
                 .stderr
                 .lines()
@@ -164,30 +176,33 @@ fn a_run_at_a_server_is_as_one_here() {
             assert_eq!(mistakes, on_machine.stderr.lines().collect::<Vec<_>>());
         }
         assert!(
-            !at_server.all().contains("hush-hush"),
+            !at_server.transcript().contains("hush-hush"),
             "{}",
-            at_server.all()
+            at_server.transcript()
         );
         assert!(!server.log().contains("hush-hush"), "{}", server.log());
     }
 }
 
-/// A server gets the files of a run without its history and what is ignored, and a Dockerfile from elsewhere.
+/// A server receives the files of a run without `.git` and ignored files, and a Dockerfile outside
+/// the context.
 #[test]
-fn ignored_files_stay_on_the_machine() {
-    let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &[]);
+fn ignored_files_are_not_uploaded() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(&environment, &[]);
     let list = |id: &str| {
         format!(
             "FROM {}\nCOPY . /src\nRUN cd /src; echo {id} has $(find . -type f | sort)\n",
-            world.busybox()
+            environment.busybox()
         )
     };
     let id = new_run_id();
-    let files = folder(&[
+    let files = create_folder(&[
         (
             "app/acr-task.yaml",
-            &one_step("echo has $(find . -type f | sort)"),
+            &task_with_one_step("echo has $(find . -type f | sort)"),
         ),
         ("app/.dockerignore", "*.secret\n"),
         ("app/key.secret", "hidden"),
@@ -198,27 +213,30 @@ fn ignored_files_stay_on_the_machine() {
     let app = files.path().join("app");
     let has = "has ./.dockerignore ./acr-task.yaml ./kept";
     let outcome = server.run(&app, &["run", "-o", "plain", "."]).wait();
-    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+    assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
     let line = format!("one | {has}");
     let has_line = outcome.stdout.lines().any(|found| found == line);
-    assert!(has_line, "{}", outcome.all());
+    assert!(has_line, "{}", outcome.transcript());
     let args = ["build", "-o", "plain", "--no-push", "-t", "service/out:1"];
     let args = [&args[..], &["-f", "../outside", "."]].concat();
     let outcome = server.run(&app, &args).wait();
-    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+    assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
     let line = format!("{id} {has}");
     let has_line = outcome.stdout.lines().any(|found| found.ends_with(&line));
-    assert!(has_line, "{}", outcome.all());
+    assert!(has_line, "{}", outcome.transcript());
 }
 
-async fn three_runners_share_the_work(world: &World, servers: &[&Server], db: &str) {
-    let runners: Vec<Runner> = (0..3)
+async fn check_three_runners(environment: &TestEnvironment, servers: &[&TestServer], db: &str) {
+    let runners: Vec<TestRunner> = (0..3)
         .map(|i| {
             let server = servers[i % servers.len()];
-            Runner::start(server, &format!("r{i}"), &["--slots", "1"])
+            TestRunner::start(server, &format!("r{i}"), &["--slots", "1"])
         })
         .collect();
-    let files = folder(&[("acr-task.yaml", &one_step("echo began; sleep 2; echo done"))]);
+    let files = create_folder(&[(
+        "acr-task.yaml",
+        &task_with_one_step("echo began; sleep 2; echo done"),
+    )]);
     let started: Vec<_> = (0..6)
         .map(|i| {
             let server = servers[i % servers.len()];
@@ -228,63 +246,78 @@ async fn three_runners_share_the_work(world: &World, servers: &[&Server], db: &s
     let mut by = BTreeSet::new();
     for running in started {
         let outcome = running.wait();
-        assert_eq!(outcome.code, Some(0), "{}", outcome.all());
-        assert!(outcome.stdout.contains("| done"), "{}", outcome.all());
-        // Each server tells of each run.
+        assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
+        assert!(
+            outcome.stdout.contains("| done"),
+            "{}",
+            outcome.transcript()
+        );
+        // Every server shows every run.
         for server in servers {
-            let run = server.run_of(&outcome.run);
+            let run = server.fetch_run(&outcome.run);
             assert_eq!(run["state"], "succeeded", "{run:#}");
             by.insert(run["runner"].as_str().unwrap().to_owned());
         }
     }
     assert_eq!(by.len(), 3, "{by:?}");
-    law_holds(db).await;
+    assert_triggers_accounted(db).await;
     drop(runners);
-    let _ = world;
+    let _ = environment;
 }
 
 #[tokio::test]
-async fn one_server_and_three_runners_on_sqlite() {
-    let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &["--no-runner"]);
-    three_runners_share_the_work(&world, &[&server], &database(&server)).await;
+async fn three_runners_share_the_runs_of_one_server_on_sqlite() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(&environment, &["--no-runner"]);
+    check_three_runners(&environment, &[&server], &database_url(&server)).await;
 }
 
 #[tokio::test]
-async fn two_servers_and_three_runners_on_postgresql() {
-    let Some(world) = World::find() else { return };
-    let Some(db) = postgres().await else { return };
+async fn three_runners_share_the_runs_of_two_servers_on_postgresql() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let Some(db) = create_postgres_database().await else {
+        return;
+    };
     let shared = SharedState::new(&db);
     let flags = shared.flags();
-    let first = Server::start(&world, &flags);
-    let second = Server::start_with(&world, &flags, Some(&first.token));
-    three_runners_share_the_work(&world, &[&first, &second], &db).await;
-    // A client of one server cancels what runs at a runner of the other.
-    let runner = Runner::start(&second, "far", &["--slots", "1", "--pool", "far"]);
-    let files = folder(&[("acr-task.yaml", &one_step("echo began; sleep 600"))]);
+    let first = TestServer::start(&environment, &flags);
+    let second = TestServer::start_with(&environment, &flags, Some(&first.token));
+    check_three_runners(&environment, &[&first, &second], &db).await;
+    // A client of one server cancels a run on a runner of the other.
+    let runner = TestRunner::start(&second, "far", &["--slots", "1", "--pool", "far"]);
+    let files = create_folder(&[(
+        "acr-task.yaml",
+        &task_with_one_step("echo began; sleep 600"),
+    )]);
     let run = first.run(files.path(), &["run", "-o", "plain", "--pool", "far", "."]);
     run.wait_for("| began");
-    let asked = std::time::Instant::now();
-    first.ok(&["runs", "cancel", &run.run]);
+    let requested = std::time::Instant::now();
+    first.run_ok(&["runs", "cancel", &run.run]);
     let outcome = run.wait();
-    assert_eq!(outcome.code, Some(130), "{}", outcome.all());
+    assert_eq!(outcome.code, Some(130), "{}", outcome.transcript());
     assert!(
-        asked.elapsed() < Duration::from_secs(6),
+        requested.elapsed() < Duration::from_secs(6),
         "{:?}",
-        asked.elapsed()
+        requested.elapsed()
     );
     drop(runner);
-    law_holds(&db).await;
+    assert_triggers_accounted(&db).await;
 }
 
 #[tokio::test]
-async fn a_waiting_run_says_why_and_which_runner_would_do() {
-    let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &["--no-runner"]);
-    let files = folder(&[("acr-task.yaml", &one_step("echo hello"))]);
+async fn queued_run_shows_its_unmet_requirements() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(&environment, &["--no-runner"]);
+    let files = create_folder(&[("acr-task.yaml", &task_with_one_step("echo hello"))]);
     let id = new_run_id();
     let queued = server
-        .client(
+        .start_client(
             files.path(),
             &[
                 "run",
@@ -292,50 +325,52 @@ async fn a_waiting_run_says_why_and_which_runner_would_do() {
                 "--id",
                 &id,
                 "-r",
-                &world.registry,
+                &environment.registry,
                 "--runner-label",
                 "disk=ssd",
                 ".",
             ],
         )
         .wait();
-    assert_eq!(queued.code, Some(0), "{}", queued.all());
-    let why = server.ok(&["runs", "why", &id]);
-    assert!(why.stdout.contains("no runner"), "{}", why.all());
-    let other = Runner::start(&server, "spinning", &["--label", "disk=hdd"]);
-    let why = server.ok(&["runs", "why", &id]);
+    assert_eq!(queued.code, Some(0), "{}", queued.transcript());
+    let why = server.run_ok(&["runs", "why", &id]);
+    assert!(why.stdout.contains("no runner"), "{}", why.transcript());
+    let other = TestRunner::start(&server, "spinning", &["--label", "disk=hdd"]);
+    let why = server.run_ok(&["runs", "why", &id]);
     assert!(
         why.stdout.contains("spinning") && why.stdout.contains("disk=ssd"),
         "{}",
-        why.all()
+        why.transcript()
     );
-    let fits = Runner::start(&server, "solid", &["--label", "disk=ssd"]);
+    let fits = TestRunner::start(&server, "solid", &["--label", "disk=ssd"]);
     let run = server.wait_for_run(&id, |run| run["state"] == "succeeded");
     assert_eq!(run["runner"], "solid");
     drop((other, fits));
-    law_holds(&database(&server)).await;
+    assert_triggers_accounted(&database_url(&server)).await;
 }
 
 #[test]
-fn a_stored_task_warms_a_runner_that_has_nothing() {
-    let Some(world) = World::find() else { return };
+fn registry_cache_of_a_task_warms_an_empty_runner() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let Some(engine) = SecondEngine::start() else {
         return;
     };
-    let server = Server::start(&world, &["--no-runner"]);
-    let warm = Runner::start(&server, "warm", &["--pool", "warm"]);
-    let cold = Runner::start_at(
+    let server = TestServer::start(&environment, &["--no-runner"]);
+    let warm = TestRunner::start(&server, "warm", &["--pool", "warm"]);
+    let cold = TestRunner::start_at(
         &server,
         &server.url,
         "cold",
         &["--pool", "cold", "--docker-host", &engine.host],
         &[("DOCKER_HOST", &engine.host)],
     );
-    let files = folder(&[(
+    let files = create_folder(&[(
         "Dockerfile",
         &format!(
             "FROM {}\nRUN echo {} > /made; sleep 1\n",
-            world.busybox(),
+            environment.busybox(),
             new_run_id()
         ),
     )]);
@@ -349,24 +384,24 @@ steps:
         &definition,
         format!(
             "name: cached\nregistry: {}\nqueue: {{pool: warm}}\ntext: |\n{}",
-            world.registry,
-            indented(task)
+            environment.registry,
+            indent(task)
         ),
     )
     .unwrap();
-    let apply = |path: &Path| server.ok(&["task", "apply", "-f", path.to_str().unwrap()]);
+    let apply = |path: &Path| server.run_ok(&["task", "apply", "-f", path.to_str().unwrap()]);
     apply(&definition);
     let context = files.path().to_str().unwrap();
     let run = |pool: &str| {
         let outcome = server
-            .client(
+            .start_client(
                 files.path(),
                 &["task", "run", "cached", "--context", context, "-o", "json"],
             )
             .wait();
-        assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+        assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
         let id = outcome.events()[0]["run"].as_str().unwrap().to_owned();
-        let run = server.run_of(&id);
+        let run = server.fetch_run(&id);
         assert_eq!(run["queue"]["pool"], pool, "{run:#}");
         let cached = outcome.events_named("vertex").into_iter().any(|event| {
             event["cached"] == true
@@ -377,19 +412,19 @@ steps:
         (cached, outcome)
     };
     let (cached, outcome) = run("warm");
-    assert!(!cached, "{}", outcome.all());
+    assert!(!cached, "{}", outcome.transcript());
     let text = std::fs::read_to_string(&definition).unwrap();
     std::fs::write(&definition, text.replace("pool: warm", "pool: cold")).unwrap();
     apply(&definition);
     let (cached, outcome) = run("cold");
     assert!(
         cached,
-        "an empty BuildKit was not warmed: {}",
-        outcome.all()
+        "an empty BuildKit did not use the cache: {}",
+        outcome.transcript()
     );
     drop((warm, cold));
 }
 
-fn indented(text: &str) -> String {
+fn indent(text: &str) -> String {
     text.lines().map(|line| format!("  {line}\n")).collect()
 }

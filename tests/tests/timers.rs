@@ -1,4 +1,5 @@
-//! A timer that ticks while two servers share it and one of them is killed at the tick: one run, and the timer says so.
+//! Timer of two servers, one of which is killed when the timer fires. The firing starts exactly one
+//! run and is recorded.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -8,36 +9,40 @@ use std::{
 };
 
 use acrtask_tests::{
-    World,
-    service::{Runner, Server, SharedState},
+    TestEnvironment,
+    service::{SharedState, TestRunner, TestServer},
 };
 
 mod common;
-use common::{law_holds, postgres};
+use common::{assert_triggers_accounted, create_postgres_database};
 
-/// How long the timer has to be known before it ticks.
+/// Minimum time between the creation of the timer and its first firing.
 const SETTLED: Duration = Duration::from_secs(4);
-/// How long after a tick its run is there, at the latest.
+/// Longest time between a firing and its run.
 const LATE: Duration = Duration::from_secs(15);
 
-/// Time since the last full minute, and which one that was.
-fn minute() -> (Duration, u64) {
+/// Returns the time since the last full minute, and the number of that minute.
+fn time_in_minute() -> (Duration, u64) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let minute = now.as_secs() / 60;
     (now - Duration::from_secs(minute * 60), minute)
 }
 
 #[tokio::test]
-async fn a_tick_starts_one_run_though_a_server_is_killed() {
-    let Some(world) = World::find() else { return };
-    let Some(db) = postgres().await else { return };
+async fn firing_starts_one_run_when_a_server_is_killed() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let Some(db) = create_postgres_database().await else {
+        return;
+    };
     let shared = SharedState::new(&db);
     let flags = shared.flags();
-    let mut first = Server::start(&world, &flags);
-    let second = Server::start_with(&world, &flags, Some(&first.token));
-    let runner = Runner::start(&second, "r", &[]);
-    let line = format!("{} echo tick", world.busybox());
-    second.ok(&[
+    let mut first = TestServer::start(&environment, &flags);
+    let second = TestServer::start_with(&environment, &flags, Some(&first.token));
+    let runner = TestRunner::start(&second, "r", &[]);
+    let line = format!("{} echo tick", environment.busybox());
+    second.run_ok(&[
         "task",
         "create",
         "app",
@@ -46,12 +51,12 @@ async fn a_tick_starts_one_run_though_a_server_is_killed() {
         "--cmd",
         &line,
     ]);
-    let since = minute().0;
+    let since = time_in_minute().0;
     if since + SETTLED > Duration::from_secs(60) {
         thread::sleep(Duration::from_secs(60) - since + Duration::from_millis(200));
     }
-    let begun = minute().1;
-    second.ok(&[
+    let begun = time_in_minute().1;
+    second.run_ok(&[
         "task",
         "timer",
         "add",
@@ -61,16 +66,16 @@ async fn a_tick_starts_one_run_though_a_server_is_killed() {
         "--schedule",
         "* * * * *",
     ]);
-    // One of the two handles it, and one of the two dies now.
-    thread::sleep(Duration::from_secs(60) - minute().0);
+    // One of the two servers handles the firing. One of them is killed now.
+    thread::sleep(Duration::from_secs(60) - time_in_minute().0);
     let tick = Instant::now();
     thread::sleep(Duration::from_millis(u64::from(
-        minute().0.subsec_micros() % 40,
+        time_in_minute().0.subsec_micros() % 40,
     )));
     first.kill();
     first.restart();
     let runs = loop {
-        let page = second.json(&["runs", "list", "--task", "app", "-o", "json"]);
+        let page = second.run_json(&["runs", "list", "--task", "app", "-o", "json"]);
         let runs = page["items"].as_array().unwrap().clone();
         if !runs.is_empty() {
             break runs;
@@ -84,18 +89,18 @@ async fn a_tick_starts_one_run_though_a_server_is_killed() {
     });
     assert_eq!(run["state"], "succeeded", "{run:#}");
     assert_eq!(run["trigger"], "timer", "{run:#}");
-    assert!(second.ok(&["runs", "logs", id]).stdout.contains("tick"));
-    // Longer than a lease, and than any server takes to look again.
+    assert!(second.run_ok(&["runs", "logs", id]).stdout.contains("tick"));
+    // Longer than a lease, and than the interval in which a server checks the timers.
     thread::sleep(Duration::from_secs(8));
-    let page = second.json(&["runs", "list", "--task", "app", "-o", "json"]);
-    let passed = minute().1 - begun;
+    let page = second.run_json(&["runs", "list", "--task", "app", "-o", "json"]);
+    let passed = time_in_minute().1 - begun;
     let count = page["items"].as_array().unwrap().len() as u64;
     assert_eq!(count, passed, "{page:#}");
-    let timers = second.json(&["task", "timer", "list", "app", "-o", "json"]);
+    let timers = second.run_json(&["task", "timer", "list", "app", "-o", "json"]);
     let last = &timers[0]["last"];
     assert!(last["run"].is_string(), "{timers:#}");
-    assert_eq!(last["standsFor"], 1, "{timers:#}");
-    second.ok(&["task", "timer", "remove", "app", "--timer-name", "often"]);
+    assert_eq!(last["firingCount"], 1, "{timers:#}");
+    second.run_ok(&["task", "timer", "remove", "app", "--timer-name", "often"]);
     drop((runner, first));
-    law_holds(&db).await;
+    assert_triggers_accounted(&db).await;
 }

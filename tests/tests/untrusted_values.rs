@@ -1,28 +1,28 @@
-//! Values of untrusted starters at a server with a runner, and a task with a secret: no value becomes a step, a
-//! command or code, whatever way it comes.
+//! Values from untrusted users at a server with a runner and a task with a secret. No value may
+//! become a step, a command or code, whatever its source.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use acrtask_tests::{Outcome, World, forge::deliver, project, service::Server};
+use acrtask_tests::{Outcome, TestEnvironment, forge::deliver, project, service::TestServer};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// The secret of the task.
+/// Secret of the task.
 const CANARY: &str = "hunter2-of-the-task";
-/// The same backwards, which masking does not know.
+/// Reversed secret, which masking does not recognize.
 const REVERSED: &str = "ksat-eht-fo-2retnuh";
 
-/// A server with a runner, and a task whose file uses a value, the branch and a secret.
+/// Server with a runner, and a task whose file uses a value, the branch and a secret.
 struct Fixture {
-    world: World,
-    server: Server,
+    environment: TestEnvironment,
+    server: TestServer,
     files: TempDir,
 }
 
 impl Fixture {
     fn new() -> Option<Self> {
-        let world = World::find()?;
-        let image = world.busybox();
+        let environment = TestEnvironment::find()?;
+        let image = environment.busybox();
         let text = format!(
             "steps:\n  - id: sleep\n    cmd: \"{image} sleep {{{{.Values.secs}}}}\"\n    env: [\"S={{{{.Secrets.s}}}}\"]\n  \
              - id: tag\n    cmd: {image} sh -c 'echo tag {{{{.Values.tag}}}} of $S'\n    env: [\"S={{{{.Secrets.s}}}}\"]\n"
@@ -31,28 +31,29 @@ impl Fixture {
             "name": "prod/app", "text": text, "secrets": {"s": "s"}, "values": {"secs": "0", "tag": "none"},
             "triggers": {"url": {"allowSet": ["tag"]}}
         });
-        let files = project::folder(&[("canary", CANARY), ("task.yaml", &definition.to_string())]);
-        let server = Server::start(&world, &["--allow-private-addresses"]);
+        let files =
+            project::create_folder(&[("canary", CANARY), ("task.yaml", &definition.to_string())]);
+        let server = TestServer::start(&environment, &["--allow-private-addresses"]);
         let fixture = Self {
-            world,
+            environment,
             server,
             files,
         };
-        fixture.ok(&["secret", "set", "s", "--from-file", "canary"]);
-        fixture.ok(&["task", "apply", "-f", "task.yaml"]);
+        fixture.run_ok(&["secret", "set", "s", "--from-file", "canary"]);
+        fixture.run_ok(&["task", "apply", "-f", "task.yaml"]);
         Some(fixture)
     }
 
-    fn ok(&self, args: &[&str]) -> Outcome {
-        let outcome = self.server.client(self.files.path(), args).wait();
-        assert_eq!(outcome.code, Some(0), "{args:?}: {}", outcome.all());
+    fn run_ok(&self, args: &[&str]) -> Outcome {
+        let outcome = self.server.start_client(self.files.path(), args).wait();
+        assert_eq!(outcome.code, Some(0), "{args:?}: {}", outcome.transcript());
         outcome
     }
 
-    /// Runs the program with a token of these scopes.
+    /// Runs the program with a new token of these scopes.
     fn run_with(&self, scopes: &str, args: &[&str]) -> Outcome {
         let name = scopes.replace(',', "-");
-        let token = self.server.json(&[
+        let token = self.server.run_json(&[
             "token", "create", &name, "--scope", scopes, "--tasks", "prod/*", "-o", "json",
         ]);
         let token = token["secret"].as_str().unwrap().to_owned();
@@ -66,21 +67,23 @@ impl Fixture {
             .iter()
             .map(|(name, value)| (name.as_str(), value.as_str()))
             .collect();
-        self.world
+        self.environment
             .start_plain(self.files.path(), args, &variables)
             .wait()
     }
 
-    /// Waits for the end of a run; returns the run and its log.
-    fn finished(&self, id: &str) -> (Value, String) {
+    /// Waits for the end of a run. Returns the run and its log.
+    fn wait_finished(&self, id: &str) -> (Value, String) {
         let run = self.server.wait_for_run(id, |run| {
             !["queued", "leased", "running"].contains(&run["state"].as_str().unwrap())
         });
-        let log = self.server.client(self.files.path(), &["runs", "logs", id]);
-        (run, log.wait().all())
+        let log = self
+            .server
+            .start_client(self.files.path(), &["runs", "logs", id]);
+        (run, log.wait().transcript())
     }
 
-    /// Asserts that a run was refused before any step, and names the value.
+    /// Asserts that a run was refused before any step with an error that names the value.
     fn assert_refused(&self, run: &Value, log: &str, name: &str) {
         assert_eq!(run["state"], "failed", "{run:#}\n{log}");
         assert_eq!(run["result"]["refused"], true, "{run:#}\n{log}");
@@ -93,52 +96,55 @@ impl Fixture {
     }
 }
 
-fn only_run(outcome: &Outcome) -> String {
+fn started_run(outcome: &Outcome) -> String {
     outcome.stdout.trim().lines().last().unwrap().to_owned()
 }
 
 #[test]
-fn a_value_of_a_token_without_write_adds_no_step() {
+fn value_from_a_token_without_write_adds_no_step() {
     let Some(fixture) = Fixture::new() else {
         return;
     };
     let evil = format!(
         "secs=0\"\n  - id: evil\n    cmd: \"{} sh -c 'echo $S | rev'\"\n    env: [\"S={{{{.Secrets.s}}}}\"]\n  - cmd: \"{0} true",
-        fixture.world.busybox()
+        fixture.environment.busybox()
     );
-    let one_line = format!("secs=0; {} env", fixture.world.busybox());
+    let one_line = format!("secs=0; {} env", fixture.environment.busybox());
     for set in [evil.as_str(), &one_line] {
         let started = fixture.run_with(
             "read,run",
             &["task", "run", "prod/app", "--set", set, "--no-wait"],
         );
-        assert_eq!(started.code, Some(0), "{}", started.all());
-        let (run, log) = fixture.finished(&only_run(&started));
+        assert_eq!(started.code, Some(0), "{}", started.transcript());
+        let (run, log) = fixture.wait_finished(&started_run(&started));
         fixture.assert_refused(&run, &log, ".Values.secs");
     }
-    // An ordinary value runs, and who may write the task may set any text.
+    // An ordinary value is accepted. A token that may write the task may set any text.
     for (scopes, set) in [
         ("read,run", "secs=0"),
         ("read,run,write", one_line.as_str()),
     ] {
         let args = ["task", "run", "prod/app", "--set", set, "--no-wait"];
         let started = fixture.run_with(scopes, &args);
-        let (run, log) = fixture.finished(&only_run(&started));
+        let (run, log) = fixture.wait_finished(&started_run(&started));
         assert_eq!(run["state"], "succeeded", "{log}");
         assert!(!log.contains(CANARY), "{log}");
     }
 }
 
 #[test]
-fn a_secret_of_a_token_without_write_adds_no_command() {
+fn secret_from_a_token_without_write_adds_no_command() {
     let Some(fixture) = Fixture::new() else {
         return;
     };
-    let text = format!("cmd: {} echo {{{{.Secrets.own}}}}", fixture.world.busybox());
+    let text = format!(
+        "cmd: {} echo {{{{.Secrets.own}}}}",
+        fixture.environment.busybox()
+    );
     let definition = json!({"name": "prod/other", "text": format!("steps:\n  - {text}\n")});
-    project::write(fixture.files.path(), "other.yaml", &definition.to_string());
-    fixture.ok(&["task", "apply", "-f", "other.yaml"]);
-    let set = format!("own=x; {} env", fixture.world.busybox());
+    project::write_file(fixture.files.path(), "other.yaml", &definition.to_string());
+    fixture.run_ok(&["task", "apply", "-f", "other.yaml"]);
+    let set = format!("own=x; {} env", fixture.environment.busybox());
     let args = [
         "task",
         "run",
@@ -148,22 +154,22 @@ fn a_secret_of_a_token_without_write_adds_no_command() {
         "--no-wait",
     ];
     let started = fixture.run_with("read,run", &args);
-    let (run, log) = fixture.finished(&only_run(&started));
+    let (run, log) = fixture.wait_finished(&started_run(&started));
     fixture.assert_refused(&run, &log, ".own");
 }
 
 #[test]
-fn a_value_of_a_trigger_url_adds_no_step_and_no_code() {
+fn value_from_a_trigger_url_adds_no_step_and_no_code() {
     let Some(fixture) = Fixture::new() else {
         return;
     };
-    let made = fixture.ok(&["task", "trigger-url", "create", "prod/app"]);
+    let made = fixture.run_ok(&["task", "trigger-url", "create", "prod/app"]);
     let url = made.stdout.trim().to_owned();
     let call = |tag: &str| {
         let body = json!({"set": {"tag": tag}});
         let (status, called) = deliver(&url, "", "none", "none", &body).unwrap();
         assert_eq!(status, 201, "{called:#}");
-        fixture.finished(called["run"].as_str().unwrap())
+        fixture.wait_finished(called["run"].as_str().unwrap())
     };
     for tag in [
         "v1\n  - id: evil\n    cmd: busybox env",
@@ -182,11 +188,11 @@ fn a_value_of_a_trigger_url_adds_no_step_and_no_code() {
 }
 
 #[test]
-fn a_hostile_branch_is_no_code_after_its_approval() {
+fn hostile_branch_name_is_refused_after_approval() {
     let Some(fixture) = Fixture::new() else {
         return;
     };
-    let image = fixture.world.busybox();
+    let image = fixture.environment.busybox();
     let text = format!(
         "steps:\n  - id: branch\n    cmd: {image} sh -c 'echo on {{{{.Run.Branch}}}}'\n    env: [\"S={{{{.Secrets.s}}}}\"]\n"
     );
@@ -194,17 +200,17 @@ fn a_hostile_branch_is_no_code_after_its_approval() {
     repositories.create("app");
     let commit = repositories.commit("app", &[("file", "first\n")]);
     let git = acrtask_tests::git_server::HttpGit::start(&repositories.root(), None);
-    let bare = repositories.bare("app");
+    let bare = repositories.bare_path("app");
     acrtask_tests::git_server::git(&bare, &["update-ref", "refs/pull/7/head", &commit]);
     acrtask_tests::git_server::git(&bare, &["update-ref", "refs/pull/8/head", &commit]);
     let definition = json!({
         "name": "prod/branch", "context": format!("{}#main", git.url("app")), "text": text, "secrets": {"s": "s"},
         "triggers": {"commit": {"events": ["pullRequest"]}}
     });
-    project::write(fixture.files.path(), "branch.yaml", &definition.to_string());
-    project::write(fixture.files.path(), "hook", "hunter2-of-the-webhook");
+    project::write_file(fixture.files.path(), "branch.yaml", &definition.to_string());
+    project::write_file(fixture.files.path(), "hook", "hunter2-of-the-webhook");
     let mut server_args = vec!["task", "apply", "-f", "branch.yaml"];
-    fixture.ok(&server_args);
+    fixture.run_ok(&server_args);
     server_args = vec![
         "webhook",
         "create",
@@ -214,7 +220,7 @@ fn a_hostile_branch_is_no_code_after_its_approval() {
         "--secret-file",
         "hook",
     ];
-    fixture.ok(&server_args);
+    fixture.run_ok(&server_args);
     let deliver_branch = |number: u64, branch: &str| {
         let repository =
             json!({"full_name": "org/app", "clone_url": git.url("app"), "default_branch": "main"});
@@ -236,21 +242,21 @@ fn a_hostile_branch_is_no_code_after_its_approval() {
         receipt["runs"][0].as_str().unwrap().to_owned()
     };
     let id = deliver_branch(7, "x;echo${IFS}$S|rev");
-    let listed = fixture.ok(&["runs", "list"]).stdout;
+    let listed = fixture.run_ok(&["runs", "list"]).stdout;
     assert!(listed.contains("branch `x;echo${IFS}$S|rev`"), "{listed}");
-    let shown = fixture.ok(&["runs", "show", &id]).stdout;
+    let shown = fixture.run_ok(&["runs", "show", &id]).stdout;
     assert!(shown.contains("branch `x;echo${IFS}$S|rev`"), "{shown}");
-    let approved = fixture.ok(&["runs", "approve", &id]).stderr;
+    let approved = fixture.run_ok(&["runs", "approve", &id]).stderr;
     assert!(
         approved.contains("branch `x;echo${IFS}$S|rev`"),
         "{approved}"
     );
-    let (run, log) = fixture.finished(&id);
+    let (run, log) = fixture.wait_finished(&id);
     fixture.assert_refused(&run, &log, ".Run.Branch");
-    // A harmless one runs.
+    // A harmless branch runs.
     let id = deliver_branch(8, "feature/x");
-    fixture.ok(&["runs", "approve", &id]);
-    let (run, log) = fixture.finished(&id);
+    fixture.run_ok(&["runs", "approve", &id]);
+    let (run, log) = fixture.wait_finished(&id);
     assert_eq!(run["state"], "succeeded", "{log}");
     assert!(log.contains("on feature/x"), "{log}");
 }

@@ -1,6 +1,7 @@
-//! Secrets of task files that a vault keeps, through the program: with the user's identity and with a runner's.
+//! Secrets of task files from vaults, with the identity of the user and with that of a runner.
 //!
-//! Stand-ins respond as Microsoft Entra ID, Azure Key Vault and HashiCorp Vault are documented to.
+//! The fake vaults respond as documented by Microsoft Entra ID, Azure Key Vault and HashiCorp
+//! Vault.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -13,9 +14,9 @@ use std::{
 };
 
 use acrtask_tests::{
-    Outcome, World,
-    project::{folder, tarball},
-    service::{Runner, Server},
+    Outcome, TestEnvironment,
+    project::{create_folder, tarball},
+    service::{TestRunner, TestServer},
 };
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::{ServerConfig, ServerConnection, StreamOwned, pki_types::PrivateKeyDer};
@@ -28,7 +29,7 @@ use wiremock::{
 const KEY_VAULT_VALUE: &str = "q7Zt-9dLw";
 const VAULT_VALUE: &str = "xK4m_2Rv8p";
 
-/// An issuer of tokens, a key vault and a Vault, at one address.
+/// Fake token issuer, key vault and HashiCorp Vault at one address.
 struct Vaults {
     server: MockServer,
     host: String,
@@ -95,7 +96,7 @@ impl Vaults {
             .collect()
     }
 
-    fn task(&self, key_vault_secret: &str) -> String {
+    fn task_file(&self, key_vault_secret: &str) -> String {
         let url = format!("http://{}/secrets/{key_vault_secret}", self.host);
         let line = "$Registry/base/busybox:1.36 sh -c 'echo got {{.Secrets.azure}} and {{.Secrets.vault}}; \
                     printf %s {{.Secrets.azure}} | wc -c'";
@@ -106,15 +107,16 @@ impl Vaults {
         )
     }
 
-    /// Runs the task file of `folder`, or what `context` is there, with the user's identity.
-    fn run(&self, world: &World, folder: &Path, context: &str) -> Outcome {
+    /// Runs the task file of `folder`, or the context `context` there, with the identity of the
+    /// user.
+    fn run(&self, environment: &TestEnvironment, folder: &Path, context: &str) -> Outcome {
         let args = ["run", "-o", "json", "--key-vault-host", &self.host, context];
-        let run = world.start_with(folder, &args, &self.variables(), "");
+        let run = environment.start_with(folder, &args, &self.variables(), "");
         run.wait()
     }
 
     /// Returns the number of requests to the key vault.
-    async fn requests(&self) -> usize {
+    async fn count_requests(&self) -> usize {
         let all = self.server.received_requests().await.unwrap();
         let to_key_vault = all.iter().filter(|r| r.url.path().starts_with("/secrets/"));
         to_key_vault.count()
@@ -122,7 +124,7 @@ impl Vaults {
 }
 
 fn assert_masked(outcome: &Outcome) {
-    let all = outcome.all();
+    let all = outcome.transcript();
     for value in [
         KEY_VAULT_VALUE,
         VAULT_VALUE,
@@ -135,7 +137,7 @@ fn assert_masked(outcome: &Outcome) {
 }
 
 /// Returns the lines that the steps printed.
-fn output(outcome: &Outcome) -> Vec<String> {
+fn output_lines(outcome: &Outcome) -> Vec<String> {
     let events = outcome.events_named("output");
     let texts = events.iter().map(|event| event["text"].as_str().unwrap());
     texts
@@ -145,58 +147,65 @@ fn output(outcome: &Outcome) -> Vec<String> {
 }
 
 fn assert_used(outcome: &Outcome) {
-    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+    assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
     let expected = [
         "got *** and ***".to_owned(),
         KEY_VAULT_VALUE.len().to_string(),
     ];
-    assert_eq!(output(outcome), expected, "{}", outcome.all());
+    assert_eq!(output_lines(outcome), expected, "{}", outcome.transcript());
     assert_masked(outcome);
 }
 
 #[tokio::test]
-async fn a_run_reads_vaults_with_the_users_identity() {
-    let Some(world) = World::find() else { return };
+async fn run_reads_vaults_with_the_identity_of_the_user() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let vaults = Vaults::start().await;
-    let files = folder(&[("acr-task.yaml", &vaults.task("team-pass"))]);
-    assert_used(&vaults.run(&world, files.path(), "."));
+    let files = create_folder(&[("acr-task.yaml", &vaults.task_file("team-pass"))]);
+    assert_used(&vaults.run(&environment, files.path(), "."));
 
-    // A plan sends no request, and shows no placeholder.
-    let before = vaults.requests().await;
-    let plan = world.start_plain(files.path(), &["plan", "-r", "reg.example.com"], &[]);
+    // A plan sends no request and shows no placeholder.
+    let before = vaults.count_requests().await;
+    let plan = environment.start_plain(files.path(), &["plan", "-r", "reg.example.com"], &[]);
     let plan = plan.wait();
-    assert_eq!(plan.code, Some(0), "{}", plan.all());
-    assert!(plan.stdout.contains("got *** and ***"), "{}", plan.all());
+    assert_eq!(plan.code, Some(0), "{}", plan.transcript());
+    assert!(
+        plan.stdout.contains("got *** and ***"),
+        "{}",
+        plan.transcript()
+    );
 
-    // Others wrote the files of an archive: they do not get what this user may read.
+    // The files of an archive come from others, so the run must not read secrets that this user may
+    // read.
     std::fs::write(files.path().join("files.tar"), tarball(files.path())).unwrap();
-    let fetched = vaults.run(&world, files.path(), "files.tar");
-    assert_eq!(fetched.code, Some(2), "{}", fetched.all());
+    let fetched = vaults.run(&environment, files.path(), "files.tar");
+    assert_eq!(fetched.code, Some(2), "{}", fetched.transcript());
     assert!(
         fetched
-            .all()
-            .contains("a task file that was fetched cannot read vaults"),
+            .transcript()
+            .contains("a fetched task file cannot read vaults"),
         "{}",
-        fetched.all()
+        fetched.transcript()
     );
 
-    // No token goes to an unlisted host.
-    let unlisted = world
+    // No token is sent to an unlisted host.
+    let unlisted = environment
         .start_with(files.path(), &["run"], &vaults.variables(), "")
         .wait();
-    assert_eq!(unlisted.code, Some(2), "{}", unlisted.all());
+    assert_eq!(unlisted.code, Some(2), "{}", unlisted.transcript());
     assert!(
-        unlisted.all().contains("--key-vault-host"),
+        unlisted.transcript().contains("--key-vault-host"),
         "{}",
-        unlisted.all()
+        unlisted.transcript()
     );
-    assert_eq!(vaults.requests().await, before);
+    assert_eq!(vaults.count_requests().await, before);
 
-    // What is missing is named, and a value of the user's own wins.
+    // The error names the missing variables. A value given by the user takes precedence.
     let bare = ["run", "--key-vault-host", &vaults.host];
-    let missing = world.start(files.path(), &bare).wait();
-    assert_eq!(missing.code, Some(2), "{}", missing.all());
-    let all = missing.all();
+    let missing = environment.start(files.path(), &bare).wait();
+    assert_eq!(missing.code, Some(2), "{}", missing.transcript());
+    let all = missing.transcript();
     assert!(
         all.contains("AZURE_TENANT_ID") && all.contains("VAULT_ADDR"),
         "{all}"
@@ -210,29 +219,33 @@ async fn a_run_reads_vaults_with_the_users_identity() {
         "--set-secret",
         "vault=own-value",
     ];
-    assert_used(&world.start(files.path(), &given).wait());
+    assert_used(&environment.start(files.path(), &given).wait());
 }
 
 #[tokio::test]
-async fn a_vault_that_fails_is_unreachable() {
-    let Some(world) = World::find() else { return };
+async fn failing_vault_is_reported_as_unreachable() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let vaults = Vaults::start().await;
-    let files = folder(&[("acr-task.yaml", &vaults.task("busy"))]);
-    let outcome = vaults.run(&world, files.path(), ".");
-    assert_eq!(outcome.code, Some(3), "{}", outcome.all());
+    let files = create_folder(&[("acr-task.yaml", &vaults.task_file("busy"))]);
+    let outcome = vaults.run(&environment, files.path(), ".");
+    assert_eq!(outcome.code, Some(3), "{}", outcome.transcript());
     assert!(
-        outcome.all().contains("responds with 503"),
+        outcome.transcript().contains("responds with 503"),
         "{}",
-        outcome.all()
+        outcome.transcript()
     );
     assert_masked(&outcome);
 }
 
 #[tokio::test]
-async fn a_runner_reads_vaults_for_the_tasks_that_its_operator_lists() {
-    let Some(world) = World::find() else { return };
+async fn runner_reads_vaults_only_for_listed_tasks() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let vaults = Vaults::start().await;
-    let server = Server::start(&world, &["--no-runner"]);
+    let server = TestServer::start(&environment, &["--no-runner"]);
     let rules = [
         format!("team/*=http://{}/secrets/team-*", vaults.host),
         "team/*=kv/team/".to_owned(),
@@ -245,23 +258,27 @@ async fn a_runner_reads_vaults_for_the_tasks_that_its_operator_lists() {
         "--allow-vault",
         &rules[1],
     ];
-    let _runner = Runner::start_at(&server, &server.url, "one", &flags, &vaults.variables());
+    let _runner = TestRunner::start_at(&server, &server.url, "one", &flags, &vaults.variables());
     let store = |name: &str, text: &str| {
-        let task = json!({"name": name, "registry": world.registry, "text": text});
-        let files = folder(&[("task.yaml", &task.to_string())]);
+        let task = json!({"name": name, "registry": environment.registry, "text": text});
+        let files = create_folder(&[("task.yaml", &task.to_string())]);
         let applied = server
-            .client(files.path(), &["task", "apply", "-f", "task.yaml"])
+            .start_client(files.path(), &["task", "apply", "-f", "task.yaml"])
             .wait();
-        assert_eq!(applied.code, Some(0), "{}", applied.all());
+        assert_eq!(applied.code, Some(0), "{}", applied.transcript());
     };
     let run = |args: &[&str]| {
-        let files = folder(&[("acr-task.yaml", &vaults.task("team-pass"))]);
+        let files = create_folder(&[("acr-task.yaml", &vaults.task_file("team-pass"))]);
         let args = [&["task", "run"], args, &["-o", "json"]].concat();
-        server.client(files.path(), &args).wait()
+        server.start_client(files.path(), &args).wait()
     };
-    let refused = |outcome: &Outcome, why: &str| {
-        assert_ne!(outcome.code, Some(0), "{}", outcome.all());
-        assert!(outcome.all().contains(why), "{}", outcome.all());
+    let assert_refused = |outcome: &Outcome, why: &str| {
+        assert_ne!(outcome.code, Some(0), "{}", outcome.transcript());
+        assert!(
+            outcome.transcript().contains(why),
+            "{}",
+            outcome.transcript()
+        );
         assert_masked(outcome);
     };
     for (name, secret) in [
@@ -269,26 +286,30 @@ async fn a_runner_reads_vaults_for_the_tasks_that_its_operator_lists() {
         ("team/greedy", "other-pass"),
         ("team2/app", "team-pass"),
     ] {
-        store(name, &vaults.task(secret));
+        store(name, &vaults.task_file(secret));
     }
     assert_used(&run(&["team/app"]));
 
-    // Nothing that is not listed for the task is asked for: another secret of the same vault, another task.
-    let before = vaults.requests().await;
-    refused(&run(&["team/greedy"]), "may not read");
-    refused(&run(&["team2/app"]), "--allow-vault");
-    // Neither for a run without a task, whatever it calls itself.
-    let files = folder(&[("acr-task.yaml", &vaults.task("team-pass"))]);
+    // Only listed secrets are requested: no other secret of the same vault, and none for another
+    // task.
+    let before = vaults.count_requests().await;
+    assert_refused(&run(&["team/greedy"]), "may not read");
+    assert_refused(&run(&["team2/app"]), "--allow-vault");
+    // A run without a task gets none, whatever its `--task-name`.
+    let files = create_folder(&[("acr-task.yaml", &vaults.task_file("team-pass"))]);
     let named = ["run", "-o", "json", "--task-name", "team/app"];
-    refused(
+    assert_refused(
         &server.run(files.path(), &named).wait(),
         "only a stored task reads vaults",
     );
-    // Nor for files of a starter without `write`.
+    // Neither do files from a token without `write`.
     let token = [
         "token", "create", "starter", "--scope", "run,read", "--tasks", "team/*", "-o", "json",
     ];
-    let token = server.json(&token)["secret"].as_str().unwrap().to_owned();
+    let token = server.run_json(&token)["secret"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let mut variables = server.variables();
     variables.push(("ACRTASK_TOKEN".into(), token));
     let variables: Vec<_> = variables
@@ -310,14 +331,16 @@ async fn a_runner_reads_vaults_for_the_tasks_that_its_operator_lists() {
         "-o",
         "json",
     ];
-    let outcome = world.start_plain(files.path(), &brought, &variables).wait();
-    refused(&outcome, "only a stored task reads vaults");
-    assert_eq!(vaults.requests().await, before);
+    let outcome = environment
+        .start_plain(files.path(), &brought, &variables)
+        .wait();
+    assert_refused(&outcome, "only a stored task reads vaults");
+    assert_eq!(vaults.count_requests().await, before);
 }
 
-/// Azure as a proxy shows it: each `CONNECT` leads to a stand-in for the host that it names. Returns the proxy's URL, and
-/// the certificate of the stand-ins' issuer.
-fn azure_behind_a_proxy() -> (String, String) {
+/// Starts a proxy that leads each `CONNECT` to a fake of the requested Azure host. Returns its URL
+/// and the certificate of the authority.
+fn start_azure_proxy() -> (String, String) {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut authority = CertificateParams::new(Vec::new()).unwrap();
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -341,14 +364,14 @@ fn azure_behind_a_proxy() -> (String, String) {
     thread::spawn(move || {
         for stream in listener.incoming() {
             let config = Arc::clone(&config);
-            thread::spawn(move || answer(stream.unwrap(), config));
+            thread::spawn(move || serve_tunnel(stream.unwrap(), config));
         }
     });
     (url, authority.pem())
 }
 
-/// Reads the head of a request; returns its lines.
-fn head(stream: &mut impl BufRead) -> Option<Vec<String>> {
+/// Reads the head of a request and returns its lines.
+fn read_head(stream: &mut impl BufRead) -> Option<Vec<String>> {
     let mut lines = Vec::new();
     loop {
         let mut line = String::new();
@@ -362,15 +385,15 @@ fn head(stream: &mut impl BufRead) -> Option<Vec<String>> {
     }
 }
 
-fn answer(stream: TcpStream, config: Arc<ServerConfig>) -> Option<()> {
-    // The client sends nothing more before it has the answer, so nothing is lost in the buffer.
-    let connect = head(&mut BufReader::new(stream.try_clone().ok()?))?;
+fn serve_tunnel(stream: TcpStream, config: Arc<ServerConfig>) -> Option<()> {
+    // The client sends nothing before it has the response, so the buffer loses nothing.
+    let connect = read_head(&mut BufReader::new(stream.try_clone().ok()?))?;
     let target = connect[0].split(' ').nth(1)?.to_owned();
     let mut plain = stream;
     plain.write_all(b"HTTP/1.1 200 OK\r\n\r\n").ok()?;
     let connection = ServerConnection::new(config).ok()?;
     let mut stream = BufReader::new(StreamOwned::new(connection, plain));
-    while let Some(lines) = head(&mut stream) {
+    while let Some(lines) = read_head(&mut stream) {
         let header = |name: &str| {
             let mut found = lines.iter().filter_map(|line| line.split_once(": "));
             found
@@ -381,11 +404,11 @@ fn answer(stream: TcpStream, config: Arc<ServerConfig>) -> Option<()> {
         let mut body = vec![0; length.unwrap_or(0)];
         stream.read_exact(&mut body).ok()?;
         let body = String::from_utf8_lossy(&body).into_owned();
-        let asked = lines[0].split(' ').nth(1)?.to_owned();
+        let path = lines[0].split(' ').nth(1)?.to_owned();
         let audience = |domain: &str| format!("scope=https%3A%2F%2F{domain}%2F.default");
         let token = header("authorization").unwrap_or_default();
         let reply = match target.as_str() {
-            "login.microsoftonline.com:443" if asked.starts_with("/contoso/") => {
+            "login.microsoftonline.com:443" if path.starts_with("/contoso/") => {
                 let domain = ["vault.azure.net", "vault.azure.cn"]
                     .into_iter()
                     .find(|domain| body.contains(&audience(domain)))?;
@@ -396,7 +419,7 @@ fn answer(stream: TcpStream, config: Arc<ServerConfig>) -> Option<()> {
                 if token != format!("Bearer token-for-{domain}") {
                     return None;
                 }
-                let name = asked
+                let name = path
                     .strip_prefix("/secrets/")?
                     .strip_suffix("?api-version=7.4")?;
                 json!({"value": format!("{vault}/{name}/hush")})
@@ -413,11 +436,13 @@ fn answer(stream: TcpStream, config: Arc<ServerConfig>) -> Option<()> {
     None
 }
 
-/// The forms of addresses are those of task files of ACR that are public.
+/// The addresses have the forms that public task files of ACR use.
 #[test]
 fn key_vaults_of_azure_are_read_over_tls() {
-    let Some(world) = World::find() else { return };
-    let (proxy, authority) = azure_behind_a_proxy();
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let (proxy, authority) = start_azure_proxy();
     let sums = [
         "team/registry-127-user/hush",
         "team/registry-127-password/0123abcd/hush",
@@ -441,7 +466,7 @@ steps:
     cmd: {line}
 "
     );
-    let files = folder(&[
+    let files = create_folder(&[
         ("acr-task.yaml", &task),
         ("identity", "federated"),
         ("ca.pem", &authority),
@@ -464,11 +489,13 @@ steps:
         "--set",
         password,
     ];
-    let outcome = world.start_with(files.path(), &args, &variables, "").wait();
-    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+    let outcome = environment
+        .start_with(files.path(), &args, &variables, "")
+        .wait();
+    assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
     let expected: Vec<String> = sums
         .into_iter()
         .flat_map(|sum| ["value ***".to_owned(), sum])
         .collect();
-    assert_eq!(output(&outcome), expected, "{}", outcome.all());
+    assert_eq!(output_lines(&outcome), expected, "{}", outcome.transcript());
 }

@@ -1,11 +1,11 @@
-//! The requests of `docs/webhooks.md` start runs.
+//! The example requests of `docs/webhooks.md` start runs.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
-use acrtask_tests::{World, checkout, project, service::Server};
+use acrtask_tests::{TestEnvironment, checkout, project, service::TestServer};
 
-/// The shell of the examples, in the order of the page.
-fn examples() -> String {
+/// Returns the shell examples in the order of the page.
+fn read_examples() -> String {
     let page = std::fs::read_to_string(checkout().join("docs/webhooks.md")).unwrap();
     let blocks = page.split("```sh\n").skip(1);
     let blocks: Vec<_> = blocks.filter_map(|rest| rest.split("```").next()).collect();
@@ -15,32 +15,34 @@ fn examples() -> String {
 
 #[test]
 fn examples_of_generic_and_distribution_start_runs() {
-    let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &["--no-runner", "--allow-private-addresses"]);
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(&environment, &["--no-runner", "--allow-private-addresses"]);
     let create = |name: &str, trigger: &str| {
         let definition = format!(
             "name: {name}\ncontext: https://git.example.com/team/app.git#main\nregistry: {}\n\
              triggers: {{{trigger}}}\n",
-            world.registry
+            environment.registry
         );
-        let files = project::folder(&[("task.yaml", &definition)]);
+        let files = project::create_folder(&[("task.yaml", &definition)]);
         let args = ["task", "apply", "--file", "task.yaml"];
-        let outcome = server.client(files.path(), &args).wait();
-        assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+        let outcome = server.start_client(files.path(), &args).wait();
+        assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
     };
     create("commits", "commit: {paths: {include: ['src/**']}}");
-    let repository = format!("{}/base/*", world.registry);
+    let repository = format!("{}/base/*", environment.registry);
     create(
         "images",
         &format!("registryPush: {{repositories: ['{repository}']}}"),
     );
     let folder = tempfile::tempdir().unwrap();
-    let script = examples().replace("reg.example.com", &world.registry);
+    let script = read_examples().replace("reg.example.com", &environment.registry);
     let script = format!("set -euo pipefail\n{script}");
-    let programs = world.program().parent().unwrap();
+    let programs = environment.program().parent().unwrap();
     let search = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
-    let output = world
-        .command_of("bash")
+    let output = environment
+        .command_for("bash")
         .args(["-c", &script])
         .current_dir(folder.path())
         .envs(server.variables())
@@ -49,8 +51,8 @@ fn examples_of_generic_and_distribution_start_runs() {
         .unwrap();
     let printed = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     assert!(output.status.success(), "{printed}");
-    for (task, trigger) in [("commits", "commit"), ("images", "registry-push")] {
-        let runs = server.json(&["runs", "list", "--task", task, "-o", "json"]);
+    for (task, trigger) in [("commits", "commit"), ("images", "registryPush")] {
+        let runs = server.run_json(&["runs", "list", "--task", task, "-o", "json"]);
         let runs = runs["items"]
             .as_array()
             .or_else(|| runs.as_array())

@@ -1,4 +1,4 @@
-//! Tokens, secrets, credentials and runners, as the API shows them. No value of a secret ever is in an answer.
+//! Tokens, secrets, credentials and runners. No response contains the value of a stored secret.
 
 use std::collections::BTreeMap;
 
@@ -7,347 +7,352 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::forms::{
-    Audience, LabelValue, NotBlank, SecretValue, Subject, TaskNames, Title, Username, Word,
+    Audience, LabelValue, NotBlank, SecretValue, ShortName, Subject, TaskPattern, Title, Username,
 };
 
 use crate::run::SecretText;
 
-/// Rights of a token. Each includes those before it: `admin` > `write` > `run` > `read`.
+/// Scope of a token. Each scope includes those before it: `admin` > `write` > `run` > `read`.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
-    /// See tasks, runs, logs and runners.
+    /// Read tasks, runs, logs and runners.
     Read,
-    /// Start, cancel and rerun.
+    /// Start, cancel and rerun runs.
     Run,
     /// Create, change and delete tasks, secrets and credentials.
     Write,
-    /// Everything: tokens, runners, federation.
+    /// Manage tokens, runners and federations.
     Admin,
 }
 
 impl Scope {
-    /// Returns `true` if a token with this scope may do what `other` allows.
+    /// Returns `true` if this scope allows everything that `other` allows.
     pub fn includes(self, other: Self) -> bool {
         self >= other
     }
 }
 
-/// A token, without what it is checked by.
+/// Token, without its secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Token {
-    /// Its id.
+    /// Id of the token.
     pub id: String,
-    /// What it is for.
+    /// Name of the token.
     pub name: String,
-    /// What it may do.
+    /// Scopes of the token.
     pub scopes: Vec<Scope>,
-    /// Only tasks with this name, or, where it ends in `*`, with names that begin so.
+    /// Name of the only task that the token may use, or a prefix followed by `*`. If absent, all
+    /// tasks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tasks: Option<String>,
-    /// The pools that its tasks may name beside the default one, where it has `tasks`.
+    /// Pools, besides the default one, that tasks of the token may use. Applies only together with
+    /// `tasks`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pools: Vec<String>,
-    /// When it was made.
+    /// Time of creation.
     #[schema(value_type = String)]
     pub created_at: Timestamp,
-    /// When it ends.
+    /// Time of expiry.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub expires_at: Option<Timestamp>,
-    /// When it was last used, to the minute.
+    /// Time of the last use, rounded to one minute.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub last_used_at: Option<Timestamp>,
 }
 
-/// Asks for a token.
+/// Request to create a token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateToken {
-    /// What it is for.
+    /// Name of the token.
     #[schema(value_type = Title)]
     pub name: String,
-    /// What it may do.
+    /// Scopes of the token.
     #[schema(min_items = 1)]
     pub scopes: Vec<Scope>,
-    /// As in [`Token`].
+    /// Task restriction, as in [`Token`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<TaskNames>)]
+    #[schema(value_type = Option<TaskPattern>)]
     pub tasks: Option<String>,
-    /// As in [`Token`].
+    /// Pools, as in [`Token`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schema(value_type = Vec<Word>)]
+    #[schema(value_type = Vec<ShortName>)]
     pub pools: Vec<String>,
-    /// Seconds that it holds for; nothing: until it is revoked.
+    /// Lifetime in seconds. If absent, the token does not expire.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 316_224_000)]
     pub ttl_secs: Option<u64>,
 }
 
-/// A token that was made just now: the only time that it is seen.
+/// New token. Only this response contains its secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NewToken {
-    /// The token itself.
+    /// Secret of the token.
     pub secret: SecretText,
-    /// What is known of it.
+    /// Properties of the token.
     #[serde(flatten)]
     pub token: Token,
 }
 
-/// Whose identity tokens are exchanged for tokens of ours.
+/// Federation: the conditions to exchange a foreign identity token for a token of this server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Federation {
-    /// Its name.
-    #[schema(value_type = Word)]
+    /// Name of the federation.
+    #[schema(value_type = ShortName)]
     pub name: String,
-    /// The issuer, exactly as `iss` has it: `https://token.actions.githubusercontent.com`.
+    /// Exact value of the claim `iss`: `https://token.actions.githubusercontent.com`.
     #[schema(pattern = "^https?://")]
     pub issuer: String,
-    /// What `aud` must hold.
+    /// Value that the claim `aud` must contain.
     #[schema(value_type = Audience)]
     pub audience: String,
-    /// What `sub` must be; `*` stands for anything: `repo:org/app:ref:refs/heads/*`.
+    /// Pattern for the claim `sub`. `*` matches any text: `repo:org/app:ref:refs/heads/*`.
     #[schema(value_type = Subject)]
     pub subject: String,
-    /// What the token may do; never `admin`.
+    /// Scopes of the new token, except `admin`.
     #[schema(min_items = 1)]
     pub scopes: Vec<Scope>,
-    /// As in [`Token`].
+    /// Task restriction, as in [`Token`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<TaskNames>)]
+    #[schema(value_type = Option<TaskPattern>)]
     pub tasks: Option<String>,
-    /// As in [`Token`].
+    /// Pools, as in [`Token`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schema(value_type = Vec<Word>)]
+    #[schema(value_type = Vec<ShortName>)]
     pub pools: Vec<String>,
-    /// Seconds that the token holds for; at most 3600.
-    #[serde(default = "quarter_hour")]
+    /// Lifetime of the new token in seconds, at most 3600.
+    #[serde(default = "default_ttl_secs")]
     #[schema(minimum = 1, maximum = 3600)]
     pub ttl_secs: u64,
 }
 
-fn quarter_hour() -> u64 {
+fn default_ttl_secs() -> u64 {
     900
 }
 
-/// An identity token that is to be exchanged.
+/// Request to exchange an identity token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ExchangeToken {
-    /// The JSON Web Token that the CI system gave the job.
+    /// JSON Web Token of the CI job.
     pub token: SecretText,
 }
 
-/// Who the caller is.
+/// Identity of the caller.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Me {
-    /// The token's name.
+    /// Name of the token.
     pub name: String,
-    /// What it may do.
+    /// Scopes of the token.
     pub scopes: Vec<Scope>,
-    /// As in [`Token`].
+    /// Task restriction, as in [`Token`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tasks: Option<String>,
-    /// The server's version.
+    /// Version of the server.
     pub server_version: String,
-    /// The id of the key that secrets are encrypted with.
+    /// Id of the key that encrypts secrets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,
-    /// The id of the store of logs and contexts.
+    /// Id of the blob store for logs and contexts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blobs: Option<String>,
 }
 
-/// A secret, without its value.
+/// Secret, without its value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Secret {
-    /// Its name.
+    /// Name of the secret.
     pub name: String,
-    /// The task that alone may use it.
+    /// Name of the only task that may use the secret. If absent, all tasks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task: Option<String>,
-    /// When it was last set.
+    /// Time of the last change.
     #[schema(value_type = String)]
     pub updated_at: Timestamp,
 }
 
-/// The value of a secret.
+/// Request to set a secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PutSecret {
-    /// The value.
+    /// Value of the secret.
     #[schema(value_type = SecretValue)]
     pub value: SecretText,
-    /// The task that alone may use it.
+    /// Name of the only task that may use the secret. If absent, all tasks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task: Option<String>,
 }
 
-/// A login for a registry or a git host, without its password.
+/// Credential for a registry or a git host, without its password.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Credential {
-    /// Host and port.
+    /// Host, with or without a port.
     pub host: String,
-    /// The user.
+    /// User name.
     pub username: String,
-    /// The task that alone may use it.
+    /// Name of the only task that may use the credential. If absent, all tasks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task: Option<String>,
-    /// When it was last set.
+    /// Time of the last change.
     #[schema(value_type = String)]
     pub updated_at: Timestamp,
 }
 
-/// A login for a registry or a git host.
+/// Request to set a credential for a registry or a git host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PutCredential {
-    /// The user.
+    /// User name.
     #[schema(value_type = Username)]
     pub username: String,
-    /// The password or token; for git over ssh the text of a private key without a passphrase.
+    /// Password or token. For git over SSH, a private key without a passphrase.
     #[schema(value_type = SecretValue)]
     pub password: SecretText,
-    /// Of a private key: lines of a `known_hosts` file, which alone say which keys the host may have. Not needed for
-    /// github.com, gitlab.com, bitbucket.org, codeberg.org and ssh.dev.azure.com.
+    /// Lines of a `known_hosts` file for a private key. They list all keys that the host may use.
+    /// Not needed for github.com, gitlab.com, bitbucket.org, codeberg.org and ssh.dev.azure.com.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<NotBlank>)]
     pub known_hosts: Option<String>,
-    /// The task that alone may use it.
+    /// Name of the only task that may use the credential. If absent, all tasks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task: Option<String>,
 }
 
 impl PutCredential {
-    /// What is kept in the place of a password, as runners get it: of a private key its text, and behind that the lines
-    /// of `known_hosts`.
+    /// Returns the password to store, in the format that runners expect. A private key is followed
+    /// by the lines of `known_hosts`.
     ///
     /// # Errors
-    /// What is wrong with the lines.
-    pub fn kept(&self) -> Result<String, &'static str> {
+    ///
+    /// Describes invalid lines, or lines without a private key.
+    pub fn stored_password(&self) -> Result<String, &'static str> {
         let password = &self.password.0;
         let Some(lines) = &self.known_hosts else {
             return Ok(password.clone());
         };
         let text = password.trim();
         if !text.starts_with("-----BEGIN") || !text.ends_with("-----") {
-            return Err("`knownHosts` goes with a private key, and the password is none");
+            return Err("`knownHosts` requires a private key as `password`");
         }
-        let whole = |line: &str| {
+        let is_host_key = |line: &str| {
             let line = line.trim();
             line.is_empty() || line.starts_with('#') || line.split_whitespace().count() >= 3
         };
-        if lines.trim().is_empty() || !lines.lines().all(whole) {
+        if lines.trim().is_empty() || !lines.lines().all(is_host_key) {
             return Err(
-                "`knownHosts` is not lines of a known_hosts file: `HOST TYPE KEY`, as `ssh-keyscan` prints them",
+                "`knownHosts` has an invalid line: write `HOST TYPE KEY`, as `ssh-keyscan` prints it",
             );
         }
         Ok(format!("{text}\n{}\n", lines.trim()))
     }
 }
 
-/// A runner.
+/// Runner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Runner {
-    /// Its id.
+    /// Id of the runner.
     pub id: String,
-    /// Its name.
+    /// Name of the runner.
     pub name: String,
-    /// Whether it takes runs.
+    /// Connection state.
     pub state: RunnerState,
-    /// Its pool.
+    /// Pool of the runner.
     pub pool: String,
-    /// Its labels.
+    /// Labels of the runner.
     pub labels: BTreeMap<String, String>,
-    /// `linux/amd64` ...
+    /// Platforms of the runner: `linux/amd64`.
     pub platforms: Vec<String>,
-    /// Runs that it carries out at once.
+    /// Maximum number of concurrent runs.
     pub slots: u32,
-    /// The only tasks whose runs it gets: a name, or a prefix with `*`. Absent: all runs of its pool.
+    /// Name of the only task whose runs the runner receives, or a prefix followed by `*`. If
+    /// absent, all runs of its pool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tasks: Option<String>,
-    /// Runs that it holds now.
+    /// Number of current runs.
     pub busy: u32,
-    /// What its engine and builder are, and can do.
+    /// Versions and features of the engine and the builder.
     pub features: BTreeMap<String, String>,
-    /// Bytes that are free where it keeps its files.
+    /// Free disk space in bytes, on the file system of the runner's state.
     pub free_disk: u64,
-    /// The version of its program.
+    /// Version of the runner.
     pub version: String,
-    /// When it was last heard of.
+    /// Time of the last message.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub last_seen_at: Option<Timestamp>,
 }
 
-/// Whether a runner takes runs.
+/// Connection state of a runner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum RunnerState {
-    /// It is connected and takes runs.
+    /// The runner is connected and accepts runs.
     Online,
-    /// It finishes what it holds and takes nothing new.
+    /// The runner finishes its current runs and accepts no new ones.
     Draining,
-    /// It is not connected.
+    /// The runner is not connected.
     Offline,
 }
 
-/// Asks for a token that registers one runner.
+/// Request to create a registration token for one runner.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct CreateRunnerToken {
-    /// The pool that the runner will be in; nothing: `default`.
+    /// Pool of the runner. If absent, `default`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Word>)]
+    #[schema(value_type = Option<ShortName>)]
     pub pool: Option<String>,
-    /// Labels of the runner. It can have no others.
+    /// Labels of the runner. It cannot have others.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    #[schema(value_type = BTreeMap<Word, LabelValue>)]
+    #[schema(value_type = BTreeMap<ShortName, LabelValue>)]
     pub labels: BTreeMap<String, String>,
-    /// Most slots of the runner, 1 to 4096; 16 by default.
+    /// Maximum number of slots, 1 to 4096. If absent, 16.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 4096)]
     pub max_slots: Option<u32>,
-    /// The only tasks whose runs and secrets the runner gets: a name, or a prefix with `*`. Absent: all runs of its pool.
+    /// Name of the only task whose runs and secrets the runner receives, or a prefix followed by
+    /// `*`. If absent, all runs of its pool.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<TaskNames>)]
+    #[schema(value_type = Option<TaskPattern>)]
     pub tasks: Option<String>,
-    /// Seconds that the token holds for; nothing: an hour.
+    /// Lifetime of the token in seconds. If absent, one hour.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 2_592_000)]
     pub ttl_secs: Option<u64>,
 }
 
-/// A token that registers one runner: the only time that it is seen.
+/// Registration token for one runner. Only this response contains its secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RunnerToken {
-    /// The token itself.
+    /// Secret of the token.
     pub secret: SecretText,
-    /// When it ends.
+    /// Time of expiry.
     #[schema(value_type = String)]
     pub expires_at: Timestamp,
 }
 
-/// What every refused request is answered with.
+/// Body of an error response.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Problem {
-    /// Stable, for programs: `not-found`, `forbidden`, `invalid`, `conflict`, `too-large` ...
+    /// Stable code for programs: `not-found`, `forbidden`, `invalid`, `conflict`, `too-large` ...
     pub code: String,
-    /// What is wrong, in one sentence.
+    /// Cause in one sentence.
     pub message: String,
-    /// What to do instead.
+    /// Suggested solution.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub help: Option<String>,
 }

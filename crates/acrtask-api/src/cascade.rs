@@ -1,5 +1,4 @@
-//! Cascades: what a new base image makes be built again, as requests ask for it and answers show it; and the settings of
-//! all of them.
+//! Cascades: rebuilds after digest changes, and the settings of all cascades.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,109 +9,115 @@ use utoipa::ToSchema;
 
 use crate::forms::{ContentDigest, TimeOfDay};
 
-/// A cascade.
+/// Cascade.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CascadeSummary {
-    /// Its number.
+    /// Number of the cascade.
     pub id: u64,
-    /// Where it stands.
+    /// Phase of the cascade.
     pub phase: CascadePhase,
-    /// Somebody has paused it: nothing more of it is started.
+    /// `true` if a user paused the cascade. A paused cascade starts nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub paused: bool,
-    /// Somebody has approved it.
+    /// `true` if a user approved the cascade.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub approved: bool,
-    /// Nothing of it goes on before somebody approves it.
+    /// `true` if the cascade cannot continue without approval.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub waits_for_approval: bool,
-    /// When its first change was seen.
+    pub awaiting_approval: bool,
+    /// Time of the first change.
     #[schema(value_type = String)]
-    pub created: Timestamp,
-    /// While it settles: until when further changes are waited for.
+    pub created_at: Timestamp,
+    /// Time at which the cascade stops collecting changes. Present only while it is settling.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub settles_at: Option<Timestamp>,
-    /// When all of it had come to its end.
+    /// Time at which the cascade finished.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
-    pub over_at: Option<Timestamp>,
-    /// The one before it, whose tasks it builds again.
+    pub finished_at: Option<Timestamp>,
+    /// Number of the previous cascade, if this one is its follow-up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub follows: Option<u64>,
-    /// The bases that moved, with the digests that it builds on.
+    /// Changed bases and the digests that the cascade builds on.
     #[schema(value_type = Object)]
     pub changes: BTreeMap<String, Digest>,
-    /// How many of its tasks stand where.
+    /// Number of nodes in each state.
     pub counts: CascadeCounts,
-    /// Its pushes are held back as digests without tags.
+    /// `true` if the cascade stages its images: it pushes them by digest and sets the tags at
+    /// promotion.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub holds: bool,
-    /// What became of what was held back.
+    pub stages_images: bool,
+    /// State of the promotion.
     pub promotion: CascadePromotion,
-    /// Why that is not more by now: what its tags wait for, or what keeps them from being moved, in one sentence.
+    /// Reason why the promotion is incomplete, in one sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub promotion_note: Option<String>,
 }
 
-/// Where a cascade stands.
+/// Phase of a cascade.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum CascadePhase {
-    /// It waits for further changes.
+    /// The cascade collects changes.
     Settling,
-    /// It builds.
+    /// The cascade starts runs.
     Active,
-    /// Somebody canceled it; it waits for the ends of its runs.
+    /// A user canceled the cascade, and its runs are still ending.
     Canceling,
-    /// All of it has come to its end.
-    Over,
+    /// All nodes have a final state.
+    Finished,
 }
 
 impl CascadePhase {
-    /// As it is written.
+    /// Returns the name in JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Settling => "settling",
             Self::Active => "active",
             Self::Canceling => "canceling",
-            Self::Over => "over",
+            Self::Finished => "finished",
         }
     }
 
-    /// From what [`Self::as_str`] gave.
+    /// Parses the output of [`Self::as_str`].
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::Settling, Self::Active, Self::Canceling, Self::Over]
-            .into_iter()
-            .find(|phase| phase.as_str() == text)
+        [
+            Self::Settling,
+            Self::Active,
+            Self::Canceling,
+            Self::Finished,
+        ]
+        .into_iter()
+        .find(|phase| phase.as_str() == text)
     }
 }
 
-/// How many tasks of a cascade stand where.
+/// Number of nodes in each state.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct CascadeCounts {
-    /// Wait for the tasks that they stand on.
+    /// Nodes that wait for other nodes.
     pub pending: u32,
-    /// Wait for a free place, for their hour, or for somebody's consent.
+    /// Nodes that wait for a free slot, for the end of quiet hours, or for approval.
     pub ready: u32,
-    /// Have been started.
+    /// Nodes with an active run.
     pub running: u32,
-    /// Were built.
+    /// Nodes with a successful run.
     pub succeeded: u32,
-    /// Could not be built.
+    /// Nodes whose runs failed.
     pub failed: u32,
-    /// Were left behind: they still stand on old digests.
+    /// Nodes that still depend on old digests.
     pub stale: u32,
-    /// Needed no build.
+    /// Nodes that needed no build.
     pub skipped: u32,
-    /// Were canceled.
+    /// Nodes that were canceled.
     pub canceled: u32,
 }
 
 impl CascadeCounts {
-    /// Counts one more.
+    /// Increments the count of `state`.
     pub fn add(&mut self, state: CascadeNodeState) {
         let count = match state {
             CascadeNodeState::Pending => &mut self.pending,
@@ -127,7 +132,7 @@ impl CascadeCounts {
         *count += 1;
     }
 
-    /// How many stand in `state`.
+    /// Returns the number of nodes in `state`.
     pub fn of(&self, state: CascadeNodeState) -> u32 {
         match state {
             CascadeNodeState::Pending => self.pending,
@@ -141,7 +146,7 @@ impl CascadeCounts {
         }
     }
 
-    /// All of them.
+    /// Returns the number of all nodes.
     pub fn total(&self) -> u32 {
         CascadeNodeState::ALL
             .into_iter()
@@ -150,103 +155,104 @@ impl CascadeCounts {
     }
 }
 
-/// What became of the pushes that a cascade held back.
+/// State of the promotion of a cascade.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum CascadePromotion {
-    /// It holds nothing back: each push moved its tag at once.
+    /// The cascade stages no images: each push sets its tag immediately.
     #[default]
     None,
-    /// They are held back; no tag has moved.
-    Held,
-    /// All tags were moved.
+    /// The images are staged, and the tags are unchanged.
+    Staged,
+    /// All tags are set to the new images.
     Promoted,
-    /// The tags hold again what they held before it.
+    /// The previous tags are restored.
     RolledBack,
-    /// They were given up; no tag has moved.
-    Dropped,
+    /// The staged images are discarded, and the tags are unchanged.
+    Discarded,
 }
 
-/// A cascade with all that is known of it.
+/// Cascade with its nodes and images.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CascadeDetail {
-    /// What lists show of it.
+    /// Summary, as in lists.
     #[serde(flatten)]
     pub summary: CascadeSummary,
-    /// Its tasks, by name.
+    /// Nodes, by task name.
     pub nodes: Vec<CascadeNode>,
-    /// What it pushed, by name.
+    /// Images that the cascade pushed, by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub images: Vec<CascadeImage>,
 }
 
-/// A task in a cascade.
+/// Node: a task in a cascade.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CascadeNode {
-    /// Its name.
+    /// Name of the task.
     pub task: String,
-    /// Where it stands.
+    /// State of the node.
     pub state: CascadeNodeState,
-    /// Why, in one sentence: always there where it waits, is stale, has failed or needed no build.
+    /// Reason for the state, in one sentence. Always present for a node that waits, is stale,
+    /// failed or needed no build.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub why: Option<String>,
-    /// The tasks that it waits for.
+    pub reason: Option<String>,
+    /// Names of the tasks that this node waits for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub after: Vec<String>,
-    /// Its newest run.
+    /// Id of the last run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub run: Option<RunId>,
-    /// How often it was started.
+    /// Number of starts.
     pub attempts: u32,
-    /// What it pushed.
+    /// Images that the node pushed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub images: Vec<PushedImage>,
-    /// What its bases are fixed to, as far as that is known.
+    /// Digests that the build must use for its bases, as far as they are decided.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = Object)]
     pub pins: BTreeMap<String, Digest>,
-    /// When its newest run was started.
+    /// Start of the last run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub started_at: Option<Timestamp>,
-    /// When that run ended.
+    /// End of the last run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub ended_at: Option<Timestamp>,
-    /// How long its runs take, in milliseconds, as past ones show.
+    /// Estimated duration of a run in milliseconds, from past runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub estimate_ms: Option<u64>,
 }
 
-/// Where a task of a cascade stands.
+/// State of a node.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema,
 )]
 #[serde(rename_all = "camelCase")]
 pub enum CascadeNodeState {
-    /// It waits for the tasks that it stands on.
+    /// The node waits for other nodes.
     Pending,
-    /// It waits for a free place, for its hour, or for somebody's consent.
+    /// The node waits for a free slot, for the end of quiet hours, or for approval.
     Ready,
-    /// It has been started.
+    /// The run of the node is active.
     Running,
-    /// It was built.
+    /// The run succeeded.
     Succeeded,
-    /// It could not be built.
+    /// The run failed.
     Failed,
-    /// It was left behind: it still stands on old digests.
+    /// The task still depends on old digests.
     Stale,
-    /// It needed no build.
+    /// The task needed no build.
     Skipped,
-    /// Somebody canceled it.
+    /// A user canceled the node.
     Canceled,
 }
 
 impl CascadeNodeState {
-    /// All of them, in the order of a task's life.
+    /// All states, in the order of a node's life cycle.
     pub const ALL: [Self; 8] = [
         Self::Pending,
         Self::Ready,
@@ -258,7 +264,7 @@ impl CascadeNodeState {
         Self::Canceled,
     ];
 
-    /// As it is written.
+    /// Returns the name in JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "pending",
@@ -272,181 +278,188 @@ impl CascadeNodeState {
         }
     }
 
-    /// From what [`Self::as_str`] gave.
+    /// Parses the output of [`Self::as_str`].
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|state| state.as_str() == text)
     }
 
-    /// True for a state that may still change.
+    /// Returns `true` if the state can still change.
     pub fn is_open(self) -> bool {
         matches!(self, Self::Pending | Self::Ready | Self::Running)
     }
 }
 
-/// An image that was pushed.
+/// Pushed image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PushedImage {
     /// Registry, repository and tag.
     pub name: String,
-    /// Its digest.
+    /// Digest of the image.
     #[schema(value_type = String)]
     pub digest: Digest,
 }
 
-/// An image that a cascade pushed, and what its tag held before.
+/// Image that a cascade pushed, with the previous digest of its tag.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CascadeImage {
     /// Registry, repository and tag.
     pub name: String,
-    /// What the tag held before; nothing: there was no such tag, or it is not known.
+    /// Digest of the tag before the push. Absent if the tag did not exist or its digest is unknown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub before: Option<Digest>,
-    /// What was pushed.
+    /// Digest that the cascade pushed.
     #[schema(value_type = String)]
     pub after: Digest,
-    /// What became of the tag.
+    /// State of the tag.
     pub state: CascadeImageState,
-    /// Why it is not what it was to become, or was left as it is.
+    /// Reason why the tag was not set or not restored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub why: Option<String>,
+    pub reason: Option<String>,
 }
 
-/// What became of a tag that a cascade pushes to.
+/// State of the tag of a cascade's image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum CascadeImageState {
-    /// It has not moved: what was pushed is held back.
-    Held,
-    /// It has what was pushed.
-    Moved,
-    /// It has again what it held before.
+    /// The image is staged, and the tag is unchanged.
+    Staged,
+    /// The tag points to the new image.
+    Promoted,
+    /// The tag points to the previous image again.
     RolledBack,
-    /// It has not moved, and what was held back was given up.
-    Dropped,
+    /// The image is discarded, and the tag is unchanged.
+    Discarded,
 }
 
 impl CascadeImageState {
-    /// As it is written.
+    /// Returns the name in JSON.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Held => "held",
-            Self::Moved => "moved",
+            Self::Staged => "staged",
+            Self::Promoted => "promoted",
             Self::RolledBack => "rolledBack",
-            Self::Dropped => "dropped",
+            Self::Discarded => "discarded",
         }
     }
 
-    /// From what [`Self::as_str`] gave.
+    /// Parses the output of [`Self::as_str`].
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::Held, Self::Moved, Self::RolledBack, Self::Dropped]
-            .into_iter()
-            .find(|state| state.as_str() == text)
+        [
+            Self::Staged,
+            Self::Promoted,
+            Self::RolledBack,
+            Self::Discarded,
+        ]
+        .into_iter()
+        .find(|state| state.as_str() == text)
     }
 }
 
-/// The start of a task in a cascade that a run is, and what made it necessary.
+/// Place of a run in a cascade, and the digest changes that made the run necessary.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CascadeOfRun {
-    /// The cascade's number.
+    /// Number of the cascade.
     pub id: u64,
-    /// Which start of the task in the cascade it is, from 1.
+    /// Number of the start of this task in the cascade, from 1.
     pub attempt: u32,
-    /// The bases that count and had another digest than the task was built from before. Empty for a run of an older server.
+    /// Changes of bases that the task observes. Empty for runs of an older server.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub moved: Vec<MovedBase>,
+    pub changes: Vec<DigestChange>,
 }
 
-/// A base that has moved.
+/// Digest change: a base tag that now resolves to another digest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct MovedBase {
+pub struct DigestChange {
     /// Registry, repository and tag.
-    pub name: String,
-    /// What was used before.
+    pub reference: String,
+    /// Digest of the previous build.
     #[schema(value_type = String)]
     pub from: Digest,
-    /// What the run is pinned to.
+    /// Digest that the run is pinned to.
     #[schema(value_type = String)]
     pub to: Digest,
 }
 
-/// What cascades do about an image that is stale.
+/// Rebuild of a stale image by cascades.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Rebuild {
-    /// The newest cascade of its task; nothing: none builds it.
+    /// Number of the last cascade with the task of the image. Absent if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cascade: Option<u64>,
-    /// Where its task stands there.
+    /// State of the node in that cascade.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<CascadeNodeState>,
-    /// The newest run there.
+    /// Id of the last run in that cascade.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub run: Option<RunId>,
-    /// Why it is not built again, or not yet, in one sentence.
+    /// Reason why the image is not rebuilt, or not yet, in one sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub why: Option<String>,
+    pub reason: Option<String>,
 }
 
-/// Asks what would be built again, without building it.
+/// Request to plan a cascade without starting it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct PlanRequest {
-    /// The base that moves: registry, repository and tag. Nothing: all that is stale now.
+    /// Changed base: registry, repository and tag. If absent, the plan contains everything that is
+    /// stale now.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(min_length = 1)]
     pub reference: Option<String>,
-    /// What it is to hold; nothing: what its tag holds now.
+    /// New digest of the base. If absent, the current digest of the tag.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<ContentDigest>)]
     pub digest: Option<Digest>,
-    /// All that is stale, not only what stands on this base.
+    /// Include everything that is stale, not only dependents of this base.
     pub all: bool,
 }
 
-/// How cascades are carried out. What is left out is as it is by default.
+/// Settings of cascades. Absent keys have their default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct CascadeSettings {
-    /// Changes within so many seconds of the first make one cascade.
+    /// Seconds to collect changes after the first one. They form one cascade.
     #[schema(maximum = 86_400)]
     pub settle_secs: u32,
-    /// Runs of one cascade side by side.
+    /// Maximum number of concurrent runs of one cascade.
     #[schema(minimum = 1)]
     pub parallel: u32,
-    /// Runs of all cascades side by side; nothing: no limit.
+    /// Maximum number of concurrent runs of all cascades. If absent, unlimited.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1)]
     pub parallel_total: Option<u32>,
-    /// How often a failed run is tried again.
+    /// Number of retries of a failed run.
     #[schema(maximum = 20)]
     pub retries: u32,
-    /// The wait before each of these, in seconds.
+    /// Seconds to wait before each retry.
     #[schema(maximum = 86_400)]
     pub retry_delay_secs: u32,
-    /// A task that has failed for good is tried again by itself after so many seconds, then after twice as many, and so on;
-    /// at most a day. 0: never.
+    /// Seconds until a failed task is rebuilt automatically. Each further failure doubles the time,
+    /// up to one day. 0 disables automatic rebuilds.
     #[schema(maximum = 86_400)]
-    pub heal_secs: u32,
-    /// Of the runs, beside those that people start (0).
+    pub retry_failed_after_secs: u32,
+    /// Priority of the runs. Manual runs have priority 0.
     #[schema(minimum = -10, maximum = 10)]
     pub priority: i32,
-    /// How often a task may be moved to a cascade that follows, before it is built on what there is.
-    pub patience: u32,
-    /// The IANA time zone of the quiet hours.
-    pub time_zone: String,
-    /// Hours in which nothing is started.
+    /// Number of times that a follow-up may defer a task. After that, the task is built with the
+    /// current digests.
+    pub max_deferrals: u32,
+    /// IANA time zone of the quiet hours.
+    pub timezone: String,
+    /// Hours in which cascades start nothing.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub quiet: Vec<QuietHours>,
-    /// Who has to agree before a task is built. The longest that fits a task holds.
+    pub quiet_hours: Vec<QuietHours>,
+    /// Rules for consent before a task is built. The rule with the longest matching prefix applies.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<CascadeRule>,
-    /// Which cascades hold their pushes back, and until when; nothing: none.
+    /// Selection of cascades that stage their images. If absent, none does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub promotion: Option<PromotionSettings>,
 }
@@ -459,26 +472,26 @@ impl Default for CascadeSettings {
             parallel_total: None,
             retries: 1,
             retry_delay_secs: 60,
-            heal_secs: 3600,
+            retry_failed_after_secs: 3600,
             priority: -5,
-            patience: 3,
-            time_zone: "UTC".into(),
-            quiet: Vec::new(),
+            max_deferrals: 3,
+            timezone: "UTC".into(),
+            quiet_hours: Vec::new(),
             rules: Vec::new(),
             promotion: None,
         }
     }
 }
 
-/// Hours in which nothing is started, each day.
+/// Daily interval in which cascades start nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct QuietHours {
-    /// Their begin, like `22:00`.
+    /// Start of the interval: `22:00`.
     #[serde(serialize_with = "short_time", deserialize_with = "time_of_day")]
     #[schema(value_type = TimeOfDay)]
     pub from: Time,
-    /// Their end; before `from` where midnight is between.
+    /// End of the interval. If it is earlier than `from`, the interval includes midnight.
     #[serde(serialize_with = "short_time", deserialize_with = "time_of_day")]
     #[schema(value_type = TimeOfDay)]
     pub to: Time,
@@ -502,7 +515,7 @@ fn time_of_day<'de, D: Deserializer<'de>>(input: D) -> Result<Time, D::Error> {
     })
 }
 
-/// As people write it: without seconds where there are none.
+/// Writes the time as `HH:MM`, or with seconds if it has any.
 fn short_time<S: Serializer>(time: &Time, out: S) -> Result<S::Ok, S::Error> {
     let text = time.to_string();
     let whole_minutes = time.second() == 0 && time.subsec_nanosecond() == 0;
@@ -514,41 +527,42 @@ fn short_time<S: Serializer>(time: &Time, out: S) -> Result<S::Ok, S::Error> {
     out.serialize_str(short)
 }
 
-/// Who has to agree before a task is built.
+/// Rule for consent before a task is built.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CascadeRule {
-    /// A task's name, or what names begin with. Empty: all.
+    /// Name or prefix of task names. Empty for all tasks.
     pub tasks: String,
-    /// Who.
+    /// Required consent.
     pub mode: CascadeMode,
 }
 
-/// See [`CascadeRule`].
+/// Consent before a task is built, see [`CascadeRule`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum CascadeMode {
-    /// Nobody.
+    /// No consent is required.
     #[default]
     Automatic,
-    /// A person, once for each cascade.
+    /// A user must approve each cascade once.
     Approval,
-    /// These tasks, by succeeding first. Where none of them is in a cascade, nobody.
+    /// Other tasks must succeed first. If none of them is in the cascade, no consent is required.
     Canary {
-        /// Their names.
+        /// Names of these tasks.
         #[schema(value_type = Vec<String>, min_items = 1)]
         first: BTreeSet<String>,
     },
 }
 
-/// Which cascades hold their pushes back, and until when.
+/// Selection of cascades that stage their images, and the condition for promotion.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct PromotionSettings {
-    /// A cascade with a task whose name begins so holds back all that it pushes. Empty: each does.
+    /// Prefix of task names. A cascade that contains such a task stages all its images. Empty for
+    /// all cascades.
     pub tasks: String,
-    /// What has to succeed before all tags move together: tasks, or steps of tasks as `TASK/STEP`. None: every task of
-    /// the cascade.
+    /// Tasks, or steps as `TASK/STEP`, that must succeed before all tags are set together. If
+    /// empty, all tasks of the cascade.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tests: Vec<String>,
 }
@@ -560,32 +574,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_say_only_what_is_set_and_read_short_times() {
+    fn settings_omit_defaults_and_accept_short_times() {
         let text = json!({
-            "settleSecs": 10, "timeZone": "Europe/Berlin",
-            "quiet": [{"from": "22:00", "to": "06:30"}],
+            "settleSecs": 10, "timezone": "Europe/Berlin",
+            "quietHours": [{"from": "22:00", "to": "06:30"}],
             "rules": [
                 {"tasks": "app/", "mode": "approval"},
                 {"tasks": "", "mode": {"canary": {"first": ["app/a"]}}},
             ],
             "promotion": {"tasks": "app/", "tests": ["app/a/test"]},
         });
-        let settings: CascadeSettings = serde_json::from_value(text.clone()).expect("it is right");
+        let settings: CascadeSettings =
+            serde_json::from_value(text.clone()).expect("valid settings");
         assert_eq!(settings.parallel, 4);
-        let shown = serde_json::to_value(&settings).expect("it can be written");
-        for (key, value) in text.as_object().expect("it is one") {
+        let shown = serde_json::to_value(&settings).expect("serializable settings");
+        for (key, value) in text.as_object().expect("an object") {
             assert_eq!(shown[key], *value, "{key}");
         }
         assert_eq!(shown.get("parallelTotal"), None);
-        let nothing: CascadeSettings =
-            serde_json::from_value(json!({})).expect("all may be left out");
-        assert_eq!(nothing, CascadeSettings::default());
-        let strange = json!({"settle": 3});
-        assert!(serde_json::from_value::<CascadeSettings>(strange).is_err());
+        let defaults: CascadeSettings =
+            serde_json::from_value(json!({})).expect("all keys are optional");
+        assert_eq!(defaults, CascadeSettings::default());
+        let unknown = json!({"settle": 3});
+        assert!(serde_json::from_value::<CascadeSettings>(unknown).is_err());
     }
 
     #[test]
-    fn words_read_as_they_are_written() {
+    fn states_parse_their_json_names() {
         for state in CascadeNodeState::ALL {
             assert_eq!(CascadeNodeState::parse(state.as_str()), Some(state));
             assert_eq!(json!(state), json!(state.as_str()));

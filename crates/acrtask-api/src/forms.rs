@@ -1,8 +1,11 @@
-//! Forms of the texts in requests, for the OpenAPI document: patterns and lengths.
+//! String formats in requests, for the OpenAPI document: patterns and lengths.
 //!
-//! These types are only named in `#[schema(value_type = ...)]`; requests hold plain texts. The server checks the same
-//! forms, with messages that name the mistake: a test in `acrtask-server` compares the two. Rules that no pattern can
-//! express, such as the grammar of a URL or of a task file, are not part of a form. Requests that break them get 422.
+//! Only `#[schema(value_type = ...)]` refers to these types. Request fields are plain strings. The
+//! server checks the same formats and names the mistake in its message; a test in `acrtask-server`
+//! compares the two.
+//!
+//! Formats omit rules that no pattern can express, for example the grammar of a URL or of a task
+//! file. The server rejects such requests with status 422.
 
 use utoipa::ToSchema;
 
@@ -15,25 +18,27 @@ macro_rules! forms {
 }
 
 forms! {
-    /// Name of a task: parts of letters, digits, `-`, `_` and `.`, with `/` between them. No part is of dots alone.
+    /// Name of a task: segments of letters, digits, `-`, `_` and `.`, separated by `/`. A segment
+    /// must not consist of dots only.
     #[schema(max_length = 100, pattern = r"^[.]*[A-Za-z0-9_-][A-Za-z0-9._-]*(/[.]*[A-Za-z0-9_-][A-Za-z0-9._-]*)*$")]
     TaskName;
-    /// Name of one task, or the beginning of names with `*` behind it.
+    /// Name of one task, or a prefix of task names followed by `*`.
     #[schema(min_length = 1, max_length = 200, pattern = r"^[A-Za-z0-9._/-]*[*]?$")]
-    TaskNames;
+    TaskPattern;
     /// Name of a secret: letters, digits, `-`, `_` and `.`.
     #[schema(max_length = 100, pattern = r"^[A-Za-z0-9._-]+$")]
     SecretName;
-    /// Value of a secret. At least 4 bytes without the white space around it, because logs cannot mask shorter ones.
+    /// Value of a secret. At least 4 bytes without surrounding white space, because logs cannot
+    /// mask shorter values.
     #[schema(min_length = 4, max_length = 65536)]
     SecretValue;
-    /// Secret that the sender of deliveries proves itself with. At most 1024 bytes.
+    /// Secret that authenticates the sender of deliveries. At most 1024 bytes.
     #[schema(min_length = 8, max_length = 1024)]
     WebhookSecret;
     /// Name of a pool, a label, a timer or a federation.
     #[schema(max_length = 100, pattern = r"^[A-Za-z0-9._/-]+$")]
-    Word;
-    /// Name of a webhook, which is part of its URL.
+    ShortName;
+    /// Name of a webhook. It is part of the webhook's URL.
     #[schema(max_length = 100, pattern = r"^[A-Za-z0-9._-]+$")]
     WebhookName;
     /// Sender of deliveries: a forge or a registry.
@@ -42,25 +47,27 @@ forms! {
     /// Value of a label.
     #[schema(max_length = 100)]
     LabelValue;
-    /// Name of a concurrency group. Its parts, with `/` between them, are not empty, `.` or `..`.
+    /// Name of a concurrency group. Segments are separated by `/` and must not be empty, `.` or
+    /// `..`.
     #[schema(min_length = 1, max_length = 100, pattern = r"\S")]
     GroupName;
-    /// Text for people, without control characters.
+    /// Human-readable text without control characters.
     #[schema(max_length = 200, pattern = r"^[^\u0000-\u001f\u007f-\u009f]*[^\s\u0000-\u001f\u007f-\u009f][^\u0000-\u001f\u007f-\u009f]*$")]
     Title;
-    /// Name of a user of a registry or a git host, without control characters.
+    /// User name for a registry or a git host, without control characters.
     #[schema(max_length = 65536, pattern = r"^[^\u0000-\u001f\u007f-\u009f]+$")]
     Username;
-    /// Pattern of `sub` of an identity token. `*` matches any text, and is not the whole pattern.
+    /// Pattern for `sub` of an identity token. `*` matches any text. The whole pattern must not be
+    /// `*`.
     #[schema(pattern = r"^[^\u0000-\u001f\u007f-\u009f]*[^*\u0000-\u001f\u007f-\u009f][^\u0000-\u001f\u007f-\u009f]*$")]
     Subject;
-    /// Audience in `aud` of an identity token.
+    /// Value of `aud` in an identity token.
     #[schema(pattern = r"^[^\u0000-\u001f\u007f-\u009f]*[^\s\u0000-\u001f\u007f-\u009f][^\u0000-\u001f\u007f-\u009f]*$")]
     Audience;
     /// Host, with or without a port: `registry.example.com:5000`.
     #[schema(max_length = 255, pattern = r"^[A-Za-z0-9.:_\[\]-]+$")]
     Host;
-    /// Host with or without a port; empty: none.
+    /// Host, with or without a port. Empty if there is none.
     #[schema(max_length = 255, pattern = r"^[A-Za-z0-9.:_\[\]-]*$")]
     OptionalHost;
     /// Platform: `linux/amd64`, `linux/arm/v7`.
@@ -69,13 +76,13 @@ forms! {
     /// Digest: `sha256:` and 64 hexadecimal digits, or `sha512:` and 128.
     #[schema(pattern = r"^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})$")]
     ContentDigest;
-    /// Full name of a commit.
+    /// Full commit hash.
     #[schema(pattern = r"^([0-9A-Fa-f]{40}|[0-9A-Fa-f]{64})$")]
-    CommitName;
-    /// Path inside the context, without a part `..`.
+    CommitHash;
+    /// Path inside the context, without `..` segments.
     #[schema(pattern = r"^[^/\u0000][^\u0000]*$")]
     ContextPath;
-    /// URL of a git repository or a tarball, or `oci://REFERENCE`. No white space.
+    /// URL of a git repository or a tarball, or `oci://REFERENCE`, without white space.
     #[schema(pattern = r"^[^\s\u0000-\u001f\u007f-\u009f-][^\s\u0000-\u001f\u007f-\u009f]*$")]
     ContextUrl;
     /// Name of a variable.
@@ -84,13 +91,14 @@ forms! {
     /// Text without the character U+0000.
     #[schema(pattern = r"^[^\u0000]*$")]
     VariableValue;
-    /// Word of task files that names an image.
+    /// Alias for an image in task files.
     #[schema(pattern = r"^(acr|az|bash|curl|cssc)$")]
     AliasName;
-    /// Text that is not empty or white space alone.
+    /// Text that is not blank.
     #[schema(pattern = r"\S")]
     NotBlank;
-    /// Id of a run: lower-case letters, digits and `-`, with a letter or digit at both ends.
+    /// Id of a run: lower-case letters, digits and `-`. The first and last character is a letter or
+    /// a digit.
     #[schema(max_length = 40, pattern = r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$")]
     NewRunId;
     /// Time of day: `22:00` or `22:00:30`.
@@ -98,20 +106,20 @@ forms! {
     TimeOfDay;
     /// Subject of a quota: `task:NAME`, `task:*`, `tasks:PREFIX*`, `token:ID`, `token:*`.
     #[schema(pattern = r"^(task:([*]|[A-Za-z0-9._/-]{1,200})|tasks:([*]|[A-Za-z0-9._/-]{1,200}[*])|token:([*]|[A-Za-z0-9._/-]{1,200}))$")]
-    QuotaOf;
-    /// States of runs, with `,` between them.
+    QuotaSubjectText;
+    /// Run states, separated by `,`.
     #[schema(pattern = r"^(queued|leased|running|succeeded|failed|canceled|timed_out|error)(,(queued|leased|running|succeeded|failed|canceled|timed_out|error))*$")]
     RunStates;
-    /// Time: RFC 3339, or a date, which begins at midnight in UTC.
+    /// Time in RFC 3339 format, or a date. A date means midnight UTC.
     #[schema(pattern = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}(T[0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,9})?(Z|[+-][0-9]{2}:[0-9]{2}))?$")]
     TimeOrDate;
-    /// Key of a request that may be sent again: at most 500 characters.
+    /// Idempotency key for requests that may be repeated. At most 500 characters.
     #[schema(max_length = 500)]
     IdempotencyKey;
     /// Generation of a task, with or without quotes.
     #[schema(pattern = "^(\"?[0-9]{1,18}\"?)?$")]
     Generation;
-    /// `id` of an event.
+    /// Id of an event, as in the `id` field of the stream.
     #[schema(pattern = r"^([0-9]{1,18})?$")]
     EventId;
 }

@@ -1,4 +1,4 @@
-//! Images that runs pushed, what they stand on, and the base tags that are watched because of that.
+//! Images that runs pushed, their bases, and base watches.
 
 use std::collections::BTreeMap;
 
@@ -12,83 +12,83 @@ use utoipa::ToSchema;
 
 use crate::{cascade::Rebuild, task::BaseTagRule};
 
-/// An image that a run pushed.
+/// Image that a run pushed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Image {
     /// Registry, repository and tag.
     pub name: String,
-    /// What the run pushed.
+    /// Digest that the run pushed.
     #[schema(value_type = String)]
     pub digest: Digest,
-    /// The task that builds it.
+    /// Name of the task that builds the image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task: Option<String>,
-    /// The run that pushed it.
+    /// Id of the run that pushed the image.
     #[schema(value_type = String)]
     pub run: RunId,
-    /// When that run ended.
+    /// End of that run.
     #[schema(value_type = String)]
     pub built_at: Timestamp,
-    /// The platforms that it is for; nothing where that is not known.
+    /// Platforms of the image. Empty if they are unknown.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub platforms: Vec<String>,
-    /// No later run of its task has pushed without it.
+    /// `true` if the last push of the task included this image.
     pub newest: bool,
-    /// Bases that have moved since it was built and count for its task; nothing: it is fresh.
+    /// Changed bases that make the image stale. Empty if the image is fresh.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stale: Vec<StaleBase>,
 }
 
-/// A base that has moved since an image was built.
+/// Base that changed after the build of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StaleBase {
-    /// The base, with its tag.
-    pub name: String,
-    /// What it is to the image.
+    /// Reference of the base, with its tag.
+    pub reference: String,
+    /// Role of the base in the build of the image.
     #[schema(value_type = String)]
     pub role: BaseRole,
-    /// What the image was built from.
+    /// Digest that the image was built from.
     #[schema(value_type = String)]
-    pub used: Digest,
-    /// What the tag holds now.
+    pub from: Digest,
+    /// Current digest of the tag.
     #[schema(value_type = String)]
-    pub now: Digest,
+    pub to: Digest,
 }
 
-/// An image with all that is known of it.
+/// Image with its bases and history.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageDetail {
-    /// The image.
+    /// Image.
     #[serde(flatten)]
     pub image: Image,
-    /// Which bases make it stale for its task: `runtime`, `all` or `none`.
+    /// Policy of the task: `runtime`, `all` or `none`.
     pub policy: BasePolicy,
-    /// What it was built from.
+    /// Bases that the image was built from.
     pub bases: Vec<ImageBase>,
-    /// Where it is stale: what cascades do about that.
+    /// Rebuild by cascades. Present if the image is stale.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rebuild: Option<Rebuild>,
-    /// What was pushed under its name before, the newest first.
+    /// Previous pushes with the same name, newest first.
     pub history: Vec<ImageBuild>,
 }
 
-/// Which bases of a task make its images stale.
+/// Policy of a task: the roles of bases that make its images stale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum BasePolicy {
-    /// What the finished image stands on.
+    /// Bases of final stages only.
     Runtime,
-    /// Everything that its last run used.
+    /// All images that the last run used.
     All,
-    /// None: base images start no run of it.
+    /// None: base images start no runs.
     None,
 }
 
 impl BasePolicy {
-    /// True where a base in `role` counts.
+    /// Returns `true` if the policy includes `role`.
     pub fn counts(self, role: BaseRole) -> bool {
         match self {
             Self::Runtime => role == BaseRole::Runtime,
@@ -98,118 +98,119 @@ impl BasePolicy {
     }
 }
 
-/// What an image was built from.
+/// Base of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageBase {
-    /// The base, with its tag, or with a digest where it was named by one.
+    /// Reference of the base, with its tag, or with its digest if the build names one.
     pub name: String,
-    /// What it is to the image.
+    /// Role of the base in the build of the image.
     #[schema(value_type = String)]
     pub role: BaseRole,
-    /// What was used of it.
+    /// Digest that was used.
     #[schema(value_type = String)]
     pub digest: Digest,
-    /// How that is known.
+    /// Evidence for the digest.
     #[schema(value_type = String)]
     pub evidence: Evidence,
-    /// The platforms that it was used for: a new digest that has the same images for them changes nothing. Empty where that
-    /// is not known; then they are those of the image.
+    /// Platforms that the base was used for. A new digest with the same images for these platforms
+    /// has no effect. If empty, the platforms are unknown, and those of the image apply.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub platforms: Vec<String>,
-    /// What its tag holds now, as far as that is known.
+    /// Current digest of the tag, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
-    pub now: Option<Digest>,
-    /// What a new digest of it does to the image.
+    pub current_digest: Option<Digest>,
+    /// Effect of a new digest on the image.
     pub effect: BaseEffect,
-    /// The task that builds the base, where it is an image of our own.
+    /// Name of the task that builds the base, if it is an image of this server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub built_by: Option<String>,
-    /// A newer tag that a rule of the task allows in its place.
+    /// Newer tag that a rule of the task allows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub newer: Option<NewerTag>,
 }
 
-/// A newer tag of a base.
+/// Newer tag of a base.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NewerTag {
-    /// The task whose rule allows it.
+    /// Name of the task with the rule.
     pub task: String,
-    /// The tag.
+    /// Newer tag.
     pub tag: String,
-    /// What became of it.
+    /// State of the tag.
     pub state: TagState,
-    /// The run that tried it last.
+    /// Id of the last run that tried the tag.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub run: Option<RunId>,
 }
 
-/// A rule of a task for newer tags of a base image, and what it found.
+/// Rule of a task for newer tags of a base image, and its result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BaseProposal {
-    /// The task.
+    /// Name of the task.
     pub task: String,
-    /// The base image with its registry, without a tag.
+    /// Base image with its registry, without a tag.
     pub image: String,
-    /// The tag in use; nothing: no newest image of the task stands on the image.
+    /// Current tag. Absent if no current image of the task was built from this base image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub used: Option<String>,
-    /// The newest tag that the rule allows in its place; nothing: there is none.
+    /// Newest tag that the rule allows. Absent if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub newest: Option<String>,
-    /// The rule.
+    /// Rule.
     pub rule: BaseTagRule,
-    /// How it stands.
+    /// State of the rule.
     pub state: TagState,
-    /// Why, where that needs words.
+    /// Reason for the state.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
-    /// The run that tried the newest tag last.
+    /// Id of the last run that tried the newest tag.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub run: Option<RunId>,
-    /// When the newest tag was found.
+    /// Time at which the newest tag was found.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub found_at: Option<Timestamp>,
-    /// When the image's tags were last listed.
+    /// Time of the last list of tags.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub checked_at: Option<Timestamp>,
-    /// When they are listed again.
+    /// Time of the next list of tags.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub next_check_at: Option<Timestamp>,
 }
 
-/// How a rule for newer tags stands.
+/// State of a rule for newer tags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum TagState {
-    /// Nothing is known yet: the tags were not listed, or no image of the task stands on the image.
+    /// Unknown: the tags were not listed yet, or no image of the task was built from this base
+    /// image.
     Waiting,
-    /// The tag in use is the newest.
+    /// The current tag is the newest.
     Current,
-    /// A newer tag is there, for a person to take.
+    /// A user can adopt a newer tag.
     Proposed,
-    /// A run with the newer tag could not be started.
+    /// The run with the newer tag could not start.
     Blocked,
-    /// A run with the newer tag is under way.
+    /// The run with the newer tag is active.
     Building,
-    /// The run with the newer tag did not succeed. It is not repeated by itself.
+    /// The run with the newer tag failed. It is not repeated automatically.
     Failed,
-    /// A run with the newer tag has succeeded, but what it pushed does not stand on it.
+    /// The run with the newer tag succeeded, but its images do not use the tag.
     Unused,
-    /// The tags cannot be listed.
+    /// The server cannot list the tags.
     Unlisted,
 }
 
 impl TagState {
-    /// As it is written.
+    /// Returns the name in JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Waiting => "waiting",
@@ -224,157 +225,158 @@ impl TagState {
     }
 }
 
-/// What a new digest of a base does to an image.
+/// Effect of a new digest of a base on an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum BaseEffect {
-    /// It would make the image stale.
+    /// A new digest would make the image stale.
     WouldRebuild,
-    /// It has moved, and the image is stale because of it.
+    /// The digest changed, and the image is stale.
     Stale,
-    /// It has moved, but not for the platforms of the image.
+    /// The digest changed, but only for other platforms.
     OtherPlatform,
-    /// Its role does not count for the task.
-    DoesNotCount,
-    /// It was named by its digest and cannot move.
+    /// The policy of the task ignores the role of the base.
+    Ignored,
+    /// The build names the base by digest. It cannot change.
     Pinned,
-    /// The image belongs to no task, or to one that is gone: nobody builds it again.
+    /// The image belongs to no task, or to a deleted one. It is not rebuilt.
     NoTask,
 }
 
-/// What was pushed under a name.
+/// Previous push with the same name.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageBuild {
-    /// The digest.
+    /// Digest that the run pushed.
     #[schema(value_type = String)]
     pub digest: Digest,
-    /// The run.
+    /// Id of the run.
     #[schema(value_type = String)]
     pub run: RunId,
-    /// Its task.
+    /// Name of the task.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task: Option<String>,
-    /// When the run ended.
+    /// End of the run.
     #[schema(value_type = String)]
     pub built_at: Timestamp,
 }
 
-/// A base and what stands on it.
+/// Image with its direct dependents.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageTree {
-    /// The image.
+    /// Registry, repository and tag.
     pub name: String,
-    /// The task that builds it.
+    /// Name of the task that builds the image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task: Option<String>,
-    /// A base of it has moved.
+    /// `true` if a base of the image changed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub stale: bool,
-    /// What stands on it is shown elsewhere in the tree.
+    /// `true` if the dependents are listed at another place of the tree.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub repeated: bool,
-    /// What stands on it, by name.
+    /// Direct dependents, by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(no_recursion)]
     pub images: Vec<ImageTree>,
 }
 
-/// Everything that stands on a base.
+/// Blast radius of a base: all its dependents.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BlastRadius {
-    /// The base.
+    /// Reference of the base.
     pub base: String,
-    /// What stands on it, through any number of our own images, by distance and name.
+    /// Direct and indirect dependents, by distance and name.
     pub images: Vec<BlastImage>,
 }
 
-/// An image that stands on a base.
+/// Dependent of a base.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BlastImage {
-    /// The image.
+    /// Registry, repository and tag.
     pub name: String,
-    /// The task that builds it.
+    /// Name of the task that builds the image.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task: Option<String>,
-    /// Images between: 1 stands on the base itself.
+    /// Distance from the base. A direct dependent has distance 1.
     pub distance: u32,
-    /// Those of its bases that lead there, with what they are to it.
+    /// Bases of the image that connect it to the base, with their roles.
     #[schema(value_type = Object)]
     pub through: BTreeMap<String, Vec<BaseRole>>,
-    /// A new digest of the base would build it again.
+    /// `true` if a new digest of the base would rebuild the image.
     pub rebuilt: bool,
 }
 
-/// A base tag that is watched.
+/// Base watch: an observed base tag.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Base {
     /// Registry, repository and tag.
     pub name: String,
-    /// The task whose own login it is looked at with; nothing: that of all tasks, or none.
+    /// Name of the task whose login is used. Absent if the poll uses a login for all tasks, or
+    /// none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub login_of: Option<String>,
-    /// How it stands.
+    /// Status of the watch.
     pub status: BaseStatus,
-    /// Why, where it is not well.
+    /// Reason for an error status.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
-    /// Somebody has paused it: it is not looked at.
+    /// `true` if a user paused the watch.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub paused: bool,
-    /// What it held when that was last known.
+    /// Last known digest.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub digest: Option<Digest>,
-    /// The digest for each platform.
+    /// Digests by platform.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = Object)]
     pub platforms: BTreeMap<String, Digest>,
-    /// When it was last looked at.
+    /// Time of the last poll.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub checked_at: Option<Timestamp>,
-    /// When it was found to have moved.
+    /// Time of the last digest change.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub changed_at: Option<Timestamp>,
-    /// When it is looked at again.
+    /// Time of the next poll.
     #[schema(value_type = String)]
     pub next_check_at: Timestamp,
-    /// Images that were built from it.
+    /// Number of images that were built from this base.
     pub used_by: u64,
-    /// Newer tags that rules of tasks allow in its place; not in lists.
+    /// Newer tags that rules of tasks allow. Not in lists.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub newer: Vec<NewerTag>,
-    /// How it moved, the newest first; not in lists.
+    /// Digest changes, newest first. Not in lists.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub changes: Vec<BaseChange>,
+    pub changes: Vec<BaseTagChange>,
 }
 
-/// How a watched tag stands.
+/// Status of a base watch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum BaseStatus {
-    /// It has not been looked at yet.
+    /// The base was not polled yet.
     New,
-    /// Its digest is known.
+    /// The digest is known.
     Ok,
-    /// The registry does not have it any more.
+    /// The registry no longer has the tag.
     Vanished,
-    /// The registry does not let us see it.
+    /// The registry denies access.
     Denied,
-    /// The registry does not answer as it should.
+    /// The registry does not respond correctly.
     Unreachable,
-    /// The registry asked to wait.
+    /// The registry limits the request rate.
     Limited,
 }
 
 impl BaseStatus {
-    /// As it is written.
+    /// Returns the name in JSON.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::New => "new",
@@ -386,7 +388,7 @@ impl BaseStatus {
         }
     }
 
-    /// From what [`Self::as_str`] gave.
+    /// Parses the output of [`Self::as_str`].
     pub fn parse(text: &str) -> Option<Self> {
         [
             Self::New,
@@ -401,36 +403,36 @@ impl BaseStatus {
     }
 }
 
-/// A move of a tag.
+/// Digest change of an observed base.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct BaseChange {
-    /// What it held.
+pub struct BaseTagChange {
+    /// Digest before the change.
     #[schema(value_type = String)]
-    pub old: Digest,
-    /// What it held then.
+    pub from: Digest,
+    /// Digest after the change.
     #[schema(value_type = String)]
-    pub new: Digest,
-    /// When that was found.
+    pub to: Digest,
+    /// Time of the poll that found the change.
     #[schema(value_type = String)]
-    pub at: Timestamp,
-    /// It had held that before.
+    pub changed_at: Timestamp,
+    /// `true` if the tag had the new digest before.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub moved_back: bool,
-    /// The platforms that it is another image for; nothing where that is not known.
+    /// Platforms with a different image. Empty if they are unknown.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub platforms: Vec<String>,
 }
 
-/// Asks for a look at base tags now.
+/// Request to poll bases immediately.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct CheckBases {
-    /// This tag; nothing: all.
+    /// Reference of the base. If absent, all bases.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(min_length = 1)]
     pub name: Option<String>,
-    /// The answer comes when they were looked at, or after so many seconds; 60 at most.
+    /// Seconds to wait for the polls before the response, at most 60.
     #[schema(maximum = 60)]
     pub wait_secs: u64,
 }

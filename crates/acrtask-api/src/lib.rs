@@ -1,8 +1,8 @@
-//! The words of the HTTP API: what requests and answers hold. The server answers with them, the program asks with
-//! them, and a runner is handed the [`spec::RunSpec`] of its runs.
+//! Types of the HTTP API: requests, responses and run specifications. The server, the CLI and the
+//! runner share them: a runner receives the [`spec::RunSpec`] of each run that it leases.
 //!
-//! Invariants: nothing here does I/O; a secret that stands in a request cannot be printed; requests refuse keys that
-//! they do not know, answers may grow.
+//! Invariants: no type does I/O. The `Debug` output of a request contains no secret. Requests
+//! reject unknown keys; responses may get new ones.
 
 pub mod admin;
 pub mod cascade;
@@ -17,5 +17,5 @@ pub mod task_keys;
 pub mod timer;
 pub mod webhook;
 
-/// Where the API is, below the server's address.
+/// Path of the API, relative to the URL of the server.
 pub const BASE: &str = "/api/v1";

@@ -1,73 +1,76 @@
-//! What a server finds where a task's files and images are: `acrtask doctor TASK` asks for it.
+//! Connection checks that the server makes for `acrtask doctor TASK`.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// What the server found.
+/// Results of all checks for a task.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TaskProbe {
-    /// The git repository; nothing where the task's files come from elsewhere.
+    /// Check of the git repository. Absent if the context of the task is not a git repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Probe>,
-    /// The task's registry, and each host that runs of the task are given a login for, but the repository's.
+    /// Checks of the registry and of each host that runs of the task receive a login for, except
+    /// the git host.
     #[serde(default)]
     pub logins: Vec<Probe>,
 }
 
-/// What the server found at one host. No password and no token is in it.
+/// Result of the check of one host. It contains no password or token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Probe {
     /// Host and port.
     pub host: String,
-    /// Whose login was used; nothing: there is none for the host.
+    /// Owner of the login that was used. Absent without a stored login for the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub login: Option<ProbeLogin>,
-    /// What came of it.
+    /// Result of the check.
     pub outcome: ProbeOutcome,
-    /// The same in one sentence.
+    /// Result as one sentence.
     pub message: String,
-    /// What to do about it.
+    /// Suggested solution.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub help: Option<String>,
-    /// Seconds that the host's clock is before the server's; nothing where the host does not say what time it has.
+    /// Seconds by which the host's clock is ahead of the server's. Absent if the host sends no
+    /// time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub clock_ahead: Option<i64>,
+    pub clock_ahead_secs: Option<i64>,
 }
 
-/// Whose login it is.
+/// Owner of a login.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum ProbeLogin {
-    /// The task's own.
+    /// Login of the task.
     Task,
-    /// That of all tasks.
+    /// Login for all tasks.
     All,
 }
 
-/// What came of asking.
+/// Result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum ProbeOutcome {
-    /// The login holds.
+    /// The host accepts the login.
     Works,
-    /// Nobody asks for a login.
+    /// The host requires no login.
     Open,
-    /// A login is asked for, and there is none.
+    /// The host requires a login, and none is stored.
     NoLogin,
-    /// The login is not taken, or does not allow it.
+    /// The host rejects the login, or the login lacks permission.
     Denied,
     /// The host has no such branch, tag or commit.
     Missing,
-    /// The host does not answer.
+    /// The host does not respond.
     Unreachable,
-    /// A rule of ours is against it, for everybody.
+    /// The configuration of the server forbids this host for everyone.
     Refused,
-    /// The host is at an address that the server may not connect to. A runner may.
+    /// The host has a private address, and the server may not connect to it. A runner may be
+    /// allowed to.
     PrivateAddress,
-    /// No registry is there.
+    /// The host is not a registry.
     NoRegistry,
-    /// It could not be tried.
+    /// The server could not make the check.
     NotTried,
 }

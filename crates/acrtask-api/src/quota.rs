@@ -1,39 +1,41 @@
-//! Quotas: limits of the use of a server by a task, by the tasks of a prefix, and by a token.
+//! Quotas: limits on the use of a server by a task, by all tasks of a prefix, or by a token.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::forms::QuotaOf;
+use crate::forms::QuotaSubjectText;
 
-/// Kind of a quota: the use that it limits.
+/// Kind of a quota: the resource that it limits.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema,
 )]
 #[serde(rename_all = "camelCase")]
 pub enum QuotaKind {
-    /// Bytes of the log of one run. A run that reaches the limit ends as an error.
+    /// Log size of one run in bytes. A run that reaches the limit ends with state `error`.
     LogBytesPerRun,
-    /// Bytes of all stored logs.
+    /// Total size of all stored logs in bytes.
     LogBytes,
-    /// Queued runs. Of a task: without those that wait for an approval.
+    /// Number of queued runs. The quota of a task excludes runs that wait for approval.
     QueuedRuns,
-    /// Runs created within a minute. Of a task: without those that wait for an approval.
+    /// Number of runs created within one minute. The quota of a task excludes runs that wait for
+    /// approval.
     RunsPerMinute,
-    /// Runs of pull requests from forks that wait for an approval.
+    /// Number of runs of pull requests from forks that wait for approval.
     PendingApprovals,
-    /// Runs of pull requests from forks created within a minute.
+    /// Number of runs of pull requests from forks created within one minute.
     PendingApprovalsPerMinute,
-    /// Uploaded contexts.
+    /// Number of uploaded contexts.
     Contexts,
-    /// Bytes of all uploaded contexts. An unfinished upload counts with its full size.
+    /// Total size of all uploaded contexts in bytes. An unfinished upload counts with its full
+    /// size.
     ContextBytes,
-    /// Unfinished uploads.
+    /// Number of unfinished uploads.
     UnfinishedContexts,
-    /// Stored tasks.
+    /// Number of stored tasks.
     Tasks,
-    /// Stored secrets and logins of one task.
+    /// Number of stored secrets and logins of one task.
     Secrets,
 }
 
@@ -78,7 +80,7 @@ impl QuotaKind {
         )
     }
 
-    /// Returns the limit of each subject of this sort if none is set. `None` if it has no limit.
+    /// Returns the limit that applies if none is set. `None` if the use is unlimited.
     pub fn default_limit(self, subject: &QuotaSubject) -> Option<u64> {
         const GIB: u64 = 1 << 30;
         use QuotaSubject::{EachTask, EachToken, Task, Tasks, Token};
@@ -101,8 +103,8 @@ impl QuotaKind {
         }
     }
 
-    /// Returns `true` if subjects of this sort have a quota of this kind.
-    pub fn fits(self, subject: &QuotaSubject) -> bool {
+    /// Returns `true` if `subject` can have a quota of this kind.
+    pub fn applies_to(self, subject: &QuotaSubject) -> bool {
         match subject {
             QuotaSubject::Tasks(_) => matches!(
                 self,
@@ -131,19 +133,19 @@ impl FromStr for QuotaKind {
     }
 }
 
-/// Subject of a quota: a task, tasks, or a token.
+/// Subject of a quota: a task, a group of tasks, or a token.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub enum QuotaSubject {
-    /// Each task that has no quota of its own: `task:*`.
+    /// Each task without a quota of its own: `task:*`.
     EachTask,
-    /// One task: `task:NAME`.
+    /// Single task: `task:NAME`.
     Task(String),
-    /// All tasks of a prefix together: `tasks:team/*`.
+    /// All tasks of a prefix in total: `tasks:team/*`.
     Tasks(String),
-    /// Each token without the scope `admin` that has no quota of its own: `token:*`.
+    /// Each token without the scope `admin` and without a quota of its own: `token:*`.
     EachToken,
-    /// One token, by its id: `token:ID`.
+    /// Single token, by its id: `token:ID`.
     Token(String),
 }
 
@@ -196,7 +198,7 @@ impl FromStr for QuotaSubject {
     }
 }
 
-/// A quota and its use.
+/// Quota and its current use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Quota {
@@ -205,12 +207,12 @@ pub struct Quota {
     pub subject: QuotaSubject,
     /// Kind of the quota.
     pub kind: QuotaKind,
-    /// Largest allowed use.
+    /// Maximum use.
     pub limit: u64,
-    /// Present use. Absent for quotas of each task or token, and for those of one run.
+    /// Current use. Absent for quotas of each task, of each token, and of one run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used: Option<u64>,
-    /// An administrator set the limit.
+    /// `true` if an administrator set the limit.
     pub set: bool,
 }
 
@@ -219,11 +221,11 @@ pub struct Quota {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SetQuota {
     /// Subject, as in [`Quota`].
-    #[schema(value_type = QuotaOf)]
+    #[schema(value_type = QuotaSubjectText)]
     pub subject: QuotaSubject,
     /// Kind of the quota.
     pub kind: QuotaKind,
-    /// Largest allowed use. If absent, the default limit applies again.
+    /// Maximum use. If absent, the default limit applies again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<u64>,
 }
@@ -233,7 +235,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn subjects_and_kinds_are_read_as_they_are_written() {
+    fn subjects_and_kinds_parse_their_display_form() {
         for text in [
             "task:*",
             "task:team/app",

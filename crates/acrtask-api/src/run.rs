@@ -1,4 +1,4 @@
-//! Runs, as the API shows them.
+//! Runs in requests and responses.
 
 use std::collections::BTreeMap;
 
@@ -19,46 +19,47 @@ use crate::{
     task::QueueOptions,
 };
 
-/// A request for a run that belongs to no stored task.
+/// Request to create a run without a stored task.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateRun {
-    /// The id that it is to have; nothing: one of the server's choice. One that is taken is a conflict.
+    /// Id of the new run. If absent, the server chooses one. An existing id is a conflict.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<NewRunId>)]
     pub id: Option<RunId>,
-    /// What it is to do.
+    /// Run specification.
     pub spec: RunSpec,
-    /// Where and when it may run.
+    /// Pool, labels, priority and concurrency group.
     #[serde(default)]
     pub queue: QueueOptions,
-    /// Values of secrets of this run alone; their names are added to `spec.secrets`. Never shown again.
+    /// Values of secrets for this run only. The server adds their names to `spec.secrets` and never
+    /// returns the values.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = BTreeMap<SecretName, SecretValue>)]
     pub secrets: BTreeMap<String, SecretText>,
-    /// Logins for registries that hold for this run alone.
+    /// Registry credentials for this run only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub credentials: Vec<RunCredential>,
 }
 
-/// A request for a run of a stored task.
+/// Request to start a run of a stored task.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct StartTask {
-    /// Values that win over those of the task.
+    /// Values that override those of the task.
     #[schema(value_type = BTreeMap<String, VariableValue>)]
     pub set: BTreeMap<String, String>,
-    /// Values of secrets of this run alone.
+    /// Values of secrets for this run only.
     #[schema(value_type = BTreeMap<SecretName, SecretValue>)]
     pub secrets: BTreeMap<String, SecretText>,
-    /// Other files than the task's own.
+    /// Context that replaces the one of the task.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub context: Option<ContextSource>,
-    /// Another task file than the task's own: a path in the context.
+    /// Path of a task file in the context that replaces the one of the task.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<ContextPath>)]
     pub file: Option<String>,
-    /// Another priority than the task's own.
+    /// Priority that replaces the one of the task.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(minimum = -10, maximum = 10)]
     pub priority: Option<i32>,
@@ -66,7 +67,7 @@ pub struct StartTask {
     pub no_push: bool,
 }
 
-/// A secret on its way to the server. Cannot be printed.
+/// Secret in a request. Its `Debug` output is `[secret]`.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(transparent)]
 pub struct SecretText(pub String);
@@ -77,99 +78,29 @@ impl std::fmt::Debug for SecretText {
     }
 }
 
-/// A login for a registry.
+/// Registry credential for a single run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RunCredential {
-    /// Host and port.
+    /// Host, with or without a port.
     #[schema(value_type = Host)]
     pub host: String,
-    /// The user.
+    /// User name.
     #[schema(value_type = Username)]
     pub username: String,
-    /// The password.
+    /// Password or token.
     #[schema(value_type = SecretValue)]
     pub password: SecretText,
 }
 
-/// A run.
+/// Run with its specification and result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Run {
-    /// Its id.
-    #[schema(value_type = String)]
-    pub id: RunId,
-    /// The stored task that it is a run of.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub task: Option<String>,
-    /// Where it stands.
-    #[schema(value_type = String)]
-    pub state: RunState,
-    /// Why it ended as it did, or why it is waiting.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<String>,
-    /// What started it: `manual`, `rerun`, `task` ...
-    pub trigger: String,
-    /// Who asked for it: the name of a token.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub requested_by: Option<String>,
-    /// The run that this one repeats.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
-    pub rerun_of: Option<RunId>,
-    /// The attempt that counts, from 1; 0 while it has not been leased.
-    pub attempt: u32,
-    /// The runner that holds or held it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub runner: Option<String>,
-    /// Where and when it may run.
-    pub queue: QueueOptions,
-    /// What it is to do.
-    pub spec: RunSpec,
-    /// When it was asked for.
-    #[schema(value_type = String)]
-    pub created_at: Timestamp,
-    /// When its first step could start.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
-    pub started_at: Option<Timestamp>,
-    /// When it ended.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
-    pub finished_at: Option<Timestamp>,
-    /// Somebody asked for its end.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub cancel_requested: bool,
-    /// Bytes of its log so far.
-    pub log_length: u64,
-    /// What came of it, once it is over.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub result: Option<RunResult>,
-    /// Trust domain of the run, as a text for people: the runs that it shares caches with.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub domain: String,
-    /// Whether a stranger's commit was approved; nothing: it needs no approval.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub approval: Option<Approval>,
-    /// Who approved it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub approved_by: Option<String>,
-    /// The tick of a timer that started it; told where one run is asked for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tick: Option<crate::timer::Tick>,
-    /// The cascade that started it, and the bases that made that necessary; told where runs are shown or listed.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cascade: Option<crate::cascade::CascadeOfRun>,
-}
-
-/// A run in a list: without its spec and its result, which may be large. `GET /runs/{id}` has them.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct RunSummary {
     /// Id of the run.
     #[schema(value_type = String)]
     pub id: RunId,
-    /// Name of the stored task. `None`: the run belongs to no task.
+    /// Name of the stored task. Absent if the run belongs to no task.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task: Option<String>,
     /// State of the run.
@@ -180,24 +111,26 @@ pub struct RunSummary {
     pub reason: Option<String>,
     /// Trigger: `manual`, `rerun`, `task` ...
     pub trigger: String,
-    /// Name of the token that asked for it.
+    /// Name of the token that requested the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requested_by: Option<String>,
-    /// Run that this one repeats.
+    /// Id of the run that this run repeats.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub rerun_of: Option<RunId>,
-    /// Number of the attempt that counts, from 1. 0 before the first lease.
+    /// Number of the current attempt, from 1. 0 before the first lease.
     pub attempt: u32,
-    /// Runner of that attempt.
+    /// Name of the runner of the current attempt.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runner: Option<String>,
-    /// Pool, labels and priority.
+    /// Pool, labels, priority and concurrency group.
     pub queue: QueueOptions,
+    /// Run specification.
+    pub spec: RunSpec,
     /// Time of the request.
     #[schema(value_type = String)]
     pub created_at: Timestamp,
-    /// Start of the attempt that counts.
+    /// Start of the current attempt.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub started_at: Option<Timestamp>,
@@ -205,235 +138,309 @@ pub struct RunSummary {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub finished_at: Option<Timestamp>,
-    /// A cancel was requested.
+    /// `true` if a user requested cancellation.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cancel_requested: bool,
-    /// Bytes of its log so far.
+    /// Size of the log in bytes.
     pub log_length: u64,
-    /// Approval of a commit from another repository. `None`: none is needed.
+    /// Result. Absent until the run ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub result: Option<RunResult>,
+    /// Trust domain, as a human-readable text. Only runs of the same domain share caches.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub domain: String,
+    /// Approval of a commit from another repository. Absent if the run needs no approval.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approval: Option<Approval>,
-    /// Branch and tag of the commit, as a text for people. Only of a run that waits for its approval.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub revision: Option<String>,
-    /// Name of the token that approved it.
+    /// Name of the token that approved the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approved_by: Option<String>,
-    /// Cascade that started it.
+    /// Timer firing that started the run. Only in the response for a single run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firing: Option<crate::timer::Firing>,
+    /// Cascade that started the run, with the digest changes that made it necessary. Only in
+    /// responses for single runs and lists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cascade: Option<crate::cascade::CascadeOfRun>,
 }
 
-/// Whether a run of a stranger's commit may begin.
+/// Run in a list, without its specification and result, which can be large. `GET /runs/{id}`
+/// returns them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RunSummary {
+    /// Id of the run.
+    #[schema(value_type = String)]
+    pub id: RunId,
+    /// Name of the stored task. Absent if the run belongs to no task.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
+    /// State of the run.
+    #[schema(value_type = String)]
+    pub state: RunState,
+    /// Reason for the final state, or for waiting.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// Trigger: `manual`, `rerun`, `task` ...
+    pub trigger: String,
+    /// Name of the token that requested the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requested_by: Option<String>,
+    /// Id of the run that this run repeats.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub rerun_of: Option<RunId>,
+    /// Number of the current attempt, from 1. 0 before the first lease.
+    pub attempt: u32,
+    /// Name of the runner of the current attempt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runner: Option<String>,
+    /// Pool, labels, priority and concurrency group.
+    pub queue: QueueOptions,
+    /// Time of the request.
+    #[schema(value_type = String)]
+    pub created_at: Timestamp,
+    /// Start of the current attempt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub started_at: Option<Timestamp>,
+    /// End of the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub finished_at: Option<Timestamp>,
+    /// `true` if a user requested cancellation.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cancel_requested: bool,
+    /// Size of the log in bytes.
+    pub log_length: u64,
+    /// Approval of a commit from another repository. Absent if the run needs no approval.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<Approval>,
+    /// Branch and tag of the commit, as a human-readable text. Present only while the run waits for
+    /// approval.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// Name of the token that approved the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approved_by: Option<String>,
+    /// Cascade that started the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cascade: Option<crate::cascade::CascadeOfRun>,
+}
+
+/// Approval of a run whose commit comes from another repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Approval {
-    /// It waits for somebody to approve that commit.
+    /// The run waits for the approval of its commit.
     Pending,
-    /// Somebody has.
+    /// A user approved the commit.
     Approved,
 }
 
-/// Reason of a run whose task file was refused. The log of the run shows the mistakes.
+/// Reason of a run with a rejected task file. The log of the run contains the diagnostics.
 pub const TASK_FILE_REFUSED: &str = "the task file was refused";
 
-/// What came of a run.
+/// Result of a run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RunResult {
-    /// The task file, or what the run is to do, was refused: nothing was started.
+    /// `true` if the task file or the run specification was rejected and nothing started.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub refused: bool,
-    /// Each step in file order.
+    /// Steps in the order of the task file.
     pub steps: Vec<StepResult>,
-    /// What builds made.
+    /// Images that builds produced.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub built: Vec<BuiltResult>,
-    /// What reached a registry.
+    /// Images that the run pushed.
     pub images: Vec<ImageResult>,
-    /// What images were made from, and which images ran.
+    /// Base images of builds, and images that steps ran.
     pub bases: Vec<BaseResult>,
-    /// Vertices of builds that came from a cache, and all of them.
+    /// Number of build vertices that came from a cache.
     pub cached_vertices: u64,
-    /// As above.
+    /// Number of all build vertices.
     pub vertices: u64,
-    /// The facts that were found out for it: commit, branch ...
-    pub facts: crate::spec::Facts,
+    /// Run variables with the values that the runner found: commit, branch ...
+    pub variables: crate::spec::Variables,
 }
 
-/// A step that is over.
+/// Finished step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct StepResult {
-    /// Its id.
+    /// Id of the step.
     #[schema(value_type = String)]
     pub id: StepId,
-    /// Its final state.
+    /// Final state.
     #[serde(flatten)]
     #[schema(value_type = Object)]
     pub state: StepState,
-    /// Milliseconds, retries included.
+    /// Duration in milliseconds, including retries.
     pub elapsed_ms: u64,
 }
 
-/// An image that a step built.
+/// Image that a step built.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BuiltResult {
-    /// The step.
+    /// Id of the step.
     #[schema(value_type = String)]
     pub step: StepId,
-    /// The names that it was given, with their tags.
+    /// Names of the image, with their tags.
     pub names: Vec<String>,
-    /// Of its manifest or index.
+    /// Digest of the manifest or index.
     #[schema(value_type = String)]
     pub digest: Digest,
 }
 
-/// An image that reached its registry.
+/// Image that a step pushed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageResult {
-    /// The step.
+    /// Id of the step.
     #[schema(value_type = String)]
     pub step: StepId,
-    /// Full name with tag.
+    /// Full name with the tag.
     pub name: String,
-    /// As the registry has it.
+    /// Digest in the registry.
     #[schema(value_type = String)]
     pub digest: Digest,
-    /// The digest for each platform; of a single image, its own. Empty where its platform is not known.
+    /// Digests by platform. A single-platform image has its own digest here. Empty if the platform
+    /// is unknown.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = Object)]
     pub platforms: BTreeMap<String, Digest>,
-    /// It is in the registry by its digest alone; the tag is as it was.
+    /// `true` if the run pushed the image by its digest only and left the tag unchanged.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub held: bool,
+    pub staged: bool,
 }
 
-/// An image that another one was made from, or that a step ran.
+/// Base image of a build, or image that a step ran.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BaseResult {
-    /// The step.
+    /// Id of the step.
     #[schema(value_type = String)]
     pub step: StepId,
-    /// What it was to the step.
+    /// Role of the base.
     #[schema(value_type = String)]
     pub role: BaseRole,
-    /// As it was asked for.
+    /// Reference as requested.
     pub name: String,
-    /// What was used.
+    /// Digest that was used.
     #[schema(value_type = String)]
     pub digest: Digest,
-    /// How that is known.
+    /// Evidence for the digest.
     #[schema(value_type = String)]
     pub evidence: Evidence,
-    /// The platforms that it was used for: `linux/arm64`. Empty where that is not known.
+    /// Platforms that the base was used for: `linux/arm64`. Empty if they are unknown.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub platforms: Vec<String>,
 }
 
-/// Asks for the end of a run.
+/// Request to cancel a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct CancelRun {
-    /// Why; nothing: who asked for it.
+    /// Reason. If absent, the reason names the token of the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 500)]
     pub reason: Option<String>,
 }
 
-/// An attempt at a run.
+/// Attempt: one lease of a run by a runner.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Attempt {
-    /// Its number, from 1.
+    /// Number of the attempt, from 1.
     pub attempt: u32,
-    /// The runner that it was handed to.
+    /// Name of the runner.
     pub runner: String,
-    /// When it was handed out.
+    /// Start of the lease.
     #[schema(value_type = String)]
     pub leased_at: Timestamp,
-    /// When its first step could start.
+    /// Start of the steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub started_at: Option<Timestamp>,
-    /// When it ended.
+    /// End of the attempt.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub ended_at: Option<Timestamp>,
-    /// How it ended: a final state of a run, `declined`, `lost`.
+    /// Outcome: a final run state, `declined` or `lost`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub outcome: Option<String>,
-    /// Bytes of its log.
+    /// Size of the log of this attempt in bytes.
     pub log_length: u64,
 }
 
-/// Why a run waits.
+/// Explanation why a run waits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Waiting {
-    /// Runs that come before it, from 0; nothing for one that does not wait.
+    /// Number of runs ahead in the queue. Absent if the run does not wait.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ahead: Option<u64>,
-    /// In one sentence.
+    /// Explanation in one sentence.
     pub summary: String,
-    /// What each runner lacks for it.
+    /// Verdict for each runner.
     pub runners: Vec<RunnerVerdict>,
-    /// The run that holds its concurrency group.
+    /// Run that occupies the concurrency group.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
-    pub behind: Option<RunId>,
+    pub blocked_by: Option<RunId>,
 }
 
-/// Whether a runner would take a run.
+/// Verdict whether a runner can execute a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RunnerVerdict {
-    /// Its name.
+    /// Name of the runner.
     pub runner: String,
-    /// It would.
-    pub would_do: bool,
-    /// Why it does not take it now, or ever: `offline`, `no free slot`, `pool is x`, `lacks the label a=b`, `is linux/arm64`.
-    pub why: String,
+    /// `true` if the runner meets all requirements of the run, even if it is busy now.
+    pub matches: bool,
+    /// Obstacle: `offline`, `no free slot`, `pool is x`, `lacks the label a=b`, `is linux/arm64`.
+    /// `free` if there is none.
+    pub reason: String,
 }
 
-/// A page of a list.
+/// Page of a list.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Page<T> {
-    /// The entries.
+    /// Entries of this page.
     pub items: Vec<T>,
-    /// Given as `cursor`, it leads to the next page; nothing on the last one.
+    /// Cursor of the next page. Absent on the last page.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
 }
 
-/// An upload of a context: begun, or complete.
+/// Upload of a context.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Context {
-    /// Its id: what `context.id` of a run's spec names.
+    /// Id for `context.id` in a run specification.
     pub id: String,
-    /// Bytes that the server has; the next part goes to this offset.
+    /// Number of received bytes. The next part starts at this offset.
     pub received: u64,
-    /// Bytes in all.
+    /// Total size in bytes.
     pub size: u64,
-    /// All of it is there, and its digest is right.
+    /// `true` if all bytes arrived and their digest is correct.
     pub complete: bool,
-    /// The largest part that the server takes at once, in bytes.
+    /// Maximum size of one part in bytes.
     pub part_limit: u64,
 }
 
-/// Begins an upload.
+/// Request to start an upload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateContext {
-    /// Bytes in all.
+    /// Total size in bytes.
     #[schema(minimum = 1)]
     pub size: u64,
-    /// `sha256:...` of all of it; where the server has that already, the upload is complete at once.
+    /// Digest of the whole content: `sha256:...`. If the server already stores this content, the
+    /// upload completes immediately.
     #[schema(value_type = ContentDigest)]
     pub digest: Digest,
 }

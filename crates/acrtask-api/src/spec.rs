@@ -1,7 +1,9 @@
-//! What one run is to do: all that decides its plan, without secrets.
+//! Run specification: everything that decides the plan of one run, without secrets.
 //!
-//! The client or the control plane writes it, it is stored with the run, and the runner (or `acrtask run` on the
-//! user's own machine) makes a plan of it. Invariant: a spec holds names of secrets and never a value.
+//! The CLI or the control plane writes it, and the server stores it with the run. The runner, or
+//! `acrtask run` on the user's machine, makes the plan from it.
+//!
+//! Invariant: a specification contains names of secrets, never their values.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,112 +14,117 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::forms::{
-    AliasName, CommitName, ContentDigest, ContextPath, ContextUrl, NotBlank, OptionalHost,
+    AliasName, CommitHash, ContentDigest, ContextPath, ContextUrl, NotBlank, OptionalHost,
     Platform, SecretName, VariableName, VariableValue,
 };
 
-/// What one run is to do.
+/// Run specification.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RunSpec {
-    /// Where the files come from.
+    /// Source of the files that the run works on.
     #[serde(default)]
     pub context: ContextSource,
-    /// What is done with them.
+    /// Source of the steps.
     #[serde(default)]
-    pub work: Work,
-    /// What `{{.Run.*}}` gives.
+    pub source: RunSource,
+    /// Run variables: values of `{{.Run.*}}`.
     #[serde(default)]
-    pub facts: Facts,
-    /// `--set`: values that win over those of `values`.
+    pub variables: Variables,
+    /// Values from `--set`. They override those in `values`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = BTreeMap<String, VariableValue>)]
     pub set: BTreeMap<String, String>,
-    /// What a values file holds.
+    /// Content of the values file.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     #[schema(value_type = Object)]
     pub values: Map<String, Value>,
-    /// The secrets that the run is given beside this spec: in `.Secrets` and, masked, in `.Values`.
+    /// Names of the secrets that the run receives separately. A task file reads them as `.Secrets`
+    /// and, masked, as `.Values`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<SecretName>)]
     pub secrets: Vec<String>,
-    /// Secrets for `RUN --mount=type=secret,id=ID` of builds that ask for them by id alone; names of `secrets` too.
+    /// Names of `secrets` that builds may mount by id: `RUN --mount=type=secret,id=ID`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<SecretName>)]
     pub build_secrets: Vec<String>,
-    /// Variables of every step that does not set them itself.
+    /// Environment variables of all steps. A step's own variable overrides the one given here.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = BTreeMap<VariableName, VariableValue>)]
     pub env: BTreeMap<String, String>,
-    /// The images behind `acr`, `az`, `bash`, `curl`, `cssc`.
+    /// Images for the aliases `acr`, `az`, `bash`, `curl` and `cssc`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = BTreeMap<AliasName, String>)]
     pub alias_images: BTreeMap<String, String>,
-    /// `linux/amd64` ...: what builds are for where their line says nothing; the first is the run's own.
+    /// Platforms of builds without `--platform`: `linux/amd64`. The first one is also the platform
+    /// of the run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<Platform>)]
     pub platforms: Vec<String>,
-    /// Limit of the whole run, in seconds.
+    /// Maximum duration of the whole run in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1, maximum = 604_800)]
     pub timeout_secs: Option<u64>,
     /// Build and test, but push nothing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_push: bool,
-    /// Push each image by its digest alone and leave its tag as it is: somebody else moves the tag later.
+    /// Push each image by its digest only and leave its tag unchanged. Promotion sets the tag
+    /// later.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub hold: bool,
-    /// Base images by the reference that a Dockerfile uses, and the digest that stands for it in this run.
+    pub push_by_digest: bool,
+    /// Digests that this run must use, by the reference of the base image in the Dockerfile.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = BTreeMap<String, ContentDigest>)]
     pub pins: BTreeMap<String, Digest>,
-    /// New tags of base images that this run tries, by image. Where it succeeds, later runs of its task get them too.
+    /// New base image tags that this run tries, by image. If the run succeeds, later runs of the
+    /// task use them too.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub base_tags: BTreeMap<String, String>,
-    /// Names of values and secrets whose text may not change what the task does: its author does not vouch for them. The
-    /// server decides it; in a request it has no effect.
+    /// Names of values and secrets that come from an untrusted author. Their text must not change
+    /// the steps of the task. The server sets this field and ignores it in requests.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     #[schema(value_type = Vec<String>)]
     pub untrusted_values: BTreeSet<String>,
-    /// The layer cache that the runs of a task share.
+    /// Layer cache shared by the runs of a task.
     #[serde(default)]
     pub cache: SharedCache,
 }
 
-/// Where the files of a run come from.
+/// Source of the files that a run works on.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(tag = "from", rename_all = "camelCase", deny_unknown_fields)]
+#[serde(tag = "type", rename_all = "camelCase", deny_unknown_fields)]
 pub enum ContextSource {
-    /// Nothing: an empty workspace.
+    /// No files: the workspace is empty.
     #[default]
     None,
-    /// What was uploaded to the server: a tar, perhaps compressed.
+    /// Uploaded tar archive, optionally compressed.
     Upload {
-        /// The id that the upload was given.
+        /// Id of the upload.
         #[schema(min_length = 1)]
         id: String,
     },
-    /// A git repository (`URL#ref:folder`), a tarball's URL, or `oci://REFERENCE`: fetched by the runner.
+    /// URL that the runner fetches: a git repository (`URL#ref:folder`), a tarball, or
+    /// `oci://REFERENCE`.
     Url {
-        /// As `acrtask run URL` takes it, without a password.
+        /// URL without a password, as for `acrtask run URL`.
         #[schema(value_type = ContextUrl)]
         url: String,
-        /// Of a git repository: exactly this commit, by its full name, whatever the reference of `url` points at when it
-        /// is fetched.
+        /// Full name of the commit to check out. It overrides the reference in `url`. For git
+        /// repositories only.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        #[schema(value_type = Option<CommitName>)]
+        #[schema(value_type = Option<CommitHash>)]
         commit: Option<String>,
-        /// Of a git repository: with its submodules, and theirs.
-        #[serde(default = "yes", skip_serializing_if = "is_true")]
+        /// Fetch all submodules recursively. For git repositories only.
+        #[serde(default = "default_true", skip_serializing_if = "is_true")]
         submodules: bool,
-        /// Of a git repository: with the files that stand in Git LFS.
+        /// Download the files stored in Git LFS. For git repositories only.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         lfs: bool,
     },
 }
 
 impl ContextSource {
-    /// Returns the files at `url`, with the submodules of a git repository, as `docker build` takes them.
+    /// Returns a context at `url`. As in `docker build`, a git repository includes its submodules.
     pub fn url(url: impl Into<String>) -> Self {
         Self::Url {
             url: url.into(),
@@ -128,7 +135,7 @@ impl ContextSource {
     }
 }
 
-fn yes() -> bool {
+fn default_true() -> bool {
     true
 }
 
@@ -137,117 +144,118 @@ fn is_true(value: &bool) -> bool {
     *value
 }
 
-/// What a run does with its files.
+/// Source of the steps of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(tag = "do", rename_all = "camelCase", deny_unknown_fields)]
-pub enum Work {
-    /// The task file that is found in the context: `acr-task.yaml`, then `acb.yaml`.
+#[serde(tag = "type", rename_all = "camelCase", deny_unknown_fields)]
+pub enum RunSource {
+    /// Task file found in the context: `acr-task.yaml`, otherwise `acb.yaml`.
     #[default]
-    Usual,
-    /// A task file of the context.
+    DefaultFile,
+    /// Task file in the context.
     File {
-        /// Its path in the context.
+        /// Path in the context.
         #[schema(value_type = ContextPath)]
         path: String,
     },
-    /// A task file that came with the request.
-    Text {
-        /// Its name, as diagnostics show it.
+    /// Task file in the request itself.
+    Inline {
+        /// Name shown in diagnostics.
         name: String,
-        /// What it holds.
+        /// Text of the task file.
         #[schema(value_type = NotBlank)]
         text: String,
     },
-    /// One container.
+    /// Single container.
     Cmd {
-        /// The image and its arguments, as a `cmd` step has them.
+        /// Image and its arguments, as in a `cmd` step.
         #[schema(value_type = NotBlank)]
         line: String,
     },
-    /// One image, built and pushed.
+    /// Single image, built and pushed.
     Build(BuildSpec),
 }
 
-/// One image to build: what `acrtask build` takes.
+/// Image to build, as for `acrtask build`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BuildSpec {
-    /// The image's names; one without a registry gets the run's own. Templates and `$Registry`, `$ID` work in them.
+    /// Names of the image. A name without a registry gets the registry of the run. Templates and
+    /// the aliases `$Registry` and `$ID` are expanded.
     #[schema(value_type = Vec<NotBlank>)]
     pub images: Vec<String>,
-    /// The Dockerfile, relative to the context.
-    #[serde(default = "dockerfile")]
+    /// Path of the Dockerfile, relative to the context.
+    #[serde(default = "default_dockerfile")]
     #[schema(value_type = ContextPath)]
     pub dockerfile: String,
-    /// `--target`.
+    /// Build stage to stop at, as for `docker build --target`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
     /// Build arguments.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub args: BTreeMap<String, String>,
-    /// Build arguments whose values are secrets of the run with the same names.
+    /// Build arguments whose values are the secrets with the same names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<SecretName>)]
     pub secret_args: Vec<String>,
     /// Labels of the image.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
-    /// Use nothing of the cache.
+    /// Build without the cache.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_cache: bool,
 }
 
-fn dockerfile() -> String {
+fn default_dockerfile() -> String {
     "Dockerfile".into()
 }
 
-/// What `{{.Run.*}}` gives, where it is known before the run. What is empty is found out by whoever runs it.
+/// Run variables: values of `{{.Run.*}}`. The runner fills in empty ones.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct Facts {
-    /// The registry that images without one belong to.
+pub struct Variables {
+    /// Registry for images without one.
     #[serde(skip_serializing_if = "String::is_empty")]
     #[schema(value_type = OptionalHost)]
     pub registry: String,
-    /// The commit.
+    /// Commit that the context was checked out at.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub commit: String,
-    /// The branch.
+    /// Branch of that commit.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub branch: String,
-    /// The git tag.
+    /// Git tag of that commit.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub git_tag: String,
-    /// The repository's URL.
+    /// URL of the git repository.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub repository: String,
-    /// The time of the run; nothing: when it is prepared.
+    /// Time of the run. If absent, the runner uses the time at which it prepares the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub date: Option<jiff::Timestamp>,
-    /// What triggered it.
+    /// Trigger of the run, as `{{.Run.TriggeredBy}}` returns it: `Manual`, `Commit`, `Timer`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub triggered_by: String,
-    /// The task's name.
+    /// Name of the task.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub task_name: String,
-    /// The operating system of the steps.
+    /// Operating system of the steps.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub os: String,
-    /// Its version.
+    /// Version of the operating system.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub os_version: String,
-    /// The processor of the steps.
+    /// CPU architecture of the steps.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub architecture: String,
-    /// What `{{.Run.SharedVolume}}` gives.
+    /// Name of the volume that all steps of the run share.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub shared_volume: String,
 }
 
-impl Facts {
-    /// Returns the branch and the tag of the commit as a text for people. Characters that could change how a terminal or
-    /// a page shows it are escaped, because the author of the commit chose both names.
+impl Variables {
+    /// Returns a human-readable text with the branch and the tag of the commit. The author of the
+    /// commit chose both names. Therefore control and formatting characters are escaped.
     pub fn revision(&self) -> Option<String> {
         let named = [("branch", &self.branch), ("tag", &self.git_tag)];
         let named: Vec<String> = named
@@ -272,21 +280,22 @@ fn escaped(text: &str) -> String {
     out
 }
 
-/// The layer cache in the registry that the runs of one task share, beside each image: `IMAGE:cache_<name>`.
+/// Layer cache in the registry that the runs of one task share, next to each image:
+/// `IMAGE:cache_<name>`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(tag = "use", rename_all = "camelCase", deny_unknown_fields)]
+#[serde(tag = "mode", rename_all = "camelCase", deny_unknown_fields)]
 pub enum SharedCache {
-    /// Only what the task file itself says.
+    /// No shared cache. The task file can still name caches itself.
     #[default]
     Off,
-    /// Imported and exported: runs that are trusted.
+    /// Import and export, for trusted runs.
     ReadWrite {
-        /// The task's name, cut to what a tag may hold.
+        /// Name of the task, truncated to the length that a tag allows.
         name: String,
     },
-    /// Imported only: what has not been approved must not leave layers for others.
+    /// Import only, for unapproved commits. They must not write layers that other runs use.
     ReadOnly {
-        /// As above.
+        /// Name of the task, truncated to the length that a tag allows.
         name: String,
     },
 }

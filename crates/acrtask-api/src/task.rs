@@ -1,4 +1,4 @@
-//! Stored tasks, as the API and declarative files have them.
+//! Stored tasks: definitions as the API and the files of `acrtask task apply` contain them.
 
 use std::collections::BTreeMap;
 
@@ -10,50 +10,52 @@ use utoipa::ToSchema;
 
 use crate::forms::{
     AliasName, ContextPath, ContextUrl, GroupName, Host, LabelValue, NotBlank, Platform,
-    SecretName, TaskName, VariableName, VariableValue, Word,
+    SecretName, ShortName, TaskName, VariableName, VariableValue,
 };
 
 use crate::spec::BuildSpec;
 
-/// A task: what runs of it do, and where they may run. The form of a file of `acrtask task apply`.
+/// Task: what its runs do and where they may run. Format of the files for `acrtask task apply`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TaskDefinition {
-    /// Its name: letters, digits, `-`, `_`, `.` and `/`, at most 100 characters.
+    /// Name: letters, digits, `-`, `_`, `.` and `/`, at most 100 characters.
     #[schema(value_type = TaskName)]
     pub name: String,
-    /// A few words about it.
+    /// Short description.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub description: String,
-    /// Off: nothing starts a run of it.
-    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    /// Allow triggers and users to start runs.
+    #[serde(default = "default_true", skip_serializing_if = "is_true")]
     pub enabled: bool,
-    /// Where the files come from: a git URL (`URL#ref:folder`), a tarball's URL, `oci://REFERENCE`; nothing: no files.
+    /// Source of the files: a git URL (`URL#ref:folder`), the URL of a tarball, or
+    /// `oci://REFERENCE`. If absent, the workspace is empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<ContextUrl>)]
     pub context: Option<String>,
-    /// Of a git repository: with its submodules, and theirs.
-    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    /// Fetch all submodules recursively. For git repositories only.
+    #[serde(default = "default_true", skip_serializing_if = "is_true")]
     pub submodules: bool,
-    /// Of a git repository: with the files that stand in Git LFS.
+    /// Download the files stored in Git LFS. For git repositories only.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub lfs: bool,
-    /// The task file in the context. One of `file`, `text`, `cmd` and `build`; none of them: `acr-task.yaml`.
+    /// Path of the task file in the context. Set at most one of `file`, `text`, `cmd` and `build`.
+    /// Without any of them, the task file is `acr-task.yaml`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<ContextPath>)]
     pub file: Option<String>,
-    /// The text of a task file, in place of a file.
+    /// Text of a task file, instead of a file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<NotBlank>)]
     pub text: Option<String>,
-    /// One container, in place of a file.
+    /// Single container, instead of a task file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<NotBlank>)]
     pub cmd: Option<String>,
-    /// One image, in place of a file.
+    /// Single image to build, instead of a task file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub build: Option<BuildSpec>,
-    /// The registry that images without one belong to.
+    /// Registry for images without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Host>)]
     pub registry: Option<String>,
@@ -61,75 +63,76 @@ pub struct TaskDefinition {
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     #[schema(value_type = Object)]
     pub values: Map<String, Value>,
-    /// Secrets by the name that the task file uses: the name in the secret store.
+    /// Secrets: from the name in the task file to the name in the secret store.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = BTreeMap<SecretName, SecretName>)]
     pub secrets: BTreeMap<String, String>,
-    /// Variables of every step.
+    /// Environment variables of all steps.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = BTreeMap<VariableName, VariableValue>)]
     pub env: BTreeMap<String, String>,
-    /// The images behind `acr`, `az`, `bash`, `curl`, `cssc`.
+    /// Images for the aliases `acr`, `az`, `bash`, `curl` and `cssc`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schema(value_type = BTreeMap<AliasName, String>)]
     pub alias_images: BTreeMap<String, String>,
-    /// `linux/amd64` ...
+    /// Platform of the runs: `linux/amd64`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Platform>)]
     pub platform: Option<String>,
-    /// Limit of a run: `90s`, `1h30m`.
+    /// Maximum duration of a run: `90s`, `1h30m`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<String>,
-    /// Its runs build, and push nothing: neither images nor the layer cache.
+    /// Build and test, but push nothing: neither images nor the layer cache.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_push: bool,
-    /// The layer cache that the runs of the task share in the registry.
-    #[serde(default = "yes", skip_serializing_if = "is_true")]
+    /// Share a layer cache in the registry between all runs of the task.
+    #[serde(default = "default_true", skip_serializing_if = "is_true")]
     pub cache: bool,
-    /// Where and when runs of it may run.
+    /// Pool, labels, priority and concurrency group of the runs.
     #[serde(default)]
     pub queue: QueueOptions,
-    /// What starts runs of it.
+    /// Triggers that start runs.
     #[serde(default, skip_serializing_if = "Triggers::is_empty")]
     pub triggers: Triggers,
-    /// Who is told of results.
+    /// Notifications about results.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notify: Vec<Notify>,
 }
 
-/// Tells somebody of results, by a request to a URL.
+/// Notification about results: a request to a URL.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Notify {
-    /// The stored secret that holds the URL.
+    /// Name of the stored secret that contains the URL.
     #[schema(value_type = SecretName)]
     pub url: String,
-    /// The form of what is sent.
+    /// Format of the notification.
     #[serde(default, skip_serializing_if = "is_default")]
     pub template: NotifyTemplate,
-    /// The results that are told. Nothing: all but a run that was canceled.
+    /// Results to notify about. If empty, all except `canceled`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub on: Vec<NotifyResult>,
-    /// The stored secret that what is sent is signed with, after the Standard Webhooks specification.
+    /// Name of the stored secret that signs notifications, as the Standard Webhooks specification
+    /// defines.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<SecretName>)]
     pub sign_with: Option<String>,
 }
 
-/// The form of what is sent.
+/// Format of a notification.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema,
 )]
 #[serde(rename_all = "camelCase")]
 pub enum NotifyTemplate {
-    /// The run, as JSON.
+    /// Run as JSON.
     #[default]
     Generic,
-    /// What Slack, Mattermost and those like them take.
+    /// Message for Slack, Mattermost and compatible services.
     Slack,
 }
 
-/// How a run ended.
+/// Result of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum NotifyResult {
@@ -137,110 +140,112 @@ pub enum NotifyResult {
     Succeeded,
     /// A step failed.
     Failed,
-    /// Somebody asked for its end.
+    /// A user or a newer run canceled the run.
     Canceled,
-    /// It ran past its limit.
+    /// The run exceeded its time limit.
     TimedOut,
-    /// It could not be carried out.
+    /// The run could not be executed.
     Error,
 }
 
-/// Where and when a run may run.
+/// Options that decide where and when a run may start.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct QueueOptions {
-    /// -10 to 10; each step up is ten minutes of a head start over what waits beside it.
+    /// Priority, -10 to 10. One step equals a head start of ten minutes.
     #[serde(skip_serializing_if = "is_default")]
     #[schema(minimum = -10, maximum = 10)]
     pub priority: i32,
-    /// The pool of runners; nothing: `default`.
+    /// Runner pool. If absent, `default`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Word>)]
+    #[schema(value_type = Option<ShortName>)]
     pub pool: Option<String>,
-    /// Labels that a runner must have.
+    /// Labels that the runner must have.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    #[schema(value_type = BTreeMap<Word, LabelValue>)]
+    #[schema(value_type = BTreeMap<ShortName, LabelValue>)]
     pub labels: BTreeMap<String, String>,
-    /// Runs that must not run side by side.
+    /// Limit on concurrent runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<Concurrency>,
 }
 
-/// Runs that share a group take turns.
+/// Concurrency group: limits how many of its runs execute at once.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Concurrency {
-    /// The group's name; for a stored task its own name where nothing is said.
+    /// Name of the group. If absent, the name of the stored task.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<GroupName>)]
     pub group: Option<String>,
-    /// Runs of the group that may run at once; at least 1.
-    #[serde(default = "one")]
+    /// Maximum number of concurrent runs of the group, at least 1.
+    #[serde(default = "default_max")]
     #[schema(minimum = 1)]
     pub max: u32,
-    /// A new run cancels those of its group that came before it.
+    /// Let a new run cancel all older runs of its group.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub cancel_superseded: bool,
 }
 
-/// What starts runs of a task, beside people and the API.
+/// Triggers that start runs automatically.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Triggers {
-    /// A commit to the context's repository.
+    /// Commits to the repository of the context.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub commit: Option<CommitTrigger>,
-    /// A push of an image to a registry that tells of it.
+    /// Pushes of images to a registry with a webhook.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registry_push: Option<RegistryPushTrigger>,
-    /// A base image with a new digest.
+    /// New digests of base images.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub base_image: Option<BaseImageTrigger>,
-    /// Timers, by name.
+    /// Timers by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    #[schema(value_type = BTreeMap<Word, Timer>)]
+    #[schema(value_type = BTreeMap<ShortName, Timer>)]
     pub timers: BTreeMap<String, Timer>,
-    /// A call of the URL that `acrtask task trigger-url create` makes.
+    /// Requests to the URL from `acrtask task trigger-url create`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub url: Option<UrlTrigger>,
 }
 
 impl Triggers {
-    /// Nothing is said.
+    /// Returns `true` if no trigger is set.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// Runs at commits.
+/// Trigger that starts runs for commits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct CommitTrigger {
-    /// On.
+    /// Enable this trigger.
     pub enabled: bool,
-    /// Branches that count, as globs: `main`, `release/*` (`*` stays within one part, `**` does not). `!pattern` takes
-    /// out what earlier ones let in; where all have a `!`, every other branch counts. Of a pull request it is the
-    /// branch that it asks to change. Nothing: the branch that `context` names, else the repository's default branch.
+    /// Globs of branches: `main`, `release/*`. `*` stays within one segment, `**` does not.
+    /// `!pattern` excludes what earlier patterns included. If all patterns start with `!`, every
+    /// other branch is included. For a pull request, the target branch is compared. If empty: the
+    /// branch in `context`, otherwise the default branch of the repository.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub branches: Vec<String>,
-    /// Tags that count, as globs like those of `branches`. Nothing: all, where `events` has `tag`.
+    /// Globs of tags, with the same syntax as `branches`. If empty and `events` contains `tag`, all
+    /// tags.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
-    /// Files that count. Where it is not known which files changed, a run starts.
+    /// Files whose changes start a run. If the changed files are unknown, a run starts.
     #[serde(skip_serializing_if = "PathFilter::is_empty")]
     pub paths: PathFilter,
-    /// What counts. Nothing: `push`, and `tag` too where `tags` says which.
+    /// Events that start a run. If empty: `push`, and also `tag` if `tags` is set.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub events: Vec<CommitEvent>,
-    /// Texts in the message of the newest commit, or in the title of a pull request, that keep a run from starting, in
-    /// upper or lower case. Nothing: `[skip ci]`, `[ci skip]`, `[no ci]`, `[skip acrtask]` and `***NO_CI***`; an empty
-    /// list: none.
+    /// Texts that prevent a run, in the message of the newest commit or in the title of a pull
+    /// request. Upper and lower case are equal. If absent: `[skip ci]`, `[ci skip]`, `[no ci]`,
+    /// `[skip acrtask]` and `***NO_CI***`. An empty list disables the check.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skip_messages: Option<Vec<String>>,
-    /// What becomes of pull requests whose commits come from another repository.
+    /// Handling of pull requests from forks.
     #[serde(skip_serializing_if = "is_default")]
     pub forks: Forks,
-    /// A newer commit of the same branch, tag or pull request cancels the runs of older ones.
+    /// Let a newer commit of the same branch, tag or pull request cancel the runs of older commits.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub newest_wins: bool,
 }
@@ -260,217 +265,227 @@ impl Default for CommitTrigger {
     }
 }
 
-/// What becomes of pull requests whose commits come from another repository, whose people need not be trusted.
+/// Handling of pull requests whose commits come from another repository and from untrusted authors.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema,
 )]
 #[serde(rename_all = "camelCase")]
 pub enum Forks {
-    /// A run of each commit waits until somebody has approved that commit.
+    /// The run of each commit waits until a user approves the commit.
     #[default]
     Approve,
-    /// They start nothing.
+    /// Pull requests from forks start no runs.
     Ignore,
 }
 
-/// Files that count for a run: those that `include` matches (all, where it is empty) and `exclude` does not.
+/// Filter for changed files. A file matches if `include` matches it, or is empty, and `exclude`
+/// does not match it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct PathFilter {
-    /// Globs of paths from the repository's root: `services/api/**`, `**/*.rs`. A folder's name stands for all in it.
+    /// Globs of paths from the root of the repository: `services/api/**`, `**/*.rs`. The name of a
+    /// folder includes everything in it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub include: Vec<String>,
-    /// Globs of paths that never count: `docs/**`.
+    /// Globs of excluded paths: `docs/**`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub exclude: Vec<String>,
 }
 
 impl PathFilter {
-    /// Nothing is said: every file counts.
+    /// Returns `true` if the filter accepts every file.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// What can happen to a repository.
+/// Event in a repository.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema, ToSchema,
 )]
 #[serde(rename_all = "camelCase")]
 pub enum CommitEvent {
-    /// Commits came to a branch.
+    /// New commits on a branch.
     Push,
-    /// A tag was made or moved.
+    /// New or moved tag.
     Tag,
-    /// A pull request (merge request) was opened, or has new commits.
+    /// Opened or updated pull request (merge request).
     PullRequest,
 }
 
-/// Runs at pushes of images. The run has what was pushed in its values: `pushedImage`, `pushedRegistry`,
-/// `pushedRepository`, `pushedTag` and `pushedDigest`.
+/// Trigger that starts runs for pushes of images. The run has these values: `pushedImage`,
+/// `pushedRegistry`, `pushedRepository`, `pushedTag` and `pushedDigest`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RegistryPushTrigger {
-    /// On.
-    #[serde(default = "yes")]
+    /// Enable this trigger.
+    #[serde(default = "default_true")]
     pub enabled: bool,
-    /// Repositories with their registry, as globs: `registry.example.com/base/*`, `docker.io/library/alpine`. `*` stays
-    /// within one part, `**` does not.
+    /// Globs of repositories with their registry: `registry.example.com/base/*`,
+    /// `docker.io/library/alpine`. `*` stays within one segment, `**` does not.
     #[schema(min_items = 1)]
     pub repositories: Vec<String>,
-    /// Tags, as globs. Nothing: all, and pushes without a tag too.
+    /// Globs of tags. If empty, all pushes, even without a tag.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
 }
 
-/// Runs at new digests of base images.
+/// Trigger that starts runs for new digests of base images.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BaseImageTrigger {
-    /// On.
-    #[serde(default = "yes")]
+    /// Enable this trigger.
+    #[serde(default = "default_true")]
     pub enabled: bool,
-    /// Which bases count.
+    /// Bases that are observed.
     #[serde(default)]
     pub r#type: BaseImageTriggerType,
-    /// Newer tags that may take the place of the ones in use.
+    /// Rules for newer tags that may replace the current ones.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<BaseTagRule>,
 }
 
-/// Newer tags of a base image that may take the place of the one in use: those that `semver` or `pattern` allows, of the
-/// same kind (`3.20-slim` is followed by `3.21-slim`, not by `3.21` or `4-slim`). Without `buildArg` and `value` the
-/// newest is proposed: `acrtask base proposals`. With one of them it starts one run, which gets the tag in it; once such
-/// a run has succeeded, all runs of the task get that tag, until a newer one has succeeded or the rule allows it no more.
+/// Rule for newer tags of a base image that may replace the current tag. A newer tag must match
+/// `semver` or `pattern` and be of the same kind: `3.21-slim` may replace `3.20-slim`, but `3.21`
+/// and `4-slim` may not.
+///
+/// Without `buildArg` and `value` the newest tag is proposed: `acrtask base proposals`. With one of
+/// them, the newest tag starts one run that uses it. After such a run succeeds, all runs of the
+/// task use that tag. This ends when a newer tag succeeds or the rule no longer allows the tag.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BaseTagRule {
-    /// The image with its registry and without a tag: `docker.io/library/alpine`.
+    /// Image with its registry and without a tag: `docker.io/library/alpine`.
     pub image: String,
-    /// Versions, as Cargo writes ranges of them: `^3.20`, `~3.20`, `>=3.18, <4`. One of `semver` and `pattern`.
+    /// Version range in Cargo syntax: `^3.20`, `~3.20`, `>=3.18, <4`. Set either `semver` or
+    /// `pattern`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub semver: Option<String>,
-    /// A regular expression that a tag has to match as a whole. What its first group, or the one named `order`, matched
-    /// says which tag is newer: numbers by their value, the rest as text.
+    /// Regular expression that must match the whole tag. Its group `order`, otherwise its first
+    /// group, decides which tag is newer: numbers are compared by value, the rest as text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pattern: Option<String>,
-    /// The build argument of `build` that takes the tag, without the image's name: `FROM alpine:$ALPINE_TAG`.
+    /// Build argument in `build` that receives the tag, without the name of the image: `FROM
+    /// alpine:$ALPINE_TAG`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub build_arg: Option<String>,
-    /// For a task file: the value that takes the tag, `{{.Values.alpineTag}}`.
+    /// Value that receives the tag, for a task file with `{{.Values.alpineTag}}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
 }
 
 impl BaseTagRule {
-    /// A newer tag starts a run.
+    /// Returns `true` if a newer tag starts a run.
     pub fn starts_runs(&self) -> bool {
         self.build_arg.is_some() || self.value.is_some()
     }
 }
 
-/// Which bases count.
+/// Bases that are observed.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema,
 )]
 pub enum BaseImageTriggerType {
-    /// What the image stands on.
+    /// Base of the final stage.
     #[default]
     Runtime,
-    /// Those of build stages too.
+    /// All images that the last run used, including those of build stages.
     All,
-    /// None of them, as where the trigger is off. Rules for newer tags go on to count.
+    /// No bases, as if the trigger were disabled. Rules for newer tags still apply.
     None,
 }
 
-/// Runs at calls of the task's own URL.
+/// Trigger that starts runs for requests to the URL of the task.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct UrlTrigger {
-    /// Values that a call may set. Nothing: none.
+    /// Values that a request may set.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<NotBlank>)]
     pub allow_set: Vec<String>,
 }
 
-/// A timer.
+/// Timer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Timer {
-    /// Five fields of cron: minute, hour, day of the month, month, day of the week. In UTC, or in `timezone`.
+    /// Cron schedule with five fields: minute, hour, day of the month, month, day of the week. In
+    /// UTC, or in `timezone`.
     pub schedule: String,
-    /// On.
-    #[serde(default = "yes")]
+    /// Enable this timer.
+    #[serde(default = "default_true")]
     pub enabled: bool,
-    /// The IANA time zone of `schedule`, like `Europe/Berlin`; nothing: UTC. A time that a change of the clocks leaves
-    /// out runs at the first instant after it; one that happens twice runs once, the first time.
+    /// IANA time zone of `schedule`, for example `Europe/Berlin`. If absent, UTC. If a clock change
+    /// skips the time, the timer fires at the first instant after the gap. If the time occurs
+    /// twice, it fires the first time only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timezone: Option<String>,
-    /// Each run starts later by a part of this, always the same one for the same timer: `5m`. At most a day.
+    /// Maximum delay of each run: `5m`. Each timer always uses the same fraction of it. At most one
+    /// day.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jitter: Option<String>,
-    /// What becomes of ticks that nobody could handle in time.
+    /// Handling of missed firings.
     #[serde(default, skip_serializing_if = "is_default")]
-    pub missed: MissedTicks,
+    pub missed: MissedFirings,
 }
 
 impl Timer {
-    /// A timer that is on, in UTC, without jitter.
+    /// Returns an enabled timer in UTC, without jitter.
     pub fn new(schedule: impl Into<String>) -> Self {
         Self {
             schedule: schedule.into(),
             enabled: true,
             timezone: None,
             jitter: None,
-            missed: MissedTicks::default(),
+            missed: MissedFirings::default(),
         }
     }
 }
 
-/// What becomes of ticks that nobody could handle within five minutes, because no server ran.
+/// Handling of missed firings: no server handled them within five minutes.
 #[derive(
     Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ToSchema,
 )]
 #[serde(rename_all = "camelCase")]
-pub enum MissedTicks {
-    /// One run stands for all of them.
+pub enum MissedFirings {
+    /// A single run replaces all missed firings.
     #[default]
     RunOnce,
-    /// None of them runs.
+    /// Missed firings start no runs.
     Skip,
 }
 
-/// A stored task.
+/// Stored task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Task {
-    /// Its id, which stays when it is renamed.
+    /// Id. It stays the same when the task is renamed.
     pub id: String,
-    /// What it is.
+    /// Definition of the task.
     #[serde(flatten)]
     pub definition: TaskDefinition,
-    /// Grows with each change.
+    /// Generation. It grows with each change.
     pub generation: i64,
-    /// Tags of base images that its runs get because of `triggers.baseImage.tags`: from the image to the tag that a run has
-    /// succeeded with.
+    /// Base image tags that the runs use because of `triggers.baseImage.tags`: from the image to
+    /// the last tag with a successful run.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub base_tags: BTreeMap<String, String>,
-    /// The file that it came from; nothing for one that was made through the API.
+    /// File that `acrtask task apply` read. Absent if the task was created through the API.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
-    /// When it was made.
+    /// Time of creation.
     #[schema(value_type = String)]
     pub created_at: Timestamp,
-    /// When it was last changed.
+    /// Time of the last change.
     #[schema(value_type = String)]
     pub updated_at: Timestamp,
 }
 
-fn yes() -> bool {
+fn default_true() -> bool {
     true
 }
 
-fn one() -> u32 {
+fn default_max() -> u32 {
     1
 }
 

@@ -1,6 +1,8 @@
-//! The keys of a task's definition, by their place: what to write for a key that stands at the wrong level.
+//! Keys of task definitions and their positions. They complete error messages about a key at the
+//! wrong level.
 //!
-//! The list is made from the JSON Schema of [`TaskDefinition`], so that it has every key.
+//! The JSON Schema of [`TaskDefinition`] is the source of the list. Therefore it contains every
+//! key.
 
 use std::{collections::BTreeMap, sync::LazyLock};
 
@@ -8,102 +10,104 @@ use serde_json::{Map, Value};
 
 use crate::task::TaskDefinition;
 
-/// Deepest level of a definition.
-const DEEPEST: usize = 8;
+/// Maximum depth of a definition.
+const MAX_DEPTH: usize = 8;
 
-/// Paths of the objects that have a key, by the key. The path of the definition itself is empty.
-static PLACES: LazyLock<BTreeMap<String, Vec<String>>> = LazyLock::new(|| {
+/// Paths of the objects that have a key, by key. The path of the definition itself is empty.
+static KEY_PATHS: LazyLock<BTreeMap<String, Vec<String>>> = LazyLock::new(|| {
     let schema = schemars::schema_for!(TaskDefinition).to_value();
-    let mut places = BTreeMap::new();
+    let mut paths = BTreeMap::new();
     let definitions = schema["$defs"].as_object().cloned().unwrap_or_default();
-    collect(&schema, "", &definitions, &mut places, 0);
-    places
+    collect_keys(&schema, "", &definitions, &mut paths, 0);
+    paths
 });
 
-fn collect(
+fn collect_keys(
     schema: &Value,
     path: &str,
     definitions: &Map<String, Value>,
-    places: &mut BTreeMap<String, Vec<String>>,
+    paths: &mut BTreeMap<String, Vec<String>>,
     depth: usize,
 ) {
-    if depth > DEEPEST {
+    if depth > MAX_DEPTH {
         return;
     }
     let reference = schema["$ref"]
         .as_str()
         .and_then(|name| name.rsplit('/').next());
     if let Some(target) = reference.and_then(|name| definitions.get(name)) {
-        collect(target, path, definitions, places, depth);
+        collect_keys(target, path, definitions, paths, depth);
     }
     for part in ["anyOf", "allOf"] {
         for variant in schema[part].as_array().into_iter().flatten() {
-            collect(variant, path, definitions, places, depth);
+            collect_keys(variant, path, definitions, paths, depth);
         }
     }
     if schema["items"].is_object() {
-        collect(
+        collect_keys(
             &schema["items"],
             &format!("{path}[]"),
             definitions,
-            places,
+            paths,
             depth + 1,
         );
     }
     if schema["additionalProperties"].is_object() {
         let path = format!("{path}.NAME");
-        collect(
+        collect_keys(
             &schema["additionalProperties"],
             &path,
             definitions,
-            places,
+            paths,
             depth + 1,
         );
     }
     for (key, value) in schema["properties"].as_object().into_iter().flatten() {
-        places.entry(key.clone()).or_default().push(path.to_owned());
+        paths.entry(key.clone()).or_default().push(path.to_owned());
         let path = if path.is_empty() {
             key.clone()
         } else {
             format!("{path}.{key}")
         };
-        collect(value, &path, definitions, places, depth + 1);
+        collect_keys(value, &path, definitions, paths, depth + 1);
     }
 }
 
-/// Returns where a key of a definition belongs, for the message of the parser about an unknown key. `None` if the message
-/// is about something else, or no level has the key.
-pub fn right_level(message: &str) -> Option<String> {
+/// Returns the correct level of the unknown key in an error message of the parser. `None` if the
+/// message is about something else, or if no level has the key.
+pub fn find_key_level(message: &str) -> Option<String> {
     let (_, rest) = message.split_once("unknown field `")?;
     let (key, _) = rest.split_once('`')?;
-    let found = PLACES.get_key_value(key).or_else(|| {
-        // Written as other tools write it: `no_push`, `base-image`, `Timeout`.
-        let plain = |text: &str| text.replace(['-', '_'], "").to_ascii_lowercase();
-        PLACES.iter().find(|(known, _)| plain(known) == plain(key))
+    let found = KEY_PATHS.get_key_value(key).or_else(|| {
+        // Other tools spell keys differently: `no_push`, `base-image`, `Timeout`.
+        let normalize = |text: &str| text.replace(['-', '_'], "").to_ascii_lowercase();
+        KEY_PATHS
+            .iter()
+            .find(|(name, _)| normalize(name) == normalize(key))
     });
-    let (known, paths) = found?;
-    let places: Vec<String> = paths
+    let (name, paths) = found?;
+    let levels: Vec<String> = paths
         .iter()
         .map(|path| match path.as_str() {
             "" => "at the top level".to_owned(),
             path => format!("under `{path}:`"),
         })
         .collect();
-    Some(format!("write `{known}` {}", places.join(", or ")))
+    Some(format!("write `{name}` {}", levels.join(", or ")))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// Returns the help for the mistake of a definition.
-    fn help(json: Value) -> Option<String> {
+    /// Returns the help text for an invalid definition.
+    fn parse_help(json: Value) -> Option<String> {
         let error = serde_json::from_value::<TaskDefinition>(json).unwrap_err();
-        right_level(&error.to_string())
+        find_key_level(&error.to_string())
     }
 
     #[test]
-    fn key_at_the_wrong_level_is_told_its_own() {
+    fn misplaced_key_gets_its_level_as_help() {
         use serde_json::json;
         for (json, expected) in [
             (
@@ -147,9 +151,13 @@ mod tests {
                 "write `labels` under `build:`, or under `queue:`",
             ),
         ] {
-            assert_eq!(help(json.clone()).as_deref(), Some(expected), "{json}");
+            assert_eq!(
+                parse_help(json.clone()).as_deref(),
+                Some(expected),
+                "{json}"
+            );
         }
-        assert_eq!(help(json!({"name": "x", "steps": []})), None);
-        assert_eq!(help(json!({"name": 3})), None);
+        assert_eq!(parse_help(json!({"name": "x", "steps": []})), None);
+        assert_eq!(parse_help(json!({"name": 3})), None);
     }
 }

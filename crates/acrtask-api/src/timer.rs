@@ -1,4 +1,4 @@
-//! What timers and URLs that start runs of a task show of themselves.
+//! Timers, their firings, and trigger URLs.
 
 use std::collections::BTreeMap;
 
@@ -7,128 +7,130 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{run::SecretText, task::Timer, webhook::OutcomeKind};
+use crate::{run::SecretText, task::Timer, webhook::DecisionAction};
 
-/// A timer of a task, and what it did and will do.
+/// Timer of a task with its last and next firing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TaskTimer {
-    /// Its name.
+    /// Name of the timer.
     pub name: String,
-    /// What it is.
+    /// Definition of the timer.
     #[serde(flatten)]
     pub timer: Timer,
-    /// The next tick, by its schedule; nothing: never.
+    /// Next scheduled firing. Absent if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub next: Option<Timestamp>,
-    /// When the run of the next tick starts, where that is later by its part of the jitter.
+    /// Start of the run of the next firing, if jitter delays it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub next_start: Option<Timestamp>,
-    /// The newest tick that was handled.
+    /// Last firing that a server handled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub last: Option<LastTick>,
-    /// Why it never ticks, though it is on.
+    pub last: Option<LastFiring>,
+    /// Reason why an enabled timer never fires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
-    /// A remark on how the schedule is read. `None` if it reads the same in every dialect of cron.
+    /// Note on the interpretation of the schedule. Absent if all cron dialects agree on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remark: Option<String>,
 }
 
-/// A tick that was handled, and what it led to.
+/// Firing that a server handled, and the decision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct LastTick {
-    /// Its time by the schedule.
+pub struct LastFiring {
+    /// Scheduled time.
     #[schema(value_type = String)]
     pub scheduled_at: Timestamp,
-    /// When it was handled.
+    /// Time at which a server handled the firing.
     #[schema(value_type = String)]
     pub handled_at: Timestamp,
-    /// How many ticks it stands for: itself, and those before it that were missed. 1000 stands for that many or more.
-    pub stands_for: u64,
-    /// What it led to.
-    pub what: OutcomeKind,
-    /// The run.
+    /// Number of firings that this one covers: itself and the missed ones before it. 1000 means
+    /// 1000 or more.
+    pub firing_count: u64,
+    /// Action that the firing led to.
+    pub action: DecisionAction,
+    /// Id of the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub run: Option<RunId>,
-    /// Where that run stands.
+    /// State of the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
-    /// Why it led to none.
+    /// Reason if no run started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
-/// The tick of a timer that started a run.
+/// Timer firing that started a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Tick {
-    /// The timer's name.
+pub struct Firing {
+    /// Name of the timer.
     pub timer: String,
-    /// Its time by the schedule.
+    /// Scheduled time.
     #[schema(value_type = String)]
     pub scheduled_at: Timestamp,
-    /// How many ticks it stands for: itself, and those before it that were missed. 1000 stands for that many or more.
-    pub stands_for: u64,
+    /// Number of firings that this one covers: itself and the missed ones before it. 1000 means
+    /// 1000 or more.
+    pub firing_count: u64,
 }
 
-/// The URL that starts runs of a task, without what opens it.
+/// URL that starts runs of a task, without its secret part.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TriggerUrl {
-    /// Its id, which the URL begins with.
+    /// Id, the first part of the URL.
     pub id: String,
-    /// When it was made.
+    /// Time of creation.
     #[schema(value_type = String)]
     pub created_at: Timestamp,
-    /// Who made it.
+    /// Name of the token that created the URL.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created_by: Option<String>,
-    /// When it was last used.
+    /// Time of the last use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub last_used_at: Option<Timestamp>,
-    /// Calls that were answered with `429` because too many came; none of them started anything.
+    /// Number of calls that the rate limit rejected with status 429. They started no runs.
     #[serde(default)]
-    pub turned_away: u64,
-    /// When that happened last.
+    pub rejected_calls: u64,
+    /// Time of the last rejected call.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
-    pub turned_away_at: Option<Timestamp>,
+    pub last_rejected_at: Option<Timestamp>,
     /// Values that a call may set.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow_set: Vec<String>,
 }
 
-/// A URL that was made just now.
+/// New trigger URL.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct NewTriggerUrl {
-    /// The path of the URL, below the server's address; never shown again. Whoever has it can start runs of the task: a
-    /// `POST` does.
+    /// Path of the URL, relative to the URL of the server. Only this response contains it. Everyone
+    /// who has the URL can start runs of the task with a `POST` request.
     pub path: SecretText,
-    /// What it is.
+    /// Trigger URL.
     #[serde(flatten)]
     pub url: TriggerUrl,
 }
 
-/// What a call of such a URL may say.
+/// Request to a trigger URL.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct CallTask {
-    /// Values that win over those of the task; only those that the task lets calls set.
+pub struct TriggerUrlCall {
+    /// Values that override those of the task. The task must allow calls to set them.
     pub set: BTreeMap<String, String>,
 }
 
-/// What a call is answered.
+/// Response to a call of a trigger URL.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Called {
-    /// The run.
+pub struct TriggeredRun {
+    /// Id of the run that the call started.
     #[schema(value_type = String)]
     pub run: RunId,
 }

@@ -1,4 +1,4 @@
-//! Webhooks that forges and registries send deliveries to, and what became of each delivery.
+//! Webhooks of forges and registries, their deliveries, and the decisions about each delivery.
 
 use acrtask_model::RunId;
 use jiff::Timestamp;
@@ -9,210 +9,214 @@ use crate::forms::{Provider, SecretName, WebhookSecret};
 
 use crate::run::SecretText;
 
-/// A webhook: where one forge or registry sends its deliveries, `POST /hooks/NAME`.
+/// Webhook: endpoint `POST /hooks/NAME` for the deliveries of one forge or registry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Webhook {
-    /// Its name.
+    /// Name of the webhook.
     pub name: String,
-    /// What it is.
+    /// Definition of the webhook.
     #[serde(flatten)]
     pub definition: WebhookDefinition,
-    /// How many secrets it takes: two while they are being changed.
+    /// Number of accepted secrets. Two during a rotation.
     pub secrets: u32,
-    /// What to enter at the sender: a URL, or a path where the server does not know its own address.
+    /// URL for the settings of the sender. Only a path if the server does not know its public URL.
     pub url: String,
-    /// When it was made.
+    /// Time of creation.
     #[schema(value_type = String)]
     pub created_at: Timestamp,
-    /// When it was last changed.
+    /// Time of the last change.
     #[schema(value_type = String)]
     pub updated_at: Timestamp,
 }
 
-/// What a webhook is.
+/// Definition of a webhook.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct WebhookDefinition {
-    /// Who sends: a forge (`github`, `gitlab`, `gitea`, `forgejo`, `bitbucket-cloud`, `bitbucket-server`, `azure-devops`,
-    /// `generic`) or a registry (`distribution`, `harbor`, `docker-hub`, `azure`, `github-packages`, `quay`, `ecr`).
+    /// Sender: a forge (`github`, `gitlab`, `gitea`, `forgejo`, `bitbucket-cloud`,
+    /// `bitbucket-server`, `azure-devops`, `generic`) or a registry (`distribution`, `harbor`,
+    /// `docker-hub`, `azure`, `github-packages`, `quay`, `ecr`).
     pub provider: String,
-    /// The repositories that it may speak of, as URLs for `git clone`; nothing: all.
+    /// Repositories that deliveries may concern, as URLs for `git clone`. If empty, all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub repositories: Vec<String>,
-    /// Tells the forge where runs stand; nothing: it is not told.
+    /// Commit statuses that the server sends to the forge. If absent, it sends none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub statuses: Option<CommitStatuses>,
 }
 
-/// How a forge is told where runs stand.
+/// Options for commit statuses.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct CommitStatuses {
-    /// The forge's API, as in `https://github.example.com/api/v3`; nothing: the usual one of the repository's host.
+    /// URL of the forge's API: `https://github.example.com/api/v3`. If absent, the default API of
+    /// the repository's host.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(pattern = "^https?://")]
     pub api: Option<String>,
-    /// The stored secret that holds the token for it; nothing: the login for the API's host, the task's own first.
+    /// Name of the stored secret with the API token. If absent, the login for the host of the API.
+    /// A login of the task takes precedence.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<SecretName>)]
     pub token: Option<String>,
 }
 
-/// Sets a webhook.
+/// Request to create or replace a webhook.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PutWebhook {
-    /// As in [`WebhookDefinition`].
+    /// Sender, as in [`WebhookDefinition`].
     #[schema(value_type = Provider)]
     pub provider: String,
-    /// The secrets that a sender may prove itself with: any one of them suffices, so that they can be changed one side
-    /// after the other. Nothing leaves those that there are.
+    /// Secrets that authenticate the sender. Each of them is accepted, which allows a rotation. If
+    /// empty, the stored secrets remain.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schema(value_type = Vec<WebhookSecret>, max_items = 8)]
     pub secrets: Vec<SecretText>,
-    /// As in [`WebhookDefinition`].
+    /// Repositories, as in [`WebhookDefinition`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub repositories: Vec<String>,
-    /// As in [`WebhookDefinition`].
+    /// Commit statuses, as in [`WebhookDefinition`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub statuses: Option<CommitStatuses>,
 }
 
-/// What a sender is answered.
+/// Response to the sender of a delivery.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Receipt {
-    /// The delivery's id here.
+    /// Id of the delivery.
     pub delivery: String,
-    /// It came before, and nothing was started now.
+    /// `true` if the server received this delivery before. Then it started nothing now.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub seen_before: bool,
-    /// The runs that it led to.
+    pub duplicate: bool,
+    /// Ids of the runs that the delivery led to.
     #[schema(value_type = Vec<String>)]
     pub runs: Vec<RunId>,
-    /// Why there is none, in one sentence.
+    /// Reason why no run started, in one sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
 }
 
-/// A delivery, and what it led to.
+/// Delivery and the decisions about it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Delivery {
-    /// Its id here.
+    /// Id of the delivery.
     pub id: String,
-    /// The webhook that it came to.
+    /// Name of the webhook.
     pub webhook: String,
-    /// The sender's id of it.
+    /// Id that the sender gave the delivery.
     pub sender_id: String,
-    /// What kind of thing happened: `push`, `tag`, `pullRequest`, `ping`, `registryPush`, `declined`.
+    /// Kind of event: `push`, `tag`, `pullRequest`, `ping`, `registryPush` or `declined`.
     pub kind: String,
-    /// The repository that it happened to.
+    /// Repository that the event is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repository: Option<String>,
-    /// What happened, in one sentence.
+    /// Description of the event in one sentence.
     pub summary: String,
-    /// Why no task was looked at, in one sentence.
+    /// Reason if the delivery concerned no task, in one sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
-    /// The delivery whose body was looked at once more.
+    /// Id of the delivery that this one repeats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redelivery_of: Option<String>,
-    /// Bytes of its body.
+    /// Size of the body in bytes.
     pub size: u64,
-    /// When it came.
+    /// Time of arrival.
     #[schema(value_type = String)]
     pub received_at: Timestamp,
-    /// What it led to, for each task that was looked at.
-    pub outcomes: Vec<Outcome>,
-    /// The watched base images among those that a registry reported as pushed.
+    /// Decision for each task that the delivery concerned.
+    pub decisions: Vec<Decision>,
+    /// Observed base images that a registry reported as pushed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub watches: Vec<DeliveryWatch>,
 }
 
-/// A watched base image that was pushed.
+/// Observed base image that was pushed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct DeliveryWatch {
     /// Registry, repository and tag.
     pub image: String,
-    /// The cascade that builds its dependents. `None`: its digest did not change, or it is not checked yet.
+    /// Cascade that rebuilds the dependents. Absent if the digest did not change, or if it was not
+    /// checked yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cascade: Option<u64>,
 }
 
-/// What a delivery led to for one task.
+/// Decision about a trigger for one task.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Outcome {
-    /// The task.
+pub struct Decision {
+    /// Name of the task.
     pub task: String,
-    /// What it led to.
-    pub what: OutcomeKind,
-    /// The run.
+    /// Action that the trigger led to.
+    pub action: DecisionAction,
+    /// Id of the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub run: Option<RunId>,
-    /// Why, in one sentence.
+    /// Reason in one sentence.
     pub reason: String,
 }
 
-/// What a trigger led to.
+/// Action that a trigger led to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub enum OutcomeKind {
-    /// A run of its own.
-    Run,
-    /// A run that there was already, of the same commit.
-    Joined,
-    /// Nothing.
-    Suppressed,
+pub enum DecisionAction {
+    /// A new run started.
+    RunStarted,
+    /// The commit already had a run.
+    ExistingRun,
+    /// No run started.
+    Ignored,
 }
 
-/// Deliveries to a webhook that were refused for the same reason.
+/// Rejected deliveries of a webhook, grouped by reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Refusal {
-    /// The webhook.
+    /// Name of the webhook.
     pub webhook: String,
-    /// The kind of refusal: `unproved`, `stale`, `too-large` ...
+    /// Reason code: `unproved`, `stale`, `too-large` ...
     pub code: String,
-    /// The message of the last one.
+    /// Message of the last rejection.
     pub message: String,
-    /// The address that the last one came from.
+    /// Address of the last sender.
     pub address: String,
-    /// Number of refusals.
+    /// Number of rejections.
     pub count: u64,
-    /// Time of the first one.
+    /// Time of the first rejection.
     #[schema(value_type = String)]
     pub first_at: Timestamp,
-    /// Time of the last one.
+    /// Time of the last rejection.
     #[schema(value_type = String)]
     pub last_at: Timestamp,
 }
 
-/// What started, or did not start, a run of a task.
+/// Trigger of a task and the decision about it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Trigger {
-    /// Its id.
+    /// Id of the trigger.
     pub id: String,
-    /// What it was: `commit`, `tag`, `pull-request`, `registry-push`, `timer`, `manual` ...
+    /// Kind of trigger: `commit`, `tag`, `pullRequest`, `registryPush`, `timer`, `manual` ...
     pub kind: String,
-    /// When it came.
+    /// Time of arrival.
     #[schema(value_type = String)]
     pub received_at: Timestamp,
-    /// The delivery that it came with.
+    /// Id of the delivery that contained the trigger.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delivery: Option<String>,
-    /// What it led to.
+    /// Decision about the trigger.
     #[serde(flatten)]
-    pub outcome: Outcome,
-    /// Where the run stands.
+    pub decision: Decision,
+    /// State of the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<String>,
-    /// The tick of a timer that it was.
+    /// Timer firing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tick: Option<crate::timer::Tick>,
+    pub firing: Option<crate::timer::Firing>,
 }

@@ -1,8 +1,9 @@
-//! What an endpoint can do, found out by asking it.
+//! Capabilities of an endpoint, as its responses report them.
 //!
-//! A buildkitd can do everything that its version has. The BuildKit inside a Docker Engine depends on the
-//! image store: its worker is labelled with a snapshotter when that is containerd's, and only then can it
-//! export anything but local images. What cannot be asked for directly (a list of exporters) follows from these answers.
+//! A buildkitd supports everything that its version contains. The capabilities of the BuildKit
+//! inside a Docker Engine depend on the image store. With containerd's image store, its worker has
+//! the label of a snapshotter. Only then can it export more than local images. No request returns
+//! the list of exporters; it follows from the other responses.
 
 use std::collections::BTreeMap;
 
@@ -21,71 +22,74 @@ use crate::transport;
 const SNAPSHOTTER_LABEL: &str = "org.mobyproject.buildkit.worker.snapshotter";
 const HOST_GATEWAY_LABEL: &str = "org.mobyproject.buildkit.worker.moby.host-gateway-ip";
 
-/// What kind of BuildKit answers.
+/// Kind of a BuildKit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EndpointKind {
-    /// A buildkitd of its own.
+    /// Separate buildkitd.
     Buildkitd,
-    /// Inside a Docker Engine whose images are in containerd's store.
+    /// BuildKit inside a Docker Engine with containerd's image store.
     EngineContainerdStore,
-    /// Inside a Docker Engine with its classic image store.
+    /// BuildKit inside a Docker Engine with the classic image store.
     EngineClassicStore,
 }
 
-/// A thing that not every endpoint can do.
+/// Feature that not every endpoint supports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Feature {
     /// Push to a registry as part of the build.
     Push,
     /// Push without a tag.
     PushByDigest,
-    /// An archive in OCI or Docker layout.
+    /// Archive in OCI or Docker layout.
     ImageArchive,
     /// Several platforms in one build.
     MultiPlatform,
-    /// Provenance and SBOM in the image's index.
+    /// Provenance and SBOM in the index of the image.
     Attestations,
-    /// Cache export of any kind but inline.
+    /// Cache export of any kind except inline.
     CacheExport,
     /// More than one export of one build.
     SeveralExports,
-    /// A record of finished builds, from which provenance can be read.
+    /// History of finished builds with their provenance.
     History,
 }
 
-/// What was learnt at connecting.
+/// Capabilities reported at the connection.
 #[derive(Debug, Clone)]
 pub struct Capabilities {
-    /// Who answers.
+    /// Kind of the endpoint.
     pub kind: EndpointKind,
-    /// BuildKit's version, where it tells one.
+    /// Version of BuildKit. `None` if the endpoint does not report one.
     pub buildkit_version: Option<String>,
-    /// The Docker Engine's version.
+    /// Version of the Docker Engine.
     pub engine_version: Option<String>,
     /// Platforms of all workers, the native one first: `linux/amd64`, `linux/arm/v7`.
     pub platforms: Vec<String>,
     /// Names of the exporters.
     pub exporters: Vec<&'static str>,
-    /// The workers.
+    /// Workers of the endpoint.
     pub workers: Vec<Worker>,
     endpoint: String,
 }
 
-/// One worker.
+/// Worker of an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Worker {
-    /// Its id.
+    /// Id of the worker.
     pub id: String,
-    /// Its labels.
+    /// Labels of the worker.
     pub labels: BTreeMap<String, String>,
 }
 
 impl Capabilities {
-    pub(crate) async fn ask(endpoint: &Endpoint, channel: &Channel) -> Result<Self, ConnectError> {
+    pub(crate) async fn query(
+        endpoint: &Endpoint,
+        channel: &Channel,
+    ) -> Result<Self, ConnectError> {
         let version = async {
             match endpoint {
                 Endpoint::DockerEngine { socket } => {
-                    engine_version(endpoint, socket).await.map(Some)
+                    read_engine_version(endpoint, socket).await.map(Some)
                 }
                 Endpoint::Unix(_) | Endpoint::Tcp { .. } => Ok(None),
             }
@@ -97,10 +101,10 @@ impl Capabilities {
         let info = control_too.info(InfoRequest {});
         let (version, workers, info) = tokio::join!(version, workers, info);
         let engine_version = version?;
-        let not_buildkit = |question: &'static str| {
+        let not_buildkit = |request: &'static str| {
             move |status: Status| ConnectError::NotBuildKit {
                 endpoint: endpoint.to_string(),
-                question,
+                request,
                 source: Box::new(status),
             }
         };
@@ -109,12 +113,12 @@ impl Capabilities {
             .into_inner()
             .record;
         let own_version = match info {
-            Ok(answer) => answer.into_inner().buildkit_version.map(|v| v.version),
-            // Older than the call itself.
+            Ok(response) => response.into_inner().buildkit_version.map(|v| v.version),
+            // Older endpoints do not implement the call.
             Err(status) if status.code() == Code::Unimplemented => None,
             Err(status) => return Err(not_buildkit("Info")(status)),
         };
-        Ok(Self::from_answers(
+        Ok(Self::from_responses(
             endpoint,
             engine_version,
             own_version,
@@ -122,7 +126,7 @@ impl Capabilities {
         ))
     }
 
-    fn from_answers(
+    fn from_responses(
         endpoint: &Endpoint,
         engine_version: Option<String>,
         own_version: Option<String>,
@@ -149,10 +153,10 @@ impl Capabilities {
                 platforms.push(text);
             }
         }
-        let known = |version: &String| !version.is_empty() && !version.contains("unknown");
+        let is_meaningful = |version: &String| !version.is_empty() && !version.contains("unknown");
         Self {
             kind,
-            buildkit_version: own_version.filter(known),
+            buildkit_version: own_version.filter(is_meaningful),
             engine_version,
             platforms,
             exporters: match kind {
@@ -173,17 +177,18 @@ impl Capabilities {
         }
     }
 
-    /// The endpoint's address.
+    /// Returns the address of the endpoint.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
     }
 
-    /// Whether an image that this endpoint builds is in an engine's store, where containers can be made of it.
+    /// Returns `true` if built images are stored in an engine, where containers can use them.
     pub fn images_are_runnable(&self) -> bool {
         self.kind != EndpointKind::Buildkitd
     }
 
-    /// The address by which a build reaches the engine's host, where the engine tells it.
+    /// Returns the address of the engine's host for builds. `None` if the engine does not report
+    /// it.
     pub(crate) fn host_gateway(&self) -> Option<&str> {
         self.workers
             .iter()
@@ -191,7 +196,7 @@ impl Capabilities {
             .map(String::as_str)
     }
 
-    /// `None` when the endpoint has the feature, otherwise what it lacks and why, for the user.
+    /// Returns a message for the user about a missing feature. `None` if the endpoint supports it.
     pub fn missing(&self, feature: Feature) -> Option<String> {
         let lacking = match self.kind {
             EndpointKind::Buildkitd => false,
@@ -214,17 +219,17 @@ impl Capabilities {
         }
         let why = match self.kind {
             EndpointKind::EngineClassicStore if feature != Feature::History => {
-                "the Docker Engine keeps its images in the classic store, not in containerd's"
+                "the Docker Engine stores its images in the classic store, not in containerd's"
             }
             EndpointKind::EngineContainerdStore if feature == Feature::PushByDigest => {
                 "a Docker Engine's BuildKit pushes by name only"
             }
             _ => why,
         };
-        Some(format!("{}: {why}", feature.describe()))
+        Some(format!("{}: {why}", feature.description()))
     }
 
-    /// What a user can do about a missing feature.
+    /// Returns advice on a missing feature.
     pub(crate) fn help(&self) -> String {
         match self.kind {
             EndpointKind::EngineClassicStore => "turn on the containerd image store of the Docker Engine ({\"features\": \
@@ -235,7 +240,8 @@ impl Capabilities {
         }
     }
 
-    /// A version that is not known counts as new: development builds have none.
+    /// Returns `true` if the version is lower. An unknown version counts as new, because
+    /// development builds have none.
     fn older_than(&self, major: u32, minor: u32) -> bool {
         let Some(version) = &self.buildkit_version else {
             return false;
@@ -252,7 +258,7 @@ impl Capabilities {
 }
 
 impl Feature {
-    fn describe(self) -> &'static str {
+    fn description(self) -> &'static str {
         match self {
             Self::Push => "pushing as part of a build",
             Self::PushByDigest => "pushing by digest",
@@ -261,7 +267,7 @@ impl Feature {
             Self::Attestations => "provenance and SBOM attestations",
             Self::CacheExport => "exporting a cache to a registry or a folder",
             Self::SeveralExports => "several exports of one build",
-            Self::History => "telling what a build used (build history)",
+            Self::History => "reading the sources of a build (build history)",
         }
     }
 }
@@ -272,13 +278,13 @@ struct EngineVersion {
     version: String,
 }
 
-async fn engine_version(
+async fn read_engine_version(
     endpoint: &Endpoint,
     socket: &std::path::Path,
 ) -> Result<String, ConnectError> {
     let failed = |source| ConnectError::NotAnEngine {
         endpoint: endpoint.to_string(),
-        question: "GET /version",
+        request: "GET /version",
         source,
     };
     let body = transport::http_get(socket, "/version")
@@ -290,8 +296,8 @@ async fn engine_version(
 
 #[cfg(test)]
 impl Capabilities {
-    /// As if an endpoint of this kind had answered.
-    pub(crate) fn of(kind: EndpointKind, version: Option<&str>) -> Self {
+    /// Creates the capabilities of an endpoint of this kind.
+    pub(crate) fn for_kind(kind: EndpointKind, version: Option<&str>) -> Self {
         let (endpoint, labels) = match kind {
             EndpointKind::Buildkitd => ("unix:///b.sock", vec![]),
             EndpointKind::EngineContainerdStore => (
@@ -309,7 +315,7 @@ impl Capabilities {
         };
         let endpoint = Endpoint::parse(endpoint).unwrap();
         let capabilities =
-            Self::from_answers(&endpoint, None, version.map(str::to_owned), vec![record]);
+            Self::from_responses(&endpoint, None, version.map(str::to_owned), vec![record]);
         assert_eq!(capabilities.kind, kind);
         capabilities
     }
@@ -320,11 +326,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_depends_on_the_kind() {
+    fn missing_features_depend_on_the_kind() {
         use EndpointKind::*;
         use Feature::*;
-        let missing =
-            |kind, version, feature| Capabilities::of(kind, version).missing(feature).is_some();
+        let missing = |kind, version, feature| {
+            Capabilities::for_kind(kind, version)
+                .missing(feature)
+                .is_some()
+        };
         for feature in [
             Push,
             PushByDigest,

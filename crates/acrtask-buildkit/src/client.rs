@@ -1,4 +1,4 @@
-//! The client: one connection, which any number of builds share.
+//! Client with one connection, shared by any number of builds.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::request::BuildRequest;
 use crate::status::BuildEvent;
 use crate::{solve, transport};
 
-/// A connection to a BuildKit. Cheap to clone.
+/// Connection to a BuildKit. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Client {
     pub(crate) inner: Arc<Inner>,
@@ -28,27 +28,29 @@ pub(crate) struct Inner {
     pub(crate) capabilities: Capabilities,
 }
 
-/// What came of a successful build.
+/// Result of a successful build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuildOutcome {
-    /// The digest of what a registry or a store has under the image's name: a manifest, or an index when there are
-    /// attestations or several platforms. On an engine's classic store it is the image's id. `None` when no image was exported.
+    /// Digest of the image in the registry or store: of a manifest, or of an index with
+    /// attestations or several platforms. In the classic store of an engine, the id of the image.
+    /// `None` if the build exported no image.
     pub image_digest: Option<String>,
-    /// The digest of the image's configuration, for one platform.
+    /// Digest of the image's configuration, for one platform.
     pub config_digest: Option<String>,
-    /// Everything that the exporters answered.
+    /// All metadata from the exporters.
     pub metadata: BTreeMap<String, String>,
-    /// What the build used, from its provenance; where the endpoint keeps none, from the names of its steps.
+    /// Sources of the build, from its provenance. If the endpoint stores none, from the names of
+    /// its steps.
     pub provenance: Vec<UsedSource>,
-    /// BuildKit's id of the build.
+    /// Id of the build in BuildKit.
     pub build_ref: String,
 }
 
 impl Client {
-    /// Connects and asks what the endpoint can do.
+    /// Connects to the endpoint and queries its capabilities.
     pub async fn connect(endpoint: Endpoint) -> Result<Self, ConnectError> {
         let channel = transport::connect(&endpoint).await?;
-        let capabilities = Capabilities::ask(&endpoint, &channel).await?;
+        let capabilities = Capabilities::query(&endpoint, &channel).await?;
         tracing::debug!(%endpoint, ?capabilities, "connected to BuildKit");
         Ok(Self {
             inner: Arc::new(Inner {
@@ -59,18 +61,18 @@ impl Client {
         })
     }
 
-    /// What the endpoint can do.
+    /// Returns the capabilities of the endpoint.
     pub fn capabilities(&self) -> &Capabilities {
         &self.inner.capabilities
     }
 
-    /// The endpoint.
+    /// Returns the endpoint.
     pub fn endpoint(&self) -> &Endpoint {
         &self.inner.endpoint
     }
 
-    /// Runs a build to its end. Events are sent as they come and all of them before this returns; a receiver that
-    /// is dropped does not stop the build. Canceling `cancel` stops it.
+    /// Runs a build to its end. Sends events as they arrive, and all of them before it returns. A
+    /// dropped receiver does not stop the build. Canceling `cancel` stops it.
     pub async fn build(
         &self,
         request: BuildRequest,

@@ -1,4 +1,4 @@
-//! Blobs of the content store that a BuildKit serves beside its builds. An engine's own is that of all its images.
+//! Blobs of the content store of a BuildKit. The store of an engine contains all its images.
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
@@ -14,30 +14,30 @@ use crate::transport::MAX_MESSAGE;
 const READ_PATH: &str = "/containerd.services.content.v1.Content/Read";
 const INFO_PATH: &str = "/containerd.services.content.v1.Content/Info";
 
-/// A blob cannot be read from the content store.
+/// Error of reading a blob from the content store.
 #[derive(Debug, thiserror::Error)]
 #[error("the builder's content store cannot be read")]
 pub struct ContentError(#[from] Status);
 
 impl ContentError {
-    /// Returns `true` if the builder serves no content store at all.
+    /// Returns `true` if the builder has no content store.
     pub fn is_unsupported(&self) -> bool {
         self.0.code() == Code::Unimplemented
     }
 }
 
 impl Client {
-    /// Reads a blob of the content store, in pieces. `None` if the store does not have it.
+    /// Reads a blob of the content store, in pieces. `None` if the store does not contain it.
     ///
     /// # Errors
-    /// [`ContentError`]; what goes wrong after the first piece is an item of the stream.
+    /// [`ContentError`]. An error after the first piece is an item of the stream.
     pub async fn blob(
         &self,
         digest: &str,
     ) -> Result<Option<impl Stream<Item = Result<Bytes, ContentError>> + Send + use<>>, ContentError>
     {
-        // A blob that is missing is reported at once or with the first piece.
-        let mut pieces = match open(&self.inner.channel, digest, 0, 0).await {
+        // The store reports a missing blob immediately or with the first piece.
+        let mut pieces = match open_blob(&self.inner.channel, digest, 0, 0).await {
             Ok(pieces) => pieces,
             Err(status) if status.code() == Code::NotFound => return Ok(None),
             Err(status) => return Err(status.into()),
@@ -52,12 +52,13 @@ impl Client {
         Ok(Some(pieces))
     }
 
-    /// Returns the size of a blob of the content store, in bytes. `None` if the store does not have it.
+    /// Returns the size of a blob of the content store, in bytes. `None` if the store does not
+    /// contain it.
     ///
     /// # Errors
     /// [`ContentError`].
     pub async fn blob_size(&self, digest: &str) -> Result<Option<u64>, ContentError> {
-        let mut grpc = ready(&self.inner.channel).await?;
+        let mut grpc = ready_client(&self.inner.channel).await?;
         let request = Request::new(proto::InfoRequest {
             digest: digest.to_owned(),
         });
@@ -73,7 +74,8 @@ impl Client {
         }
     }
 
-    /// Reads `length` bytes of a blob of the content store from `first` on; fewer where the blob ends.
+    /// Reads `length` bytes of a blob of the content store from the offset `first`. Returns fewer
+    /// at the end of the blob.
     ///
     /// # Errors
     /// [`ContentError`].
@@ -85,7 +87,7 @@ impl Client {
     ) -> Result<Vec<u8>, ContentError> {
         let first = i64::try_from(first).unwrap_or(i64::MAX);
         let size = i64::try_from(length).unwrap_or(i64::MAX);
-        let mut pieces = open(&self.inner.channel, digest, first, size).await?;
+        let mut pieces = open_blob(&self.inner.channel, digest, first, size).await?;
         let mut part = Vec::new();
         while let Some(piece) = pieces.message().await? {
             part.extend_from_slice(&piece.data);
@@ -94,7 +96,7 @@ impl Client {
     }
 }
 
-async fn ready(channel: &Channel) -> Result<tonic::client::Grpc<Channel>, Status> {
+async fn ready_client(channel: &Channel) -> Result<tonic::client::Grpc<Channel>, Status> {
     let mut grpc = tonic::client::Grpc::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE);
     grpc.ready()
         .await
@@ -102,22 +104,23 @@ async fn ready(channel: &Channel) -> Result<tonic::client::Grpc<Channel>, Status
     Ok(grpc)
 }
 
-/// Opens a blob at a byte, for `size` bytes. A size of 0 reads to the end. The caller reads to the end, or drops the stream.
-pub(crate) async fn open(
+/// Opens a blob at `offset`, for `size` bytes. A size of 0 reads to the end. The caller reads to
+/// the end, or drops the stream.
+pub(crate) async fn open_blob(
     channel: &Channel,
     digest: &str,
     offset: i64,
     size: i64,
 ) -> Result<tonic::Streaming<proto::ReadResponse>, Status> {
-    let mut grpc = ready(channel).await?;
+    let mut grpc = ready_client(channel).await?;
     let request = Request::new(proto::ReadRequest {
         digest: digest.to_owned(),
         offset,
         size,
     });
     let codec = ProstCodec::<proto::ReadRequest, proto::ReadResponse>::default();
-    let answer = grpc
+    let response = grpc
         .server_streaming(request, PathAndQuery::from_static(READ_PATH), codec)
         .await?;
-    Ok(answer.into_inner())
+    Ok(response.into_inner())
 }

@@ -1,13 +1,15 @@
-//! Messages of containerd's content store, `containerd.services.content.v1.Content`: what is used of them.
+//! Messages of containerd's content store, `containerd.services.content.v1.Content`, with the
+//! fields in use.
 //!
-//! Source: `api/services/content/v1/content.proto` of containerd. Written out because no crate has this one service without the rest.
+//! Source: `api/services/content/v1/content.proto` of containerd. Written by hand, because no crate
+//! has this service without the rest.
 
 use std::collections::HashMap;
 
 use prost::Message;
 use prost_types::Timestamp;
 
-/// The service's name, with the slashes around it.
+/// Name of the service, with its slashes.
 pub(crate) const PREFIX: &str = "/containerd.services.content.v1.Content/";
 
 #[derive(Clone, PartialEq, Message)]
@@ -30,7 +32,7 @@ pub(crate) struct InfoRequest {
     pub(crate) digest: String,
 }
 
-/// Also the answer to `Update`.
+/// Response to `Info` and to `Update`.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct InfoResponse {
     #[prost(message, optional, tag = "1")]
@@ -49,7 +51,7 @@ pub(crate) struct ReadRequest {
     pub(crate) digest: String,
     #[prost(int64, tag = "2")]
     pub(crate) offset: i64,
-    /// 0: to the end.
+    /// Number of bytes. 0 reads to the end.
     #[prost(int64, tag = "3")]
     pub(crate) size: i64,
 }

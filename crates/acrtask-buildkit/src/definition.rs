@@ -1,8 +1,9 @@
-//! The images that the file system of a build's result begins with, read from the steps that BuildKit records.
+//! Base images of a build's result, from the steps that BuildKit records.
 //!
-//! BuildKit keeps provenance of mode `max` of every build. Its `llbDefinition` lists the steps of the result. From the
-//! last one, the file system is followed to its first layer: through the root mount of a command, the destination of a
-//! copy, and the parts of a merge. Whatever a frontend made of names, arguments and contexts is decided by then.
+//! BuildKit stores provenance of mode `max` of every build. Its `llbDefinition` lists the steps of
+//! the result. The search begins at the last step, and follows the file system to its first layer.
+//! It passes the root mount of a command, the destination of a copy, and all parts of a merge. The
+//! frontend has already resolved names, arguments and contexts.
 //!
 //! Source: BuildKit, `solver/pb/ops.proto` and `docs/attestations/slsa-definitions.md`.
 
@@ -10,12 +11,13 @@ use std::collections::{BTreeSet, HashMap};
 
 use serde_json::Value;
 
-/// Steps that may follow each other. No Dockerfile has as many.
+/// Maximum number of steps. No Dockerfile has that many.
 const MAX_STEPS: usize = 100_000;
 
-/// Returns the images, as BuildKit names them: `registry/name:tag@sha256:...`. Empty for a result that begins with an
-/// empty file system. `None` if the steps are not recorded, or of a kind that is not understood.
-pub(crate) fn bases(predicate: &Value) -> Option<BTreeSet<String>> {
+/// Returns the images, as BuildKit names them: `registry/name:tag@sha256:...`. Empty if the result
+/// begins with an empty file system. `None` if the steps are not recorded, or have an unsupported
+/// kind.
+pub(crate) fn find_bases(predicate: &Value) -> Option<BTreeSet<String>> {
     let config = predicate.get("buildConfig").or_else(|| {
         let definition = predicate.get("buildDefinition")?;
         definition.get("internalParameters")?.get("buildConfig")
@@ -36,27 +38,27 @@ pub(crate) fn bases(predicate: &Value) -> Option<BTreeSet<String>> {
         if !visited.insert((id, output)) {
             continue;
         }
-        let step = Step::of(by_id.get(id)?)?;
-        if let Some(image) = step.image() {
+        let step = Step::parse(by_id.get(id)?)?;
+        if let Some(image) = step.image_name() {
             found.insert(image.to_owned());
             continue;
         }
-        for input in step.origins(output)? {
-            waiting.push(step.input(input)?);
+        for input in step.origin_inputs(output)? {
+            waiting.push(step.resolve_input(input)?);
         }
     }
     Some(found)
 }
 
-/// A step: what it does, and the outputs of other steps that it uses.
+/// Step, and the outputs of other steps that it uses.
 struct Step<'s> {
-    /// `null` for the result itself.
+    /// Operation. `null` for the result itself.
     operation: &'s Value,
     inputs: Vec<&'s str>,
 }
 
 impl<'s> Step<'s> {
-    fn of(step: &'s Value) -> Option<Self> {
+    fn parse(step: &'s Value) -> Option<Self> {
         let inputs = step.get("inputs").and_then(Value::as_array);
         Some(Self {
             operation: step.get("op")?.get("Op")?,
@@ -68,29 +70,30 @@ impl<'s> Step<'s> {
         })
     }
 
-    /// Returns the name of the image that this step is. `None` for other steps.
-    fn image(&self) -> Option<&'s str> {
+    /// Returns the image name of a step that loads an image. `None` for other steps.
+    fn image_name(&self) -> Option<&'s str> {
         let identifier = self.operation.get("source")?.get("identifier")?.as_str()?;
         ["docker-image://", "oci-layout://"]
             .iter()
             .find_map(|scheme| identifier.strip_prefix(scheme))
     }
 
-    /// Returns the step and output that an input is.
-    fn input(&self, index: usize) -> Option<(&'s str, usize)> {
+    /// Returns the step and the output of an input.
+    fn resolve_input(&self, index: usize) -> Option<(&'s str, usize)> {
         let (id, output) = self.inputs.get(index)?.rsplit_once(':')?;
         Some((id, output.parse().ok()?))
     }
 
-    /// Returns the inputs that the file system of an output begins with. `None` if the operation is not understood.
-    fn origins(&self, output: usize) -> Option<Vec<usize>> {
+    /// Returns the inputs at which the file system of an output begins. `None` if the operation is
+    /// unsupported.
+    fn origin_inputs(&self, output: usize) -> Option<Vec<usize>> {
         if self.operation.is_null() {
             return Some((0..self.inputs.len()).collect());
         }
         let (kind, operation) = self.operation.as_object()?.iter().next()?;
         let list = |name: &str| operation.get(name).and_then(Value::as_array);
         match kind.as_str() {
-            // A context or a download holds no layers of an image.
+            // A context or a download contains no layers of an image.
             "source" => Some(Vec::new()),
             "exec" => {
                 let mounts = list("mounts")?;
@@ -100,7 +103,7 @@ impl<'s> Step<'s> {
             "file" => {
                 let actions = list("actions")?;
                 let mut action = actions.iter().find(|action| is_output(action, output))?;
-                // An input behind those of the step is the result of an earlier action.
+                // An index beyond the inputs of the step refers to the result of an earlier action.
                 for _ in 0..=actions.len() {
                     match index_of(action, "input")? {
                         Some(earlier) if earlier >= self.inputs.len() => {
@@ -125,8 +128,8 @@ fn is_output(part: &Value, output: usize) -> bool {
     matches!(index_of(part, "output"), Some(Some(index)) if index == output)
 }
 
-/// Returns an index of a step. `None` if it is not a number. `Some(None)` for a negative one: an empty file system, or
-/// no output.
+/// Returns an index of a step. `None` if it is not a number. `Some(None)` for a negative one: an
+/// empty file system, or no output.
 fn index_of(part: &Value, name: &str) -> Option<Option<usize>> {
     match part.get(name) {
         None => Some(Some(0)),
@@ -148,9 +151,9 @@ mod tests {
         json!({"id": id, "op": {"Op": operation}, "inputs": inputs})
     }
 
-    fn bases_of(steps: &[Value]) -> Option<Vec<String>> {
-        let old = bases(&json!({"buildConfig": {"llbDefinition": steps}}));
-        let new = bases(&json!({"buildDefinition": {"internalParameters": {
+    fn sorted_bases(steps: &[Value]) -> Option<Vec<String>> {
+        let old = find_bases(&json!({"buildConfig": {"llbDefinition": steps}}));
+        let new = find_bases(&json!({"buildDefinition": {"internalParameters": {
             "buildConfig": {"llbDefinition": steps}
         }}}));
         assert_eq!(old, new);
@@ -158,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn roots_are_followed_and_other_inputs_are_not() {
+    fn find_bases_follows_only_the_root_file_system() {
         let copy = json!({"file": {"actions": [
             {"input": -1, "secondaryInput": -1, "output": -1, "Action": {"mkdir": {}}},
             {"input": 0, "secondaryInput": 1, "output": -1, "Action": {"copy": {}}},
@@ -176,21 +179,21 @@ mod tests {
             step("e", &Value::Null, &["d:0"]),
         ];
         let base = Some(vec!["r.io/base:1@sha256:aa".to_owned()]);
-        assert_eq!(bases_of(&steps), base);
+        assert_eq!(sorted_bases(&steps), base);
         // The other output of the command is the mount.
         let mut other = steps.to_vec();
         other[4] = step("e", &Value::Null, &["d:1"]);
         assert_eq!(
-            bases_of(&other),
+            sorted_bases(&other),
             Some(vec!["r.io/tools:1@sha256:bb".into()])
         );
         let mut plain = steps.to_vec();
         plain.push(step("f", &Value::Null, &["a:0"]));
-        assert_eq!(bases_of(&plain), base);
+        assert_eq!(sorted_bases(&plain), base);
     }
 
     #[test]
-    fn an_empty_file_system_has_no_base() {
+    fn empty_file_system_has_no_base() {
         let copy = json!({"file": {"actions": [
             {"input": -1, "secondaryInput": 0, "output": 0, "Action": {"copy": {}}},
         ]}});
@@ -199,16 +202,16 @@ mod tests {
             step("b", &copy, &["a:0"]),
             step("c", &Value::Null, &["b:0"]),
         ];
-        assert_eq!(bases_of(&steps), Some(Vec::new()));
+        assert_eq!(sorted_bases(&steps), Some(Vec::new()));
         let context = [
             source("a", "local://context"),
             step("b", &Value::Null, &["a:0"]),
         ];
-        assert_eq!(bases_of(&context), Some(Vec::new()));
+        assert_eq!(sorted_bases(&context), Some(Vec::new()));
     }
 
     #[test]
-    fn a_merge_begins_with_all_its_parts() {
+    fn merge_begins_with_all_its_parts() {
         let copy = json!({"file": {"actions": [
             {"input": -1, "secondaryInput": 0, "output": 0, "Action": {"copy": {}}},
         ]}});
@@ -220,11 +223,14 @@ mod tests {
             step("d", &merge, &["a:0", "c:0"]),
             step("e", &Value::Null, &["d:0"]),
         ];
-        assert_eq!(bases_of(&steps), Some(vec!["r.io/base:1@sha256:aa".into()]));
+        assert_eq!(
+            sorted_bases(&steps),
+            Some(vec!["r.io/base:1@sha256:aa".into()])
+        );
     }
 
     #[test]
-    fn operations_of_other_kinds_are_not_guessed() {
+    fn unsupported_operations_return_none() {
         let a = source("a", "docker-image://r.io/base:1@sha256:aa");
         for operation in [
             json!({"build": {}}),
@@ -238,11 +244,11 @@ mod tests {
                 step("b", &operation, &["a:0"]),
                 step("c", &Value::Null, &["b:0"]),
             ];
-            assert_eq!(bases_of(&steps), None, "{operation}");
+            assert_eq!(sorted_bases(&steps), None, "{operation}");
         }
         let missing = [step("c", &Value::Null, &["b:0"])];
-        assert_eq!(bases_of(&missing), None);
-        assert_eq!(bases_of(&[]), None);
-        assert_eq!(bases(&json!({"buildConfig": {}})), None);
+        assert_eq!(sorted_bases(&missing), None);
+        assert_eq!(sorted_bases(&[]), None);
+        assert_eq!(find_bases(&json!({"buildConfig": {}})), None);
     }
 }

@@ -1,21 +1,21 @@
-//! The Dockerfile of a request, as far as this machine looks into it.
+//! Dockerfile of a request: its `# syntax=` line and its folder.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use crate::error::BuildError;
-use crate::frontend::familiar;
+use crate::frontend::familiar_name;
 use crate::request::{BuildContext, BuildRequest, DockerfileSource, Frontends, OFFICIAL_FRONTENDS};
 
-/// The build argument that names the frontend's image.
+/// Build argument that names the image of the frontend.
 const SYNTAX: &str = "BUILDKIT_SYNTAX";
 
-/// Bytes of a Dockerfile that are looked at for its `# syntax=` line, which comes first.
+/// Number of bytes of a Dockerfile to search for the `# syntax=` line, which comes first.
 const HEAD: u64 = 64 * 1024;
 
-/// The beginning of the Dockerfile where this machine has it: only for its `# syntax=` line. What a link out of its folder
-/// leads to is not read: it may be a device without an end, or a pipe that nobody writes to.
-pub(crate) fn head(request: &BuildRequest) -> Option<Vec<u8>> {
+/// Reads the beginning of a local Dockerfile, for its `# syntax=` line. Does not follow a link out
+/// of its folder: the target may be an endless device, or a pipe without a writer.
+pub(crate) fn read_head(request: &BuildRequest) -> Option<Vec<u8>> {
     let (dir, name) = match (&request.dockerfile, &request.context) {
         (DockerfileSource::Inline(text), _) => return Some(text.clone()),
         (DockerfileSource::Local { dir, name }, _) => (dir, name),
@@ -32,10 +32,10 @@ pub(crate) fn head(request: &BuildRequest) -> Option<Vec<u8>> {
     Some(head)
 }
 
-/// Returns the folder of a Dockerfile in a context. The path may be that of a task which is not trusted.
+/// Returns the folder of a Dockerfile in a context. The path may come from an untrusted task.
 ///
 /// # Errors
-/// [`BuildError::Request`]: the folder is not there, or the path or a link on its way leads out of the context.
+/// [`BuildError::Request`]: the folder does not exist, or the path leads out of the context.
 pub(crate) fn folder_in_context(context: &Path, path: &str) -> Result<PathBuf, BuildError> {
     let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
     let refuse = || BuildError::Request(format!("the Dockerfile {path} is not in the context"));
@@ -49,7 +49,7 @@ pub(crate) fn folder_in_context(context: &Path, path: &str) -> Result<PathBuf, B
     }
 }
 
-/// Returns the text of a `# syntax=` line, which comes before anything but other directives.
+/// Returns the text of a `# syntax=` line. Only other directives may precede it.
 pub(crate) fn syntax_line(dockerfile: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(dockerfile);
     for line in text.trim_start_matches('\u{feff}').lines() {
@@ -61,12 +61,12 @@ pub(crate) fn syntax_line(dockerfile: &[u8]) -> Option<String> {
     None
 }
 
-/// Decides over the frontend of a request that may not use every one. The builder then reads no `# syntax=` line itself,
-/// so that it cannot find another one than this program.
+/// Checks the frontend of a request that may use only some frontends. The builder then ignores the
+/// `# syntax=` line, so that it cannot choose another frontend than this program.
 ///
 /// # Errors
-/// [`BuildError::Request`]: the request or its Dockerfile names a frontend that it may not use.
-pub(crate) fn decide_frontend(request: &mut BuildRequest) -> Result<(), BuildError> {
+/// [`BuildError::Request`]: the request or its Dockerfile names a frontend that it must not use.
+pub(crate) fn check_frontend(request: &mut BuildRequest) -> Result<(), BuildError> {
     if request.frontends == Frontends::Any {
         return Ok(());
     }
@@ -74,12 +74,12 @@ pub(crate) fn decide_frontend(request: &mut BuildRequest) -> Result<(), BuildErr
     let argument = arguments.find(|(name, _)| name == SYNTAX);
     let argument = argument.and_then(|(_, value)| value.clone());
     let argument = argument.filter(|value| !value.trim().is_empty());
-    let given = request.syntax.clone().or(argument);
-    let Some(line) = given.or_else(|| syntax_line(&head(request)?)) else {
+    let named = request.syntax.clone().or(argument);
+    let Some(line) = named.or_else(|| syntax_line(&read_head(request)?)) else {
         return Ok(());
     };
     let image = line.split_whitespace().next().unwrap_or_default();
-    let name = familiar(image);
+    let name = familiar_name(image);
     let name = match name.rsplit_once(':') {
         Some((name, tag)) if !tag.contains('/') => name,
         _ => name,
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_folder_of_a_dockerfile_is_in_the_context() {
+    fn folder_in_context_refuses_paths_that_lead_out() {
         let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         std::fs::create_dir(dir.path().join("sub")).unwrap();
         std::fs::write(other.path().join("key"), "secret").unwrap();
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dockerfile_that_leads_out_of_its_folder_is_not_read() {
+    fn read_head_ignores_links_out_of_the_folder() {
         let dir = tempfile::TempDir::new().unwrap();
         let request = BuildRequest::new(BuildContext::Local {
             dir: dir.path().into(),
@@ -137,19 +137,19 @@ mod tests {
         let dockerfile = dir.path().join("Dockerfile");
         let elsewhere = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(elsewhere.path(), "# syntax=x").unwrap();
-        // The second one has no end.
+        // The second target is endless.
         for target in [elsewhere.path(), Path::new("/dev/zero")] {
             std::os::unix::fs::symlink(target, &dockerfile).unwrap();
-            assert_eq!(head(&request), None, "{target:?}");
+            assert_eq!(read_head(&request), None, "{target:?}");
             std::fs::remove_file(&dockerfile).unwrap();
         }
         std::fs::write(dir.path().join("real"), "# syntax=y").unwrap();
         std::os::unix::fs::symlink("real", &dockerfile).unwrap();
-        assert_eq!(head(&request).unwrap(), b"# syntax=y");
+        assert_eq!(read_head(&request).unwrap(), b"# syntax=y");
     }
 
     #[test]
-    fn only_official_frontends_may_be_required() {
+    fn check_frontend_accepts_only_official_frontends() {
         let text = |line: &str| format!("{line}\nFROM scratch\n").into_bytes();
         for (line, argument, expected) in [
             (
@@ -194,10 +194,10 @@ mod tests {
             request.dockerfile = DockerfileSource::Inline(text(line));
             request.frontends = Frontends::Official;
             request.build_args = vec![(SYNTAX.into(), argument.map(str::to_owned))];
-            let decided = decide_frontend(&mut request).map_err(drop);
-            let decided = decided.map(|()| request.syntax);
+            let checked = check_frontend(&mut request).map_err(drop);
+            let checked = checked.map(|()| request.syntax);
             assert_eq!(
-                decided,
+                checked,
                 expected.map(|found| found.map(str::to_owned)),
                 "{line} {argument:?}"
             );

@@ -1,25 +1,25 @@
-//! Where a BuildKit is.
+//! Address of a BuildKit.
 
 use std::fmt;
 use std::path::PathBuf;
 
 const DEFAULT_DOCKER_SOCKET: &str = "/var/run/docker.sock";
 
-/// A BuildKit to talk to.
+/// Address of a BuildKit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoint {
-    /// A buildkitd on a Unix socket.
+    /// Buildkitd on a Unix socket.
     Unix(PathBuf),
-    /// A buildkitd on TCP.
+    /// Buildkitd on TCP.
     Tcp {
-        /// `host:port`.
+        /// Address as `host:port`.
         address: String,
-        /// Certificates; without them the connection is neither private nor authenticated.
+        /// Certificates. Without them the connection is neither private nor authenticated.
         tls: Option<TlsFiles>,
     },
-    /// The BuildKit inside a Docker Engine.
+    /// BuildKit inside a Docker Engine.
     DockerEngine {
-        /// The engine's API socket.
+        /// API socket of the engine.
         socket: PathBuf,
     },
 }
@@ -27,18 +27,18 @@ pub enum Endpoint {
 /// PEM files for mutual TLS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// Who signed the server's certificate.
+    /// Certificate of the authority that signed the server's certificate.
     pub ca: PathBuf,
-    /// Our certificate.
+    /// Certificate of the client.
     pub cert: PathBuf,
-    /// Its key.
+    /// Private key of the client.
     pub key: PathBuf,
-    /// The name in the server's certificate, where it is not the host of the address.
+    /// Name in the server's certificate. `None`: the host of the address.
     pub server_name: Option<String>,
 }
 
 impl TlsFiles {
-    /// `ca.pem`, `cert.pem` and `key.pem` of a folder.
+    /// Returns `ca.pem`, `cert.pem` and `key.pem` of a folder.
     pub fn in_folder(folder: impl Into<PathBuf>) -> Self {
         let folder = folder.into();
         Self {
@@ -50,21 +50,22 @@ impl TlsFiles {
     }
 }
 
-/// The text names no endpoint.
+/// Error for a text that is not an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{url:?} is not a BuildKit endpoint: {why}; write unix:///path/to/buildkitd.sock, tcp://host:port or docker:///var/run/docker.sock"
 )]
 pub struct EndpointError {
-    /// What was given.
+    /// Invalid text.
     pub url: String,
-    /// What is wrong with it.
+    /// Description of the problem.
     pub why: &'static str,
 }
 
 impl Endpoint {
-    /// Reads `unix:///run/buildkit/buildkitd.sock`, `tcp://host:1234`, `docker:///var/run/docker.sock`, or
-    /// `docker://` for the engine's usual socket. TLS files are not part of the text.
+    /// Parses `unix:///run/buildkit/buildkitd.sock`, `tcp://host:1234`,
+    /// `docker:///var/run/docker.sock`, or `docker://` for the default socket of the engine. TLS
+    /// files are not part of the text.
     pub fn parse(url: &str) -> Result<Self, EndpointError> {
         let fail = |why| {
             Err(EndpointError {
@@ -105,7 +106,7 @@ impl Endpoint {
         }
     }
 
-    /// The same endpoint with TLS files; a Unix socket needs none and stays as it is.
+    /// Adds TLS files to a TCP endpoint. A Unix socket needs none and stays unchanged.
     pub fn with_tls(self, files: TlsFiles) -> Self {
         match self {
             Self::Tcp { address, .. } => Self::Tcp {
@@ -132,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn endpoints_read_and_print() {
+    fn parse_and_display_round_trip() {
         for url in [
             "unix:///run/buildkit/buildkitd.sock",
             "tcp://builder.example:1234",
@@ -148,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said() {
+    fn parse_names_the_problem() {
         for (url, why) in [
             ("/run/x.sock", "it has no scheme"),
             ("unix://", "it names no socket"),

@@ -1,7 +1,8 @@
-//! Errors, by the remedy that the user has.
+//! Errors, grouped by the action that the user can take.
 //!
-//! BuildKit attaches facts to a failed call: a `google.rpc.Status` whose details are `Any` values, in JSON where the type
-//! URL ends in `+json`. They are read leniently: a detail that is not understood is passed over, the message stays.
+//! BuildKit attaches details to a failed call: a `google.rpc.Status` with `Any` values, in JSON if
+//! the type URL ends in `+json`. The parser is lenient: it skips an unknown detail, and keeps the
+//! message.
 
 use std::io;
 use std::path::PathBuf;
@@ -15,40 +16,40 @@ use tonic::{Code, Status};
 use crate::excerpt::SourceExcerpt;
 use crate::session::SecretError;
 
-/// A BuildKit could not be reached or understood.
+/// Error of connecting to a BuildKit.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// No program answers there.
+    /// No program responds at the address.
     #[error("cannot connect to BuildKit at {endpoint}")]
     Unreachable {
-        /// The address.
+        /// Address of the endpoint.
         endpoint: String,
-        /// The cause.
+        /// Cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A program answers, but not as BuildKit does.
-    #[error("{endpoint} does not answer as BuildKit: {question} failed")]
+    /// A program responds, but not as BuildKit.
+    #[error("{endpoint} does not respond as BuildKit: {request} failed")]
     NotBuildKit {
-        /// The address.
+        /// Address of the endpoint.
         endpoint: String,
-        /// The failed question.
-        question: &'static str,
-        /// The answer.
+        /// Failed request.
+        request: &'static str,
+        /// Response.
         source: Box<Status>,
     },
-    /// A program answers, but not as a Docker Engine does.
-    #[error("{endpoint} does not answer as a Docker Engine: {question} failed")]
+    /// A program responds, but not as a Docker Engine.
+    #[error("{endpoint} does not respond as a Docker Engine: {request} failed")]
     NotAnEngine {
-        /// The address.
+        /// Address of the endpoint.
         endpoint: String,
-        /// The failed question.
-        question: &'static str,
-        /// The cause.
+        /// Failed request.
+        request: &'static str,
+        /// Cause.
         source: io::Error,
     },
 }
 
-/// A build did not succeed.
+/// Error of a build.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// The build itself failed.
@@ -60,63 +61,64 @@ pub enum BuildError {
     /// The connection broke.
     #[error("lost the connection to BuildKit at {endpoint}")]
     Transport {
-        /// The address.
+        /// Address of the endpoint.
         endpoint: String,
-        /// The error of the connection.
+        /// Error of the connection.
         source: Box<Status>,
     },
-    /// The endpoint cannot do what was asked; found out before anything ran.
+    /// The endpoint does not support the request. Detected before the build starts.
     #[error("{endpoint} cannot do this: {feature}")]
     Unsupported {
-        /// The missing feature.
+        /// Missing feature.
         feature: String,
-        /// The address.
+        /// Address of the endpoint.
         endpoint: String,
-        /// The remedy.
+        /// Advice to the user.
         help: String,
     },
-    /// An image that the build itself runs on (a `# syntax=` frontend, an SBOM scanner) could not be fetched.
+    /// An image that the build itself uses (a `# syntax=` frontend, an SBOM scanner) could not be
+    /// fetched.
     #[error("cannot fetch {image}, {role}")]
     HelperImage {
-        /// The image.
+        /// Name of the image.
         image: String,
         /// Purpose of the image: the end of a sentence.
         role: &'static str,
-        /// The remedy.
+        /// Advice to the user.
         help: String,
-        /// The message of the builder.
+        /// Message of the builder.
         message: String,
     },
-    /// A secret cannot be given to the build.
+    /// A secret cannot be passed to the build.
     #[error(transparent)]
     Secret(#[from] SecretError),
-    /// The request contradicts itself.
+    /// The request is contradictory or incomplete.
     #[error("the build cannot be started: {0}")]
     Request(String),
-    /// Something of this machine cannot be used.
+    /// A local file or folder is unusable.
     #[error("cannot {action} {}", path.display())]
     Io {
-        /// The attempt: a verb.
+        /// Attempted operation: a verb.
         action: &'static str,
-        /// On what.
+        /// Target of the operation.
         path: PathBuf,
-        /// The cause.
+        /// Cause.
         source: io::Error,
     },
 }
 
-/// Facts that BuildKit attached to a failed build.
+/// Details that BuildKit attached to a failed build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuildFailure {
-    /// The message, without the noise of the transport.
+    /// Message, without the prefixes of the transport.
     pub message: String,
-    /// The lines of the Dockerfile.
+    /// Lines of the Dockerfile.
     pub excerpt: Option<SourceExcerpt>,
-    /// The exit code, where a command failed.
+    /// Exit code of the failed command. `None` if no command failed.
     pub exit_code: Option<i32>,
-    /// The digest of the vertex that failed.
+    /// Digest of the failed vertex.
     pub vertex: Option<String>,
-    /// The last lines that the vertex printed.
+    /// Last lines that the vertex printed.
     pub log_tail: Vec<String>,
 }
 
@@ -126,11 +128,11 @@ impl std::fmt::Display for BuildFailure {
     }
 }
 
-/// Part of a builder's message on a source that the request's rules refuse.
+/// Part of a builder's message about a source that the request's rules deny.
 const DENIED: &str = "denied by policy";
-const DENIED_IMAGE_HELP: &str = "a runner's builds use images that their registry gives the run's own login; name the image in the \
-                                 Dockerfile, with a registry that can be reached";
-const DENIED_GIT_HELP: &str = "a runner's builder fetches no git repositories, because it keeps them by commit for all tasks; write \
+const DENIED_IMAGE_HELP: &str = "a runner's builds use images that the run's own login may pull; name the image in the \
+                                 Dockerfile, with a reachable registry";
+const DENIED_GIT_HELP: &str = "a runner's builder fetches no git repositories, because it stores them by commit for all tasks; write \
                                `--build-context src=https://HOST/REPOSITORY.git#REF` in the build line, and \
                                `COPY --from=src` in the Dockerfile";
 const IMAGE_SCHEME: &str = "docker-image://";
@@ -140,19 +142,19 @@ const START_FAULTS: [&str; 2] = [
     "unable to start container process",
     "OCI runtime create failed",
 ];
-/// Causes in them that the build has no part in.
+/// Causes in these messages that are independent of the build.
 const START_CAUSES: [&str; 3] = [
     "read init-p: connection reset by peer",
     "read init-p: EOF",
     "resource temporarily unavailable",
 ];
-/// Beginning of the line that runc writes to the log of a step whose container did not start.
+/// Prefix of the line that runc writes to the log of a step whose container did not start.
 const RUNC_ERROR: &str = "runc run failed: ";
-const DENIED_HELP: &str = "builds fetch from public addresses alone, written with a full host name; an operator who trusts the task \
+const DENIED_HELP: &str = "builds may fetch only from public addresses, written with a full host name; an operator who trusts the task \
                            allows others with `--allow-private-addresses`";
 
 impl BuildError {
-    /// The Dockerfile's lines as `docker build` shows them.
+    /// Formats the Dockerfile's lines as `docker build` does.
     pub fn render_excerpt(&self) -> Option<String> {
         match self {
             Self::Failed(failure) => failure.excerpt.as_ref()?.render(),
@@ -160,7 +162,7 @@ impl BuildError {
         }
     }
 
-    /// Returns the remedy, if one is known.
+    /// Returns advice to the user, if there is any.
     pub fn help(&self) -> Option<&str> {
         match self {
             Self::Unsupported { help, .. } | Self::HelperImage { help, .. } => Some(help),
@@ -171,13 +173,13 @@ impl BuildError {
         }
     }
 
-    /// Returns the image that the request does not allow the build to use, by the builder's name for it.
+    /// Returns the image that the request denies to the build, as the builder names it.
     pub fn denied_image(&self) -> Option<&str> {
         let source = self.denied_source(&[IMAGE_SCHEME])?;
         source.strip_prefix(IMAGE_SCHEME)
     }
 
-    /// Returns the URL of the file that the request does not allow the builder to fetch.
+    /// Returns the URL of the file that the request denies to the builder.
     pub fn denied_file(&self) -> Option<&str> {
         self.denied_source(&["https://", "http://"])
     }
@@ -196,13 +198,18 @@ impl BuildError {
             .then_some(source)
     }
 
-    /// Returns `true` if the builder itself failed, under load as a rule, and the same build may succeed.
+    /// Returns `true` if the builder itself failed, usually under load. The same build may then
+    /// succeed.
     ///
-    /// BuildKit reports a container that did not start in one of two ways: the message has runc's error,
-    /// or the message has exit code 1, and runc's error is the only line of the step's log.
+    /// BuildKit reports a container that did not start in one of two ways. Either the message
+    /// contains runc's error. Or the message has exit code 1, and runc's error is the only line of
+    /// the step's log.
     pub fn is_builder_fault(&self) -> bool {
-        let Self::Failed(failure) = self else {
-            return false;
+        let failure = match self {
+            Self::Failed(failure) => failure,
+            // The builds of all runs share the connection, and each of them can break it.
+            Self::Transport { .. } => return true,
+            _ => return false,
         };
         let text = match (failure.exit_code, failure.log_tail.as_slice()) {
             (None, _) => failure.message.as_str(),
@@ -213,16 +220,16 @@ impl BuildError {
             && START_CAUSES.iter().any(|cause| text.contains(cause))
     }
 
-    /// Reads a failed `Solve`.
+    /// Parses the status of a failed `Solve`.
     pub(crate) fn from_status(status: Status, endpoint: &str, helpers: &HelperImages) -> Self {
-        let details = Details::of(&status);
-        if details.is_empty() && is_transport(&status) {
+        let details = Details::parse(&status);
+        if details.is_empty() && is_transport_error(&status) {
             return Self::Transport {
                 endpoint: endpoint.to_owned(),
                 source: Box::new(status),
             };
         }
-        if let Some(error) = helpers.blame(status.message()) {
+        if let Some(error) = helpers.find_error(status.message()) {
             return error;
         }
         Self::Failed(Box::new(BuildFailure {
@@ -238,14 +245,14 @@ impl BuildError {
 /// Images that a build needs although no Dockerfile instruction names them.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct HelperImages {
-    /// From `# syntax=` or its override.
+    /// Frontend from the `# syntax=` line or its override.
     pub(crate) frontend: Option<String>,
     pub(crate) sbom_scanner: Option<String>,
 }
 
 impl HelperImages {
-    /// Returns the error for a message that is about one of them.
-    fn blame(&self, message: &str) -> Option<BuildError> {
+    /// Returns the error for a message about one of the images.
+    fn find_error(&self, message: &str) -> Option<BuildError> {
         let unreachable = [
             "failed to resolve source metadata",
             "failed to do request",
@@ -261,14 +268,14 @@ impl HelperImages {
         let mentioned = |image: &Option<String>| {
             image
                 .as_ref()
-                .filter(|image| message.contains(bare(image)))
+                .filter(|image| message.contains(strip_tag(image)))
                 .cloned()
         };
         let message_text = clean_message(message);
         if let Some(image) = mentioned(&self.frontend) {
             return Some(BuildError::HelperImage {
                 image,
-                role: "the frontend that the Dockerfile's `# syntax=` line asks for",
+                role: "the frontend that the Dockerfile's `# syntax=` line names",
                 help: "remove the `# syntax=` line to use the frontend that is built into BuildKit, or name one in a registry \
                        that the builder can reach"
                     .to_owned(),
@@ -286,8 +293,8 @@ impl HelperImages {
     }
 }
 
-/// A reference without tag and digest, which is how it appears in messages of every kind.
-fn bare(image: &str) -> &str {
+/// Removes the tag and the digest of a reference. All kinds of messages contain the remaining name.
+fn strip_tag(image: &str) -> &str {
     let image = image.split('@').next().unwrap_or(image);
     match image.rsplit_once(':') {
         Some((name, tag)) if !tag.contains('/') => name,
@@ -295,7 +302,7 @@ fn bare(image: &str) -> &str {
     }
 }
 
-fn is_transport(status: &Status) -> bool {
+fn is_transport_error(status: &Status) -> bool {
     use std::error::Error;
     match status.code() {
         Code::Unavailable => true,
@@ -308,7 +315,7 @@ fn is_transport(status: &Status) -> bool {
     }
 }
 
-/// Drops what the layers of gRPC put before a message: `rpc error: code = Unknown desc = `.
+/// Removes the prefixes that gRPC adds to a message: `rpc error: code = Unknown desc = `.
 pub(crate) fn clean_message(message: &str) -> String {
     let mut out = String::with_capacity(message.len());
     let mut rest = message;
@@ -327,7 +334,7 @@ pub(crate) fn clean_message(message: &str) -> String {
     out
 }
 
-/// The facts attached to a status.
+/// Details attached to a status.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Details {
     excerpt: Option<SourceExcerpt>,
@@ -340,9 +347,9 @@ impl Details {
         *self == Self::default()
     }
 
-    fn of(status: &Status) -> Self {
+    fn parse(status: &Status) -> Self {
         let mut details = Self {
-            exit_code: exit_code_in(status.message()),
+            exit_code: find_exit_code(status.message()),
             ..Self::default()
         };
         let Ok(decoded) = rpc::Status::decode(status.details()) else {
@@ -354,8 +361,9 @@ impl Details {
                 continue;
             };
             if name.ends_with("errdefs.Source+json") {
-                // An error can carry several, from the outermost frontend to the innermost: the last is the nearest.
-                details.excerpt = excerpt(&value).or(details.excerpt);
+                // An error can contain several, from the outermost frontend to the innermost. The
+                // last is the nearest.
+                details.excerpt = parse_excerpt(&value).or(details.excerpt);
             } else if name.ends_with("errdefs.Vertex+json") {
                 details.vertex = value["digest"]
                     .as_str()
@@ -371,7 +379,7 @@ impl Details {
     }
 }
 
-fn excerpt(value: &Value) -> Option<SourceExcerpt> {
+fn parse_excerpt(value: &Value) -> Option<SourceExcerpt> {
     let info = value.get("info")?;
     let data = base64::engine::general_purpose::STANDARD
         .decode(info["data"].as_str()?)
@@ -396,8 +404,8 @@ fn excerpt(value: &Value) -> Option<SourceExcerpt> {
     })
 }
 
-/// `… did not complete successfully: exit code: 3`.
-fn exit_code_in(message: &str) -> Option<i32> {
+/// Finds the code in `… did not complete successfully: exit code: 3`.
+fn find_exit_code(message: &str) -> Option<i32> {
     let (_, rest) = message.rsplit_once("exit code: ")?;
     rest.split(|c: char| !c.is_ascii_digit())
         .next()?
@@ -429,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn facts_are_read_from_the_details() {
+    fn from_status_parses_the_details() {
         let data = base64::engine::general_purpose::STANDARD.encode("FROM a\nRUN false\n");
         let status = status(
             "failed to solve: process \"/bin/sh -c false\" did not complete successfully: exit code: 1",
@@ -463,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn rubbish_in_the_details_does_no_harm() {
+    fn from_status_ignores_invalid_details() {
         let status = Status::with_details(
             Code::Unknown,
             "boom",
@@ -476,7 +484,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_connection_is_not_a_failed_build() {
+    fn broken_connection_is_not_a_failed_build() {
         let error = BuildError::from_status(
             Status::unavailable("tcp connect error"),
             "tcp://h:1",
@@ -486,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_of_grpc_are_dropped_from_messages() {
+    fn clean_message_removes_grpc_prefixes() {
         assert_eq!(
             clean_message(
                 "failed to solve: rpc error: code = Unknown desc = a: rpc error: code = NotFound desc = b"
@@ -500,7 +508,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_of_the_builder_are_not_those_of_the_build() {
+    fn is_builder_fault_detects_container_start_errors() {
         for (message, expected) in [
             (
                 "process \"/bin/sh -c true\" did not complete successfully: runc run failed: unable to start container \
@@ -529,7 +537,7 @@ mod tests {
     }
 
     #[test]
-    fn runc_errors_in_the_log_are_faults_of_the_builder() {
+    fn is_builder_fault_detects_runc_errors_in_the_log() {
         let runc = "runc run failed: unable to start container process: waiting for init preliminary setup: \
                     read init-p: connection reset by peer";
         let no_file = "runc run failed: unable to start container process: exec: \"x\": no such file or directory";
@@ -555,17 +563,17 @@ mod tests {
     }
 
     #[test]
-    fn exit_codes_are_found_in_messages() {
+    fn find_exit_code_parses_messages() {
         assert_eq!(
-            exit_code_in("x did not complete successfully: exit code: 137"),
+            find_exit_code("x did not complete successfully: exit code: 137"),
             Some(137)
         );
-        assert_eq!(exit_code_in("exit code: 3: more"), Some(3));
-        assert_eq!(exit_code_in("no"), None);
+        assert_eq!(find_exit_code("exit code: 3: more"), Some(3));
+        assert_eq!(find_exit_code("no"), None);
     }
 
     #[test]
-    fn an_unreachable_helper_image_is_named() {
+    fn unreachable_helper_image_is_named() {
         let helpers = HelperImages {
             frontend: Some("docker/dockerfile:1".into()),
             sbom_scanner: Some("scan.example/s:2".into()),

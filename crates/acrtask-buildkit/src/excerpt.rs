@@ -1,26 +1,26 @@
-//! The lines of a Dockerfile that an error is about, as `docker build` shows them.
+//! Lines of a Dockerfile that an error concerns, in the format of `docker build`.
 
 use std::fmt::Write;
 use std::ops::RangeInclusive;
 
-/// A piece of a source file with the lines that matter.
+/// Source file with the lines that an error concerns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceExcerpt {
-    /// The file's name as the builder knows it.
+    /// Name of the file in the builder.
     pub filename: String,
-    /// The lines that matter, from 1.
+    /// Ranges of relevant lines, counted from 1.
     pub lines: Vec<RangeInclusive<usize>>,
-    /// The whole file.
+    /// Complete text of the file.
     pub data: String,
 }
 
-/// Lines shown around the ones that matter, in total.
+/// Total number of lines shown around several relevant lines.
 const CONTEXT: usize = 2;
 const CONTEXT_OF_ONE: usize = 4;
 
 impl SourceExcerpt {
-    /// The lines that matter with a few around them, each with its number, the ones that matter marked `>>>`.
-    /// `None` when the ranges are not in the file.
+    /// Formats the relevant lines and a few lines around them, with line numbers. Marks the
+    /// relevant lines with `>>>`. `None` if the ranges are outside of the file.
     pub fn render(&self) -> Option<String> {
         let text: Vec<&str> = self.data.split('\n').collect();
         let first = *self.lines.iter().map(RangeInclusive::start).min()?;
@@ -34,7 +34,7 @@ impl SourceExcerpt {
         } else {
             CONTEXT
         };
-        // Grows by turns above and below; a turn counts also where the file ends.
+        // Grows alternately above and below. A turn also counts at the end of the file.
         let mut shown = 0;
         while shown < wanted {
             if start > 1 {
@@ -82,7 +82,7 @@ mod tests {
     const FILE: &str = "FROM a\nRUN one\nRUN two\nRUN false\nRUN four\nRUN five\nCMD x";
 
     #[test]
-    fn one_line_has_two_around_it() {
+    fn single_line_has_two_lines_around_it() {
         insta::assert_snapshot!(excerpt(&[4..=4], FILE).unwrap(), @r"
         Dockerfile:4
         --------------------
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn several_lines_have_one_around_them() {
+    fn several_lines_have_one_line_around_them() {
         insta::assert_snapshot!(excerpt(&[2..=2, 4..=5], FILE).unwrap(), @r"
         Dockerfile:2
         --------------------
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ends_of_the_file_end_the_excerpt() {
+    fn excerpt_stops_at_the_ends_of_the_file() {
         insta::assert_snapshot!(excerpt(&[1..=1], "FROM a").unwrap(), @r"
         Dockerfile:1
         --------------------

@@ -1,4 +1,5 @@
-//! Attributes of a solve, made from a request: pure decisions, all refusals before a step runs.
+//! Conversion of a request to the attributes of a solve: pure decisions, which refuse a request
+//! before any step runs.
 
 use std::collections::HashMap;
 
@@ -14,34 +15,33 @@ use crate::request::{
 };
 use crate::sources;
 
-/// The name under which the builder asks for the context.
+/// Name of the context in requests of the builder.
 pub(crate) const CONTEXT: &str = "context";
-/// The name under which it asks for the Dockerfile.
+/// Name of the Dockerfile's folder in requests of the builder.
 pub(crate) const DOCKERFILE: &str = "dockerfile";
-/// The scanner that BuildKit uses when none is named.
-/// The image that writes SBOMs where a build names no other one.
+/// Image of the scanner that writes SBOMs if a build names no other one.
 pub const DEFAULT_SCANNER: &str = "docker/buildkit-syft-scanner:stable-1";
 const DEFAULT_DOCKERFILE: &str = "Dockerfile";
 const HOST_GATEWAY: &str = "host-gateway";
-/// The build argument that BuildKit puts before the id of each cache mount.
+/// Build argument that BuildKit prepends to the id of each cache mount.
 const CACHE_MOUNTS: &str = "build-arg:BUILDKIT_CACHE_MOUNT_NS";
 const ADD_HOSTS: &str = "add-hosts";
-/// End of the host name that contains a namespace. No resolver has it.
+/// Suffix of the host name that contains a namespace. No resolver knows it.
 const NAMESPACE_HOST: &str = "acrtask.invalid";
-/// The address of that host: documentation only, so that nothing is there.
+/// Address of that host: reserved for documentation, so that it is unused.
 const NAMESPACE_ADDRESS: &str = "192.0.2.1";
 const ENTITLEMENT_HOST: &str = "network.host";
 
 type Attrs = HashMap<String, String>;
 
-/// The frontend, its attributes, and the entitlements that they need.
+/// Frontend, its attributes, and the entitlements that they require.
 pub(crate) struct Frontend {
     pub(crate) name: &'static str,
     pub(crate) attrs: Attrs,
     pub(crate) entitlements: Vec<String>,
 }
 
-fn unsupported(capabilities: &Capabilities, feature: Feature) -> Result<(), BuildError> {
+fn require_feature(capabilities: &Capabilities, feature: Feature) -> Result<(), BuildError> {
     match capabilities.missing(feature) {
         None => Ok(()),
         Some(feature) => Err(BuildError::Unsupported {
@@ -52,9 +52,12 @@ fn unsupported(capabilities: &Capabilities, feature: Feature) -> Result<(), Buil
     }
 }
 
-/// Refuses what the endpoint cannot do.
-pub(crate) fn check(request: &BuildRequest, capabilities: &Capabilities) -> Result<(), BuildError> {
-    let needs = |feature| unsupported(capabilities, feature);
+/// Refuses a request that the endpoint does not support.
+pub(crate) fn check_request(
+    request: &BuildRequest,
+    capabilities: &Capabilities,
+) -> Result<(), BuildError> {
+    let needs = |feature| require_feature(capabilities, feature);
     if request.platforms.len() > 1 {
         needs(Feature::MultiPlatform)?;
     }
@@ -89,7 +92,7 @@ pub(crate) fn check(request: &BuildRequest, capabilities: &Capabilities) -> Resu
             Export::Load { archive, .. } => {
                 if capabilities.kind == EndpointKind::Buildkitd && archive.is_none() {
                     return Err(BuildError::Request(
-                        "a separate buildkitd cannot load an image into an engine by itself: its archive needs a sink".to_owned(),
+                        "a separate buildkitd cannot load an image into an engine: its archive needs a sink".to_owned(),
                     ));
                 }
             }
@@ -115,8 +118,9 @@ pub(crate) fn check(request: &BuildRequest, capabilities: &Capabilities) -> Resu
     Ok(())
 }
 
-/// The frontend's attributes. `stores`: for each named context in OCI layout, its store and digest.
-pub(crate) fn frontend(
+/// Builds the attributes of the frontend. `layouts` maps each named context in OCI layout to its
+/// store and digest.
+pub(crate) fn build_frontend(
     request: &BuildRequest,
     capabilities: &Capabilities,
     layouts: &HashMap<String, String>,
@@ -166,12 +170,12 @@ pub(crate) fn frontend(
         NoCache::All => set("no-cache", String::new()),
         NoCache::Stages(stages) => set("no-cache", stages.join(",")),
     }
-    // By default the registry comes first, and an engine's own store after it.
+    // By default, the registry precedes the engine's own store.
     if request.pull {
         set("image-resolve-mode", "pull".to_owned());
     }
     if !request.add_hosts.is_empty() {
-        set(ADD_HOSTS, hosts(&request.add_hosts, capabilities)?);
+        set(ADD_HOSTS, format_hosts(&request.add_hosts, capabilities)?);
     }
     match request.network {
         Network::Default => {}
@@ -193,7 +197,7 @@ pub(crate) fn frontend(
     if capabilities.kind != EndpointKind::Buildkitd {
         for pin in &request.pins {
             set(
-                &format!("context:{}", familiar(&pin.reference)),
+                &format!("context:{}", familiar_name(&pin.reference)),
                 format!(
                     "docker-image://{}@{}",
                     without_digest(&pin.reference),
@@ -215,14 +219,14 @@ pub(crate) fn frontend(
         };
         set(&format!("context:{name}"), value);
     }
-    if let Some(attestation) = provenance(&request.provenance, capabilities) {
+    if let Some(attestation) = provenance_attrs(&request.provenance, capabilities) {
         set("attest:provenance", attestation);
     }
     if let Some(sbom) = &request.sbom {
         let generator = if sbom.contains("generator=") {
             sbom.clone()
         } else {
-            join(&[sbom, &format!("generator={DEFAULT_SCANNER}")])
+            join_parts(&[sbom, &format!("generator={DEFAULT_SCANNER}")])
         };
         set("attest:sbom", generator);
     }
@@ -244,11 +248,12 @@ pub(crate) fn frontend(
         }
     };
     if request.frontends == Frontends::Official {
-        // With a command line, even an empty one, the builder's own frontend reads no `# syntax=` line.
+        // With a command line, even an empty one, the builder's own frontend ignores the `#
+        // syntax=` line.
         attrs.entry("cmdline".to_owned()).or_default();
     }
     if let Some(namespaces) = &request.cache_namespaces {
-        isolate(&mut attrs, namespaces);
+        add_namespaces(&mut attrs, namespaces);
     }
     Ok(Frontend {
         name,
@@ -257,10 +262,11 @@ pub(crate) fn frontend(
     })
 }
 
-/// Separates the build's cache mounts, and the layers of each `RUN`, from those of other namespaces.
+/// Separates the build's cache mounts, and the layers of each `RUN`, from those of other
+/// namespaces.
 ///
-/// A host of the hosts file is part of a `RUN`'s cache key, and leaves nothing in the image.
-fn isolate(attrs: &mut Attrs, namespaces: &CacheNamespaces) {
+/// A host of the hosts file is part of a `RUN`'s cache key, and does not change the image.
+fn add_namespaces(attrs: &mut Attrs, namespaces: &CacheNamespaces) {
     let mounts = namespaces.mounts.expose();
     let mounts = match attrs.get(CACHE_MOUNTS) {
         Some(own) => format!("{mounts}/{own}"),
@@ -276,7 +282,7 @@ fn isolate(attrs: &mut Attrs, namespaces: &CacheNamespaces) {
     attrs.insert(ADD_HOSTS.to_owned(), hosts);
 }
 
-fn provenance(wanted: &Provenance, capabilities: &Capabilities) -> Option<String> {
+fn provenance_attrs(wanted: &Provenance, capabilities: &Capabilities) -> Option<String> {
     let can = capabilities.missing(Feature::Attestations).is_none();
     match wanted {
         Provenance::Off => None,
@@ -286,7 +292,7 @@ fn provenance(wanted: &Provenance, capabilities: &Capabilities) -> Option<String
     }
 }
 
-fn join(parts: &[&str]) -> String {
+fn join_parts(parts: &[&str]) -> String {
     parts
         .iter()
         .filter(|part| !part.is_empty())
@@ -295,7 +301,7 @@ fn join(parts: &[&str]) -> String {
         .join(",")
 }
 
-/// The local name of a named context; two names are taken.
+/// Returns the local name of a named context. Two names are reserved.
 pub(crate) fn local_name(name: &str) -> String {
     if name == CONTEXT || name == DOCKERFILE {
         format!("_{name}")
@@ -308,12 +314,15 @@ pub(crate) fn file_name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-fn hosts(hosts: &[(String, String)], capabilities: &Capabilities) -> Result<String, BuildError> {
+fn format_hosts(
+    hosts: &[(String, String)],
+    capabilities: &Capabilities,
+) -> Result<String, BuildError> {
     let mut out = Vec::with_capacity(hosts.len());
     for (host, address) in hosts {
         let address = if address == HOST_GATEWAY {
             capabilities.host_gateway().ok_or_else(|| BuildError::Unsupported {
-                feature: format!("the address {HOST_GATEWAY} for the host {host:?}: it does not tell its host's address"),
+                feature: format!("the address {HOST_GATEWAY} for the host {host:?}: the endpoint does not report its host's address"),
                 endpoint: capabilities.endpoint().to_owned(),
                 help: "write the address itself".to_owned(),
             })?
@@ -350,19 +359,19 @@ pub(crate) fn cache_options(request: &BuildRequest) -> bk::CacheOptions {
     }
 }
 
-/// Returns the name of an export's exporter at this endpoint, and its attributes.
-pub(crate) fn exporter(export: &Export, kind: EndpointKind) -> bk::Exporter {
+/// Builds the exporter of an export for this kind of endpoint, with its attributes.
+pub(crate) fn build_exporter(export: &Export, kind: EndpointKind) -> bk::Exporter {
     let (name, attrs) = match export {
         Export::Image(image) => (image_exporter(kind), image_attrs(image)),
         Export::Load { names, .. } => match kind {
-            EndpointKind::Buildkitd => ("docker", named(names)),
+            EndpointKind::Buildkitd => ("docker", name_attrs(names)),
             EndpointKind::EngineContainerdStore | EndpointKind::EngineClassicStore => {
-                (image_exporter(kind), named(names))
+                (image_exporter(kind), name_attrs(names))
             }
         },
         Export::Local { .. } => ("local", Attrs::new()),
         Export::Tar(_) => ("tar", Attrs::new()),
-        Export::Oci { names, .. } => ("oci", named(names)),
+        Export::Oci { names, .. } => ("oci", name_attrs(names)),
     };
     bk::Exporter {
         r#type: name.to_owned(),
@@ -370,7 +379,8 @@ pub(crate) fn exporter(export: &Export, kind: EndpointKind) -> bk::Exporter {
     }
 }
 
-/// An engine's own exporter registers the image at the engine; the plain one does not.
+/// Returns the exporter of images. An engine's own exporter registers the image at the engine; the
+/// plain one does not.
 fn image_exporter(kind: EndpointKind) -> &'static str {
     match kind {
         EndpointKind::Buildkitd => "image",
@@ -378,7 +388,7 @@ fn image_exporter(kind: EndpointKind) -> &'static str {
     }
 }
 
-fn named(names: &[String]) -> Attrs {
+fn name_attrs(names: &[String]) -> Attrs {
     if names.is_empty() {
         Attrs::new()
     } else {
@@ -388,7 +398,7 @@ fn named(names: &[String]) -> Attrs {
 
 fn image_attrs(image: &ImageExport) -> Attrs {
     let mut attrs: Attrs = image.attrs.clone().into_iter().collect();
-    attrs.extend(named(&image.names));
+    attrs.extend(name_attrs(&image.names));
     for (key, on) in [
         ("push", image.push),
         ("push-by-digest", image.push_by_digest),
@@ -401,8 +411,9 @@ fn image_attrs(image: &ImageExport) -> Attrs {
     attrs
 }
 
-/// A reference as a Dockerfile's author would write it, which is how the frontend looks a named context up.
-pub fn familiar(reference: &str) -> &str {
+/// Returns a reference in the short form of Dockerfiles. The frontend looks up named contexts in
+/// this form.
+pub fn familiar_name(reference: &str) -> &str {
     let short = without_digest(reference);
     let short = short
         .strip_prefix("docker.io/")
@@ -410,8 +421,9 @@ pub fn familiar(reference: &str) -> &str {
     short.strip_suffix(":latest").unwrap_or(short)
 }
 
-/// Holds the frontend of a `# syntax=` line to its pin. Endpoints ask for it before they apply a policy.
-pub(crate) fn hold_syntax(request: &mut BuildRequest, helpers: &HelperImages) {
+/// Sets the frontend of a `# syntax=` line to its pinned digest. Endpoints fetch the frontend
+/// before they apply a policy.
+pub(crate) fn pin_frontend(request: &mut BuildRequest, helpers: &HelperImages) {
     let Some(name) = helpers
         .frontend
         .as_deref()
@@ -422,24 +434,25 @@ pub(crate) fn hold_syntax(request: &mut BuildRequest, helpers: &HelperImages) {
     let pin = request
         .pins
         .iter()
-        .find(|pin| familiar(without_digest(&pin.reference)) == familiar(name));
+        .find(|pin| familiar_name(without_digest(&pin.reference)) == familiar_name(name));
     if let Some(pin) = pin {
-        let held = format!("{}@{}", without_digest(&pin.reference), pin.digest);
-        request.syntax = Some(held);
+        let pinned = format!("{}@{}", without_digest(&pin.reference), pin.digest);
+        request.syntax = Some(pinned);
     }
 }
 
-/// The reference without a digest.
+/// Returns the reference without a digest.
 fn without_digest(reference: &str) -> &str {
     reference.split('@').next().unwrap_or(reference)
 }
 
-/// Returns the rules for images and addresses, and a policy that turns each pinned reference into one with its digest.
-/// An engine's BuildKit applies policies only after it has resolved the tag, when no reference matches any more; there
-/// pins are named contexts too, which come before everything.
+/// Returns the policy of a request: the rules for images and addresses, and one that converts each
+/// pinned reference to its digest. An engine's BuildKit applies policies only after it resolves the
+/// tag, so no reference matches. For an engine, pins are therefore also named contexts, which take
+/// precedence.
 pub(crate) fn source_policy(request: &BuildRequest) -> Option<sourcepolicy::Policy> {
     let mut rules = sources::image_rules(&request.images);
-    rules.extend(sources::rules(request.sources));
+    rules.extend(sources::address_rules(request.sources));
     rules.extend(sources::file_rules(&request.files));
     if request.pins.is_empty() && rules.is_empty() {
         return None;
@@ -465,7 +478,7 @@ pub(crate) fn source_policy(request: &BuildRequest) -> Option<sourcepolicy::Poli
     })
 }
 
-/// Images that the build needs beside those in the Dockerfile's instructions.
+/// Returns the images that the build needs in addition to those in the Dockerfile's instructions.
 pub(crate) fn helper_images(request: &BuildRequest, dockerfile: Option<&[u8]>) -> HelperImages {
     let image = |line: String| line.split_whitespace().next().map(str::to_owned);
     let from_file = || dockerfile.and_then(syntax_line).and_then(image);

@@ -1,7 +1,7 @@
-//! What a finished build used, from the endpoint's own record of it.
+//! Sources of a finished build, from the endpoint's own history.
 //!
-//! BuildKit writes provenance for every build into its history, whether or not the image carries it, and
-//! hands out the blob through the content store that the same address serves.
+//! BuildKit writes provenance for every build into its history, even if the image has none. It
+//! serves the blob through the content store at the same address.
 
 use std::time::Duration;
 
@@ -17,9 +17,9 @@ use crate::provenance::{ProvenanceError, UsedSource, parse_provenance};
 use crate::transport::MAX_MESSAGE;
 
 const PREDICATE_TYPE: &str = "in-toto.io/predicate-type";
-/// How long a record may take to appear after its build has ended.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// Bytes of provenance that are read; one of a large build has a few hundred thousand.
+/// Maximum time until the record of a finished build appears.
+const RECORD_TIMEOUT: Duration = Duration::from_secs(2);
+/// Maximum size of provenance, in bytes. That of a large build has a few hundred thousand.
 const MAX_PROVENANCE: usize = 32 * 1024 * 1024;
 
 #[derive(Debug, thiserror::Error)]
@@ -36,12 +36,12 @@ pub(crate) enum HistoryError {
     Provenance(#[from] ProvenanceError),
 }
 
-/// What the build used, over all its platforms; sorted, without duplicates.
+/// Returns the sources of the build over all its platforms, sorted and without duplicates.
 pub(crate) async fn used_sources(
     channel: &Channel,
     build_ref: &str,
 ) -> Result<Vec<UsedSource>, HistoryError> {
-    let record = record(channel, build_ref).await?;
+    let record = find_record(channel, build_ref).await?;
     let descriptors = provenance_blobs(&record);
     if descriptors.is_empty() {
         return Err(HistoryError::NoProvenance);
@@ -57,9 +57,13 @@ pub(crate) async fn used_sources(
     Ok(used)
 }
 
-async fn record(channel: &Channel, build_ref: &str) -> Result<BuildHistoryRecord, HistoryError> {
+async fn find_record(
+    channel: &Channel,
+    build_ref: &str,
+) -> Result<BuildHistoryRecord, HistoryError> {
     let mut control = ControlClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE);
-    // Not an early exit: the record may be written a moment after the build's end, and is then sent as an event.
+    // The request does not exit early. BuildKit may write the record a moment after the end of the
+    // build, and then sends it as an event.
     let request = BuildHistoryRequest {
         r#ref: build_ref.to_owned(),
         ..BuildHistoryRequest::default()
@@ -75,7 +79,7 @@ async fn record(channel: &Channel, build_ref: &str) -> Result<BuildHistoryRecord
         }
         Err(HistoryError::NoRecord)
     };
-    tokio::time::timeout(PATIENCE, search)
+    tokio::time::timeout(RECORD_TIMEOUT, search)
         .await
         .unwrap_or(Err(HistoryError::NoRecord))
 }
@@ -98,7 +102,7 @@ fn provenance_blobs(record: &BuildHistoryRecord) -> Vec<&Descriptor> {
 }
 
 async fn read_blob(channel: &Channel, digest: &str) -> Result<Vec<u8>, HistoryError> {
-    let mut pieces = content::open(channel, digest, 0, 0).await?;
+    let mut pieces = content::open_blob(channel, digest, 0, 0).await?;
     let mut blob = Vec::new();
     while let Some(piece) = pieces.message().await? {
         if blob.len() + piece.data.len() > MAX_PROVENANCE {

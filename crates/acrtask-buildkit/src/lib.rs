@@ -1,5 +1,6 @@
-//! A BuildKit client: connects to a buildkitd or to the BuildKit inside a Docker Engine, asks what it can do, and
-//! runs builds on it, serving files, credentials, secrets and SSH agents while they run.
+//! BuildKit client: connects to a buildkitd or to the BuildKit inside a Docker Engine, queries its
+//! capabilities, and runs builds. It serves files, credentials, secrets and SSH agents during a
+//! build.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -8,22 +9,28 @@
 //! let client = Client::connect(Endpoint::parse("docker://")?).await?;
 //! let mut request = BuildRequest::new(BuildContext::Local { dir: ".".into() });
 //! request.exports = vec![Export::Load { names: vec!["hello:1".into()], archive: None }];
-//! let (events, mut told) = tokio::sync::mpsc::channel(64);
-//! tokio::spawn(async move { while let Some(event) = told.recv().await { println!("{event:?}") } });
+//! let (events, mut received) = tokio::sync::mpsc::channel(64);
+//! tokio::spawn(async move {
+//!     while let Some(event) = received.recv().await { println!("{event:?}") }
+//! });
 //! let outcome = client.build(request, events, Default::default()).await?;
 //! println!("{:?}", outcome.image_digest);
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! Where to look: `endpoint` and `transport` connect; `capabilities` asks; `frontend` turns a request into BuildKit's
-//! attributes, and is pure; `session` is what the builder calls back, with `filesync` as its largest part; `solve`
-//! runs a build; `status`, `error`, `provenance` and `history` read what comes back.
+//! Modules: `endpoint` and `transport` connect. `capabilities` queries the endpoint. `frontend`
+//! converts a request to BuildKit's attributes, and is pure. `session` serves the requests of the
+//! builder; `filesync` is its largest part. `solve` runs a build. `status`, `error`, `provenance`
+//! and `history` parse the responses.
 //!
-//! Invariants: what an endpoint cannot do is refused by name before anything runs; every event is delivered before the outcome; a canceled
-//! build has been told to stop before `build` returns; secrets are only in unprintable types.
+//! Invariants:
+//! - A request that the endpoint does not support is refused by name before anything runs.
+//! - Every event is delivered before the outcome.
+//! - A canceled build is asked to stop before `build` returns.
+//! - Secrets are only in types without a printable form.
 //!
-//! Left out: building from a low-level graph (LLB), interactive containers.
+//! Left out: builds from a low-level graph (LLB), interactive containers.
 
 mod blob_source;
 mod capabilities;
@@ -55,7 +62,7 @@ pub use endpoint::{Endpoint, EndpointError, TlsFiles};
 pub use error::{BuildError, BuildFailure, ConnectError};
 pub use excerpt::SourceExcerpt;
 pub use filesync::{BadPattern, PatternSet};
-pub use frontend::{DEFAULT_SCANNER, familiar};
+pub use frontend::{DEFAULT_SCANNER, familiar_name};
 pub use provenance::{ProvenanceError, UsedSource, parse_provenance};
 pub use prune::{CacheLimit, PruneError, PrunedCache};
 pub use request::{
@@ -69,12 +76,12 @@ pub use session::{
 pub use sources::{AllowedImage, SourceAddresses, SourceFiles, SourceImages, VerifiedFile};
 pub use status::{BuildEvent, Log, Progress, Vertex, Warning};
 
-/// Returns a namespace that no other build has: for one that publishes how it was built.
-pub fn one_time_namespace() -> acrtask_model::CacheNamespace {
+/// Returns a namespace that no other build uses, for a build that publishes its instructions.
+pub fn single_use_namespace() -> acrtask_model::CacheNamespace {
     acrtask_model::CacheNamespace::from_bytes(rand::random())
 }
 
-/// 25 characters that nobody guesses, in the alphabet of BuildKit's own ids.
+/// Returns 25 unguessable characters in the alphabet of BuildKit's own ids.
 fn random_id() -> String {
     const ALPHABET: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
     (0..25)

@@ -1,7 +1,8 @@
-//! What a build really used, read from SLSA provenance.
+//! Sources of a build, from SLSA provenance.
 //!
-//! Both generations are read (v0.2 with `materials`, v1 with `resolvedDependencies`), as a whole in-toto statement or
-//! as the bare predicate, which is how BuildKit's history keeps it.
+//! The parser accepts both generations (v0.2 with `materials`, v1 with `resolvedDependencies`), as
+//! a complete in-toto statement or as the predicate alone. BuildKit's history contains the
+//! predicate alone.
 
 use std::collections::BTreeSet;
 
@@ -9,28 +10,29 @@ use serde_json::Value;
 
 use crate::{definition, frontend};
 
-/// Something that went into a build.
+/// Source of a build.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct UsedSource {
-    /// An image as `name:tag`, or the URL of anything else.
+    /// Image as `name:tag`, or the URL of another source.
     pub reference: String,
-    /// `sha256:…` (images, files) or `sha1:…` (git commits); empty when the provenance has none.
+    /// `sha256:…` (images, files) or `sha1:…` (git commits). Empty if the provenance has none.
     pub digest: String,
-    /// `linux/amd64`, for images.
+    /// Platform of an image: `linux/amd64`.
     pub platform: Option<String>,
-    /// The URI as the provenance has it; for images a package URL.
+    /// URI from the provenance. For images a package URL.
     pub purl: String,
-    /// `true` if the file system of the build's result begins with this image. `None` if the provenance does not say.
+    /// `true` if the result of the build is based on this image. `None` if the provenance does not
+    /// contain this information.
     pub is_base: Option<bool>,
 }
 
 impl UsedSource {
-    /// Whether this is a container image.
+    /// Returns `true` if the source is a container image.
     pub fn is_image(&self) -> bool {
         self.purl.starts_with("pkg:docker/") || self.purl.starts_with("pkg:oci/")
     }
 
-    /// From a reference with a digest, as the names of a build's steps have it.
+    /// Parses a reference with a digest, as in the names of a build's steps.
     pub(crate) fn from_pinned(pinned: &str) -> Option<Self> {
         let (reference, digest) = pinned.split_once('@')?;
         Some(Self {
@@ -43,34 +45,34 @@ impl UsedSource {
     }
 }
 
-/// The text is not provenance.
+/// Error for a text that is not provenance.
 #[derive(Debug, thiserror::Error)]
 pub enum ProvenanceError {
-    /// Not JSON.
+    /// The text is not JSON.
     #[error("the provenance is not JSON")]
     Json(#[from] serde_json::Error),
-    /// JSON, but no list of what was used.
+    /// The JSON has no list of sources.
     #[error("the provenance has neither `materials` (SLSA v0.2) nor `buildDefinition` (SLSA v1)")]
     Unknown,
 }
 
-/// Reads an in-toto statement or its bare predicate. Sorted, without duplicates.
+/// Parses an in-toto statement or its predicate. The result is sorted, without duplicates.
 pub fn parse_provenance(json: &[u8]) -> Result<Vec<UsedSource>, ProvenanceError> {
     let value: Value = serde_json::from_slice(json)?;
     let predicate = value.get("predicate").unwrap_or(&value);
-    let nothing = Vec::new();
+    let empty = Vec::new();
     let dependencies = match (predicate.get("buildDefinition"), predicate.get("materials")) {
         (Some(definition), _) => definition
             .get("resolvedDependencies")
             .and_then(Value::as_array)
-            .unwrap_or(&nothing),
-        (None, Some(materials)) => materials.as_array().unwrap_or(&nothing),
-        // A build from scratch has no materials and may leave the key out.
-        (None, None) if predicate.get("buildType").is_some() => &nothing,
+            .unwrap_or(&empty),
+        (None, Some(materials)) => materials.as_array().unwrap_or(&empty),
+        // A build from scratch has no materials and may omit the key.
+        (None, None) if predicate.get("buildType").is_some() => &empty,
         (None, None) => return Err(ProvenanceError::Unknown),
     };
-    let mut sources: Vec<UsedSource> = dependencies.iter().filter_map(source).collect();
-    if let Some(bases) = definition::bases(predicate) {
+    let mut sources: Vec<UsedSource> = dependencies.iter().filter_map(parse_source).collect();
+    if let Some(bases) = definition::find_bases(predicate) {
         mark_bases(&mut sources, &bases);
     }
     sources.sort();
@@ -78,9 +80,10 @@ pub fn parse_provenance(json: &[u8]) -> Result<Vec<UsedSource>, ProvenanceError>
     Ok(sources)
 }
 
-/// Says of each image whether it is one of `bases`. Says nothing if one of these is not among the sources.
+/// Sets `is_base` of all images. Changes nothing if one of the `bases` is not among the sources.
 ///
-/// Two names may have one digest, so a name counts where it is among the sources.
+/// Two names may have the same digest. A name therefore takes precedence if it is among the
+/// sources.
 fn mark_bases(sources: &mut [UsedSource], bases: &BTreeSet<String>) {
     let mut is_base = vec![false; sources.len()];
     for base in bases {
@@ -89,7 +92,8 @@ fn mark_bases(sources: &mut [UsedSource], bases: &BTreeSet<String>) {
             source.is_image() && (digest.is_empty() || digest == source.digest)
         };
         let of_name = |source: &UsedSource| {
-            of_digest(source) && frontend::familiar(name) == frontend::familiar(&source.reference)
+            of_digest(source)
+                && frontend::familiar_name(name) == frontend::familiar_name(&source.reference)
         };
         let is_named = sources.iter().any(of_name);
         if !is_named && (digest.is_empty() || !sources.iter().any(of_digest)) {
@@ -108,7 +112,7 @@ fn mark_bases(sources: &mut [UsedSource], bases: &BTreeSet<String>) {
     }
 }
 
-fn source(dependency: &Value) -> Option<UsedSource> {
+fn parse_source(dependency: &Value) -> Option<UsedSource> {
     let uri = dependency.get("uri")?.as_str()?;
     let digest = dependency
         .get("digest")
@@ -192,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn both_generations_say_the_same() {
+    fn both_generations_have_the_same_result() {
         let dependencies = json!([
             {"uri": "pkg:docker/127.0.0.1:5000/base/busybox@1.36?platform=linux%2Famd64", "digest": {"sha256": "aa"}},
             {"uri": "pkg:docker/alpine@3.20?digest=sha256:bb&platform=linux%2Farm64", "digest": {"sha256": "bb"}},
@@ -231,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn bases_are_marked() {
+    fn parse_provenance_marks_bases() {
         let materials = json!([
             {"uri": "pkg:docker/r.io/base@1?digest=sha256:aa", "digest": {"sha256": "aa"}},
             {"uri": "pkg:docker/r.io/tools@1?digest=sha256:bb", "digest": {"sha256": "bb"}},
@@ -260,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn two_names_of_one_digest_are_told_apart() {
+    fn two_names_of_one_digest_are_distinguished() {
         let materials = json!([
             {"uri": "pkg:docker/r.io/base@1?digest=sha256:aa", "digest": {"sha256": "aa"}},
             {"uri": "pkg:docker/r.io/tools@1?digest=sha256:aa", "digest": {"sha256": "aa"}},
@@ -278,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_build_from_scratch_used_nothing() {
+    fn build_from_scratch_has_no_sources() {
         assert_eq!(
             parse(&json!({"buildType": "https://mobyproject.org/buildkit@v1"})),
             []
@@ -287,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn other_documents_are_refused() {
+    fn parse_provenance_refuses_other_documents() {
         assert!(matches!(
             parse_provenance(b"{"),
             Err(ProvenanceError::Json(_))

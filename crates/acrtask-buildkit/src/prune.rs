@@ -1,6 +1,7 @@
-//! Removing records from an endpoint's cache.
+//! Removal of records from the cache of an endpoint.
 //!
-//! BuildKit does not record who made an entry: other users of the endpoint lose theirs too. It keeps what a build uses.
+//! BuildKit does not record the owner of an entry, so pruning also removes entries of other users
+//! of the endpoint. It keeps the entries of running builds.
 
 use std::time::Duration;
 
@@ -11,12 +12,12 @@ use tonic::Status;
 use crate::client::Client;
 use crate::transport::MAX_MESSAGE;
 
-/// Cache entries to remove.
+/// Selection of the cache entries to remove.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CacheLimit {
-    /// Entries that no build used for this time.
+    /// Entries that were unused for this time.
     Unused(Duration),
-    /// The entries unused for longest, until the cache takes at most this many bytes.
+    /// Least recently used entries, until the cache takes at most this many bytes.
     Bytes(u64),
 }
 
@@ -25,31 +26,31 @@ pub enum CacheLimit {
 pub struct PrunedCache {
     /// Number of entries.
     pub entries: u64,
-    /// Their size in bytes.
+    /// Size of the entries, in bytes.
     pub bytes: u64,
 }
 
-/// The endpoint did not remove cache entries.
+/// Error of removing cache entries.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot remove entries of BuildKit's cache")]
 pub struct PruneError(#[from] Status);
 
 impl CacheLimit {
-    fn request(self) -> PruneRequest {
+    fn to_request(self) -> PruneRequest {
         let request = PruneRequest {
             all: true,
             ..PruneRequest::default()
         };
         match self {
             Self::Unused(time) => PruneRequest {
-                // 0 would be every entry.
+                // 0 would select every entry.
                 keep_duration: i64::try_from(time.as_nanos()).unwrap_or(i64::MAX).max(1),
                 ..request
             },
             Self::Bytes(bytes) => {
                 let bytes = i64::try_from(bytes).unwrap_or(i64::MAX).max(1);
                 PruneRequest {
-                    // Older versions know the first one alone, as the bytes to keep.
+                    // Older versions support only this field, as the number of bytes to keep.
                     reserved_space: bytes,
                     max_used_space: bytes,
                     ..request
@@ -60,11 +61,11 @@ impl CacheLimit {
 }
 
 impl Client {
-    /// Removes cache entries beyond `limit`, and returns what was removed.
+    /// Removes cache entries beyond `limit`. Returns their number and size.
     pub async fn prune_cache(&self, limit: CacheLimit) -> Result<PrunedCache, PruneError> {
         let mut control =
             ControlClient::new(self.inner.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
-        let mut records = control.prune(limit.request()).await?.into_inner();
+        let mut records = control.prune(limit.to_request()).await?.into_inner();
         let mut pruned = PrunedCache::default();
         while let Some(record) = records.message().await? {
             pruned.entries += 1;
@@ -79,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_limit_means_every_entry() {
+    fn to_request_never_selects_every_entry() {
         let limits = [
             CacheLimit::Unused(Duration::ZERO),
             CacheLimit::Unused(Duration::MAX),
@@ -87,7 +88,7 @@ mod tests {
             CacheLimit::Bytes(u64::MAX),
         ];
         for limit in limits {
-            let request = limit.request();
+            let request = limit.to_request();
             let is_unlimited = request.keep_duration == 0 && request.reserved_space == 0;
             assert!(!is_unlimited && request.filter.is_empty(), "{request:?}");
             assert!(

@@ -15,55 +15,59 @@ use crate::{SourceAddresses, SourceFiles, SourceImages};
 
 /// Request for a build. Start from [`BuildRequest::new`] and set the fields that differ.
 pub struct BuildRequest {
-    /// The files that `COPY` and `ADD` see.
+    /// Files that `COPY` and `ADD` can use.
     pub context: BuildContext,
-    /// The Dockerfile.
+    /// Location of the Dockerfile.
     pub dockerfile: DockerfileSource,
-    /// The stage to build; the last one when `None`.
+    /// Stage to build. `None`: the last one.
     pub target: Option<String>,
-    /// `linux/amd64`, `linux/arm64/v8`; the builder's own when empty.
+    /// Platforms: `linux/amd64`, `linux/arm64/v8`. Empty: the builder's own.
     pub platforms: Vec<String>,
-    /// Values for `ARG`. One without a value is taken from this process' environment, and left out when it is not there.
+    /// Values for `ARG`. `None`: the variable of this process' environment. The argument is omitted
+    /// if the variable does not exist.
     pub build_args: Vec<(String, Option<String>)>,
     /// Labels of the image.
     pub labels: BTreeMap<String, String>,
     /// Parts that must not come from the cache.
     pub no_cache: NoCache,
-    /// Take bases from their registries alone. Else an engine's store is asked for what a registry does not have.
+    /// Fetch bases from their registries only. Otherwise the builder also searches an engine's
+    /// store.
     pub pull: bool,
-    /// `host` and address for the hosts file of `RUN`; the address `host-gateway` is the engine's host.
+    /// Host and address for the hosts file of `RUN`. The address `host-gateway` is the engine's
+    /// host.
     pub add_hosts: Vec<(String, String)>,
-    /// The network of `RUN`.
+    /// Network of `RUN`.
     pub network: Network,
-    /// Bytes of `/dev/shm` in `RUN`.
+    /// Size of `/dev/shm` in `RUN`, in bytes.
     pub shm_size: Option<u64>,
-    /// `nofile=1024:4096`.
+    /// Limits of `RUN`: `nofile=1024:4096`.
     pub ulimits: Vec<String>,
-    /// The cgroup that `RUN` is put under.
+    /// Parent cgroup of `RUN`.
     pub cgroup_parent: Option<String>,
-    /// Further contexts, by name.
+    /// Additional contexts by name.
     pub named_contexts: BTreeMap<String, NamedContext>,
     /// Secrets that `RUN --mount=type=secret` may use.
     pub secrets: Vec<BuildSecret>,
     /// Agents that `RUN --mount=type=ssh` may use.
     pub ssh: Vec<SshSource>,
-    /// Caches to use.
+    /// Caches to import.
     pub cache_imports: Vec<CacheSpec>,
-    /// Caches to use whose blobs come from this program.
+    /// Caches to import with blobs from this program.
     pub provided_caches: Vec<ProvidedImage>,
-    /// Caches to write.
+    /// Caches to export.
     pub cache_exports: Vec<CacheSpec>,
-    /// Provenance that the image carries. The outcome lists the sources of the build in any case.
+    /// Provenance of the image. The outcome always lists the sources of the build.
     pub provenance: Provenance,
-    /// Attributes of an SBOM attestation (`generator=IMAGE`, or nothing for the default scanner); no SBOM when `None`.
+    /// Attributes of an SBOM attestation: `generator=IMAGE`, or empty for the default scanner.
+    /// `None`: no SBOM.
     pub sbom: Option<String>,
-    /// A frontend image in place of the Dockerfile's `# syntax=` line.
+    /// Frontend image that replaces the Dockerfile's `# syntax=` line.
     pub syntax: Option<String>,
-    /// References that must be taken at exactly this digest.
+    /// References that must resolve to exactly this digest.
     pub pins: Vec<SourcePin>,
-    /// Destinations of the result. Empty: it is built and cached alone.
+    /// Destinations of the result. Empty: the result is only built and cached.
     pub exports: Vec<Export>,
-    /// Namespaces of the caches. `None`: those of all builds without namespaces.
+    /// Namespaces of the caches. `None`: the namespace of all builds without one.
     pub cache_namespaces: Option<CacheNamespaces>,
     /// Addresses of files that the builder may fetch.
     pub sources: SourceAddresses,
@@ -75,13 +79,13 @@ pub struct BuildRequest {
     pub frontends: Frontends,
     /// Credentials for registries.
     pub credentials: Arc<dyn Credentials>,
-    /// Key of a context that is synchronized repeatedly. With the same key, only changes are
-    /// sent. `None`: a key of the context folder's path.
+    /// Key of a context that is synchronized repeatedly. With the same key, only changes are sent.
+    /// `None`: a key derived from the path of the context folder.
     pub shared_key: Option<String>,
 }
 
 impl BuildRequest {
-    /// A build of the context's own `Dockerfile`, with the result nowhere.
+    /// Creates a request for the context's own `Dockerfile`, without a destination of the result.
     pub fn new(context: BuildContext) -> Self {
         Self {
             context,
@@ -119,19 +123,19 @@ impl BuildRequest {
     }
 }
 
-/// The files that `COPY` and `ADD` see.
+/// Files that `COPY` and `ADD` can use.
 #[derive(Debug, Clone)]
 pub enum BuildContext {
-    /// A folder of this machine.
+    /// Folder of this machine.
     Local {
-        /// The folder.
+        /// Path of the folder.
         dir: PathBuf,
     },
-    /// Something that the builder fetches itself: a git or http URL.
+    /// URL that the builder fetches itself: git or http.
     Remote {
-        /// `https://example.com/r.git#branch:folder`.
+        /// URL of the context: `https://example.com/r.git#branch:folder`.
         url: String,
-        /// For a private git repository.
+        /// Token for a private git repository.
         git_token: Option<Secret>,
     },
     /// No files.
@@ -141,58 +145,58 @@ pub enum BuildContext {
 /// Location of the Dockerfile.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DockerfileSource {
-    /// A path relative to the context.
+    /// Path relative to the context.
     InContext(String),
-    /// A file of this machine.
+    /// File of this machine.
     Local {
         /// Folder of the file, and of its own `NAME.dockerignore`.
         dir: PathBuf,
         /// Name of the file.
         name: String,
     },
-    /// The text itself.
+    /// Text of the Dockerfile.
     Inline(Vec<u8>),
 }
 
 /// Parts of a build that must not come from the cache.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum NoCache {
-    /// All stages may.
+    /// All stages may use the cache.
     #[default]
     UseCache,
-    /// No stage may.
+    /// No stage may use the cache.
     All,
-    /// These stages may not.
+    /// These stages must not use the cache.
     Stages(Vec<String>),
 }
 
-/// The network of `RUN`.
+/// Network of `RUN`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Network {
-    /// The builder's sandbox network.
+    /// Sandbox network of the builder.
     #[default]
     Default,
-    /// The builder's host; needs the entitlement `network.host` there.
+    /// Network of the builder's host. Requires the entitlement `network.host` at the builder.
     Host,
-    /// None.
+    /// No network.
     None,
 }
 
-/// A further context, which the Dockerfile names in `FROM` or `COPY --from`.
+/// Additional context, which the Dockerfile names in `FROM` or `COPY --from`.
 #[derive(Debug, Clone)]
 pub enum NamedContext {
-    /// A folder of this machine.
+    /// Folder of this machine.
     Local(PathBuf),
-    /// `docker-image://…`, a git or http URL, `target:…`.
+    /// Reference for the builder: `docker-image://…`, a git or http URL, `target:…`.
     Reference(String),
-    /// An image in a folder with OCI layout.
+    /// Image in a folder with OCI layout.
     OciLayout {
-        /// The folder.
+        /// Path of the folder.
         dir: PathBuf,
-        /// The image's digest; the one that the index names when `None`.
+        /// Digest of the image. `None`: the one that the index names.
         digest: Option<String>,
     },
-    /// An image whose blobs come from this program.
+    /// Image with blobs from this program.
     Provided(ProvidedImage),
 }
 
@@ -202,49 +206,52 @@ pub enum Frontends {
     /// Every image that a `# syntax=` line names.
     #[default]
     Any,
-    /// The builder's own, and those of [`OFFICIAL_FRONTENDS`]. Another one can read a cache that the request does not
-    /// name, and so decide layers of other builds.
+    /// The builder's own frontend, and those of [`OFFICIAL_FRONTENDS`]. Another frontend can use a
+    /// cache that the request does not name, and thereby decide layers of other builds.
     Official,
 }
 
 /// Repositories with the frontends of BuildKit's own authors, all on Docker Hub.
 pub const OFFICIAL_FRONTENDS: [&str; 2] = ["docker/dockerfile", "docker/dockerfile-upstream"];
 
-/// A cache, as `docker build` writes it: `type=registry,ref=…`.
+/// Cache in the syntax of `docker build`: `type=registry,ref=…`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheSpec {
-    /// `registry`, `inline`, `local`, or what else the builder knows.
+    /// Kind of the cache: `registry`, `inline`, `local`, or another kind that the builder supports.
     pub kind: String,
-    /// `ref`, `mode`, `dest`, `src` and so on.
+    /// Attributes: `ref`, `mode`, `dest`, `src` and so on.
     pub attrs: BTreeMap<String, String>,
 }
 
-/// Provenance that an image carries.
+/// Provenance of an image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Provenance {
-    /// None.
+    /// No provenance.
     Off,
-    /// The sources, without the build's arguments. For builds with confidential arguments.
+    /// Sources without the build's arguments. For builds with confidential arguments.
     Min,
-    /// Everything, the values of build arguments included, where the endpoint can attach it.
+    /// All information, including the values of build arguments, if the endpoint can attach it.
     #[default]
     Max,
-    /// Attributes as `docker build --provenance` takes them. Refused where the endpoint cannot attach it.
+    /// Attributes as in `docker build --provenance`. Refused if the endpoint cannot attach
+    /// provenance.
     Attrs(String),
 }
 
 impl Provenance {
-    /// Returns `true` if it lists the arguments of the build, the hosts of its `RUN`s among them.
+    /// Returns `true` if the provenance lists the arguments of the build, including the hosts of
+    /// its `RUN`s.
     pub fn lists_hosts(&self) -> bool {
         *self != Self::Off
     }
 
-    /// Returns `true` if it lists each instruction of the builder, the ids of cache mounts among them.
+    /// Returns `true` if the provenance lists each instruction of the builder, including the ids of
+    /// cache mounts.
     pub fn lists_instructions(&self) -> bool {
         match self {
             Self::Off | Self::Min => false,
             Self::Max => true,
-            // A builder takes one of several modes.
+            // If there are several modes, a builder uses one of them.
             Self::Attrs(attrs) => {
                 let attrs = attrs.split(',').map(str::trim);
                 let mut modes = attrs.filter_map(|attr| attr.strip_prefix("mode="));
@@ -254,7 +261,7 @@ impl Provenance {
     }
 }
 
-/// The names under which a builder keeps what a build may use again.
+/// Namespaces of a builder's caches. Builds with the same namespace share a cache.
 #[derive(Debug, Clone)]
 pub struct CacheNamespaces {
     /// Namespace of cache mounts.
@@ -263,35 +270,36 @@ pub struct CacheNamespaces {
     pub layers: CacheNamespace,
 }
 
-/// A reference that must be taken at exactly this digest.
+/// Reference that must resolve to exactly this digest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourcePin {
-    /// `docker.io/library/busybox:1.36`, normalized.
+    /// Normalized reference: `docker.io/library/busybox:1.36`.
     pub reference: String,
-    /// `sha256:…`.
+    /// Digest: `sha256:…`.
     pub digest: String,
 }
 
 /// Destination of the result.
 #[derive(Debug)]
 pub enum Export {
-    /// An image: into the endpoint's own store, and with `push` to the registry that its names say.
+    /// Image in the endpoint's own store, and with `push` also in the registry of its names.
     Image(ImageExport),
-    /// Into a Docker Engine's store. The engine's own BuildKit does it itself; a separate buildkitd writes what `docker load` reads to the sink.
+    /// Image in the store of a Docker Engine. The engine's own BuildKit stores it. A separate
+    /// buildkitd writes an archive for `docker load` to the sink.
     Load {
         /// Names with tags.
         names: Vec<String>,
         /// Destination of a separate buildkitd's archive.
         archive: Option<Sink>,
     },
-    /// The file system of the result, as a folder.
+    /// File system of the result, as a folder.
     Local {
-        /// The folder; what is there is merged with.
+        /// Path of the folder. Existing files are merged with the result.
         dir: PathBuf,
     },
-    /// The file system of the result, as a tar.
+    /// File system of the result, as a tar archive.
     Tar(Sink),
-    /// The image as a tar in OCI layout.
+    /// Image as a tar archive in OCI layout.
     Oci {
         /// Names with tags.
         names: Vec<String>,
@@ -300,26 +308,26 @@ pub enum Export {
     },
 }
 
-/// An image export.
+/// Export of an image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ImageExport {
-    /// Names with tags; with `push_by_digest` without.
+    /// Names with tags. With `push_by_digest`, names without tags.
     pub names: Vec<String>,
     /// Push to the registries of the names.
     pub push: bool,
     /// Push without tags.
     pub push_by_digest: bool,
-    /// Plain HTTP, or a certificate without a known signer.
+    /// Allow plain HTTP, or a certificate of an unknown authority.
     pub insecure: bool,
-    /// Anything else that the exporter knows: `compression`, `annotation.…`, `oci-mediatypes`.
+    /// Other attributes of the exporter: `compression`, `annotation.…`, `oci-mediatypes`.
     pub attrs: BTreeMap<String, String>,
 }
 
-/// Takes the bytes of an archive.
+/// Receiver of an archive.
 pub enum Sink {
-    /// A file; what it held is replaced.
+    /// File, whose content is replaced.
     File(PathBuf),
-    /// Anything else: standard output, a request to an engine.
+    /// Other writer: standard output, or a request to an engine.
     Writer(Pin<Box<dyn AsyncWrite + Send>>),
 }
 

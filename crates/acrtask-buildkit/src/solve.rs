@@ -1,7 +1,8 @@
-//! Runs one build: opens the session, asks BuildKit to solve, follows its status, and reads what came of it.
+//! Execution of one build: opens the session, starts the solve, forwards its status, and collects
+//! the result.
 //!
-//! Order at the end: the solve returns, the session closes, the status stream is read to its end, and only then is the
-//! outcome given back, so that no event comes after it.
+//! The order at the end: the solve returns, the session closes, and the status stream is read to
+//! its end. Only then is the outcome returned, so that no event follows it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -31,12 +32,12 @@ use crate::session::{
     AuthService, BuildSecret, ByteSink, ContentService, FileSendService, Layout, LayoutError,
     SecretService, SecretSource, Services, Session, SshService, Store, Target,
 };
-use crate::status::{self, BuildEvent, Memory};
+use crate::status::{self, BuildEvent, EventSummary};
 use crate::transport::MAX_MESSAGE;
 
-/// How long the status stream may be silent after the solve has ended.
+/// Maximum silence of the status stream after the end of the solve.
 const STATUS_SILENCE: Duration = Duration::from_secs(5);
-/// The same after a cancel, where nobody waits for completeness.
+/// Maximum silence after a cancelation, when completeness does not matter.
 const STATUS_SILENCE_CANCELED: Duration = Duration::from_millis(300);
 const GIT_TOKEN_SECRET: &str = "GIT_AUTH_TOKEN";
 const DEFAULT_TAG: &str = "latest";
@@ -60,18 +61,18 @@ pub(crate) async fn build(
             source,
         });
     }
-    frontend::check(&request, capabilities)?;
+    frontend::check_request(&request, capabilities)?;
     let caches = Caches::prepare(&mut request)?;
     let layouts = named_layouts(&request)?;
     let references = layouts
         .iter()
         .map(|(name, layout)| (name.clone(), layout.reference.clone()))
         .collect();
-    dockerfile::decide_frontend(&mut request)?;
-    let helpers = frontend::helper_images(&request, dockerfile::head(&request).as_deref());
-    frontend::hold_syntax(&mut request, &helpers);
-    let frontend = frontend::frontend(&request, capabilities, &references)?;
-    let trees = trees(&request)?;
+    dockerfile::check_frontend(&mut request)?;
+    let helpers = frontend::helper_images(&request, dockerfile::read_head(&request).as_deref());
+    frontend::pin_frontend(&mut request, &helpers);
+    let frontend = frontend::build_frontend(&request, capabilities, &references)?;
+    let trees = build_trees(&request)?;
     let build_ref = crate::random_id();
     let mut solve = bk::SolveRequest {
         r#ref: build_ref.clone(),
@@ -83,11 +84,11 @@ pub(crate) async fn build(
         exporters: request
             .exports
             .iter()
-            .map(|export| frontend::exporter(export, capabilities.kind))
+            .map(|export| frontend::build_exporter(export, capabilities.kind))
             .collect(),
         ..bk::SolveRequest::default()
     };
-    // Builders older than 0.13 know one exporter only, in fields of its own.
+    // Builders older than 0.13 support only one exporter, in separate fields.
     if let Some(first) = solve.exporters.first() {
         solve.exporter_deprecated.clone_from(&first.r#type);
         solve.exporter_attrs_deprecated.clone_from(&first.attrs);
@@ -125,8 +126,8 @@ pub(crate) async fn build(
     let mut control = ControlClient::new(inner.channel.clone())
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
-    let ended = Ended::default();
-    let follower = tokio::spawn(follow(
+    let ended = SolveEnd::default();
+    let follower = tokio::spawn(follow_status(
         inner.channel.clone(),
         build_ref.clone(),
         events,
@@ -142,14 +143,14 @@ pub(crate) async fn build(
         None => ended.canceled.cancel(),
         Some(_) => ended.finished.cancel(),
     }
-    let mut memory = follower.await.unwrap_or_default();
+    let mut summary = follower.await.unwrap_or_default();
     let response = match solved {
         None => return Err(BuildError::Canceled),
         Some(Ok(response)) => response.into_inner().exporter_response,
         Some(Err(status)) => {
-            return Err(with_tail(
+            return Err(add_log_tail(
                 BuildError::from_status(status, &endpoint, &helpers),
-                &mut memory,
+                &mut summary,
             ));
         }
     };
@@ -157,8 +158,8 @@ pub(crate) async fn build(
     caches
         .exported
         .iter()
-        .try_for_each(|cache| cache.finish(&metadata))?;
-    let used = used(inner, &build_ref, &memory, &helpers).await;
+        .try_for_each(|cache| cache.update_index(&metadata))?;
+    let used = list_sources(inner, &build_ref, &summary, &helpers).await;
     Ok(BuildOutcome {
         image_digest: metadata
             .get("containerimage.digest")
@@ -171,15 +172,15 @@ pub(crate) async fn build(
     })
 }
 
-/// How the solve ended, for the one who follows its status.
+/// Signals of the end of the solve, for the task that reads its status.
 #[derive(Debug, Clone, Default)]
-struct Ended {
+struct SolveEnd {
     finished: CancellationToken,
     canceled: CancellationToken,
 }
 
-impl Ended {
-    /// Waits for the end and then for as long as the status may stay silent.
+impl SolveEnd {
+    /// Waits for the end, and then for the maximum silence of the status.
     async fn silence(&self) {
         tokio::select! {
             () = self.finished.cancelled() => tokio::time::sleep(STATUS_SILENCE).await,
@@ -188,82 +189,84 @@ impl Ended {
     }
 }
 
-/// Passes the status on until the stream ends, or is silent for long after the solve's end.
-async fn follow(
+/// Forwards the status until the stream ends, or until it is silent for too long after the end of
+/// the solve.
+async fn follow_status(
     channel: Channel,
     build_ref: String,
     events: mpsc::Sender<BuildEvent>,
-    ended: Ended,
-) -> Memory {
-    let mut memory = Memory::default();
+    ended: SolveEnd,
+) -> EventSummary {
+    let mut summary = EventSummary::default();
     let mut control = ControlClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
     let stream = tokio::select! {
         stream = control.status(bk::StatusRequest { r#ref: build_ref }) => stream,
-        () = ended.silence() => return memory,
+        () = ended.silence() => return summary,
     };
     let mut stream = match stream {
         Ok(stream) => stream.into_inner(),
         Err(status) => {
-            // The solve failed before there was anything to tell; its own error says why.
-            tracing::debug!(%status, "no status");
-            return memory;
+            // The solve failed before the first status. Its own error contains the reason.
+            tracing::debug!(%status, "received no status");
+            return summary;
         }
     };
     loop {
         let message = tokio::select! {
             message = stream.message() => message,
-            () = ended.silence() => return memory,
+            () = ended.silence() => return summary,
         };
         match message {
             Ok(Some(response)) => {
-                for event in status::events(response) {
-                    memory.note(&event);
-                    // Nobody listening is no reason to stop: the build goes on.
+                for event in status::convert_events(response) {
+                    summary.record(&event);
+                    // A missing receiver does not stop the build.
                     let _ = events.send(event).await;
                 }
             }
-            Ok(None) => return memory,
+            Ok(None) => return summary,
             Err(status) => {
-                tracing::debug!(%status, "the status ended early");
-                return memory;
+                tracing::debug!(%status, "lost the status of a build");
+                return summary;
             }
         }
     }
 }
 
-fn with_tail(mut error: BuildError, memory: &mut Memory) -> BuildError {
+fn add_log_tail(mut error: BuildError, summary: &mut EventSummary) -> BuildError {
     if let BuildError::Failed(failure) = &mut error {
-        failure.vertex = failure.vertex.take().or_else(|| memory.failed_vertex());
+        failure.vertex = failure.vertex.take().or_else(|| summary.failed_vertex());
         if let Some(vertex) = &failure.vertex {
-            failure.log_tail = memory.tail(vertex);
+            failure.log_tail = summary.take_tail(vertex);
         }
     }
     error
 }
 
-async fn used(
+async fn list_sources(
     inner: &Inner,
     build_ref: &str,
-    memory: &Memory,
+    summary: &EventSummary,
     helpers: &HelperImages,
 ) -> Vec<UsedSource> {
-    let named = memory
+    let named = summary
         .named_sources
         .iter()
         .filter_map(|source| UsedSource::from_pinned(source));
     if inner.capabilities.missing(Feature::History).is_none() {
         match history::used_sources(&inner.channel, build_ref).await {
             Ok(mut used) => {
-                // Provenance tells what a frontend asked for, and not of every frontend itself.
-                let of_line = helpers.frontend.as_deref().map(frontend::familiar);
-                let known = |image: &UsedSource| {
-                    let named = frontend::familiar(&image.reference);
+                // Provenance lists the sources that a frontend requested, but not always the
+                // frontend itself.
+                let of_line = helpers.frontend.as_deref().map(frontend::familiar_name);
+                let is_listed = |image: &UsedSource| {
+                    let named = frontend::familiar_name(&image.reference);
                     used.iter()
-                        .any(|one| frontend::familiar(&one.reference) == named)
+                        .any(|source| frontend::familiar_name(&source.reference) == named)
                 };
                 let missing: Vec<UsedSource> = named
-                    .filter(|image| of_line == Some(frontend::familiar(&image.reference)))
-                    .filter(|image| !known(image))
+                    .filter(|image| of_line == Some(frontend::familiar_name(&image.reference)))
+                    .filter(|image| !is_listed(image))
                     .collect();
                 used.extend(missing);
                 return used;
@@ -271,7 +274,7 @@ async fn used(
             Err(error) => {
                 tracing::warn!(
                     error = crate::filesync::error_chain(&error),
-                    "what the build used is read from its steps only"
+                    "reading the sources of a build from its steps only"
                 );
             }
         }
@@ -288,32 +291,32 @@ fn descriptor_digest(metadata: &BTreeMap<String, String>) -> Option<String> {
     descriptor["digest"].as_str().map(str::to_owned)
 }
 
-/// What the builder may ask for by name.
-fn trees(request: &BuildRequest) -> Result<HashMap<String, Tree>, BuildError> {
+/// Returns the folders that the builder may request by name.
+fn build_trees(request: &BuildRequest) -> Result<HashMap<String, Tree>, BuildError> {
     let mut trees = HashMap::new();
-    let nothing = || Tree::Memory(Arc::new([]));
+    let empty = || Tree::Memory(Arc::new([]));
     match &request.context {
         BuildContext::Local { dir } => {
-            trees.insert(CONTEXT.to_owned(), folder(dir)?);
+            trees.insert(CONTEXT.to_owned(), folder_tree(dir)?);
         }
         BuildContext::None => {
-            trees.insert(CONTEXT.to_owned(), nothing());
+            trees.insert(CONTEXT.to_owned(), empty());
         }
         BuildContext::Remote { .. } => {}
     }
     match (&request.dockerfile, &request.context) {
         (DockerfileSource::InContext(path), BuildContext::Local { dir }) => {
             let parent = dockerfile::folder_in_context(dir, path)?;
-            trees.insert(DOCKERFILE.to_owned(), folder(&parent)?);
+            trees.insert(DOCKERFILE.to_owned(), folder_tree(&parent)?);
         }
         (DockerfileSource::InContext(_), BuildContext::Remote { .. }) => {}
         (DockerfileSource::InContext(path), BuildContext::None) => {
             return Err(BuildError::Request(format!(
-                "the Dockerfile {path:?} is to be in the context, and there is none"
+                "the Dockerfile {path:?} must be in the context, but the build has no context"
             )));
         }
         (DockerfileSource::Local { dir, .. }, _) => {
-            trees.insert(DOCKERFILE.to_owned(), folder(dir)?);
+            trees.insert(DOCKERFILE.to_owned(), folder_tree(dir)?);
         }
         (DockerfileSource::Inline(text), _) => {
             trees.insert(
@@ -324,13 +327,13 @@ fn trees(request: &BuildRequest) -> Result<HashMap<String, Tree>, BuildError> {
     }
     for (name, context) in &request.named_contexts {
         if let NamedContext::Local(dir) = context {
-            trees.insert(frontend::local_name(name), folder(dir)?);
+            trees.insert(frontend::local_name(name), folder_tree(dir)?);
         }
     }
     Ok(trees)
 }
 
-fn folder(dir: &Path) -> Result<Tree, BuildError> {
+fn folder_tree(dir: &Path) -> Result<Tree, BuildError> {
     let failed = |source| BuildError::Io {
         action: "use the folder",
         path: dir.to_owned(),
@@ -342,8 +345,9 @@ fn folder(dir: &Path) -> Result<Tree, BuildError> {
     Ok(Tree::Folder(dir.to_owned()))
 }
 
-/// Returns a key that is the same for the same folder on the same machine, so that the builder finds what it was sent
-/// before. Without a folder, the key is of this build alone: builds with one key share the files that they send.
+/// Returns a key for the folder on this machine, so that the builder can reuse earlier transfers.
+/// Without a folder, the key belongs to this build alone, because builds with the same key share
+/// the files that they send.
 fn shared_key(context: &BuildContext) -> String {
     let BuildContext::Local { dir } = context else {
         return crate::random_id();
@@ -361,13 +365,13 @@ fn shared_key(context: &BuildContext) -> String {
         .collect()
 }
 
-/// Where each export's bytes go, by its place in the request.
+/// Returns the destination of each export, by its index in the request.
 async fn result_targets(
     exports: Vec<Export>,
     kind: EndpointKind,
 ) -> Result<HashMap<usize, Target>, BuildError> {
     let mut targets = HashMap::new();
-    for (place, export) in exports.into_iter().enumerate() {
+    for (index, export) in exports.into_iter().enumerate() {
         let sink = match export {
             Export::Image(_) => continue,
             Export::Load { archive, .. } => {
@@ -377,7 +381,7 @@ async fn result_targets(
                 }
             }
             Export::Local { dir } => {
-                targets.insert(place, Target::Folder(dir));
+                targets.insert(index, Target::Folder(dir));
                 continue;
             }
             Export::Tar(archive) | Export::Oci { archive, .. } => archive,
@@ -395,16 +399,16 @@ async fn result_targets(
                 }
             },
         };
-        targets.insert(place, Target::Bytes(std::sync::Mutex::new(Some(sink))));
+        targets.insert(index, Target::Bytes(std::sync::Mutex::new(Some(sink))));
     }
     Ok(targets)
 }
 
-/// An image in a folder, as a named context.
+/// Image in a folder, as a named context.
 struct NamedLayout {
-    /// The id by which the builder asks for its blobs.
+    /// Store id in requests of the builder.
     store: String,
-    /// What the frontend is told.
+    /// Reference for the frontend.
     reference: String,
     content: Store,
 }
@@ -444,7 +448,7 @@ fn layout_error(error: LayoutError) -> BuildError {
     BuildError::Request(crate::filesync::error_chain(&error))
 }
 
-/// Caches whose content this program reads or writes.
+/// Caches that this program reads or writes.
 struct Caches {
     stores: HashMap<String, Store>,
     exported: Vec<ExportedCache>,
@@ -456,8 +460,8 @@ struct ExportedCache {
 }
 
 impl Caches {
-    /// Opens the folders, and names in each import the digest that its index has. A folder that holds no cache (yet) is
-    /// not an error: the import is dropped.
+    /// Opens the folders, and sets the digest of each import from its index. Drops an import whose
+    /// folder does not contain a cache yet.
     fn prepare(request: &mut BuildRequest) -> Result<Self, BuildError> {
         let mut stores = HashMap::new();
         let mut exported = Vec::new();
@@ -470,13 +474,13 @@ impl Caches {
             };
             let layout = Layout::open_existing(Path::new(&source));
             if !cache.attrs.contains_key("digest") {
-                match layout.resolve(tag(cache)) {
+                match layout.resolve(cache_tag(cache)) {
                     Ok(digest) => cache.attrs.insert("digest".to_owned(), digest),
                     Err(error) => {
                         tracing::info!(
                             folder = source,
                             error = crate::filesync::error_chain(&error),
-                            "no cache to import"
+                            "skipping a cache that does not exist"
                         );
                         return false;
                     }
@@ -500,7 +504,7 @@ impl Caches {
             }
             let missing = || {
                 BuildError::Request(
-                    "a cache of type local needs `dest`, the folder it is written to".to_owned(),
+                    "a cache of type local needs `dest`, its target folder".to_owned(),
                 )
             };
             let dest = cache.attrs.get("dest").ok_or_else(missing)?;
@@ -508,7 +512,7 @@ impl Caches {
             stores.insert(format!("local:{dest}"), Store::Folder(layout.clone()));
             exported.push(ExportedCache {
                 layout,
-                tag: tag(cache).to_owned(),
+                tag: cache_tag(cache).to_owned(),
             });
         }
         if request
@@ -517,29 +521,31 @@ impl Caches {
             .any(|cache| cache.kind == "local" && !cache.attrs.contains_key("src"))
         {
             return Err(BuildError::Request(
-                "a cache of type local needs `src`, the folder it is read from".to_owned(),
+                "a cache of type local needs `src`, its source folder".to_owned(),
             ));
         }
         Ok(Self { stores, exported })
     }
 }
 
-fn tag(cache: &CacheSpec) -> &str {
+fn cache_tag(cache: &CacheSpec) -> &str {
     cache.attrs.get("tag").map_or(DEFAULT_TAG, String::as_str)
 }
 
 impl ExportedCache {
-    /// Makes the index name what was exported.
-    fn finish(&self, metadata: &BTreeMap<String, String>) -> Result<(), BuildError> {
+    /// Adds the exported cache to the index.
+    fn update_index(&self, metadata: &BTreeMap<String, String>) -> Result<(), BuildError> {
         let Some(text) = metadata.get("cache.manifest") else {
             return Ok(());
         };
         let descriptor = serde_json::from_str(text).map_err(|e| {
             BuildError::Request(format!(
-                "the builder described the exported cache in a way that is not JSON: {e}"
+                "the builder's description of the exported cache is not JSON: {e}"
             ))
         })?;
-        self.layout.tag(descriptor, &self.tag).map_err(layout_error)
+        self.layout
+            .set_tag(descriptor, &self.tag)
+            .map_err(layout_error)
     }
 }
 
@@ -550,7 +556,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_shared_key_is_of_the_folder_not_of_its_spelling() {
+    fn shared_key_identifies_the_folder() {
         let dir = tempfile::TempDir::new().unwrap();
         std::fs::create_dir(dir.path().join("sub")).unwrap();
         let key = |path: PathBuf| shared_key(&BuildContext::Local { dir: path });
@@ -560,7 +566,7 @@ mod tests {
     }
 
     #[test]
-    fn the_digest_is_found_in_the_descriptor() {
+    fn descriptor_digest_decodes_the_descriptor() {
         let encoded = base64::engine::general_purpose::STANDARD.encode(r#"{"digest":"sha256:aa"}"#);
         let metadata = BTreeMap::from([("containerimage.descriptor".to_owned(), encoded)]);
         assert_eq!(descriptor_digest(&metadata).as_deref(), Some("sha256:aa"));
@@ -568,12 +574,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn folders_are_checked_before_the_build() {
+    async fn build_trees_checks_folders() {
         let request = BuildRequest::new(BuildContext::Local {
             dir: "/absent".into(),
         });
-        assert!(matches!(trees(&request), Err(BuildError::Io { .. })));
+        assert!(matches!(build_trees(&request), Err(BuildError::Io { .. })));
         let request = BuildRequest::new(BuildContext::None);
-        assert!(matches!(trees(&request), Err(BuildError::Request(_))));
+        assert!(matches!(build_trees(&request), Err(BuildError::Request(_))));
     }
 }

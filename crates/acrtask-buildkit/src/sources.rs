@@ -1,20 +1,25 @@
-//! Rules that keep a builder from fetching files at addresses that are not public.
+//! Rules that prevent a builder from fetching files at non-public addresses.
 //!
-//! A builder applies them to every source of a build, those that a frontend of the user's makes up included. Invariant: an
-//! address that is not written the usual way is refused, so that no other spelling of a private one gets through. Left
-//! out: the addresses that names resolve to, and redirects, which only the builder sees; and the registries of images.
+//! A builder applies them to every source of a build, including those that a user's frontend
+//! invents.
+//!
+//! Invariant: an address in an unusual form is refused, so that no other form of a private address
+//! is accepted.
+//!
+//! Left out: the addresses of names, and redirects, because only the builder sees them. Also the
+//! registries of images.
 
 use bollard_buildkit_proto::moby::buildkit::v1::sourcepolicy::{
     AttrConstraint, AttrMatch, MatchType, PolicyAction, Rule, Selector,
 };
 
-/// Files that a build may have the builder fetch.
+/// Addresses of files that the builder may fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SourceAddresses {
-    /// All that the builder reaches.
+    /// All addresses that the builder can reach.
     #[default]
     Any,
-    /// Only those at public addresses, as far as they are written in the build.
+    /// Only public addresses, as far as the build contains them.
     PublicOnly,
 }
 
@@ -24,20 +29,22 @@ pub enum SourceImages {
     /// Every image that the builder finds.
     #[default]
     Any,
-    /// These alone. The builder refuses the others, those that only its frontend knows included.
+    /// Only these images. The builder refuses all others, including those that only its frontend
+    /// knows.
     Only(Vec<AllowedImage>),
 }
 
-/// An image that a build may use.
+/// Image that a build may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AllowedImage {
     /// Registry and repository: `docker.io/library/busybox`.
     pub name: String,
-    /// `sha256:…`. `None`: every image of the repository.
+    /// Digest: `sha256:…`. `None`: every image of the repository.
     pub digest: Option<String>,
 }
 
-/// Returns the rules for images. They come before those of [`rules`], so that an allowed image may still be refused.
+/// Returns the rules for images. They precede those of [`address_rules`], which may still refuse an
+/// allowed image.
 pub(crate) fn image_rules(images: &SourceImages) -> Vec<Rule> {
     let SourceImages::Only(images) = images else {
         return Vec::new();
@@ -49,40 +56,41 @@ pub(crate) fn image_rules(images: &SourceImages) -> Vec<Rule> {
         };
         let name = regex::escape(&image.name);
         let pattern = format!("^docker-image://{name}(:[^@/]*)?{end}");
-        rule(PolicyAction::Allow, &pattern, None)
+        build_rule(PolicyAction::Allow, &pattern, None)
     });
-    std::iter::once(rule(PolicyAction::Deny, "^docker-image://", None))
+    std::iter::once(build_rule(PolicyAction::Deny, "^docker-image://", None))
         .chain(allowed)
         .collect()
 }
 
-/// Git repositories and files that a build may have the builder fetch.
+/// Git repositories and files that the builder may fetch.
 ///
-/// A builder finds a repository that it has fetched by its commit, and a file with a checksum by its name and the
-/// checksum. It asks no host then, so a build gets what another one has fetched, or has put there.
+/// A builder finds a fetched repository by its commit, and a file with a checksum by its name and
+/// checksum. It then contacts no host, so a build receives files that another build has fetched or
+/// stored.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum SourceFiles {
-    /// All.
+    /// All repositories and files.
     #[default]
     Any,
-    /// No repository, and of files with a checksum these alone.
+    /// No repositories. Of files with a checksum, only these.
     Verified(Vec<VerifiedFile>),
 }
 
-/// A file that has been fetched from its URL to compare its checksum.
+/// File that was fetched from its URL to verify its checksum.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifiedFile {
-    /// As the builder names it.
+    /// URL, as the builder names it.
     pub url: String,
-    /// `sha256:…`
+    /// Digest: `sha256:…`.
     pub digest: String,
 }
 
-/// The attribute of an HTTP source that holds the digest of `ADD --checksum`.
+/// Attribute of an HTTP source with the digest of `ADD --checksum`.
 const CHECKSUM: &str = "http.checksum";
 
-/// Returns the rules for repositories and files with a checksum. They come after those of [`rules`], which allow
-/// public addresses.
+/// Returns the rules for repositories and files with a checksum. They follow those of
+/// [`address_rules`], which allow public addresses.
 pub(crate) fn file_rules(files: &SourceFiles) -> Vec<Rule> {
     let SourceFiles::Verified(files) = files else {
         return Vec::new();
@@ -106,72 +114,76 @@ pub(crate) fn file_rules(files: &SourceFiles) -> Vec<Rule> {
         updates: None,
     });
     [
-        rule(PolicyAction::Deny, "^git://", None),
-        rule(PolicyAction::Deny, "^https?://", Some(with_checksum)),
+        build_rule(PolicyAction::Deny, "^git://", None),
+        build_rule(PolicyAction::Deny, "^https?://", Some(with_checksum)),
     ]
     .into_iter()
     .chain(verified)
     .collect()
 }
 
-/// The attribute of a git source that holds its whole URL. The identifier may say something else.
+/// Attribute of a git source with its complete URL. The identifier may differ.
 const GIT_URL: &str = "git.fullurl";
 
-/// A user, and perhaps a password, before the host.
+/// User and optional password before the host.
 const USER: &str = r"([^/?#@\\\s]*@)?";
-/// Text after a host in a URL.
+/// Text after the host in a URL.
 const REST: &str = r"(:[0-9]{1,5})?([/?#]|$)";
-/// A name with at least two labels, the last of which begins with a letter, as that of an address never does.
+/// Name with at least two labels. The last label begins with a letter, unlike that of an address.
 const NAME: &str = r"([a-z0-9_]([a-z0-9_-]*[a-z0-9_])?\.)+[a-z]([a-z0-9-]*[a-z0-9])?\.?";
 /// Four decimal numbers without leading zeros.
 const V4: &str = r"((25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])(\.(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])){3})";
-/// The part of IPv6 that is given out.
+/// Assigned part of IPv6.
 const V6: &str = r"\[[23][0-9a-f]{3}:[0-9a-f:]*\]";
 
-/// IPv4 addresses that are not public, in the form of [`V4`]. The last one tells Azure's machines their secrets.
+/// Non-public IPv4 addresses, in the form of [`V4`]. The last one is the metadata service of Azure.
 const PRIVATE_V4: &str = r"((0|10|127|22[4-9]|2[3-5][0-9])\.[0-9.]+|100\.(6[4-9]|[7-9][0-9]|1[01][0-9]|12[0-7])\.[0-9.]+|169\.254\.[0-9.]+|172\.(1[6-9]|2[0-9]|3[01])\.[0-9.]+|192\.168\.[0-9.]+|192\.0\.[02]\.[0-9]+|192\.88\.99\.[0-9]+|198\.(1[89]\.[0-9.]+|51\.100\.[0-9]+)|203\.0\.113\.[0-9]+|168\.63\.129\.16)";
-/// IPv6 addresses of [`V6`] that are special, or hold an IPv4 address.
+/// IPv6 addresses of [`V6`] that are special, or contain an IPv4 address.
 const PRIVATE_V6: &str =
     r"\[(2002:|2001:(0{0,3}[0-9a-f]?|0{0,2}[0-9a-f]{2}|0?1[0-9a-f]{2}|0?db8):|3fff:)[0-9a-f:]*\]";
 /// Names that only this machine or its own network resolves.
 const PRIVATE_NAME: &str = r"([a-z0-9_.-]*\.)?(localhost|localdomain|local|internal|intranet|private|corp|home|lan|arpa)\.?";
 
-/// Returns the rules for `addresses`, in the order in which the builder applies them: the last one that matches decides.
-pub(crate) fn rules(addresses: SourceAddresses) -> Vec<Rule> {
+/// Returns the rules for `addresses`, in the builder's order. The last matching rule decides.
+pub(crate) fn address_rules(addresses: SourceAddresses) -> Vec<Rule> {
     if addresses == SourceAddresses::Any {
         return Vec::new();
     }
     let public = format!("({NAME}|{V4}|{V6})");
     let private = format!("({PRIVATE_NAME}|{PRIVATE_V4}|{PRIVATE_V6})");
     let url = |host: &str| format!("(https?|ssh|git)://{USER}{host}{REST}");
-    // `git@host:path`. An address in it is not written the usual way.
+    // The form `git@host:path`. An address in it is in an unusual form.
     let short = |host: &str| format!("([a-z0-9_.-]+@)?{host}:");
     let deny = PolicyAction::Deny;
     let allow = PolicyAction::Allow;
     vec![
-        rule(deny, "^(https?|git)://", None),
-        rule(allow, &format!("^https?://{USER}{public}{REST}"), None),
-        rule(
+        build_rule(deny, "^(https?|git)://", None),
+        build_rule(allow, &format!("^https?://{USER}{public}{REST}"), None),
+        build_rule(
             allow,
             &format!("^git://{USER}{public}{REST}"),
-            Some(git_url(&format!("^($|{}|{})", url(&public), short(NAME)))),
+            Some(match_git_url(&format!(
+                "^($|{}|{})",
+                url(&public),
+                short(NAME)
+            ))),
         ),
-        rule(
+        build_rule(
             deny,
             &format!("^(https?|git)://{USER}{private}{REST}"),
             None,
         ),
-        rule(
+        build_rule(
             deny,
             "^git://",
-            Some(git_url(&format!(
+            Some(match_git_url(&format!(
                 "^({}|{})",
                 url(&private),
                 short(&private)
             ))),
         ),
-        // Registries may be private, but none is where a cloud tells a machine its secrets.
-        rule(
+        // Registries may be private, but must not be metadata services.
+        build_rule(
             deny,
             r"^docker-image://(169\.254\.|\[fe80:|\[fd00:ec2:)",
             None,
@@ -179,11 +191,11 @@ pub(crate) fn rules(addresses: SourceAddresses) -> Vec<Rule> {
     ]
 }
 
-fn rule(action: PolicyAction, identifier: &str, constraint: Option<AttrConstraint>) -> Rule {
+fn build_rule(action: PolicyAction, identifier: &str, constraint: Option<AttrConstraint>) -> Rule {
     Rule {
         action: action.into(),
         selector: Some(Selector {
-            identifier: insensitive(identifier),
+            identifier: ignore_case(identifier),
             match_type: MatchType::Regex.into(),
             constraints: constraint.into_iter().collect(),
         }),
@@ -191,15 +203,15 @@ fn rule(action: PolicyAction, identifier: &str, constraint: Option<AttrConstrain
     }
 }
 
-fn git_url(pattern: &str) -> AttrConstraint {
+fn match_git_url(pattern: &str) -> AttrConstraint {
     AttrConstraint {
         key: GIT_URL.to_owned(),
-        value: insensitive(pattern),
+        value: ignore_case(pattern),
         condition: AttrMatch::Matches.into(),
     }
 }
 
-fn insensitive(pattern: &str) -> String {
+fn ignore_case(pattern: &str) -> String {
     format!("(?i){pattern}")
 }
 
@@ -209,10 +221,10 @@ mod tests {
 
     use super::*;
 
-    /// Applies the rules as a builder does.
+    /// Applies the rules like a builder.
     fn is_allowed(identifier: &str, git_url: &str) -> bool {
         let mut allowed = true;
-        for rule in rules(SourceAddresses::PublicOnly) {
+        for rule in address_rules(SourceAddresses::PublicOnly) {
             let selector = rule.selector.unwrap();
             let constraints = selector.constraints.iter();
             let matched = Regex::new(&selector.identifier)
@@ -229,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn public_sources_are_allowed() {
+    fn address_rules_allow_public_sources() {
         for url in [
             "https://example.com/a.tar.gz",
             "http://example.com:8080/a?b=c",
@@ -257,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_that_are_not_public_are_refused_in_every_spelling() {
+    fn address_rules_refuse_private_addresses_in_every_form() {
         for host in [
             "localhost",
             "LOCALHOST",
@@ -327,7 +339,7 @@ mod tests {
                 ] {
                     assert!(!is_allowed(&url, ""), "{url}");
                 }
-                // A frontend says one thing in the identifier and another one in the attribute.
+                // A frontend may send different values in the identifier and the attribute.
                 for url in [
                     format!("http://{host}{port}/a.git"),
                     format!("ssh://git@{host}{port}/a.git"),
@@ -352,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn files_with_a_checksum_are_refused_unless_verified() {
+    fn file_rules_refuse_unverified_checksums() {
         let digest = |c: &str| format!("sha256:{}", c.repeat(64));
         let url = "https://example.com/a.tgz?sig=1";
         let files = SourceFiles::Verified(vec![VerifiedFile {
@@ -400,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn images_outside_of_the_list_are_refused() {
+    fn image_rules_refuse_unlisted_images() {
         let digest = |c: &str| format!("sha256:{}", c.repeat(64));
         let images = SourceImages::Only(vec![
             AllowedImage {
@@ -441,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn an_operator_may_allow_everything() {
-        assert!(rules(SourceAddresses::Any).is_empty());
+    fn address_rules_are_empty_without_restrictions() {
+        assert!(address_rules(SourceAddresses::Any).is_empty());
     }
 }

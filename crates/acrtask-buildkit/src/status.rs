@@ -1,4 +1,4 @@
-//! What a build tells while it runs.
+//! Events of a running build.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::RangeInclusive;
@@ -9,92 +9,93 @@ use bollard_buildkit_proto::moby::buildkit::v1::StatusResponse;
 
 use crate::error::clean_message;
 
-/// Lines kept of what a vertex printed, to show when it fails.
+/// Number of log lines kept per vertex, for the error of a failed vertex.
 const TAIL_LINES: usize = 20;
-/// Bytes kept of one such line.
+/// Maximum size of such a line, in bytes.
 const TAIL_LINE_BYTES: usize = 4096;
 
-/// One thing that a build tells.
+/// Event of a build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BuildEvent {
-    /// A vertex (a step of the build graph) is known, has started or has ended; sent again at each change.
+    /// Change of a vertex (a step of the build graph): it is planned, started or finished. Sent
+    /// again at each change.
     Vertex(Vertex),
-    /// How far a part of a vertex is.
+    /// Progress of a part of a vertex.
     Progress(Progress),
-    /// Something that a vertex printed.
+    /// Output of a vertex.
     Log(Log),
-    /// Something the author of the Dockerfile should know.
+    /// Warning for the author of the Dockerfile.
     Warning(Warning),
 }
 
-/// A step of the build graph.
+/// Step of the build graph.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vertex {
-    /// Its id within this build.
+    /// Id within this build.
     pub digest: String,
-    /// `[2/3] RUN make`.
+    /// Name: `[2/3] RUN make`.
     pub name: String,
-    /// The vertexes that it needs.
+    /// Digests of the vertexes that this one needs.
     pub inputs: Vec<String>,
-    /// When it started.
+    /// Start time.
     pub started: Option<SystemTime>,
-    /// When it ended.
+    /// End time.
     pub completed: Option<SystemTime>,
-    /// Its result was in the cache.
+    /// `true` if the result comes from the cache.
     pub cached: bool,
-    /// Why it failed, or `None`. A canceled vertex has a message too.
+    /// Error message. `None` if the vertex did not fail. A canceled vertex also has a message.
     pub error: Option<String>,
 }
 
-/// How far a part of a vertex is: a layer being pulled, a context being sent.
+/// Progress of a part of a vertex: a layer being pulled, a context being sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progress {
-    /// The vertex.
+    /// Digest of the vertex.
     pub vertex: String,
-    /// The part.
+    /// Id of the part.
     pub id: String,
-    /// Bytes, or whatever the part counts.
+    /// Completed bytes, or another unit of the part.
     pub current: i64,
-    /// 0 when it is not known.
+    /// Total in the same unit. 0 if unknown.
     pub total: i64,
-    /// When the part started.
+    /// Start time of the part.
     pub started: Option<SystemTime>,
-    /// When it was done.
+    /// End time of the part.
     pub completed: Option<SystemTime>,
 }
 
-/// Something that a vertex printed; not necessarily whole lines.
+/// Output of a vertex, not necessarily complete lines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Log {
-    /// The vertex.
+    /// Digest of the vertex.
     pub vertex: String,
     /// 1 for standard output, 2 for standard error.
     pub stream: i64,
-    /// What it printed.
+    /// Printed bytes.
     pub bytes: Vec<u8>,
-    /// When.
+    /// Time of the output.
     pub time: Option<SystemTime>,
 }
 
-/// Something the author of the Dockerfile should know.
+/// Warning for the author of the Dockerfile.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
-    /// The vertex.
+    /// Digest of the vertex.
     pub vertex: String,
-    /// In one line.
+    /// Summary in one line.
     pub short: String,
-    /// In several.
+    /// Details in several lines.
     pub detail: Vec<String>,
-    /// Where more is said.
+    /// URL of the documentation.
     pub url: Option<String>,
-    /// The file it is about.
+    /// Name of the affected file.
     pub filename: Option<String>,
-    /// The lines, from 1.
+    /// Ranges of affected lines, counted from 1.
     pub lines: Vec<RangeInclusive<usize>>,
 }
 
-/// The events of one message, vertexes first, so that what is said of a vertex comes after the vertex.
-pub(crate) fn events(response: StatusResponse) -> Vec<BuildEvent> {
+/// Converts one message to events. Vertexes come first, so that other events follow their vertex.
+pub(crate) fn convert_events(response: StatusResponse) -> Vec<BuildEvent> {
     let mut events = Vec::with_capacity(
         response.vertexes.len()
             + response.statuses.len()
@@ -106,8 +107,8 @@ pub(crate) fn events(response: StatusResponse) -> Vec<BuildEvent> {
             digest: vertex.digest,
             name: vertex.name,
             inputs: vertex.inputs,
-            started: vertex.started.and_then(time),
-            completed: vertex.completed.and_then(time),
+            started: vertex.started.and_then(convert_time),
+            completed: vertex.completed.and_then(convert_time),
             cached: vertex.cached,
             error: (!vertex.error.is_empty()).then(|| clean_message(&vertex.error)),
         }));
@@ -118,8 +119,8 @@ pub(crate) fn events(response: StatusResponse) -> Vec<BuildEvent> {
             id: status.id,
             current: status.current,
             total: status.total,
-            started: status.started.and_then(time),
-            completed: status.completed.and_then(time),
+            started: status.started.and_then(convert_time),
+            completed: status.completed.and_then(convert_time),
         }));
     }
     for log in response.logs {
@@ -127,7 +128,7 @@ pub(crate) fn events(response: StatusResponse) -> Vec<BuildEvent> {
             vertex: log.vertex,
             stream: log.stream,
             bytes: log.msg,
-            time: log.timestamp.and_then(time),
+            time: log.timestamp.and_then(convert_time),
         }));
     }
     for warning in response.warnings {
@@ -154,30 +155,30 @@ pub(crate) fn events(response: StatusResponse) -> Vec<BuildEvent> {
     events
 }
 
-fn time(timestamp: Timestamp) -> Option<SystemTime> {
+fn convert_time(timestamp: Timestamp) -> Option<SystemTime> {
     let seconds = u64::try_from(timestamp.seconds).ok()?;
     let nanoseconds = u32::try_from(timestamp.nanos).ok()?;
     SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, nanoseconds))
 }
 
-/// What is remembered of the events, for the outcome.
+/// Summary of the events, for the outcome.
 #[derive(Debug, Default)]
-pub(crate) struct Memory {
+pub(crate) struct EventSummary {
     tails: HashMap<String, Tail>,
     failed: Option<String>,
-    /// Images that vertexes say they come from, with digests.
+    /// Images with digests that the names of vertexes contain.
     pub(crate) named_sources: Vec<String>,
 }
 
 #[derive(Debug, Default)]
 struct Tail {
     lines: VecDeque<String>,
-    /// The last line has not ended.
+    /// `true` if the last line is incomplete.
     open: bool,
 }
 
-impl Memory {
-    pub(crate) fn note(&mut self, event: &BuildEvent) {
+impl EventSummary {
+    pub(crate) fn record(&mut self, event: &BuildEvent) {
         match event {
             BuildEvent::Vertex(vertex) => {
                 if let Some(source) = image_in_name(&vertex.name)
@@ -203,17 +204,17 @@ impl Memory {
                 .tails
                 .entry(log.vertex.clone())
                 .or_default()
-                .add(&log.bytes),
+                .push(&log.bytes),
             BuildEvent::Progress(_) | BuildEvent::Warning(_) => {}
         }
     }
 
-    /// The vertex that failed, where the error itself does not say.
+    /// Returns the failed vertex, if the error itself does not name it.
     pub(crate) fn failed_vertex(&self) -> Option<String> {
         self.failed.clone()
     }
 
-    pub(crate) fn tail(&mut self, vertex: &str) -> Vec<String> {
+    pub(crate) fn take_tail(&mut self, vertex: &str) -> Vec<String> {
         self.tails
             .remove(vertex)
             .map(|tail| tail.lines.into())
@@ -222,7 +223,7 @@ impl Memory {
 }
 
 impl Tail {
-    fn add(&mut self, bytes: &[u8]) {
+    fn push(&mut self, bytes: &[u8]) {
         for piece in String::from_utf8_lossy(bytes).split_inclusive('\n') {
             let text = piece.trim_end_matches(['\n', '\r']);
             match self.lines.back_mut() {
@@ -244,7 +245,8 @@ impl Tail {
     }
 }
 
-/// `[stage 1/4] FROM docker.io/library/busybox:1@sha256:…` and what the frontend itself is loaded from.
+/// Finds the image in `[stage 1/4] FROM docker.io/library/busybox:1@sha256:…`, or the image of the
+/// frontend in the name of its step.
 fn image_in_name(name: &str) -> Option<&str> {
     let (_, rest) = name
         .split_once("FROM ")
@@ -267,16 +269,16 @@ mod tests {
     }
 
     #[test]
-    fn the_tail_joins_pieces_and_forgets_the_beginning() {
-        let mut memory = Memory::default();
-        memory.note(&log("he"));
-        memory.note(&log("llo\nwor"));
-        memory.note(&log("ld\n"));
-        assert_eq!(memory.tail("v"), ["hello", "world"]);
+    fn tail_joins_pieces_and_keeps_the_last_lines() {
+        let mut summary = EventSummary::default();
+        summary.record(&log("he"));
+        summary.record(&log("llo\nwor"));
+        summary.record(&log("ld\n"));
+        assert_eq!(summary.take_tail("v"), ["hello", "world"]);
         for n in 0..50 {
-            memory.note(&log(&format!("{n}\n")));
+            summary.record(&log(&format!("{n}\n")));
         }
-        let tail = memory.tail("v");
+        let tail = summary.take_tail("v");
         assert_eq!(
             (tail.len(), tail[0].as_str(), tail[19].as_str()),
             (20, "30", "49")
@@ -284,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn images_are_read_from_names() {
+    fn image_in_name_requires_a_digest() {
         let reference = "127.0.0.1:5000/base/busybox:1.36@sha256:aa";
         assert_eq!(
             image_in_name(&format!("[build 1/3] FROM {reference}")),
@@ -299,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn vertexes_come_before_their_logs() {
+    fn convert_events_puts_vertexes_first() {
         use bollard_buildkit_proto::moby::buildkit::v1 as bk;
         let response = StatusResponse {
             vertexes: vec![bk::Vertex {
@@ -314,7 +316,7 @@ mod tests {
             }],
             ..Default::default()
         };
-        let events = events(response);
+        let events = convert_events(response);
         assert!(matches!(&events[0], BuildEvent::Vertex(v) if v.error.as_deref() == Some("bad")));
         assert!(matches!(&events[1], BuildEvent::Log(_)));
     }

@@ -1,5 +1,5 @@
-//! Connections: plain gRPC to a buildkitd, and the two ways into a Docker Engine (`POST /grpc` with
-//! `Upgrade: h2c`, or gRPC on the socket itself where an engine no longer has that path).
+//! Connections. A buildkitd uses plain gRPC. For a Docker Engine there are two methods: `POST
+//! /grpc` with `Upgrade: h2c`, or gRPC on the socket itself if the engine does not have this path.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,19 +13,24 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity};
 use crate::endpoint::{Endpoint, TlsFiles};
 use crate::error::ConnectError;
 
-/// Bytes of the largest message either side sends; containerd's and BuildKit's own limit.
+/// Maximum size of a message in both directions, in bytes. Same limit as in containerd and
+/// BuildKit.
 pub(crate) const MAX_MESSAGE: usize = 16 * 1024 * 1024;
-/// HTTP/2 window of a connection and of a stream. A small one makes a builder send thousands of tiny frames.
+/// HTTP/2 window of a connection and of a stream, in bytes. A small one makes a builder send
+/// thousands of tiny frames.
 pub(crate) const WINDOW: u32 = 8 * 1024 * 1024;
+/// Maximum size of the headers of a response, in bytes. BuildKit sends the whole Dockerfile in the
+/// trailers of a failed build. Beyond the limit the connection ends, with the builds of all runs.
+const MAX_HEADERS: u32 = 16 * 1024 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest wait for the head of an engine's answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Maximum wait for the head of an engine's response.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-/// Bytes of an HTTP/1.1 answer that are read before giving up on its end.
+/// Maximum size of the head of an HTTP/1.1 response, in bytes.
 const MAX_HTTP_HEAD: usize = 64 * 1024;
 
-/// Opens a channel; it connects at once, so that an endpoint that is not there is known now.
+/// Opens a channel. Connects immediately, to detect a missing endpoint.
 pub(crate) async fn connect(endpoint: &Endpoint) -> Result<Channel, ConnectError> {
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| ConnectError::Unreachable {
         endpoint: endpoint.to_string(),
@@ -36,20 +41,23 @@ pub(crate) async fn connect(endpoint: &Endpoint) -> Result<Channel, ConnectError
             let stream = UnixStream::connect(path)
                 .await
                 .map_err(|e| failed(e.into()))?;
-            over(path.clone(), Entry::Direct, Some(stream))
+            connect_socket(path.clone(), SocketMode::Direct, Some(stream))
                 .await
                 .map_err(|e| failed(e.into()))
         }
-        Endpoint::Tcp { address, tls } => tcp(address, tls.as_ref()).await.map_err(failed),
+        Endpoint::Tcp { address, tls } => connect_tcp(address, tls.as_ref()).await.map_err(failed),
         Endpoint::DockerEngine { socket } => {
-            // Asked first, because an engine that has the upgrade answers plain HTTP/2 with an error page.
+            // Tries the upgrade first, because an engine that supports it responds to plain HTTP/2
+            // with an error page.
             match upgrade(socket, "/grpc", &[]).await {
-                Ok(stream) => over(socket.clone(), Entry::Upgrade, Some(stream))
+                Ok(stream) => connect_socket(socket.clone(), SocketMode::Upgrade, Some(stream))
                     .await
                     .map_err(|e| failed(e.into())),
-                Err(UpgradeError::Refused { .. }) => over(socket.clone(), Entry::Direct, None)
-                    .await
-                    .map_err(|e| failed(e.into())),
+                Err(UpgradeError::Refused { .. }) => {
+                    connect_socket(socket.clone(), SocketMode::Direct, None)
+                        .await
+                        .map_err(|e| failed(e.into()))
+                }
                 Err(UpgradeError::Io(e)) => Err(failed(e.into())),
             }
         }
@@ -57,42 +65,42 @@ pub(crate) async fn connect(endpoint: &Endpoint) -> Result<Channel, ConnectError
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Entry {
+enum SocketMode {
     Direct,
     Upgrade,
 }
 
-/// A channel over a Unix socket, which starts with a stream that is open already.
-async fn over(
+/// Creates a channel over a Unix socket. Its first stream may be open already.
+async fn connect_socket(
     socket: PathBuf,
-    entry: Entry,
+    mode: SocketMode,
     mut open: Option<UnixStream>,
 ) -> Result<Channel, tonic::transport::Error> {
     let connector = tower::service_fn(move |_| {
         let socket = socket.clone();
         let open = open.take();
         async move {
-            let stream = match (open, entry) {
+            let stream = match (open, mode) {
                 (Some(stream), _) => stream,
-                (None, Entry::Direct) => UnixStream::connect(&socket).await?,
-                (None, Entry::Upgrade) => upgrade(&socket, "/grpc", &[])
+                (None, SocketMode::Direct) => UnixStream::connect(&socket).await?,
+                (None, SocketMode::Upgrade) => upgrade(&socket, "/grpc", &[])
                     .await
                     .map_err(io::Error::from)?,
             };
             Ok::<_, io::Error>(TokioIo::new(stream))
         }
     });
-    tuned(tonic::transport::Endpoint::from_static("http://buildkit"))
+    configure(tonic::transport::Endpoint::from_static("http://buildkit"))
         .connect_with_connector(connector)
         .await
 }
 
-async fn tcp(
+async fn connect_tcp(
     address: &str,
     tls: Option<&TlsFiles>,
 ) -> Result<Channel, Box<dyn std::error::Error + Send + Sync>> {
     let scheme = if tls.is_some() { "https" } else { "http" };
-    let mut endpoint = tuned(tonic::transport::Endpoint::from_shared(format!(
+    let mut endpoint = configure(tonic::transport::Endpoint::from_shared(format!(
         "{scheme}://{address}"
     ))?)
     .tcp_nodelay(true);
@@ -102,11 +110,12 @@ async fn tcp(
     Ok(endpoint.connect().await?)
 }
 
-fn tuned(endpoint: tonic::transport::Endpoint) -> tonic::transport::Endpoint {
+fn configure(endpoint: tonic::transport::Endpoint) -> tonic::transport::Endpoint {
     endpoint
         .connect_timeout(CONNECT_TIMEOUT)
         .initial_connection_window_size(WINDOW)
         .initial_stream_window_size(WINDOW)
+        .http2_max_header_list_size(MAX_HEADERS)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
 }
@@ -129,10 +138,10 @@ async fn tls_config(files: &TlsFiles) -> io::Result<ClientTlsConfig> {
     })
 }
 
-/// An engine did not switch protocols.
+/// Error of an upgrade: the engine did not switch protocols.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UpgradeError {
-    #[error("the engine answered {status:?} to {path}")]
+    #[error("the engine responded with {status:?} to {path}")]
     Refused { path: String, status: String },
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -147,27 +156,27 @@ impl From<UpgradeError> for io::Error {
     }
 }
 
-/// Sends `POST path` with `Upgrade: h2c` and gives back the socket, on which HTTP/2 is spoken from here on.
+/// Sends `POST path` with `Upgrade: h2c`. Returns the socket for HTTP/2.
 pub(crate) async fn upgrade(
     socket: &Path,
     path: &str,
     headers: &[(&str, String)],
 ) -> Result<UnixStream, UpgradeError> {
-    match tokio::time::timeout(ANSWER_TIMEOUT, ask_upgrade(socket, path, headers)).await {
-        Ok(answer) => answer,
-        Err(_) => Err(silent(path).into()),
+    match tokio::time::timeout(RESPONSE_TIMEOUT, request_upgrade(socket, path, headers)).await {
+        Ok(response) => response,
+        Err(_) => Err(timeout_error(path).into()),
     }
 }
 
-fn silent(path: &str) -> io::Error {
-    let seconds = ANSWER_TIMEOUT.as_secs();
+fn timeout_error(path: &str) -> io::Error {
+    let seconds = RESPONSE_TIMEOUT.as_secs();
     io::Error::new(
         io::ErrorKind::TimedOut,
-        format!("no answer to {path} within {seconds} s"),
+        format!("no response to {path} within {seconds} s"),
     )
 }
 
-async fn ask_upgrade(
+async fn request_upgrade(
     socket: &Path,
     path: &str,
     headers: &[(&str, String)],
@@ -181,13 +190,13 @@ async fn ask_upgrade(
     }
     request.push_str("\r\n");
     stream.write_all(request.as_bytes()).await?;
-    // One byte at a time, because what follows the head is no longer ours to buffer.
+    // Reads single bytes, because the bytes after the head belong to HTTP/2.
     let mut head = Vec::with_capacity(256);
     while !head.ends_with(b"\r\n\r\n") {
         if head.len() > MAX_HTTP_HEAD {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                "the answer's head does not end",
+                "the head of the response is too large",
             )
             .into());
         }
@@ -204,36 +213,36 @@ async fn ask_upgrade(
     }
 }
 
-/// `GET path` over a Unix socket: the body of a 200.
+/// Sends `GET path` over a Unix socket. Returns the body of a 200.
 pub(crate) async fn http_get(socket: &Path, path: &str) -> io::Result<Vec<u8>> {
-    match tokio::time::timeout(ANSWER_TIMEOUT, ask_get(socket, path)).await {
-        Ok(answer) => answer,
-        Err(_) => Err(silent(path)),
+    match tokio::time::timeout(RESPONSE_TIMEOUT, request_get(socket, path)).await {
+        Ok(response) => response,
+        Err(_) => Err(timeout_error(path)),
     }
 }
 
-async fn ask_get(socket: &Path, path: &str) -> io::Result<Vec<u8>> {
+async fn request_get(socket: &Path, path: &str) -> io::Result<Vec<u8>> {
     let mut stream = UnixStream::connect(socket).await?;
-    // HTTP/1.0 keeps the body free of chunks and ends it with the connection.
+    // With HTTP/1.0, the body has no chunks and ends with the connection.
     stream
         .write_all(format!("GET {path} HTTP/1.0\r\nHost: docker\r\n\r\n").as_bytes())
         .await?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await?;
-    let end = answer
+    let mut response = Vec::new();
+    stream.read_to_end(&mut response).await?;
+    let end = response
         .windows(4)
         .position(|window| window == b"\r\n\r\n")
         .ok_or_else(|| {
             io::Error::new(
                 io::ErrorKind::UnexpectedEof,
-                format!("no complete answer to GET {path}"),
+                format!("no complete response to GET {path}"),
             )
         })?;
-    let status = status_line(&answer);
+    let status = status_line(&response);
     if status.split(' ').nth(1) != Some("200") {
         return Err(io::Error::other(format!("GET {path}: {status}")));
     }
-    Ok(answer.split_off(end + 4))
+    Ok(response.split_off(end + 4))
 }
 
 fn status_line(head: &[u8]) -> String {
@@ -246,14 +255,17 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn an_engine_that_says_nothing_is_not_waited_for() {
+    async fn silent_engine_causes_a_timeout() {
         let folder = tempfile::TempDir::new().unwrap();
         let socket = folder.path().join("engine.sock");
-        // Connections are taken by the system, and nobody answers.
+        // The system accepts connections, but no program responds.
         let _listener = tokio::net::UnixListener::bind(&socket).unwrap();
         let error = http_get(&socket, "/version").await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
         let error = upgrade(&socket, "/grpc", &[]).await.unwrap_err();
-        assert!(error.to_string().contains("no answer to /grpc"), "{error}");
+        assert!(
+            error.to_string().contains("no response to /grpc"),
+            "{error}"
+        );
     }
 }

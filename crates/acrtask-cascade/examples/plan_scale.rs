@@ -1,10 +1,10 @@
-//! How long a plan over many images takes, and how much memory: `cargo run --release --example plan_scale`.
+//! Time and memory for planning many images: `cargo run --release --example plan_scale`.
 //!
-//! For each size given as an argument (100000 and 1000000 where there is none) it builds a graph in which each image
-//! has a task of its own and four edges, most of them to other images of the graph, moves the one base at the bottom,
-//! and prints a line of JSON.
+//! Arguments are graph sizes; the defaults are 100000 and 1000000. In each graph, every image has
+//! its own task and four edges, most of them to other images of the graph. The program moves the
+//! base at the bottom and prints one line of JSON per size.
 
-#![allow(clippy::print_stdout, reason = "what it prints is what it is for")]
+#![allow(clippy::print_stdout, reason = "the program prints its result")]
 
 use std::{
     collections::BTreeMap,
@@ -37,11 +37,11 @@ fn main() {
 }
 
 fn measure(images: u64) {
-    let before = resident();
+    let before = resident_bytes();
     let begin = Instant::now();
-    let graph = graph(images);
+    let graph = random_graph(images);
     let build = begin.elapsed();
-    let held = resident().saturating_sub(before);
+    let grown = resident_bytes().saturating_sub(before);
     let changes = BTreeMap::from([(base(0), digest(u64::MAX))]);
     let options = PlanOptions::default();
     let mut times = Vec::new();
@@ -70,24 +70,24 @@ fn measure(images: u64) {
         "planned": nodes,
         "waves": waves,
         "pins": pins,
-        "planMs": { "min": ms(times[0]), "median": ms(times[times.len() / 2]), "max": ms(times[times.len() - 1]) },
-        "pinsMs": ms(pinning),
-        "estimateMs": ms(estimating),
+        "planMs": { "min": to_ms(times[0]), "median": to_ms(times[times.len() / 2]), "max": to_ms(times[times.len() - 1]) },
+        "pinsMs": to_ms(pinning),
+        "estimateMs": to_ms(estimating),
         "estimateTotalMs": estimate.total_ms,
-        "graphBuildMs": ms(build),
+        "graphBuildMs": to_ms(build),
         "graphBytes": graph.memory(),
         "graphBytesPerImage": graph.memory() / graph.image_count(),
         "planBytes": memory,
-        "residentBytes": held,
+        "residentBytes": grown,
     });
     println!("{line}");
 }
 
-fn ms(time: Duration) -> f64 {
+fn to_ms(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e5).round() / 100.0
 }
 
-fn graph(images: u64) -> Graph {
+fn random_graph(images: u64) -> Graph {
     let mut random = 0x9E37_79B9_7F4A_7C15_u64;
     let mut next = |below: u64| {
         random ^= random << 13;
@@ -97,8 +97,8 @@ fn graph(images: u64) -> Graph {
     };
     let mut builder = GraphBuilder::default();
     for index in 0..images {
-        // The first images stand on the bases; each later one on the first base or on what is far enough before it
-        // that the graph has some tens of waves.
+        // The first images depend on the bases only. Each later one depends on a base or on a far
+        // earlier image, so the graph has some tens of waves.
         let mut bases = Vec::with_capacity(4);
         for _ in 0..4 {
             let far = index / 2;
@@ -109,7 +109,7 @@ fn graph(images: u64) -> Graph {
                 (base(base_index), digest(base_index))
             } else {
                 let below = next(far);
-                (own(below), digest(1000 + below))
+                (task_image(below), digest(1000 + below))
             };
             bases.push(BaseFacts {
                 image,
@@ -117,11 +117,11 @@ fn graph(images: u64) -> Graph {
                 digest: used,
             });
         }
-        builder.task(&TaskFacts {
+        builder.add_task(&TaskFacts {
             name: format!("team-{}/service-{index}", index % 1000),
             policy: Policy::Runtime,
             images: vec![TagFacts {
-                image: own(index),
+                image: task_image(index),
                 digest: digest(1000 + index),
             }],
             bases,
@@ -129,7 +129,7 @@ fn graph(images: u64) -> Graph {
         });
     }
     for index in 0..BASES {
-        builder.tag(&base(index), &digest(index));
+        builder.set_digest(&base(index), &digest(index));
     }
     builder.finish()
 }
@@ -138,7 +138,7 @@ fn base(index: u64) -> ImageRef {
     reference(&format!("docker.io/library/base-{index}:1"))
 }
 
-fn own(index: u64) -> ImageRef {
+fn task_image(index: u64) -> ImageRef {
     reference(&format!(
         "registry.example.com/team-{}/service-{index}:latest",
         index % 1000
@@ -155,8 +155,8 @@ fn digest(number: u64) -> Digest {
     format!("sha256:{number:064x}").parse().expect("a digest")
 }
 
-/// Resident memory of this process, where the system says it.
-fn resident() -> u64 {
+/// Returns the resident memory of this process in bytes; 0 if the system does not report it.
+fn resident_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());

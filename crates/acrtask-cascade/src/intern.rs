@@ -1,7 +1,7 @@
-//! Byte strings as small numbers: one copy of each, found again in constant time.
+//! Byte strings as small numbers: each string is stored once and found in constant time.
 //!
-//! A graph of a million images holds each name and each digest once, end to end in one allocation. Digests are
-//! kept as their bytes, a third of their text.
+//! A graph of a million images stores each name and each digest once, end to end in one allocation.
+//! Digests are stored as bytes, which need a third of the space of their text.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -18,7 +18,7 @@ pub(crate) struct Interner {
 }
 
 impl Interner {
-    /// The number of `key`, given now if it has none yet.
+    /// Returns the number of `key`; assigns the next number if `key` is new.
     pub(crate) fn intern(&mut self, key: &[u8]) -> u32 {
         let hash = self.hasher.hash_one(key);
         let Self {
@@ -36,18 +36,18 @@ impl Interner {
         id
     }
 
-    /// The number of `key`, if it has one.
+    /// Returns the number of `key`, or `None` if it was never interned.
     pub(crate) fn find(&self, key: &[u8]) -> Option<u32> {
         let hash = self.hasher.hash_one(key);
         self.table.find(hash, |id| self.get(*id) == key).copied()
     }
 
-    /// The bytes behind a number that this interner gave.
+    /// Returns the bytes of a number from this interner.
     pub(crate) fn get(&self, id: u32) -> &[u8] {
         slice(&self.bytes, &self.ends, id)
     }
 
-    /// The text behind a number, where texts were interned.
+    /// Returns the text of a number. Empty if the bytes are not UTF-8.
     pub(crate) fn text(&self, id: u32) -> &str {
         std::str::from_utf8(self.get(id)).unwrap_or_default()
     }
@@ -56,8 +56,9 @@ impl Interner {
         self.ends.len()
     }
 
-    /// The same strings numbered in their own order, and the new number of each old one: what is computed from
-    /// the numbers then does not depend on the order of arrival.
+    /// Returns the same strings numbered in their sort order, and the new number of each old one.
+    ///
+    /// Results computed from sorted numbers do not depend on the order of arrival.
     pub(crate) fn sorted(&self) -> (Self, Vec<u32>) {
         let mut order: Vec<u32> = (0..).take(self.len()).collect();
         order.sort_unstable_by(|a, b| self.get(*a).cmp(self.get(*b)));
@@ -74,7 +75,7 @@ impl Interner {
         (new, renumbered)
     }
 
-    /// Bytes of memory that this holds.
+    /// Returns the allocated memory in bytes.
     pub(crate) fn memory(&self) -> usize {
         self.bytes.capacity()
             + self.ends.capacity() * size_of::<usize>()
@@ -88,7 +89,7 @@ fn slice<'a>(bytes: &'a [u8], ends: &[usize], id: u32) -> &'a [u8] {
     &bytes[start..ends[id]]
 }
 
-/// A digest as bytes. The algorithms differ in length, so that none has to be kept.
+/// Returns a digest as bytes. The algorithm is not stored, because the lengths differ.
 pub(crate) fn pack(digest: &Digest) -> Vec<u8> {
     let hex = digest
         .as_str()
@@ -104,8 +105,11 @@ pub(crate) fn pack(digest: &Digest) -> Vec<u8> {
         .collect()
 }
 
-/// The digest of packed bytes.
-#[allow(clippy::expect_used, reason = "only what `pack` gave comes here")]
+/// Returns the digest of packed bytes.
+#[allow(
+    clippy::expect_used,
+    reason = "the input is always an output of `pack`"
+)]
 pub(crate) fn unpack(bytes: &[u8]) -> Digest {
     let mut text = String::with_capacity(7 + bytes.len() * 2);
     text.push_str(if bytes.len() == 32 {
@@ -126,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_found_again_and_can_be_sorted() {
+    fn interner_finds_and_sorts_numbers() {
         let mut names = Interner::default();
         for name in ["c", "", "a", "c", "b"] {
             names.intern(name.as_bytes());
@@ -142,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn digests_come_back() {
+    fn packed_digests_round_trip() {
         for text in [
             format!("sha256:{}", "0123456789abcdef".repeat(4)),
             format!("sha512:{}", "f0".repeat(64)),

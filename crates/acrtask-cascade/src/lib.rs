@@ -1,20 +1,24 @@
-//! Base images and what stands on them: which tasks a new digest makes stale, in which order they are built
-//! again, on exactly which digests, and how that goes on while builds end, fail and bases move again.
+//! Base images and the tasks that depend on them.
 //!
-//! Three parts, each understood alone:
+//! A new digest of a base makes tasks stale. This crate decides which tasks, in which order they
+//! are rebuilt and with which digests. It also follows the rebuild while runs finish or fail and
+//! bases move again.
 //!
-//! 1. [`graph`]: facts (which digests each task's images were built from, which digest each tag has now) become a
-//!    [`Graph`] of compact ids.
-//! 2. [`plan()`]: (graph, digest changes) -> a [`Plan`]: everything stale below, each task once, parents before
-//!    children, each build pinned. [`show`] renders one as JSON, as text and for graphviz.
-//! 3. [`cascade`]: [`Cascades`] carries plans out: a state machine that is told what happened and answers what to
-//!    do, and a reconciliation that rereads all facts and says what has to begin or change.
+//! The crate has three independent parts:
 //!
-//! Invariants: nothing here does I/O, reads a clock or draws a random number, so the same input gives the same
-//! output; no result depends on the order in which facts were given.
+//! 1. [`graph`] turns facts into a [`Graph`] of compact ids. The facts are the digests each task
+//!    was built from and the current digest of each tag.
+//! 2. [`plan()`] turns a graph and digest changes into a [`Plan`]. A plan contains every stale task
+//!    once, parents before children, with a pinned digest for each base. [`show`] renders a plan as
+//!    JSON, as text and for graphviz.
+//! 3. [`cascade`] carries plans out. [`Cascades`] is a state machine: an event yields the actions
+//!    to perform, and a reconciliation rereads all facts and yields what to start or change.
 //!
-//! Left out: watching registries, storing, starting runs, and holding pushes back until tests have passed. Those
-//! belong to the control plane.
+//! Invariants: the code does no I/O, reads no clock and draws no random number, so the same input
+//! gives the same output. No result depends on the order of the facts.
+//!
+//! Left out: watching registries, storing state, starting runs, and deferring tags until tests have
+//! passed. The control plane does these.
 
 pub mod cascade;
 pub mod graph;

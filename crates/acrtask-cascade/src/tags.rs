@@ -1,9 +1,11 @@
-//! Which tag of a base a task should stand on: the tag that it names, or a newer one that a rule allows. A pure
-//! function over a list of tags.
+//! Selection of a base tag: the tag a task names, or a newer one that its policy allows.
 //!
-//! A tag is never answered that is older than the one in use, nor one of another kind: with `3.20.1-slim` in use
-//! and a range of versions, only tags `X.Y.Z-slim` are looked at. So a tag that moves, like `3`, never takes the
-//! place of one that names a release, and no other way round.
+//! All functions are pure functions of a list of tags.
+//!
+//! The selected tag is never older than the current one and always of the same kind. With
+//! `3.20.1-slim` in use and a version range, only tags `X.Y.Z-slim` are candidates. A moving tag
+//! such as `3` therefore never replaces a release tag, and a release tag never replaces a moving
+//! one.
 
 use std::cmp::Ordering;
 
@@ -11,45 +13,47 @@ use regex::Regex;
 use semver::{Version, VersionReq};
 use serde::{Deserialize, Serialize};
 
-/// The rule.
+/// Policy for following newer tags of a base.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum TagPolicy {
-    /// The tag that is written, whatever digest it has.
+    /// Stay on the written tag, whatever its digest.
     #[default]
     Same,
-    /// The newest tag that is a version in this range, as Cargo writes ranges: `^3.20`, `>=3.18, <4`.
+    /// Follow the newest version tag in this range. The syntax is Cargo's: `^3.20`, `>=3.18, <4`.
     Semver(String),
-    /// The newest tag that matches this regular expression as a whole. What its first group, or the group named
-    /// `order`, matched is compared: numbers as numbers, the rest as text.
+    /// Follow the newest tag that matches this regular expression as a whole.
+    ///
+    /// The order is that of the group named `order`, else of the first group, else of the whole
+    /// tag. Runs of digits are compared as numbers, the rest as text.
     Pattern(String),
 }
 
-/// A rule that cannot be read.
+/// Tag policy that cannot be parsed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TagPolicyError {
-    /// No range.
+    /// Invalid version range.
     #[error(
         "`{range}` is not a range of versions: {reason}; write one like `^3.20` or `>=3.18, <4`"
     )]
     Range {
-        /// As written.
+        /// Range as written.
         range: String,
-        /// What is wrong.
+        /// Error of the range parser.
         reason: String,
     },
-    /// No pattern.
+    /// Invalid regular expression.
     #[error("`{pattern}` is not a regular expression: {reason}")]
     Pattern {
-        /// As written.
+        /// Pattern as written.
         pattern: String,
-        /// What is wrong.
+        /// Error of the regex parser.
         reason: String,
     },
 }
 
-/// The tag to stand on: `current`, or a newer one of `tags`. The order of `tags` is of no matter.
-pub fn choose<'a>(
+/// Selects `current` or a newer tag of `tags`. The order of `tags` does not matter.
+pub fn choose_tag<'a>(
     policy: &TagPolicy,
     current: &'a str,
     tags: impl IntoIterator<Item = &'a str>,
@@ -61,28 +65,28 @@ pub fn choose<'a>(
     }
 }
 
-/// Whether a tag is one that the rule could choose, whatever is in use.
-pub fn allows(policy: &TagPolicy, tag: &str) -> Result<bool, TagPolicyError> {
+/// Returns `true` if the policy could select `tag`, whatever tag is in use.
+pub fn allows_tag(policy: &TagPolicy, tag: &str) -> Result<bool, TagPolicyError> {
     Ok(match policy {
         TagPolicy::Same => true,
         TagPolicy::Semver(range) => {
-            let wanted = range_of(range)?;
+            let wanted = parse_range(range)?;
             Numbered::parse(tag).is_some_and(|numbered| wanted.matches(&numbered.version()))
         }
-        TagPolicy::Pattern(pattern) => regex_of(pattern)?.is_match(tag),
+        TagPolicy::Pattern(pattern) => compile_pattern(pattern)?.is_match(tag),
     })
 }
 
-fn range_of(range: &str) -> Result<VersionReq, TagPolicyError> {
+fn parse_range(range: &str) -> Result<VersionReq, TagPolicyError> {
     VersionReq::parse(range).map_err(|error| TagPolicyError::Range {
         range: range.to_owned(),
         reason: error.to_string(),
     })
 }
 
-fn regex_of(pattern: &str) -> Result<Regex, TagPolicyError> {
+fn compile_pattern(pattern: &str) -> Result<Regex, TagPolicyError> {
     Regex::new(&format!("^(?:{pattern})$")).map_err(|error| {
-        // What comes before the last line is a picture of the pattern with what we put around it.
+        // All lines before the last one repeat the pattern with the anchors added above.
         let text = error.to_string();
         let last = text.lines().last().unwrap_or_default();
         TagPolicyError::Pattern {
@@ -97,8 +101,8 @@ fn newest_version<'a>(
     current: &'a str,
     tags: impl IntoIterator<Item = &'a str>,
 ) -> Result<&'a str, TagPolicyError> {
-    let wanted = range_of(range)?;
-    // Where the tag in use is no version (`latest`), any release that is written out is newer.
+    let wanted = parse_range(range)?;
+    // If the current tag is not a version (`latest`), every full release is newer.
     let used = Numbered::parse(current);
     let mut best = used
         .as_ref()
@@ -128,7 +132,7 @@ fn newest_version<'a>(
     Ok(best.map_or(current, |(_, tag)| tag))
 }
 
-/// `v3.20.1-slim`: prefix `v`, three numbers, suffix `-slim`.
+/// Parts of a version tag. `v3.20.1-slim` has the prefix `v`, three numbers and the suffix `-slim`.
 struct Numbered<'a> {
     prefix: &'a str,
     numbers: [u64; 3],
@@ -152,8 +156,8 @@ impl<'a> Numbered<'a> {
             *numbers.get_mut(parts)? = part.parse().ok()?;
             parts += 1;
         }
-        // `3.20.1slim` and `3rc1` are not ours to guess about; `-rc1`, `-beta.2` and `-slim` are suffixes alike, so
-        // that a release is never replaced by what comes before one.
+        // The meaning of `3.20.1slim` and `3rc1` is ambiguous. `-rc1`, `-beta.2` and `-slim` all
+        // count as suffixes, so a prerelease never replaces a release.
         if !suffix.is_empty() && !suffix.starts_with('-') {
             return None;
         }
@@ -176,7 +180,7 @@ fn newest_match<'a>(
     current: &'a str,
     tags: impl IntoIterator<Item = &'a str>,
 ) -> Result<&'a str, TagPolicyError> {
-    let regex = regex_of(pattern)?;
+    let regex = compile_pattern(pattern)?;
     let key = |tag: &'a str| {
         let found = regex.captures(tag)?;
         let group = found.name("order").or_else(|| found.get(1));
@@ -186,8 +190,8 @@ fn newest_match<'a>(
     for tag in tags {
         let Some(key) = key(tag) else { continue };
         let newer = best.is_none_or(|(best_key, best_tag)| {
-            natural(key, best_key).then_with(|| {
-                // Of two that compare alike the one in use stays.
+            compare_natural(key, best_key).then_with(|| {
+                // The current tag wins over a tag that compares equal.
                 if best_tag == current {
                     Ordering::Less
                 } else {
@@ -202,9 +206,9 @@ fn newest_match<'a>(
     Ok(best.map_or(current, |(_, tag)| tag))
 }
 
-/// Runs of digits by their value, the rest as text.
-fn natural(a: &str, b: &str) -> Ordering {
-    let (mut a, mut b) = (pieces(a), pieces(b));
+/// Compares runs of digits by value and the rest as text.
+fn compare_natural(a: &str, b: &str) -> Ordering {
+    let (mut a, mut b) = (split_digit_runs(a), split_digit_runs(b));
     loop {
         let order = match (a.next(), b.next()) {
             (None, None) => return Ordering::Equal,
@@ -226,7 +230,7 @@ fn natural(a: &str, b: &str) -> Ordering {
     }
 }
 
-fn pieces(text: &str) -> impl Iterator<Item = &str> {
+fn split_digit_runs(text: &str) -> impl Iterator<Item = &str> {
     text.as_bytes()
         .chunk_by(|a, b| a.is_ascii_digit() == b.is_ascii_digit())
         .map(|piece| std::str::from_utf8(piece).unwrap_or_default())
@@ -237,7 +241,7 @@ mod tests {
     use super::*;
 
     fn semver(range: &str, current: &'static str, tags: &[&'static str]) -> &'static str {
-        choose(
+        choose_tag(
             &TagPolicy::Semver(range.into()),
             current,
             tags.iter().copied(),
@@ -246,13 +250,13 @@ mod tests {
     }
 
     #[test]
-    fn the_same_tag_stays() {
-        let chosen = choose(&TagPolicy::Same, "3.20", ["3.21", "4"]);
+    fn same_policy_keeps_the_current_tag() {
+        let chosen = choose_tag(&TagPolicy::Same, "3.20", ["3.21", "4"]);
         assert_eq!(chosen, Ok("3.20"));
     }
 
     #[test]
-    fn a_range_takes_the_newest_alike() {
+    fn range_selects_the_newest_tag_of_the_same_kind() {
         let tags = [
             "3.19.9",
             "3.20.1",
@@ -278,9 +282,9 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_compares_numbers_as_numbers() {
+    fn pattern_compares_digits_as_numbers() {
         let pattern = |text: &str, current, tags: &[&'static str]| {
-            choose(
+            choose_tag(
                 &TagPolicy::Pattern(text.into()),
                 current,
                 tags.iter().copied(),
@@ -304,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_allows_what_it_could_choose() {
+    fn allows_matches_selectable_tags() {
         let semver = TagPolicy::Semver("^3.20".into());
         for (tag, allowed) in [
             ("3.21", true),
@@ -312,18 +316,18 @@ mod tests {
             ("4", false),
             ("x", false),
         ] {
-            assert_eq!(allows(&semver, tag), Ok(allowed), "{tag}");
+            assert_eq!(allows_tag(&semver, tag), Ok(allowed), "{tag}");
         }
         let pattern = TagPolicy::Pattern(r"build-(\d+)".into());
-        assert_eq!(allows(&pattern, "build-7"), Ok(true));
-        assert_eq!(allows(&pattern, "build-7-x"), Ok(false));
+        assert_eq!(allows_tag(&pattern, "build-7"), Ok(true));
+        assert_eq!(allows_tag(&pattern, "build-7-x"), Ok(false));
     }
 
     #[test]
-    fn a_bad_rule_says_what_to_write() {
-        let error = choose(&TagPolicy::Semver("newest".into()), "1", []).unwrap_err();
+    fn invalid_policy_error_names_a_valid_one() {
+        let error = choose_tag(&TagPolicy::Semver("newest".into()), "1", []).unwrap_err();
         assert!(error.to_string().contains("`^3.20`"), "{error}");
-        let error = choose(&TagPolicy::Pattern("(".into()), "1", []).unwrap_err();
+        let error = choose_tag(&TagPolicy::Pattern("(".into()), "1", []).unwrap_err();
         assert_eq!(
             error.to_string(),
             "`(` is not a regular expression: unclosed group"

@@ -1,10 +1,12 @@
-//! Ten thousand random histories: bases move, builds end well or badly, people interfere, events come twice or not
-//! at all, and the process dies between any two of them. After each step what was started is compared with what the
-//! slow and obvious model allows; at the end everything is fresh, or has a reason to be shown.
+//! Property test over ten thousand random histories.
 //!
-//! A history that fails names its seed; `ACRTASK_SEED=N` runs that one alone.
+//! Bases move, runs succeed or fail, users interfere, events are repeated or lost, and the process
+//! restarts between any two of them. After each step the started runs are compared with a slow and
+//! simple model. At the end every task is fresh or has a reason to be stale.
+//!
+//! A failed history prints its seed. `ACRTASK_SEED=N` runs that history alone.
 
-// Long because: a history is one state, and all that happens to it is held against the model in one place.
+// Long because: a history is one state, and one file compares all of its events with the model.
 
 #![allow(
     clippy::unwrap_used,
@@ -19,35 +21,35 @@ use std::collections::{BTreeMap, BTreeSet};
 use acrtask_cascade::{
     Cascades, Graph,
     cascade::{
-        Action, AttemptEnd, BlockedBecause, CascadeId, End, Event, Key, NodeState, Phase,
-        Reconciled, Settings, Start,
+        Action, AttemptEnd, BlockedCause, CascadeId, End, Event, Key, NodeState, Phase,
+        Reconciliation, Settings, Start,
     },
 };
 use acrtask_model::{Digest, ImageRef};
-use common::{Model, Random, World, digest};
+use common::{Model, Random, TestFleet, digest};
 use jiff::{SignedDuration, Timestamp};
 
 struct History {
     random: Random,
-    world: World,
+    fleet: TestFleet,
     all: Cascades,
     settings: Settings,
     now: Timestamp,
     running: BTreeMap<String, Start>,
-    /// The facts that the last reconciliation saw, and what it said.
-    seen: World,
-    said: Reconciled,
-    /// What each task was last started for: key, what it stood on, cascade.
+    /// Facts and result of the last reconciliation.
+    seen: TestFleet,
+    result: Reconciliation,
+    /// Last start of each task: key, key of the previously used digests, and cascade.
     last: BTreeMap<String, (Key, Key, CascadeId)>,
-    /// When each task last failed.
+    /// Time of the last failure of each task.
     failed: BTreeMap<String, Timestamp>,
-    /// Asked for by somebody since its last start.
+    /// Tasks whose repeated run for the same digests is allowed until their next start.
     forgiven: BTreeSet<String>,
-    /// Nobody cancels and nothing fails.
+    /// `true` if users cancel nothing and no run fails.
     calm: bool,
     starts: usize,
     versions: BTreeMap<ImageRef, u64>,
-    /// What happened, where one history is run alone.
+    /// Log of the events, if one history runs alone.
     trace: Option<Vec<String>>,
 }
 
@@ -57,28 +59,28 @@ impl History {
         for _ in 0..8 {
             random.below(2);
         }
-        let world = common::random_world(&mut random);
+        let fleet = common::random_fleet(&mut random);
         let settings = Settings {
-            settle_secs: if random.percent(50) { 30 } else { 0 },
+            settle_secs: if random.chance(50) { 30 } else { 0 },
             parallel: 1 + u32::try_from(random.below(4)).unwrap(),
-            parallel_total: random.percent(30).then_some(2),
+            parallel_total: random.chance(30).then_some(2),
             retries: u32::try_from(random.below(2)).unwrap(),
-            patience: [0, 1, 3, 9][random.below(4)],
-            heal_secs: if random.percent(30) { 500 } else { 0 },
+            max_deferrals: [0, 1, 3, 9][random.below(4)],
+            retry_failed_after_secs: if random.chance(30) { 500 } else { 0 },
             ..Settings::default()
         };
         Self {
-            seen: world.clone(),
-            world,
+            seen: fleet.clone(),
+            fleet,
             all: Cascades::default(),
             settings,
             now: "2026-11-25T12:00:00Z".parse().unwrap(),
             running: BTreeMap::new(),
-            said: Reconciled::default(),
+            result: Reconciliation::default(),
             last: BTreeMap::new(),
             failed: BTreeMap::new(),
             forgiven: BTreeSet::new(),
-            calm: random.percent(40),
+            calm: random.chance(40),
             starts: 0,
             versions: BTreeMap::new(),
             trace: None,
@@ -87,39 +89,39 @@ impl History {
     }
 
     fn run(&mut self) {
-        // One in four is long.
-        let most = if self.random.percent(25) { 24 } else { 8 };
+        // One history in four is long.
+        let most = if self.random.chance(25) { 24 } else { 8 };
         for _ in 0..4 + self.random.below(most) {
-            self.event();
-            if self.random.percent(75) {
+            self.random_event();
+            if self.random.chance(75) {
                 self.reconcile();
             }
         }
-        self.come_to_rest();
+        self.settle();
     }
 
-    fn event(&mut self) {
+    fn random_event(&mut self) {
         match self.random.below(20) {
             0..6 => self.move_base(),
-            6..13 => self.end_a_run(),
+            6..13 => self.end_random_run(),
             13..16 => {
                 let wait = [1, 31, 61, 600][self.random.below(4)];
-                self.pass(wait);
+                self.advance_clock(wait);
                 self.step(Event::Tick);
             }
             16 => self.build_by_hand(),
-            17 => self.die(),
+            17 => self.restart(),
             _ => self.interfere(),
         }
     }
 
-    fn tell(&mut self, what: impl FnOnce() -> String) {
+    fn log(&mut self, text: impl FnOnce() -> String) {
         if let Some(trace) = &mut self.trace {
-            trace.push(what());
+            trace.push(text());
         }
     }
 
-    fn pass(&mut self, seconds: i64) {
+    fn advance_clock(&mut self, seconds: i64) {
         self.now = self
             .now
             .checked_add(SignedDuration::from_secs(seconds))
@@ -128,7 +130,7 @@ impl History {
 
     fn move_base(&mut self) {
         let bases: Vec<ImageRef> = self
-            .world
+            .fleet
             .tags
             .keys()
             .filter(|image| image.registry() == "docker.io")
@@ -136,37 +138,37 @@ impl History {
             .collect();
         let base = self.random.pick(&bases).unwrap();
         let version = self.versions.entry(base.clone()).or_insert(1);
-        // Now and then a tag moves back.
-        *version = if self.random.percent(15) {
+        // Sometimes a tag moves back.
+        *version = if self.random.chance(15) {
             1
         } else {
             *version + 1
         };
         let version = *version;
-        self.world.tags.insert(base.clone(), digest(version));
-        self.tell(|| format!("{base} moves to {version}"));
+        self.fleet.tags.insert(base.clone(), digest(version));
+        self.log(|| format!("{base} moves to {version}"));
     }
 
-    fn end_a_run(&mut self) {
+    fn end_random_run(&mut self) {
         let running: Vec<String> = self.running.keys().cloned().collect();
         let Some(task) = self.random.pick(&running) else {
             return;
         };
         let start = self.running.remove(&task).unwrap();
-        let superseded = self.random.percent(10);
+        let superseded = self.random.chance(10);
         let end = if superseded {
-            // Nobody knows of which: it is started again unless the other one has built it.
+            // The other run is not reported. The task starts again unless that run built it.
             self.forgiven.insert(task.clone());
-            if self.random.percent(50) {
-                let pins = self.world.bases_now(&task);
-                self.world.build(&task, &pins);
+            if self.random.chance(50) {
+                let pins = self.fleet.bases_now(&task);
+                self.fleet.build(&task, &pins);
                 self.last.remove(&task);
-                self.tell(|| format!("{task} is built by another run"));
+                self.log(|| format!("{task} is built by another run"));
             }
             End::Superseded
-        } else if self.calm || self.random.percent(75) {
+        } else if self.calm || self.random.chance(75) {
             End::Succeeded {
-                digests: self.world.build(&task, &start.pins),
+                digests: self.fleet.build(&task, &start.pins),
             }
         } else {
             self.failed.insert(task.clone(), self.now);
@@ -182,47 +184,47 @@ impl History {
         };
         let node = &self.all.get(start.cascade).unwrap().nodes[&task];
         if node.failures < self.settings.retries && !node.outdated {
-            // It may be tried once more, here or in another cascade.
+            // A retry is allowed, here or in another cascade.
             self.forgiven.insert(task);
         }
         self.step(event.clone());
         if superseded {
-            // What the other one has built is known before anything else happens.
+            // The result of the other run is recorded before anything else happens.
             self.reconcile();
         }
-        if self.random.percent(20) {
+        if self.random.chance(20) {
             let before = self.all.clone();
             self.all.step(event, &self.settings, self.now).unwrap();
-            assert!(before == self.all, "told twice");
+            assert!(before == self.all, "a repeated event changed the state");
         }
     }
 
-    /// A commit: a run of a task that no cascade started.
+    /// Simulates a commit: a run of a task outside of any cascade.
     fn build_by_hand(&mut self) {
         let idle: Vec<String> = self
-            .world
+            .fleet
             .tasks
             .keys()
             .filter(|task| !self.running.contains_key(*task))
             .cloned()
             .collect();
         if let Some(task) = self.random.pick(&idle) {
-            let pins = self.world.bases_now(&task);
-            self.world.build(&task, &pins);
-            // What it was last started for counts no more.
+            let pins = self.fleet.bases_now(&task);
+            self.fleet.build(&task, &pins);
+            // The last start of the task is obsolete.
             self.last.remove(&task);
-            self.tell(|| format!("{task} is built by hand"));
+            self.log(|| format!("{task} is built by hand"));
             self.reconcile();
         }
     }
 
-    /// The process dies and another one goes on from what was stored.
-    fn die(&mut self) {
+    /// Simulates a crash and a restart from the stored state.
+    fn restart(&mut self) {
         let text = serde_json::to_string(&self.all).unwrap();
         let again: Cascades = serde_json::from_str(&text).unwrap();
-        assert!(again == self.all, "what is stored is all");
+        assert!(again == self.all, "the stored state is incomplete");
         let running = again.running(&self.settings);
-        let known: Vec<Start> = self.running.values().cloned().collect();
+        let expected: Vec<Start> = self.running.values().cloned().collect();
         let by = |start: &Start| {
             (
                 start.task.clone(),
@@ -232,7 +234,11 @@ impl History {
             )
         };
         let sorted = |starts: &[Start]| -> BTreeSet<_> { starts.iter().map(by).collect() };
-        assert_eq!(sorted(&running), sorted(&known), "what has to be running");
+        assert_eq!(
+            sorted(&running),
+            sorted(&expected),
+            "the running tasks differ"
+        );
         self.all = again;
     }
 
@@ -245,7 +251,7 @@ impl History {
             0 => Event::Pause { cascade },
             1 | 2 => Event::Resume { cascade },
             3 if !self.calm => {
-                // What somebody declined is remembered in the place of what was tried before.
+                // A rejected result replaces the last attempt.
                 let nodes = self.all.get(cascade).unwrap().nodes.keys().cloned();
                 self.forgiven.extend(nodes);
                 Event::Cancel {
@@ -271,36 +277,39 @@ impl History {
     }
 
     fn step(&mut self, event: Event) {
-        // Dying between the two and doing the same again gives the same.
+        // A crash between two steps and the same step again give the same result.
         let now = self.now;
-        self.tell(|| format!("{now} {}", serde_json::to_string(&event).unwrap()));
-        let replayed = self.random.percent(25).then(|| self.all.clone());
+        self.log(|| format!("{now} {}", serde_json::to_string(&event).unwrap()));
+        let replayed = self.random.chance(25).then(|| self.all.clone());
         let result = self.all.step(event.clone(), &self.settings, self.now);
         if let Some(mut replayed) = replayed {
             assert_eq!(result, replayed.step(event, &self.settings, self.now));
-            assert!(replayed == self.all, "the same again");
+            assert!(replayed == self.all, "a replayed step gave another state");
         }
-        self.obey(result.unwrap_or_default());
+        self.perform(result.unwrap_or_default());
     }
 
     fn reconcile(&mut self) {
-        let graph = Graph::new(&self.world.facts());
-        self.seen = self.world.clone();
-        self.said = self.all.reconcile(&graph, &self.settings, self.now);
-        let actions = std::mem::take(&mut self.said.actions);
-        let said = self.said.clone();
-        self.tell(|| format!("reconcile {}", serde_json::to_string(&said).unwrap()));
-        self.obey(actions);
-        if self.random.percent(25) {
-            self.check_again(&graph);
+        let graph = Graph::new(&self.fleet.facts());
+        self.seen = self.fleet.clone();
+        self.result = self.all.reconcile(&graph, &self.settings, self.now);
+        let actions = std::mem::take(&mut self.result.actions);
+        let result = self.result.clone();
+        self.log(|| format!("reconcile {}", serde_json::to_string(&result).unwrap()));
+        self.perform(actions);
+        if self.random.chance(25) {
+            self.check_idempotence(&graph);
         }
         self.check_states();
     }
 
-    fn check_again(&mut self, graph: &Graph) {
+    fn check_idempotence(&mut self, graph: &Graph) {
         let before = self.all.clone();
         let again = self.all.reconcile(graph, &self.settings, self.now);
-        assert!(before == self.all, "the same facts again change something");
+        assert!(
+            before == self.all,
+            "reconciling the same facts again changed the state"
+        );
         assert!(again.created.is_empty() && again.joined.is_empty() && again.dropped.is_empty());
         assert!(
             !again
@@ -310,7 +319,7 @@ impl History {
         );
     }
 
-    /// Each open task that is not started has a way to be.
+    /// Every open task is ready, running or waiting in exactly one cascade.
     fn check_states(&self) {
         let mut waiting = BTreeMap::new();
         for cascade in self.all.iter() {
@@ -318,7 +327,7 @@ impl History {
             let over = open.count() == 0;
             assert_eq!(
                 over,
-                matches!(cascade.phase, Phase::Over { .. }),
+                matches!(cascade.phase, Phase::Finished { .. }),
                 "{cascade:?}"
             );
             for (task, node) in &cascade.nodes {
@@ -330,7 +339,7 @@ impl History {
         }
     }
 
-    fn obey(&mut self, actions: Vec<Action>) {
+    fn perform(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
                 Action::Start(start) => self.start(start),
@@ -341,7 +350,7 @@ impl History {
                 } => {
                     let run = &self.running[&task];
                     assert_eq!((run.cascade, run.attempt), (cascade, attempt));
-                    if self.random.percent(60) {
+                    if self.random.chance(60) {
                         self.running.remove(&task);
                         let end = End::Canceled { by: "sam".into() };
                         self.step(Event::Ended {
@@ -354,7 +363,7 @@ impl History {
                 }
                 Action::WakeAt { at } => assert!(at > self.now),
                 Action::Finished { cascade } => {
-                    assert!(self.all.get(cascade).unwrap().is_over());
+                    assert!(self.all.get(cascade).unwrap().is_finished());
                 }
             }
         }
@@ -362,11 +371,11 @@ impl History {
 
     fn start(&mut self, start: Start) {
         self.starts += 1;
-        self.tell(|| format!("  {}", serde_json::to_string(&start).unwrap()));
+        self.log(|| format!("  {}", serde_json::to_string(&start).unwrap()));
         let name = start.task.clone();
         let facts = self.seen.facts();
         let model = Model::new(&facts, &BTreeMap::new());
-        let task = &self.world.tasks[&name];
+        let task = &self.fleet.tasks[&name];
         let bases: BTreeSet<&ImageRef> = task.bases.iter().map(|(image, _)| image).collect();
         assert_eq!(bases, start.pins.keys().collect(), "all bases are pinned");
         assert!(
@@ -377,19 +386,19 @@ impl History {
             "{name} is fresh"
         );
         assert!(
-            !model.stands_on(&name, &name, true),
+            !model.depends_on(&name, &name, true),
             "{name} rebuilds itself"
         );
 
         let node = &self.all.get(start.cascade).unwrap().nodes[&name];
-        let tired = node.moved >= self.settings.patience;
+        let deferral_exhausted = node.moved >= self.settings.max_deferrals;
         let excused: BTreeSet<&str> = self
-            .said
+            .result
             .blocked
             .iter()
             .map(|blocked| blocked.task.as_str())
             .chain(
-                self.said
+                self.result
                     .refused
                     .iter()
                     .flat_map(|refused| refused.tasks())
@@ -399,19 +408,23 @@ impl History {
         for (image, role) in &task.bases {
             let pin = &start.pins[image];
             if start.attempt > 1 && !task.policy.counts(*role) {
-                // Another try may use what the first one used.
+                // A retry may use the digests of the first attempt.
                 continue;
             }
             if image.registry() == "docker.io" {
                 assert!(
-                    tired || *pin == self.seen.tags[image],
+                    deferral_exhausted || *pin == self.seen.tags[image],
                     "{name} is pinned to an old {image}"
                 );
                 continue;
             }
-            let owner = model.owner(image).unwrap();
-            let dropped = !task.policy.counts(*role) && model.stands_on(owner, &name, false);
-            if tired || dropped || owner == name || self.is_tired(&model, owner) {
+            let owner = model.owner_of(image).unwrap();
+            let dropped = !task.policy.counts(*role) && model.depends_on(owner, &name, false);
+            if deferral_exhausted
+                || dropped
+                || owner == name
+                || self.is_deferral_exhausted(&model, owner)
+            {
                 continue;
             }
             assert!(
@@ -419,18 +432,18 @@ impl History {
                 "{name} does not wait for {owner}"
             );
             assert_eq!(
-                *pin, self.world.tags[image],
+                *pin, self.fleet.tags[image],
                 "{name} is pinned to an old {image}"
             );
-            let current = self.world.facts();
-            let current = Model::new(&current, &self.seen_outer());
-            let stale = current.stale(None, &BTreeSet::new());
+            let current = self.fleet.facts();
+            let current = Model::new(&current, &self.seen_outer_bases());
+            let stale = current.stale_tasks(None, &BTreeSet::new());
             assert!(
-                !stale.contains(owner) || excused.contains(owner) || self.failed_since(owner),
-                "{name} is started before its base {owner} has come to rest"
+                !stale.contains(owner) || excused.contains(owner) || self.was_not_built(owner),
+                "{name} started before its base {owner} had settled"
             );
         }
-        let used = Key::of(&name, &task.used);
+        let used = Key::compute(&name, &task.used);
         if let Some((key, from, cascade)) = self.last.get(&name) {
             let same = *key == start.key && *from == used;
             let retry = *cascade == start.cascade && start.attempt > 1;
@@ -449,33 +462,35 @@ impl History {
         }
     }
 
-    /// It failed long enough ago.
+    /// Returns `true` if the task's last failure is long enough ago for an automatic retry.
     fn is_due(&self, task: &str) -> bool {
-        let heal = SignedDuration::from_secs(self.settings.heal_secs.into());
+        let heal = SignedDuration::from_secs(self.settings.retry_failed_after_secs.into());
         let failed = self.failed.get(task);
         heal.is_positive() && failed.is_some_and(|at| self.now.duration_since(*at) >= heal)
     }
 
-    /// Below a task that had been moved often enough, everything may stand on older bases for once.
-    fn is_tired(&self, model: &Model<'_>, task: &str) -> bool {
+    /// Returns `true` if the task or a base of it was deferred too often. Everything below may then
+    /// use older bases.
+    fn is_deferral_exhausted(&self, model: &Model<'_>, task: &str) -> bool {
         self.all.iter().any(|cascade| {
-            let mut tired = cascade
+            let mut deferral_exhausted = cascade
                 .nodes
                 .iter()
-                .filter(|(_, node)| node.moved >= self.settings.patience);
-            tired.any(|(name, _)| name == task || model.stands_on(task, name, false))
+                .filter(|(_, node)| node.moved >= self.settings.max_deferrals);
+            deferral_exhausted.any(|(name, _)| name == task || model.depends_on(task, name, false))
         })
     }
 
-    fn seen_outer(&self) -> BTreeMap<ImageRef, Digest> {
+    fn seen_outer_bases(&self) -> BTreeMap<ImageRef, Digest> {
         let tags = self.seen.tags.iter();
         tags.filter(|(image, _)| image.registry() == "docker.io")
             .map(|(image, digest)| (image.clone(), digest.clone()))
             .collect()
     }
 
-    /// A base that does not count is waited for, but its failure stops nobody.
-    fn failed_since(&self, task: &str) -> bool {
+    /// Returns `true` if a cascade did not build the task. A failed uncounted base does not stop
+    /// its dependents.
+    fn was_not_built(&self, task: &str) -> bool {
         self.all.iter().any(|cascade| {
             let node = cascade.nodes.get(task);
             node.is_some_and(|node| {
@@ -487,14 +502,14 @@ impl History {
         })
     }
 
-    fn come_to_rest(&mut self) {
+    fn settle(&mut self) {
         for round in 0.. {
-            assert!(round < 200, "it never comes to rest");
+            assert!(round < 200, "the history never settles");
             self.reconcile();
             let open: Vec<CascadeId> = self
                 .all
                 .iter()
-                .filter(|cascade| !cascade.is_over())
+                .filter(|cascade| !cascade.is_finished())
                 .map(|cascade| cascade.id)
                 .collect();
             if open.is_empty() {
@@ -504,37 +519,37 @@ impl History {
                 self.step(Event::Resume { cascade });
             }
             while !self.running.is_empty() {
-                self.end_a_run();
+                self.end_random_run();
             }
-            self.pass(61);
+            self.advance_clock(61);
             self.step(Event::Tick);
         }
-        let facts = self.world.facts();
+        let facts = self.fleet.facts();
         let model = Model::new(&facts, &BTreeMap::new());
-        let stale = model.stale(None, &BTreeSet::new());
-        let blocked: BTreeMap<&str, &BlockedBecause> = self
-            .said
+        let stale = model.stale_tasks(None, &BTreeSet::new());
+        let blocked: BTreeMap<&str, &BlockedCause> = self
+            .result
             .blocked
             .iter()
-            .map(|blocked| (blocked.task.as_str(), &blocked.because))
+            .map(|blocked| (blocked.task.as_str(), &blocked.cause))
             .collect();
         assert_eq!(
             stale,
             blocked.keys().copied().collect(),
-            "what is stale is shown, and nothing else"
+            "the shown stale tasks differ from the stale ones"
         );
-        for because in blocked.values() {
-            if let BlockedBecause::Below(parent) = because {
+        for cause in blocked.values() {
+            if let BlockedCause::Below(parent) = cause {
                 assert!(blocked.contains_key(parent.as_str()));
             }
         }
-        if self.settings.heal_secs > 0 {
-            self.pass(24 * 60 * 60);
+        if self.settings.retry_failed_after_secs > 0 {
+            self.advance_clock(24 * 60 * 60);
             self.reconcile();
-            for blocked in &self.said.blocked {
+            for blocked in &self.result.blocked {
                 assert_ne!(
-                    blocked.because,
-                    BlockedBecause::Tried(AttemptEnd::Failed),
+                    blocked.cause,
+                    BlockedCause::Tried(AttemptEnd::Failed),
                     "{} is forgotten",
                     blocked.task
                 );
@@ -544,13 +559,13 @@ impl History {
             assert_eq!(
                 stale,
                 BTreeSet::new(),
-                "nothing failed, so everything is fresh"
+                "tasks are stale although nothing failed"
             );
         }
     }
 }
 
-fn histories(seeds: std::ops::Range<u64>) {
+fn check_histories(seeds: std::ops::Range<u64>) {
     let one: Option<u64> = std::env::var("ACRTASK_SEED")
         .ok()
         .and_then(|seed| seed.parse().ok());
@@ -561,7 +576,7 @@ fn histories(seeds: std::ops::Range<u64>) {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| history.run()));
         if let Err(panic) = result {
             if one.is_some() {
-                for (name, task) in &history.world.tasks {
+                for (name, task) in &history.fleet.tasks {
                     eprintln!(
                         "{name} {:?} {:?}",
                         task.policy,
@@ -587,21 +602,21 @@ fn histories(seeds: std::ops::Range<u64>) {
 }
 
 #[test]
-fn first_quarter() {
-    histories(0..2500);
+fn first_quarter_of_histories_settles() {
+    check_histories(0..2500);
 }
 
 #[test]
-fn second_quarter() {
-    histories(2500..5000);
+fn second_quarter_of_histories_settles() {
+    check_histories(2500..5000);
 }
 
 #[test]
-fn third_quarter() {
-    histories(5000..7500);
+fn third_quarter_of_histories_settles() {
+    check_histories(5000..7500);
 }
 
 #[test]
-fn fourth_quarter() {
-    histories(7500..10_000);
+fn fourth_quarter_of_histories_settles() {
+    check_histories(7500..10_000);
 }

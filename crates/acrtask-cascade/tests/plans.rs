@@ -1,4 +1,4 @@
-//! The planner against the slow and obvious model, on random graphs.
+//! Property tests that compare the planner with a slow and simple model.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests, outside of a #[test]")]
 
@@ -21,11 +21,12 @@ fn base(index: usize) -> ImageRef {
     image(&format!("base-{index}:1"))
 }
 
-fn own(task: usize, index: usize) -> ImageRef {
+fn task_image(task: usize, index: usize) -> ImageRef {
     image(&format!("r.io/t{task}-{index}:1"))
 }
 
-/// A task by what proptest draws: policy, number of images, bases, and whether it claims another's image.
+/// Random values of a task: policy, number of images, bases, and whether it claims an image of
+/// another task.
 type Drawn = (u8, usize, Vec<(usize, u8, u64)>, bool);
 
 fn facts(tasks: &[Drawn], tags: &[u64]) -> Facts {
@@ -34,14 +35,15 @@ fn facts(tasks: &[Drawn], tags: &[u64]) -> Facts {
         BaseRole::Runtime,
         BaseRole::BuildTime,
         BaseRole::Frontend,
-        BaseRole::Ran,
+        BaseRole::Cmd,
     ];
     let count = tasks.len();
     let tasks = tasks.iter().enumerate().map(|(index, drawn)| {
         let (policy, images, bases, claims) = drawn;
-        let mut pushed: Vec<ImageRef> = (0..*images).map(|image| own(index, image)).collect();
+        let mut pushed: Vec<ImageRef> =
+            (0..*images).map(|image| task_image(index, image)).collect();
         if *claims && index > 0 {
-            pushed.push(own(index - 1, 0));
+            pushed.push(task_image(index - 1, 0));
         }
         TaskFacts {
             name: format!("t{index}"),
@@ -56,11 +58,11 @@ fn facts(tasks: &[Drawn], tags: &[u64]) -> Facts {
             bases: bases
                 .iter()
                 .map(|(which, role, used)| BaseFacts {
-                    // Some of these make loops.
+                    // Some of these create loops.
                     image: match which % 12 {
                         0..4 => base(which % 4),
-                        4..11 if index > 0 => own(which / 12 % index, which / 5 % 2),
-                        _ => own(which / 12 % count, 0),
+                        4..11 if index > 0 => task_image(which / 12 % index, which / 5 % 2),
+                        _ => task_image(which / 12 % count, 0),
                     },
                     role: roles[usize::from(*role) % 5],
                     digest: digest(*used),
@@ -82,18 +84,19 @@ fn facts(tasks: &[Drawn], tags: &[u64]) -> Facts {
     }
 }
 
-fn drawn() -> impl Strategy<Value = (Facts, BTreeMap<ImageRef, Digest>, BTreeSet<String>)> {
+fn facts_strategy() -> impl Strategy<Value = (Facts, BTreeMap<ImageRef, Digest>, BTreeSet<String>)>
+{
     let bases = prop::collection::vec((0..1000_usize, 0..5_u8, 1..3_u64), 0..4);
     let claims = prop::bool::weighted(0.04);
     let tasks = prop::collection::vec((0..5_u8, 0..3_usize, bases, claims), 1..9);
     let changes = prop::collection::btree_map(0..6_usize, 1..4_u64, 0..3);
-    let held = prop::collection::btree_set(0..9_usize, 0..2);
+    let excluded = prop::collection::btree_set(0..9_usize, 0..2);
     let tags = prop::collection::vec(1..3_u64, 0..4);
-    (tasks, tags, changes, held).prop_map(|(tasks, tags, changes, held)| {
+    (tasks, tags, changes, excluded).prop_map(|(tasks, tags, changes, excluded)| {
         let facts = facts(
             &tasks
                 .into_iter()
-                // Most tasks take runtime bases only.
+                // Most tasks count runtime bases only.
                 .map(|(policy, images, bases, claims)| {
                     (policy.saturating_sub(2), images, bases, claims)
                 })
@@ -104,21 +107,21 @@ fn drawn() -> impl Strategy<Value = (Facts, BTreeMap<ImageRef, Digest>, BTreeSet
             let image = if index < 4 {
                 base(index)
             } else {
-                own(index - 4, 0)
+                task_image(index - 4, 0)
             };
             (image, digest(now))
         });
-        let held = held.into_iter().map(|index| format!("t{index}"));
-        (facts, changes.collect(), held.collect())
+        let excluded = excluded.into_iter().map(|index| format!("t{index}"));
+        (facts, changes.collect(), excluded.collect())
     })
 }
 
-fn check(facts: &Facts, changes: &BTreeMap<ImageRef, Digest>, options: &PlanOptions) {
+fn check_plan(facts: &Facts, changes: &BTreeMap<ImageRef, Digest>, options: &PlanOptions) {
     let graph = Graph::new(facts);
     let plan = plan(&graph, changes, options);
     let model = Model::new(facts, changes);
     let of: BTreeSet<ImageRef> = changes.keys().cloned().collect();
-    let stale = model.stale((!options.everything).then_some(&of), &options.held);
+    let stale = model.stale_tasks((!options.everything).then_some(&of), &options.excluded);
 
     let names: Vec<&str> = plan.nodes().map(|node| plan.name(node)).collect();
     let set: BTreeSet<&str> = names.iter().copied().collect();
@@ -127,7 +130,7 @@ fn check(facts: &Facts, changes: &BTreeMap<ImageRef, Digest>, options: &PlanOpti
 
     for node in plan.nodes() {
         let name = plan.name(node);
-        let after = plan.after(node);
+        let after = plan.parents(node);
         let earliest = after.iter().map(|parent| plan.wave(*parent) + 1).max();
         assert_eq!(plan.wave(node), earliest.unwrap_or(0), "{name}'s wave");
         assert!(after.iter().all(|parent| *parent < node), "parents first");
@@ -140,33 +143,33 @@ fn check(facts: &Facts, changes: &BTreeMap<ImageRef, Digest>, options: &PlanOpti
             let edges = task.bases.iter().filter(|edge| edge.image == base);
             let counted = edges.clone().any(|edge| task.policy.counts(edge.role));
             assert_eq!(pin.counted, counted);
-            let owner = model.owner(&base).filter(|owner| stale.contains(owner));
+            let owner = model.owner_of(&base).filter(|owner| stale.contains(owner));
             reasons += usize::from(pin.is_reason());
             match (owner, pin.to) {
                 (Some(owner), PinTo::Output(parent)) => assert_eq!(plan.name(parent), owner),
                 (Some(owner), PinTo::Digest(_)) => {
-                    // The only exception: a base that does not count and stands on the task itself.
+                    // The only exception is an uncounted base that depends on the task itself.
                     assert!(!counted, "{name} waits for {owner}");
-                    assert!(owner == name || model.stands_on(owner, name, false));
+                    assert!(owner == name || model.depends_on(owner, name, false));
                 }
                 (None, PinTo::Output(_)) => panic!("{name} waits for what is not built"),
                 (None, PinTo::Digest(to)) => {
-                    let known = model.now.get(&base);
+                    let current = model.now.get(&base);
                     let to = plan.digest(to);
                     assert!(
-                        known.is_none_or(|known| *known == to),
+                        current.is_none_or(|current| *current == to),
                         "{base} is pinned to {to}"
                     );
                 }
             }
         }
-        assert!(reasons > 0, "{name} has a reason");
+        assert!(reasons > 0, "{name} has no reason");
     }
     for refused in plan.refused() {
         for task in refused.tasks() {
             let looped = model.rebuilds_itself(task);
             assert!(
-                looped || model.contested().contains(task.as_str()),
+                looped || model.contested_tasks().contains(task.as_str()),
                 "{refused}"
             );
         }
@@ -179,7 +182,10 @@ fn check(facts: &Facts, changes: &BTreeMap<ImageRef, Digest>, options: &PlanOpti
                         && next.policy.counts(base.role)),
                     "{refused}"
                 );
-                assert_eq!(model.owner(&step.image.parse().unwrap()), Some(&*step.task));
+                assert_eq!(
+                    model.owner_of(&step.image.parse().unwrap()),
+                    Some(&*step.task)
+                );
             }
         }
     }
@@ -202,19 +208,19 @@ fn check(facts: &Facts, changes: &BTreeMap<ImageRef, Digest>, options: &PlanOpti
     assert_eq!(
         same.view(3),
         plan.view(3),
-        "the order of facts is of no matter"
+        "the plan depends on the order of the facts"
     );
     let view = plan.view(3);
     let text = serde_json::to_string(&view).unwrap();
     let read: show::PlanView = serde_json::from_str(&text).unwrap();
-    assert_eq!(read, view, "JSON says all of it");
-    let tree = show::tree(&read);
+    assert_eq!(read, view, "the plan does not survive JSON");
+    let tree = show::render_tree(&read);
     for name in names {
         let lines = tree.lines().filter(|line| {
             let task = line.split_once("─ ").map(|(_, rest)| rest);
             task.is_some_and(|task| task == name || task.starts_with(&format!("{name} ")))
         });
-        assert_eq!(lines.count(), 1, "{name} is once in\n{tree}");
+        assert_eq!(lines.count(), 1, "{name} is not exactly once in\n{tree}");
     }
 }
 
@@ -222,27 +228,27 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_plan_is_what_the_obvious_model_says((facts, changes, held) in drawn(), everything: bool) {
-        check(&facts, &changes, &PlanOptions { everything, held, ..PlanOptions::default() });
+    fn plan_matches_the_model((facts, changes, excluded) in facts_strategy(), everything: bool) {
+        check_plan(&facts, &changes, &PlanOptions { everything, excluded, ..PlanOptions::default() });
     }
 }
 
 #[test]
-fn a_long_chain_needs_no_deep_stack() {
+fn long_chain_needs_no_deep_stack() {
     let count = 50_000;
     let mut tasks: Vec<TaskFacts> = (0..count)
         .map(|index| TaskFacts {
             name: format!("t{index:06}"),
             policy: Policy::Runtime,
             images: vec![TagFacts {
-                image: own(index, 0),
+                image: task_image(index, 0),
                 digest: digest(1),
             }],
             bases: vec![BaseFacts {
                 image: if index == 0 {
                     base(0)
                 } else {
-                    own(index - 1, 0)
+                    task_image(index - 1, 0)
                 },
                 role: BaseRole::Runtime,
                 digest: digest(1),
@@ -260,9 +266,9 @@ fn a_long_chain_needs_no_deep_stack() {
     assert_eq!(chain.wave_count(), count);
     assert_eq!(chain.estimate(8).total_ms, u64::try_from(count).unwrap());
 
-    // The same as one loop.
+    // The same tasks as one loop.
     tasks[0].bases.push(BaseFacts {
-        image: own(count - 1, 0),
+        image: task_image(count - 1, 0),
         role: BaseRole::Runtime,
         digest: digest(1),
     });

@@ -1,7 +1,7 @@
-//! Scenario files: a small world and what happens to it, and beside each a snapshot of what the planner and the
-//! cascades made of it.
+//! Scenario files: a small fleet and its events, with a snapshot of the reactions beside each file.
 //!
-//! A digest is written as a short hexadecimal text, which is repeated; in the snapshot it is short again.
+//! A digest is written as a short hexadecimal text that is repeated to the full length. The
+//! snapshot shows it short again.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests, outside of a #[test]")]
 
@@ -20,7 +20,7 @@ use acrtask_cascade::{
     plan, show,
 };
 use acrtask_model::{Digest, ImageRef, events::BaseRole};
-use common::{Task, World};
+use common::{Task, TestFleet};
 use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 
@@ -53,20 +53,20 @@ struct TaskFile {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 enum Step {
-    /// Bases have these digests from now on.
+    /// Bases move to these digests.
     Move(BTreeMap<ImageRef, String>),
-    /// Shows the plan of all that is stale, or of what these changes would make stale.
+    /// Shows the plan of everything stale, or of what these changes would make stale.
     Tree(BTreeMap<ImageRef, String>),
     Dot(BTreeMap<ImageRef, String>),
     Json(BTreeMap<ImageRef, String>),
     Reconcile,
-    /// So many seconds go by.
+    /// This number of seconds passes.
     Wait(i64),
-    /// Runs of these tasks end well.
+    /// Runs of these tasks succeed.
     Ok(Vec<String>),
-    /// Runs of these tasks end badly.
+    /// Runs of these tasks fail.
     Fail(Vec<String>),
-    /// Runs of these tasks were superseded by others, which built the task where it is said so.
+    /// Runs of these tasks are superseded by others. `true` if the other run built the task.
     Superseded(BTreeMap<String, bool>),
     Pause(u64),
     Resume(u64),
@@ -82,8 +82,8 @@ fn digest(text: &str) -> Digest {
     format!("sha256:{hex}").parse().unwrap()
 }
 
-struct Play {
-    world: World,
+struct ScenarioRun {
+    fleet: TestFleet,
     all: Cascades,
     settings: Settings,
     now: Timestamp,
@@ -91,56 +91,56 @@ struct Play {
     out: String,
 }
 
-impl Play {
+impl ScenarioRun {
     fn step(&mut self, step: Step) {
         let event = match step {
             Step::Move(bases) => {
                 for (image, to) in bases {
-                    self.say(&format!("* {image} moves to {to}"));
-                    self.world.tags.insert(image.or_latest(), digest(&to));
+                    self.push_line(&format!("* {image} moves to {to}"));
+                    self.fleet.tags.insert(image.or_latest(), digest(&to));
                 }
                 return;
             }
-            Step::Tree(changes) => return self.plan("tree", &changes),
-            Step::Dot(changes) => return self.plan("dot", &changes),
-            Step::Json(changes) => return self.plan("json", &changes),
+            Step::Tree(changes) => return self.show_plan("tree", &changes),
+            Step::Dot(changes) => return self.show_plan("dot", &changes),
+            Step::Json(changes) => return self.show_plan("json", &changes),
             Step::Reconcile => return self.reconcile(),
             Step::Wait(seconds) => {
                 self.now = self
                     .now
                     .checked_add(SignedDuration::from_secs(seconds))
                     .unwrap();
-                self.say(&format!("* {}", self.now));
+                self.push_line(&format!("* {}", self.now));
                 Event::Tick
             }
             Step::Ok(tasks) => {
                 for task in tasks {
-                    self.say(&format!("* {task} ends well"));
+                    self.push_line(&format!("* {task} ends well"));
                     let start = self.running.remove(&task).unwrap();
-                    let digests = self.world.build(&task, &start.pins);
-                    self.end(start, End::Succeeded { digests });
+                    let digests = self.fleet.build(&task, &start.pins);
+                    self.end_run(start, End::Succeeded { digests });
                 }
                 return;
             }
             Step::Fail(tasks) => {
                 for task in tasks {
-                    self.say(&format!("* {task} fails"));
+                    self.push_line(&format!("* {task} fails"));
                     let start = self.running.remove(&task).unwrap();
                     let reason = "exit code 1".to_owned();
-                    self.end(start, End::Failed { reason });
+                    self.end_run(start, End::Failed { reason });
                 }
                 return;
             }
             Step::Superseded(tasks) => {
                 for (task, built) in tasks {
                     let what = if built { "and built" } else { "in vain" };
-                    self.say(&format!("* {task} is superseded, {what}"));
+                    self.push_line(&format!("* {task} is superseded, {what}"));
                     let start = self.running.remove(&task).unwrap();
                     if built {
-                        let pins = self.world.bases_now(&task);
-                        self.world.build(&task, &pins);
+                        let pins = self.fleet.bases_now(&task);
+                        self.fleet.build(&task, &pins);
                     }
-                    self.end(start, End::Superseded);
+                    self.end_run(start, End::Superseded);
                 }
                 return;
             }
@@ -160,26 +160,26 @@ impl Play {
             Step::Retry(id) => Event::Retry {
                 cascade: CascadeId(id),
             },
-            Step::Show => return self.show(),
+            Step::Show => return self.show_cascades(),
         };
         if event != Event::Tick {
             let text = serde_json::to_value(&event).unwrap();
-            self.say(&format!(
+            self.push_line(&format!(
                 "* {} cascade {}",
                 text["event"].as_str().unwrap(),
                 text["cascade"]
             ));
         }
-        self.happens(event);
+        self.apply_event(event);
     }
 
-    fn say(&mut self, line: &str) {
+    fn push_line(&mut self, line: &str) {
         self.out.push_str(line);
         self.out.push('\n');
     }
 
-    fn plan(&mut self, form: &str, changes: &BTreeMap<ImageRef, String>) {
-        let graph = Graph::new(&self.world.facts());
+    fn show_plan(&mut self, form: &str, changes: &BTreeMap<ImageRef, String>) {
+        let graph = Graph::new(&self.fleet.facts());
         let changes: BTreeMap<ImageRef, Digest> = changes
             .iter()
             .map(|(image, to)| (image.clone().or_latest(), digest(to)))
@@ -190,42 +190,42 @@ impl Play {
         };
         let plan = plan(&graph, &changes, &options);
         let text = match form {
-            "tree" => show::tree(&plan.view(2)),
-            "dot" => show::dot(&plan.view(2)),
+            "tree" => show::render_tree(&plan.view(2)),
+            "dot" => show::render_dot(&plan.view(2)),
             _ => serde_json::to_string_pretty(&plan.view(2)).unwrap() + "\n",
         };
         self.out.push_str(&text);
     }
 
     fn reconcile(&mut self) {
-        let graph = Graph::new(&self.world.facts());
+        let graph = Graph::new(&self.fleet.facts());
         let done = self.all.reconcile(&graph, &self.settings, self.now);
         let before = self.all.clone();
         let again = self.all.reconcile(&graph, &self.settings, self.now);
         assert!(before == self.all && again.created.is_empty() && again.joined.is_empty());
-        self.say("* reconciliation");
+        self.push_line("* reconciliation");
         for id in &done.created {
-            self.say(&format!("  cascade {id} begins"));
+            self.push_line(&format!("  cascade {id} begins"));
         }
         for (id, task) in &done.dropped {
-            let state = self.state(*id, task);
-            self.say(&format!("  {task} leaves cascade {id}: {state}"));
+            let state = self.state_text(*id, task);
+            self.push_line(&format!("  {task} leaves cascade {id}: {state}"));
         }
         for (id, task) in &done.joined {
-            self.say(&format!("  {task} joins cascade {id}"));
+            self.push_line(&format!("  {task} joins cascade {id}"));
         }
         for blocked in &done.blocked {
-            let because = serde_json::to_string(&blocked.because).unwrap();
-            self.say(&format!("  {} stays stale: {because}", blocked.task));
+            let cause = serde_json::to_string(&blocked.cause).unwrap();
+            self.push_line(&format!("  {} stays stale: {cause}", blocked.task));
         }
         for refused in &done.refused {
-            self.say(&format!("  not built: {refused}"));
+            self.push_line(&format!("  not built: {refused}"));
         }
-        self.obey(done.actions);
+        self.perform(done.actions);
     }
 
-    fn end(&mut self, start: Start, end: End) {
-        self.happens(Event::Ended {
+    fn end_run(&mut self, start: Start, end: End) {
+        self.apply_event(Event::Ended {
             cascade: start.cascade,
             task: start.task,
             attempt: start.attempt,
@@ -233,14 +233,14 @@ impl Play {
         });
     }
 
-    fn happens(&mut self, event: Event) {
+    fn apply_event(&mut self, event: Event) {
         match self.all.step(event, &self.settings, self.now) {
-            Ok(actions) => self.obey(actions),
-            Err(error) => self.say(&format!("  refused: {error}")),
+            Ok(actions) => self.perform(actions),
+            Err(error) => self.push_line(&format!("  refused: {error}")),
         }
     }
 
-    fn obey(&mut self, actions: Vec<Action>) {
+    fn perform(&mut self, actions: Vec<Action>) {
         for action in actions {
             match action {
                 Action::Start(start) => {
@@ -248,7 +248,7 @@ impl Play {
                     let pins: Vec<String> = pins
                         .map(|(image, digest)| format!("{image}@{}", digest.short()))
                         .collect();
-                    self.say(&format!(
+                    self.push_line(&format!(
                         "  start {} of cascade {}, attempt {}, on {}",
                         start.task,
                         start.cascade,
@@ -258,17 +258,19 @@ impl Play {
                     self.running.insert(start.task.clone(), start);
                 }
                 Action::Stop { task, .. } => {
-                    self.say(&format!("  stop {task}"));
+                    self.push_line(&format!("  stop {task}"));
                     let start = self.running.remove(&task).unwrap();
-                    self.end(start, End::Canceled { by: "sam".into() });
+                    self.end_run(start, End::Canceled { by: "sam".into() });
                 }
-                Action::WakeAt { at } => self.say(&format!("  wake at {at}")),
-                Action::Finished { cascade } => self.say(&format!("  cascade {cascade} is over")),
+                Action::WakeAt { at } => self.push_line(&format!("  wake at {at}")),
+                Action::Finished { cascade } => {
+                    self.push_line(&format!("  cascade {cascade} is finished"))
+                }
             }
         }
     }
 
-    fn state(&self, id: CascadeId, task: &str) -> String {
+    fn state_text(&self, id: CascadeId, task: &str) -> String {
         let node = &self.all.get(id).unwrap().nodes[task];
         match &node.state {
             NodeState::Ready { .. } => "ready".into(),
@@ -278,7 +280,7 @@ impl Play {
         }
     }
 
-    fn show(&mut self) {
+    fn show_cascades(&mut self) {
         let ids: Vec<CascadeId> = self.all.iter().map(|cascade| cascade.id).collect();
         for id in ids {
             let cascade = self.all.get(id).unwrap();
@@ -286,8 +288,8 @@ impl Play {
                 "  cascade {id}: {}",
                 serde_json::to_string(&cascade.phase).unwrap()
             );
-            if cascade.waits_for_approval() {
-                text += ", waits for approval";
+            if cascade.is_awaiting_approval() {
+                text += ", awaits approval";
             }
             if let Some(follows) = cascade.follows {
                 write!(text, ", follows {follows}").unwrap();
@@ -297,20 +299,20 @@ impl Play {
             }
             let tasks: BTreeSet<&String> = cascade.nodes.keys().collect();
             for task in tasks {
-                write!(text, "\n    {task}: {}", self.state(id, task)).unwrap();
+                write!(text, "\n    {task}: {}", self.state_text(id, task)).unwrap();
             }
-            self.say(&text);
+            self.push_line(&text);
         }
     }
 }
 
-fn play(path: &Path) {
+fn run_scenario(path: &Path) {
     let text = std::fs::read_to_string(path).unwrap();
     let scenario: Scenario =
         serde_yaml::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let mut world = World::default();
+    let mut fleet = TestFleet::default();
     for (image, to) in &scenario.bases {
-        world.tags.insert(image.clone().or_latest(), digest(to));
+        fleet.tags.insert(image.clone().or_latest(), digest(to));
     }
     for (name, task) in scenario.tasks {
         let task = Task {
@@ -325,22 +327,22 @@ fn play(path: &Path) {
             reproducible: task.reproducible,
             used: BTreeMap::new(),
         };
-        world.tasks.insert(name, task);
+        fleet.tasks.insert(name, task);
     }
-    let tasks: Vec<String> = world.tasks.keys().cloned().collect();
-    world.build_all();
+    let tasks: Vec<String> = fleet.tasks.keys().cloned().collect();
+    fleet.build_all();
     for task in tasks.iter().cycle().take(tasks.len() * tasks.len()) {
-        let pins = world.bases_now(task);
-        if pins != world.tasks[task].used
+        let pins = fleet.bases_now(task);
+        if pins != fleet.tasks[task].used
             && !pins
                 .keys()
-                .any(|image| world.tasks[task].images.contains(image))
+                .any(|image| fleet.tasks[task].images.contains(image))
         {
-            world.build(task, &pins);
+            fleet.build(task, &pins);
         }
     }
-    let mut play = Play {
-        world,
+    let mut run = ScenarioRun {
+        fleet,
         all: Cascades::default(),
         settings: scenario.settings,
         now: scenario
@@ -350,16 +352,16 @@ fn play(path: &Path) {
         out: format!("{}\n\n", scenario.about.trim()),
     };
     for step in scenario.steps {
-        play.step(step);
+        run.step(step);
     }
     let name = path.file_stem().unwrap().to_str().unwrap();
     insta::with_settings!({ omit_expression => true, prepend_module_to_snapshot => false, snapshot_path => "scenarios" }, {
-        insta::assert_snapshot!(name, play.out);
+        insta::assert_snapshot!(name, run.out);
     });
 }
 
 #[test]
-fn scenarios() {
+fn scenarios_match_their_snapshots() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios");
     let mut paths: Vec<_> = std::fs::read_dir(folder)
         .unwrap()
@@ -372,6 +374,6 @@ fn scenarios() {
     paths.sort();
     assert!(paths.len() > 8);
     for path in paths {
-        play(&path);
+        run_scenario(&path);
     }
 }

@@ -1,4 +1,4 @@
-//! When the time to settle begins.
+//! Tests of the start of the settling time.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests, outside of a #[test]")]
 
@@ -15,22 +15,23 @@ fn sha(digit: char) -> Digest {
     format!("sha256:{hex}").parse().unwrap()
 }
 
-/// Until when a cascade settles that is taken up so many seconds after its bases moved, in seconds from then.
-fn settles(moved: &[(&str, i64)]) -> i64 {
+/// Returns the settling time in seconds of a cascade whose bases moved the given numbers of seconds
+/// ago.
+fn settling_secs(moved: &[(&str, i64)]) -> i64 {
     let now: Timestamp = "2026-11-25T12:00:00Z".parse().unwrap();
     let mut facts = GraphBuilder::default();
     let mut bases = Vec::new();
     for (name, ago) in moved {
         let image = format!("docker.io/library/{name}:1").parse().unwrap();
-        facts.tag(&image, &sha('9'));
-        facts.moved(&image, now - SignedDuration::from_secs(*ago));
+        facts.set_digest(&image, &sha('9'));
+        facts.record_move(&image, now - SignedDuration::from_secs(*ago));
         bases.push(BaseFacts {
             image,
             role: BaseRole::Runtime,
             digest: sha('1'),
         });
     }
-    facts.task(&TaskFacts {
+    facts.add_task(&TaskFacts {
         name: "app".into(),
         policy: Policy::Runtime,
         images: vec![TagFacts {
@@ -50,19 +51,19 @@ fn settles(moved: &[(&str, i64)]) -> i64 {
 }
 
 #[test]
-fn it_begins_when_the_last_of_the_bases_moved() {
-    assert_eq!(settles(&[("one", 0)]), 30);
-    assert_eq!(settles(&[("one", 12)]), 18);
-    assert_eq!(settles(&[("one", 29), ("two", 4)]), 26);
+fn settling_starts_when_the_last_base_moved() {
+    assert_eq!(settling_secs(&[("one", 0)]), 30);
+    assert_eq!(settling_secs(&[("one", 12)]), 18);
+    assert_eq!(settling_secs(&[("one", 29), ("two", 4)]), 26);
 }
 
 #[test]
-fn what_moved_long_ago_has_settled() {
-    assert_eq!(settles(&[("one", 30)]), 0);
-    assert_eq!(settles(&[("one", 30_000), ("two", 86_400)]), 0);
+fn bases_that_moved_long_ago_need_no_settling() {
+    assert_eq!(settling_secs(&[("one", 30)]), 0);
+    assert_eq!(settling_secs(&[("one", 30_000), ("two", 86_400)]), 0);
 }
 
 #[test]
-fn a_clock_that_is_ahead_makes_it_no_longer() {
-    assert_eq!(settles(&[("one", -90)]), 30);
+fn clock_skew_does_not_extend_settling() {
+    assert_eq!(settling_secs(&[("one", -90)]), 30);
 }

@@ -1,11 +1,12 @@
 //! Tar streams between folders of this machine and volumes of an engine.
 //!
-//! Tar is read and written on blocking threads, one for each stream: a context of 100,000 small files
-//! would otherwise be as many hops to the thread pool. Memory is bounded by the channel between.
+//! Each stream is read or written on one blocking thread. A context of 100,000 small files would
+//! otherwise need as many transfers to the thread pool. The channel between the thread and the
+//! stream bounds memory.
 //!
-//! Invariants: what is unpacked stays below its folder, whatever the archive says, and no device,
-//! socket or foreign owner comes out of it; what is packed belongs to root, so that two machines
-//! make the same workspace of the same files.
+//! Invariants: unpacked entries stay inside their folder, whatever the archive contains. Unpacking
+//! creates no device and no socket, and preserves no owner. Packed entries belong to root, so that
+//! two machines create the same workspace from the same files.
 
 use std::{
     collections::HashMap,
@@ -21,19 +22,20 @@ use tar::{Archive, Builder, EntryType, Header, HeaderMode};
 use tokio::sync::mpsc;
 
 use crate::{
-    error::{EngineError, chain},
+    error::{EngineError, error_chain},
     selection::Selection,
 };
 
-/// Bytes of one chunk.
+/// Size of a chunk in bytes.
 const CHUNK: usize = 128 * 1024;
-/// Chunks that may wait between a thread and the connection.
+/// Capacity of the channel between a thread and the connection, in chunks.
 const CHANNEL: usize = 8;
 
-/// What is packed into one stream.
+/// A part of an archive.
 #[derive(Debug, Clone)]
 pub(crate) enum Pack {
-    /// The selected entries below a folder, as entries below `at` of the archive (empty: its root).
+    /// The selected entries of a folder, as entries below `at` of the archive. An empty `at` is the
+    /// root of the archive.
     Folder {
         from: PathBuf,
         at: PathBuf,
@@ -41,13 +43,13 @@ pub(crate) enum Pack {
         with_root: bool,
         selection: Selection,
     },
-    /// One file by the name `at`.
+    /// A file with the name `at`.
     File {
         from: PathBuf,
         at: PathBuf,
         mode: u32,
     },
-    /// A file with this content, which never touches this machine's disk.
+    /// A file with this content, which is never written to this machine's disk.
     Content {
         at: PathBuf,
         mode: u32,
@@ -55,9 +57,10 @@ pub(crate) enum Pack {
     },
 }
 
-/// Packs what is selected below `folder` as the workspace of a run gets it, while it is read: owned by root, links as
-/// they are, without sockets, pipes and devices. `added` are files beside those of the folder: path and content. Needs a
-/// runtime.
+/// Packs the selected files of `folder` in the form of a workspace, as a stream.
+///
+/// All entries belong to root, links stay links, and sockets, pipes and devices are skipped.
+/// `added` are additional files: path and content. Needs a Tokio runtime.
 pub fn pack_folder(
     folder: &Path,
     selection: Selection,
@@ -77,13 +80,13 @@ pub fn pack_folder(
     pack(parts)
 }
 
-/// Packs `parts` into one archive, while it is read.
+/// Packs `parts` into one archive, as a stream.
 pub(crate) fn pack(parts: Vec<Pack>) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
     let (sender, mut receiver) = mpsc::channel(CHANNEL);
     tokio::task::spawn_blocking(move || {
         let writer = BufWriter::with_capacity(CHUNK, ChannelWriter(sender.clone()));
         if let Err(error) = write_all(parts, writer) {
-            // The other end may be gone: then nobody waits for the error either.
+            // The receiver may be dropped. Then the error has no recipient either.
             let _ = sender.blocking_send(Err(error));
         }
     });
@@ -102,14 +105,14 @@ fn write_all(parts: Vec<Pack>, writer: impl Write) -> io::Result<()> {
                 selection,
             } => write_folder(&mut tar, &from, &at, with_root, &selection)?,
             Pack::File { from, at, mode } => {
-                let file = File::open(&from).map_err(about("open", &from))?;
-                let size = file.metadata().map_err(about("look at", &from))?.len();
-                let mut header = header(EntryType::Regular, mode);
+                let file = File::open(&from).map_err(path_error("open", &from))?;
+                let size = file.metadata().map_err(path_error("inspect", &from))?.len();
+                let mut header = new_header(EntryType::Regular, mode);
                 header.set_size(size);
-                tar.append_data(&mut header, &at, exactly(file, size))?;
+                tar.append_data(&mut header, &at, read_exactly(file, size))?;
             }
             Pack::Content { at, mode, content } => {
-                let mut header = header(EntryType::Regular, mode);
+                let mut header = new_header(EntryType::Regular, mode);
                 header.set_size(content.len() as u64);
                 tar.append_data(&mut header, &at, content.as_ref())?;
             }
@@ -125,9 +128,9 @@ fn write_folder(
     with_root: bool,
     selection: &Selection,
 ) -> io::Result<()> {
-    // The first names of files that have several.
+    // The first path of each file with several hard links.
     let mut names = HashMap::new();
-    // Folders above the next entry that are packed only if it is.
+    // Ignored parent folders, which are packed only if an entry below them is.
     let mut pending: Vec<PathBuf> = Vec::new();
     let mut entries = walkdir::WalkDir::new(from).sort_by_file_name().into_iter();
     while let Some(entry) = entries.next() {
@@ -139,7 +142,7 @@ fn write_folder(
         let entry = match entry {
             Ok(entry) => entry,
             Err(error) => match (error.path(), error.io_error()) {
-                // The entry was removed after the listing of its folder, or it is ignored.
+                // The entry was removed after its folder was listed, or it is ignored.
                 (Some(path), Some(cause)) if !is_loss(path, cause) => continue,
                 _ => return Err(error.into()),
             },
@@ -151,8 +154,8 @@ fn write_folder(
         }
         let kind = entry.file_type();
         while pending.pop_if(|folder| !path.starts_with(folder)).is_some() {}
-        if selection.leaves_out(relative, kind.is_dir()) {
-            if kind.is_dir() && selection.prunes(relative) {
+        if selection.excludes(relative, kind.is_dir()) {
+            if kind.is_dir() && selection.can_skip_folder(relative) {
                 entries.skip_current_dir();
             } else if kind.is_dir() {
                 pending.push(path.to_owned());
@@ -160,7 +163,7 @@ fn write_folder(
             continue;
         }
         for folder in std::mem::take(&mut pending) {
-            let metadata = fs::symlink_metadata(&folder).map_err(about("look at", &folder))?;
+            let metadata = fs::symlink_metadata(&folder).map_err(path_error("inspect", &folder))?;
             let name = at.join(folder.strip_prefix(from).unwrap_or(&folder));
             write_directory(tar, &name, &metadata)?;
         }
@@ -170,12 +173,12 @@ fn write_folder(
             Err(error) if !is_loss(path, &error) => continue,
             Err(error) => return Err(error),
         };
-        let mut header = header(EntryType::Regular, metadata.permissions().mode() & 0o7777);
-        header.set_mtime(modified(&metadata));
+        let mut header = new_header(EntryType::Regular, metadata.permissions().mode() & 0o7777);
+        header.set_mtime(modified_secs(&metadata));
         if kind.is_dir() {
             write_directory(tar, &name, &metadata)?;
         } else if kind.is_symlink() {
-            let target = fs::read_link(path).map_err(about("read link", path))?;
+            let target = fs::read_link(path).map_err(path_error("read link", path))?;
             header.set_entry_type(EntryType::Symlink);
             header.set_size(0);
             tar.append_link(&mut header, &name, &target)?;
@@ -190,15 +193,15 @@ fn write_folder(
             let file = match File::open(path) {
                 Ok(file) => file,
                 Err(error) if !is_loss(path, &error) => continue,
-                Err(error) => return Err(about("open", path)(error)),
+                Err(error) => return Err(path_error("open", path)(error)),
             };
             header.set_size(metadata.len());
-            tar.append_data(&mut header, &name, exactly(file, metadata.len()))?;
+            tar.append_data(&mut header, &name, read_exactly(file, metadata.len()))?;
             if metadata.nlink() > 1 {
                 names.insert(inode, name);
             }
         } else {
-            // Sockets, pipes and devices mean nothing elsewhere.
+            // Sockets, pipes and devices have no meaning on another machine.
             debug_assert!(
                 kind.is_socket()
                     || kind.is_fifo()
@@ -215,8 +218,8 @@ fn write_directory(
     name: &Path,
     metadata: &fs::Metadata,
 ) -> io::Result<()> {
-    let mut header = header(EntryType::Directory, metadata.permissions().mode() & 0o7777);
-    header.set_mtime(modified(metadata));
+    let mut header = new_header(EntryType::Directory, metadata.permissions().mode() & 0o7777);
+    header.set_mtime(modified_secs(metadata));
     header.set_size(0);
     tar.append_data(&mut header, name, io::empty())
 }
@@ -225,7 +228,7 @@ fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound
 }
 
-fn modified(metadata: &fs::Metadata) -> u64 {
+fn modified_secs(metadata: &fs::Metadata) -> u64 {
     metadata
         .modified()
         .ok()
@@ -233,7 +236,7 @@ fn modified(metadata: &fs::Metadata) -> u64 {
         .map_or(0, |since| since.as_secs())
 }
 
-fn header(kind: EntryType, mode: u32) -> Header {
+fn new_header(kind: EntryType, mode: u32) -> Header {
     let mut header = Header::new_gnu();
     header.set_entry_type(kind);
     header.set_mode(mode);
@@ -243,12 +246,13 @@ fn header(kind: EntryType, mode: u32) -> Header {
     header
 }
 
-/// `size` bytes of a file that may be growing or shrinking: the header has promised that many.
-fn exactly(file: File, size: u64) -> impl Read {
+/// Reads exactly `size` bytes of a file that may grow or shrink, because the header already states
+/// that size.
+fn read_exactly(file: File, size: u64) -> impl Read {
     file.take(size).chain(io::repeat(0)).take(size)
 }
 
-fn about(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> io::Error {
+fn path_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> io::Error {
     let path = path.to_owned();
     move |error| {
         io::Error::new(
@@ -258,8 +262,8 @@ fn about(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> io::Error
     }
 }
 
-/// Unpacks an archive below `into`, without the first component of its names: an engine puts the
-/// name of the folder that was asked for before everything.
+/// Unpacks an archive below `into`, without the first component of its names. An engine prefixes
+/// every name with that of the requested folder.
 pub(crate) async fn unpack_folder(
     stream: impl Stream<Item = Result<Bytes, EngineError>> + Send + 'static,
     into: &Path,
@@ -278,34 +282,36 @@ pub(crate) async fn unpack_folder(
             }
             match entry.header().entry_type() {
                 EntryType::Directory => {
-                    // Its mode is set last: a folder that nobody may write to can have content.
-                    let target = place_of(&into, &rest)?;
+                    // The mode is set last: a folder without write permission can have content.
+                    let target = entry_path(&into, &rest)?;
                     if !target.symlink_metadata().is_ok_and(|m| m.is_dir()) {
-                        fs::create_dir(&target).map_err(about("make folder", &target))?;
+                        fs::create_dir(&target).map_err(path_error("make folder", &target))?;
                     }
                     folders.push((target, entry.header().mode()?));
                 }
                 EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                    place(&mut entry, &into, &rest)?;
+                    unpack_entry(&mut entry, &into, &rest)?;
                 }
-                EntryType::Symlink => place(&mut entry, &into, &rest)?,
+                EntryType::Symlink => unpack_entry(&mut entry, &into, &rest)?,
                 EntryType::Link => {
-                    // The name of a hard link's other end has the same first component.
+                    // The target of a hard link has the same first component.
                     let Some(other) = entry.link_name()? else {
                         continue;
                     };
                     let other: PathBuf = other.components().skip(1).collect();
-                    if let (Some(from), Some(to)) = (inside(&into, &other), inside(&into, &rest)) {
-                        fs::hard_link(&from, &to).map_err(about("link", &to))?;
+                    if let (Some(from), Some(to)) =
+                        (path_inside(&into, &other), path_inside(&into, &rest))
+                    {
+                        fs::hard_link(&from, &to).map_err(path_error("link", &to))?;
                     }
                 }
-                // Devices and the like are not for a build context.
+                // Devices and similar entries do not belong into a build context.
                 _ => {}
             }
         }
         for (folder, mode) in folders.into_iter().rev() {
             fs::set_permissions(&folder, fs::Permissions::from_mode(mode & 0o7777))
-                .map_err(about("set the mode of", &folder))?;
+                .map_err(path_error("set the mode of", &folder))?;
         }
         Ok(())
     })
@@ -313,13 +319,13 @@ pub(crate) async fn unpack_folder(
 }
 
 /// Writes an entry to `into/rest`.
-fn place(entry: &mut tar::Entry<'_, impl Read>, into: &Path, rest: &Path) -> io::Result<()> {
-    entry.unpack(place_of(into, rest)?).map(drop)
+fn unpack_entry(entry: &mut tar::Entry<'_, impl Read>, into: &Path, rest: &Path) -> io::Result<()> {
+    entry.unpack(entry_path(into, rest)?).map(drop)
 }
 
-/// `into/rest`; an error where that is outside.
-fn place_of(into: &Path, rest: &Path) -> io::Result<PathBuf> {
-    inside(into, rest).ok_or_else(|| {
+/// Returns `into/rest`, or an error if that is outside of `into`.
+fn entry_path(into: &Path, rest: &Path) -> io::Result<PathBuf> {
+    path_inside(into, rest).ok_or_else(|| {
         io::Error::new(
             io::ErrorKind::InvalidData,
             format!("the archive names {}, which is outside", rest.display()),
@@ -327,8 +333,8 @@ fn place_of(into: &Path, rest: &Path) -> io::Result<PathBuf> {
     })
 }
 
-/// `into/rest`, where all of its parents are real folders below `into`.
-fn inside(into: &Path, rest: &Path) -> Option<PathBuf> {
+/// Returns `into/rest` if all of its parents are real folders below `into`.
+fn path_inside(into: &Path, rest: &Path) -> Option<PathBuf> {
     let mut at = into.to_owned();
     let mut parts = rest.components().peekable();
     while let Some(part) = parts.next() {
@@ -345,16 +351,16 @@ fn inside(into: &Path, rest: &Path) -> Option<PathBuf> {
 
 /// An entry of an archive, without its content.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Listed {
-    /// Without the first component; empty for what was asked for itself.
+pub(crate) struct ListedEntry {
+    /// Path without the first component. Empty for the requested entry itself.
     pub(crate) path: PathBuf,
     pub(crate) is_folder: bool,
 }
 
-/// What an archive holds itself and right below; everything else is read over.
-pub(crate) async fn list(
+/// Lists the requested entry and its direct children. Skips everything below.
+pub(crate) async fn list_entries(
     stream: impl Stream<Item = Result<Bytes, EngineError>> + Send + 'static,
-) -> io::Result<Vec<Listed>> {
+) -> io::Result<Vec<ListedEntry>> {
     read_blocking(stream, |reader| {
         let mut archive = Archive::new(reader);
         let mut out = Vec::new();
@@ -365,7 +371,7 @@ pub(crate) async fn list(
             if path.components().count() > 1 {
                 continue;
             }
-            out.push(Listed {
+            out.push(ListedEntry {
                 path,
                 is_folder: kind.is_dir(),
             });
@@ -375,40 +381,40 @@ pub(crate) async fn list(
     .await
 }
 
-/// What one file of an archive is.
-pub(crate) enum Opened {
+/// The requested file of an archive.
+pub(crate) enum OpenedEntry {
     /// A file, with its content.
     File(mpsc::Receiver<io::Result<Bytes>>),
-    /// A symbolic link, with where it points.
+    /// A symbolic link, with its target.
     Link(PathBuf),
-    /// A folder, or something without content.
+    /// A folder, or an entry without content.
     Other,
 }
 
-/// The first entry of an archive: the file that was asked for.
+/// Opens the first entry of an archive, which is the requested file.
 pub(crate) async fn open_file(
     stream: impl Stream<Item = Result<Bytes, EngineError>> + Send + 'static,
-) -> io::Result<Opened> {
+) -> io::Result<OpenedEntry> {
     let (opened, first) = tokio::sync::oneshot::channel();
     let read = read_blocking(stream, move |reader| {
         let mut archive = Archive::new(reader);
         let Some(entry) = archive.entries()?.next() else {
-            let _ = opened.send(Opened::Other);
+            let _ = opened.send(OpenedEntry::Other);
             return Ok(());
         };
         let mut entry = entry?;
         let kind = entry.header().entry_type();
         if kind.is_symlink() {
             let target = entry.link_name()?.map(|name| name.into_owned());
-            let _ = opened.send(target.map_or(Opened::Other, Opened::Link));
+            let _ = opened.send(target.map_or(OpenedEntry::Other, OpenedEntry::Link));
             return Ok(());
         }
         if !kind.is_file() {
-            let _ = opened.send(Opened::Other);
+            let _ = opened.send(OpenedEntry::Other);
             return Ok(());
         }
         let (sender, receiver) = mpsc::channel(CHANNEL);
-        if opened.send(Opened::File(receiver)).is_err() {
+        if opened.send(OpenedEntry::File(receiver)).is_err() {
             return Ok(());
         }
         loop {
@@ -423,10 +429,10 @@ pub(crate) async fn open_file(
     let reading = tokio::spawn(read);
     match first.await {
         Ok(opened) => Ok(opened),
-        // The reader ended before it knew: it says why.
+        // The reader ended before it sent an entry, so its result has the reason.
         Err(_) => match reading.await {
             Ok(Err(error)) => Err(error),
-            _ => Ok(Opened::Other),
+            _ => Ok(OpenedEntry::Other),
         },
     }
 }
@@ -444,8 +450,8 @@ async fn read_blocking<T: Send + 'static>(
     let working = tokio::task::spawn_blocking(move || work(reader));
     let mut stream = std::pin::pin!(stream);
     while let Some(chunk) = stream.next().await {
-        let chunk = chunk.map_err(|error| io::Error::other(chain(&error)));
-        // A reader that has seen enough hangs up.
+        let chunk = chunk.map_err(|error| io::Error::other(error_chain(&error)));
+        // A reader that needs no more bytes closes the channel.
         if sender.send(chunk).await.is_err() {
             break;
         }

@@ -1,4 +1,4 @@
-//! Folders that go there and back.
+//! Round trips of folders through archives.
 
 use std::os::unix::fs::symlink;
 
@@ -13,7 +13,7 @@ fn replay(chunks: Vec<Bytes>) -> impl Stream<Item = Result<Bytes, EngineError>> 
 }
 
 #[tokio::test]
-async fn a_folder_goes_there_and_back() {
+async fn packed_folder_unpacks_to_the_same_folder() {
     let from = tempfile::tempdir().unwrap();
     fs::create_dir_all(from.path().join("a/b")).unwrap();
     fs::write(from.path().join("a/b/file"), vec![7; 300_000]).unwrap();
@@ -56,13 +56,13 @@ async fn a_folder_goes_there_and_back() {
 }
 
 #[tokio::test]
-async fn nothing_leaves_the_folder() {
+async fn unpacking_writes_nothing_outside_of_the_folder() {
     let outside = tempfile::tempdir().unwrap();
     let mut tar = Builder::new(Vec::new());
-    let mut link = header(EntryType::Symlink, 0o777);
+    let mut link = new_header(EntryType::Symlink, 0o777);
     link.set_size(0);
     tar.append_link(&mut link, "w/out", outside.path()).unwrap();
-    let mut file = header(EntryType::Regular, 0o644);
+    let mut file = new_header(EntryType::Regular, 0o644);
     file.set_size(1);
     tar.append_data(&mut file, "w/out/evil", &b"x"[..]).unwrap();
     let bytes = Bytes::from(tar.into_inner().unwrap());
@@ -71,12 +71,12 @@ async fn nothing_leaves_the_folder() {
     assert!(!outside.path().join("evil").exists());
     for name in ["w/out/folder", "w/../folder"] {
         let mut tar = Builder::new(Vec::new());
-        let mut link = header(EntryType::Symlink, 0o777);
+        let mut link = new_header(EntryType::Symlink, 0o777);
         link.set_size(0);
         tar.append_link(&mut link, "w/out", outside.path()).unwrap();
-        let mut folder = header(EntryType::Directory, 0o700);
+        let mut folder = new_header(EntryType::Directory, 0o700);
         folder.set_size(0);
-        // A library that writes archives refuses such a name.
+        // The library that writes archives refuses such a name.
         folder.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
         folder.set_cksum();
         tar.append(&folder, io::empty()).unwrap();
@@ -95,34 +95,39 @@ async fn nothing_leaves_the_folder() {
         ("/a", false),
         ("", false),
     ] {
-        assert_eq!(inside(to.path(), Path::new(path)).is_some(), ok, "{path}");
+        assert_eq!(
+            path_inside(to.path(), Path::new(path)).is_some(),
+            ok,
+            "{path}"
+        );
     }
 }
 
 #[tokio::test]
-async fn lists_and_opens() {
+async fn archive_entries_are_listed_and_opened() {
     let content = Pack::Content {
         at: "w/f".into(),
         mode: 0o600,
         content: "hello".into(),
     };
     let chunks = bytes_of(vec![content]).await;
-    let listed = list(replay(chunks.clone())).await.unwrap();
+    let listed = list_entries(replay(chunks.clone())).await.unwrap();
     assert_eq!(
         listed,
-        [Listed {
+        [ListedEntry {
             path: "f".into(),
             is_folder: false,
         }]
     );
-    let Opened::File(mut file) = open_file(replay(chunks)).await.unwrap() else {
+    let OpenedEntry::File(mut file) = open_file(replay(chunks)).await.unwrap() else {
         panic!()
     };
     assert_eq!(file.recv().await.unwrap().unwrap(), "hello");
     assert!(file.recv().await.is_none());
 }
 
-/// Every entry below a folder: its path, its mode, what it holds or where it leads, and when it was changed.
+/// Returns every entry below a folder: its path, mode, content or link target, and modification
+/// time.
 fn entries(root: &Path) -> Vec<(PathBuf, u32, Vec<u8>, u64)> {
     walkdir::WalkDir::new(root)
         .min_depth(1)
@@ -138,11 +143,15 @@ fn entries(root: &Path) -> Vec<(PathBuf, u32, Vec<u8>, u64)> {
                 (
                     metadata.permissions().mode(),
                     Vec::new(),
-                    modified(&metadata),
+                    modified_secs(&metadata),
                 )
             } else {
                 let content = fs::read(entry.path()).unwrap();
-                (metadata.permissions().mode(), content, modified(&metadata))
+                (
+                    metadata.permissions().mode(),
+                    content,
+                    modified_secs(&metadata),
+                )
             };
             let path = entry.path().strip_prefix(root).unwrap().to_owned();
             (path, mode, content, time)
@@ -151,7 +160,7 @@ fn entries(root: &Path) -> Vec<(PathBuf, u32, Vec<u8>, u64)> {
 }
 
 #[tokio::test]
-async fn an_uploaded_folder_is_the_folder() {
+async fn uploaded_folder_equals_the_local_one() {
     let from = tempfile::tempdir().unwrap();
     let at = |path: &str| from.path().join(path);
     fs::create_dir_all(at(".git/refs")).unwrap();
@@ -170,7 +179,7 @@ async fn an_uploaded_folder_is_the_folder() {
     ] {
         fs::set_permissions(at(path), fs::Permissions::from_mode(mode)).unwrap();
     }
-    // As in a virtual environment of Python, or a folder that lacks its neighbour.
+    // As in a virtual environment of Python, or in a folder without its sibling.
     for (link, target) in [
         ("sub/inside", "../sub/run.sh"),
         ("absolute", "/usr/bin/env"),
@@ -183,7 +192,7 @@ async fn an_uploaded_folder_is_the_folder() {
     for path in ["sub/run.sh", "empty", "sub"] {
         File::open(at(path)).unwrap().set_modified(old).unwrap();
     }
-    // A socket means nothing elsewhere, and keeps nothing from being packed.
+    // A socket has no meaning on another machine and does not prevent packing.
     let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
 
     let scratch = tempfile::tempdir().unwrap();
@@ -201,14 +210,14 @@ async fn an_uploaded_folder_is_the_folder() {
         .unwrap();
     fs::remove_file(at("socket")).unwrap();
     assert_eq!(entries(&workspace.root), entries(from.path()));
-    // Links that lead out are there, and nobody here follows them.
+    // Links that lead outside exist, and no code here follows them.
     for link in ["absolute", "above"] {
         assert!(workspace.path(Path::new(link)).is_err(), "{link}");
     }
 }
 
 #[tokio::test]
-async fn an_empty_folder_can_be_uploaded() {
+async fn empty_folder_can_be_uploaded() {
     let from = tempfile::tempdir().unwrap();
     let stream = tokio_util::io::StreamReader::new(pack_folder(
         from.path(),
@@ -223,7 +232,7 @@ async fn an_empty_folder_can_be_uploaded() {
 }
 
 #[tokio::test]
-async fn an_upload_has_nothing_that_is_ignored() {
+async fn upload_excludes_ignored_files() {
     let from = tempfile::tempdir().unwrap();
     for (path, text) in [
         (".dockerignore", "node_modules\n.env\ndocs\n"),
@@ -240,7 +249,7 @@ async fn an_upload_has_nothing_that_is_ignored() {
     }
     let packed = |ignored: &str, needed: &str| {
         fs::write(from.path().join(".dockerignore"), ignored).unwrap();
-        Selection::of_upload(from.path(), None, [PathBuf::from(needed)], &[]).unwrap()
+        Selection::for_upload(from.path(), None, [PathBuf::from(needed)], &[]).unwrap()
     };
     for (ignored, needed, expected) in [
         (

@@ -1,8 +1,9 @@
 //! The BuildKit that builds for a run: the engine's own, or a separate one.
 //!
-//! What differs between them is where an image is afterwards. The engine's own BuildKit puts it into the
-//! store that containers are made from and pushes are read from. A separate one keeps it in its cache: it is
-//! loaded into the engine once, as a stream, when a step needs it there, and pushed from the cache.
+//! They differ in the location of an image after the build. The engine's own BuildKit stores it in
+//! the engine, which creates containers and pushes from there. A separate one keeps it in its
+//! cache, and pushes from there. If a step needs such an image in the engine, it is loaded once, as
+//! a stream.
 
 use std::{
     collections::HashMap,
@@ -21,14 +22,14 @@ use tokio::sync::mpsc;
 use crate::{
     context::StepContext,
     engine::DockerEndpoint,
-    error::{ConnectError, chain},
+    error::{ConnectError, error_chain},
     images::OwnImage,
     login_help::with_login_help,
     output::lock,
     steps::build,
 };
 
-/// Bytes on their way from a separate BuildKit to the engine.
+/// Size of the buffer between a separate BuildKit and the engine, in bytes.
 const LOAD_BUFFER: usize = 1 << 20;
 
 /// A connected builder. Cheap to clone.
@@ -76,7 +77,7 @@ impl Builder {
         }
     }
 
-    /// One line for the first event of a run.
+    /// Returns a one-line description for the first event of a run.
     pub(crate) fn describe(&self) -> String {
         let capabilities = self.client.capabilities();
         let kind = match capabilities.kind {
@@ -91,13 +92,13 @@ impl Builder {
         }
     }
 
-    /// True where what is built is at once what containers are made of.
+    /// Returns `true` if containers can use an image directly after its build.
     pub(crate) fn is_engine(&self) -> bool {
         self.client.capabilities().images_are_runnable()
     }
 
-    /// What of a build line this builder cannot do, by name.
-    pub(crate) fn lacks(&self, line: &BuildLine) -> Vec<String> {
+    /// Returns the names of features that a build line needs and this builder lacks.
+    pub(crate) fn missing_features(&self, line: &BuildLine) -> Vec<String> {
         let kinds = |kind: &str| {
             line.outputs
                 .iter()
@@ -121,19 +122,20 @@ impl Builder {
             .collect()
     }
 
-    /// Runs a build whose progress goes to the step's events.
+    /// Runs a build and sends its progress to the step's events.
     pub(crate) async fn build(
         &self,
         ctx: &StepContext,
         request: BuildRequest,
     ) -> Result<BuildOutcome, acrtask_buildkit::BuildError> {
-        let (sender, told) = mpsc::channel(64);
+        let (sender, events) = mpsc::channel(64);
         let build = self.client.build(request, sender, ctx.cancel.clone());
-        let (outcome, ()) = tokio::join!(build, build::progress::follow(ctx, told));
+        let (outcome, ()) = tokio::join!(build, build::progress::forward_events(ctx, events));
         outcome
     }
 
-    /// Loads an image of a separate BuildKit into the engine, from its cache, without a file between.
+    /// Loads an image of a separate BuildKit from its cache into the engine, without a temporary
+    /// file.
     pub(crate) async fn load_into_engine(
         &self,
         ctx: &StepContext,
@@ -146,7 +148,7 @@ impl Builder {
             .send(acrtask_model::EventKind::Progress { message })
             .await;
         let (writer, reader) = tokio::io::duplex(LOAD_BUFFER);
-        let mut request = self.again(ctx, built).await?;
+        let mut request = self.repeat_request(ctx, built).await?;
         request.provenance = Provenance::Off;
         request.platforms = loaded_platforms(request.platforms, &ctx.run.engine.facts.platform)?;
         request.exports = vec![Export::Load {
@@ -159,21 +161,24 @@ impl Builder {
             ctx.run.engine.load_images(archive)
         );
         solved.map_err(|error| {
-            format!("could not take the image from BuildKit: {}", chain(&error))
+            format!(
+                "could not export the image from BuildKit: {}",
+                error_chain(&error)
+            )
         })?;
-        loaded.map_err(|error| chain(&error))
+        loaded.map_err(|error| error_chain(&error))
     }
 
-    /// Pushes an image of a separate BuildKit from its cache, without its tag where the run holds it back; returns the
-    /// digest that it pushed.
+    /// Pushes an image of a separate BuildKit from its cache. Pushes by digest only if the run
+    /// stages images. Returns the digest of the pushed image.
     pub(crate) async fn push_from_cache(
         &self,
         ctx: &StepContext,
         built: &OwnImage,
         image: &ImageRef,
     ) -> Result<Digest, String> {
-        let mut request = self.again(ctx, built).await?;
-        let by_digest = ctx.run.hold;
+        let mut request = self.repeat_request(ctx, built).await?;
+        let by_digest = ctx.run.push_by_digest;
         request.exports = vec![Export::Image(ImageExport {
             names: vec![if by_digest {
                 image.name()
@@ -188,29 +193,33 @@ impl Builder {
         let outcome = self
             .build(ctx, request)
             .await
-            .map_err(|error| with_login_help(chain(&error)))?;
+            .map_err(|error| with_login_help(error_chain(&error)))?;
         let digest = outcome.image_digest.unwrap_or_default();
         digest
             .parse()
-            .map_err(|_| format!("BuildKit gave no digest for {image}"))
+            .map_err(|_| format!("BuildKit returned no digest for {image}"))
     }
 
-    /// The request that made an image, once more: everything of it is in the cache.
-    async fn again(&self, ctx: &StepContext, built: &OwnImage) -> Result<BuildRequest, String> {
+    /// Returns the request that built an image, for another build entirely from the cache.
+    async fn repeat_request(
+        &self,
+        ctx: &StepContext,
+        built: &OwnImage,
+    ) -> Result<BuildRequest, String> {
         let recipe = ctx.run.recipes.find(&built.step);
-        let recipe =
-            recipe.ok_or_else(|| format!("step {} has not been built here", built.step))?;
+        let recipe = recipe
+            .ok_or_else(|| format!("step {} has no build that could be repeated", built.step))?;
         let mut request = recipe.request(ctx)?;
-        // Nothing is to be built anew, whatever the step said the first time.
+        // The image must come from the cache, even if the step disabled the cache.
         request.no_cache = acrtask_buildkit::NoCache::UseCache;
-        // A cache inside of the image is part of its digest.
+        // A cache inside the image is part of its digest.
         let cache_exports = &mut request.cache_exports;
         cache_exports.retain(|cache| cache.kind == build::INLINE_CACHE);
         Ok(request)
     }
 }
 
-/// Returns the platforms of an image that `engine`'s platform takes: an archive holds one only.
+/// Returns the platforms that the engine can load from a build. An archive contains only one.
 fn loaded_platforms(built: Vec<String>, engine: &str) -> Result<Vec<String>, String> {
     if built.len() < 2 {
         return Ok(built);
@@ -227,7 +236,7 @@ fn loaded_platforms(built: Vec<String>, engine: &str) -> Result<Vec<String>, Str
     }
 }
 
-/// Returns the normal names of a platform's system and processor, without the variant.
+/// Returns the normalized names of a platform's system and processor, without the variant.
 fn os_and_architecture(platform: &str) -> (String, String) {
     let platform = platform.trim().to_lowercase();
     let mut parts = platform.split('/');
@@ -246,7 +255,7 @@ fn os_and_architecture(platform: &str) -> (String, String) {
     (os.to_owned(), architecture.to_owned())
 }
 
-/// How the images of a run were built, so that a separate BuildKit can be asked for them again.
+/// The build requests of a run, to request the images from a separate BuildKit again.
 #[derive(Debug, Default)]
 pub(crate) struct Recipes(Mutex<HashMap<StepId, Arc<build::Recipe>>>);
 
@@ -260,11 +269,11 @@ impl Recipes {
     }
 }
 
-/// The run's credentials, as the builder asks for them.
-pub(crate) struct ForBuilder(pub(crate) Credentials);
+/// The run's credentials as a credential provider for the builder.
+pub(crate) struct BuilderCredentials(pub(crate) Credentials);
 
 #[tonic::async_trait]
-impl acrtask_buildkit::Credentials for ForBuilder {
+impl acrtask_buildkit::Credentials for BuilderCredentials {
     async fn for_host(&self, host: &str) -> Option<RegistryCredential> {
         match self.0.for_host(host).await {
             Ok(credential) => credential.map(|credential| match credential {
@@ -278,7 +287,7 @@ impl acrtask_buildkit::Credentials for ForBuilder {
                 },
             }),
             Err(error) => {
-                tracing::warn!(host, error = %chain(&error), "no credential for the builder");
+                tracing::warn!(host, error = %error_chain(&error), "could not read a credential for the builder");
                 None
             }
         }
@@ -290,7 +299,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_engine_loads_its_own_platform() {
+    fn engine_loads_its_own_platform() {
         let loaded = |built: &[&str], engine: &str| {
             let built = built.iter().map(|platform| (*platform).to_owned());
             loaded_platforms(built.collect(), engine)

@@ -1,13 +1,16 @@
 //! Seals on build caches in registries.
 //!
-//! A builder takes a record of an imported cache for the layer of every later build with the same input, in all trust
-//! domains. Whoever can push to the repository could therefore write a record that decides layers of other tasks. So a
-//! runner seals each cache that it exports, and imports only caches with the seal of the run's domain, by digest.
+//! A builder uses a record of an imported cache as the layer of every later build with the same
+//! input, in all trust domains. A client with push access to the repository could therefore write a
+//! record that determines layers of other tasks. So a runner seals each cache that it exports. It
+//! imports only caches with the seal of the run's domain, by digest.
 //!
-//! A seal is an index beside the cache, `IMAGE:TAG.seal`, that lists the cache's manifest and has an HMAC-SHA-256 of
-//! repository and digest as an annotation. The key comes with the lease, and no container gets it.
+//! A seal is an index beside the cache, `IMAGE:TAG.seal`, that lists the cache's manifest. Its
+//! annotation is an HMAC-SHA-256 of repository and digest. The lease contains the key, and no
+//! container receives it.
 //!
-//! Left out: one's own machine, and runners with `--allow cache-imports`. They import every cache and seal none.
+//! Left out: the user's own machine, and runners with `--allow cache-imports`. They import every
+//! cache and seal none.
 
 use std::collections::BTreeMap;
 
@@ -16,44 +19,46 @@ use acrtask_registry::{Descriptor, IndexEntry, Manifest, ManifestBody};
 use hmac::{Hmac, Mac as _};
 use sha2::Sha256;
 
-use crate::{context::RunContext, error::chain};
+use crate::{context::RunContext, error::error_chain};
 
-/// The annotation with the code, in hexadecimal.
+/// Annotation with the code, in hexadecimal.
 const ANNOTATION: &str = "io.acrtask.cache.seal";
 const SUFFIX: &str = ".seal";
-/// Longest tag, in characters.
-const LONGEST_TAG: usize = 128;
-/// Digits of its digest that replace the end of a tag that is too long.
-const HASH: usize = 32;
+/// Maximum length of a tag, in characters.
+const MAX_TAG: usize = 128;
+/// Number of hash digits that replace the end of a tag that is too long.
+const HASH_DIGITS: usize = 32;
 
-/// Returns the newest sealed cache under the tag of `cache`, by digest. `None` without a seal of the run's domain.
+/// Returns the newest sealed cache under the tag of `cache`, by digest. `None` without a seal of
+/// the run's domain.
 ///
 /// # Errors
-/// A sentence for the user: the registry cannot be read.
+/// A sentence for the user if the registry cannot be read.
 pub(crate) async fn find_sealed(
     run: &RunContext,
     cache: &ImageRef,
 ) -> Result<Option<ImageRef>, String> {
-    let manifest = match run.registry().manifest(&seal_of(cache)?).await {
+    let manifest = match run.registry().manifest(&seal_name(cache)?).await {
         Ok(manifest) => manifest,
         Err(error) if error.is_not_found() => return Ok(None),
-        Err(error) => return Err(chain(&error)),
+        Err(error) => return Err(error_chain(&error)),
     };
     let sealed = sealed_digest(&run.domain.cache_seal_key, &cache.name(), &manifest);
     Ok(sealed.map(|digest| cache.at(digest)))
 }
 
-/// Seals a cache that a build of this run has exported. `exported` is the builder's description of its manifest.
+/// Seals a cache that a build of this run has exported. `exported` is the builder's description of
+/// its manifest.
 ///
 /// # Errors
-/// A sentence for the user: the registry does not store the seal.
-pub(crate) async fn seal(
+/// A sentence for the user if the registry does not store the seal.
+pub(crate) async fn seal_cache(
     run: &RunContext,
     cache: &ImageRef,
     exported: Descriptor,
 ) -> Result<(), String> {
     let key = &run.domain.cache_seal_key;
-    let code = code(key, &cache.name(), &exported.digest).finalize();
+    let code = seal_code(key, &cache.name(), &exported.digest).finalize();
     let code: String = code
         .into_bytes()
         .iter()
@@ -64,29 +69,30 @@ pub(crate) async fn seal(
         descriptor: exported,
     };
     let annotations = BTreeMap::from([(ANNOTATION.to_owned(), code)]);
-    let (registry, target) = (run.registry(), seal_of(cache)?);
+    let (registry, target) = (run.registry(), seal_name(cache)?);
     let entries = [entry];
     let stored = registry.put_index(&target, &entries, annotations);
-    stored.await.map(drop).map_err(|error| chain(&error))
+    stored.await.map(drop).map_err(|error| error_chain(&error))
 }
 
 /// Returns the name of the seal of a cache.
-fn seal_of(cache: &ImageRef) -> Result<ImageRef, String> {
+fn seal_name(cache: &ImageRef) -> Result<ImageRef, String> {
     let seal = cache.with_tag(&seal_tag(cache.tag().unwrap_or("latest")));
-    seal.map_err(|error| chain(&error))
+    seal.map_err(|error| error_chain(&error))
 }
 
 fn seal_tag(tag: &str) -> String {
-    if tag.len() + SUFFIX.len() <= LONGEST_TAG {
+    if tag.len() + SUFFIX.len() <= MAX_TAG {
         return format!("{tag}{SUFFIX}");
     }
     let hash = acrtask_registry::manifest::sha256(tag.as_bytes());
     let hash = hash.as_str().trim_start_matches("sha256:");
-    let kept = LONGEST_TAG - SUFFIX.len() - HASH;
-    format!("{}{}{SUFFIX}", &tag[..kept], &hash[..HASH])
+    let kept = MAX_TAG - SUFFIX.len() - HASH_DIGITS;
+    format!("{}{}{SUFFIX}", &tag[..kept], &hash[..HASH_DIGITS])
 }
 
-/// Returns the digest of the cache that a seal is for. `None` if the seal is not of this key and repository.
+/// Returns the digest of the cache that a seal is for. `None` if the seal is not of this key and
+/// repository.
 fn sealed_digest(key: &CacheSealKey, repository: &str, seal: &Manifest) -> Option<Digest> {
     let ManifestBody::Index(index) = &seal.body else {
         return None;
@@ -99,13 +105,13 @@ fn sealed_digest(key: &CacheSealKey, repository: &str, seal: &Manifest) -> Optio
     let bytes: Option<Vec<u8>> = pairs
         .map(|pair| u8::from_str_radix(str::from_utf8(pair).ok()?, 16).ok())
         .collect();
-    code(key, repository, &cache.digest)
+    seal_code(key, repository, &cache.digest)
         .verify_slice(&bytes?)
         .ok()?;
     Some(cache.digest.clone())
 }
 
-fn code(key: &CacheSealKey, repository: &str, digest: &Digest) -> Hmac<Sha256> {
+fn seal_code(key: &CacheSealKey, repository: &str, digest: &Digest) -> Hmac<Sha256> {
     let code = Hmac::<Sha256>::new_from_slice(key.expose().as_bytes());
     code.expect("HMAC takes keys of any length")
         .chain_update(format!("acrtask cache seal 1\n{repository}\n{digest}"))
@@ -116,11 +122,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_seal_is_of_one_key_one_repository_and_one_digest() {
+    fn seal_is_valid_for_one_key_repository_and_digest() {
         let digest = |letter: &str| format!("sha256:{}", letter.repeat(64));
         let key = |byte| CacheSealKey::from_bytes([byte; 32]);
         let parsed: Digest = digest("a").parse().unwrap();
-        let code: String = code(&key(1), "reg.io/app", &parsed)
+        let code: String = seal_code(&key(1), "reg.io/app", &parsed)
             .finalize()
             .into_bytes()
             .iter()
@@ -157,10 +163,10 @@ mod tests {
     }
 
     #[test]
-    fn every_tag_has_a_tag_of_its_seal() {
+    fn seal_tags_are_unique_and_short_enough() {
         assert_eq!(seal_tag("cache_app"), "cache_app.seal");
         let (long, other) = ("a".repeat(128), format!("{}b", "a".repeat(127)));
-        assert_eq!(seal_tag(&long).len(), LONGEST_TAG);
+        assert_eq!(seal_tag(&long).len(), MAX_TAG);
         assert_ne!(seal_tag(&long), seal_tag(&other));
     }
 }

@@ -1,4 +1,4 @@
-//! What all steps of one run share.
+//! State that all steps of one run share.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -17,7 +17,7 @@ use crate::{
     Fence, GitAccess, Options, Reach,
     archive::{self, Pack},
     builder::{Builder, Recipes},
-    cmd::body::pairs,
+    cmd::body::env_pairs,
     engine::{Engine, Labels},
     error::EngineError,
     image_names::OwnNames,
@@ -27,22 +27,22 @@ use crate::{
     workspace::Workspace,
 };
 
-/// How long a process may take to end by itself when it is told to.
+/// Time that a process has to end after a stop signal.
 pub(crate) const STOP_GRACE: Duration = Duration::from_secs(1);
 
-/// Attempts at removing one thing at the end of a run.
+/// Number of attempts to remove one object at the end of a run.
 const REMOVE_ATTEMPTS: u32 = 5;
 
-/// Ends the description of a container that stays because its task keeps it.
+/// Suffix of the description of a container that stays because its task keeps it.
 pub(crate) const KEPT: &str = "(kept)";
 
-/// What all steps of one run share.
+/// State that all steps of one run share.
 pub(crate) struct RunContext {
     pub(crate) id: RunId,
-    /// What the run shares with others.
+    /// The domain of what the run may share with other runs.
     pub(crate) domain: RunDomain,
     pub(crate) options: Arc<Options>,
-    /// Changed by `docker login`.
+    /// Credentials and client. `docker login` changes them.
     registry: Mutex<(Credentials, Registry)>,
     pub(crate) engine: Engine,
     pub(crate) builder: Builder,
@@ -56,27 +56,27 @@ pub(crate) struct RunContext {
     /// The names of the run's images in the engine.
     pub(crate) image_names: OwnNames,
     pub(crate) recipes: Recipes,
-    /// What `-` of a build reads.
+    /// The file that `-` of a build reads.
     pub(crate) stdin: Option<PathBuf>,
-    /// Nothing is pushed, and that is said.
+    /// Disables pushing. Push steps then only report that pushes are off.
     pub(crate) no_push: bool,
-    /// Images are pushed without their tags, and that is said.
-    pub(crate) hold: bool,
+    /// Pushes images by digest only, without their tags.
+    pub(crate) push_by_digest: bool,
     pub(crate) git: GitAccess,
     pub(crate) reach: Reach,
-    /// What was pushed without its tag: by the name that it is to get, the digest.
-    held: Mutex<BTreeMap<ImageRef, Digest>>,
+    /// Digests of staged images, by the name that each image receives at promotion.
+    staged: Mutex<BTreeMap<ImageRef, Digest>>,
     fence: Option<Arc<dyn Fence>>,
     pub(crate) plan: Plan,
     networks: HashMap<String, OnceCell<()>>,
     volumes: HashMap<String, OnceCell<()>>,
-    /// Containers that lines started with `-d`: by the name that they can be called by, the engine's id.
-    named: Mutex<Vec<NamedContainer>>,
-    /// Manifest lists that `docker manifest` is putting together, by name.
+    /// Containers that lines started with `-d`.
+    containers: Mutex<Vec<NamedContainer>>,
+    /// Manifest lists that `docker manifest` is assembling, by name.
     pub(crate) manifests: Mutex<BTreeMap<String, Vec<IndexEntry>>>,
-    /// Removals under way while later steps run.
+    /// Removals in progress while later steps run.
     pub(crate) background: TaskTracker,
-    /// What could not be removed, once that has been tried.
+    /// Objects that could not be removed. Set after the first cleanup.
     left: OnceCell<Vec<String>>,
 }
 
@@ -84,11 +84,11 @@ pub(crate) struct RunContext {
 #[derive(Debug, Clone)]
 pub(crate) struct NamedContainer {
     pub(crate) id: String,
-    /// The step's id, and what `--name` said.
+    /// The step's id and the name that `--name` set.
     pub(crate) names: Vec<String>,
 }
 
-/// What a run is made of beside its plan.
+/// The parts of a run in addition to its plan.
 pub(crate) struct Parts {
     pub(crate) id: RunId,
     pub(crate) domain: RunDomain,
@@ -104,14 +104,14 @@ pub(crate) struct Parts {
     pub(crate) workspace: Arc<Workspace>,
     pub(crate) stdin: Option<PathBuf>,
     pub(crate) no_push: bool,
-    pub(crate) hold: bool,
+    pub(crate) push_by_digest: bool,
     pub(crate) git: GitAccess,
     pub(crate) reach: Reach,
     pub(crate) fence: Option<Arc<dyn Fence>>,
 }
 
-/// What must never be seen of a run.
-pub(crate) fn patterns(plan: &Plan, domain: &RunDomain) -> Patterns {
+/// Returns the secret values that no output of the run may contain.
+pub(crate) fn secret_patterns(plan: &Plan, domain: &RunDomain) -> Patterns {
     let credentials = plan
         .credentials
         .iter()
@@ -150,29 +150,29 @@ impl RunContext {
             recipes: Recipes::default(),
             stdin: parts.stdin,
             no_push: parts.no_push,
-            hold: parts.hold,
+            push_by_digest: parts.push_by_digest,
             git: parts.git,
             reach: parts.reach,
-            held: Mutex::default(),
+            staged: Mutex::default(),
             fence: parts.fence,
             networks: cells(&mut plan.networks.iter().map(|network| &network.name)),
             volumes: cells(&mut plan.volumes.iter().map(|volume| &volume.name)),
-            named: Mutex::default(),
+            containers: Mutex::default(),
             background: TaskTracker::new(),
             left: OnceCell::new(),
             plan,
         }
     }
 
-    /// Whether a fence stands before the run's pushes.
+    /// Returns `true` if a fence checks the run's pushes.
     pub(crate) fn is_fenced(&self) -> bool {
         self.fence.is_some()
     }
 
-    /// Returns the name and digest of an image that the run has pushed without its tag, or that the plan pins.
-    pub(crate) fn pinned(&self, image: &ImageRef) -> Option<ImageRef> {
-        let held = self.held_at(image);
-        let digest = held.or_else(|| self.plan.pins.get(image).cloned())?;
+    /// Returns the name and digest of an image that the run staged or that the plan pins.
+    pub(crate) fn pinned_image(&self, image: &ImageRef) -> Option<ImageRef> {
+        let staged = self.staged_digest(image);
+        let digest = staged.or_else(|| self.plan.pins.get(image).cloned())?;
         Some(image.at(digest))
     }
 
@@ -196,13 +196,13 @@ impl RunContext {
         let scratch = || {
             self.workspace
                 .scratch()
-                .map_err(|error| crate::error::chain(&error))
+                .map_err(|error| crate::error::error_chain(&error))
         };
         self.image_names.next(scratch)
     }
 
-    /// Returns `true` if the run is one build on one's own machine. It has succeeded when its image is there, so the
-    /// build itself gives the names.
+    /// Returns `true` if the run is one build on the user's own machine. It succeeds as soon as its
+    /// image exists, so the build itself sets the names.
     pub(crate) fn publishes_at_once(&self) -> bool {
         let [step] = self.plan.steps.as_slice() else {
             return false;
@@ -211,8 +211,8 @@ impl RunContext {
             && matches!(&step.kind, StepKind::Build(build) if has_no_outputs(build))
     }
 
-    /// Gives the names of what the run built to the images of the engine, as `docker build -t` does. For a run on
-    /// one's own machine that has succeeded.
+    /// Tags the images that the run built in the engine, as `docker build -t` does. For a
+    /// successful run on the user's own machine.
     pub(crate) async fn publish_names(&self) {
         if self.publishes_at_once() {
             return;
@@ -228,8 +228,8 @@ impl RunContext {
                 .await
             {
                 let message = format!(
-                    "the engine did not get the name: {}",
-                    crate::error::chain(&error)
+                    "could not tag the image in the engine: {}",
+                    crate::error::error_chain(&error)
                 );
                 self.events.warn(Some(&image.step), message, None).await;
             }
@@ -237,35 +237,35 @@ impl RunContext {
         futures::future::join_all(tagged).await;
     }
 
-    /// Remembers an image that was pushed without its tag.
-    pub(crate) fn hold_image(&self, image: &ImageRef, digest: &Digest) {
-        lock(&self.held).insert(image.clone(), digest.clone());
+    /// Stores the digest of a staged image.
+    pub(crate) fn add_staged(&self, image: &ImageRef, digest: &Digest) {
+        lock(&self.staged).insert(image.clone(), digest.clone());
     }
 
-    /// The digest of what this run pushed without this tag.
-    pub(crate) fn held_at(&self, image: &ImageRef) -> Option<Digest> {
-        lock(&self.held).get(image).cloned()
+    /// Returns the digest of an image that this run staged under this name.
+    pub(crate) fn staged_digest(&self, image: &ImageRef) -> Option<Digest> {
+        lock(&self.staged).get(image).cloned()
     }
 
-    /// All that this run pushed without its tag.
-    pub(crate) fn all_held(&self) -> BTreeMap<ImageRef, Digest> {
-        lock(&self.held).clone()
+    /// Returns all images that this run staged.
+    pub(crate) fn staged_images(&self) -> BTreeMap<ImageRef, Digest> {
+        lock(&self.staged).clone()
     }
 
-    /// Where a registry has what a tag means to this run.
-    pub(crate) fn in_registry(&self, image: ImageRef) -> ImageRef {
-        match self.held_at(&image) {
+    /// Returns the name by which a registry has the image that this run knows as `image`.
+    pub(crate) fn registry_name(&self, image: ImageRef) -> ImageRef {
+        match self.staged_digest(&image) {
             Some(digest) => image.at(digest),
             None => image,
         }
     }
 
-    /// The credentials of the run as they stand now.
+    /// Returns the current credentials of the run.
     pub(crate) fn credentials(&self) -> Credentials {
         lock(&self.registry).0.clone()
     }
 
-    /// The client for registries, with these credentials.
+    /// Returns the registry client with the current credentials.
     pub(crate) fn registry(&self) -> Registry {
         lock(&self.registry).1.clone()
     }
@@ -283,7 +283,7 @@ impl RunContext {
         Ok(())
     }
 
-    /// True for a registry that is spoken to without TLS.
+    /// Returns `true` for a registry that is used without TLS.
     pub(crate) fn is_insecure(&self, registry: &str) -> bool {
         let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
         matches!(host, "localhost" | "127.0.0.1" | "[::1]")
@@ -294,9 +294,10 @@ impl RunContext {
                 .any(|r| r == registry)
     }
 
-    /// A variable of the step's environment, else of the run's; never one of this process.
+    /// Returns a variable of the step's environment, else of the run's. Never returns one of this
+    /// process.
     pub(crate) fn variable(&self, step: &Step, name: &str) -> Option<String> {
-        let of_step = pairs(&step.env).filter(|(key, _)| key == name).last();
+        let of_step = env_pairs(&step.env).filter(|(key, _)| key == name).last();
         let of_run = || {
             self.options
                 .env
@@ -307,12 +308,13 @@ impl RunContext {
         of_step.or_else(of_run).map(|(_, value)| value)
     }
 
-    /// Returns the engine's name for the volume `name` of the task. It is always a volume of this run.
+    /// Returns the engine's name for the volume `name` of the task. It is always a volume of this
+    /// run.
     pub(crate) fn volume_name(&self, name: &str) -> String {
-        self.labels.scope.object(name)
+        self.labels.scope.object_name(name)
     }
 
-    /// Makes the network `name` of the plan, once.
+    /// Creates the network `name` of the plan, once.
     pub(crate) async fn ensure_network(&self, name: &str) -> Result<(), EngineError> {
         let Some(network) = self.plan.networks.iter().find(|n| n.name == name) else {
             return Ok(());
@@ -334,18 +336,19 @@ impl RunContext {
             .await
     }
 
-    /// The engine's name for a network: one that the task says is there already keeps its own.
+    /// Returns the engine's name for a network. A network that the task declares as existing keeps
+    /// its own name.
     pub(crate) fn network_name(&self, network: &Network) -> String {
         if network.skip_creation {
             network.name.clone()
         } else {
-            self.labels.scope.object(&network.name)
+            self.labels.scope.object_name(&network.name)
         }
     }
 
-    /// Puts the files of the volume `name` into it, once, through a container that mounts it at `path`
-    /// and has not been started. They go over the engine's connection into a volume that only root of the
-    /// engine's machine can look into, and never to a disk of this one.
+    /// Uploads the files of the volume `name` into it, once, through a container that mounts it at
+    /// `path` and has not started. They travel over the engine's connection into a volume that only
+    /// root of the engine's machine can read. They never reach a disk of this machine.
     pub(crate) async fn fill_volume(
         &self,
         container: &str,
@@ -365,47 +368,50 @@ impl RunContext {
             .copied()
     }
 
-    /// Remembers a container by the names that later lines may use.
-    pub(crate) fn remember(&self, container: NamedContainer) {
-        lock(&self.named).push(container);
+    /// Registers a container under the names that later lines may use.
+    pub(crate) fn register_container(&self, container: NamedContainer) {
+        lock(&self.containers).push(container);
     }
 
-    /// A container of this run by name, or by the beginning of its id.
-    pub(crate) fn container(&self, name: &str) -> Option<NamedContainer> {
-        let named = lock(&self.named);
+    /// Returns a container of this run by name, or by the beginning of its id.
+    pub(crate) fn find_container(&self, name: &str) -> Option<NamedContainer> {
+        let named = lock(&self.containers);
         let of_name = |c: &&NamedContainer| c.names.iter().any(|n| n == name);
         let of_id = |c: &&NamedContainer| name.len() >= 4 && c.id.starts_with(name);
         let found = named.iter().rev().find(of_name);
         found.or_else(|| named.iter().rev().find(of_id)).cloned()
     }
 
-    /// A container that is gone.
-    pub(crate) fn forget(&self, id: &str) {
-        lock(&self.named).retain(|c| c.id != id);
+    /// Unregisters a removed container.
+    pub(crate) fn unregister_container(&self, id: &str) {
+        lock(&self.containers).retain(|c| c.id != id);
     }
 
-    /// Removes a container while later steps run; the end of the run waits for it.
+    /// Removes a container while later steps run. The end of the run waits for the removal.
     pub(crate) fn remove_in_background(self: &Arc<Self>, id: String) {
-        self.forget(&id);
+        self.unregister_container(&id);
         let engine = self.engine.clone();
         self.background.spawn(async move {
-            // What cannot be removed now is found by its label at the end of the run.
+            // A container that stays now is found by its label at the end of the run.
             if let Err(error) = engine.remove_container(&id).await {
-                tracing::debug!(container = %id, error = %crate::error::chain(&error), "left for the end of the run");
+                tracing::debug!(container = %id, error = %crate::error::error_chain(&error), "could not remove a container yet");
             }
         });
     }
 
-    /// Removes what this run made, once; returns what is left. Begun while the last pushes are under way,
-    /// since they need none of it.
+    /// Removes the objects of this run, once, and returns those that remain. May start during the
+    /// last pushes, which need none of them.
     pub(crate) async fn clean_up(&self) -> Vec<String> {
-        self.left.get_or_init(|| self.remove()).await.clone()
+        self.left
+            .get_or_init(|| self.remove_objects())
+            .await
+            .clone()
     }
 
-    async fn remove(&self) -> Vec<String> {
+    async fn remove_objects(&self) -> Vec<String> {
         self.background.close();
-        // To remove a network takes an engine longer than to remove the containers that were on it. It can do both
-        // at once, as long as they have ended; where one has not, the network is removed further down.
+        // An engine needs longer to remove a network than to remove its containers. It can do both
+        // concurrently if the containers have ended. Otherwise `remove_all` removes the network.
         tokio::join!(self.background.wait(), self.try_to_remove_networks());
         remove_all(
             &self.engine,
@@ -423,14 +429,14 @@ impl RunContext {
         let removals = made.map(|network| async {
             let name = self.network_name(network);
             if let Err(error) = self.engine.remove_network(&name).await {
-                tracing::debug!(network = %name, error = %crate::error::chain(&error), "not removed yet");
+                tracing::debug!(network = %name, error = %crate::error::error_chain(&error), "could not remove a network yet");
             }
         });
         futures::future::join_all(removals).await;
     }
 }
 
-/// Returns `true` for a build whose image goes into the engine by its tags.
+/// Returns `true` for a build whose image goes into the engine under its tags.
 fn has_no_outputs(build: &BuildStep) -> bool {
     build
         .line
@@ -438,7 +444,8 @@ fn has_no_outputs(build: &BuildStep) -> bool {
         .is_ok_and(|line| line.outputs.is_empty())
 }
 
-/// The files of a volume; `0444`, so that a step that runs as another user can read its own secrets.
+/// Returns the files of a volume. Their mode is `0444`, so that a step that runs as another user
+/// can read its own secrets.
 fn secret_files(volume: &Volume) -> Vec<Pack> {
     volume
         .files
@@ -451,7 +458,7 @@ fn secret_files(volume: &Volume) -> Vec<Pack> {
         .collect()
 }
 
-/// Removes everything with the run's label; returns what is left, in words.
+/// Removes all objects with the run's label. Returns a description of each one that remains.
 pub(crate) async fn remove_all(
     engine: &Engine,
     labels: &Labels,
@@ -460,13 +467,13 @@ pub(crate) async fn remove_all(
     let mut left = Vec::new();
     let label = labels.run_label();
     let (containers, networks, volumes) = tokio::join!(
-        engine.list_containers(labels.filter()),
+        engine.list_containers(labels.to_filter()),
         engine.list_networks(&label),
         engine.list_volumes(&label),
     );
-    let containers = known(containers, "containers", &mut left);
-    let networks = known(networks, "networks", &mut left);
-    let volumes = known(volumes, "volumes", &mut left);
+    let containers = listed_objects(containers, "containers", &mut left);
+    let networks = listed_objects(networks, "networks", &mut left);
+    let volumes = listed_objects(volumes, "volumes", &mut left);
     for container in containers {
         let Some(id) = container.id else { continue };
         let name = container
@@ -479,7 +486,7 @@ pub(crate) async fn remove_all(
             .is_some_and(|labels| crate::owner::is_kept(&labels));
         if keep {
             if let Err(error) = engine.stop_container(&id, STOP_GRACE).await {
-                tracing::warn!(container = %name, error = %crate::error::chain(&error), "could not be stopped");
+                tracing::warn!(container = %name, error = %crate::error::error_chain(&error), "could not stop a kept container");
             }
             left.push(format!("container {name} {KEPT}"));
         } else if engine.remove_container(&id).await.is_err() {
@@ -488,17 +495,17 @@ pub(crate) async fn remove_all(
     }
     let networks = networks.into_iter().map(|n| n.name);
     let networks = futures::future::join_all(networks.map(|name| async move {
-        let removed = insist(|| engine.remove_network(&name)).await;
+        let removed = remove_with_retries(|| engine.remove_network(&name)).await;
         (!removed).then(|| format!("network {name}"))
     }));
     let volumes = volumes.into_iter().map(|v| v.name);
     let volumes = futures::future::join_all(volumes.map(|name| async move {
-        let removed = insist(|| engine.remove_volume(&name)).await;
+        let removed = remove_with_retries(|| engine.remove_volume(&name)).await;
         (!removed).then(|| format!("volume {name}"))
     }));
     let image = async {
         let name = image?;
-        let removed = insist(|| engine.remove_image(&name)).await;
+        let removed = remove_with_retries(|| engine.remove_image(&name)).await;
         (!removed).then(|| format!("image {name}"))
     };
     let (networks, volumes, image) = tokio::join!(networks, volumes, image);
@@ -506,30 +513,41 @@ pub(crate) async fn remove_all(
     left
 }
 
-/// What was listed. What cannot be listed cannot be removed, and is not nothing.
-fn known<T>(listed: Result<Vec<T>, EngineError>, what: &str, left: &mut Vec<String>) -> Vec<T> {
+/// Returns the listed objects. If they could not be listed, adds that to `left`, because objects
+/// may remain.
+fn listed_objects<T>(
+    listed: Result<Vec<T>, EngineError>,
+    what: &str,
+    left: &mut Vec<String>,
+) -> Vec<T> {
     listed.unwrap_or_else(|error| {
-        left.push(format!("perhaps {what}: {}", crate::error::chain(&error)));
+        left.push(format!(
+            "perhaps {what}: {}",
+            crate::error::error_chain(&error)
+        ));
         Vec::new()
     })
 }
 
-/// Tries a removal a few times: an engine lets go of a network or a volume a moment after its last container.
-async fn insist<F>(mut attempt: impl FnMut() -> F) -> bool
+/// Tries a removal a few times: an engine releases a network or a volume a moment after its last
+/// container.
+async fn remove_with_retries<F>(mut attempt: impl FnMut() -> F) -> bool
 where
     F: Future<Output = Result<(), EngineError>>,
 {
     for round in 0..REMOVE_ATTEMPTS {
         match attempt().await {
             Ok(()) => return true,
-            // Held by a container that was kept: waiting does not help.
-            Err(error) if error.status() == Some(409) && error.engine_says().contains("in use") => {
+            // A kept container uses the object, so waiting does not help.
+            Err(error)
+                if error.status() == Some(409) && error.engine_message().contains("in use") =>
+            {
                 if round > 0 {
                     return false;
                 }
             }
             Err(error) => {
-                tracing::debug!(error = %crate::error::chain(&error), "removal failed");
+                tracing::debug!(error = %crate::error::error_chain(&error), "could not remove an object");
             }
         }
         tokio::time::sleep(Duration::from_millis(40 << round)).await;
@@ -537,20 +555,21 @@ where
     false
 }
 
-/// What one step's attempt works with.
+/// State of one step's attempt.
 #[derive(Clone)]
 pub(crate) struct StepContext {
     pub(crate) run: Arc<RunContext>,
     pub(crate) step: Arc<Step>,
     pub(crate) output: StepOutput,
-    /// The step is to end: its run was stopped, or its time is over.
+    /// Canceled when the step must end: its run was stopped, or it reached its timeout.
     pub(crate) cancel: CancellationToken,
-    /// A detached step's container is up.
+    /// Notified when a detached step's container is up.
     pub(crate) up: Arc<tokio::sync::Notify>,
 }
 
 impl StepContext {
-    /// Waits until it is known whether the run may push now; says why not.
+    /// Waits until the permission of the run to push now is confirmed. Returns the reason if it may
+    /// not.
     pub(crate) async fn may_push(&self) -> Result<(), String> {
         let Some(fence) = &self.run.fence else {
             return Ok(());

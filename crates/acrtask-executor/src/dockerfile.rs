@@ -1,9 +1,9 @@
-//! Words of Dockerfiles: what an `ARG` declares, and what variables in a `FROM` come to. Pure.
+//! Parsing of `ARG` declarations and expansion of variables in `FROM` lines of Dockerfiles. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
-/// `NAME[=DEFAULT] ...`.
-pub fn declared(arguments: &str) -> Vec<(String, Option<String>)> {
+/// Parses `NAME[=DEFAULT] ...` into names and defaults.
+pub fn parse_declarations(arguments: &str) -> Vec<(String, Option<String>)> {
     let words = shell_words::split(arguments).unwrap_or_default();
     words
         .into_iter()
@@ -14,13 +14,64 @@ pub fn declared(arguments: &str) -> Vec<(String, Option<String>)> {
         .collect()
 }
 
-/// Longest text that variables come to, in bytes: no name of an image is as long, and each of a few lines may double
-/// what the one before it came to.
+/// Maximum length of an expanded text, in bytes. No image name is as long, and each of a few lines
+/// can double the length of the one before it.
 const MAX_EXPANDED: usize = 16 << 10;
-/// Defaults inside defaults that are looked into.
+/// Maximum depth of nested defaults.
 const MAX_DEPTH: usize = 32;
 
-/// `$NAME`, `${NAME}`, `${NAME:-DEFAULT}` and `${NAME:+OTHER}`, as in a FROM; cut where it becomes longer than any name.
+/// Maximum size of all texts of a Dockerfile and of their expansions, in bytes. Each of many lines
+/// can have the longest expansion.
+const MAX_TOTAL: usize = 64 << 20;
+
+/// Error for a Dockerfile whose variables expand to more than 64 MiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the variables of the Dockerfile expand to more than 64 MiB of text; use fewer or shorter ones"
+)]
+pub struct ExpansionTooLarge;
+
+/// The variables of a Dockerfile, and the size that further expansions may have.
+#[derive(Debug, Clone)]
+pub struct Variables {
+    values: BTreeMap<String, String>,
+    /// In bytes.
+    remaining: usize,
+}
+
+impl Variables {
+    /// Creates the variables of a Dockerfile with the values of `given`.
+    pub fn new(given: BTreeMap<String, String>) -> Self {
+        Self {
+            values: given,
+            remaining: MAX_TOTAL,
+        }
+    }
+
+    /// Replaces all values. The remaining size stays.
+    pub fn reset(&mut self, given: BTreeMap<String, String>) {
+        self.values = given;
+    }
+
+    /// Sets a variable. The value comes from [`Self::expand`] or from the task.
+    pub fn set(&mut self, name: String, value: String) {
+        self.values.insert(name, value);
+    }
+
+    /// Expands `text`.
+    ///
+    /// # Errors
+    /// [`ExpansionTooLarge`] if all expansions together are too large.
+    pub fn expand(&mut self, text: &str) -> Result<String, ExpansionTooLarge> {
+        let expanded = expand(text, &self.values);
+        let size = text.len() + expanded.len();
+        self.remaining = self.remaining.checked_sub(size).ok_or(ExpansionTooLarge)?;
+        Ok(expanded)
+    }
+}
+
+/// Expands `$NAME`, `${NAME}`, `${NAME:-DEFAULT}` and `${NAME:+OTHER}` as in a `FROM` line.
+/// Truncates the result at 16 KiB.
 pub fn expand(text: &str, args: &BTreeMap<String, String>) -> String {
     expand_at(text, args, 0)
 }
@@ -31,17 +82,19 @@ fn expand_at(text: &str, args: &BTreeMap<String, String>, depth: usize) -> Strin
     if depth > MAX_DEPTH {
         return out;
     }
+    let closings = find_closing_braces(text);
     while let Some(at) = rest.find('$').filter(|_| out.len() <= MAX_EXPANDED) {
         out.push_str(&rest[..at]);
         let after = &rest[at + 1..];
-        if let Some(body) = after.strip_prefix('{') {
-            let Some(end) = closing(body) else {
+        if after.starts_with('{') {
+            let open = text.len() - after.len();
+            let Some(end) = closings.get(&open) else {
                 out.push('$');
                 rest = after;
                 continue;
             };
-            out.push_str(&braced(&body[..end], args, depth));
-            rest = &body[end + 1..];
+            out.push_str(&expand_braced(&text[open + 1..*end], args, depth));
+            rest = &text[end + 1..];
         } else {
             let end = after
                 .find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
@@ -59,19 +112,26 @@ fn expand_at(text: &str, args: &BTreeMap<String, String>, depth: usize) -> Strin
     out
 }
 
-fn closing(body: &str) -> Option<usize> {
-    let mut depth = 1;
-    body.char_indices().find_map(|(i, c)| {
-        match c {
-            '{' => depth += 1,
-            '}' => depth -= 1,
+/// Returns the offset of the closing brace for the offset of each opening brace. One pass: a search
+/// per brace takes quadratic time for a text of unclosed braces.
+fn find_closing_braces(text: &str) -> HashMap<usize, usize> {
+    let mut open = Vec::new();
+    let mut closings = HashMap::new();
+    for (offset, byte) in text.bytes().enumerate() {
+        match byte {
+            b'{' => open.push(offset),
+            b'}' => {
+                if let Some(opening) = open.pop() {
+                    closings.insert(opening, offset);
+                }
+            }
             _ => {}
         }
-        (depth == 0).then_some(i)
-    })
+    }
+    closings
 }
 
-fn braced(body: &str, args: &BTreeMap<String, String>, depth: usize) -> String {
+fn expand_braced(body: &str, args: &BTreeMap<String, String>, depth: usize) -> String {
     let expand = |text: &str| expand_at(text, args, depth + 1);
     let value = |name: &str| args.get(name).cloned().unwrap_or_default();
     let split = |by: &str| {
@@ -103,7 +163,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn expands_arguments() {
+    fn expand_substitutes_arguments() {
         let args = BTreeMap::from([
             ("A".to_owned(), "x".to_owned()),
             ("E".to_owned(), String::new()),
@@ -117,6 +177,9 @@ mod tests {
             ("${A:+y}", "y"),
             ("${N:-${A}}", "x"),
             ("a$", "a$"),
+            ("${A", "${A"),
+            ("${${A}", "${x"),
+            ("${A}}", "x}"),
             ("$N", ""),
         ] {
             assert_eq!(expand(text, &args), expected, "{text}");
@@ -124,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_grows_without_end_is_cut() {
+    fn unbounded_expansion_is_truncated() {
         let mut args = BTreeMap::from([("A".to_owned(), "0123456789".to_owned())]);
         for _ in 0..60 {
             let doubled = expand("$A$A", &args);
@@ -134,11 +197,18 @@ mod tests {
         let deep = 200_000;
         let nested = format!("{}x{}", "${N:-".repeat(deep), "}".repeat(deep));
         let nested = nested.as_str();
-        // On a thread of a runtime there is as much room.
+        // The size of a runtime thread's stack.
         std::thread::scope(|scope| {
             let small = std::thread::Builder::new().stack_size(2 << 20);
             let expanding = small.spawn_scoped(scope, || expand(nested, &args));
             assert_eq!(expanding.unwrap().join().unwrap(), "");
         });
+    }
+
+    #[test]
+    fn unclosed_braces_are_expanded_in_one_pass() {
+        // A search per brace takes minutes for this text.
+        let text = "${".repeat(2 << 20);
+        assert_eq!(expand(&text, &BTreeMap::new()).len(), MAX_EXPANDED);
     }
 }

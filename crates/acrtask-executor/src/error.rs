@@ -1,33 +1,33 @@
-//! What can go wrong between this process and an engine.
+//! Errors between this process and an engine.
 
 use std::error::Error;
 
-/// An engine did not do what it was asked.
+/// A request that an engine did not carry out.
 #[derive(Debug, thiserror::Error)]
 #[error("could not {attempted}")]
 pub struct EngineError {
-    /// What was attempted, on what: `create container web`.
+    /// The attempted action and its object: `create container web`.
     pub attempted: String,
-    /// What the engine, or the way to it, said.
+    /// The error of the engine or of the connection to it.
     #[source]
     pub source: bollard::errors::Error,
 }
 
 impl EngineError {
-    /// For `map_err`.
-    pub(crate) fn on(
+    /// Returns a function for `map_err`.
+    pub(crate) fn could_not(
         attempted: impl Into<String>,
     ) -> impl FnOnce(bollard::errors::Error) -> EngineError {
         let attempted = attempted.into();
         move |source| EngineError { attempted, source }
     }
 
-    /// True where the engine said that the thing does not exist.
+    /// Returns `true` if the engine responded that the object does not exist.
     pub fn is_not_found(&self) -> bool {
         self.status() == Some(404)
     }
 
-    /// The engine's status code, where it answered at all.
+    /// Returns the status code of the engine's response. `None` if it did not respond.
     pub fn status(&self) -> Option<u16> {
         match &self.source {
             bollard::errors::Error::DockerResponseServerError { status_code, .. } => {
@@ -37,26 +37,26 @@ impl EngineError {
         }
     }
 
-    /// What the engine itself said, without the library's words around it.
-    pub fn engine_says(&self) -> String {
+    /// Returns the engine's own message, without the library's text around it.
+    pub fn engine_message(&self) -> String {
         match &self.source {
             bollard::errors::Error::DockerResponseServerError { message, .. } => message.clone(),
             bollard::errors::Error::DockerStreamError { error } => error.clone(),
-            other => chain(other),
+            other => error_chain(other),
         }
     }
 }
 
-/// An error with all its causes, in one line.
-pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+/// Formats an error and all its causes in one line.
+pub(crate) fn error_chain(error: &(dyn Error + 'static)) -> String {
     if let Some(error) = error.downcast_ref::<EngineError>() {
-        return format!("{error}: {}", error.engine_says());
+        return format!("{error}: {}", error.engine_message());
     }
     let mut out = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
         let text = match error.downcast_ref::<EngineError>() {
-            Some(error) => format!("{error}: {}", error.engine_says()),
+            Some(error) => format!("{error}: {}", error.engine_message()),
             None => error.to_string(),
         };
         // Some libraries repeat the cause in their own text.
@@ -72,17 +72,17 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     out
 }
 
-/// Neither the engine nor the builder can be used.
+/// A failed connection to the engine or the builder.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot reach {what} at {address}")]
 pub struct ConnectError {
     /// `the Docker engine` or `BuildKit`.
     pub what: &'static str,
-    /// Where it was looked for.
+    /// The address of the attempt.
     pub address: String,
-    /// What the user can do.
+    /// A remedy for the user.
     pub help: String,
-    /// What happened.
+    /// The cause.
     #[source]
     pub source: Box<dyn Error + Send + Sync>,
 }

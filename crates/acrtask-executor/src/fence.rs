@@ -1,17 +1,17 @@
-//! The last question before a push: whether the run still is this machine's to carry out.
+//! The check before a push that the run is still leased to this machine.
 //!
-//! Invariant: it is asked, and answered, before each request that could put an image's name into a registry: each
-//! attempt of a push, each index that is stored, each solve that pushes. Layers of a cache are no images of anybody's
-//! and are not fenced. Out of reach are a container that logs in and pushes by itself, and one that an operator gave
-//! the engine's socket.
+//! Invariant: the check passes before each request that can put an image's name into a registry.
+//! These are each attempt of a push, each index that is stored, and each solve that pushes. Layers
+//! of a cache are not images and need no check. Out of reach are a container that logs in and
+//! pushes on its own, and one to which an operator gave the engine's socket.
 
-/// Says whether a run may push.
+/// Permission of a run to push.
 #[tonic::async_trait]
 pub trait Fence: std::fmt::Debug + Send + Sync {
-    /// Waits until it is known whether the run may push now.
+    /// Waits until the permission of the run to push now is confirmed.
     ///
     /// # Errors
     ///
-    /// Why it may not, in one sentence: the step fails with it.
+    /// The reason why the run may not push, in one sentence. The step fails with it.
     async fn may_push(&self) -> Result<(), String>;
 }

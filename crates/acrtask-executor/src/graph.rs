@@ -1,104 +1,105 @@
-//! Which step may start, and what a step's end does to the others: a pure state machine.
+//! Order of the steps, and the effect of a step's end on the others: a pure state machine.
 //!
-//! [`Graph::on`] takes what happened and returns what to do; it does no I/O, reads no clock and
-//! knows nothing of engines. Invariants, each held by a property test against a slow obvious model:
-//! a step starts only after everything in its `after` lets it; each step reaches exactly one final
-//! state; nothing starts after a failure or a stop; a step that may start is started at once.
+//! [`Graph::apply`] accepts an input and returns actions. It does no I/O, reads no clock and does
+//! not depend on engines. A property test checks each of these invariants against a slow, obvious
+//! model:
+//! - A step starts only after all steps in its `after` let it.
+//! - Each step reaches exactly one final state.
+//! - No step starts after a failure or a stop.
+//! - A step that may start is started at once.
 //!
-//! A detached step counts as done for those behind it as soon as it is up. It is stopped when every
+//! A detached step counts as done for its successors as soon as it is up. It is stopped when every
 //! other step has reached its final state.
 
 use std::collections::HashMap;
 
 use acrtask_model::{Outcome, RunState, SkipReason, StepId, StepState};
 
-/// What the graph needs to know of a step.
+/// A step as the graph sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Node {
-    /// Its id.
     pub(crate) id: StepId,
-    /// What must be done before it starts: ids of other nodes, without a cycle.
+    /// Ids of the nodes that must be done before this one starts, without a cycle.
     pub(crate) after: Vec<StepId>,
-    /// Started, not waited for.
+    /// Set for a detached step: the run does not wait for its end.
     pub(crate) detach: bool,
-    /// Its failure lets the run go on.
+    /// Set if the run continues after a failure of the step.
     pub(crate) ignore_errors: bool,
 }
 
-/// What happened.
+/// An event that changes the graph.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Input {
     /// The run begins.
     Begin,
     /// A detached step is up.
     Up(StepId),
-    /// A step that was started has ended.
+    /// A started step has ended.
     Ended(StepId, End),
-    /// Nothing more may run.
+    /// No more steps may run.
     Stop(SkipReason),
 }
 
-/// How a step that was started has ended.
+/// The end of a started step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum End {
-    /// Well.
     Succeeded,
-    /// Badly.
     Failed {
-        /// In one line.
+        /// The reason, in one line.
         reason: String,
-        /// Where a process gave one.
+        /// The exit code of the process, if it had one.
         exit_code: Option<i64>,
     },
-    /// Past its limit.
+    /// The step exceeded its timeout.
     TimedOut {
-        /// The limit, in seconds.
+        /// The timeout, in seconds.
         after_secs: u64,
     },
-    /// Because [`Action::Stop`] asked for it.
+    /// [`Action::Stop`] stopped the step.
     Stopped,
 }
 
-/// What to do.
+/// An action for the driver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// Start this step; its end must come back as [`Input::Ended`].
+    /// Start this step and later report its end as [`Input::Ended`].
     Start(StepId),
-    /// Stop this running step; its end must still come back.
+    /// Stop this running step and report its end.
     Stop(StepId),
-    /// The step has this final state.
-    Settle(StepId, StepState),
-    /// Every step has its final state.
+    /// Record this final state of the step.
+    SetFinalState(StepId, StepState),
+    /// Finish the run: every step has its final state.
     Finish(Outcome),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Place {
+enum NodeState {
     Waiting,
     Running,
-    /// Detached, and those behind it may start.
+    /// The step is detached and up, and its successors may start.
     Up,
     Stopping(SkipReason),
-    Settled(StepState),
+    Final(StepState),
 }
 
 /// The state of every step of a run.
 #[derive(Debug)]
 pub(crate) struct Graph {
     nodes: Vec<Node>,
-    /// For each node, the positions of what it waits for.
+    /// For each node, the indices of its predecessors.
     after: Vec<Vec<usize>>,
     index: HashMap<StepId, usize>,
-    places: Vec<Place>,
-    /// Why nothing more starts, once that is so.
+    states: Vec<NodeState>,
+    /// The reason why no more steps start. `None` until then.
     halted: Option<SkipReason>,
-    /// What the run's outcome says about the first failure.
+    /// The first failure, for the run's outcome.
     failure: Option<String>,
     finished: bool,
 }
 
 impl Graph {
-    /// A graph of which nothing has started. An id in `after` that no node has is taken as done.
+    /// Returns a graph in which no step has started. Ids in `after` that belong to no node are
+    /// ignored.
     pub(crate) fn new(nodes: Vec<Node>) -> Self {
         let index: HashMap<StepId, usize> = nodes
             .iter()
@@ -108,65 +109,65 @@ impl Graph {
         let after = nodes
             .iter()
             .map(|node| {
-                let known = node.after.iter().filter_map(|id| index.get(id).copied());
-                known.collect()
+                let indices = node.after.iter().filter_map(|id| index.get(id).copied());
+                indices.collect()
             })
             .collect();
-        let places = vec![Place::Waiting; nodes.len()];
+        let states = vec![NodeState::Waiting; nodes.len()];
         Self {
             nodes,
             after,
             index,
-            places,
+            states,
             halted: None,
             failure: None,
             finished: false,
         }
     }
 
-    /// Takes in what happened. An input about a step that has its final state changes nothing.
-    pub(crate) fn on(&mut self, input: Input) -> Vec<Action> {
+    /// Applies an input. An input about a step with a final state has no effect.
+    pub(crate) fn apply(&mut self, input: Input) -> Vec<Action> {
         let mut actions = Vec::new();
         match input {
             Input::Begin => {}
             Input::Up(id) => {
-                if let Some(place) = self.place_mut(&id)
-                    && *place == Place::Running
+                if let Some(state) = self.state_mut(&id)
+                    && *state == NodeState::Running
                 {
-                    *place = Place::Up;
+                    *state = NodeState::Up;
                 }
             }
-            Input::Ended(id, end) => self.ended(&id, end, &mut actions),
-            Input::Stop(because) => self.halt(because, &mut actions),
+            Input::Ended(id, end) => self.end_step(&id, end, &mut actions),
+            Input::Stop(cause) => self.halt(cause, &mut actions),
         }
         self.advance(&mut actions);
         actions
     }
 
-    /// Why the run is being stopped, once it is.
+    /// Returns the reason why the run is being stopped. `None` until then.
     pub(crate) fn halted(&self) -> Option<&SkipReason> {
         self.halted.as_ref()
     }
 
-    fn place_mut(&mut self, id: &StepId) -> Option<&mut Place> {
-        self.index.get(id).map(|i| &mut self.places[*i])
+    fn state_mut(&mut self, id: &StepId) -> Option<&mut NodeState> {
+        self.index.get(id).map(|i| &mut self.states[*i])
     }
 
-    fn ended(&mut self, id: &StepId, end: End, actions: &mut Vec<Action>) {
+    fn end_step(&mut self, id: &StepId, end: End, actions: &mut Vec<Action>) {
         let Some(&i) = self.index.get(id) else { return };
         let node = &self.nodes[i];
-        // A detached step that was up had already been counted as done: its own end is told, and
-        // fails nothing.
-        let (stopping, ignored) = match &self.places[i] {
-            Place::Running => (None, node.ignore_errors),
-            Place::Up => (None, true),
-            Place::Stopping(because) => (Some(because.clone()), node.ignore_errors),
-            Place::Waiting | Place::Settled(_) => return,
+        // A detached step that was up already counted as done. Its end is reported, but does not
+        // fail the run.
+        let (stopping, ignored) = match &self.states[i] {
+            NodeState::Running => (None, node.ignore_errors),
+            NodeState::Up => (None, true),
+            NodeState::Stopping(cause) => (Some(cause.clone()), node.ignore_errors),
+            NodeState::Waiting | NodeState::Final(_) => return,
         };
         let state = match (end, stopping) {
             (End::Succeeded, _) => StepState::Succeeded,
-            // Whatever it died of, it died of being stopped.
-            (_, Some(because)) => StepState::Canceled { because },
+            // The cause of its end is the stop, whatever it reported.
+            (_, Some(cause)) => StepState::Canceled { cause },
             (End::Failed { reason, exit_code }, None) => StepState::Failed {
                 reason,
                 exit_code,
@@ -179,7 +180,7 @@ impl Graph {
             },
             (End::TimedOut { after_secs }, None) => StepState::TimedOut { after_secs },
             (End::Stopped, None) => StepState::Canceled {
-                because: self.halted.clone().unwrap_or(SkipReason::Interrupted),
+                cause: self.halted.clone().unwrap_or(SkipReason::Interrupted),
             },
         };
         let failure = match &state {
@@ -193,35 +194,35 @@ impl Graph {
             }
             _ => None,
         };
-        self.settle(i, state, actions);
+        self.set_final_state(i, state, actions);
         if let Some(failure) = failure {
             self.failure.get_or_insert(failure);
             self.halt(SkipReason::StepFailed { step: id.clone() }, actions);
         }
     }
 
-    fn settle(&mut self, i: usize, state: StepState, actions: &mut Vec<Action>) {
-        self.places[i] = Place::Settled(state.clone());
-        actions.push(Action::Settle(self.nodes[i].id.clone(), state));
+    fn set_final_state(&mut self, i: usize, state: StepState, actions: &mut Vec<Action>) {
+        self.states[i] = NodeState::Final(state.clone());
+        actions.push(Action::SetFinalState(self.nodes[i].id.clone(), state));
     }
 
-    /// Skips what waits and stops what runs. The first reason stands.
-    fn halt(&mut self, because: SkipReason, actions: &mut Vec<Action>) {
+    /// Skips waiting steps and stops running ones. Only the first reason counts.
+    fn halt(&mut self, cause: SkipReason, actions: &mut Vec<Action>) {
         if self.halted.is_some() || self.finished {
             return;
         }
-        self.halted = Some(because.clone());
+        self.halted = Some(cause.clone());
         for i in 0..self.nodes.len() {
-            match self.places[i] {
-                Place::Waiting => {
-                    let because = because.clone();
-                    self.settle(i, StepState::Skipped { because }, actions);
+            match self.states[i] {
+                NodeState::Waiting => {
+                    let cause = cause.clone();
+                    self.set_final_state(i, StepState::Skipped { cause }, actions);
                 }
-                Place::Running | Place::Up => {
-                    self.places[i] = Place::Stopping(because.clone());
+                NodeState::Running | NodeState::Up => {
+                    self.states[i] = NodeState::Stopping(cause.clone());
                     actions.push(Action::Stop(self.nodes[i].id.clone()));
                 }
-                Place::Stopping(_) | Place::Settled(_) => {}
+                NodeState::Stopping(_) | NodeState::Final(_) => {}
             }
         }
     }
@@ -231,37 +232,39 @@ impl Graph {
             return;
         }
         for i in 0..self.nodes.len() {
-            let ready = self.places[i] == Place::Waiting
-                && self.after[i].iter().all(|&before| self.done(before));
+            let ready = self.states[i] == NodeState::Waiting
+                && self.after[i].iter().all(|&before| self.is_done(before));
             if ready {
-                self.places[i] = Place::Running;
+                self.states[i] = NodeState::Running;
                 actions.push(Action::Start(self.nodes[i].id.clone()));
             }
         }
-        let only_detached_left = self
-            .places
-            .iter()
-            .all(|p| matches!(p, Place::Settled(_) | Place::Up | Place::Stopping(_)));
+        let only_detached_left = self.states.iter().all(|p| {
+            matches!(
+                p,
+                NodeState::Final(_) | NodeState::Up | NodeState::Stopping(_)
+            )
+        });
         if only_detached_left {
             for i in 0..self.nodes.len() {
-                if self.places[i] == Place::Up {
-                    self.places[i] = Place::Stopping(SkipReason::RunEnded);
+                if self.states[i] == NodeState::Up {
+                    self.states[i] = NodeState::Stopping(SkipReason::RunEnded);
                     actions.push(Action::Stop(self.nodes[i].id.clone()));
                 }
             }
         }
-        if self.places.iter().all(|p| matches!(p, Place::Settled(_))) {
+        if self.states.iter().all(|p| matches!(p, NodeState::Final(_))) {
             self.finished = true;
             actions.push(Action::Finish(self.outcome()));
         }
     }
 
-    fn done(&self, i: usize) -> bool {
-        match &self.places[i] {
-            Place::Up => true,
-            // A detached step that ended by itself has been up.
-            Place::Settled(state) => state.lets_others_start(),
-            Place::Waiting | Place::Running | Place::Stopping(_) => false,
+    fn is_done(&self, i: usize) -> bool {
+        match &self.states[i] {
+            NodeState::Up => true,
+            // A detached step that ended on its own was up before.
+            NodeState::Final(state) => state.lets_others_start(),
+            NodeState::Waiting | NodeState::Running | NodeState::Stopping(_) => false,
         }
     }
 
@@ -269,15 +272,15 @@ impl Graph {
         let (state, reason) = match &self.halted {
             None => (RunState::Succeeded, None),
             Some(SkipReason::StepFailed { .. }) => (RunState::Failed, self.failure.clone()),
-            Some(SkipReason::RunTimedOut) => (RunState::TimedOut, self.reason()),
+            Some(SkipReason::RunTimedOut) => (RunState::TimedOut, self.halt_reason()),
             Some(SkipReason::Interrupted | SkipReason::RunEnded) => {
-                (RunState::Canceled, self.reason())
+                (RunState::Canceled, self.halt_reason())
             }
         };
         Outcome { state, reason }
     }
 
-    fn reason(&self) -> Option<String> {
+    fn halt_reason(&self) -> Option<String> {
         self.halted.as_ref().map(ToString::to_string)
     }
 }

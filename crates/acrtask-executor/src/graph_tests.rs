@@ -8,7 +8,8 @@ fn id(text: &str) -> StepId {
     StepId::new(text).unwrap()
 }
 
-/// `name: before before`, `!` marks a detached step, `?` one with ignoreErrors.
+/// Parses lines of the form `name: before before`. `!` marks a detached step, `?` one with
+/// ignoreErrors.
 fn graph(lines: &[&str]) -> Graph {
     Graph::new(
         lines
@@ -26,8 +27,9 @@ fn graph(lines: &[&str]) -> Graph {
     )
 }
 
-/// What the graph does with a script of `begin`, `NAME ok|fail|timeout|stopped|up`, `interrupt`.
-fn play(lines: &[&str], script: &[&str]) -> String {
+/// Returns the actions of the graph for a script of `begin`, `NAME ok|fail|timeout|stopped|up` and
+/// `interrupt`.
+fn play_script(lines: &[&str], script: &[&str]) -> String {
     let mut graph = graph(lines);
     let mut out = String::new();
     for step in script {
@@ -35,9 +37,9 @@ fn play(lines: &[&str], script: &[&str]) -> String {
             None if *step == "begin" => Input::Begin,
             None => Input::Stop(SkipReason::Interrupted),
             Some((name, "up")) => Input::Up(id(name)),
-            Some((name, how)) => Input::Ended(
+            Some((name, end)) => Input::Ended(
                 id(name),
-                match how {
+                match end {
                     "ok" => End::Succeeded,
                     "timeout" => End::TimedOut { after_secs: 9 },
                     "stopped" => End::Stopped,
@@ -49,14 +51,14 @@ fn play(lines: &[&str], script: &[&str]) -> String {
             ),
         };
         let actions: Vec<String> = graph
-            .on(input)
+            .apply(input)
             .iter()
             .map(|action| match action {
                 Action::Start(id) => format!("start {id}"),
                 Action::Stop(id) => format!("stop {id}"),
-                Action::Settle(id, state) => match state {
-                    StepState::Skipped { because } | StepState::Canceled { because } => {
-                        format!("{id} {state} because {because}")
+                Action::SetFinalState(id, state) => match state {
+                    StepState::Skipped { cause } | StepState::Canceled { cause } => {
+                        format!("{id} {state} cause {cause}")
                     }
                     _ => format!("{id} {state}"),
                 },
@@ -77,9 +79,9 @@ fn play(lines: &[&str], script: &[&str]) -> String {
 }
 
 #[test]
-fn a_diamond_runs_side_by_side() {
+fn independent_steps_of_a_diamond_run_concurrently() {
     insta::assert_snapshot!(
-        play(&["a:", "b:a", "c:a", "d:b c"], &["begin", "a ok", "c ok", "b ok", "d ok"]),
+        play_script(&["a:", "b:a", "c:a", "d:b c"], &["begin", "a ok", "c ok", "b ok", "d ok"]),
         @r"
     begin -> start a
     a ok -> a succeeded; start b; start c
@@ -91,9 +93,9 @@ fn a_diamond_runs_side_by_side() {
 }
 
 #[test]
-fn a_failure_stops_what_runs_and_skips_the_rest() {
+fn failure_stops_running_steps_and_skips_waiting_ones() {
     insta::assert_snapshot!(
-        play(&["a:", "b:", "c:a"], &["begin", "a fail", "b stopped"]),
+        play_script(&["a:", "b:", "c:a"], &["begin", "a fail", "b stopped"]),
         @r"
     begin -> start a; start b
     a fail -> a failed; stop b; c skipped because step a failed
@@ -103,9 +105,9 @@ fn a_failure_stops_what_runs_and_skips_the_rest() {
 }
 
 #[test]
-fn an_ignored_failure_lets_the_run_go_on() {
+fn ignored_failure_does_not_end_the_run() {
     insta::assert_snapshot!(
-        play(&["a?:", "b?:a", "c:b"], &["begin", "a fail", "b timeout", "c ok"]),
+        play_script(&["a?:", "b?:a", "c:b"], &["begin", "a fail", "b timeout", "c ok"]),
         @r"
     begin -> start a
     a fail -> a failed (ignored); start b
@@ -116,9 +118,9 @@ fn an_ignored_failure_lets_the_run_go_on() {
 }
 
 #[test]
-fn a_detached_step_is_stopped_at_the_end() {
+fn detached_step_is_stopped_at_the_end() {
     insta::assert_snapshot!(
-        play(&["server!:", "test:server"], &["begin", "server up", "test ok", "server fail"]),
+        play_script(&["server!:", "test:server"], &["begin", "server up", "test ok", "server fail"]),
         @r"
     begin -> start server
     server up -> start test
@@ -129,9 +131,9 @@ fn a_detached_step_is_stopped_at_the_end() {
 }
 
 #[test]
-fn a_detached_step_that_cannot_start_fails_the_run() {
+fn detached_step_that_cannot_start_fails_the_run() {
     insta::assert_snapshot!(
-        play(&["server!:", "test:server"], &["begin", "server fail"]),
+        play_script(&["server!:", "test:server"], &["begin", "server fail"]),
         @r"
     begin -> start server
     server fail -> server failed; test skipped because step server failed; run failed: step server failed: exit code 1
@@ -140,9 +142,9 @@ fn a_detached_step_that_cannot_start_fails_the_run() {
 }
 
 #[test]
-fn a_detached_step_that_dies_on_its_own_fails_nothing() {
+fn end_of_a_detached_step_does_not_fail_the_run() {
     insta::assert_snapshot!(
-        play(&["server!:", "test:server"], &["begin", "server up", "server fail", "test ok"]),
+        play_script(&["server!:", "test:server"], &["begin", "server up", "server fail", "test ok"]),
         @r"
     begin -> start server
     server up -> start test
@@ -153,9 +155,9 @@ fn a_detached_step_that_dies_on_its_own_fails_nothing() {
 }
 
 #[test]
-fn an_interrupt_stops_everything_once() {
+fn interrupt_stops_all_steps_once() {
     insta::assert_snapshot!(
-        play(&["a:", "b:a"], &["begin", "interrupt", "interrupt", "a fail", "a ok"]),
+        play_script(&["a:", "b:a"], &["begin", "interrupt", "interrupt", "a fail", "a ok"]),
         @r"
     begin -> start a
     interrupt -> stop a; b skipped because the run was interrupted
@@ -167,11 +169,11 @@ fn an_interrupt_stops_everything_once() {
 }
 
 #[test]
-fn nothing_to_do_is_done_at_once() {
-    assert_eq!(play(&[], &["begin"]), "begin -> run succeeded\n");
+fn empty_graph_finishes_at_once() {
+    assert_eq!(play_script(&[], &["begin"]), "begin -> run succeeded\n");
 }
 
-/// One arbitrary node: which of the earlier ones it waits for, and its two switches.
+/// Generates nodes with arbitrary earlier nodes in `after` and arbitrary switches.
 fn nodes() -> impl Strategy<Value = Vec<Node>> {
     proptest::collection::vec((any::<u16>(), any::<bool>(), any::<bool>()), 0..9).prop_map(|rows| {
         rows.iter()
@@ -189,12 +191,12 @@ fn nodes() -> impl Strategy<Value = Vec<Node>> {
     })
 }
 
-/// The slow and obvious side: sets of names, recomputed from scratch each time.
+/// The slow and obvious model: sets of names, computed from scratch each time.
 #[derive(Default)]
 struct Model {
     started: BTreeSet<StepId>,
-    lets: BTreeSet<StepId>,
-    settled: BTreeMap<StepId, StepState>,
+    done: BTreeSet<StepId>,
+    final_states: BTreeMap<StepId, StepState>,
     halted: bool,
 }
 
@@ -208,17 +210,19 @@ impl Model {
                     prop_assert!(self.started.insert(id.clone()), "{id} started twice");
                     let node = nodes.iter().find(|n| n.id == *id).unwrap();
                     for before in &node.after {
-                        prop_assert!(self.lets.contains(before), "{id} started before {before}");
+                        prop_assert!(self.done.contains(before), "{id} started before {before}");
                     }
                 }
-                Action::Settle(id, state) => {
+                Action::SetFinalState(id, state) => {
                     prop_assert!(state.is_final());
                     prop_assert!(
-                        self.settled.insert(id.clone(), state.clone()).is_none(),
+                        self.final_states
+                            .insert(id.clone(), state.clone())
+                            .is_none(),
                         "{id} has two final states"
                     );
                     if state.lets_others_start() {
-                        self.lets.insert(id.clone());
+                        self.done.insert(id.clone());
                     }
                     if matches!(
                         state,
@@ -232,14 +236,14 @@ impl Model {
                 }
                 Action::Stop(id) => prop_assert!(self.started.contains(id)),
                 Action::Finish(_) => {
-                    prop_assert_eq!(self.settled.len(), nodes.len());
+                    prop_assert_eq!(self.final_states.len(), nodes.len());
                     finished = true;
                 }
             }
         }
         if !self.halted {
             for node in nodes {
-                let ready = node.after.iter().all(|b| self.lets.contains(b));
+                let ready = node.after.iter().all(|b| self.done.contains(b));
                 prop_assert_eq!(
                     ready,
                     self.started.contains(&node.id),
@@ -255,37 +259,37 @@ impl Model {
 
 proptest! {
     #[test]
-    fn agrees_with_the_obvious_model(
+    fn graph_agrees_with_the_obvious_model(
         nodes in nodes(),
         picks in proptest::collection::vec((any::<u8>(), 0u8..12), 0..60),
     ) {
         let mut graph = Graph::new(nodes.clone());
         let mut model = Model::default();
-        let mut finished = model.check(&nodes, &graph.on(Input::Begin))?;
-        // Beyond the picks, every step ends well, so that each run comes to its end.
-        for (pick, how) in picks.into_iter().chain(std::iter::repeat((0, 0))) {
+        let mut finished = model.check(&nodes, &graph.apply(Input::Begin))?;
+        // After the picks, every step succeeds, so that each run finishes.
+        for (pick, end) in picks.into_iter().chain(std::iter::repeat((0, 0))) {
             if finished { break; }
             let running: Vec<StepId> = model.started.iter()
-                .filter(|id| !model.settled.contains_key(*id)).cloned().collect();
+                .filter(|id| !model.final_states.contains_key(*id)).cloned().collect();
             prop_assert!(!running.is_empty(), "nothing runs and the run is not over");
             let step = running[pick as usize % running.len()].clone();
             let detached = nodes.iter().any(|n| n.id == step && n.detach);
-            let input = match how {
+            let input = match end {
                 11 => { model.halted = true; Input::Stop(SkipReason::Interrupted) }
                 10 => Input::Ended(step, End::Failed { reason: "x".into(), exit_code: None }),
                 9 => Input::Ended(step, End::TimedOut { after_secs: 1 }),
                 8 => Input::Ended(step, End::Stopped),
-                5..8 if detached && !model.lets.contains(&step) => {
-                    if !model.halted { model.lets.insert(step.clone()); }
+                5..8 if detached && !model.done.contains(&step) => {
+                    if !model.halted { model.done.insert(step.clone()); }
                     Input::Up(step)
                 }
                 _ => Input::Ended(step, End::Succeeded),
             };
             if matches!(&input, Input::Ended(_, End::Stopped)) {
-                // Nobody is stopped without having been asked to.
+                // No step is stopped without a request.
                 if !model.halted { continue; }
             }
-            finished = model.check(&nodes, &graph.on(input))?;
+            finished = model.check(&nodes, &graph.apply(input))?;
         }
         prop_assert!(finished);
     }

@@ -1,7 +1,7 @@
 //! The names of a run's images in the engine, and their removal.
 //!
-//! Invariants: no task can use one of these names; a name is listed in a scratch folder before the engine has it, and
-//! the list stays until the engine has removed the image.
+//! Invariants: no task can use one of these names. A scratch folder lists a name before the engine
+//! has it. The list stays until the engine has removed the image.
 
 use std::{
     io::Write as _,
@@ -17,23 +17,25 @@ use futures::StreamExt as _;
 
 use crate::{
     engine::Engine,
-    error::{EngineError, chain},
+    error::{EngineError, error_chain},
     output::lock,
     scope::RunScope,
     workspace::Scratch,
 };
 
-/// The registry of the names that images of runs have in the engine. No registry can have the port 0: a connection to
-/// it is refused at once, after which an engine's BuildKit takes the image from the engine.
+/// Registry part of the names of a run's images in the engine. No registry can have port 0: every
+/// connection to it is refused at once. An engine's BuildKit then uses the image of the engine.
 pub(crate) const OWN_REGISTRY: &str = "127.0.0.1:0";
-/// Images that are removed at a time.
+/// Number of concurrent image removals.
 const REMOVALS: usize = 4;
-/// The file of a scratch folder that lists the names that a run has in the engine, one in each line.
+/// File of a scratch folder that lists the names that a run uses in the engine, one per line.
 pub(crate) const NAMES_FILE: &str = "images";
 
-/// The names of a run's images in the engine. They keep the images there until the run has ended, and lead to them
-/// for no task: [`check_name`] refuses the registry. A list of them in a scratch folder is for the next start of the
-/// program, which removes the images of a killed run.
+/// The names of a run's images in the engine.
+///
+/// They keep the images in the engine until the run has ended. Tasks cannot use them, because
+/// [`check_name`] refuses the registry. A scratch folder contains a list of them, so that the next
+/// start of the program can remove the images of a killed run.
 #[derive(Debug)]
 pub(crate) struct OwnNames {
     /// The repository. Part of it is random, so that no other run can name it.
@@ -57,14 +59,14 @@ impl OwnNames {
         }
     }
 
-    /// Returns a new name, which is listed before the engine has it.
+    /// Returns a new name. Adds it to the list before the engine has it.
     pub(crate) fn next(
         &self,
         scratch: impl FnOnce() -> Result<Scratch, String>,
     ) -> Result<ImageRef, String> {
         let serial = self.next.fetch_add(1, Ordering::Relaxed);
         let name = format!("{}:{serial}", self.repository);
-        let name: ImageRef = name.parse().map_err(|error| chain(&error))?;
+        let name: ImageRef = name.parse().map_err(|error| error_chain(&error))?;
         let mut listed = lock(&self.listed);
         let listed = match &mut *listed {
             Some(listed) => listed,
@@ -84,13 +86,13 @@ impl OwnNames {
         Ok(name)
     }
 
-    /// Returns the repository of all of them.
+    /// Returns the repository of all names.
     pub(crate) fn repository(&self) -> &str {
         &self.repository
     }
 
-    /// Returns a text without the names that the engine has.
-    pub(crate) fn hide<'t>(&self, text: &'t str) -> std::borrow::Cow<'t, str> {
+    /// Replaces the names in the engine by text for the user.
+    pub(crate) fn hide_names<'t>(&self, text: &'t str) -> std::borrow::Cow<'t, str> {
         if text.contains(&self.repository) {
             text.replace(&self.repository, "this run").into()
         } else {
@@ -98,31 +100,32 @@ impl OwnNames {
         }
     }
 
-    /// Removes the run's images from the engine. What cannot be removed now stays listed for the next start.
+    /// Removes the run's images from the engine. An image that cannot be removed now stays listed
+    /// for the next start.
     pub(crate) async fn remove(&self, engine: &Engine) {
         let Some(listed) = lock(&self.listed).take() else {
             return;
         };
-        // A process that ends meanwhile leaves the list.
-        let folder = listed.folder.leave();
+        // If the process ends before the removal, the list stays.
+        let folder = listed.folder.keep();
         let names = listed.names.iter().map(ToString::to_string);
         if remove_names(engine, names).await
             && let Err(error) = tokio::fs::remove_dir_all(&folder).await
         {
-            tracing::debug!(folder = %folder.display(), %error, "left for the next start");
+            tracing::debug!(folder = %folder.display(), %error, "could not remove a scratch folder");
         }
     }
 }
 
-/// Returns a name that keeps a pulled image in the engine. Its tag is the hour of the pull, so that housekeeping knows
-/// the age of the image.
+/// Returns a name that keeps a pulled image in the engine. Its tag is the hour of the pull, which
+/// is the age of the image for housekeeping.
 pub(crate) fn pulled_name(now: SystemTime) -> Result<ImageRef, String> {
     let name = format!(
         "{OWN_REGISTRY}/pulled/{:032x}:{}",
         rand::random::<u128>(),
         hour_of(now)
     );
-    name.parse().map_err(|error| chain(&error))
+    name.parse().map_err(|error| error_chain(&error))
 }
 
 /// Returns the number of hours since 1970.
@@ -131,7 +134,7 @@ fn hour_of(time: SystemTime) -> u64 {
     since.as_secs() / 3600
 }
 
-/// Returns `true` if a name is one of [`pulled_name`], given before an hour.
+/// Returns `true` if a name comes from [`pulled_name`], from before `hour`.
 fn is_pulled_before(name: &str, hour: u64) -> bool {
     let prefix = format!("{OWN_REGISTRY}/pulled/");
     let tag = name
@@ -159,7 +162,7 @@ pub(crate) async fn remove_pulled(
     Ok(count)
 }
 
-/// Refuses names that no registry can have: those that images of runs have in the engine.
+/// Refuses names that no registry can have, as images of runs have them in the engine.
 pub(crate) fn check_name(name: &ImageRef) -> Result<(), String> {
     let port = name.registry().rsplit(':').next().unwrap_or_default();
     if port.parse() == Ok(0_u16) {
@@ -175,19 +178,20 @@ pub(crate) fn is_own_name(name: &str) -> bool {
     name.starts_with(&format!("{OWN_REGISTRY}/run/"))
 }
 
-/// Removes the images that the list of a dead process' scratch folder names. Returns `false` if one of them is left.
+/// Removes the images in the list of a dead process' scratch folder. Returns `false` if one of them
+/// remains.
 pub(crate) async fn remove_listed(engine: &Engine, list: &str) -> bool {
     let own = list.lines().filter(|name| is_own_name(name));
     let names = own.filter_map(|name| name.parse::<ImageRef>().ok());
     remove_names(engine, names.map(|name| name.to_string())).await
 }
 
-/// Removes images of the engine, a few at a time. Returns `false` if one of them is left.
+/// Removes images of the engine, a few at a time. Returns `false` if one of them remains.
 async fn remove_names(engine: &Engine, names: impl Iterator<Item = String>) -> bool {
     let removals = names.map(|name| async move {
         let removed = engine.remove_image(&name).await;
         if let Err(error) = &removed {
-            tracing::warn!(image = name, error = %chain(error), "could not remove an image of a run");
+            tracing::warn!(image = name, error = %error_chain(error), "could not remove an image of a run");
         }
         removed.is_ok()
     });
@@ -203,7 +207,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_the_engine_cannot_be_used_by_tasks() {
+    fn tasks_cannot_use_names_of_the_engine() {
         for name in [
             "127.0.0.1:0/run/r1:1",
             "127.0.0.1:00/run/r1:1",
@@ -217,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn pulled_images_have_an_age() {
+    fn names_of_pulled_images_contain_their_hour() {
         let now = UNIX_EPOCH + std::time::Duration::from_secs(3600 * 500_000 + 7);
         let name = pulled_name(now).unwrap().to_string();
         assert!(name.ends_with(":500000"), "{name}");
@@ -234,12 +238,13 @@ mod tests {
     }
 
     #[test]
-    fn engine_names_are_listed_until_they_are_removed() {
+    fn engine_names_are_listed_in_the_scratch_folder() {
         let root = tempfile::tempdir().unwrap();
         let scope: RunScope = "r1.a2".parse().unwrap();
         let names = OwnNames::new(&scope);
         let owner = crate::owner::Owner::this_process();
-        let scratch = || Scratch::new(root.path(), &scope, &owner).map_err(|error| chain(&error));
+        let scratch =
+            || Scratch::new(root.path(), &scope, &owner).map_err(|error| error_chain(&error));
         let first = names.next(scratch).unwrap();
         let second = names.next(|| Err("there is a folder".into())).unwrap();
         let (repository, serial) = (first.name(), first.tag());

@@ -1,16 +1,18 @@
-//! The images of a run: what its build steps made, what it pulled, and what every other name means to it.
+//! The images of a run: those it built, those it pulled, and the resolution of every other name.
 //!
 //! Invariants:
-//! - A name of the engine is never evidence of what an image is. What a run builds has a name in the engine that no task
-//!   can use ([`crate::image_names`]), and is used by its digest.
-//! - A name that the run did not build is resolved in its registry with the run's own login, once, and used by digest.
-//!   So an image that another run pulled is out of reach of a run whose login may not read it.
-//! - A registry's word for a digest proves nothing ([`possession`]): at a runner it has to send the content as well.
-//! - Only on one's own machine ([`crate::Options::own_machine`]) the engine's own image is used where the registry does
-//!   not have it.
+//! - A name in the engine does not identify an image. An image that a run builds has a name in the
+//!   engine that no task can use ([`crate::image_names`]), and is used by its digest.
+//! - The registry resolves a name that the run did not build, with the run's own login, once. The
+//!   run uses the digest. So a run cannot use an image that another run pulled if its own login may
+//!   not read it.
+//! - A digest from a registry proves nothing ([`possession`]): for a runner the registry has to
+//!   send the content as well.
+//! - Only on the user's own machine ([`crate::Options::own_machine`]) an image of the engine
+//!   replaces one that the registry does not have.
 //!
-//! With the engine's own BuildKit, builds, containers and pushes share one store. An image of a separate BuildKit is
-//! loaded into the engine once, when a step needs it there.
+//! With the engine's own BuildKit, builds, containers and pushes share one store. An image of a
+//! separate BuildKit is loaded into the engine once, when a step needs it there.
 
 use std::{
     collections::HashMap,
@@ -24,16 +26,16 @@ use tokio::sync::OnceCell;
 use crate::{
     context::{RunContext, StepContext},
     engine::Engine,
-    error::chain,
+    error::error_chain,
     image_names::{check_name, pulled_name},
-    login_help::{chain_with_help, with_login_help},
+    login_help::{error_chain_with_help, with_login_help},
     output::lock,
     possession::{self, Missing, Platforms, Proven},
     steps,
 };
 
-/// Longest wait for a registry before the engine of one's own machine is used instead.
-const OWN_MACHINE_PATIENCE: Duration = Duration::from_secs(10);
+/// Maximum time to wait for a registry before the engine of the user's own machine is used instead.
+const OWN_MACHINE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An image that belongs to a run.
 #[derive(Debug)]
@@ -42,24 +44,24 @@ pub(crate) struct OwnImage {
     pub(crate) step: StepId,
     /// Complete names.
     pub(crate) names: Vec<ImageRef>,
-    /// The digest of its manifest or index, as the builder gave it.
+    /// Digest of its manifest or index, as the builder reported it.
     pub(crate) digest: Digest,
-    /// The digest of its configuration, for one platform.
+    /// Digest of its configuration, for one platform.
     pub(crate) config: Option<Digest>,
     pub(crate) origin: Origin,
-    /// True where the build itself has pushed it.
+    /// Set if the build itself has pushed it.
     pub(crate) pushed: bool,
     loaded: OnceCell<()>,
 }
 
-/// The source of an image of a run, and where it is.
+/// The source and location of an image of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// A build step made it, or one's own machine had it, and the engine has it by this name.
+    /// Built by a build step or found on the user's own machine. The engine has it under this name.
     Engine(ImageRef),
-    /// A separate BuildKit made it. The name is the one that the engine gives it when it is loaded.
+    /// Built by a separate BuildKit. The engine has it under this name after it is loaded.
     Builder { name: ImageRef },
-    /// The run pulled it by this name and digest.
+    /// Pulled by the run with this name and digest.
     Pulled(ImageRef),
 }
 
@@ -83,7 +85,7 @@ impl OwnImage {
         }
     }
 
-    /// Returns the same image by another name.
+    /// Returns the same image with another name.
     pub(crate) fn renamed(&self, name: ImageRef) -> Self {
         Self::new(
             self.step.clone(),
@@ -95,7 +97,8 @@ impl OwnImage {
         )
     }
 
-    /// Returns how the engine finds the image: by its digest, so that no other image can have the name.
+    /// Returns the name of the image for requests to the engine. Uses the digest, because another
+    /// image may have the name.
     pub(crate) fn in_engine(&self, engine: &Engine) -> String {
         match &self.origin {
             Origin::Engine(_) => self.digest.to_string(),
@@ -105,7 +108,7 @@ impl OwnImage {
     }
 }
 
-/// The images of a run; a name that is built again means the newer image.
+/// The images of a run. A name that is built again refers to the newer image.
 #[derive(Debug, Default)]
 pub(crate) struct Images {
     own: Mutex<Vec<Arc<OwnImage>>>,
@@ -116,14 +119,14 @@ pub(crate) struct Images {
 /// An image that the run did not build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Found {
-    /// Name and digest of an image in a registry, which the run's login may read.
+    /// Name and digest of an image in a registry that the run's login may read.
     Registry(ImageRef),
-    /// Only the engine of one's own machine has it: its name, and the engine's id of it.
+    /// Name and engine id of an image that only the engine of the user's own machine has.
     Engine { name: ImageRef, id: Digest },
 }
 
 impl Found {
-    /// Returns how the engine finds it.
+    /// Returns the name of the image for requests to the engine.
     pub(crate) fn in_engine(&self, engine: &Engine) -> String {
         match self {
             Self::Registry(pinned) => pulled_id(engine, pinned),
@@ -131,7 +134,7 @@ impl Found {
         }
     }
 
-    /// Returns its digest.
+    /// Returns the digest of the image.
     pub(crate) fn digest(&self) -> Option<&Digest> {
         match self {
             Self::Registry(pinned) => pinned.digest(),
@@ -140,7 +143,8 @@ impl Found {
     }
 }
 
-/// Returns how the engine finds an image that was pulled by its digest. Its classic store has no ids that are digests.
+/// Returns the engine's name for an image that was pulled by its digest. The ids of its classic
+/// store are not digests.
 fn pulled_id(engine: &Engine, pinned: &ImageRef) -> String {
     let digest = pinned.digest().filter(|_| engine.facts.containerd_store);
     digest.map_or_else(|| pinned.to_string(), ToString::to_string)
@@ -158,7 +162,7 @@ impl Images {
         lock(&self.own).clone()
     }
 
-    /// Returns what each name of the run's own images means now.
+    /// Returns the current image of each name of the run's own images.
     pub(crate) fn by_name(&self) -> HashMap<ImageRef, Arc<OwnImage>> {
         let all = self.all();
         let named = all
@@ -169,8 +173,8 @@ impl Images {
             .collect()
     }
 
-    /// Returns the image that a complete name means, if it belongs to this run.
-    pub(crate) fn find_ref(&self, reference: &ImageRef) -> Option<Arc<OwnImage>> {
+    /// Returns the image that a complete name refers to, if it belongs to this run.
+    pub(crate) fn find_image(&self, reference: &ImageRef) -> Option<Arc<OwnImage>> {
         let all = lock(&self.own);
         let of_name = |image: &&Arc<OwnImage>| image.names.contains(reference);
         let of_digest = |image: &&Arc<OwnImage>| {
@@ -188,7 +192,7 @@ impl Images {
         found.map(|(name, _)| name.clone()).collect()
     }
 
-    /// Sees to it that the engine has an image that a separate BuildKit made.
+    /// Loads an image of a separate BuildKit into the engine, unless the engine has it.
     pub(crate) async fn load_into_engine(
         &self,
         ctx: &StepContext,
@@ -205,55 +209,55 @@ impl Images {
     }
 }
 
-/// Returns what a complete name means that the run did not build. A registry is asked once for each name; `again`
-/// asks it again.
+/// Resolves a complete name that the run did not build. Sends one request to the registry for each
+/// name. `refresh` sends another one.
 pub(crate) async fn resolve(
     run: &RunContext,
     name: &ImageRef,
-    again: bool,
+    refresh: bool,
 ) -> Result<Found, String> {
     check_name(name)?;
     let cell = {
         let mut resolved = lock(&run.images.resolved);
-        if again {
+        if refresh {
             resolved.remove(name);
         }
         Arc::clone(resolved.entry(name.clone()).or_default())
     };
-    cell.get_or_try_init(|| resolve_once(run, name, again))
+    cell.get_or_try_init(|| resolve_once(run, name, refresh))
         .await
         .cloned()
 }
 
-async fn resolve_once(run: &RunContext, name: &ImageRef, again: bool) -> Result<Found, String> {
-    // A pin says which digest, and not that the run may read it.
-    let wanted = run.pinned(name).unwrap_or_else(|| name.clone());
+async fn resolve_once(run: &RunContext, name: &ImageRef, refresh: bool) -> Result<Found, String> {
+    // A pin selects a digest, but does not prove that the run may read it.
+    let wanted = run.pinned_image(name).unwrap_or_else(|| name.clone());
     let registry = run.registry();
-    let asked = registry.resolve(&wanted);
+    let resolving = registry.resolve(&wanted);
     if !run.options.own_machine {
-        return match asked.await {
+        return match resolving.await {
             Ok(found) => Ok(Found::Registry(name.at(found.digest))),
-            Err(error) => Err(chain_with_help(&error)),
+            Err(error) => Err(error_chain_with_help(&error)),
         };
     }
-    let why = match tokio::time::timeout(OWN_MACHINE_PATIENCE, asked).await {
+    let why = match tokio::time::timeout(OWN_MACHINE_TIMEOUT, resolving).await {
         Ok(Ok(found)) => return Ok(Found::Registry(name.at(found.digest))),
-        Ok(Err(error)) => chain_with_help(&error),
+        Ok(Err(error)) => error_chain_with_help(&error),
         Err(_) => format!(
             "{} did not resolve {name} within {} s",
             name.registry(),
-            OWN_MACHINE_PATIENCE.as_secs()
+            OWN_MACHINE_TIMEOUT.as_secs()
         ),
     };
-    // `pull: true` and `docker pull` want the registry's image and no other.
-    if again {
+    // `pull: true` and `docker pull` require the registry's image.
+    if refresh {
         return Err(why);
     }
-    let stored = run.engine.image(&wanted.to_string()).await;
-    let stored = stored.map_err(|error| chain(&error))?;
+    let stored = run.engine.find_image(&wanted.to_string()).await;
+    let stored = stored.map_err(|error| error_chain(&error))?;
     match stored.map(|stored| stored.id.parse()) {
         Some(Ok(id)) => {
-            tracing::debug!(image = %name, why, "taken from the engine");
+            tracing::debug!(image = %name, why, "using the image of the engine");
             Ok(Found::Engine {
                 name: name.clone(),
                 id,
@@ -263,12 +267,13 @@ async fn resolve_once(run: &RunContext, name: &ImageRef, again: bool) -> Result<
     }
 }
 
-/// Adds an image that the engine has and the run did not build to the run's images, where it is not yet one of them.
-pub(crate) fn remember(ctx: &StepContext, name: ImageRef, found: &Found) {
+/// Adds an image that the engine has and the run did not build to the run's images, unless it is
+/// already one of them.
+pub(crate) fn register_found(ctx: &StepContext, name: ImageRef, found: &Found) {
     let images = &ctx.run.images;
     let Some(digest) = found.digest() else { return };
     if images
-        .find_ref(&name)
+        .find_image(&name)
         .is_some_and(|own| own.digest == *digest)
     {
         return;
@@ -288,8 +293,9 @@ pub(crate) fn remember(ctx: &StepContext, name: ImageRef, found: &Found) {
     ));
 }
 
-/// Pulls an image of a registry with the step's `cmdDownloadRetries`; says so in the step's output.
-pub(crate) async fn pull(
+/// Pulls an image of a registry with the step's `cmdDownloadRetries`, and reports it in the step's
+/// output.
+pub(crate) async fn pull_image(
     ctx: &StepContext,
     image: &ImageRef,
     platform: Option<&str>,
@@ -304,17 +310,18 @@ pub(crate) async fn pull(
             .events
             .send(acrtask_model::EventKind::Progress { message })
             .await;
-        // Before the engine sees them: it reads all manifests of an image, however many ways lead to them.
+        // Proves the image before the engine reads it, because an engine follows every path to the
+        // manifests of an image.
         let platforms = platforms_to_run(&ctx.run, platform);
         let proven = possession::prove(&ctx.run, image, platforms, Missing::Leave);
         let pull = async {
             proven.await?;
-            let progress = |line: &str| tracing::debug!(%image, line, "pull");
+            let progress = |line: &str| tracing::debug!(%image, line, "pulling image");
             let engine = &ctx.run.engine;
             let pulled = engine
                 .pull_image(image, platform, &credentials, progress)
                 .await;
-            pulled.map_err(|error| with_login_help(chain(&error)))
+            pulled.map_err(|error| with_login_help(error_chain(&error)))
         };
         let pulled = tokio::select! {
             pulled = pull => pulled,
@@ -322,11 +329,14 @@ pub(crate) async fn pull(
         };
         let Err(why) = pulled else {
             if let Err(why) = prove_pulled(&ctx.run, image, platform).await {
-                // Its digest must not stay usable either.
+                // A later step must not use its digest either.
                 let removed = ctx.run.engine.remove_image(&image.to_string()).await;
                 return match removed {
                     Ok(()) => Err(why),
-                    Err(error) => Err(format!("{why}; it stays in the engine: {}", chain(&error))),
+                    Err(error) => Err(format!(
+                        "{why}; it stays in the engine: {}",
+                        error_chain(&error)
+                    )),
                 };
             }
             return hide_pulled(&ctx.run, image).await;
@@ -334,7 +344,7 @@ pub(crate) async fn pull(
         if attempt > options.download_retries {
             return Err(why);
         }
-        again(ctx, why).await?;
+        wait_before_retry(ctx, why).await?;
     }
 }
 
@@ -344,8 +354,8 @@ fn platforms_to_run(run: &RunContext, platform: Option<&str>) -> Platforms {
     Platforms(vec![platform.unwrap_or(own).to_owned()])
 }
 
-/// Proves that the run may read an image that the engine has pulled for it. The engine may have taken content from its
-/// own store.
+/// Proves that the run may read an image that the engine has pulled for it. The engine may have
+/// used content from its own store.
 async fn prove_pulled(
     run: &RunContext,
     image: &ImageRef,
@@ -357,7 +367,7 @@ async fn prove_pulled(
         .map(drop)
 }
 
-/// Proves that the run may read an image before a container uses it, and pulls what the engine does not have.
+/// Proves that the run may read an image before a container uses it, and pulls the missing content.
 pub(crate) async fn prove_or_pull(
     ctx: &StepContext,
     image: &ImageRef,
@@ -368,12 +378,12 @@ pub(crate) async fn prove_or_pull(
     let missing = if pulls { Missing::Leave } else { Missing::Read };
     match possession::prove(&ctx.run, image, platforms, missing).await? {
         Proven::Whole => Ok(()),
-        Proven::Partly => pull(ctx, image, platform).await,
+        Proven::Partly => pull_image(ctx, image, platform).await,
     }
 }
 
-/// Takes the name of a pulled image away from the engine of a runner, and keeps the image there by a name that no run
-/// knows. By its own name, BuildKit could give it to a build whose login may not read it.
+/// Replaces the name of a pulled image in a runner's engine by a name that no run can guess. With
+/// its own name, BuildKit could use it for a build whose login may not read it.
 async fn hide_pulled(run: &RunContext, image: &ImageRef) -> Result<(), String> {
     let Some(digest) = image.digest() else {
         return Ok(());
@@ -383,9 +393,9 @@ async fn hide_pulled(run: &RunContext, image: &ImageRef) -> Result<(), String> {
     }
     let name = pulled_name(SystemTime::now())?;
     let tagged = run.engine.tag_image(digest.as_str(), &name).await;
-    tagged.map_err(|error| chain(&error))?;
+    tagged.map_err(|error| error_chain(&error))?;
     let removed = run.engine.remove_image(&image.to_string()).await;
-    removed.map_err(|error| chain(&error))
+    removed.map_err(|error| error_chain(&error))
 }
 
 /// Resolves a name as [`resolve`] does, with the step's `cmdDownloadRetries`.
@@ -402,14 +412,16 @@ pub(crate) async fn resolve_with_retries(
             () = ctx.cancel.cancelled() => return Err("the step was stopped".into()),
         };
         match resolved {
-            Err(why) if attempt <= ctx.step.container.download_retries => again(ctx, why).await?,
+            Err(why) if attempt <= ctx.step.container.download_retries => {
+                wait_before_retry(ctx, why).await?
+            }
             resolved => return resolved,
         }
     }
 }
 
-/// Waits before another attempt at an image.
-async fn again(ctx: &StepContext, why: String) -> Result<(), String> {
+/// Waits before the next attempt to resolve or pull an image.
+async fn wait_before_retry(ctx: &StepContext, why: String) -> Result<(), String> {
     let delay = ctx.step.container.download_retry_delay;
     let message = format!("{why}; another attempt in {} s", delay.as_secs());
     ctx.run.events.warn(Some(&ctx.step.id), message, None).await;
@@ -425,7 +437,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_means_the_newest_image() {
+    fn name_refers_to_the_newest_image() {
         let images = Images::default();
         let digest = |c: &str| {
             format!("sha256:{}", c.repeat(64))
@@ -457,7 +469,7 @@ mod tests {
         ));
         let found = |name: &str| {
             let reference: ImageRef = name.parse().ok()?;
-            let image = images.find_ref(&reference.or_latest())?;
+            let image = images.find_image(&reference.or_latest())?;
             Some(image.step.to_string())
         };
         assert_eq!(found("r.io/x:1").as_deref(), Some("b"));

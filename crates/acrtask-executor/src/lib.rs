@@ -1,14 +1,17 @@
-//! One Plan on one machine: the graph, the steps, events, logs, and the removal of everything a run made.
+//! Execution of one plan on one machine: the graph, the steps, events, logs and cleanup.
 //!
-//! [`Executor::connect`] finds out what the engine and the builder can do; [`Executor::run`] carries a
-//! [`Plan`](acrtask_spec::plan::Plan) out and tells everything as events while it does.
+//! [`Executor::connect`] detects the capabilities of the engine and the builder. [`Executor::run`]
+//! executes a [`Plan`](acrtask_spec::plan::Plan) and reports its progress as events.
 //!
 //! Invariants:
-//! - No line of a task reaches a shell of this machine; no path of this machine is mounted anywhere.
-//! - Everything that a run makes on the engine carries its id as a label and is removed at its end; what a
-//!   killed process left is removed by [`Executor::remove_leftovers`].
-//! - What a push step reports is the digest that the registry has, and it is the one that was built.
-//! - Output is masked before it becomes an event, and held back rather than cut when nobody reads.
+//! - No text of a task reaches a shell of this machine. No path of this machine is mounted into a
+//!   container.
+//! - Each object that a run creates on the engine has a label with the run's id. The executor
+//!   removes these objects at the end of the run. [`Executor::remove_orphans`] removes the objects
+//!   of killed processes.
+//! - A push step reports the digest that the registry has. It equals the digest that was built.
+//! - Output is masked before it becomes an event. A slow receiver delays output and loses none of
+//!   it.
 //!
 //! Left out: running steps on several engines, and resuming a run.
 
@@ -24,8 +27,8 @@ mod fence;
 mod graph;
 mod image_names;
 mod images;
-mod leftovers;
 mod login_help;
+mod orphans;
 mod output;
 pub mod owner;
 mod policy;
@@ -64,56 +67,59 @@ use builder::Builder;
 use engine::Engine;
 use owner::Owner;
 
-/// What is known of a builder.
+/// Properties of a builder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuilderFacts {
-    /// What it is, with its version where it tells one.
+    /// The name of the builder, with its version if the builder reports one.
     pub description: String,
-    /// What it builds for, its own platform first: `linux/amd64`.
+    /// Platforms it builds for, such as `linux/amd64`. Its own platform is the first.
     pub platforms: Vec<String>,
-    /// Whether it can keep a layer cache in a registry.
+    /// Set if the builder can store a layer cache in a registry.
     pub registry_cache: bool,
 }
 
-/// How runs are executed.
+/// Configuration of an [`Executor`].
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The engine that runs containers.
     pub docker: DockerEndpoint,
-    /// The BuildKit that builds; nothing: the engine's own.
+    /// The BuildKit that builds images. `None`: the engine's own.
     pub builder: Option<acrtask_buildkit::Endpoint>,
-    /// Credentials for registries. What a task file declares is added for its own run.
+    /// Credentials for registries. Each run adds those that its task file declares.
     pub credentials: Credentials,
-    /// Registries without TLS, besides loopback.
+    /// Registries without TLS, in addition to loopback addresses.
     pub insecure_registries: Vec<String>,
-    /// Registries that the operator named: a task's `oci://` context may be there also where the address is private.
-    pub known_registries: Vec<String>,
-    /// What tasks may do that lets them out of their containers.
+    /// Registries that the operator configured. The `oci://` context of a task may use one of them
+    /// even if its address is private.
+    pub operator_registries: Vec<String>,
+    /// Permissions that reach beyond the containers of a task.
     pub allow: Allow,
-    /// Push steps push nothing and say so.
+    /// Disables pushing. Push steps then only report that pushes are off.
     pub no_push: bool,
-    /// Reaches every container; also what `-e NAME`, `--build-arg NAME` and `--secret env=NAME` take values from.
+    /// Environment of every container. Also the source of the values of `-e NAME`, `--build-arg
+    /// NAME` and `--secret env=NAME`.
     pub env: Vec<(String, String)>,
-    /// Limit of a whole run; the plan's own limit holds where it is shorter.
+    /// Time limit of a run. The shorter one of this limit and the plan's applies.
     pub timeout: Option<Duration>,
-    /// Where folders for scratch files are made.
+    /// Parent folder of the folders for scratch files.
     pub scratch_root: PathBuf,
-    /// The SSH agent that `--ssh` hands to builds: the socket's path.
+    /// Path of the socket of the SSH agent that `--ssh` forwards to builds.
     pub ssh_agent: Option<PathBuf>,
-    /// The engine is that of the person who runs the task. An image that its registry does not have may be the
-    /// engine's own, and the engine gets the names of what a successful run built. Never set for a runner.
+    /// Set if the engine belongs to the user who runs the task. An image that its registry does not
+    /// have may then come from the engine. A successful run gives its image names to the engine.
+    /// Never set for a runner.
     pub own_machine: bool,
 }
 
 impl Options {
-    /// Docker's own defaults, no credentials, nothing allowed.
+    /// Returns options with the default builder, no credentials and no permissions.
     pub fn new(docker: DockerEndpoint) -> Self {
         Self {
             docker,
             builder: None,
             credentials: Credentials::new(),
             insecure_registries: Vec::new(),
-            known_registries: Vec::new(),
+            operator_registries: Vec::new(),
             allow: Allow::default(),
             no_push: false,
             env: Vec::new(),
@@ -135,71 +141,80 @@ impl Options {
     }
 }
 
-/// Permissions of the operator beyond a task's own containers and builds. Each of the first three gives the task the whole
-/// machine; the others let it decide layers of all builds of the builder.
+/// Permissions of the operator beyond a task's own containers and builds.
+///
+/// Each of the first three lets a task control the whole machine. The others let it determine
+/// layers of all builds of the builder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Allow {
     /// `--allow docker-socket`: the engine's socket in a step.
     pub docker_socket: bool,
     /// `--allow privileged`: privileged containers, added capabilities, the host's namespaces.
     pub privileged: bool,
-    /// `--allow host-network`: the machine's own network, and the networks that it had before the run.
+    /// `--allow host-network`: the machine's own network, and the networks that existed before the
+    /// run.
     pub host_network: bool,
     /// `--allow cache-imports`: build caches that no run of the domain has sealed.
     pub cache_imports: bool,
+    /// `--allow ssh-agent`: the operator's SSH agent, at a runner.
+    pub ssh_agent: bool,
     /// `--allow frontends`: frontends other than the builder's own and the official ones.
     pub frontends: bool,
 }
 
-/// One run.
+/// The input of [`Executor::run`].
 #[derive(Debug)]
 pub struct RunRequest {
-    /// Its id.
+    /// Id of the run, which is part of its labels and object names on the engine.
     pub id: RunId,
-    /// What it may share with other runs on the engine and the builder.
+    /// The domain of what the run may share with other runs on the engine and the builder.
     pub domain: RunDomain,
-    /// Which attempt at the run this is, from 1. Id and attempt together are unique on the engine: they are what its
-    /// containers are labelled with, so that an attempt that was given up elsewhere is not in the way.
+    /// Number of the attempt, from 1. The engine's objects have labels with id and attempt, which
+    /// are unique together. An attempt that was abandoned elsewhere therefore does not conflict
+    /// with this one.
     pub attempt: u32,
-    /// What to do.
+    /// The steps to execute, with their networks, volumes and secrets.
     pub plan: Plan,
-    /// The folder that `.` means: read, never written to. Nothing: an empty workspace.
+    /// The folder that `.` refers to. The run only reads it. `None`: an empty workspace.
     pub context: Option<PathBuf>,
-    /// What `build -` and `build -f -` read.
+    /// The file that `build -` and `build -f -` read.
     pub stdin: Option<PathBuf>,
-    /// Push steps push nothing and say so, whatever [`Options::no_push`] says.
+    /// Disables pushing, in addition to [`Options::no_push`].
     pub no_push: bool,
-    /// Images go to their registries by digest alone, and their tags stay as they are.
-    pub hold: bool,
-    /// The run's own credentials, in the place of [`Options::credentials`].
+    /// Pushes images by digest only. The tags in the registries do not change.
+    pub push_by_digest: bool,
+    /// Credentials of the run, which replace [`Options::credentials`].
     pub credentials: Option<Credentials>,
-    /// How contexts of builds that are git repositories may be reached.
+    /// Access to git repositories that are contexts of builds.
     pub git: GitAccess,
-    /// What builds may fetch.
+    /// Addresses from which builds may fetch files.
     pub reach: Reach,
-    /// Asked before anything is written to a registry under an image's name.
+    /// The check before each write to a registry under an image's name.
     pub fence: Option<Arc<dyn Fence>>,
 }
 
-/// How git repositories that steps name may be reached.
+/// Access to the git repositories that steps name.
 #[derive(Debug, Clone, Default)]
 pub struct GitAccess {
-    /// Keys for ssh, each for one host.
+    /// Keys for SSH, each for one host.
     pub ssh_keys: Vec<acrtask_source::SshKey>,
 }
 
-/// The files that builds of a run may fetch from a network.
+/// Addresses from which the builds of a run may fetch files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Reach {
-    /// Those at public addresses: the task need not be trusted with what this machine reaches.
+    /// Public addresses. The task needs no trust for the network of this machine.
     #[default]
     Public,
-    /// All that this machine and its builder reach.
+    /// All addresses that this machine and its builder can reach.
     Everything,
 }
 
 impl RunRequest {
-    /// Without files, with the executor's own credentials, free to push, and with public addresses alone.
+    /// Returns a request for the first attempt of a run.
+    ///
+    /// It has no files, uses the executor's own credentials, may push and may reach public
+    /// addresses only.
     pub fn new(id: RunId, plan: Plan, domain: RunDomain) -> Self {
         Self {
             id,
@@ -209,7 +224,7 @@ impl RunRequest {
             context: None,
             stdin: None,
             no_push: false,
-            hold: false,
+            push_by_digest: false,
             credentials: None,
             git: GitAccess::default(),
             reach: Reach::default(),
@@ -218,64 +233,64 @@ impl RunRequest {
     }
 }
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
-    /// How it ended.
+    /// Final state and, for a failure, its reason.
     pub outcome: Outcome,
-    /// Each step in file order: its final state, and how long it took.
+    /// The final state and the duration of each step, in file order.
     pub steps: Vec<(StepId, StepState, Duration)>,
-    /// What build steps made.
+    /// Images that build steps built.
     pub built: Vec<BuiltImage>,
-    /// What reached a registry.
+    /// Images that reached a registry.
     pub pushed: Vec<PushedImage>,
-    /// What images were made from, and which images ran.
+    /// Bases of the images that were built, and images that ran.
     pub bases: Vec<Base>,
-    /// What could not be removed, or was kept because the task said so.
+    /// Objects that the executor could not remove, or that the task asked to keep.
     pub left: Vec<String>,
 }
 
-/// An image that a build step made.
+/// An image that a build step built.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuiltImage {
-    /// The step.
+    /// The step that built the image.
     pub step: StepId,
-    /// Its names.
+    /// Complete names, with registry and tag.
     pub names: Vec<String>,
-    /// The digest of its manifest or index.
+    /// Digest of the manifest or index.
     pub digest: Digest,
 }
 
 /// An image that reached its registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PushedImage {
-    /// The step.
+    /// The step that pushed the image.
     pub step: StepId,
-    /// Full name with tag.
+    /// The full name with its tag.
     pub name: String,
-    /// As the registry has it.
+    /// The digest that the registry has.
     pub digest: Digest,
-    /// It is there by its digest alone; the tag is as it was.
-    pub held: bool,
+    /// Set if the image is staged: pushed by digest only, with its tag unchanged.
+    pub staged: bool,
 }
 
-/// An image that another one was made from, or that a step ran.
+/// The base of an image, or an image that a step ran.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Base {
-    /// The step.
+    /// The step that used the image.
     pub step: StepId,
-    /// What it was to the step.
+    /// The use of the image in the step.
     pub role: BaseRole,
-    /// As it was asked for.
+    /// The name as the step wrote it.
     pub name: String,
-    /// What was used.
+    /// The digest that the step used.
     pub digest: Digest,
-    /// How that is known.
+    /// The source of the digest.
     pub evidence: Evidence,
 }
 
-/// Longest delay of a start by the removal of what dead runs left.
-pub const LEFTOVERS_LIMIT: Duration = Duration::from_secs(2);
+/// Maximum time for which the removal of orphans delays a start.
+pub const ORPHAN_REMOVAL_LIMIT: Duration = Duration::from_secs(2);
 
 /// Executes runs on one engine.
 #[derive(Debug)]
@@ -284,26 +299,27 @@ pub struct Executor {
     engine: Engine,
     builder: Builder,
     owner: Owner,
-    /// Removals of images of runs that have ended.
+    /// Image removals of finished runs.
     removals: TaskTracker,
     /// Images that runs of this process may read.
     proofs: Arc<possession::Proofs>,
-    /// Shared by runs. Housekeeping takes it alone, so that no run loses an image that it is about to use.
+    /// Shared by runs and exclusive for housekeeping, so that no run loses an image that it is
+    /// about to use.
     runs: tokio::sync::RwLock<()>,
 }
 
 impl Executor {
-    /// Connects to the engine and the builder, and asks them what they can do.
+    /// Connects to the engine and the builder and reads their capabilities.
     ///
     /// # Errors
-    /// [`ConnectError`] names the address that was tried and what to do about it.
+    /// [`ConnectError`] names the address and a remedy.
     pub async fn connect(options: Options) -> Result<Self, ConnectError> {
         let (engine, builder) = tokio::join!(
             Engine::connect(&options.docker),
             Builder::connect(&options.docker, options.builder.as_ref()),
         );
         Ok(Self {
-            // Where both fail, the engine's address is the one to look at first.
+            // If both fail, the error of the engine is the more helpful one.
             engine: engine?,
             builder: builder?,
             options: Arc::new(options),
@@ -314,12 +330,12 @@ impl Executor {
         })
     }
 
-    /// What the engine says of itself.
+    /// Returns what the engine reported about itself.
     pub fn engine(&self) -> &EngineFacts {
         &self.engine.facts
     }
 
-    /// What is known of the builder.
+    /// Returns the properties of the builder.
     pub fn builder(&self) -> BuilderFacts {
         let capabilities = self.builder.client.capabilities();
         BuilderFacts {
@@ -331,38 +347,40 @@ impl Executor {
         }
     }
 
-    /// Asks the engine whether it still answers.
+    /// Checks that the engine still responds.
     ///
     /// # Errors
-    /// [`EngineError`].
-    pub async fn check(&self) -> Result<(), EngineError> {
+    /// [`EngineError`] if it does not.
+    pub async fn ping(&self) -> Result<(), EngineError> {
         let asked = self.engine.docker.ping().await;
         asked
             .map(drop)
-            .map_err(EngineError::on("reach the Docker engine"))
+            .map_err(EngineError::could_not("reach the Docker engine"))
     }
 
-    /// Removes what runs left whose process is dead: containers, networks, volumes, images, scratch folders.
-    /// What belongs to a process that lives, or that cannot be judged from here, is not touched. Returns what
-    /// was removed within [`LEFTOVERS_LIMIT`], in words. A busy engine takes longer; the removal then goes on in the
-    /// background, and [`Executor::finish_removals`] waits for it.
-    pub async fn remove_leftovers(&self) -> Vec<String> {
+    /// Removes the containers, networks, volumes, images and scratch folders of dead processes.
+    ///
+    /// Objects of a live process stay, as do those whose owner cannot be judged from here. Returns
+    /// one line of text for each removal within [`ORPHAN_REMOVAL_LIMIT`]. On a busy engine the
+    /// removal takes longer and continues in the background. [`Executor::finish_removals`] waits
+    /// for it.
+    pub async fn remove_orphans(&self) -> Vec<String> {
         let (engine, owner) = (self.engine.clone(), self.owner.clone());
         let root = self.options.scratch_root.clone();
-        let removing = async move { leftovers::remove(&engine, &owner, &root).await };
+        let removing = async move { orphans::remove_orphans(&engine, &owner, &root).await };
         let removing = self.removals.spawn(removing);
-        match tokio::time::timeout(LEFTOVERS_LIMIT, removing).await {
+        match tokio::time::timeout(ORPHAN_REMOVAL_LIMIT, removing).await {
             Ok(removed) => removed.unwrap_or_default(),
             Err(_) => Vec::new(),
         }
     }
 
-    /// Removes images that runs of a runner pulled longer than `age` ago, and returns their number. `None` if a run is
-    /// under way: ask again later.
+    /// Removes images that runs of a runner pulled longer than `age` ago, and returns their number.
+    /// Returns `None` if a run is in progress; try again later.
     ///
     /// # Errors
-    /// [`EngineError`] if the engine does not list its images. Images that it does not remove, as those of a container,
-    /// stay.
+    /// [`EngineError`] if the engine does not list its images. Images that the engine refuses to
+    /// remove, such as those of a container, stay.
     pub async fn remove_pulled_images(&self, age: Duration) -> Result<Option<usize>, EngineError> {
         let Ok(_alone) = self.runs.try_write() else {
             return Ok(None);
@@ -373,29 +391,30 @@ impl Executor {
             .map(Some)
     }
 
-    /// Removes entries of BuildKit's cache beyond `limit`, of other users of the builder too. Entries that a build uses
-    /// stay.
+    /// Removes entries of BuildKit's cache beyond `limit`, including those of other users of the
+    /// builder. Entries in use by a build stay.
     ///
     /// # Errors
-    /// [`PruneError`] if the builder does not do it.
+    /// [`PruneError`] if the builder fails to prune.
     pub async fn prune_build_cache(&self, limit: CacheLimit) -> Result<PrunedCache, PruneError> {
         self.builder.client.prune_cache(limit).await
     }
 
-    /// Waits until the images of runs that have ended, and what dead runs left, are removed from the engine, at most for
-    /// `limit`. What is left
-    /// is removed by the next start.
+    /// Waits at most for `limit` until the engine has removed the images of finished runs and the
+    /// orphans. The next start removes the rest.
     pub async fn finish_removals(&self, limit: Duration) {
         self.removals.close();
         let _ = tokio::time::timeout(limit, self.removals.wait()).await;
         self.removals.reopen();
     }
 
-    /// Carries a plan out. `events` gets everything as it happens, first `RunStarted` and last
-    /// `RunFinished`; a receiver that is slow slows the run down, one that has gone away does not matter.
-    /// `cancel` stops the run: what runs is stopped and everything is removed before this returns.
+    /// Executes a plan.
     ///
-    /// Dropping the future stops the run too; what it made is then removed in the background.
+    /// `events` receives each event as it happens, first `RunStarted` and last `RunFinished`. A
+    /// slow receiver slows the run down; a closed one has no effect. `cancel` stops the run: this
+    /// returns after the steps are stopped and everything is removed.
+    ///
+    /// Dropping the future stops the run too. The removal then continues in the background.
     pub async fn run(
         &self,
         request: RunRequest,

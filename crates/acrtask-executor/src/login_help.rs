@@ -1,11 +1,11 @@
-//! Help for what a registry refused: where a login for it can be given.
+//! Help for refusals of registries: how to configure a login.
 
 use acrtask_model::ImageRef;
 use acrtask_registry::{RegistryError, net::ForbiddenAddress};
 
-use crate::error::chain;
+use crate::error::error_chain;
 
-/// Texts of engines and builders on a registry that wants a login, or refuses the one that it was given.
+/// Messages of engines and builders for a registry that requires a login or refuses one.
 const DENIED: [&str; 8] = [
     "authorization failed",
     "failed to authorize",
@@ -17,11 +17,13 @@ const DENIED: [&str; 8] = [
     "403 forbidden",
 ];
 
-/// Returns an error of a registry with its causes and its help, in one line.
-pub(crate) fn chain_with_help(error: &RegistryError) -> String {
-    let why = chain(error);
+/// Formats an error of a registry with its causes and its help in one line.
+pub(crate) fn error_chain_with_help(error: &RegistryError) -> String {
+    let why = error_chain(error);
     match error {
-        RegistryError::Denied { host, help, .. } => format!("{why}; {help}; {}", at_server(host)),
+        RegistryError::Denied { host, help, .. } => {
+            format!("{why}; {help}; {}", server_login_help(host))
+        }
         other if is_private_address(other) => format!(
             "{why}; an operator who trusts the task allows private addresses: `acrtask runner start \
              --allow-private-addresses`"
@@ -33,7 +35,8 @@ pub(crate) fn chain_with_help(error: &RegistryError) -> String {
     }
 }
 
-/// Returns the help for a message of an engine or a builder. `None` if no registry refused it.
+/// Returns the help for a message of an engine or a builder. `None` if no registry refused the
+/// request.
 pub(crate) fn login_help(message: &str) -> Option<String> {
     let lower = message.to_lowercase();
     if !DENIED.iter().any(|text| lower.contains(text)) {
@@ -42,7 +45,7 @@ pub(crate) fn login_help(message: &str) -> Option<String> {
     let host = message.split_whitespace().find_map(registry_in)?;
     Some(format!(
         "log in with `docker login {host}`, or give `--credential {host}=USER:@FILE`; {}",
-        at_server(&host)
+        server_login_help(&host)
     ))
 }
 
@@ -59,7 +62,7 @@ fn is_private_address(error: &(dyn std::error::Error + 'static)) -> bool {
         .any(|error| error.is::<ForbiddenAddress>())
 }
 
-fn at_server(host: &str) -> String {
+fn server_login_help(host: &str) -> String {
     format!("for runs at a server, `acrtask credential set {host} --username USER`")
 }
 
@@ -81,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn help_names_the_registry_that_refused() {
+    fn help_names_the_refusing_registry() {
         for (message, host) in [
             (
                 "127.0.0.1:38093/a/b:1: failed to resolve source metadata for 127.0.0.1:38093/a/b:1: pull access denied, \
@@ -130,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_a_registry_keeps_its_help() {
+    fn registry_error_keeps_its_help() {
         let error = RegistryError::Denied {
             attempt: "push the manifest of reg.io/app:1".into(),
             host: "reg.io".into(),
@@ -138,7 +141,7 @@ mod tests {
             help: "log in with `docker login reg.io`".into(),
         };
         assert_eq!(
-            chain_with_help(&error),
+            error_chain_with_help(&error),
             "cannot push the manifest of reg.io/app:1: reg.io denied access; log in with `docker login reg.io`; \
              for runs at a server, `acrtask credential set reg.io --username USER`"
         );

@@ -1,9 +1,10 @@
-//! What a step prints on its way to the events: masked, cut into lines, watched.
+//! The path of a step's output to its events: masked, cut into lines, and searched for retry texts.
 //!
-//! Nothing is lost and memory is bounded: [`StepOutput::line_sink`] takes chunks of any size, sends
-//! whole lines as soon as they are whole, and waits while the receiver is behind, so that in the end the
-//! container itself waits. A line without an end is sent in pieces: after [`MAX_LINE`] bytes, and after
-//! [`LINE_WAIT`], so that prompts and progress bars are seen. What the masker holds back is in no piece.
+//! No output is lost and memory is bounded. [`StepOutput::line_sink`] accepts chunks of any size
+//! and sends complete lines at once. It waits while the receiver is slow, so that in the end the
+//! container itself waits. A line without an end is sent in pieces, after [`MAX_LINE`] bytes and
+//! after [`LINE_WAIT`], so that prompts and progress bars appear. No piece contains bytes that the
+//! masker still buffers.
 
 use std::{
     collections::VecDeque,
@@ -20,15 +21,15 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-/// Longest piece of one line, in bytes.
+/// Maximum length of a piece of one line, in bytes.
 pub(crate) const MAX_LINE: usize = 64 * 1024;
 
-/// Longest time that the beginning of a line waits for its end.
+/// Maximum time that the beginning of a line waits for its end.
 const LINE_WAIT: Duration = Duration::from_millis(500);
 
-/// Lines of a failed step that its last event repeats.
+/// Number of lines of a failed step that its last event repeats.
 const TAIL_LINES: usize = 20;
-/// Longest line in there, in characters.
+/// Maximum length of such a line, in characters.
 const TAIL_LINE_CHARS: usize = 400;
 
 /// Sends the events of one run. Cheap to clone.
@@ -48,18 +49,18 @@ impl Events {
         }
     }
 
-    /// Sends an event; waits while the receiver is behind. A receiver that has gone away is fine: the
-    /// run goes on without one. What is told in sentences may quote a line of the task, and is masked.
+    /// Sends an event and waits while the receiver is slow. If the receiver is closed, the run
+    /// continues without it. Masks messages, which may quote a line of the task.
     pub(crate) async fn send(&self, kind: EventKind) {
         let event = Event {
             time: now(),
             run: self.run.clone(),
-            kind: self.masked(kind),
+            kind: self.mask_event(kind),
         };
         let _ = self.sender.send(event).await;
     }
 
-    fn masked(&self, kind: EventKind) -> EventKind {
+    fn mask_event(&self, kind: EventKind) -> EventKind {
         let mask = |text: String| self.patterns.mask(&text);
         match kind {
             EventKind::Warning {
@@ -112,14 +113,14 @@ impl Events {
             EventKind::RunFinished {
                 outcome,
                 elapsed_ms,
-                left,
+                remaining,
             } => EventKind::RunFinished {
                 outcome: Outcome {
                     reason: outcome.reason.map(mask),
                     ..outcome
                 },
                 elapsed_ms,
-                left: left.into_iter().map(mask).collect(),
+                remaining: remaining.into_iter().map(mask).collect(),
             },
             other => other,
         }
@@ -140,24 +141,24 @@ impl Events {
     }
 }
 
-/// The time of an event.
+/// Returns the time of an event.
 pub(crate) fn now() -> jiff::Timestamp {
     jiff::Timestamp::now()
 }
 
-/// Where everything goes that one step prints.
+/// The destination of a step's output.
 #[derive(Debug, Clone)]
 pub(crate) struct StepOutput {
     pub(crate) step: StepId,
     pub(crate) events: Events,
     patterns: Patterns,
     tail: Arc<Mutex<VecDeque<String>>>,
-    watch: Arc<Mutex<Watch>>,
+    search: Arc<Mutex<RetryTextSearch>>,
 }
 
-/// Whether the output of an attempt contained one of `retryOnErrors`.
+/// The search of an attempt's output for the texts of `retryOnErrors`.
 #[derive(Debug, Default)]
-struct Watch {
+struct RetryTextSearch {
     needles: Vec<Vec<u8>>,
     found: bool,
 }
@@ -179,39 +180,39 @@ impl StepOutput {
             events,
             patterns,
             tail: Arc::default(),
-            watch: Arc::new(Mutex::new(Watch {
+            search: Arc::new(Mutex::new(RetryTextSearch {
                 needles,
                 found: false,
             })),
         }
     }
 
-    /// A new attempt: its output alone decides whether it is retried.
+    /// Begins a new attempt. Only the output of this attempt decides about the next retry.
     pub(crate) fn begin_attempt(&self) {
-        lock(&self.watch).found = false;
+        lock(&self.search).found = false;
     }
 
-    /// True where this attempt's output contained one of the texts.
-    pub(crate) fn found(&self) -> bool {
-        lock(&self.watch).found
+    /// Returns `true` if this attempt's output contained one of the texts.
+    pub(crate) fn found_retry_text(&self) -> bool {
+        lock(&self.search).found
     }
 
-    /// The last lines of both streams, masked.
+    /// Returns the last lines of both streams, masked.
     pub(crate) fn tail(&self) -> Vec<String> {
         lock(&self.tail).iter().cloned().collect()
     }
 
-    /// A sink for one stream of one process.
+    /// Returns a sink for one stream of one process.
     pub(crate) fn line_sink(&self, stream: Stream) -> LineSink {
-        self.sink(stream, None)
+        self.new_sink(stream, None)
     }
 
-    /// A sink for one stream of one vertex of a build.
+    /// Returns a sink for one stream of one vertex of a build.
     pub(crate) fn vertex_sink(&self, stream: Stream, vertex: String) -> LineSink {
-        self.sink(stream, Some(vertex))
+        self.new_sink(stream, Some(vertex))
     }
 
-    fn sink(&self, stream: Stream, vertex: Option<String>) -> LineSink {
+    fn new_sink(&self, stream: Stream, vertex: Option<String>) -> LineSink {
         LineSink {
             masker: Masker::new(self.patterns.clone()),
             carry: Vec::new(),
@@ -226,23 +227,26 @@ impl StepOutput {
         }
     }
 
-    /// One line of the executor's own, or of a built-in word.
-    pub(crate) async fn say(&self, stream: Stream, text: &str) {
-        self.watch_text(text.as_bytes());
+    /// Prints a line of the executor itself or of a built-in command.
+    pub(crate) async fn print_line(&self, stream: Stream, text: &str) {
+        self.search_retry_texts(text.as_bytes());
         let text = self.patterns.mask(text);
         self.emit(stream, None, text).await;
     }
 
-    /// `text` with every secret masked.
+    /// Returns `text` with every secret masked.
     pub(crate) fn mask(&self, text: &str) -> String {
         self.patterns.mask(text)
     }
 
-    /// Looks for the texts of `retryOnErrors` in something that is shown in another way.
-    pub(crate) fn watch_text(&self, bytes: &[u8]) {
-        let mut watch = lock(&self.watch);
-        if !watch.found {
-            watch.found = watch.needles.iter().any(|needle| contains(bytes, needle));
+    /// Searches bytes for the texts of `retryOnErrors` that reach the log in another form.
+    pub(crate) fn search_retry_texts(&self, bytes: &[u8]) {
+        let mut search = lock(&self.search);
+        if !search.found {
+            search.found = search
+                .needles
+                .iter()
+                .any(|needle| contains_bytes(bytes, needle));
         }
     }
 
@@ -268,26 +272,25 @@ impl StepOutput {
     }
 }
 
-/// Turns the chunks of one stream into events.
+/// Converts the chunks of one stream to events.
 #[derive(Debug)]
 pub(crate) struct LineSink {
     masker: Masker,
-    /// The end of the last chunk, in which a watched text could begin.
+    /// The end of the last chunk, in which a watched text may begin.
     carry: Vec<u8>,
     lines: Arc<LineSender>,
-    /// Sends a line that stays open. `None` until a line was open at the end of a chunk.
+    /// Task that sends a line that stays open. `None` until a chunk ends with an open line.
     flusher: Option<AbortOnDropHandle<()>>,
 }
 
 impl LineSink {
-    /// Takes a chunk in.
+    /// Processes a chunk.
     pub(crate) async fn push(&mut self, chunk: &[u8]) {
-        self.watch(chunk);
-        // A chunk may be as large as a frame of the engine; masking goes in pieces, so that memory
-        // stays bounded whatever the engine sends.
+        self.search_chunk(chunk);
+        // A chunk may be as large as a frame of the engine. Masking it in pieces bounds memory.
         for piece in chunk.chunks(MAX_LINE) {
             let safe = self.masker.push(piece);
-            let leaves_open = self.lines.take(&safe).await;
+            let leaves_open = self.lines.send_complete_lines(&safe).await;
             if leaves_open && self.flusher.is_none() {
                 let flushing = Arc::clone(&self.lines).flush_open_lines();
                 self.flusher = Some(AbortOnDropHandle::new(tokio::spawn(flushing)));
@@ -295,10 +298,10 @@ impl LineSink {
         }
     }
 
-    /// The end of the stream.
+    /// Sends the rest of the stream.
     pub(crate) async fn finish(&mut self) {
         let rest = self.masker.finish();
-        self.lines.take(&rest).await;
+        self.lines.send_complete_lines(&rest).await;
         let mut open = self.lines.open.lock().await;
         let last = std::mem::take(&mut *open).bytes;
         if !last.is_empty() {
@@ -306,16 +309,19 @@ impl LineSink {
         }
     }
 
-    fn watch(&mut self, chunk: &[u8]) {
-        let mut watch = lock(&self.lines.output.watch);
-        let Some(longest) = watch.needles.iter().map(Vec::len).max() else {
+    fn search_chunk(&mut self, chunk: &[u8]) {
+        let mut search = lock(&self.lines.output.search);
+        let Some(longest) = search.needles.iter().map(Vec::len).max() else {
             return;
         };
-        if watch.found {
+        if search.found {
             return;
         }
         self.carry.extend_from_slice(chunk);
-        watch.found = watch.needles.iter().any(|n| contains(&self.carry, n));
+        search.found = search
+            .needles
+            .iter()
+            .any(|n| contains_bytes(&self.carry, n));
         let keep = self.carry.len().min(longest - 1);
         self.carry.drain(..self.carry.len() - keep);
     }
@@ -327,26 +333,26 @@ struct LineSender {
     output: StepOutput,
     stream: Stream,
     vertex: Option<String>,
-    /// Held while a piece is sent, so that pieces stay in order.
+    /// Locked while a piece is sent, so that pieces stay in order.
     open: tokio::sync::Mutex<OpenLine>,
     /// Wakes [`Self::flush_open_lines`] when a line begins.
     opened: Notify,
 }
 
-/// The last line of a stream, while it has no end.
+/// The last line of a stream while it has no end.
 #[derive(Debug, Default)]
 struct OpenLine {
-    /// Masked bytes that were not sent yet.
+    /// Masked bytes that have not been sent.
     bytes: Vec<u8>,
-    /// When the first of them arrived. `None` if there are none.
+    /// Arrival time of the first of these bytes. `None` if there are none.
     since: Option<Instant>,
-    /// A piece of this line was sent already.
+    /// Set if a piece of this line has been sent.
     begun: bool,
 }
 
 impl LineSender {
-    /// Sends the lines that `bytes` end. Returns `true` if a line is open then.
-    async fn take(&self, bytes: &[u8]) -> bool {
+    /// Sends the lines that `bytes` complete. Returns `true` if a line is open afterwards.
+    async fn send_complete_lines(&self, bytes: &[u8]) -> bool {
         let mut open = self.open.lock().await;
         if bytes.is_empty() {
             return open.since.is_some();
@@ -357,14 +363,14 @@ impl LineSender {
         if let Some(end) = end {
             let rest = open.bytes.split_off(end + 1);
             let lines = std::mem::replace(&mut open.bytes, rest);
-            let mut whole = lines.as_slice();
+            let mut complete = lines.as_slice();
             if std::mem::take(&mut open.begun) {
                 // This line end belongs to a piece that was sent as a line.
-                let after = whole.strip_prefix(b"\n");
-                let after = after.or_else(|| whole.strip_prefix(b"\r\n"));
-                whole = after.unwrap_or(whole);
+                let after = complete.strip_prefix(b"\n");
+                let after = after.or_else(|| complete.strip_prefix(b"\r\n"));
+                complete = after.unwrap_or(complete);
             }
-            if let Some(text) = whole.strip_suffix(b"\n") {
+            if let Some(text) = complete.strip_suffix(b"\n") {
                 self.send(text).await;
             }
         }
@@ -382,7 +388,7 @@ impl LineSender {
         is_open
     }
 
-    /// Sends what of a line has waited for [`LINE_WAIT`]. Does not end.
+    /// Sends the part of a line that has waited for [`LINE_WAIT`]. Never returns.
     async fn flush_open_lines(self: Arc<Self>) {
         loop {
             let since = self.open.lock().await.since;
@@ -393,7 +399,7 @@ impl LineSender {
             tokio::time::sleep_until(since + LINE_WAIT).await;
             let mut open = self.open.lock().await;
             if open.since.is_some_and(|at| at.elapsed() >= LINE_WAIT) {
-                let cut = whole_chars(&open.bytes);
+                let cut = complete_chars_len(&open.bytes);
                 self.send_piece(&mut open, cut).await;
                 open.since = (!open.bytes.is_empty()).then(Instant::now);
             }
@@ -412,8 +418,8 @@ impl LineSender {
 
     async fn send(&self, lines: &[u8]) {
         let text = String::from_utf8_lossy(lines);
-        // A progress bar returns to the start of its line; what follows the last return is what a
-        // terminal would show at the end, but a log keeps everything.
+        // A progress bar returns to the start of its line. A terminal would show only the text
+        // after the last return, but a log keeps everything.
         let text = text.replace("\r\n", "\n");
         let text = text.strip_suffix('\r').unwrap_or(&text).to_owned();
         self.output
@@ -422,8 +428,8 @@ impl LineSender {
     }
 }
 
-/// Returns the length of `bytes` without a character whose last bytes are missing.
-fn whole_chars(bytes: &[u8]) -> usize {
+/// Returns the length of `bytes` without an incomplete last character.
+fn complete_chars_len(bytes: &[u8]) -> usize {
     let from = bytes.len().saturating_sub(3);
     let Some(last) = bytes[from..].iter().rposition(|b| b & 0xC0 != 0x80) else {
         return bytes.len();
@@ -442,7 +448,7 @@ fn whole_chars(bytes: &[u8]) -> usize {
     }
 }
 
-/// The last position at or before `at` where a character begins.
+/// Returns the last position at or before `at` where a character begins.
 fn char_boundary(bytes: &[u8], at: usize) -> usize {
     let back = (0..4.min(at))
         .find(|back| bytes.get(at - back).is_none_or(|b| b & 0xC0 != 0x80))
@@ -450,11 +456,12 @@ fn char_boundary(bytes: &[u8], at: usize) -> usize {
     at - back
 }
 
-fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+fn contains_bytes(haystack: &[u8], needle: &[u8]) -> bool {
     haystack.windows(needle.len()).any(|w| w == needle)
 }
 
-/// A panic while one of these is held leaves nothing half done.
+/// Locks a mutex. Ignores poisoning, because a panic leaves no inconsistent state behind any of
+/// these locks.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

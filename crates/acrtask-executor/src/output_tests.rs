@@ -3,7 +3,7 @@ use acrtask_model::Secret;
 use super::*;
 
 /// Returns the output of `chunks`.
-async fn lines(chunks: &[&[u8]], secrets: &[&str], watch: &[&str]) -> (Vec<String>, bool) {
+async fn collect_output(chunks: &[&[u8]], secrets: &[&str], watch: &[&str]) -> (Vec<String>, bool) {
     let (sender, mut receiver) = mpsc::channel(10_000);
     let secrets: Vec<Secret> = secrets.iter().map(|s| Secret::new(*s)).collect();
     let output = StepOutput::new(
@@ -17,7 +17,7 @@ async fn lines(chunks: &[&[u8]], secrets: &[&str], watch: &[&str]) -> (Vec<Strin
         sink.push(chunk).await;
     }
     sink.finish().await;
-    let found = output.found();
+    let found = output.found_retry_text();
     drop((sink, output));
     let mut texts = Vec::new();
     while let Some(event) = receiver.recv().await {
@@ -29,21 +29,21 @@ async fn lines(chunks: &[&[u8]], secrets: &[&str], watch: &[&str]) -> (Vec<Strin
 }
 
 #[tokio::test]
-async fn whole_lines_as_soon_as_they_are_whole() {
-    let (out, _) = lines(&[b"one\ntw", b"o\nthree\n\nfour"], &[], &[]).await;
+async fn complete_lines_are_sent_at_once() {
+    let (out, _) = collect_output(&[b"one\ntw", b"o\nthree\n\nfour"], &[], &[]).await;
     assert_eq!(out, ["one", "two\nthree\n", "four"]);
-    assert_eq!(lines(&[b"a\r\nb\r\n"], &[], &[]).await.0, ["a\nb"]);
-    assert!(lines(&[b""], &[], &[]).await.0.is_empty());
+    assert_eq!(collect_output(&[b"a\r\nb\r\n"], &[], &[]).await.0, ["a\nb"]);
+    assert!(collect_output(&[b""], &[], &[]).await.0.is_empty());
 }
 
 #[tokio::test]
-async fn a_secret_split_over_chunks_is_masked() {
-    let (out, _) = lines(&[b"x hunt", b"er2! y\n"], &["hunter2!"], &[]).await;
+async fn secret_split_over_chunks_is_masked() {
+    let (out, _) = collect_output(&[b"x hunt", b"er2! y\n"], &["hunter2!"], &[]).await;
     assert_eq!(out, ["x *** y"]);
 }
 
 #[tokio::test]
-async fn sentences_are_masked_too() {
+async fn messages_are_masked() {
     let (sender, mut receiver) = mpsc::channel(10);
     let secrets = [Secret::new("hunter2!")];
     let run = RunId::new("r").unwrap();
@@ -65,24 +65,28 @@ async fn sentences_are_masked_too() {
         events.send(kind).await;
     }
     drop(events);
-    let mut told = String::new();
+    let mut lines = String::new();
     while let Some(event) = receiver.recv().await {
-        told += &serde_json::to_string(&event).unwrap();
+        lines += &serde_json::to_string(&event).unwrap();
     }
-    assert!(told.contains("***") && !told.contains("hunter2"), "{told}");
+    assert!(
+        lines.contains("***") && !lines.contains("hunter2"),
+        "{lines}"
+    );
 }
 
 #[tokio::test]
-async fn a_line_without_end_comes_in_pieces_and_whole() {
+async fn line_without_end_is_sent_in_pieces_and_complete() {
     let long = "ä".repeat(MAX_LINE);
-    let (out, _) = lines(&[long.as_bytes()], &[], &[]).await;
+    let (out, _) = collect_output(&[long.as_bytes()], &[], &[]).await;
     assert!(out.len() >= 2);
     assert!(out.iter().all(|piece| piece.len() <= MAX_LINE));
     assert_eq!(out.concat(), long);
 }
 
-/// Pushes each chunk a second after the one before it. Returns the text of each event, and its second.
-async fn timed(chunks: &[&[u8]], secrets: &[&str]) -> Vec<(u64, String)> {
+/// Pushes each chunk a second after the one before it. Returns the text of each event, and its
+/// second.
+async fn collect_timed_output(chunks: &[&[u8]], secrets: &[&str]) -> Vec<(u64, String)> {
     let (sender, mut receiver) = mpsc::channel(100);
     let secrets: Vec<Secret> = secrets.iter().map(|s| Secret::new(*s)).collect();
     let output = StepOutput::new(
@@ -119,9 +123,9 @@ fn seconds(expected: &[(u64, &str)]) -> Vec<(u64, String)> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_open_line_is_shown_within_a_second() {
+async fn open_line_is_sent_within_a_second() {
     assert_eq!(
-        timed(&[b".", b".", b".\n", b"Proceed? [y/N] ", b"\nyes\n"], &[]).await,
+        collect_timed_output(&[b".", b".", b".\n", b"Proceed? [y/N] ", b"\nyes\n"], &[]).await,
         seconds(&[
             (0, "."),
             (1, "."),
@@ -130,9 +134,9 @@ async fn an_open_line_is_shown_within_a_second() {
             (4, "yes")
         ])
     );
-    // The line end that comes later ends the piece, and is not an empty line.
+    // The late line end completes the piece and does not add an empty line.
     assert_eq!(
-        timed(
+        collect_timed_output(
             &[
                 b"10%\r", b"20%\r", b"done\r", b"\n", b"\n", b"a\r", b"\nb\n"
             ],
@@ -148,35 +152,35 @@ async fn an_open_line_is_shown_within_a_second() {
             (6, "b")
         ])
     );
-    // A character is not cut.
+    // A character is not split.
     let euro = "\u{20ac}".as_bytes();
     assert_eq!(
-        timed(&[&euro[..1], &euro[1..], &[0xff]], &[]).await,
+        collect_timed_output(&[&euro[..1], &euro[1..], &[0xff]], &[]).await,
         seconds(&[(1, "\u{20ac}"), (2, "\u{fffd}")])
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_secret_that_straddles_a_flush_is_masked() {
+async fn secret_that_straddles_a_flush_is_masked() {
     assert_eq!(
-        timed(&[b"x hunt", b"er", b"2! y", b"\n"], &["hunter2!"]).await,
+        collect_timed_output(&[b"x hunt", b"er", b"2! y", b"\n"], &["hunter2!"]).await,
         seconds(&[(0, "x "), (2, "*** y")])
     );
     assert_eq!(
-        timed(&[b"x hunt", b"ed\n"], &["hunter2!"]).await,
+        collect_timed_output(&[b"x hunt", b"ed\n"], &["hunter2!"]).await,
         seconds(&[(0, "x "), (1, "hunted")])
     );
 }
 
 #[tokio::test]
-async fn a_watched_text_is_found_over_chunks() {
+async fn retry_text_split_over_chunks_is_found() {
     assert!(
-        lines(&[b"connection re", b"set by peer"], &[], &["reset"])
+        collect_output(&[b"connection re", b"set by peer"], &[], &["reset"])
             .await
             .1
     );
     assert!(
-        !lines(&[b"connection re", b"fused"], &[], &["reset"])
+        !collect_output(&[b"connection re", b"fused"], &[], &["reset"])
             .await
             .1
     );

@@ -1,34 +1,34 @@
-//! Who made a thing, so that another start can tell whether its maker still lives.
+//! Owners of engine objects, so that another start can find out if an owner is still alive.
 //!
-//! The label names machine, boot, process-id namespace, process and its start time. Only a process of
-//! the same machine and namespace can be judged; for everything else the answer is
-//! [`Judgement::Unknown`], and what it made is left alone. A process id that was given out again has
+//! The label names machine, boot, process-id namespace, process and its start time. Only a process
+//! of the same machine and namespace can be judged. For all others the result is
+//! [`Judgement::Unknown`], and their objects stay. A process id that the system assigned again has
 //! another start time.
 
 use std::{collections::HashMap, fmt, fs, str::FromStr};
 
-/// The label that carries the run's id, on everything that a run makes.
+/// Label with the id of the run, on every object that a run creates.
 pub const RUN_LABEL: &str = "io.acrtask.run";
-/// The label that carries the [`Owner`].
+/// Label with the [`Owner`].
 pub const OWNER_LABEL: &str = "io.acrtask.owner";
-/// The label that carries the step's id, on containers.
+/// Label with the id of the step, on containers.
 pub const STEP_LABEL: &str = "io.acrtask.step";
-/// The label of every container of a step: `true` if the task asked to keep it, else `false`.
+/// Label of every container of a step: `true` if the task asked to keep it, else `false`.
 pub const KEEP_LABEL: &str = "io.acrtask.keep";
-/// The beginning of the labels that a line gave its container with `--label`. Programs of the machine act on labels of
-/// containers, so a task cannot choose a whole one.
+/// Prefix of the labels that a line sets with `--label`. Programs on the machine act on container
+/// labels, so a task cannot choose a complete label name.
 pub const TASK_LABEL: &str = "io.acrtask.label.";
-/// Beginnings of labels that a task cannot give: acrtask's own, and those that Docker reserves.
+/// Prefixes of labels that a task cannot set: acrtask's own and those that Docker reserves.
 pub const RESERVED_LABELS: [&str; 4] = [
     "io.acrtask.",
     "com.docker.",
     "io.docker.",
     "org.dockerproject.",
 ];
-/// The label that carries the name that a line gave its container with `--name`.
+/// Label with the container name that a line sets with `--name`.
 pub const NAME_LABEL: &str = "io.acrtask.name";
 
-/// A process, named so that it is never mixed up with another one.
+/// A unique identification of a process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
     machine: String,
@@ -44,23 +44,23 @@ pub(crate) fn is_kept(labels: &HashMap<String, String>) -> bool {
     labels.get(KEEP_LABEL).is_some_and(|keep| keep == "true")
 }
 
-/// Whether the maker of a thing still lives.
+/// The state of an owner as seen from this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Judgement {
-    /// It runs.
+    /// The process runs.
     Alive,
-    /// It does not run any more.
+    /// The process has ended.
     Dead,
-    /// It is not ours to judge: another machine, another container.
+    /// The process cannot be seen from here: it belongs to another machine or container.
     Unknown,
 }
 
 impl Owner {
-    /// This process.
+    /// Returns the owner that represents this process.
     pub fn this_process() -> Self {
         let read = |path: &str| {
             fs::read_to_string(path)
-                .map(|text| clean(text.trim()))
+                .map(|text| strip_separators(text.trim()))
                 .unwrap_or_default()
         };
         let pid = std::process::id();
@@ -68,14 +68,15 @@ impl Owner {
             machine: read("/etc/machine-id"),
             boot: read("/proc/sys/kernel/random/boot_id"),
             pid_namespace: fs::read_link("/proc/self/ns/pid")
-                .map(|link| clean(&link.to_string_lossy()))
+                .map(|link| strip_separators(&link.to_string_lossy()))
                 .unwrap_or_default(),
             pid,
             start: start_time(pid).unwrap_or_default(),
         }
     }
 
-    /// Whether this owner lives, seen from `me`; `start_of` gives the start time of a process of this machine.
+    /// Judges this owner from the point of view of `me`. `start_of` returns the start time of a
+    /// process of this machine.
     pub fn judge(&self, me: &Self, start_of: impl Fn(u32) -> Option<u64>) -> Judgement {
         if self.machine.is_empty() || self.boot.is_empty() || self.machine != me.machine {
             return Judgement::Unknown;
@@ -92,23 +93,23 @@ impl Owner {
         }
     }
 
-    /// As [`Self::judge`], asking `/proc`.
-    pub fn judge_here(&self, me: &Self) -> Judgement {
+    /// Judges this owner like [`Self::judge`], with start times from `/proc`.
+    pub fn judge_locally(&self, me: &Self) -> Judgement {
         self.judge(me, start_time)
     }
 }
 
-/// Keeps letters, digits and `-`, so that no field can hold the separator.
-fn clean(text: &str) -> String {
+/// Keeps letters, digits and `-`, so that no field contains the separator.
+fn strip_separators(text: &str) -> String {
     text.chars()
         .filter(|c| c.is_ascii_alphanumeric() || *c == '-')
         .collect()
 }
 
-/// When process `pid` started, in clock ticks since boot.
+/// Returns the start time of process `pid` in clock ticks since boot.
 fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The command's name, in parentheses, may itself hold spaces and parentheses.
+    // The command's name, in parentheses, may contain spaces and parentheses.
     let after_name = &stat[stat.rfind(')')? + 1..];
     let mut fields = after_name.split_whitespace();
     // A zombie has ended; only its exit code has not been read yet.
@@ -158,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn judges_only_what_it_can_see() {
+    fn judge_ignores_other_machines_and_namespaces() {
         let me = owner("v1/m/b/ns/1/100");
         let running = |pid| (pid == 7).then_some(700);
         for (label, expected) in [
@@ -175,14 +176,14 @@ mod tests {
     }
 
     #[test]
-    fn this_process_lives_and_its_label_reads_back() {
+    fn this_process_is_alive_and_its_label_parses() {
         let me = Owner::this_process();
         assert_eq!(me.to_string().parse(), Ok(me.clone()));
-        assert_eq!(me.judge_here(&me), Judgement::Alive);
+        assert_eq!(me.judge_locally(&me), Judgement::Alive);
     }
 
     #[test]
-    fn refuses_other_labels() {
+    fn parser_refuses_invalid_labels() {
         for text in ["", "v1", "v2/m/b/n/1/2", "v1/m/b/n/x/2", "v1/m/b/n/1/2/3"] {
             assert!(text.parse::<Owner>().is_err(), "{text}");
         }

@@ -1,4 +1,4 @@
-//! The driver: feeds the graph with what happens, does what it says, and cleans up.
+//! The driver: passes inputs to the graph, performs its actions, and cleans up.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -18,9 +18,9 @@ use tracing::Instrument;
 
 use crate::{
     Base, BuiltImage, Executor, PushedImage, Report, RunRequest,
-    context::{KEPT, Parts, RunContext, StepContext, patterns, remove_all},
+    context::{KEPT, Parts, RunContext, StepContext, remove_all, secret_patterns},
     engine::Labels,
-    error::chain,
+    error::error_chain,
     graph::{Action, End, Graph, Input, Node},
     output::{Events, StepOutput},
     policy::reach::only_unreachable,
@@ -29,24 +29,24 @@ use crate::{
     workspace::Workspace,
 };
 
-/// Events that may wait between the run and its receiver.
-const EVENTS: usize = 32;
+/// Capacity of the channel between the run and the receiver of its events.
+const EVENT_CAPACITY: usize = 32;
 
-/// Carries a run out; see [`Executor::run`].
+/// Executes a run; see [`Executor::run`].
 pub(crate) async fn run(
     executor: &Executor,
     request: RunRequest,
     receiver: mpsc::Sender<Event>,
     cancel: CancellationToken,
 ) -> Report {
-    let (sender, taken) = mpsc::channel(EVENTS);
-    let recording = tokio::spawn(record(taken, receiver));
+    let (sender, recorded) = mpsc::channel(EVENT_CAPACITY);
+    let recording = tokio::spawn(forward_events(recorded, receiver));
     let events = Events::new(
         request.id.clone(),
         sender,
-        patterns(&request.plan, &request.domain),
+        secret_patterns(&request.plan, &request.domain),
     );
-    let (outcome, steps, left) = drive(executor, request, &events, cancel).await;
+    let (outcome, steps, left) = drive_run(executor, request, &events, cancel).await;
     drop(events);
     let mut report = recording.await.unwrap_or_default();
     report.outcome = outcome;
@@ -71,10 +71,13 @@ impl Default for Report {
     }
 }
 
-/// Passes events on, and keeps what the report says of them.
-async fn record(mut taken: mpsc::Receiver<Event>, receiver: mpsc::Sender<Event>) -> Report {
+/// Forwards events to `receiver` and collects those that the report contains.
+async fn forward_events(
+    mut recorded: mpsc::Receiver<Event>,
+    receiver: mpsc::Sender<Event>,
+) -> Report {
     let mut report = Report::default();
-    while let Some(event) = taken.recv().await {
+    while let Some(event) = recorded.recv().await {
         match &event.kind {
             EventKind::ImageBuilt {
                 step,
@@ -89,13 +92,13 @@ async fn record(mut taken: mpsc::Receiver<Event>, receiver: mpsc::Sender<Event>)
                 step,
                 name,
                 digest,
-                held,
+                tag_deferred,
                 ..
             } => report.pushed.push(PushedImage {
                 step: step.clone(),
                 name: name.clone(),
                 digest: digest.clone(),
-                held: *held,
+                staged: *tag_deferred,
             }),
             EventKind::BaseUsed {
                 step,
@@ -113,13 +116,13 @@ async fn record(mut taken: mpsc::Receiver<Event>, receiver: mpsc::Sender<Event>)
             }),
             _ => {}
         }
-        // Nobody may be listening; the report is kept all the same.
+        // The receiver may be closed. The report is complete anyway.
         let _ = receiver.send(event).await;
     }
     report
 }
 
-/// Removes what a run made when its future is dropped before its end.
+/// Removes the objects of a run if its future is dropped early.
 struct Guard {
     run: Option<Arc<RunContext>>,
 }
@@ -133,7 +136,7 @@ impl Drop for Guard {
             let image = run.workspace.keeper_image_if_made();
             run.background.close();
             runtime.spawn(async move {
-                // Volumes and networks that are being made now are removed, too.
+                // Includes volumes and networks whose creation is still in progress.
                 run.background.wait().await;
                 remove_all(&engine, &labels, image).await;
                 run.image_names.remove(&run.engine).await;
@@ -144,21 +147,21 @@ impl Drop for Guard {
 
 type Steps = Vec<(StepId, StepState, Duration)>;
 
-async fn drive(
+async fn drive_run(
     executor: &Executor,
     request: RunRequest,
     events: &Events,
     cancel: CancellationToken,
 ) -> (Outcome, Steps, Vec<String>) {
     let began = Instant::now();
-    let patterns = patterns(&request.plan, &request.domain);
+    let patterns = secret_patterns(&request.plan, &request.domain);
     events
         .send(EventKind::RunStarted {
             steps: request
                 .plan
                 .steps
                 .iter()
-                .map(|step| summary(step, &patterns))
+                .map(|step| step_summary(step, &patterns))
                 .collect(),
             engine: executor.engine.describe(),
             builder: executor.builder.describe(),
@@ -169,19 +172,19 @@ async fn drive(
         (a, b) => a.or(b),
     };
     let mut ended = None;
-    let (outcome, steps, left) = match context(executor, request, events.clone()) {
+    let (outcome, steps, left) = match new_run_context(executor, request, events.clone()) {
         Ok(run) => {
-            if let Some(reason) = refuse(&run).await {
+            if let Some(reason) = refusal_reason(&run).await {
                 let outcome = Outcome {
                     state: RunState::Failed,
                     reason: Some(reason),
                 };
-                return finish(events, began, outcome, Vec::new(), Vec::new()).await;
+                return finish_run(events, began, outcome, Vec::new(), Vec::new()).await;
             }
             let mut guard = Guard {
                 run: Some(Arc::clone(&run)),
             };
-            let (mut outcome, steps) = carry_out(&run, limit, cancel).await;
+            let (mut outcome, steps) = execute_steps(&run, limit, cancel).await;
             if run.options.own_machine && outcome.state == RunState::Succeeded {
                 run.publish_names().await;
             }
@@ -204,9 +207,9 @@ async fn drive(
             (outcome, Vec::new(), Vec::new())
         }
     };
-    let finished = finish(events, began, outcome, steps, left).await;
+    let finished = finish_run(events, began, outcome, steps, left).await;
     if let Some(run) = ended {
-        // The result is reported by now.
+        // The result has already been reported.
         executor
             .removals
             .spawn(async move { run.image_names.remove(&run.engine).await });
@@ -214,11 +217,11 @@ async fn drive(
     finished
 }
 
-/// Waits between attempts at removing what the engine still held when a run ended, in seconds.
+/// Delays before each attempt to remove objects that remained after a run, in seconds.
 const REMOVAL_DELAYS: [u64; 8] = [2, 5, 15, 60, 300, 900, 1800, 3600];
 
-/// Goes on removing what could not be removed at the end of a run, for as long as this process lives. What is left
-/// then is removed by the next start. A container that the task keeps also keeps its volumes.
+/// Retries the removal of objects that remained after a run, until this process ends. The next
+/// start removes the rest. A container that the task keeps also keeps its volumes.
 fn retry_removal(run: &RunContext, left: &[String]) {
     if left.is_empty() || left.iter().any(|thing| thing.ends_with(KEPT)) {
         return;
@@ -232,12 +235,12 @@ fn retry_removal(run: &RunContext, left: &[String]) {
             if left.is_empty() {
                 return;
             }
-            tracing::warn!(run = %labels.scope, ?left, "could not remove what a run left on the engine");
+            tracing::warn!(run = %labels.scope, ?left, "could not remove objects of a run");
         }
     });
 }
 
-async fn finish(
+async fn finish_run(
     events: &Events,
     began: Instant,
     outcome: Outcome,
@@ -247,16 +250,16 @@ async fn finish(
     events
         .send(EventKind::RunFinished {
             outcome: outcome.clone(),
-            elapsed_ms: millis(began.elapsed()),
-            left: left.clone(),
+            elapsed_ms: as_millis(began.elapsed()),
+            remaining: left.clone(),
         })
         .await;
     (outcome, steps, left)
 }
 
-/// Returns why the run is refused before anything starts: the first thing that the operator does not allow or that
-/// the builder cannot do.
-async fn refuse(run: &RunContext) -> Option<String> {
+/// Returns the reason to refuse the run before anything starts. This is the first thing that the
+/// operator does not allow or that the builder cannot do.
+async fn refusal_reason(run: &RunContext) -> Option<String> {
     let mut first = None;
     if !run.options.allow.host_network {
         let refused = run.plan.networks.iter().find_map(Network::needs_operator);
@@ -268,7 +271,11 @@ async fn refuse(run: &RunContext) -> Option<String> {
         let StepKind::Build(build) = &step.kind else {
             continue;
         };
-        for lacking in build.line.iter().flat_map(|line| run.builder.lacks(line)) {
+        for lacking in build
+            .line
+            .iter()
+            .flat_map(|line| run.builder.missing_features(line))
+        {
             run.events.warn(Some(&step.id), lacking.clone(), None).await;
             first.get_or_insert(format!("step {} cannot be built: {lacking}", step.id));
         }
@@ -276,17 +283,18 @@ async fn refuse(run: &RunContext) -> Option<String> {
     first
 }
 
-fn context(
+fn new_run_context(
     executor: &Executor,
     request: RunRequest,
     events: Events,
 ) -> Result<Arc<RunContext>, String> {
     let own = request.credentials.as_ref();
-    let credentials = with_declared(own.unwrap_or(&executor.options.credentials), &request.plan);
+    let credentials =
+        add_declared_credentials(own.unwrap_or(&executor.options.credentials), &request.plan);
     let registry = executor
         .options
         .registry(&credentials)
-        .map_err(|error| chain(&error))?;
+        .map_err(|error| error_chain(&error))?;
     let scope = RunScope::new(request.id.clone(), request.attempt);
     let labels = Labels::new(scope.clone(), executor.owner.clone());
     let workspace = Arc::new(Workspace::new(
@@ -305,14 +313,14 @@ fn context(
         builder: executor.builder.clone(),
         registry,
         proofs: Arc::clone(&executor.proofs),
-        patterns: patterns(&request.plan, &request.domain),
+        patterns: secret_patterns(&request.plan, &request.domain),
         domain: request.domain,
         labels,
         events,
         workspace,
         stdin: request.stdin,
         no_push: request.no_push || executor.options.no_push,
-        hold: request.hold,
+        push_by_digest: request.push_by_digest,
         git: request.git,
         reach: request.reach,
         fence: request.fence,
@@ -320,8 +328,8 @@ fn context(
     Ok(Arc::new(RunContext::new(parts, request.plan)))
 }
 
-/// The operator's credentials with those that the task file declares for itself.
-fn with_declared(credentials: &Credentials, plan: &Plan) -> Credentials {
+/// Returns the operator's credentials and those that the task file declares.
+fn add_declared_credentials(credentials: &Credentials, plan: &Plan) -> Credentials {
     plan.credentials
         .iter()
         .fold(credentials.clone(), |all, one| {
@@ -329,7 +337,7 @@ fn with_declared(credentials: &Credentials, plan: &Plan) -> Credentials {
         })
 }
 
-fn summary(step: &Step, patterns: &Patterns) -> StepSummary {
+fn step_summary(step: &Step, patterns: &Patterns) -> StepSummary {
     let (kind, line) = match &step.kind {
         StepKind::Build(step) => ("build", step.raw.clone()),
         StepKind::Cmd(step) => ("cmd", step.raw.clone()),
@@ -343,18 +351,18 @@ fn summary(step: &Step, patterns: &Patterns) -> StepSummary {
     }
 }
 
-fn millis(time: Duration) -> u64 {
+fn as_millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A step that has been started.
+/// A step that has started.
 struct Running {
     context: StepContext,
     began: Instant,
 }
 
-/// What the tasks of steps tell the driver.
-enum Told {
+/// Messages from the tasks of steps to the driver.
+enum StepMessage {
     Up(StepId),
     Ended(StepId, End, Trace),
 }
@@ -365,19 +373,19 @@ struct Driver {
     steps: HashMap<StepId, Arc<Step>>,
     running: HashMap<StepId, Running>,
     tasks: JoinSet<()>,
-    told: mpsc::UnboundedSender<Told>,
-    settled: HashMap<StepId, (StepState, Duration)>,
+    messages: mpsc::UnboundedSender<StepMessage>,
+    final_states: HashMap<StepId, (StepState, Duration)>,
     traces: HashMap<StepId, Trace>,
-    /// Whether the removal of what the run made has begun.
+    /// Set as soon as the removal of the run's objects has begun.
     cleaning: bool,
 }
 
-async fn carry_out(
+async fn execute_steps(
     run: &Arc<RunContext>,
     limit: Option<Duration>,
     cancel: CancellationToken,
 ) -> (Outcome, Steps) {
-    let (told, mut tellings) = mpsc::unbounded_channel();
+    let (messages, mut inbox) = mpsc::unbounded_channel();
     let nodes = run.plan.steps.iter().map(|step| Node {
         id: step.id.clone(),
         after: step.after.clone(),
@@ -393,13 +401,13 @@ async fn carry_out(
         run: Arc::clone(run),
         running: HashMap::new(),
         tasks: JoinSet::new(),
-        told,
-        settled: HashMap::new(),
+        messages,
+        final_states: HashMap::new(),
         traces: HashMap::new(),
         cleaning: false,
     };
-    prepare(run);
-    let mut over = std::pin::pin!(async {
+    prepare_resources(run);
+    let mut deadline = std::pin::pin!(async {
         match limit {
             Some(limit) => tokio::time::sleep(limit).await,
             None => std::future::pending().await,
@@ -407,43 +415,44 @@ async fn carry_out(
     });
     let mut input = Input::Begin;
     let outcome = loop {
-        if let Some(outcome) = driver.on(input).await {
+        if let Some(outcome) = driver.apply_input(input).await {
             break outcome;
         }
         let halted = driver.graph.halted().is_some();
         input = tokio::select! {
-            telling = tellings.recv() => match telling {
-                Some(Told::Up(id)) => Input::Up(id),
-                Some(Told::Ended(id, end, trace)) => {
+            message = inbox.recv() => match message {
+                Some(StepMessage::Up(id)) => Input::Up(id),
+                Some(StepMessage::Ended(id, end, trace)) => {
                     driver.traces.insert(id.clone(), trace);
                     Input::Ended(id, end)
                 }
-                // The driver holds a sender itself.
+                // The driver itself has a sender.
                 None => unreachable!("the channel is open"),
             },
             () = cancel.cancelled(), if !halted => Input::Stop(SkipReason::Interrupted),
-            () = &mut over, if !halted => Input::Stop(SkipReason::RunTimedOut),
+            () = &mut deadline, if !halted => Input::Stop(SkipReason::RunTimedOut),
             Some(Err(panic)) = driver.tasks.join_next(), if !driver.tasks.is_empty() => {
                 std::panic::resume_unwind(panic.into_panic())
             }
         };
     };
     let steps = run.plan.steps.iter().map(|step| {
-        let settled = driver.settled.remove(&step.id);
-        let (state, time) = settled.unwrap_or((StepState::Pending, Duration::ZERO));
+        let final_states = driver.final_states.remove(&step.id);
+        let (state, time) = final_states.unwrap_or((StepState::Pending, Duration::ZERO));
         (step.id.clone(), state, time)
     });
     (outcome, steps.collect())
 }
 
-/// Begins what steps will need, beside the first of them: a network takes as long as a cached build.
-fn prepare(run: &Arc<RunContext>) {
+/// Starts to create volumes and a network in parallel to the first step. Creating a network takes
+/// as long as a cached build.
+fn prepare_resources(run: &Arc<RunContext>) {
     let is_cmd = |step: &Step| matches!(step.kind, StepKind::Cmd(_));
     if run.plan.steps.iter().any(is_cmd) {
         let run = Arc::clone(run);
         let tracker = run.background.clone();
         tracker.spawn(async move {
-            // The step that needs them reports the error.
+            // The step that needs the volumes reports the error.
             let _ = run.workspace.ensure_volumes().await;
         });
     }
@@ -455,15 +464,15 @@ fn prepare(run: &Arc<RunContext>) {
         let run = Arc::clone(run);
         let tracker = run.background.clone();
         tracker.spawn(async move {
-            // The step that needs it says what is wrong.
+            // The step that needs the network reports the error.
             let _ = run.ensure_network(&name).await;
         });
     }
 }
 
 impl Driver {
-    async fn on(&mut self, input: Input) -> Option<Outcome> {
-        for action in self.graph.on(input) {
+    async fn apply_input(&mut self, input: Input) -> Option<Outcome> {
+        for action in self.graph.apply(input) {
             match action {
                 Action::Start(id) => self.start(&id),
                 Action::Stop(id) => {
@@ -471,7 +480,7 @@ impl Driver {
                         running.context.cancel.cancel();
                     }
                 }
-                Action::Settle(id, state) => self.settle(id, state).await,
+                Action::SetFinalState(id, state) => self.finish_step(id, state).await,
                 Action::Finish(outcome) => return Some(outcome),
             }
         }
@@ -499,43 +508,43 @@ impl Driver {
             began: Instant::now(),
         };
         self.running.insert(id.clone(), running);
-        let told = self.told.clone();
+        let messages = self.messages.clone();
         let span = tracing::info_span!("step", run = %context.run.id, step = %id);
         let work = async move {
             let id = context.step.id.clone();
             let mut work = std::pin::pin!(steps::run(&context));
-            // The driver listens for as long as a step runs.
+            // The driver receives messages as long as a step runs.
             if context.step.container.detach {
                 tokio::select! {
                     (end, trace) = &mut work => {
-                        let _ = told.send(Told::Ended(id, end, trace));
+                        let _ = messages.send(StepMessage::Ended(id, end, trace));
                         return;
                     }
                     () = context.up.notified() => {
-                        let _ = told.send(Told::Up(id.clone()));
+                        let _ = messages.send(StepMessage::Up(id.clone()));
                     }
                 }
             }
             let (end, trace) = work.await;
-            let _ = told.send(Told::Ended(id, end, trace));
+            let _ = messages.send(StepMessage::Ended(id, end, trace));
         };
         self.tasks.spawn(work.instrument(span));
     }
 
-    /// Removes containers, networks and volumes beside the last pushes, which need none of them.
+    /// Removes containers, networks and volumes during the last pushes, which need none of them.
     fn clean_up_early(&mut self) {
         let is_push = |step: &Arc<Step>| matches!(step.kind, StepKind::Push(_));
         let only_pushes = self
             .steps
             .iter()
-            .all(|(id, step)| is_push(step) || self.settled.contains_key(id));
+            .all(|(id, step)| is_push(step) || self.final_states.contains_key(id));
         if only_pushes && !std::mem::replace(&mut self.cleaning, true) {
             let run = Arc::clone(&self.run);
             tokio::spawn(async move { run.clean_up().await });
         }
     }
 
-    async fn settle(&mut self, id: StepId, state: StepState) {
+    async fn finish_step(&mut self, id: StepId, state: StepState) {
         let trace = self.traces.remove(&id).unwrap_or_default();
         let (elapsed, tail) = match self.running.remove(&id) {
             Some(running) => {
@@ -554,12 +563,12 @@ impl Driver {
             .send(EventKind::StepFinished {
                 step: id.clone(),
                 state: state.clone(),
-                elapsed_ms: millis(elapsed),
+                elapsed_ms: as_millis(elapsed),
                 log_tail: tail,
                 excerpt: trace.excerpt,
             })
             .await;
-        self.settled.insert(id, (state, elapsed));
+        self.final_states.insert(id, (state, elapsed));
         self.clean_up_early();
     }
 }

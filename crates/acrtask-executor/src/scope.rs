@@ -1,17 +1,19 @@
-//! The name of one attempt at a run on the engine.
+//! Unique names on the engine for each attempt of a run.
 //!
-//! Invariants: two attempts never share a scope, and no scope contains `_`. So `acrtask_SCOPE_NAME` names an object
-//! of exactly one attempt, whatever run ids and object names a task or a client chooses.
+//! Invariants: two attempts never share a scope, and no scope contains `_`. So `acrtask_SCOPE_NAME`
+//! names an object of exactly one attempt, whatever run ids and object names a task or a client
+//! chooses.
 
 use std::{fmt, str::FromStr};
 
 use acrtask_model::RunId;
 
-/// Attempt at a run: `r1`, and `r1.a2` for its second attempt. A run id has neither `.` nor `_`.
+/// An attempt of a run: `r1`, and `r1.a2` for its second attempt. A run id contains neither `.` nor
+/// `_`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct RunScope {
     run: RunId,
-    /// From 1.
+    /// Number of the attempt, from 1.
     attempt: u32,
 }
 
@@ -23,8 +25,8 @@ impl RunScope {
         }
     }
 
-    /// The engine's name for a container, network or volume of this attempt.
-    pub(crate) fn object(&self, name: &str) -> String {
+    /// Returns the engine's name for a container, network or volume of this attempt.
+    pub(crate) fn object_name(&self, name: &str) -> String {
         format!("acrtask_{self}_{name}")
     }
 }
@@ -56,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn attempts_have_different_scopes_that_read_back() {
+    fn attempts_have_distinct_scopes_that_parse() {
         let long = "a".repeat(RunId::MAX_LEN);
         let mut seen = std::collections::BTreeSet::new();
         for (run, attempt, expected) in [
@@ -80,9 +82,9 @@ mod tests {
     }
 
     #[test]
-    fn no_other_run_has_the_same_object() {
+    fn object_names_of_distinct_runs_differ() {
         let object = |run: &str, attempt, name: &str| {
-            RunScope::new(RunId::new(run).unwrap(), attempt).object(name)
+            RunScope::new(RunId::new(run).unwrap(), attempt).object_name(name)
         };
         for (one, other) in [
             (object("a", 1, "b_workspace"), object("a-b", 1, "workspace")),

@@ -1,7 +1,8 @@
-//! The entries of a folder that are packed, by its ignore file.
+//! Selection of a folder's entries for packing, by its ignore file.
 //!
-//! A workspace on this machine gets everything; what is ignored may be unreadable. An upload leaves out what is ignored,
-//! and `.git`, as `az acr build` does, except for the files that say how to build.
+//! A workspace on this machine receives all entries; ignored ones may be unreadable. An upload
+//! skips ignored entries and `.git`, as `az acr build` does. It includes the files that define the
+//! build.
 
 use std::{
     io,
@@ -13,85 +14,90 @@ use acrtask_source::paths::read_inside;
 
 /// The ignore file of a context.
 const IGNORE_FILE: &str = ".dockerignore";
-/// The end of the name of an ignore file: of a context's, and of one Dockerfile's.
+/// Suffix of the ignore files of a context and of one Dockerfile.
 const IGNORE_SUFFIX: &str = ".dockerignore";
-/// Biggest ignore file, in bytes.
+/// Maximum size of an ignore file, in bytes.
 const MAX_IGNORE_FILE: u64 = 1 << 20;
-/// Folders of git, in the context and in what it contains. A later pattern of the ignore file can include them again.
+/// Git folders, in the context and below. A later pattern of the ignore file can include them
+/// again.
 const GIT: [&str; 1] = ["**/.git"];
 
-/// The entries of a folder that are packed. The default: all.
+/// The entries of a folder to pack. The default selects all.
 #[derive(Debug, Clone, Default)]
 pub struct Selection {
     ignored: PatternSet,
-    leaves_out: bool,
+    excludes_ignored: bool,
     /// Files that are packed although they are ignored.
     needed: Vec<PathBuf>,
 }
 
 impl Selection {
-    /// Selects everything below `root`, except for what is ignored and cannot be read.
-    pub(crate) fn of_workspace(root: &Path) -> Self {
+    /// Selects everything below `root`, except for ignored entries that cannot be read.
+    pub(crate) fn for_workspace(root: &Path) -> Self {
         let text = read_ignore_file(root, Path::new(IGNORE_FILE)).unwrap_or_default();
         Self {
-            // The build itself reports a pattern that cannot be used.
+            // The build itself reports an invalid pattern.
             ignored: PatternSet::from_ignore_file(&text).unwrap_or_default(),
             ..Self::default()
         }
     }
 
-    /// Selects what a server needs of the context `root`: a build of `dockerfile`, or a task. `needed` are paths in the
-    /// context that are packed in any case, and `added` are files that are packed beside it.
+    /// Selects the entries of the context `root` that a server needs for a build of `dockerfile` or
+    /// for a task.
+    ///
+    /// `needed` are paths in the context that are always packed. `added` are files that are packed
+    /// in addition to it.
     ///
     /// # Errors
-    /// The ignore file cannot be read, or has a pattern that cannot be used.
-    pub fn of_upload(
+    /// The ignore file cannot be read or has an invalid pattern.
+    pub fn for_upload(
         root: &Path,
         dockerfile: Option<&str>,
         needed: impl IntoIterator<Item = PathBuf>,
         added: &[(PathBuf, Vec<u8>)],
     ) -> io::Result<Self> {
-        // A Dockerfile's own ignore file takes the place of the context's.
+        // A Dockerfile's own ignore file replaces the context's.
         let own = dockerfile.map(|name| PathBuf::from(format!("{name}{IGNORE_SUFFIX}")));
         let given = added.iter().find(|(path, _)| Some(path) == own.as_ref());
         let path = own
             .filter(|path| given.is_some() || root.join(path).is_file())
             .unwrap_or_else(|| PathBuf::from(IGNORE_FILE));
         let text = match given {
-            Some((_, bytes)) => text(bytes.clone()),
+            Some((_, bytes)) => decode_utf8(bytes.clone()),
             None => read_ignore_file(root, &path),
         };
         let text = match text {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
-            Err(error) => return Err(about(&path, &error)),
+            Err(error) => return Err(ignore_file_error(&path, &error)),
         };
-        let invalid =
-            |error: BadPattern| about(&path, &io::Error::new(io::ErrorKind::InvalidData, error));
+        let invalid = |error: BadPattern| {
+            ignore_file_error(&path, &io::Error::new(io::ErrorKind::InvalidData, error))
+        };
         let ignored = PatternSet::from_ignore_file(&text).map_err(invalid)?;
-        let mut needed: Vec<PathBuf> = needed.into_iter().map(normal).collect();
-        needed.extend(dockerfile.map(|name| normal(PathBuf::from(name))));
+        let mut needed: Vec<PathBuf> = needed.into_iter().map(normalized).collect();
+        needed.extend(dockerfile.map(|name| normalized(PathBuf::from(name))));
         Ok(Self {
-            ignored: ignored.after(GIT).map_err(invalid)?,
-            leaves_out: true,
+            ignored: ignored.with_preceding(GIT).map_err(invalid)?,
+            excludes_ignored: true,
             needed,
         })
     }
 
-    /// Returns `true` if an entry that cannot be read may be missing.
+    /// Returns `true` if an unreadable entry may be missing.
     pub(crate) fn may_be_unreadable(&self, path: &Path) -> bool {
         self.ignored.matches(&path.to_string_lossy()) && !self.is_needed(path)
     }
 
-    /// Returns `true` if the entry is not packed. Entries of a folder are asked for one by one.
-    pub(crate) fn leaves_out(&self, path: &Path, is_folder: bool) -> bool {
-        self.leaves_out
+    /// Returns `true` if the entry is not packed. Entries of a folder are checked one by one.
+    pub(crate) fn excludes(&self, path: &Path, is_folder: bool) -> bool {
+        self.excludes_ignored
             && self.ignored.matches(&path.to_string_lossy())
-            && (is_folder || !(self.is_needed(path) || names_a_build(path)))
+            && (is_folder || !(self.is_needed(path) || is_build_file(path)))
     }
 
-    /// Returns `true` if nothing in a folder that is left out can be packed.
-    pub(crate) fn prunes(&self, folder: &Path) -> bool {
+    /// Returns `true` if no entry in an excluded folder can be packed.
+    pub(crate) fn can_skip_folder(&self, folder: &Path) -> bool {
         let is_needed = self.needed.iter().any(|path| path.starts_with(folder));
         !self.ignored.has_exceptions() && !is_needed
     }
@@ -102,15 +108,16 @@ impl Selection {
 }
 
 fn read_ignore_file(root: &Path, path: &Path) -> io::Result<String> {
-    text(read_inside(root, path, MAX_IGNORE_FILE)?)
+    decode_utf8(read_inside(root, path, MAX_IGNORE_FILE)?)
 }
 
-fn text(bytes: Vec<u8>) -> io::Result<String> {
+fn decode_utf8(bytes: Vec<u8>) -> io::Result<String> {
     String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
-/// Returns `true` for a Dockerfile or an ignore file by its name: builds read them although they are ignored.
-fn names_a_build(path: &Path) -> bool {
+/// Returns `true` if the name is that of a Dockerfile or an ignore file. Builds read them although
+/// they are ignored.
+fn is_build_file(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let name = name.to_lowercase();
     let is_of = |kind: &str| {
@@ -120,13 +127,13 @@ fn names_a_build(path: &Path) -> bool {
 }
 
 /// Returns the path without `.` and `./`.
-fn normal(path: PathBuf) -> PathBuf {
+fn normalized(path: PathBuf) -> PathBuf {
     path.components()
         .filter(|part| matches!(part, std::path::Component::Normal(_)))
         .collect()
 }
 
-fn about(path: &Path, error: &io::Error) -> io::Error {
+fn ignore_file_error(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(
         error.kind(),
         format!("cannot use the ignore file {}: {error}", path.display()),
@@ -138,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_upload_leaves_out_what_is_ignored() {
+    fn upload_excludes_ignored_entries() {
         let root = tempfile::tempdir().unwrap();
         std::fs::write(
             root.path().join(".dockerignore"),
@@ -146,8 +153,8 @@ mod tests {
         )
         .unwrap();
         let needed = [PathBuf::from("./node_modules/task.yaml")];
-        let selection = Selection::of_upload(root.path(), None, needed, &[]).unwrap();
-        for (path, left_out) in [
+        let selection = Selection::for_upload(root.path(), None, needed, &[]).unwrap();
+        for (path, excluded) in [
             ("src/main.rs", false),
             (".env", true),
             ("src/.env", false),
@@ -160,44 +167,44 @@ mod tests {
             ("node_modules/Dockerfile", false),
         ] {
             assert_eq!(
-                selection.leaves_out(Path::new(path), false),
-                left_out,
+                selection.excludes(Path::new(path), false),
+                excluded,
                 "{path}"
             );
         }
-        assert!(selection.leaves_out(Path::new("node_modules"), true));
-        assert!(!selection.prunes(Path::new("node_modules")));
-        assert!(selection.prunes(Path::new(".git")));
+        assert!(selection.excludes(Path::new("node_modules"), true));
+        assert!(!selection.can_skip_folder(Path::new("node_modules")));
+        assert!(selection.can_skip_folder(Path::new(".git")));
     }
 
     #[test]
-    fn an_ignore_file_can_include_git_again() {
+    fn ignore_file_can_include_git_again() {
         let root = tempfile::tempdir().unwrap();
         std::fs::write(root.path().join(".dockerignore"), "*\n!.git\n").unwrap();
-        let selection = Selection::of_upload(root.path(), None, [], &[]).unwrap();
-        assert!(!selection.leaves_out(Path::new(".git/HEAD"), false));
-        assert!(selection.leaves_out(Path::new("a"), false));
+        let selection = Selection::for_upload(root.path(), None, [], &[]).unwrap();
+        assert!(!selection.excludes(Path::new(".git/HEAD"), false));
+        assert!(selection.excludes(Path::new("a"), false));
     }
 
     #[test]
-    fn a_dockerfile_has_an_ignore_file_of_its_own() {
+    fn dockerfile_specific_ignore_file_replaces_the_default() {
         let root = tempfile::tempdir().unwrap();
         for (name, text) in [(".dockerignore", "a\n"), ("x.dockerignore", "b\n[\n")] {
             std::fs::write(root.path().join(name), text).unwrap();
         }
-        let usual = Selection::of_upload(root.path(), Some("Dockerfile"), [], &[]).unwrap();
-        assert!(usual.leaves_out(Path::new("a"), false));
-        assert!(!usual.leaves_out(Path::new("b"), false));
-        let error = Selection::of_upload(root.path(), Some("x"), [], &[]).unwrap_err();
+        let usual = Selection::for_upload(root.path(), Some("Dockerfile"), [], &[]).unwrap();
+        assert!(usual.excludes(Path::new("a"), false));
+        assert!(!usual.excludes(Path::new("b"), false));
+        let error = Selection::for_upload(root.path(), Some("x"), [], &[]).unwrap_err();
         assert!(error.to_string().contains("x.dockerignore"), "{error}");
     }
 
     #[test]
-    fn a_workspace_gets_what_is_ignored_and_can_be_read() {
+    fn workspace_includes_readable_ignored_entries() {
         let root = tempfile::tempdir().unwrap();
         std::fs::write(root.path().join(".dockerignore"), "data\n").unwrap();
-        let selection = Selection::of_workspace(root.path());
-        assert!(!selection.leaves_out(Path::new("data"), true));
+        let selection = Selection::for_workspace(root.path());
+        assert!(!selection.excludes(Path::new("data"), true));
         assert!(selection.may_be_unreadable(Path::new("data/db")));
         assert!(!selection.may_be_unreadable(Path::new("src")));
         assert!(!selection.may_be_unreadable(Path::new(".git")));

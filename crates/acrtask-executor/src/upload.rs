@@ -1,13 +1,17 @@
-//! Pushes: an image of the engine goes to its registry, under a tag or by its digest alone.
+//! Pushes of the engine's images to their registries, with a tag or by digest only.
 //!
-//! An engine pushes by names, which other runs can give to other images. So the image is read by its digest, from the
-//! content store of the engine's BuildKit, else as the OCI layout that `docker save` writes, and stored in the registry
-//! blob by blob, manifests last.
+//! An engine pushes by names, and other runs can assign these names to other images. So the image
+//! is read by its digest, from the content store of the engine's BuildKit. If that is not possible,
+//! it is read as the OCI layout that `docker save` writes. The registry stores it blob by blob,
+//! manifests last.
 //!
-//! Invariants: every manifest keeps its bytes, so that the digest is the one that was built and tested; what the
-//! registry has is not sent again; a layout is in a folder of the run and is removed with it. Parts that the engine does
-//! not have, such as other platforms of an image that was pulled, are copied from where the run pulled it. A runner
-//! copies all of an image that was pulled from there.
+//! Invariants:
+//! - Every manifest keeps its bytes, so that the digest is the one that was built and tested.
+//! - Content that the registry already has is not sent again.
+//! - A layout is in a folder of the run and is removed with it.
+//!
+//! Parts that the engine lacks, such as other platforms of a pulled image, are copied from the
+//! source of the pull. A runner copies all of a pulled image from there.
 
 use std::{
     collections::HashMap,
@@ -26,22 +30,23 @@ use tokio_util::io::ReaderStream;
 
 use crate::{
     context::StepContext,
-    error::chain,
+    error::error_chain,
     images::{Origin, OwnImage},
-    login_help::chain_with_help,
+    login_help::error_chain_with_help,
 };
 
-/// Blobs that are sent at a time.
+/// Number of concurrent blob uploads.
 const PARALLEL: usize = 4;
-/// Biggest manifest that is read, in bytes: what the distribution specification lets a registry refuse.
+/// Maximum size of a manifest, in bytes. The distribution specification lets a registry refuse
+/// larger ones.
 const MAX_MANIFEST: u64 = 4 << 20;
-/// Indexes inside indexes that are followed.
+/// Maximum depth of nested indexes.
 const MAX_DEPTH: usize = 8;
-/// How much of a blob is read at a time, in bytes.
+/// Size of the pieces in which a blob is read, in bytes.
 const CHUNK: usize = 256 << 10;
 
-/// Pushes an image that the engine has, under the tag of `name` or by its digest alone; returns its digest.
-pub(crate) async fn push(
+/// Pushes an image of the engine, under the tag of `name` or by digest only. Returns its digest.
+pub(crate) async fn push_image(
     ctx: &StepContext,
     name: &ImageRef,
     image: &OwnImage,
@@ -49,27 +54,28 @@ pub(crate) async fn push(
 ) -> Result<Digest, String> {
     let run = &ctx.run;
     let registry = run.registry();
-    let there = registry.manifest(&name.at(image.digest.clone())).await;
-    match there {
+    let found = registry.manifest(&name.at(image.digest.clone())).await;
+    match found {
         Ok(manifest) if tagged => {
             let put = registry.put_manifest(name, &manifest.media_type, manifest.raw);
-            return put.await.map_err(|error| chain_with_help(&error));
+            return put.await.map_err(|error| error_chain_with_help(&error));
         }
         Ok(manifest) => return Ok(manifest.digest),
         Err(error) if error.is_not_found() => {}
-        Err(error) => return Err(chain_with_help(&error)),
+        Err(error) => return Err(error_chain_with_help(&error)),
     }
     if let (Origin::Pulled(pinned), false) = (&image.origin, run.options.own_machine) {
-        // The run has proven one platform of it. The engine may have the others from another run.
+        // The run has proven only one platform of it. The engine may have the others from another
+        // run.
         let target = if tagged {
             name.clone()
         } else {
             name.at(image.digest.clone())
         };
         let copied = registry.copy(pinned, &target).await;
-        return copied.map_err(|error| chain_with_help(&error));
+        return copied.map_err(|error| error_chain_with_help(&error));
     }
-    // A layout is in a folder that is removed after the push.
+    // The layout's folder is removed after the push.
     let mut scratch = None;
     let (blobs, root) = if run.builder.is_engine() && run.engine.facts.containerd_store {
         (
@@ -77,13 +83,16 @@ pub(crate) async fn push(
             image.digest.clone(),
         )
     } else {
-        let folder = run.workspace.scratch().map_err(|error| chain(&error))?;
+        let folder = run
+            .workspace
+            .scratch()
+            .map_err(|error| error_chain(&error))?;
         let path = scratch.insert(folder).path().join("image.tar");
-        save(ctx, &image.in_engine(&run.engine), &path).await?;
+        save_image_to(ctx, &image.in_engine(&run.engine), &path).await?;
         let wanted = image.digest.clone();
         let layout = tokio::task::spawn_blocking(move || Layout::open(path, &wanted))
             .await
-            .map_err(|error| chain(&error))??;
+            .map_err(|error| error_chain(&error))??;
         let root = layout.root.digest.clone();
         (Blobs::Layout(layout), root)
     };
@@ -98,35 +107,36 @@ pub(crate) async fn push(
         },
     };
     let tag = tagged.then_some(name);
-    upload.put(&root, None, tag, 0).await?;
+    upload.put_manifest(&root, None, tag, 0).await?;
     Ok(root)
 }
 
-async fn save(ctx: &StepContext, name: &str, path: &Path) -> Result<(), String> {
+async fn save_image_to(ctx: &StepContext, name: &str, path: &Path) -> Result<(), String> {
     let disk = |error: io::Error| format!("cannot write {}: {error}", path.display());
     let mut file = tokio::fs::File::create(path).await.map_err(disk)?;
     let mut chunks = pin!(ctx.run.engine.save_image(name));
     while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|error| chain(&error))?;
+        let chunk = chunk.map_err(|error| error_chain(&error))?;
         file.write_all(&chunk).await.map_err(disk)?;
     }
     file.flush().await.map_err(disk)
 }
 
-/// An OCI layout in a tar.
+/// An OCI layout in a tar archive.
 #[derive(Debug)]
 struct Layout {
     path: PathBuf,
-    /// By path in the layout: where it begins, and its length.
+    /// Position and length of each part, by its path in the layout.
     parts: HashMap<String, (u64, u64)>,
-    /// The image.
+    /// The descriptor of the image.
     root: Descriptor,
 }
 
 impl Layout {
-    /// Reads what is where. Blocks. The image is `wanted`, or the only one.
+    /// Reads the positions of all parts. Blocks. Selects the image `wanted`, or the first one.
     fn open(path: PathBuf, wanted: &Digest) -> Result<Self, String> {
-        let disk = |error: io::Error| format!("cannot read what the engine gave: {error}");
+        let disk =
+            |error: io::Error| format!("cannot read the image that the engine saved: {error}");
         let mut parts = HashMap::new();
         let mut archive = tar::Archive::new(File::open(&path).map_err(disk)?);
         for entry in archive.entries_with_seek().map_err(disk)? {
@@ -138,29 +148,29 @@ impl Layout {
         }
         let Some(&(at, size)) = parts.get("index.json") else {
             return Err(
-                "this engine gives no OCI layout, so its images cannot be pushed without a tag; Docker 25 and later do"
+                "this engine does not save images as an OCI layout, so its images cannot be pushed without a tag; use Docker 25 or later"
                     .into(),
             );
         };
-        let index = read(&path, at, size).map_err(disk)?;
+        let index = read_part(&path, at, size).map_err(disk)?;
         let index: Index = serde_json::from_slice(&index)
-            .map_err(|error| format!("the engine gave an index that is not valid: {error}"))?;
+            .map_err(|error| format!("the engine saved an invalid index: {error}"))?;
         let of_digest = index.manifests.iter().find(|entry| entry.digest == *wanted);
         let root = of_digest
             .or(index.manifests.first())
             .cloned()
-            .ok_or("the engine gave no image")?;
+            .ok_or("the engine saved no image")?;
         Ok(Self { path, parts, root })
     }
 
-    fn part(&self, digest: &Digest) -> Option<(u64, u64)> {
+    fn find_part(&self, digest: &Digest) -> Option<(u64, u64)> {
         let path = format!("blobs/{}", digest.as_str().replacen(':', "/", 1));
         self.parts.get(&path).copied()
     }
 }
 
-/// Part of a file, which is a manifest at most.
-fn read(path: &Path, at: u64, size: u64) -> io::Result<Vec<u8>> {
+/// Reads a part of a file. Its size is limited to that of a manifest.
+fn read_part(path: &Path, at: u64, size: u64) -> io::Result<Vec<u8>> {
     if size > MAX_MANIFEST {
         return Err(io::Error::other(format!(
             "a manifest of {size} bytes is bigger than the limit of {MAX_MANIFEST}"
@@ -176,17 +186,17 @@ fn read(path: &Path, at: u64, size: u64) -> io::Result<Vec<u8>> {
 /// The blobs of an image of the engine.
 #[expect(clippy::large_enum_variant, reason = "there is one for each upload")]
 enum Blobs {
-    /// In the content store of the engine's BuildKit.
+    /// Blobs in the content store of the engine's BuildKit.
     Content(acrtask_buildkit::Client),
-    /// In an OCI layout.
+    /// Blobs in an OCI layout.
     Layout(Layout),
 }
 
-/// A blob as it is read.
+/// The content of a blob as a stream.
 type BlobStream = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 
 impl Blobs {
-    /// Opens a blob. `None` if it is not there.
+    /// Opens a blob. `None` if it does not exist.
     async fn open(&self, digest: &Digest) -> io::Result<Option<BlobStream>> {
         match self {
             Self::Content(client) => {
@@ -195,7 +205,7 @@ impl Blobs {
                 Ok(blob.map(|blob| blob.map_err(io::Error::other).boxed()))
             }
             Self::Layout(layout) => {
-                let Some((at, size)) = layout.part(digest) else {
+                let Some((at, size)) = layout.find_part(digest) else {
                     return Ok(None);
                 };
                 let mut file = tokio::fs::File::open(&layout.path).await?;
@@ -207,8 +217,8 @@ impl Blobs {
         }
     }
 
-    /// Reads a manifest. `None` if it is not there.
-    async fn manifest(&self, digest: &Digest) -> io::Result<Option<Bytes>> {
+    /// Reads a manifest. `None` if it does not exist.
+    async fn read_manifest(&self, digest: &Digest) -> io::Result<Option<Bytes>> {
         let Some(mut pieces) = self.open(digest).await? else {
             return Ok(None);
         };
@@ -225,7 +235,7 @@ impl Blobs {
     }
 }
 
-/// An image on its way into a repository.
+/// The upload of an image to a repository.
 struct Upload {
     registry: Registry,
     /// The repository.
@@ -233,13 +243,13 @@ struct Upload {
     blobs: Blobs,
     /// Repositories of the registry that may have blobs of the image.
     mounts: Vec<ImageRef>,
-    /// The name and digest that the run pulled the image by.
+    /// Name and digest of the image that the run pulled. `None` if it built the image.
     source: Option<ImageRef>,
 }
 
 impl Upload {
-    /// Stores the manifest `digest`, and before it what that consists of.
-    fn put<'a>(
+    /// Stores the manifest `digest` after the blobs and manifests that it names.
+    fn put_manifest<'a>(
         &'a self,
         digest: &'a Digest,
         media_type: Option<&'a str>,
@@ -253,10 +263,10 @@ impl Upload {
                     "{target} is an index inside more than {MAX_DEPTH} others"
                 ));
             }
-            let raw = self.blobs.manifest(digest).await;
+            let raw = self.blobs.read_manifest(digest).await;
             let raw = raw.map_err(|error| format!("cannot read the manifest {digest}: {error}"))?;
             let Some(raw) = raw else {
-                return self.copy(&target).await;
+                return self.copy_manifest(&target).await;
             };
             let manifest = Manifest::parse(raw, media_type)?;
             if manifest.digest != *digest {
@@ -269,18 +279,19 @@ impl Upload {
                 ManifestBody::Index(index) => {
                     for entry in &index.manifests {
                         let media_type = Some(entry.media_type.as_str());
-                        self.put(&entry.digest, media_type, None, depth + 1).await?;
+                        self.put_manifest(&entry.digest, media_type, None, depth + 1)
+                            .await?;
                     }
                 }
                 ManifestBody::Image(image) => {
                     let blobs = std::iter::once(&image.config)
                         .chain(&image.layers)
-                        // Layers that stay where their publisher has them.
+                        // These layers stay in the registry of their publisher.
                         .filter(|blob| {
                             !blob.media_type.contains("nondistributable")
                                 && !blob.media_type.contains("foreign")
                         });
-                    let blobs: Vec<_> = blobs.map(|blob| self.blob(blob)).collect();
+                    let blobs: Vec<_> = blobs.map(|blob| self.put_blob(blob)).collect();
                     futures::stream::iter(blobs)
                         .buffer_unordered(PARALLEL)
                         .try_collect::<()>()
@@ -291,12 +302,13 @@ impl Upload {
                 .put_manifest(tag.unwrap_or(&target), &manifest.media_type, manifest.raw)
                 .await
                 .map(drop)
-                .map_err(|error| chain_with_help(&error))
+                .map_err(|error| error_chain_with_help(&error))
         })
     }
 
-    /// Copies what the engine does not have from where the run pulled the image, unless the registry has it.
-    async fn copy(&self, target: &ImageRef) -> Result<(), String> {
+    /// Copies content that the engine lacks from the source of the pull, unless the registry has
+    /// it.
+    async fn copy_manifest(&self, target: &ImageRef) -> Result<(), String> {
         match (self.registry.resolve(target).await, &self.source) {
             (Ok(_), _) => Ok(()),
             (Err(error), Some(source)) if error.is_not_found() => {
@@ -305,14 +317,14 @@ impl Upload {
                 copied
                     .await
                     .map(drop)
-                    .map_err(|error| chain_with_help(&error))
+                    .map_err(|error| error_chain_with_help(&error))
             }
-            (Err(error), None) if error.is_not_found() => Err(missing(target)),
-            (Err(error), _) => Err(chain_with_help(&error)),
+            (Err(error), None) if error.is_not_found() => Err(missing_message(target)),
+            (Err(error), _) => Err(error_chain_with_help(&error)),
         }
     }
 
-    async fn blob(&self, blob: &Descriptor) -> Result<(), String> {
+    async fn put_blob(&self, blob: &Descriptor) -> Result<(), String> {
         let opened = async || {
             let invalid = |reason: String| RegistryError::Invalid {
                 attempt: format!("push the blob {} to {}", blob.digest, self.target),
@@ -320,19 +332,21 @@ impl Upload {
             };
             match self.blobs.open(&blob.digest).await {
                 Ok(Some(pieces)) => Ok(pieces),
-                Ok(None) => Err(invalid(missing(&self.target.at(blob.digest.clone())))),
-                Err(error) => Err(invalid(chain(&error))),
+                Ok(None) => Err(invalid(missing_message(
+                    &self.target.at(blob.digest.clone()),
+                ))),
+                Err(error) => Err(invalid(error_chain(&error))),
             }
         };
         let (digest, size) = (&blob.digest, blob.size);
         self.registry
             .put_blob_stream(&self.target, digest, size, &self.mounts, opened)
             .await
-            .map_err(|error| chain_with_help(&error))
+            .map_err(|error| error_chain_with_help(&error))
     }
 }
 
-fn missing(what: &ImageRef) -> String {
+fn missing_message(what: &ImageRef) -> String {
     format!(
         "neither the engine nor the registry has {what}, so the image cannot be pushed as a whole; `docker buildx \
          imagetools create` copies an image from registry to registry"

@@ -1,24 +1,23 @@
 //! The folder that the steps of a run share: `/workspace` in containers, the context of builds.
 //!
-//! It lives in a volume of the engine, filled through the engine's API, never in a mount of a folder
-//! of this machine. The reasons:
+//! It is a volume of the engine, filled through the engine's API, and never a mount of a folder of
+//! this machine. The reasons:
 //!
-//! - The engine may see another file system than this process does: a remote engine, one in a
-//!   virtual machine, one in a container or a changed root.
-//! - Containers write as root. In a folder of an ordinary user they would leave files that this
-//!   process can neither read for the next build nor remove at the end. The engine can do both.
-//! - A step must not change the folder that the user works in. It sees a copy, as with the reference
-//!   executor; a copy on this machine would cost as much as the one into the volume.
+//! - The engine may use another file system than this process does. It may be remote, in a virtual
+//!   machine, in a container or in a changed root.
+//! - Containers write as root. Their files in a folder of an ordinary user could neither be read
+//!   for the next build nor removed at the end by this process. The engine can do both.
+//! - A step must not change the folder that the user works in. It sees a copy, as with the
+//!   reference executor. A copy on this machine would cost as much as the one into the volume.
 //!
-//! So the volume costs nothing that a run could do without, and what can be avoided is: a run
-//! without containers never makes it, and builds before the first container read the user's folder as
-//! it is. The first container that needs the volume carries the files into it, before it is started.
-//! A build after that reads a mirror of the volume in a scratch folder, fetched again only when a
-//! container has run since.
+//! So the volume has no avoidable cost. A run without containers never creates it, and builds
+//! before the first container read the user's folder directly. The files are uploaded through the
+//! first container that needs the volume, before it starts. A later build reads a mirror of the
+//! volume in a scratch folder. The mirror is downloaded again only if a container has run since.
 //!
-//! To reach the volume between containers there is the keeper: a container of an empty image that is made
-//! only when needed and never started. It has nothing in it but the volumes, so no path, link or race inside
-//! can lead anywhere else.
+//! The keeper gives access to the volume between containers. It is a container of an empty image,
+//! created only when needed and never started. It contains nothing but the volumes, so no path,
+//! link or race inside can lead elsewhere.
 
 use std::{
     io,
@@ -34,34 +33,34 @@ use tempfile::TempDir;
 use tokio::sync::{Mutex, OnceCell};
 
 use crate::{
-    archive::{self, Opened, Pack},
+    archive::{self, OpenedEntry, Pack},
     engine::{
         Engine, Labels,
-        volumes::{OwnVolumes, VolumeError, mount},
+        volumes::{OwnVolumes, VolumeError, volume_mount},
     },
-    error::{EngineError, chain},
+    error::{EngineError, error_chain},
     owner::Owner,
     scope::RunScope,
     selection::Selection,
 };
 
-/// Where the workspace is mounted.
+/// Mount point of the workspace.
 pub(crate) const WORKSPACE: &str = "/workspace";
-/// Where the shared home folder is mounted.
+/// Mount point of the shared home folder.
 pub(crate) const HOME: &str = "/acb/home";
-/// Folder of a container that uploads are unpacked in.
+/// Folder of a container in which uploads are unpacked.
 ///
-/// An engine refuses a relative link that leads out of the folder that it is asked to write to. A
-/// repository's link may lead out of the sub-folder that is the context, and stays as it is.
+/// An engine refuses a relative link that leads out of the folder of an upload. A repository's link
+/// may lead out of the sub-folder that is the context, and must not change.
 pub(crate) const FILE_SYSTEM: &str = "/";
-/// Links that are followed before a loop is assumed.
+/// Number of links after which a loop is assumed.
 const MAX_LINKS: usize = 16;
-/// Beginning of the name of each scratch folder.
+/// Prefix of the name of each scratch folder.
 pub(crate) const SCRATCH_PREFIX: &str = "acrtask-run-";
-/// The file in a scratch folder that says whose it is.
+/// File in a scratch folder that contains its owner.
 pub(crate) const OWNER_FILE: &str = ".acrtask-owner";
 
-/// Something about the workspace failed.
+/// An error of an operation on the workspace.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WorkspaceError {
     #[error(transparent)]
@@ -83,7 +82,8 @@ fn io_error(attempted: impl Into<String>) -> impl FnOnce(io::Error) -> Workspace
     move |source| WorkspaceError::Io { attempted, source }
 }
 
-/// A scratch folder, removed when it is dropped; a folder of a dead process is found by its owner file.
+/// A scratch folder, which is removed on drop. The owner file identifies a folder of a dead
+/// process.
 #[derive(Debug)]
 pub(crate) struct Scratch(TempDir);
 
@@ -98,12 +98,12 @@ impl Scratch {
         Ok(Self(folder))
     }
 
-    /// Keeps the folder, for the next start of the program. Returns its path.
-    pub(crate) fn leave(self) -> PathBuf {
+    /// Keeps the folder for the next start of the program. Returns its path.
+    pub(crate) fn keep(self) -> PathBuf {
         self.0.keep()
     }
 
-    /// Where files go.
+    /// Returns the folder for files.
     pub(crate) fn path(&self) -> PathBuf {
         self.0.path().join("files")
     }
@@ -117,31 +117,31 @@ pub(crate) struct Workspace {
     run: RunScope,
     owner: Owner,
     scratch_root: PathBuf,
-    /// The user's folder; only ever read. Nothing for a run without a context.
+    /// The user's folder, which is never written to. `None` for a run without a context.
     context: Option<PathBuf>,
     volumes: OwnVolumes,
     filled: OnceCell<()>,
     keeper: OnceCell<String>,
-    /// Containers that may be writing now.
+    /// Number of containers that may be writing now.
     writers: AtomicUsize,
-    /// Rises whenever the volume may have changed.
+    /// Counter that increases whenever the volume may have changed.
     generation: AtomicU64,
     mirror: Mutex<Option<(u64, Arc<Scratch>)>>,
     home_mirror: Mutex<Option<(u64, Arc<Scratch>)>>,
 }
 
-/// What a build reads: keeps the mirror alive for as long as it is held.
+/// The folder that a build reads. Keeps the mirror alive until it is dropped.
 #[derive(Debug, Clone)]
 pub(crate) struct BuildFolder {
     pub(crate) path: PathBuf,
     _mirror: Option<Arc<Scratch>>,
 }
 
-/// Tells the workspace that a container may be writing, for as long as it is held.
+/// Marks the workspace as in use by a writing container until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Writing(Arc<Workspace>);
+pub(crate) struct WriteGuard(Arc<Workspace>);
 
-impl Drop for Writing {
+impl Drop for WriteGuard {
     fn drop(&mut self) {
         self.0.generation.fetch_add(1, Ordering::SeqCst);
         self.0.writers.fetch_sub(1, Ordering::SeqCst);
@@ -174,7 +174,7 @@ impl Workspace {
         }
     }
 
-    /// A new scratch folder of this run.
+    /// Creates a scratch folder of this run.
     pub(crate) fn scratch(&self) -> Result<Scratch, WorkspaceError> {
         Scratch::new(&self.scratch_root, &self.run, &self.owner).map_err(io_error(format!(
             "make a scratch folder in {}",
@@ -182,17 +182,17 @@ impl Workspace {
         )))
     }
 
-    /// The name of the volume.
-    pub(crate) fn volume(&self) -> String {
-        self.run.object("workspace")
+    /// Returns the name of the volume.
+    pub(crate) fn volume_name(&self) -> String {
+        self.run.object_name("workspace")
     }
 
-    /// The mounts of every container that shares the workspace.
+    /// Returns the mounts of every container that shares the workspace.
     pub(crate) fn mounts(&self) -> Vec<Mount> {
-        let home = self.run.object("home");
+        let home = self.run.object_name("home");
         vec![
-            mount(&self.volume(), WORKSPACE, false, None, &self.labels),
-            mount(&home, HOME, false, None, &self.labels),
+            volume_mount(&self.volume_name(), WORKSPACE, false, None, &self.labels),
+            volume_mount(&home, HOME, false, None, &self.labels),
         ]
     }
 
@@ -205,28 +205,29 @@ impl Workspace {
         self.volumes.ensure_mounted(&host).await
     }
 
-    /// The volumes of the run, the workspace's among them.
+    /// Returns the volumes of the run, including the workspace's.
     pub(crate) fn own_volumes(&self) -> &OwnVolumes {
         &self.volumes
     }
 
-    /// Puts the context into the volume, once, through a container that mounts it and has not been started.
+    /// Uploads the context into the volume, once, through a container that mounts it and has not
+    /// started.
     ///
-    /// An engine writes only to volumes of a container whose file system is `read_only`, so the keeper
-    /// takes its place.
-    pub(crate) async fn fill_through(
+    /// An engine writes only to volumes of a container whose file system is `read_only`, so the
+    /// keeper replaces such a container.
+    pub(crate) async fn upload_context_through(
         &self,
         container: &str,
         read_only: bool,
     ) -> Result<(), WorkspaceError> {
         if read_only {
-            self.keeper().await.map(drop)
+            self.ensure_keeper().await.map(drop)
         } else {
-            self.fill(container).await
+            self.upload_context(container).await
         }
     }
 
-    async fn fill(&self, container: &str) -> Result<(), WorkspaceError> {
+    async fn upload_context(&self, container: &str) -> Result<(), WorkspaceError> {
         self.filled
             .get_or_try_init(|| async {
                 let Some(context) = &self.context else {
@@ -236,7 +237,7 @@ impl Workspace {
                     from: context.clone(),
                     at: PathBuf::from(WORKSPACE.trim_start_matches('/')),
                     with_root: false,
-                    selection: Selection::of_workspace(context),
+                    selection: Selection::for_workspace(context),
                 }];
                 self.engine
                     .upload(container, FILE_SYSTEM, archive::pack(parts))
@@ -247,15 +248,16 @@ impl Workspace {
             .copied()
     }
 
-    /// To be held while a container runs that may write.
-    pub(crate) fn writing(self: &Arc<Self>) -> Writing {
+    /// Marks that a container may write, until the result is dropped.
+    pub(crate) fn start_writing(self: &Arc<Self>) -> WriteGuard {
         self.writers.fetch_add(1, Ordering::SeqCst);
         self.generation.fetch_add(1, Ordering::SeqCst);
-        Writing(Arc::clone(self))
+        WriteGuard(Arc::clone(self))
     }
 
-    /// The folder that a build reads: the user's own, or a mirror of the volume once that has a life of its own.
-    pub(crate) async fn for_build(&self) -> Result<BuildFolder, WorkspaceError> {
+    /// Returns the folder that a build reads: the user's own, or a mirror of the volume if the
+    /// volume may differ from it.
+    pub(crate) async fn build_folder(&self) -> Result<BuildFolder, WorkspaceError> {
         if self.generation.load(Ordering::SeqCst) == 0 {
             if let Some(context) = &self.context {
                 return Ok(BuildFolder {
@@ -269,28 +271,28 @@ impl Workspace {
                 _mirror: Some(empty),
             });
         }
-        self.mirrored(WORKSPACE, &self.mirror).await
+        self.mirrored_folder(WORKSPACE, &self.mirror).await
     }
 
-    /// A mirror of the home folder, for a build that names a path in it.
-    pub(crate) async fn home_for_build(&self) -> Result<BuildFolder, WorkspaceError> {
-        self.mirrored(HOME, &self.home_mirror).await
+    /// Returns a mirror of the home folder, for a build that names a path in it.
+    pub(crate) async fn home_build_folder(&self) -> Result<BuildFolder, WorkspaceError> {
+        self.mirrored_folder(HOME, &self.home_mirror).await
     }
 
-    async fn mirrored(
+    async fn mirrored_folder(
         &self,
         folder: &str,
         mirror: &Mutex<Option<(u64, Arc<Scratch>)>>,
     ) -> Result<BuildFolder, WorkspaceError> {
-        // One at a time: builds that start together share one download.
+        // The lock lets builds that start concurrently share one download.
         let mut mirror = mirror.lock().await;
         let generation = self.generation.load(Ordering::SeqCst);
-        let quiet = self.writers.load(Ordering::SeqCst) == 0;
+        let idle = self.writers.load(Ordering::SeqCst) == 0;
         let fresh = match mirror.as_ref() {
-            Some((of, scratch)) if *of == generation && quiet => Arc::clone(scratch),
+            Some((of, scratch)) if *of == generation && idle => Arc::clone(scratch),
             _ => {
                 let scratch = Arc::new(self.scratch()?);
-                let keeper = self.keeper().await?;
+                let keeper = self.ensure_keeper().await?;
                 archive::unpack_folder(self.engine.download(&keeper, folder), &scratch.path())
                     .await
                     .map_err(io_error("copy the workspace for a build"))?;
@@ -305,8 +307,8 @@ impl Workspace {
     }
 
     /// Writes files below the folder `at` of the workspace, which must exist.
-    pub(crate) async fn put(&self, at: &str, parts: Vec<Pack>) -> Result<(), WorkspaceError> {
-        let keeper = self.keeper().await?;
+    pub(crate) async fn put_files(&self, at: &str, parts: Vec<Pack>) -> Result<(), WorkspaceError> {
+        let keeper = self.ensure_keeper().await?;
         self.engine
             .upload(&keeper, at, archive::pack(parts))
             .await?;
@@ -314,23 +316,23 @@ impl Workspace {
         Ok(())
     }
 
-    /// Opens a file of the workspace; links are followed as long as they stay inside.
-    pub(crate) async fn open(
+    /// Opens a file of the workspace. Follows links that stay inside.
+    pub(crate) async fn open_file(
         &self,
         path: &str,
     ) -> Result<tokio::sync::mpsc::Receiver<io::Result<bytes::Bytes>>, WorkspaceError> {
-        let keeper = self.keeper().await?;
+        let keeper = self.ensure_keeper().await?;
         let mut at = path.to_owned();
         for _ in 0..MAX_LINKS {
             let opened = archive::open_file(self.engine.download(&keeper, &at))
                 .await
-                .map_err(|error| missing(&at, &error))?;
+                .map_err(|error| missing_file_error(&at, &error))?;
             match opened {
-                Opened::File(content) => return Ok(content),
-                Opened::Other => {
+                OpenedEntry::File(content) => return Ok(content),
+                OpenedEntry::Other => {
                     return Err(WorkspaceError::Path(format!("{at} is a folder")));
                 }
-                Opened::Link(target) => {
+                OpenedEntry::Link(target) => {
                     let base = Path::new(&at).parent().unwrap_or(Path::new("/"));
                     at = resolve_path(&base.to_string_lossy(), &target.to_string_lossy())?;
                 }
@@ -341,16 +343,19 @@ impl Workspace {
         )))
     }
 
-    /// The entries below a folder, or the file itself.
-    pub(crate) async fn list(&self, path: &str) -> Result<Vec<archive::Listed>, WorkspaceError> {
-        let keeper = self.keeper().await?;
-        archive::list(self.engine.download(&keeper, path))
+    /// Lists the entries of a folder, or the file itself.
+    pub(crate) async fn list_entries(
+        &self,
+        path: &str,
+    ) -> Result<Vec<archive::ListedEntry>, WorkspaceError> {
+        let keeper = self.ensure_keeper().await?;
+        archive::list_entries(self.engine.download(&keeper, path))
             .await
-            .map_err(|error| missing(path, &error))
+            .map_err(|error| missing_file_error(path, &error))
     }
 
-    /// The container through which the volume is reached between the others.
-    async fn keeper(&self) -> Result<String, WorkspaceError> {
+    /// Returns the container that gives access to the volume between the others.
+    async fn ensure_keeper(&self) -> Result<String, WorkspaceError> {
         let keeper = self
             .keeper
             .get_or_try_init(|| async {
@@ -367,21 +372,21 @@ impl Workspace {
                 let body = ContainerCreateBody {
                     image: Some(image),
                     cmd: Some(vec!["never-started".into()]),
-                    labels: Some(self.labels.map()),
+                    labels: Some(self.labels.to_map()),
                     host_config: Some(host),
                     ..Default::default()
                 };
-                let name = self.run.object("keeper");
+                let name = self.run.object_name("keeper");
                 let made = self.engine.create_container(&name, None, body).await?;
                 Ok::<_, WorkspaceError>(made)
             })
             .await?
             .clone();
-        self.fill(&keeper).await?;
+        self.upload_context(&keeper).await?;
         Ok(keeper)
     }
 
-    /// The name of the empty image, if it has been made.
+    /// Returns the name of the empty image if it has been created.
     pub(crate) fn keeper_image_if_made(&self) -> Option<String> {
         self.keeper.initialized().then(|| self.keeper_image())
     }
@@ -391,14 +396,15 @@ impl Workspace {
     }
 }
 
-/// The name of the empty image that a run's keeper is made of.
+/// Returns the name of the empty image of a run's keeper.
 pub(crate) fn keeper_image(run: &RunScope) -> String {
     format!("acrtask/keeper-{run}")
 }
 
-/// The engine answers a missing path with a 404 whose text names its own paths: say it in ours.
-fn missing(path: &str, error: &io::Error) -> WorkspaceError {
-    let text = chain(error);
+/// Returns the error for a missing path. The engine responds with a 404 whose text contains its own
+/// paths; this names the task's path instead.
+fn missing_file_error(path: &str, error: &io::Error) -> WorkspaceError {
+    let text = error_chain(error);
     if text.contains("Could not find the file") || text.contains("no such file") {
         WorkspaceError::Path(format!("{path}: no such file in the workspace"))
     } else {
@@ -406,7 +412,8 @@ fn missing(path: &str, error: &io::Error) -> WorkspaceError {
     }
 }
 
-/// `path`, seen from the folder `base`, as an absolute path inside the workspace or the home folder.
+/// Resolves `path` relative to the folder `base` to an absolute path inside the workspace or the
+/// home folder.
 pub(crate) fn resolve_path(base: &str, path: &str) -> Result<String, WorkspaceError> {
     let out = acrtask_spec::normalize_path(base, path);
     let below = |root: &str| out == root || out.starts_with(&format!("{root}/"));
@@ -424,7 +431,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_stay_inside() {
+    fn resolved_paths_stay_inside() {
         for (base, path, expected) in [
             ("/workspace", "a/b", Some("/workspace/a/b")),
             ("/workspace/x", "../b", Some("/workspace/b")),
@@ -444,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scratch_folder_says_whose_it_is_and_goes_away() {
+    fn scratch_folder_names_its_owner_and_is_removed_on_drop() {
         let root = tempfile::tempdir().unwrap();
         let me = Owner::this_process();
         let scratch = Scratch::new(root.path(), &"r1".parse().unwrap(), &me).unwrap();

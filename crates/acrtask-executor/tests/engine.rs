@@ -1,7 +1,7 @@
 //! Runs on a real engine with a real registry, one test for each property.
 //!
-//! `cargo xtask env` prints the variables that name them: `DOCKER_HOST`, `ACRTASK_TEST_REGISTRY`. Without them the
-//! tests fail and say so, unless `ACRTASK_TEST_SKIP_ENGINE=1`.
+//! The tests need the variables `DOCKER_HOST` and `ACRTASK_TEST_REGISTRY`, which `cargo xtask env`
+//! prints. Without them the tests fail with a message, unless `ACRTASK_TEST_SKIP_ENGINE=1` is set.
 
 #![allow(
     clippy::unwrap_used,
@@ -22,11 +22,11 @@ mod cmd;
 mod fence;
 #[path = "engine/grammar.rs"]
 mod grammar;
-#[path = "engine/hold.rs"]
-mod hold;
-#[path = "engine/of_a_runner.rs"]
-mod of_a_runner;
+#[path = "engine/runner_requests.rs"]
+mod runner_requests;
 #[path = "engine/separate.rs"]
 mod separate;
+#[path = "engine/staging.rs"]
+mod staging;
 #[path = "engine/steps.rs"]
 mod steps;

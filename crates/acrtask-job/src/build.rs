@@ -1,50 +1,51 @@
-//! `acrtask build`: one image, built and pushed, without a task file.
+//! `acrtask build`: the build and push of one image without a task file.
 
 use std::collections::BTreeMap;
 
 use acrtask_api::spec::BuildSpec;
 use acrtask_model::{ImageRef, Secret};
 use acrtask_spec::{
-    Resolution, RunFacts, TaskSource,
+    Resolution, RunVariables, TaskSource,
     build_line::{BuildLine, ContextRef, SecretSpec},
     plan::{Plan, StepKind},
 };
 
-use crate::{Files, Job, JobError, Understood, facts};
+use crate::{Files, Job, JobError, ResolvedTask, variables};
 
-/// The usual name of a Dockerfile.
+/// The default name of a Dockerfile.
 const DEFAULT_DOCKERFILE: &str = "Dockerfile";
 
-/// A plan with a build and a push step, with every default as a task file's.
-pub(crate) fn understand(job: &Job<'_>, build: &BuildSpec) -> Result<Understood, JobError> {
+/// Resolves the build to a plan with a build and a push step, with the same defaults as a task
+/// file.
+pub(crate) fn resolve_build(job: &Job<'_>, build: &BuildSpec) -> Result<ResolvedTask, JobError> {
     if job.files == Files::None {
         return Err(
             JobError::new(format!("a build needs files, and {} has none", job.context))
                 .help("name a folder: `.`"),
         );
     }
-    // The names are all in which a fact can stand.
-    let (facts, found) = facts::of(job, &build.images.join("\n"));
+    // Only the names may contain variables.
+    let (facts, found) = variables::collect(job, &build.images.join("\n"));
     let images = build
         .images
         .iter()
-        .map(|name| image(name, &facts, job.spec.no_push))
+        .map(|name| resolve_image(name, &facts, job.spec.no_push))
         .collect::<Result<Vec<_>, _>>()?;
     let mut steps = vec![serde_json::json!({ "id": "build", "build": "." })];
-    // What pushes nothing needs no names that can be pushed.
+    // Without a push the names need no registry.
     if !job.spec.no_push {
         let names: Vec<String> = images.iter().map(ToString::to_string).collect();
         steps.push(serde_json::json!({ "id": "push", "push": names }));
     }
     let source = TaskSource {
         name: "acrtask build".into(),
-        // JSON is YAML.
+        // JSON is valid YAML.
         text: serde_json::json!({ "steps": steps }).to_string(),
     };
-    let mut understood = crate::resolve(job, source, &facts, found)?;
+    let mut resolved = crate::resolve_source(job, source, &facts, found)?;
     let Resolution {
         plan, diagnostics, ..
-    } = &mut understood.resolution;
+    } = &mut resolved.resolution;
     let Some(plan) = plan else {
         let what: Vec<_> = diagnostics.iter().map(|d| d.message.clone()).collect();
         return Err(JobError::new(format!(
@@ -52,23 +53,24 @@ pub(crate) fn understand(job: &Job<'_>, build: &BuildSpec) -> Result<Understood,
             what.join("; ")
         )));
     };
-    let secret_args = secret_args(build, job.secrets)?;
+    let secret_args = resolve_secret_args(build, job.secrets)?;
     for step in &mut plan.steps {
         if let StepKind::Build(step) = &mut step.kind
             && let Ok(defaults) = &step.line
         {
-            let line = line(job, build, &images, &secret_args, defaults.clone());
-            step.raw = shown(&line, &secret_args);
+            let line = build_line(job, build, &images, &secret_args, defaults.clone());
+            step.raw = display_line(&line, &secret_args);
             step.line = Ok(line);
         }
     }
-    // Of a text that nobody wrote nothing is told.
+    // The user did not write this text, so diagnostics about it would not help.
     diagnostics.clear();
-    Ok(understood)
+    Ok(resolved)
 }
 
-/// The whole name: its templates filled in, and the run's registry before one that has none of its own.
-fn image(name: &str, facts: &RunFacts, no_push: bool) -> Result<ImageRef, JobError> {
+/// Returns the complete name. Expands its templates, and adds the run's registry unless the name
+/// has its own.
+fn resolve_image(name: &str, facts: &RunVariables, no_push: bool) -> Result<ImageRef, JobError> {
     let text = acrtask_spec::render_image(name, facts).map_err(|diagnostic| {
         let error = JobError::new(format!(
             "the image's name `{name}` cannot be used: {}",
@@ -101,7 +103,7 @@ fn image(name: &str, facts: &RunFacts, no_push: bool) -> Result<ImageRef, JobErr
         .map_err(|error| refuse(error.to_string()))
 }
 
-fn secret_args(
+fn resolve_secret_args(
     build: &BuildSpec,
     secrets: &BTreeMap<String, Secret>,
 ) -> Result<Vec<(String, Secret)>, JobError> {
@@ -111,15 +113,15 @@ fn secret_args(
         .map(|name| match secrets.get(name) {
             Some(value) => Ok((name.clone(), value.clone())),
             None => Err(JobError::new(format!(
-                "the build argument `{name}` is a secret that the run was not given"
+                "the build argument `{name}` is a secret without a value for this run"
             ))
             .help(format!("store it: `acrtask secret set {name}`"))),
         })
         .collect()
 }
 
-/// The build's line, understood; `defaults` is what a line without flags gives.
-fn line(
+/// Returns the line of the build. `defaults` is the parsed line without flags.
+fn build_line(
     job: &Job<'_>,
     build: &BuildSpec,
     images: &[ImageRef],
@@ -135,7 +137,7 @@ fn line(
         .map(|(name, value)| (name.clone(), Some(value.expose().to_owned())));
     BuildLine {
         context: ContextRef::Path(".".into()),
-        // The usual name may be in lower case, as for a line without `-f`.
+        // The default name may be in lower case, as for a line without `-f`.
         file: Some(build.dockerfile.clone()).filter(|file| file != DEFAULT_DOCKERFILE),
         tags: images.iter().map(ToString::to_string).collect(),
         build_args: plain.chain(secret).collect(),
@@ -156,8 +158,8 @@ fn line(
     }
 }
 
-/// The line as it is shown, in the words of `docker build`.
-fn shown(line: &BuildLine, secret_args: &[(String, Secret)]) -> String {
+/// Returns the line for display, as arguments of `docker build`.
+fn display_line(line: &BuildLine, secret_args: &[(String, Secret)]) -> String {
     let mut words: Vec<String> = Vec::new();
     let mut flag = |name: &str, value: &str| words.extend([name.to_owned(), value.to_owned()]);
     for tag in &line.tags {
@@ -188,25 +190,29 @@ fn shown(line: &BuildLine, secret_args: &[(String, Secret)]) -> String {
     words.join(" ")
 }
 
-/// The run's secrets for each build that asks for one by its id alone. They reach the build as variables of the
-/// step, which no process of this machine gets to see.
-pub(crate) fn give_secrets(plan: &mut Plan, ids: &[String], secrets: &BTreeMap<String, Secret>) {
+/// Adds the run's secrets to each build that requests one by its id only. They are variables of the
+/// step, which no process of this machine can read.
+pub(crate) fn add_secret_variables(
+    plan: &mut Plan,
+    ids: &[String],
+    secrets: &BTreeMap<String, Secret>,
+) {
     for step in &mut plan.steps {
         let StepKind::Build(build) = &mut step.kind else {
             continue;
         };
         let Ok(line) = &mut build.line else { continue };
-        for asked in line
+        for secret in line
             .secrets
             .iter_mut()
-            .filter(|asked| asked.src.is_none() && asked.env.is_none())
+            .filter(|secret| secret.src.is_none() && secret.env.is_none())
         {
-            if ids.contains(&asked.id)
-                && let Some(value) = secrets.get(&asked.id)
+            if ids.contains(&secret.id)
+                && let Some(value) = secrets.get(&secret.id)
             {
-                let variable = format!("ACRTASK_SECRET_{}", asked.id);
+                let variable = format!("ACRTASK_SECRET_{}", secret.id);
                 step.env.push(format!("{variable}={}", value.expose()));
-                asked.env = Some(variable);
+                secret.env = Some(variable);
             }
         }
     }

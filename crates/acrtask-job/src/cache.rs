@@ -1,7 +1,8 @@
-//! The layer cache that the runs of one task share in the registry, beside each image: `IMAGE:cache_<name>`.
+//! The layer cache that the runs of one task share in the registry, beside each image:
+//! `IMAGE:cache_<name>`.
 //!
-//! A second build with an image in the same repository gets `cache_<name>_<step>`, so that neither takes the other's
-//! layers away.
+//! A second build with an image in the same repository uses `cache_<name>_<step>`, so that neither
+//! replaces the other's layers.
 
 use std::collections::BTreeSet;
 
@@ -9,13 +10,18 @@ use acrtask_api::spec::SharedCache;
 use acrtask_model::{ImageRef, TrustDomain};
 use acrtask_spec::plan::{Plan, StepCache, StepKind};
 
-/// Longest tag, in characters.
-const LONGEST_TAG: usize = 128;
+/// Maximum length of a tag, in characters.
+const MAX_TAG: usize = 128;
 const PREFIX: &str = "cache_";
 
-/// Gives the shared cache to each build that has a tag and no cache of its own. `registry` is the run's; it may be
-/// empty.
-pub(crate) fn share(plan: &mut Plan, shared: &SharedCache, domain: &TrustDomain, registry: &str) {
+/// Adds the shared cache to each build that has a tag and no cache of its own. `registry` is the
+/// run's and may be empty.
+pub(crate) fn add_shared_cache(
+    plan: &mut Plan,
+    shared: &SharedCache,
+    domain: &TrustDomain,
+    registry: &str,
+) {
     let (name, export) = match shared {
         SharedCache::Off => return,
         SharedCache::ReadWrite { name } => (name, domain.writes_shared_cache()),
@@ -30,8 +36,8 @@ pub(crate) fn share(plan: &mut Plan, shared: &SharedCache, domain: &TrustDomain,
         if build.cache.is_some() || !line.cache_from.is_empty() || !line.cache_to.is_empty() {
             continue;
         }
-        // A tag that is no reference is refused where its step is.
-        let Some(image) = beside(&line.tags, registry) else {
+        // An invalid tag is refused in its step.
+        let Some(image) = cache_image(&line.tags, registry) else {
             continue;
         };
         let suffix = if taken.insert(image.name()) {
@@ -40,35 +46,36 @@ pub(crate) fn share(plan: &mut Plan, shared: &SharedCache, domain: &TrustDomain,
             format!("_{}", step.id)
         };
         build.cache = image
-            .with_tag(&tag(name, &suffix))
+            .with_tag(&cache_tag(name, &suffix))
             .ok()
             .map(|reference| StepCache { reference, export });
     }
 }
 
-/// The image that the cache is kept beside: the first whose name says where it is, else one of the run's registry.
-fn beside(tags: &[String], registry: &str) -> Option<ImageRef> {
-    let says_where = |tag: &&String| {
+/// Returns the image whose repository contains the cache: the first name with a registry, else the
+/// first name in the run's registry.
+fn cache_image(tags: &[String], registry: &str) -> Option<ImageRef> {
+    let has_registry = |tag: &&String| {
         tag.split_once('/')
             .is_some_and(|(host, _)| host.contains(['.', ':']) || host == "localhost")
     };
-    let full = match tags.iter().find(says_where) {
+    let full = match tags.iter().find(has_registry) {
         Some(tag) => tag.clone(),
         None if !registry.is_empty() => format!("{registry}/{}", tags.first()?),
-        // `team/app` is one of Docker Hub; a bare `app` is nobody's but this machine's.
+        // `team/app` is on Docker Hub. A bare `app` exists only on this machine.
         None => tags.iter().find(|tag| tag.contains('/'))?.clone(),
     };
     full.parse().ok()
 }
 
-/// `name` as a tag may have it.
-fn tag(name: &str, suffix: &str) -> String {
+/// Returns the tag for `name`, with invalid characters replaced.
+fn cache_tag(name: &str, suffix: &str) -> String {
     let clean = |c: char| match c {
         'a'..='z' | 'A'..='Z' | '0'..='9' | '_' | '.' | '-' => c,
         _ => '-',
     };
-    let suffix: String = suffix.chars().map(clean).take(LONGEST_TAG / 2).collect();
-    let longest = LONGEST_TAG - PREFIX.len() - suffix.len();
+    let suffix: String = suffix.chars().map(clean).take(MAX_TAG / 2).collect();
+    let longest = MAX_TAG - PREFIX.len() - suffix.len();
     let name: String = name.chars().map(clean).take(longest).collect();
     format!("{PREFIX}{name}{suffix}")
 }
@@ -81,24 +88,27 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_name_is_a_tag(name in ".{0,300}", suffix in ".{0,300}") {
+        fn cache_tag_of_any_name_is_valid(name in ".{0,300}", suffix in ".{0,300}") {
             let image: ImageRef = "reg.io/app:1".parse().unwrap();
-            let cache = image.with_tag(&tag(&name, &suffix)).unwrap();
+            let cache = image.with_tag(&cache_tag(&name, &suffix)).unwrap();
             prop_assert_eq!(cache.name(), image.name());
             prop_assert!(cache.to_string().parse::<ImageRef>().is_ok());
         }
     }
 
     #[test]
-    fn a_plain_name_stays() {
-        assert_eq!(tag("nightly_build.2", "_s"), "cache_nightly_build.2_s");
+    fn cache_tag_keeps_a_valid_name() {
+        assert_eq!(
+            cache_tag("nightly_build.2", "_s"),
+            "cache_nightly_build.2_s"
+        );
     }
 
     #[test]
-    fn the_place_is_one_that_can_be_pushed_to() {
-        let place = |tags: &[&str], registry: &str| {
+    fn cache_image_is_in_a_repository_with_a_registry() {
+        let repository = |tags: &[&str], registry: &str| {
             let tags: Vec<String> = tags.iter().map(|tag| (*tag).to_owned()).collect();
-            beside(&tags, registry).map(|image| image.name())
+            cache_image(&tags, registry).map(|image| image.name())
         };
         for (tags, registry, expected) in [
             (&["app:1", "reg.io/app:1"][..], "run.io", Some("reg.io/app")),
@@ -108,7 +118,7 @@ mod tests {
             (&[], "run.io", None),
             (&["reg.io/App"], "", None),
         ] {
-            assert_eq!(place(tags, registry).as_deref(), expected, "{tags:?}");
+            assert_eq!(repository(tags, registry).as_deref(), expected, "{tags:?}");
         }
     }
 }

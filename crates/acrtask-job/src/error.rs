@@ -1,21 +1,21 @@
-//! Why there is no task to read.
+//! Errors that prevent reading a task.
 
 use std::error::Error;
 
-/// Why a run's task cannot be read. Its text is for whoever asked for the run.
+/// An error that prevents reading a run's task. Its text is for the user who requested the run.
 #[derive(Debug)]
 pub struct JobError {
-    /// What is wrong, in one sentence.
+    /// The problem, in one sentence.
     pub message: String,
-    /// What to do instead.
+    /// The remedy.
     pub help: Option<String>,
-    /// Something could not be reached: trying again may help.
+    /// Set if a host was unreachable, so another attempt may succeed.
     pub unreachable: bool,
     source: Option<Box<dyn Error + Send + Sync>>,
 }
 
 impl JobError {
-    /// A mistake in what was asked for.
+    /// Returns an error about the request.
     pub fn new(message: impl Into<String>) -> Self {
         Self {
             message: message.into(),
@@ -25,7 +25,7 @@ impl JobError {
         }
     }
 
-    /// Something that could not be reached.
+    /// Returns an error about an unreachable host.
     pub fn unreachable(message: impl Into<String>) -> Self {
         Self {
             unreachable: true,
@@ -33,16 +33,16 @@ impl JobError {
         }
     }
 
-    /// The same, with what to do.
+    /// Adds a remedy.
     #[must_use]
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
         self
     }
 
-    /// The same, with its cause.
+    /// Adds the cause.
     #[must_use]
-    pub fn because(mut self, source: impl Error + Send + Sync + 'static) -> Self {
+    pub fn with_source(mut self, source: impl Error + Send + Sync + 'static) -> Self {
         self.source = Some(Box::new(source));
         self
     }
@@ -63,9 +63,9 @@ impl Error for JobError {
 }
 
 impl From<&acrtask_source::SourceError> for JobError {
-    /// What kept a context from being fetched.
+    /// Converts the error of fetching a context.
     fn from(error: &acrtask_source::SourceError) -> Self {
-        let cause = std::error::Error::source(error).map(Chain::of);
+        let cause = std::error::Error::source(error).map(ErrorText::of);
         Self {
             message: error.to_string(),
             help: error.help(),
@@ -77,12 +77,12 @@ impl From<&acrtask_source::SourceError> for JobError {
 
 /// The texts of an error and of its causes.
 #[derive(Debug)]
-struct Chain {
+struct ErrorText {
     text: String,
-    cause: Option<Box<Chain>>,
+    cause: Option<Box<ErrorText>>,
 }
 
-impl Chain {
+impl ErrorText {
     fn of(error: &(dyn Error + 'static)) -> Self {
         Self {
             text: error.to_string(),
@@ -91,13 +91,13 @@ impl Chain {
     }
 }
 
-impl std::fmt::Display for Chain {
+impl std::fmt::Display for ErrorText {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.text)
     }
 }
 
-impl Error for Chain {
+impl Error for ErrorText {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.cause
             .as_deref()

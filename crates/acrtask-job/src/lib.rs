@@ -1,73 +1,78 @@
-//! From what a run is to do ([`RunSpec`]) to what is carried out ([`Plan`]): its task file is found and read, its
-//! facts are filled in, and what the operator does not allow is refused. `acrtask run` on one's own machine and the
-//! runner of a control plane go this one way.
+//! Conversion of a run's specification ([`RunSpec`]) to a [`Plan`].
+//!
+//! It finds and reads the task file, sets the run's variables, and refuses what the operator does
+//! not allow. `acrtask run` on the user's own machine and the runner of a control plane both use
+//! it.
 //!
 //! Invariants:
-//! - Nothing is started and nothing is written. What is read is inside the run's files; the environment of this
-//!   machine only for a task of the operator's own folder; vaults as [`VaultSecrets`] allows.
-//! - Git is asked only where the task names one of its facts.
-//! - What is wrong with the task file is data ([`Diagnostic`]); a [`JobError`] is all that keeps one from reading it.
+//! - Nothing is started and nothing is written. Only the run's files are read. The environment of
+//!   this machine is read only for a task of the operator's own folder, and vaults as
+//!   [`VaultSecrets`] allows.
+//! - Git is called only if the task names one of its variables.
+//! - Problems of the task file are data ([`Diagnostic`]). A [`JobError`] means that the file could
+//!   not be read.
 //!
-//! Left out: fetching the files, which is `acrtask-source`, and carrying the plan out, which is `acrtask-executor`.
+//! Left out: fetching the files, which is `acrtask-source`, and executing the plan, which is
+//! `acrtask-executor`.
 
 mod build;
 mod cache;
-mod empty;
+mod empty_context;
 mod error;
-mod facts;
 mod find;
 mod lookup;
 mod permit;
 mod pins;
 mod platforms;
 mod problems;
+mod variables;
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use acrtask_api::spec::{Facts, RunSpec, Work};
+use acrtask_api::spec::{RunSource, RunSpec, Variables};
 use acrtask_executor::Allow;
 use acrtask_model::{RunId, Secret, TrustDomain, mask::Patterns};
-use acrtask_source::GitFacts;
-use acrtask_spec::{Diagnostic, Resolution, RunFacts, TaskSource, plan::Plan};
+use acrtask_source::GitVariables;
+use acrtask_spec::{Diagnostic, Resolution, RunVariables, TaskSource, plan::Plan};
 use acrtask_vaults::{Access, Vaults};
 use jiff::Timestamp;
 
 pub use error::JobError;
-pub use facts::this_architecture;
 pub use find::{TASK_FILES, read_source};
 pub use problems::{diagnostics_from, file_problems};
+pub use variables::this_architecture;
 
-/// A run that is to be understood.
+/// A run whose plan is requested.
 #[derive(Debug, Clone)]
 pub struct Job<'a> {
-    /// Its id.
+    /// Id of the run, for `{{.Run.ID}}` and the name of the workspace.
     pub id: &'a RunId,
-    /// What it may share with other runs.
+    /// The trust domain, which decides what the run shares with others.
     pub trust: &'a TrustDomain,
-    /// What it is to do.
+    /// The specification of the run.
     pub spec: &'a RunSpec,
     /// The values of the names in `spec.secrets`.
     pub secrets: &'a BTreeMap<String, Secret>,
-    /// Its files on this machine.
+    /// The run's files on this machine.
     pub files: Files,
-    /// What errors call its files: `.`, a URL, `/dev/null`.
+    /// The name of the files in errors: `.`, a URL, `/dev/null`.
     pub context: String,
-    /// What git knows of its files.
+    /// Source of the variables that git provides.
     pub git: Git,
-    /// What the operator of this machine allows.
+    /// Permissions from the operator of this machine.
     pub allow: Allow,
-    /// Secrets that its task file names and a vault keeps.
+    /// Source of the secrets that the task file reads from vaults.
     pub vaults: VaultSecrets<'a>,
-    /// The time now: that of the run where its facts name none.
+    /// The current time, which is the run's date unless its variables contain one.
     pub now: Timestamp,
 }
 
-/// Source of the values of secrets that a vault keeps.
+/// Source of the values of secrets in vaults.
 #[derive(Debug, Clone)]
 pub enum VaultSecrets<'a> {
-    /// No vault is read: a placeholder takes the place of each value. For plans that are only shown.
+    /// Replaces each value by a placeholder and reads no vault. For plans that are only displayed.
     Placeholders,
-    /// The vaults are read.
+    /// Reads the vaults.
     Read {
         /// The vaults, with the identity of the operator.
         vaults: &'a Vaults,
@@ -79,65 +84,68 @@ pub enum VaultSecrets<'a> {
 /// The files of a run on this machine. Absolute paths, without links.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Files {
-    /// A folder that the operator of this machine named.
-    OfTheOperator(PathBuf),
-    /// A context that was fetched or uploaded: its task file reads nothing of this machine.
-    FromElsewhere(PathBuf),
-    /// None.
+    /// A folder that the operator of this machine chose.
+    OperatorFolder(PathBuf),
+    /// A fetched or uploaded context. Its task file can read nothing of this machine.
+    Fetched(PathBuf),
+    /// No files.
     None,
 }
 
-/// What git knows of a run's files.
+/// Source of the variables that git provides.
 #[derive(Debug, Clone)]
 pub enum Git {
-    /// This, as it was fetched.
-    Known(GitFacts),
-    /// What a checkout in this folder says; it is asked only where the task needs it.
-    OfFolder(PathBuf),
+    /// The values from the fetch of the files.
+    Fetched(GitVariables),
+    /// The checkout in this folder. Git is called only if the task needs it.
+    Folder(PathBuf),
 }
 
-/// A run that was understood, whatever came of it.
+/// The result of resolving a task, with or without errors.
 #[derive(Debug)]
-pub struct Understood {
-    /// The text that the diagnostics are about.
+pub struct ResolvedTask {
+    /// The text that the diagnostics refer to.
     pub source: TaskSource,
-    /// The plan and what was found.
+    /// The plan and the diagnostics.
     pub resolution: Resolution,
-    /// The facts of the run, the found ones among them.
-    pub facts: Facts,
+    /// Variables of the run, including those that were found.
+    pub variables: Variables,
 }
 
-/// A run that is ready, or refused.
+/// A run that is ready or refused.
 #[derive(Debug)]
 pub struct Prepared {
-    /// The text that the diagnostics are about.
+    /// The text that the diagnostics refer to.
     pub source: TaskSource,
     /// Errors and warnings, in the order of the file.
     pub diagnostics: Vec<Diagnostic>,
-    /// What to carry out; nothing where one of the diagnostics is an error. Its timeout is the shorter one of the
-    /// task's and the run's own. Whether it pushes is still the caller's to say: `RunRequest::no_push`.
+    /// The plan to execute. `None` if one of the diagnostics is an error.
+    ///
+    /// Its timeout is the shorter one of the task's and the run's own. The caller decides whether
+    /// it pushes: `RunRequest::no_push`.
     pub plan: Option<Plan>,
-    /// The facts of the run, the found ones among them.
-    pub facts: Facts,
+    /// Variables of the run, including those that were found.
+    pub variables: Variables,
 }
 
-/// Finds the task and reads it; what to show of it is `Resolution::for_plan`. Blocks, and may download what
-/// `alias: src:` names: not for a thread of a runtime.
+/// Finds, reads and resolves the task. `Resolution::for_plan` returns the diagnostics to display.
+///
+/// Blocks, and may download the sources of `alias: src:`. Do not call it on a thread of a runtime.
 ///
 /// # Errors
 ///
-/// [`JobError`] if the task cannot be read, its images cannot be built, or a vault cannot be reached.
-pub fn understand(job: &Job<'_>) -> Result<Understood, JobError> {
-    let source = match &job.spec.work {
-        Work::Build(build) => return build::understand(job, build),
-        Work::Usual => find::usual(job)?,
-        Work::File { path } => find::named(job, path)?,
-        Work::Text { name, text } => TaskSource {
+/// [`JobError`] if the task cannot be read, its images cannot be built, or a vault is unreachable.
+pub fn resolve_task(job: &Job<'_>) -> Result<ResolvedTask, JobError> {
+    let source = match &job.spec.source {
+        RunSource::Build(build) => return build::resolve_build(job, build),
+        RunSource::DefaultFile => find::default_file(job)?,
+        RunSource::File { path } => find::named_file(job, path)?,
+        RunSource::Inline { name, text } => TaskSource {
             name: name.clone(),
             text: text.clone(),
         },
-        // JSON's texts are YAML's as well.
-        Work::Cmd { line } => TaskSource {
+        // JSON strings are valid YAML.
+        RunSource::Cmd { line } => TaskSource {
             name: "--cmd".into(),
             text: format!(
                 "version: v1.1.0\nsteps:\n  - id: cmd\n    cmd: {}\n",
@@ -145,54 +153,54 @@ pub fn understand(job: &Job<'_>) -> Result<Understood, JobError> {
             ),
         },
     };
-    let (facts, found) = facts::of(job, &source.text);
-    resolve(job, source, &facts, found)
+    let (facts, found) = variables::collect(job, &source.text);
+    resolve_source(job, source, &facts, found)
 }
 
-fn resolve(
+fn resolve_source(
     job: &Job<'_>,
     source: TaskSource,
-    facts: &RunFacts,
-    found: Facts,
-) -> Result<Understood, JobError> {
-    let outside = lookup::Outside::new(job.files.clone(), job.vaults.clone());
-    let resolution = acrtask_spec::resolve(&source, facts, &outside);
-    if let Some(reason) = outside.unreachable() {
+    facts: &RunVariables,
+    found: Variables,
+) -> Result<ResolvedTask, JobError> {
+    let lookup = lookup::TaskLookup::new(job.files.clone(), job.vaults.clone());
+    let resolution = acrtask_spec::resolve(&source, facts, &lookup);
+    if let Some(reason) = lookup.unreachable() {
         let masked = Patterns::new(job.secrets.values()).mask(&reason);
         return Err(JobError::unreachable(masked));
     }
-    Ok(Understood {
+    Ok(ResolvedTask {
         source,
         resolution,
-        facts: found,
+        variables: found,
     })
 }
 
-/// [`understand`], and everything that is between a plan and its run: permissions, platforms, secrets, pinned bases,
-/// the shared cache. Blocks as that does.
+/// Resolves the task and prepares its plan for execution: permissions, platforms, secrets, pinned
+/// bases, and the shared cache. Blocks like [`resolve_task`].
 ///
 /// # Errors
 ///
-/// As [`understand`].
+/// As [`resolve_task`].
 pub fn prepare(job: &Job<'_>) -> Result<Prepared, JobError> {
-    let Understood {
+    let ResolvedTask {
         source,
         resolution,
-        facts,
-    } = understand(job)?;
+        variables,
+    } = resolve_task(job)?;
     let mut diagnostics = resolution.for_run();
     if let Some(plan) = &resolution.plan {
-        diagnostics.extend(permit::refusals(&source, plan, job.allow));
-        diagnostics.extend(empty::refusals(&source, plan, &job.files));
+        diagnostics.extend(permit::find_refusals(&source, plan, job.allow));
+        diagnostics.extend(empty_context::find_refusals(&source, plan, &job.files));
     }
     let refused = diagnostics.iter().any(Diagnostic::is_error);
     let mut plan = resolution.plan.filter(|_| !refused);
     if let Some(plan) = &mut plan {
         let spec = job.spec;
-        platforms::set(plan, &spec.platforms);
-        build::give_secrets(plan, &spec.build_secrets, job.secrets);
-        diagnostics.extend(pins::apply(plan, &spec.pins));
-        cache::share(plan, &spec.cache, job.trust, &facts.registry);
+        platforms::set_platforms(plan, &spec.platforms);
+        build::add_secret_variables(plan, &spec.build_secrets, job.secrets);
+        diagnostics.extend(pins::apply_pins(plan, &spec.pins));
+        cache::add_shared_cache(plan, &spec.cache, job.trust, &variables.registry);
         let limit = spec.timeout_secs.map(std::time::Duration::from_secs);
         plan.timeout = match (plan.timeout, limit) {
             (Some(own), Some(limit)) => Some(own.min(limit)),
@@ -203,6 +211,6 @@ pub fn prepare(job: &Job<'_>) -> Result<Prepared, JobError> {
         source,
         diagnostics,
         plan,
-        facts,
+        variables,
     })
 }

@@ -1,8 +1,8 @@
-//! What a task file may ask of the outside while it is read: `alias: src:` and the sources of `secrets`.
+//! External sources that a task file may read: `alias: src:` and the sources of `secrets`.
 //!
-//! The author of a task file need not be trusted with this machine: a file is read only inside the context,
-//! a URL only at a public address, and this machine's environment only for a task of the operator's own
-//! folder. Of vaults, it reads what the operator lists for its task.
+//! The author of a task file may be untrusted. A file is read only inside the context, and a URL
+//! only at a public address. This machine's environment is read only for a task of the operator's
+//! own folder. Only those vault secrets are read that the operator lists for the task.
 
 use std::{
     io::Read,
@@ -11,32 +11,32 @@ use std::{
     time::Duration,
 };
 
-use acrtask_model::{Secret, chain};
+use acrtask_model::{Secret, error_chain};
 use acrtask_registry::{AddressPolicy, net};
 use acrtask_spec::{Lookup, SecretDeclaration, SecretSource};
 use acrtask_vaults::{KeyVaultHosts, SecretAddress, VaultError};
 
 use crate::{Files, VaultSecrets};
 
-/// The longest alias source that is read, in bytes.
+/// Maximum size of an alias source, in bytes.
 const MAX_SOURCE: u64 = 1 << 20;
-/// The time that a download may take.
+/// Maximum duration of a download.
 const DOWNLOAD_TIME: Duration = Duration::from_secs(30);
 
 /// Value of a secret whose vault is not read. It is also valid as base 64, for volumes.
 const PLACEHOLDER: &str = "c2VjcmV0LXZhbHVl";
 
-/// The outside of a task file.
+/// The external sources of a task file.
 #[derive(Debug)]
-pub(crate) struct Outside<'v> {
+pub(crate) struct TaskLookup<'v> {
     files: Files,
     vaults: VaultSecrets<'v>,
-    /// Reason of a missing value that another attempt may read.
+    /// Reason for a missing value that another attempt may read.
     unreachable: Mutex<Option<String>>,
 }
 
-impl<'v> Outside<'v> {
-    /// With these files and vaults.
+impl<'v> TaskLookup<'v> {
+    /// Returns a lookup in these files and vaults.
     pub(crate) fn new(files: Files, vaults: VaultSecrets<'v>) -> Self {
         Self {
             files,
@@ -45,7 +45,8 @@ impl<'v> Outside<'v> {
         }
     }
 
-    /// Returns why a vault was not read that another attempt may reach.
+    /// Returns the reason for an unread vault that another attempt may reach. `None` if every vault
+    /// was read or refused.
     pub(crate) fn unreachable(&self) -> Option<String> {
         self.unreachable
             .lock()
@@ -54,7 +55,7 @@ impl<'v> Outside<'v> {
     }
 
     /// Returns the address of a secret in a vault. `None` if it has another source.
-    fn address(&self, source: &SecretSource) -> Option<Result<SecretAddress, VaultError>> {
+    fn vault_address(&self, source: &SecretSource) -> Option<Result<SecretAddress, VaultError>> {
         let any = KeyVaultHosts::any();
         let hosts = match &self.vaults {
             // A plan sends nothing, and the operator of a runner may list other hosts.
@@ -71,7 +72,11 @@ impl<'v> Outside<'v> {
     }
 
     /// Reads secrets of vaults, in the order of `addresses`.
-    fn read(&self, ids: &[&str], addresses: &[SecretAddress]) -> Vec<Result<Secret, VaultError>> {
+    fn read_vaults(
+        &self,
+        ids: &[&str],
+        addresses: &[SecretAddress],
+    ) -> Vec<Result<Secret, VaultError>> {
         let VaultSecrets::Read { vaults, access } = &self.vaults else {
             return vec![Ok(Secret::new(PLACEHOLDER)); addresses.len()];
         };
@@ -101,12 +106,12 @@ impl<'v> Outside<'v> {
         found
     }
 
-    fn file(&self, path: &str) -> Result<String, String> {
+    fn read_file(&self, path: &str) -> Result<String, String> {
         let root = match &self.files {
-            Files::OfTheOperator(root) | Files::FromElsewhere(root) => root,
+            Files::OperatorFolder(root) | Files::Fetched(root) => root,
             Files::None => return Err("the run has no context that it could be in".into()),
         };
-        let found = acrtask_source::paths::inside(root, Path::new(path))
+        let found = acrtask_source::paths::resolve_inside(root, Path::new(path))
             .map_err(|error| error.to_string())?;
         let mut text = String::new();
         std::fs::File::open(found)
@@ -119,16 +124,16 @@ impl<'v> Outside<'v> {
     }
 }
 
-impl Lookup for Outside<'_> {
+impl Lookup for TaskLookup<'_> {
     fn alias_source(&self, location: &str) -> Result<String, String> {
         if location.starts_with("https://") || location.starts_with("http://") {
             return download(location);
         }
-        self.file(location)
+        self.read_file(location)
     }
 
     fn secret(&self, declared: &SecretDeclaration) -> Result<Option<Secret>, String> {
-        let own = matches!(self.files, Files::OfTheOperator(_));
+        let own = matches!(self.files, Files::OperatorFolder(_));
         match &declared.source {
             SecretSource::KeyVault { .. } | SecretSource::Vault(_) => self
                 .secrets(std::slice::from_ref(declared))
@@ -141,17 +146,17 @@ impl Lookup for Outside<'_> {
                 Ok(value) => Ok(Some(Secret::new(value))),
                 Err(_) => Err(format!("the environment has no {name}")),
             },
-            SecretSource::File(path) => self.file(path).map(|text| Some(Secret::new(text))),
+            SecretSource::File(path) => self.read_file(path).map(|text| Some(Secret::new(text))),
         }
     }
 
-    /// Reads all secrets of vaults together.
+    /// Reads all secrets of vaults in one batch.
     fn secrets(&self, declared: &[SecretDeclaration]) -> Vec<Result<Option<Secret>, String>> {
         let (mut ids, mut addresses) = (Vec::new(), Vec::new());
         // `None`: a secret of a vault, in the order of `addresses`.
         let found: Vec<_> = declared
             .iter()
-            .map(|one| match self.address(&one.source) {
+            .map(|one| match self.vault_address(&one.source) {
                 Some(Ok(address)) => {
                     ids.push(one.id.as_str());
                     addresses.push(address);
@@ -161,7 +166,7 @@ impl Lookup for Outside<'_> {
                 None => Some(self.secret(one)),
             })
             .collect();
-        let mut read = self.read(&ids, &addresses).into_iter();
+        let mut read = self.read_vaults(&ids, &addresses).into_iter();
         let mut next = || match read.next() {
             Some(Ok(value)) => Ok(Some(value)),
             Some(Err(error)) => Err(error.message),
@@ -174,16 +179,16 @@ impl Lookup for Outside<'_> {
     }
 }
 
-/// The text at `url`. Blocks.
+/// Downloads the text at `url`. Blocks.
 fn download(url: &str) -> Result<String, String> {
     block_on(async {
-        tokio::time::timeout(DOWNLOAD_TIME, fetch(url))
+        tokio::time::timeout(DOWNLOAD_TIME, fetch_text(url))
             .await
-            .unwrap_or_else(|_| Err(format!("no answer within {} s", DOWNLOAD_TIME.as_secs())))
+            .unwrap_or_else(|_| Err(format!("no response within {} s", DOWNLOAD_TIME.as_secs())))
     })
 }
 
-/// Runs on a thread of its own, because the caller may be inside a runtime. Blocks.
+/// Runs a future on a new thread, because the caller may be inside a runtime. Blocks.
 fn block_on<T: Send>(future: impl Future<Output = Result<T, String>> + Send) -> Result<T, String> {
     std::thread::scope(|scope| {
         let running = scope.spawn(|| {
@@ -195,24 +200,29 @@ fn block_on<T: Send>(future: impl Future<Output = Result<T, String>> + Send) -> 
         });
         running
             .join()
-            .unwrap_or_else(|_| Err("the download broke off".into()))
+            .unwrap_or_else(|_| Err("the download was interrupted".into()))
     })
 }
 
-async fn fetch(url: &str) -> Result<String, String> {
+async fn fetch_text(url: &str) -> Result<String, String> {
     let url: url::Url = url
         .parse()
-        .map_err(|error| format!("it is no URL: {error}"))?;
+        .map_err(|error| format!("it is not a URL: {error}"))?;
     net::check_literal(AddressPolicy::PublicOnly, &url).map_err(|error| error.to_string())?;
-    let client = net::client(AddressPolicy::PublicOnly, true).map_err(|error| chain(&error))?;
+    let client =
+        net::client(AddressPolicy::PublicOnly, true).map_err(|error| error_chain(&error))?;
     let mut response = client
         .get(url)
         .send()
         .await
         .and_then(reqwest::Response::error_for_status)
-        .map_err(|error| chain(&error))?;
+        .map_err(|error| error_chain(&error))?;
     let mut text = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(|error| chain(&error))? {
+    while let Some(chunk) = response
+        .chunk()
+        .await
+        .map_err(|error| error_chain(&error))?
+    {
         text.extend_from_slice(&chunk);
         if text.len() as u64 > MAX_SOURCE {
             return Err(format!("it is larger than {} MiB", MAX_SOURCE >> 20));
@@ -225,8 +235,8 @@ async fn fetch(url: &str) -> Result<String, String> {
 mod tests {
     use super::*;
 
-    fn outside(files: Files) -> Outside<'static> {
-        Outside::new(files, VaultSecrets::Placeholders)
+    fn lookup(files: Files) -> TaskLookup<'static> {
+        TaskLookup::new(files, VaultSecrets::Placeholders)
     }
 
     fn env(name: &str) -> SecretDeclaration {
@@ -237,42 +247,39 @@ mod tests {
     }
 
     #[test]
-    fn files_only_inside_the_context() {
+    fn files_are_read_only_inside_the_context() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().canonicalize().unwrap();
         std::fs::write(root.join("aliases.yaml"), "values: {}").unwrap();
         std::os::unix::fs::symlink("/etc/passwd", root.join("link")).unwrap();
-        let outside = outside(Files::OfTheOperator(root));
-        assert_eq!(
-            outside.alias_source("aliases.yaml"),
-            Ok("values: {}".into())
-        );
+        let lookup = lookup(Files::OperatorFolder(root));
+        assert_eq!(lookup.alias_source("aliases.yaml"), Ok("values: {}".into()));
         for elsewhere in ["/etc/passwd", "../x", "link"] {
-            assert!(outside.alias_source(elsewhere).is_err(), "{elsewhere}");
+            assert!(lookup.alias_source(elsewhere).is_err(), "{elsewhere}");
         }
-        let none = Outside::new(Files::None, VaultSecrets::Placeholders);
+        let none = TaskLookup::new(Files::None, VaultSecrets::Placeholders);
         assert!(none.alias_source("aliases.yaml").is_err());
     }
 
     #[test]
-    fn addresses_of_this_machine_are_refused() {
+    fn private_addresses_are_refused() {
         for url in [
             "http://127.0.0.1:1/x",
             "http://169.254.169.254/latest/meta-data",
             "http://[::1]/",
         ] {
-            let error = outside(Files::None).alias_source(url).unwrap_err();
+            let error = lookup(Files::None).alias_source(url).unwrap_err();
             assert!(!error.contains("refused to connect"), "{error}");
         }
     }
 
     #[test]
-    fn the_environment_only_for_the_operators_own_folder() {
-        let own = outside(Files::OfTheOperator("/".into()));
+    fn environment_is_read_only_for_the_operators_folder() {
+        let own = lookup(Files::OperatorFolder("/".into()));
         assert!(own.secret(&env("PATH")).unwrap().is_some());
         assert!(own.secret(&env("NO_SUCH_VARIABLE_HERE")).is_err());
         assert!(
-            outside(Files::FromElsewhere("/".into()))
+            lookup(Files::Fetched("/".into()))
                 .secret(&env("PATH"))
                 .is_err()
         );

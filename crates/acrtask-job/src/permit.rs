@@ -1,6 +1,7 @@
-//! What a task asks for that the operator has to allow by name, found before anything starts. Pure.
+//! Detection of steps that need the operator's permission, before anything starts. Pure.
 //!
-//! The executor refuses the same things when it comes to them; this only saves the steps before.
+//! The executor refuses the same steps later. This module only saves the time of the steps before
+//! them.
 
 use acrtask_executor::Allow;
 use acrtask_spec::{
@@ -9,8 +10,8 @@ use acrtask_spec::{
     plan::{Network, Plan, Step, StepKind},
 };
 
-/// An error for each step of `plan` that asks for more than `allow`.
-pub(crate) fn refusals(source: &TaskSource, plan: &Plan, allow: Allow) -> Vec<Diagnostic> {
+/// Returns an error for each network and step of `plan` that needs more than `allow`.
+pub(crate) fn find_refusals(source: &TaskSource, plan: &Plan, allow: Allow) -> Vec<Diagnostic> {
     let networks = plan.networks.iter().filter(|_| !allow.host_network);
     let networks = networks.filter_map(|network| {
         let line = network
@@ -29,10 +30,10 @@ pub(crate) fn refusals(source: &TaskSource, plan: &Plan, allow: Allow) -> Vec<Di
         .flat_map(|step| {
             let privileged = !allow.privileged && is_privileged(step);
             let network = !allow.host_network && wants_host_network(step, plan);
-            let refuse = |asked: &str, flag: &str| {
+            let refuse = |need: &str, flag: &str| {
                 Diagnostic::error(
                     "not-allowed",
-                    format!("the step `{}` asks for {asked}", step.id),
+                    format!("the step `{}` needs {need}", step.id),
                 )
                 .at(first_line(&source.text, step.line), "in this step")
                 .help(format!(
@@ -49,7 +50,7 @@ pub(crate) fn refusals(source: &TaskSource, plan: &Plan, allow: Allow) -> Vec<Di
             let socket = !allow.docker_socket && needs_socket(step);
             let socket = socket.then(|| {
                 refuse(
-                    "a word of `docker` that only the engine's socket can carry out, which is root on this machine",
+                    "a `docker` command that only works with the engine's socket, which is root on this machine",
                     "docker-socket",
                 )
             });
@@ -63,24 +64,24 @@ fn is_privileged(step: &Step) -> bool {
 }
 
 fn wants_host_network(step: &Step, plan: &Plan) -> bool {
-    let of_build = match &step.kind {
+    let build_uses_it = match &step.kind {
         StepKind::Build(build) => build
             .line
             .as_ref()
             .is_ok_and(|line| line.network.as_deref() == Some("host")),
         StepKind::Cmd(_) | StepKind::Push(_) => false,
     };
-    let of_the_machine = |name: &str| {
+    let is_machine_network = |name: &str| {
         let declared = plan.networks.iter().find(|network| network.name == name);
         declared.map_or(name == "host", |network| network.skip_creation)
     };
-    let of_container = |line: &ContainerLine| {
+    let container_uses_it = |line: &ContainerLine| {
         let wanted = line.flags.network.as_ref().and_then(Word::literal);
         let wanted = wanted.filter(|name| !matches!(name.as_str(), "bridge" | "default"));
         let name = wanted.as_deref().or(step.network.as_deref());
-        name.is_some_and(of_the_machine)
+        name.is_some_and(is_machine_network)
     };
-    of_build || containers(step).any(of_container)
+    build_uses_it || containers(step).any(container_uses_it)
 }
 
 fn needs_socket(step: &Step) -> bool {
@@ -89,7 +90,7 @@ fn needs_socket(step: &Step) -> bool {
     )
 }
 
-/// The containers of a cmd step.
+/// Returns the containers of a cmd step.
 fn containers(step: &Step) -> impl Iterator<Item = &ContainerLine> {
     commands(step).filter_map(|command| match &command.kind {
         CommandKind::Container(line) => Some(&**line),
@@ -97,7 +98,7 @@ fn containers(step: &Step) -> impl Iterator<Item = &ContainerLine> {
     })
 }
 
-/// The commands of a cmd step.
+/// Returns the commands of a cmd step.
 fn commands(step: &Step) -> impl Iterator<Item = &Command> {
     let line: Option<&CmdLine> = match &step.kind {
         StepKind::Cmd(cmd) => cmd.line.as_ref().ok(),
@@ -110,7 +111,7 @@ fn commands(step: &Step) -> impl Iterator<Item = &Command> {
         .flat_map(|pipeline| &pipeline.commands)
 }
 
-/// The bytes of line number `line`, from 1, without its indentation.
+/// Returns the byte range of line number `line`, from 1, without its indentation.
 pub(crate) fn first_line(text: &str, line: usize) -> std::ops::Range<usize> {
     let start: usize = text
         .split_inclusive('\n')

@@ -2,8 +2,8 @@
 
 use acrtask_spec::plan::{Plan, StepKind};
 
-/// The platforms of the run for each build that names none itself.
-pub(crate) fn set(plan: &mut Plan, platforms: &[String]) {
+/// Sets the platforms of the run on each build without its own platforms.
+pub(crate) fn set_platforms(plan: &mut Plan, platforms: &[String]) {
     for step in &mut plan.steps {
         if let StepKind::Build(build) = &mut step.kind
             && let Ok(line) = &mut build.line

@@ -1,9 +1,9 @@
-//! Diagnostics on their way from the machine that found them to the one that shows them.
+//! Conversion of diagnostics for transport to the machine that displays them.
 
-use acrtask_model::events::{FileProblem, Place};
+use acrtask_model::events::{FileProblem, SourceSpan};
 use acrtask_spec::{Diagnostic, Label, Severity};
 
-/// What an event says of `diagnostics`.
+/// Converts diagnostics to problems of an event.
 pub fn file_problems(diagnostics: &[Diagnostic]) -> Vec<FileProblem> {
     diagnostics
         .iter()
@@ -12,10 +12,10 @@ pub fn file_problems(diagnostics: &[Diagnostic]) -> Vec<FileProblem> {
             error: diagnostic.is_error(),
             message: diagnostic.message.clone(),
             help: diagnostic.help.clone(),
-            places: diagnostic
+            spans: diagnostic
                 .labels
                 .iter()
-                .map(|label| Place {
+                .map(|label| SourceSpan {
                     start: label.span.start,
                     end: label.span.end,
                     text: label.text.clone(),
@@ -25,7 +25,7 @@ pub fn file_problems(diagnostics: &[Diagnostic]) -> Vec<FileProblem> {
         .collect()
 }
 
-/// The diagnostics that an event tells of; they are shown as if they had been found here.
+/// Converts the problems of an event back to diagnostics, which are then displayed like local ones.
 pub fn diagnostics_from(problems: &[FileProblem]) -> Vec<Diagnostic> {
     problems
         .iter()
@@ -39,11 +39,11 @@ pub fn diagnostics_from(problems: &[FileProblem]) -> Vec<Diagnostic> {
             message: problem.message.clone(),
             help: problem.help.clone(),
             labels: problem
-                .places
+                .spans
                 .iter()
-                .map(|place| Label {
-                    span: place.start..place.end,
-                    text: place.text.clone(),
+                .map(|span| Label {
+                    span: span.start..span.end,
+                    text: span.text.clone(),
                 })
                 .collect(),
         })

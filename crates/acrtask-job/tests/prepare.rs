@@ -1,16 +1,16 @@
-//! From a spec to a plan, without an engine.
+//! Preparation of plans from specifications, without an engine.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of tests are tests too")]
 
 use std::{collections::BTreeMap, path::Path};
 
-use acrtask_api::spec::{BuildSpec, Facts, RunSpec, SharedCache, Work};
+use acrtask_api::spec::{BuildSpec, RunSource, RunSpec, SharedCache, Variables};
 use acrtask_executor::Allow;
 use acrtask_job::{
     Files, Git, Job, JobError, Prepared, VaultSecrets, diagnostics_from, file_problems, prepare,
 };
 use acrtask_model::{Digest, RunId, Secret, TrustDomain};
-use acrtask_source::GitFacts;
+use acrtask_source::GitVariables;
 use acrtask_spec::{
     Diagnostic,
     build_line::BuildLine,
@@ -20,7 +20,7 @@ use acrtask_spec::{
 use acrtask_vaults::{Access, Settings, VaultSettings, Vaults};
 use jiff::Timestamp;
 
-/// A folder with these files, and what it is to the run.
+/// A folder with files, and the settings of its run.
 struct Case {
     folder: tempfile::TempDir,
     own: bool,
@@ -67,14 +67,14 @@ impl Case {
             spec,
             secrets: &self.secrets,
             files: if self.own {
-                Files::OfTheOperator(root)
+                Files::OperatorFolder(root)
             } else {
-                Files::FromElsewhere(root)
+                Files::Fetched(root)
             },
             context: "the context".into(),
-            git: Git::Known(GitFacts {
+            git: Git::Fetched(GitVariables {
                 commit: Some("c0ffee".into()),
-                ..GitFacts::default()
+                ..GitVariables::default()
             }),
             allow: self.allow,
             vaults: self.vaults(),
@@ -89,19 +89,19 @@ impl Case {
     }
 }
 
-fn spec(work: Work) -> RunSpec {
+fn spec(source: RunSource) -> RunSpec {
     RunSpec {
-        work,
-        facts: Facts {
+        source,
+        variables: Variables {
             registry: "reg.io".into(),
-            ..Facts::default()
+            ..Variables::default()
         },
         ..RunSpec::default()
     }
 }
 
 fn text(text: &str) -> RunSpec {
-    spec(Work::Text {
+    spec(RunSource::Inline {
         name: "task.yaml".into(),
         text: text.into(),
     })
@@ -125,82 +125,92 @@ fn line(plan: &Plan) -> String {
 }
 
 #[test]
-fn each_kind_of_work() {
+fn every_kind_of_source_is_resolved() {
     let case = Case::new(&[
         ("acb.yaml", "steps:\n  - cmd: second\n"),
         ("other.yaml", "steps:\n  - cmd: other\n"),
     ]);
-    assert_eq!(line(&case.plan(&spec(Work::Usual))), "second");
-    let file = Work::File {
+    assert_eq!(line(&case.plan(&spec(RunSource::DefaultFile))), "second");
+    let file = RunSource::File {
         path: "other.yaml".into(),
     };
     assert_eq!(line(&case.plan(&spec(file))), "other");
     assert_eq!(line(&case.plan(&text("steps:\n  - cmd: text\n"))), "text");
-    let cmd = Work::Cmd {
+    let cmd = RunSource::Cmd {
         line: "$Registry/app:$ID say {{.Run.Commit}}".into(),
     };
     assert_eq!(line(&case.plan(&spec(cmd))), "reg.io/app:r1 say c0ffee");
 }
 
 #[test]
-fn the_facts_that_were_found_are_told() {
-    let facts = Case::new(&[])
+fn prepare_returns_variables_that_it_found() {
+    let variables = Case::new(&[])
         .prepare(&text("steps:\n  - cmd: x\n"))
         .unwrap()
-        .facts;
+        .variables;
     assert_eq!(
-        (facts.registry.as_str(), facts.commit.as_str()),
+        (variables.registry.as_str(), variables.commit.as_str()),
         ("reg.io", "c0ffee")
     );
-    assert_eq!(facts.date, Some(Timestamp::UNIX_EPOCH));
+    assert_eq!(variables.date, Some(Timestamp::UNIX_EPOCH));
 }
 
 #[test]
-fn without_a_task_file() {
+fn missing_task_file_is_an_error_with_help() {
     let case = Case::new(&[]);
-    let error = case.prepare(&spec(Work::Usual)).unwrap_err();
-    assert_eq!(error.to_string(), "there is no task file in the context");
+    let error = case.prepare(&spec(RunSource::DefaultFile)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the context the context has no task file"
+    );
     assert!(error.help.unwrap().contains("acr-task.yaml"));
-    let file = Work::File {
+    let file = RunSource::File {
         path: "ci/x.yaml".into(),
     };
     let error = case.prepare(&spec(file)).unwrap_err();
-    assert_eq!(error.to_string(), "there is no task file `ci/x.yaml`");
+    assert_eq!(
+        error.to_string(),
+        "the task file `ci/x.yaml` does not exist"
+    );
 }
 
 #[test]
-fn a_context_from_elsewhere_reads_nothing_of_the_machine() {
+fn fetched_context_reads_nothing_of_the_machine() {
     let outside = tempfile::tempdir().unwrap();
     let secret = outside.path().join("secret.yaml");
     std::fs::write(&secret, "steps:\n  - cmd: stolen\n").unwrap();
     let mut case = Case::new(&[]);
     std::os::unix::fs::symlink(&secret, case.folder.path().join("acr-task.yaml")).unwrap();
     let named = |path: &Path| {
-        spec(Work::File {
+        spec(RunSource::File {
             path: path.to_str().unwrap().into(),
         })
     };
     let up = Path::new("..").join(outside.path().file_name().unwrap());
     for spec in [
-        spec(Work::Usual),
+        spec(RunSource::DefaultFile),
         named(Path::new("acr-task.yaml")),
         named(&secret),
         named(&up.join("secret.yaml")),
     ] {
         let error = case.prepare(&spec).unwrap_err();
-        assert!(error.to_string().starts_with("there is no task file"));
+        let message = error.to_string();
+        assert!(
+            message.ends_with("has no task file") || message.ends_with("does not exist"),
+            "{message}"
+        );
     }
     let environment = text("secrets:\n  - id: s\n    env: PATH\nsteps:\n  - cmd: x\n");
     let refused = case.prepare(&environment).unwrap();
     assert!(refused.plan.is_none(), "{:?}", refused.diagnostics);
-    // Whoever named the folder may link where they like.
+    // The operator may use links in the own folder.
     case.own = true;
-    assert_eq!(line(&case.plan(&spec(Work::Usual))), "stolen");
+    assert_eq!(line(&case.plan(&spec(RunSource::DefaultFile))), "stolen");
     assert!(case.prepare(&environment).unwrap().plan.is_some());
 }
 
 #[test]
-fn what_the_operator_does_not_allow_is_refused_with_its_place() {
+fn forbidden_steps_are_refused_with_their_location() {
     let task = text("steps:\n  - cmd: x\n    privileged: true\n");
     let mut case = Case::new(&[]);
     let refused = case.prepare(&task).unwrap();
@@ -216,7 +226,7 @@ fn what_the_operator_does_not_allow_is_refused_with_its_place() {
         ("cmd: x\n    network: theirs", true),
         ("cmd: --network theirs x", true),
         ("cmd: --network bridge x\n    network: theirs", true),
-        // Declared is enough.
+        // Declaring the network is sufficient.
         ("cmd: --network own x\n    network: theirs", true),
         ("cmd: x\n    network: none", true),
         ("cmd: x", true),
@@ -231,23 +241,26 @@ fn what_the_operator_does_not_allow_is_refused_with_its_place() {
 }
 
 #[test]
-fn problems_look_the_same_where_they_are_shown() {
+fn problems_convert_back_to_equal_diagnostics() {
     let task =
         text("steps:\n  - cmd: x `date`\n    wen: [a]\n  - push: nothing\n  - build: --frob .\n");
     let found = Case::new(&[]).prepare(&task).unwrap();
     assert!(found.diagnostics.iter().any(Diagnostic::is_error));
     let json = serde_json::to_string(&file_problems(&found.diagnostics)).unwrap();
-    let come: Vec<_> = serde_json::from_str(&json).unwrap();
+    let received: Vec<_> = serde_json::from_str(&json).unwrap();
     let shown =
         |diagnostics: &[Diagnostic]| render_diagnostics(&found.source, diagnostics, true, 80);
-    assert_eq!(shown(&diagnostics_from(&come)), shown(&found.diagnostics));
-    assert_eq!(diagnostics_from(&come), found.diagnostics);
+    assert_eq!(
+        shown(&diagnostics_from(&received)),
+        shown(&found.diagnostics)
+    );
+    assert_eq!(diagnostics_from(&received), found.diagnostics);
 }
 
 #[test]
-fn an_image_of_a_stored_task() {
+fn build_source_becomes_a_build_and_a_push_step() {
     let build = |images: &[&str]| {
-        spec(Work::Build(BuildSpec {
+        spec(RunSource::Build(BuildSpec {
             images: images.iter().map(|image| (*image).to_owned()).collect(),
             dockerfile: "docker/Dockerfile".into(),
             target: Some("test".into()),
@@ -317,7 +330,7 @@ fn an_image_of_a_stored_task() {
 }
 
 #[test]
-fn a_build_of_an_empty_context_is_refused() {
+fn build_of_an_empty_context_is_refused() {
     let refused = |steps: &str| {
         let spec = text(&format!("version: v1.1.0\nsteps:\n{steps}"));
         let prepared = prepare(&Job {
@@ -327,7 +340,7 @@ fn a_build_of_an_empty_context_is_refused() {
             secrets: &BTreeMap::new(),
             files: Files::None,
             context: "/dev/null".into(),
-            git: Git::Known(GitFacts::default()),
+            git: Git::Fetched(GitVariables::default()),
             allow: Allow::default(),
             vaults: VaultSecrets::Placeholders,
             now: Timestamp::UNIX_EPOCH,
@@ -359,19 +372,19 @@ fn a_build_of_an_empty_context_is_refused() {
 }
 
 #[test]
-fn what_cannot_be_built() {
+fn invalid_builds_are_refused() {
     let build = |image: &str, secret_args: &[&str]| {
-        let mut spec = spec(Work::Build(BuildSpec {
+        let mut spec = spec(RunSource::Build(BuildSpec {
             images: vec![image.into()],
             dockerfile: "Dockerfile".into(),
             secret_args: secret_args.iter().map(|name| (*name).to_owned()).collect(),
             ..BuildSpec::default()
         }));
-        spec.facts.registry.clear();
+        spec.variables.registry.clear();
         spec
     };
     let case = Case::new(&[]);
-    let said = |spec: &RunSpec| case.prepare(spec).unwrap_err().to_string();
+    let message = |spec: &RunSpec| case.prepare(spec).unwrap_err().to_string();
     insta::assert_snapshot!(
         [
             build("app:1", &[]),
@@ -380,7 +393,7 @@ fn what_cannot_be_built() {
             build("reg.io/app:1", &["TOKEN"]),
         ]
         .iter()
-        .map(said)
+        .map(message)
         .collect::<Vec<_>>()
         .join("\n")
     );
@@ -391,7 +404,7 @@ fn what_cannot_be_built() {
         secrets: &BTreeMap::new(),
         files: Files::None,
         context: "/dev/null".into(),
-        git: Git::Known(GitFacts::default()),
+        git: Git::Fetched(GitVariables::default()),
         allow: Allow::default(),
         vaults: VaultSecrets::Placeholders,
         now: Timestamp::UNIX_EPOCH,
@@ -404,12 +417,12 @@ fn what_cannot_be_built() {
 }
 
 #[test]
-fn the_shared_cache_is_beside_each_image_without_a_cache_of_its_own() {
+fn shared_cache_is_added_to_images_without_a_cache() {
     let mut task = text(
         "steps:\n  - build: -t $Registry/a:1 .\n  - build: .\n  - build: -t $Registry/c:1 --cache-from reg.io/c:x .\n  \
          - build: -t $Registry/d:1 .\n    cache: enabled\n  - id: again\n    build: -t $Registry/a:2 .\n",
     );
-    if let Work::Text { text, .. } = &mut task.work {
+    if let RunSource::Inline { text, .. } = &mut task.source {
         text.insert_str(0, "version: v1.1.0\n");
     }
     let case = Case::new(&[]);
@@ -468,7 +481,7 @@ fn pins_reach_the_plan() {
 }
 
 #[test]
-fn the_shorter_limit_holds() {
+fn shorter_timeout_applies() {
     let mut task = text("steps:\n  - cmd: x\n");
     let case = Case::new(&[]);
     assert_eq!(case.plan(&task).timeout, None);
@@ -490,7 +503,7 @@ fn messages(prepared: &Prepared) -> Vec<String> {
 }
 
 #[test]
-fn a_plan_reads_no_vault() {
+fn plan_reads_no_vault() {
     let case = Case::new(&[]);
     let plan = case.plan(&text(WITH_VAULTS));
     let placeholder = line(&plan).replace("alpine echo ", "");
@@ -499,7 +512,7 @@ fn a_plan_reads_no_vault() {
             .iter()
             .any(|secret| secret.expose() == placeholder)
     );
-    // Another host may be one that the operator of a runner lists.
+    // The operator of a runner may list another host.
     let elsewhere = WITH_VAULTS.replace("team.vault.azure.net", "kv.example.com");
     case.plan(&text(&elsewhere));
     let wrong = WITH_VAULTS.replace("https://team.vault.azure.net/secrets/pass", "pass");
@@ -524,7 +537,7 @@ fn secrets_of_vaults_need_settings_or_a_value() {
         found[0].contains("AZURE_TENANT_ID") && found[1].contains("VAULT_ADDR"),
         "{found:?}"
     );
-    // A value that was given wins, and nothing is read.
+    // A given value takes precedence, and no vault is read.
     let mut given = text(WITH_VAULTS);
     given.secrets = vec!["azure".into(), "vault".into()];
     let case = case
@@ -534,7 +547,7 @@ fn secrets_of_vaults_need_settings_or_a_value() {
 }
 
 #[test]
-fn a_vault_that_cannot_be_reached_is_no_fault_of_the_file() {
+fn unreachable_vault_is_not_a_problem_of_the_file() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);

@@ -1,4 +1,4 @@
-//! Numbers of things in messages.
+//! Counted nouns for messages.
 
 /// Returns the number with its noun: `1 byte`, `2 bytes`. The plural of the noun ends in `s`.
 pub fn count(number: impl TryInto<u64>, noun: &str) -> String {
@@ -13,7 +13,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_is_singular() {
+    fn count_of_one_is_singular() {
         assert_eq!(count(0_u64, "byte"), "0 bytes");
         assert_eq!(count(1_u64, "byte"), "1 byte");
         assert_eq!(count(2_usize, "field"), "2 fields");

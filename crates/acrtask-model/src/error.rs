@@ -2,8 +2,8 @@
 
 use std::error::Error;
 
-/// Returns the text of an error and of its causes, with `: ` between them.
-pub fn chain(error: &dyn Error) -> String {
+/// Returns the text of an error and of its causes, separated by `: `.
+pub fn error_chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -1,7 +1,7 @@
-//! What a run tells while it runs. `acrtask run -o json` prints one [`Event`] a line.
+//! The events of a run. `acrtask run -o json` prints one [`Event`] per line.
 //!
-//! The schema only grows: a reader must accept keys and events that it does not know. Text in
-//! `output` has been masked (see [`crate::mask`]).
+//! The schema only grows: a reader must accept unknown keys and events. Text in `output` has been
+//! masked (see [`crate::mask`]).
 
 use std::collections::BTreeMap;
 
@@ -14,221 +14,225 @@ use crate::{
     state::{Outcome, StepState},
 };
 
-/// One thing that happened in a run.
+/// An event of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Event {
-    /// When, by the clock of the machine that runs it.
+    /// Time of the event, by the clock of the machine that executes the run.
     pub time: Timestamp,
-    /// Which run.
+    /// Id of the run.
     pub run: RunId,
-    /// What.
+    /// The event with its data.
     #[serde(flatten)]
     pub kind: EventKind,
 }
 
-/// What happened.
+/// The kinds of events, with their data.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum EventKind {
-    /// What was found in the task file, where a runner read it: before the first event of the run itself, or in its
-    /// place where the file is refused. `acrtask run` on one's own machine says the same on standard error.
+    /// A runner has read the task file. Precedes the first event of the run itself, or replaces it
+    /// if the file is refused. `acrtask run` on the user's own machine prints the same on standard
+    /// error.
     TaskFile {
-        /// The file's name.
+        /// Name of the file.
         name: String,
-        /// What it holds, as written.
+        /// Content of the file, as written.
         text: String,
-        /// Errors and warnings, in the order of the file; with an error among them nothing is started.
+        /// Errors and warnings, in the order of the file. If one is an error, nothing is started.
         problems: Vec<FileProblem>,
     },
-    /// The run begins. The first event.
+    /// The run begins. This is the first event.
     RunStarted {
         /// Every step of the plan, in file order.
         steps: Vec<StepSummary>,
         /// The engine that runs containers, with its version.
         engine: String,
-        /// The BuildKit endpoint that builds, with its version where it tells one.
+        /// The BuildKit endpoint that builds images, with its version if it reports one.
         builder: String,
     },
-    /// Something is being prepared or cleaned up: the context checked out, leftovers removed.
+    /// Preparation or cleanup is in progress: a checkout of the context, the removal of orphans.
     Progress {
-        /// What, in one line.
+        /// Description of the activity, in one line.
         message: String,
     },
     /// A step begins an attempt.
     StepStarted {
-        /// The step.
+        /// Id of the step.
         step: StepId,
-        /// From 1; higher for retries.
+        /// Number of the attempt, from 1.
         attempt: u32,
     },
-    /// A step printed something: whole lines without their line end, except for a last unfinished one.
+    /// Output of a step: complete lines without their line end, and possibly an unfinished last
+    /// one.
     Output {
-        /// The step.
+        /// Id of the step.
         step: StepId,
-        /// Where it printed it.
+        /// The stream of the output.
         stream: Stream,
         /// For a build: the vertex that printed it.
         #[serde(skip_serializing_if = "Option::is_none")]
         vertex: Option<String>,
-        /// The text, masked; bytes that are not UTF-8 are replaced.
+        /// The text, masked. Bytes that are not UTF-8 are replaced.
         text: String,
     },
-    /// A vertex of a build changed.
+    /// The state of a build's vertex has changed.
     Vertex {
-        /// The step.
+        /// Id of the step.
         step: StepId,
-        /// The vertex.
+        /// The current state of the vertex.
         #[serde(flatten)]
         vertex: Vertex,
     },
-    /// A part of a vertex moved on: bytes of a layer or of the context.
+    /// Progress of a transfer in a vertex: bytes of a layer or of the context.
     Transfer {
-        /// The step.
+        /// Id of the step.
         step: StepId,
-        /// The vertex that it belongs to.
+        /// The vertex of the transfer.
         vertex: String,
-        /// What is moved.
+        /// Name of the transferred object.
         id: String,
-        /// Bytes so far.
+        /// Number of bytes transferred so far.
         current: i64,
-        /// Bytes in all; 0 where unknown.
+        /// Total number of bytes; 0 if unknown.
         total: i64,
-        /// True when it is done.
+        /// Set when the transfer is complete.
         done: bool,
     },
     /// An attempt failed, and another one follows.
     StepRetrying {
-        /// The step.
+        /// Id of the step.
         step: StepId,
-        /// The number of the attempt that failed, from 1.
+        /// Number of the failed attempt, from 1.
         attempt: u32,
-        /// The wait before the next one, in seconds.
+        /// Delay before the next attempt, in seconds.
         delay_secs: u64,
-        /// Why it failed.
+        /// Reason of the failure.
         reason: String,
     },
     /// A step reached a final state.
     StepFinished {
-        /// The step.
+        /// Id of the step.
         step: StepId,
-        /// Its state.
+        /// The final state.
         #[serde(flatten)]
         state: StepState,
-        /// How long it took, retries and delays included, in milliseconds.
+        /// Duration of the step in milliseconds, including retries and delays.
         elapsed_ms: u64,
         /// For a failed step: its last lines of output.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         log_tail: Vec<String>,
-        /// For a failed build: the lines of the Dockerfile with the failing ones marked.
+        /// For a failed build: the lines of the Dockerfile, with the failing ones marked.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         excerpt: Option<String>,
     },
-    /// A build step made an image.
+    /// A build step built an image.
     ImageBuilt {
-        /// The step.
+        /// Id of the step.
         step: StepId,
-        /// The names that it was given.
+        /// The names of the image.
         names: Vec<String>,
-        /// The digest of its manifest or index.
+        /// Digest of the manifest or index.
         digest: Digest,
     },
     /// An image reached its registry.
     ImagePushed {
-        /// The step.
+        /// Id of the step.
         step: StepId,
-        /// The full name with its tag; where it is held, with the tag that it is to get.
+        /// The full name with its tag. For a staged image, the tag that it receives at promotion.
         name: String,
-        /// The digest of the manifest or index in the registry.
+        /// Digest of the manifest or index in the registry.
         digest: Digest,
-        /// The digest of each platform's manifest; of a single image, its own. Empty where its platform is not known.
+        /// Digest of each platform's manifest. For a single image, its own digest. Empty if the
+        /// platform is unknown.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         platforms: BTreeMap<String, Digest>,
-        /// It is there by its digest alone; the tag is as it was.
+        /// Set if the run pushed the image by its digest only and left the tag unchanged.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-        held: bool,
+        tag_deferred: bool,
     },
-    /// An image that was built stands on, or a step ran, this other one.
+    /// A base of a built image, or an image that a step ran.
     BaseUsed {
-        /// The step.
+        /// Id of the step.
         step: StepId,
-        /// What it is to the image.
+        /// The use of the image in the step.
         role: BaseRole,
-        /// Its name as it was asked for.
+        /// The name as the task wrote it.
         name: String,
-        /// What was used of it.
+        /// Digest of the used image.
         digest: Digest,
-        /// How this is known.
+        /// Source of the digest.
         evidence: Evidence,
-        /// The platforms that it was used for, sorted: `linux/arm64`. Empty where that is not known.
+        /// Platforms for which it was used, sorted: `linux/arm64`. Empty if unknown.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         platforms: Vec<String>,
     },
-    /// Something that the user should know but that stops nothing.
+    /// A warning that does not stop the run.
     Warning {
-        /// The step that it is about, if any.
+        /// Id of the affected step, if any.
         #[serde(skip_serializing_if = "Option::is_none")]
         step: Option<StepId>,
-        /// What.
+        /// The warning, in one sentence.
         message: String,
-        /// What to do about it.
+        /// A remedy.
         #[serde(skip_serializing_if = "Option::is_none")]
         help: Option<String>,
     },
-    /// The run is over. The last event.
+    /// The run has ended. This is the last event.
     RunFinished {
-        /// How it ended.
+        /// Final state of the run, with its reason.
         #[serde(flatten)]
         outcome: Outcome,
-        /// How long it took, in milliseconds.
+        /// Duration of the run in milliseconds.
         elapsed_ms: u64,
-        /// What could not be removed, or was kept because the task said so: `container NAME`, `network NAME` ...
+        /// Objects that could not be removed, or that the task asked to keep: `container NAME`,
+        /// `network NAME` ...
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        left: Vec<String>,
+        remaining: Vec<String>,
     },
 }
 
 /// A problem of a task file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileProblem {
-    /// Which kind: stable, like `unknown-key`.
+    /// Stable identifier of the kind of problem, such as `unknown-key`.
     pub code: String,
-    /// It stands in the way of a run.
+    /// Set if the problem prevents a run.
     pub error: bool,
-    /// What is wrong, in one sentence.
+    /// Description of the problem, in one sentence.
     pub message: String,
-    /// What to write instead.
+    /// The text to write instead.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub help: Option<String>,
-    /// Where. The first is the place to go to.
+    /// Locations of the problem, the most relevant one first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub places: Vec<Place>,
+    pub spans: Vec<SourceSpan>,
 }
 
-/// A place in a text.
+/// A range of bytes in a text.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
-    /// Its first byte.
+pub struct SourceSpan {
+    /// Offset of the first byte.
     pub start: usize,
-    /// The byte after its last one.
+    /// Offset after the last byte.
     pub end: usize,
-    /// What is there; may be empty.
+    /// Label of the range. May be empty.
     pub text: String,
 }
 
-/// A step as the first event lists it.
+/// A step in the first event.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepSummary {
-    /// Its id.
+    /// Id of the step.
     pub id: StepId,
     /// `build`, `cmd` or `push`.
     pub r#type: String,
     /// The line as written, without secrets.
     pub line: String,
-    /// The steps that must finish first.
+    /// Ids of the steps that must finish first.
     pub after: Vec<StepId>,
 }
 
-/// Where a step printed.
+/// The stream of a step's output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Stream {
@@ -241,40 +245,40 @@ pub enum Stream {
 /// A vertex of a build: one instruction, one transfer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Vertex {
-    /// Its digest: the key that later events of the same vertex carry.
+    /// Digest of the vertex, which identifies it in later events.
     pub vertex: String,
-    /// What it does, as BuildKit says it: `[2/3] RUN make`.
+    /// BuildKit's name of the vertex: `[2/3] RUN make`.
     pub name: String,
-    /// When it began, if it did.
+    /// Start time. `None` if the vertex has not started.
     pub started: Option<Timestamp>,
-    /// When it ended, if it did.
+    /// End time. `None` if the vertex has not ended.
     pub completed: Option<Timestamp>,
-    /// True where its result came from the cache.
+    /// Set if its result came from the cache.
     pub cached: bool,
-    /// Why it failed; empty otherwise.
+    /// Reason of its failure. Empty if it has not failed.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub error: String,
 }
 
-/// What an image is to what was made or run with it.
+/// The use of an image in a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BaseRole {
-    /// The base of the final stage: what the built image stands on.
+    /// The base of the final stage of the built image.
     Runtime,
-    /// The base of another stage, or an image that `COPY --from` or `RUN --mount=from` names.
+    /// The base of another stage, or an image in `COPY --from` or `RUN --mount=from`.
     BuildTime,
-    /// The frontend that `# syntax` names.
+    /// The frontend in `# syntax`.
     Frontend,
     /// The image that a `cmd` step ran.
-    Ran,
+    Cmd,
 }
 
-/// How a digest is known.
+/// The source of a digest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Evidence {
-    /// BuildKit's own provenance says so.
+    /// BuildKit's own provenance contains the digest.
     Provenance,
     /// BuildKit resolved the name to this digest in the progress of the build.
     Resolved,

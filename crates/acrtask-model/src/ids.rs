@@ -1,10 +1,10 @@
-//! One type for each kind of id, so that they cannot be mixed up.
+//! Types of ids, one for each kind, so that they cannot be confused.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Why a text is no id.
+/// An error for a text that is not a valid id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not a {kind}: {reason}")]
 pub struct IdError {
@@ -13,19 +13,19 @@ pub struct IdError {
     reason: &'static str,
 }
 
-/// The id of one run: what its containers, networks and volumes are labelled with.
+/// Id of a run. Its containers, networks and volumes have labels with this id.
 ///
-/// Lower-case letters, digits and `-`, at most 40 characters, so that it can stand in a container
-/// name, a DNS label and an image tag.
+/// It consists of lower-case letters, digits and `-`, at most 40 characters. So it is valid in a
+/// container name, a DNS label and an image tag.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RunId(String);
 
 impl RunId {
-    /// Longest run id, in characters.
+    /// Maximum length of a run id, in characters.
     pub const MAX_LEN: usize = 40;
 
-    /// Checks `text`.
+    /// Checks that `text` is a valid id.
     pub fn new(text: impl Into<String>) -> Result<Self, IdError> {
         let text = text.into();
         let reason = if text.is_empty() {
@@ -49,7 +49,7 @@ impl RunId {
         })
     }
 
-    /// A new id from 64 random bits: `r` and 12 characters of base 32.
+    /// Returns an id from 64 random bits: `r` and 12 characters of base 32.
     pub fn from_random(bits: u64) -> Self {
         const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
         let tail: String = (0..12)
@@ -58,7 +58,7 @@ impl RunId {
         Self(format!("r{tail}"))
     }
 
-    /// The id as text.
+    /// Returns the id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -83,13 +83,14 @@ impl From<RunId> for String {
     }
 }
 
-/// The id of a step inside its task: unique there, and the step's DNS name on the run's network.
+/// Id of a step, unique in its task. It is also the step's DNS name on the run's network.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct StepId(String);
 
 impl StepId {
-    /// Checks `text`: not empty, no white space, and not `acb_root`, which the reference executor keeps for itself.
+    /// Checks that `text` is a valid id: not empty, without white space, and not `acb_root`, which
+    /// the reference executor reserves.
     pub fn new(text: impl Into<String>) -> Result<Self, IdError> {
         let text = text.into();
         let reason = if text.is_empty() {
@@ -108,12 +109,12 @@ impl StepId {
         })
     }
 
-    /// The id of the step at `position` (from 0) that was given none: `acb_step_N`.
+    /// Returns the default id of the step at `position` (from 0): `acb_step_N`.
     pub fn default_at(position: usize) -> Self {
         Self(format!("acb_step_{position}"))
     }
 
-    /// The id as text.
+    /// Returns the id as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -143,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn run_ids() {
+    fn run_id_accepts_only_valid_texts() {
         for good in ["ca7", "r2026-11", "a"] {
             assert_eq!(RunId::new(good).unwrap().as_str(), good);
         }
@@ -155,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn step_ids() {
+    fn step_id_accepts_only_valid_texts() {
         assert!(StepId::new("build-web").is_ok());
         assert!(StepId::new("acb_root").is_err());
         assert!(StepId::new("a b").is_err());

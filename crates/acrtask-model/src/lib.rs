@@ -1,8 +1,8 @@
-//! Words that every part of acrtask shares: ids, image references and digests, secrets and their
-//! masking, the states of runs and steps, and the events that a run emits.
+//! Types that all parts of acrtask share: ids, image references and digests, secrets and their
+//! masking, the states of runs and steps, and the events of a run.
 //!
-//! Invariants: nothing here does I/O or reads a clock; a [`Digest`] and a tag are different types;
-//! a secret is a [`Secret`], which cannot be printed; a final state holds its own reason.
+//! Invariants: this crate does no I/O and reads no clock. A [`Digest`] and a tag are different
+//! types. A secret is a [`Secret`], which cannot be printed. A final state contains its own reason.
 
 pub mod count;
 pub mod error;
@@ -16,7 +16,7 @@ pub mod state;
 pub mod trust;
 
 pub use count::count;
-pub use error::chain;
+pub use error::error_chain;
 pub use events::{Event, EventKind};
 pub use ids::{RunId, StepId};
 pub use mask::Masker;
@@ -24,5 +24,6 @@ pub use reference::{Digest, ImageRef, ReferenceError};
 pub use secret::Secret;
 pub use state::{Outcome, RunState, SkipReason, StepState};
 pub use trust::{
-    CacheNamespace, CacheSealKey, Principal, RunDomain, TaskPattern, TrustDomain, TrustPolicy,
+    CacheNamespace, CacheSealKey, ContributionSource, Principal, RunDomain, TaskPattern,
+    TrustDomain, TrustPolicy,
 };

@@ -1,21 +1,21 @@
-//! Characters that a terminal shows where they stand, and no others.
+//! Characters that a terminal displays in place, without hidden effects.
 //!
-//! Refused are controls (C0, DEL, C1), marks and overrides of the direction of writing, separators of
-//! lines, and characters without width that make two names look alike. Joiners that scripts and emoji
-//! need ([`is_joiner`]) pass in texts and are refused in names.
+//! Refused are controls (C0, DEL, C1), marks and overrides of the writing direction, line
+//! separators, and characters without width that make two names appear equal. Joiners that scripts
+//! and emoji need ([`is_joiner`]) are allowed in texts and refused in names.
 
-/// True if `c` cannot move the cursor, reorder the text around it or hide in it.
+/// Returns `true` if `c` cannot move the cursor, reorder the text around it or hide in it.
 pub fn is_printable(c: char) -> bool {
     !matches!(c,
         '\0'..='\x1f' | '\x7f'..='\u{9f}'
-        // Soft hyphen, marks of direction, zero-width space, word joiner and invisible operators.
+        // Soft hyphen, direction marks, zero-width space, word joiner and invisible operators.
         | '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}' | '\u{200e}' | '\u{200f}'
         | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
-        // Annotations, tags and the rest of the plane that nothing shows.
+        // Annotations, tags and the rest of the plane without visible characters.
         | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
 }
 
-/// True if `c` joins or parts the letters around it and is not seen itself.
+/// Returns `true` if `c` invisibly joins or separates the letters around it.
 fn is_joiner(c: char) -> bool {
     matches!(
         c,
@@ -23,7 +23,7 @@ fn is_joiner(c: char) -> bool {
     )
 }
 
-/// The first character of `name` that a name must not contain.
+/// Returns the first character of `name` that a name must not contain.
 pub fn unprintable_in_name(name: &str) -> Option<char> {
     name.chars().find(|c| !is_printable(*c) || is_joiner(*c))
 }

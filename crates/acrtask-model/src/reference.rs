@@ -1,23 +1,24 @@
 //! Image references and digests.
 //!
-//! The grammar is that of the distribution project's `reference` package; familiar names are
-//! completed as Docker does (`alpine` is `docker.io/library/alpine:latest`).
+//! The grammar is that of the distribution project's `reference` package. Familiar names are
+//! completed as in Docker (`alpine` is `docker.io/library/alpine:latest`).
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-/// Why a text is no reference or digest.
+/// An error for a text that is not a reference or digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not an image reference: {reason}")]
 pub struct ReferenceError {
-    /// The text.
+    /// The invalid text.
     pub text: String,
-    /// What is wrong with it.
+    /// The problem with the text.
     pub reason: String,
 }
 
-/// The digest of a manifest, an index or a blob: `sha256:` and 64 hexadecimal digits, or `sha512:` and 128.
+/// The digest of a manifest, an index or a blob: `sha256:` and 64 hexadecimal digits, or `sha512:`
+/// and 128.
 ///
 /// Source: OCI image specification, descriptor, "Digests".
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -25,12 +26,12 @@ pub struct ReferenceError {
 pub struct Digest(String);
 
 impl Digest {
-    /// The digest as text, algorithm included.
+    /// Returns the digest as text, including the algorithm.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The first 12 hexadecimal digits, for a person.
+    /// Returns the first 12 hexadecimal digits, for display.
     pub fn short(&self) -> &str {
         let hex = self
             .0
@@ -87,7 +88,7 @@ impl fmt::Display for Digest {
 /// Docker Hub's name in references.
 pub const DOCKER_HUB: &str = "docker.io";
 
-/// A reference to an image, with its registry always written out.
+/// A reference to an image, with an explicit registry.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ImageRef {
@@ -98,32 +99,32 @@ pub struct ImageRef {
 }
 
 impl ImageRef {
-    /// Registry host and port: `docker.io`, `127.0.0.1:5000`.
+    /// Returns the host and port of the registry: `docker.io`, `127.0.0.1:5000`.
     pub fn registry(&self) -> &str {
         &self.registry
     }
 
-    /// Path inside the registry: `library/alpine`.
+    /// Returns the path inside the registry: `library/alpine`.
     pub fn repository(&self) -> &str {
         &self.repository
     }
 
-    /// The tag, if the reference has one.
+    /// Returns the tag, if the reference has one.
     pub fn tag(&self) -> Option<&str> {
         self.tag.as_deref()
     }
 
-    /// The digest, if the reference has one.
+    /// Returns the digest, if the reference has one.
     pub fn digest(&self) -> Option<&Digest> {
         self.digest.as_ref()
     }
 
-    /// Registry and repository without tag and digest.
+    /// Returns registry and repository without tag and digest.
     pub fn name(&self) -> String {
         format!("{}/{}", self.registry, self.repository)
     }
 
-    /// The same reference with `:latest` where it has neither tag nor digest.
+    /// Adds `:latest` if the reference has neither tag nor digest.
     #[must_use]
     pub fn or_latest(mut self) -> Self {
         if self.tag.is_none() && self.digest.is_none() {
@@ -132,7 +133,7 @@ impl ImageRef {
         self
     }
 
-    /// The same repository at `digest`, without a tag.
+    /// Returns the same repository with `digest` and without a tag.
     #[must_use]
     pub fn at(&self, digest: Digest) -> Self {
         Self {
@@ -142,7 +143,7 @@ impl ImageRef {
         }
     }
 
-    /// The repository alone, without tag and digest.
+    /// Returns the repository without tag and digest.
     #[must_use]
     pub fn untagged(&self) -> Self {
         Self {
@@ -152,7 +153,7 @@ impl ImageRef {
         }
     }
 
-    /// The same repository with another tag and no digest.
+    /// Returns the same repository with another tag and without a digest.
     pub fn with_tag(&self, tag: &str) -> Result<Self, ReferenceError> {
         check_tag(tag).map_err(|reason| ReferenceError {
             text: format!("{}:{tag}", self.name()),
@@ -170,14 +171,14 @@ impl FromStr for ImageRef {
     type Err = ReferenceError;
 
     fn from_str(text: &str) -> Result<Self, ReferenceError> {
-        parse(text).map_err(|reason| ReferenceError {
+        parse_reference(text).map_err(|reason| ReferenceError {
             text: text.into(),
             reason,
         })
     }
 }
 
-fn parse(text: &str) -> Result<ImageRef, String> {
+fn parse_reference(text: &str) -> Result<ImageRef, String> {
     if text.is_empty() {
         return Err("it is empty".into());
     }
@@ -257,7 +258,7 @@ fn check_repository(path: &str) -> Result<(), String> {
         return Err("the repository's name is longer than 255 characters".into());
     }
     for part in path.split('/') {
-        if !valid_component(part) {
+        if !is_valid_component(part) {
             return Err(if part.chars().any(|c| c.is_ascii_uppercase()) {
                 format!("`{part}` has upper-case letters; repository names are lower-case")
             } else if part.is_empty() {
@@ -272,8 +273,8 @@ fn check_repository(path: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`
-fn valid_component(part: &str) -> bool {
+/// Checks for `[a-z0-9]+((\.|_|__|-+)[a-z0-9]+)*`.
+fn is_valid_component(part: &str) -> bool {
     let alnum = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let bytes = part.as_bytes();
     let (Some(first), Some(last)) = (bytes.first(), bytes.last()) else {
@@ -332,7 +333,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn completes_names_as_docker_does() {
+    fn names_are_completed_as_in_docker() {
         let d = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
         for (given, full) in [
             ("alpine", "docker.io/library/alpine"),
@@ -356,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses() {
+    fn invalid_references_are_refused() {
         for bad in [
             "",
             "A",
@@ -381,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn derives() {
+    fn derived_references_have_the_expected_tag() {
         let r: ImageRef = "r.io/a".parse().unwrap();
         assert_eq!(r.clone().or_latest().to_string(), "r.io/a:latest");
         assert_eq!(r.with_tag("t").unwrap().to_string(), "r.io/a:t");

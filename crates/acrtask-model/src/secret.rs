@@ -1,20 +1,20 @@
-//! A value that must not be seen.
+//! Secret values, which must not appear in output.
 
 use std::fmt;
 
 use secrecy::{ExposeSecret, SecretString};
 
-/// A secret text. It cannot be printed, compared or serialized; its memory is wiped when it is dropped.
+/// A secret text. It cannot be printed, compared or serialized. Its memory is wiped on drop.
 #[derive(Clone)]
 pub struct Secret(SecretString);
 
 impl Secret {
-    /// Takes `value` in.
+    /// Stores `value` as a secret.
     pub fn new(value: impl Into<String>) -> Self {
         Self(SecretString::from(value.into()))
     }
 
-    /// The value itself. Each caller hands it to the one place that needs it: a secret mount, an
+    /// Returns the value. Each caller passes it only to the place that needs it: a secret mount, an
     /// `Authorization` header, the text of a rendered task.
     pub fn expose(&self) -> &str {
         self.0.expose_secret()

@@ -1,4 +1,4 @@
-//! The states of a run and of a step. A final state holds the reason that a person reads.
+//! The states of a run and of a step. A final state contains a reason for the user.
 
 use std::fmt;
 
@@ -6,49 +6,49 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::StepId;
 
-/// Where a step stands. Each final state holds its own facts.
+/// The state of a step. Each final state contains its own data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum StepState {
-    /// Waits for the steps before it.
+    /// Waiting for the steps before it.
     Pending,
-    /// Runs now.
+    /// Running.
     Running,
-    /// Finished well.
+    /// Ended successfully.
     Succeeded,
-    /// Finished badly.
+    /// Ended with a failure.
     Failed {
-        /// What went wrong, in one line.
+        /// The reason, in one line.
         reason: String,
-        /// The exit code, where a process gave one.
+        /// The exit code of the process, if it had one.
         exit_code: Option<i64>,
-        /// True where `ignoreErrors` let the run go on.
+        /// Set if the run continued because of `ignoreErrors`.
         ignored: bool,
     },
     /// Never started.
     Skipped {
-        /// Why not.
-        because: SkipReason,
+        /// The reason for skipping the step.
+        cause: SkipReason,
     },
-    /// Was running and was stopped.
+    /// Stopped while it was running.
     Canceled {
-        /// Who or what stopped it.
-        because: SkipReason,
+        /// The reason for stopping the step.
+        cause: SkipReason,
     },
-    /// Ran past its `timeout`.
+    /// Exceeded its `timeout`.
     TimedOut {
-        /// The limit, in seconds.
+        /// The timeout, in seconds.
         after_secs: u64,
     },
 }
 
 impl StepState {
-    /// True for a state that never changes again.
+    /// Returns `true` for a state that never changes again.
     pub fn is_final(&self) -> bool {
         !matches!(self, Self::Pending | Self::Running)
     }
 
-    /// True where the steps behind this one may start.
+    /// Returns `true` if the successors of the step may start.
     pub fn lets_others_start(&self) -> bool {
         matches!(self, Self::Succeeded | Self::Failed { ignored: true, .. })
     }
@@ -69,20 +69,20 @@ impl fmt::Display for StepState {
     }
 }
 
-/// Why a step was not started, or was stopped.
+/// Reason for skipping or stopping a step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "why", rename_all = "snake_case")]
+#[serde(tag = "type", rename_all = "snake_case")]
 pub enum SkipReason {
     /// Another step failed, which ends the run.
     StepFailed {
         /// The step that failed first.
         step: StepId,
     },
-    /// A person or the control plane stopped the run.
+    /// A user or the control plane stopped the run.
     Interrupted,
-    /// The run went past its own timeout.
+    /// The run exceeded its own timeout.
     RunTimedOut,
-    /// A detached step is stopped when all others have finished.
+    /// All other steps have finished, which stops a detached step.
     RunEnded,
 }
 
@@ -97,30 +97,30 @@ impl fmt::Display for SkipReason {
     }
 }
 
-/// Where a run stands.
+/// The state of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunState {
-    /// Waits for a runner.
+    /// Waiting for a runner.
     Queued,
-    /// Handed to a runner that has not begun yet.
+    /// Leased to a runner that has not begun yet.
     Leased,
     /// Steps are running.
     Running,
-    /// Every step finished well, or its failure was ignored.
+    /// Every step succeeded or its failure was ignored.
     Succeeded,
     /// A step failed.
     Failed,
-    /// Stopped by a person or the control plane.
+    /// Stopped by a user or the control plane.
     Canceled,
-    /// Went past its timeout.
+    /// Exceeded its timeout.
     TimedOut,
-    /// The engine or a registry could not be reached, or failed for reasons of its own.
+    /// The engine or a registry was unreachable or failed for its own reasons.
     Error,
 }
 
 impl RunState {
-    /// Every state, in the order of a run's life.
+    /// All states, in the order in which a run passes through them.
     pub const ALL: [Self; 8] = [
         Self::Queued,
         Self::Leased,
@@ -132,12 +132,12 @@ impl RunState {
         Self::Error,
     ];
 
-    /// True for a state that never changes again.
+    /// Returns `true` for a state that never changes again.
     pub fn is_final(self) -> bool {
         !matches!(self, Self::Queued | Self::Leased | Self::Running)
     }
 
-    /// As JSON, the database and the API have it.
+    /// Returns the name in JSON, the database and the API.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Queued => "queued",
@@ -151,7 +151,7 @@ impl RunState {
         }
     }
 
-    /// The other way of [`Self::as_str`].
+    /// Parses the output of [`Self::as_str`].
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|state| state.as_str() == text)
     }
@@ -172,11 +172,11 @@ impl fmt::Display for RunState {
     }
 }
 
-/// How a run ended.
+/// The final state of a run, with its reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outcome {
-    /// Its final state.
+    /// The final state.
     pub state: RunState,
-    /// Why, in one line; nothing for a run that succeeded.
+    /// The reason, in one line. `None` for a successful run.
     pub reason: Option<String>,
 }

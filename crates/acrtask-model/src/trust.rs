@@ -1,8 +1,10 @@
 //! Trust domains: the sets of runs that may share state.
 //!
-//! Invariants: the control plane decides the domain of a run when it makes the run, and no client chooses one; two
-//! domains share nothing that one of them can write; a [`CacheNamespace`] cannot be printed. Left out: access to runs
-//! and tasks, which the scopes and limits of tokens decide.
+//! Invariants: the control plane decides the domain of a run when it creates the run, and no client
+//! chooses one. Two domains share no state that one of them can write. A [`CacheNamespace`] cannot
+//! be printed.
+//!
+//! Left out: access to runs and tasks, which the scopes and limits of tokens decide.
 
 use std::{fmt, str::FromStr};
 
@@ -18,40 +20,79 @@ pub enum TrustDomain {
     Local,
     /// All runs of one stored task. The default.
     Task {
-        /// The task's id: a deleted task leaves nothing to a later one of its name.
+        /// Id of the task. It differs from that of a deleted task with the same name, which
+        /// therefore shares nothing.
         id: String,
     },
-    /// All runs of the tasks whose names match, as the operator decided.
+    /// All runs of the tasks whose names match the operator's pattern.
     Prefix {
         /// The operator's pattern.
         pattern: TaskPattern,
     },
-    /// Runs without a stored task that one principal asked for.
+    /// Runs without a stored task that one principal requested.
     Principal {
-        /// Who asked.
+        /// The principal that requested the runs.
         by: Principal,
     },
-    /// Runs of code that does not come from whoever may write the task: a fork's pull request, approved or not, or
-    /// files that the starter of a run brought.
+    /// Runs of code from a source without write access to the task: a fork's pull request, approved
+    /// or not, or files from the client that starts a run.
     Contribution {
-        /// The domain that the code was contributed to, and shares nothing with.
+        /// The domain that the code was contributed to. The contribution shares nothing with it.
         of: Box<Self>,
         /// Identity of the contribution in that domain.
-        source: String,
+        source: ContributionSource,
     },
+}
+
+/// The origin of code or secrets that a run uses without write access to its task.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "camelCase", deny_unknown_fields)]
+pub enum ContributionSource {
+    /// A pull request or commit of a fork.
+    Fork {
+        /// The pull request or the commit.
+        reference: String,
+    },
+    /// A task file or files that a principal sent.
+    Files {
+        /// The principal, which may start the task and not write it.
+        by: Principal,
+    },
+    /// Secrets that a principal sent. The task file and the files are those of the task.
+    Secrets {
+        /// The principal, which may start the task and not write it.
+        by: Principal,
+    },
+    /// A context that a user's own machine downloaded.
+    Context {
+        /// The URL of the context.
+        url: String,
+    },
+}
+
+impl fmt::Display for ContributionSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fork { reference } => f.write_str(reference),
+            Self::Files { by } => write!(f, "of files by {by}"),
+            Self::Secrets { by } => write!(f, "of secrets by {by}"),
+            Self::Context { url } => f.write_str(url),
+        }
+    }
 }
 
 impl TrustDomain {
     /// Returns the domain of a contribution to this one.
     #[must_use]
-    pub fn contribution(self, source: impl Into<String>) -> Self {
+    pub fn contribution(self, source: ContributionSource) -> Self {
         Self::Contribution {
             of: Box::new(self),
-            source: source.into(),
+            source,
         }
     }
 
-    /// Returns the domain whose owner answers for the run: for a contribution, the one that it was made to.
+    /// Returns the domain whose owner is responsible for the run. For a contribution, this is the
+    /// domain that it was made to.
     pub fn owner(&self) -> &Self {
         match self {
             Self::Contribution { of, .. } => of.owner(),
@@ -59,7 +100,8 @@ impl TrustDomain {
         }
     }
 
-    /// Returns `false` for contributions, whose layers must not reach the caches that later runs of a task import.
+    /// Returns `false` for contributions, whose layers must not reach the caches that later runs of
+    /// a task import.
     pub fn writes_shared_cache(&self) -> bool {
         !matches!(self, Self::Contribution { .. })
     }
@@ -69,7 +111,8 @@ impl TrustDomain {
         format!("{} {subject}", self.key())
     }
 
-    /// Returns the canonical text: different for different domains, and the input of [`Self::parse`].
+    /// Returns the canonical text, which is unique for each domain and is the input of
+    /// [`Self::parse`].
     pub fn key(&self) -> String {
         serde_json::to_string(self).expect("texts and enums without maps are always JSON")
     }
@@ -77,7 +120,7 @@ impl TrustDomain {
     /// Parses the output of [`Self::key`].
     ///
     /// # Errors
-    /// [`TrustDomainError`].
+    /// [`TrustDomainError`] if the text is not such an output.
     pub fn parse(text: &str) -> Result<Self, TrustDomainError> {
         serde_json::from_str(text).map_err(|error| TrustDomainError(error.to_string()))
     }
@@ -100,7 +143,7 @@ impl fmt::Display for TrustDomain {
 #[error("the trust domain cannot be read: {0}")]
 pub struct TrustDomainError(String);
 
-/// The identity of a caller, which a change of its name does not change.
+/// The identity of a caller, which does not depend on its name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "camelCase", deny_unknown_fields)]
 pub enum Principal {
@@ -109,7 +152,7 @@ pub enum Principal {
         /// The token's id.
         id: String,
     },
-    /// An identity of another issuer, whatever token it was exchanged for.
+    /// An identity of another issuer, regardless of the token that it was exchanged for.
     Federation {
         /// The issuer of the identity token.
         issuer: String,
@@ -119,7 +162,7 @@ pub enum Principal {
 }
 
 impl Principal {
-    /// Returns the canonical text: different for different principals.
+    /// Returns the canonical text, which is unique for each principal.
     pub fn key(&self) -> String {
         serde_json::to_string(self).expect("texts and enums without maps are always JSON")
     }
@@ -136,13 +179,13 @@ impl fmt::Display for Principal {
     }
 }
 
-/// A pattern of task names: the beginning of a name with `*` behind it.
+/// A pattern of task names: a prefix followed by `*`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TaskPattern(String);
 
 impl TaskPattern {
-    /// Returns `true` if the task's name begins as the pattern does.
+    /// Returns `true` if the task's name begins with the prefix.
     pub fn matches(&self, task: &str) -> bool {
         task.starts_with(self.prefix())
     }
@@ -190,14 +233,15 @@ impl From<TaskPattern> for String {
 )]
 pub struct TaskPatternError(String);
 
-/// The operator's decision which tasks share a domain. By default, none do.
+/// The operator's decision which tasks share a domain. By default, no tasks do.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TrustPolicy {
     patterns: Vec<TaskPattern>,
 }
 
 impl TrustPolicy {
-    /// Makes one domain of the tasks of each pattern. Of several that match a task, the longest wins.
+    /// Creates one domain for the tasks of each pattern. If several patterns match a task, the
+    /// longest applies.
     pub fn new(patterns: impl IntoIterator<Item = TaskPattern>) -> Self {
         Self {
             patterns: patterns.into_iter().collect(),
@@ -216,20 +260,21 @@ impl TrustPolicy {
     }
 }
 
-/// The name of a domain's build caches. Other domains cannot guess it: it separates them in a shared BuildKit.
+/// The name of a domain's build caches. It separates domains in a shared BuildKit, because other
+/// domains cannot guess it.
 #[derive(Debug, Clone)]
 pub struct CacheNamespace(Secret);
 
 impl CacheNamespace {
-    /// Shortest namespace, in characters: 128 bits in hexadecimal.
+    /// Minimum length of a namespace, in characters: 128 bits in hexadecimal.
     const MIN_LEN: usize = 32;
-    /// Longest namespace, in characters: a DNS label.
+    /// Maximum length of a namespace, in characters: a DNS label.
     const MAX_LEN: usize = 63;
 
     /// Checks a namespace: 32 to 63 lower-case letters and digits.
     ///
     /// # Errors
-    /// [`CacheNamespaceError`].
+    /// [`CacheNamespaceError`] if it has another form.
     pub fn new(text: impl Into<String>) -> Result<Self, CacheNamespaceError> {
         let text = text.into();
         let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
@@ -240,9 +285,9 @@ impl CacheNamespace {
         }
     }
 
-    /// Writes random or keyed bytes as a namespace.
+    /// Returns the namespace for random or keyed bytes.
     pub fn from_bytes(bytes: [u8; 16]) -> Self {
-        Self(hex(&bytes))
+        Self(to_hex(&bytes))
     }
 
     /// Returns the text, which must reach no other domain.
@@ -250,19 +295,21 @@ impl CacheNamespace {
         self.0.expose()
     }
 
-    /// Returns the same as a secret, so that output can be masked.
+    /// Returns the namespace as a secret, so that output can be masked.
     pub fn as_secret(&self) -> &Secret {
         &self.0
     }
 }
 
-/// An error for a text that is not a [`CacheNamespace`]. The text is left out: it may be close to one.
+/// An error for a text that is not a [`CacheNamespace`]. The error does not contain the text, which
+/// may be similar to a valid one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the cache namespace is not 32 to 63 lower-case letters and digits")]
 pub struct CacheNamespaceError;
 
-/// The key by which runners seal the caches that a domain exports to a registry. A contribution has the key of the domain
-/// that it was made to, whose caches it may read. No container gets it.
+/// The key with which runners seal the caches that a domain exports to a registry. A contribution
+/// uses the key of the domain that it was made to, whose caches it may read. No container receives
+/// it.
 #[derive(Debug, Clone)]
 pub struct CacheSealKey(Secret);
 
@@ -273,7 +320,7 @@ impl CacheSealKey {
     /// Checks a key: 64 hexadecimal digits in lower case.
     ///
     /// # Errors
-    /// [`CacheSealKeyError`].
+    /// [`CacheSealKeyError`] if it has another form.
     pub fn new(text: impl Into<String>) -> Result<Self, CacheSealKeyError> {
         let text = text.into();
         let good = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
@@ -284,9 +331,9 @@ impl CacheSealKey {
         }
     }
 
-    /// Writes random or keyed bytes as a key.
+    /// Returns the key for random or keyed bytes.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
-        Self(hex(&bytes))
+        Self(to_hex(&bytes))
     }
 
     /// Returns the text, which only the runs of the domain use.
@@ -295,13 +342,14 @@ impl CacheSealKey {
     }
 }
 
-/// An error for a text that is not a [`CacheSealKey`]. The text is left out: it may be close to one.
+/// An error for a text that is not a [`CacheSealKey`]. The error does not contain the text, which
+/// may be similar to a valid one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the key of cache seals is not 64 hexadecimal digits")]
 pub struct CacheSealKeyError;
 
-/// Writes bytes in hexadecimal, in lower case.
-fn hex(bytes: &[u8]) -> Secret {
+/// Returns bytes in lower-case hexadecimal.
+fn to_hex(bytes: &[u8]) -> Secret {
     Secret::new(
         bytes
             .iter()
@@ -310,12 +358,13 @@ fn hex(bytes: &[u8]) -> Secret {
     )
 }
 
-/// The domain of a run, and its key to the caches of that domain: what a runner receives with a lease.
+/// The domain of a run, and its key to the caches of that domain. A runner receives it with a
+/// lease.
 #[derive(Debug, Clone)]
 pub struct RunDomain {
-    /// The domain.
+    /// The trust domain.
     pub trust: TrustDomain,
-    /// The name of its build caches.
+    /// The name of the domain's build caches.
     pub cache_namespace: CacheNamespace,
     /// The key of the seals on caches in registries.
     pub cache_seal_key: CacheSealKey,
@@ -332,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_pattern_wins() {
+    fn longest_matching_pattern_applies() {
         let policy = TrustPolicy::new(["team/*", "team/web/*", "x*"].map(|p| p.parse().unwrap()));
         for (name, pattern) in [
             ("team/app", Some("team/*")),
@@ -361,9 +410,17 @@ mod tests {
         assert!("*".parse::<TaskPattern>().unwrap().matches("any/task"));
     }
 
+    fn fork(reference: &str) -> ContributionSource {
+        ContributionSource::Fork {
+            reference: reference.into(),
+        }
+    }
+
     #[test]
     fn contributions_write_no_shared_cache() {
-        let domain = task("a").contribution("pr 1").contribution("token");
+        let domain = task("a")
+            .contribution(fork("pr 1"))
+            .contribution(fork("pr 2"));
         assert!(!domain.writes_shared_cache());
         assert!(task("a").writes_shared_cache());
         assert_eq!(domain.owner(), &task("a"));
@@ -402,13 +459,21 @@ mod tests {
             }),
         ];
         leaf.prop_recursive(2, 4, 1, move |inner| {
-            (inner, text()).prop_map(|(of, source)| of.contribution(source))
+            (inner, text(), 0..4).prop_map(|(of, text, kind)| {
+                let by = Principal::Token { id: text.clone() };
+                of.contribution(match kind {
+                    0 => fork(&text),
+                    1 => ContributionSource::Files { by },
+                    2 => ContributionSource::Secrets { by },
+                    _ => ContributionSource::Context { url: text },
+                })
+            })
         })
     }
 
     proptest! {
         #[test]
-        fn keys_are_parsed_back_and_differ(a in domain(), b in domain()) {
+        fn keys_parse_and_are_unique(a in domain(), b in domain()) {
             prop_assert_eq!(&TrustDomain::parse(&a.key()).unwrap(), &a);
             prop_assert_eq!(a.key() == b.key(), a == b);
         }

@@ -1,6 +1,7 @@
-//! The messages between control plane and runner, as `proto/acrtask/runner/v1/runner.proto` has them.
+//! Messages between control plane and runners, defined in `proto/acrtask/runner/v1/runner.proto`.
 //!
-//! Everything in `generated` is made by `cargo xtask codegen`. What is written by hand here keeps secrets out of `Debug`.
+//! `cargo xtask codegen` generates everything in `generated`. The implementations of `Debug` in
+//! this file omit secrets.
 
 use std::fmt;
 
@@ -15,10 +16,12 @@ use std::fmt;
 #[path = "generated/acrtask.runner.v1.rs"]
 pub mod runner;
 
-/// The largest message that either side takes, in bytes: a lease with a long task file and its secrets has room.
+/// Maximum size of a message in both directions, in bytes.
+///
+/// The limit allows a lease with a long task file and its secrets.
 pub const MAX_MESSAGE: usize = 8 * 1024 * 1024;
 
-/// The most bytes of a log that one [`runner::LogChunk`] holds.
+/// Maximum size of the data of one [`runner::LogChunk`], in bytes.
 pub const MAX_CHUNK: usize = 256 * 1024;
 
 impl fmt::Debug for runner::Lease {
@@ -67,7 +70,7 @@ mod tests {
     use super::runner::{Credential, Lease, ToRunner, to_runner::Message};
 
     #[test]
-    fn a_lease_is_printed_without_its_secrets() {
+    fn debug_output_of_a_lease_omits_secrets() {
         let lease = Lease {
             secrets: [("name".to_owned(), "hush".to_owned())].into(),
             credentials: vec![Credential {

@@ -1,40 +1,42 @@
-//! What BuildKit attested about an image: provenance, SBOM.
+//! Attestations that BuildKit stores with an image: provenance and SBOMs.
 //!
-//! Source: BuildKit, "Image attestation storage": an index has, beside each image, a manifest for `unknown/unknown`
-//! whose annotations name the image, and whose layers are in-toto statements.
+//! Source: BuildKit, "Image attestation storage". Beside each image, an index has a manifest for
+//! `unknown/unknown`. The annotations of the manifest name the image, and its layers are in-toto
+//! statements.
 
 use acrtask_model::{Digest, ImageRef};
 
 use crate::{client::Registry, error::RegistryError, manifest::ManifestBody};
 
-/// Biggest statement that is read, in bytes.
+/// Maximum size of a statement, in bytes.
 const MAX_STATEMENT: u64 = 32 << 20;
-/// Most bytes of all statements of one index that are kept.
+/// Maximum size of all statements of one index, in bytes.
 const MAX_ALL: u64 = 64 << 20;
-/// Most manifests of attestations of one index that are read, and statements that are kept.
+/// Maximum number of attestation manifests read from one index, and of statements returned.
 const MAX_STATEMENTS: usize = 256;
-/// Media type of a statement.
+/// Media type of an in-toto statement.
 const IN_TOTO: &str = "application/vnd.in-toto+json";
-/// Where a layer says what its statement is about.
+/// Annotation of a layer that names the predicate type of its statement.
 const PREDICATE_TYPE: &str = "in-toto.io/predicate-type";
 
-/// The predicate types of SLSA provenance begin with this.
+/// Prefix of the predicate types of SLSA provenance.
 pub const PROVENANCE: &str = "https://slsa.dev/provenance/";
 
-/// One in-toto statement.
+/// In-toto statement about an image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Attestation {
-    /// The image that it is about, as one of the index's manifests.
+    /// Image that the statement is about. The index contains its manifest.
     pub image: Digest,
-    /// The kind of its predicate: `https://slsa.dev/provenance/v1`.
+    /// Predicate type: `https://slsa.dev/provenance/v1`.
     pub predicate_type: String,
-    /// The whole statement.
+    /// Complete statement.
     pub statement: serde_json::Value,
 }
 
 impl Registry {
-    /// The statements about the images of the index `reference` whose predicate type begins with `predicate`
-    /// ([`PROVENANCE`], or an empty text for all). A reference to something else than an index has none.
+    /// Returns the statements about the images of the index `reference`. The predicate type of each
+    /// one begins with `predicate` ([`PROVENANCE`], or an empty text for all statements). Returns
+    /// an empty list if `reference` is not an index.
     ///
     /// # Errors
     /// [`RegistryError`].
@@ -51,7 +53,7 @@ impl Registry {
         let attesting = index
             .manifests
             .iter()
-            .filter_map(|entry| Some((entry, entry.attests()?)));
+            .filter_map(|entry| Some((entry, entry.attested_image()?)));
         for (entry, image) in attesting.take(MAX_STATEMENTS) {
             let source = reference.at(entry.digest.clone());
             let ManifestBody::Image(manifest) = self.manifest(&source).await?.body else {

@@ -1,4 +1,5 @@
-//! What a registry asks for (`WWW-Authenticate`), and who may be given a password for it.
+//! Challenges of registries (`WWW-Authenticate`), and the trust in the token servers that they
+//! name.
 //!
 //! Source: distribution specification, "Token Authentication"; RFC 9110, section 11.
 
@@ -6,24 +7,24 @@ use url::Url;
 
 use crate::net;
 
-/// A challenge that can be answered.
+/// Supported challenge.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Challenge {
-    /// A token of a token server.
+    /// The registry requires a token of a token server.
     Bearer {
-        /// The token server.
+        /// URL of the token server.
         realm: String,
-        /// The service's name, as the token server knows it.
+        /// Name of the registry at the token server.
         service: Option<String>,
-        /// What the token has to allow: `repository:library/alpine:pull`.
+        /// Permission that the token must grant: `repository:library/alpine:pull`.
         scope: Option<String>,
     },
-    /// The password itself.
+    /// The registry requires the user name and the password.
     Basic,
 }
 
 impl Challenge {
-    /// Reads one value of the header. `Bearer` is preferred where several schemes are offered.
+    /// Parses one value of the header. Prefers `Bearer` if the header offers several schemes.
     pub fn parse(header: &str) -> Option<Self> {
         let mut basic = None;
         for (scheme, params) in schemes(header) {
@@ -61,7 +62,7 @@ fn schemes(header: &str) -> Vec<(String, Params)> {
         let end = rest.find([' ', '\t', ',', '=']).unwrap_or(rest.len());
         let (word, after) = rest.split_at(end);
         if word.is_empty() {
-            // Also ends at text that is no token, such as a stray `=`.
+            // Also the end of a text that is not a token, such as a stray `=`.
             return found;
         }
         let Some(value) = after.trim_start().strip_prefix('=') else {
@@ -77,7 +78,7 @@ fn schemes(header: &str) -> Vec<(String, Params)> {
     }
 }
 
-/// A token or a quoted string, and what follows it.
+/// Splits a text after its first value: a token or a quoted string.
 fn parse_value(text: &str) -> (String, &str) {
     let Some(quoted) = text.strip_prefix('"') else {
         let end = text.find([',', ' ', '\t']).unwrap_or(text.len());
@@ -95,39 +96,40 @@ fn parse_value(text: &str) -> (String, &str) {
     (value, "")
 }
 
-/// Token servers on another host than their registry's, which everybody knows to belong together.
-const KNOWN_REALMS: [(&str, &str); 2] = [
+/// Trusted pairs of a registry and its token server on another host.
+const TRUSTED_REALMS: [(&str, &str); 2] = [
     ("registry-1.docker.io", "auth.docker.io"),
     ("registry.gitlab.com", "gitlab.com"),
 ];
 
-/// Whose credential a token server may be given.
+/// Credential that a client may send to a token server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RealmTrust {
-    /// It belongs to the registry: the registry's credential.
+    /// The token server belongs to the registry and may receive the registry's credential.
     Registry,
-    /// It is another host's, reached over TLS: only a credential that was given for both hosts alike.
+    /// The token server is on another host, with TLS. It may receive a credential only if the user
+    /// gave the same one for both hosts.
     SameLoginOnly,
-    /// It is reached in clear: none. (A token is asked for without one.)
-    Nobody,
+    /// The connection has no TLS. The client requests a token without a credential.
+    Untrusted,
 }
 
-/// Decides over the token server `realm` that the registry at `registry` named.
+/// Decides the trust in the token server `realm` that the registry at `registry` names.
 pub fn realm_trust(registry: &Url, realm: &Url) -> RealmTrust {
     let (Some(registry_host), Some(realm_host)) = (registry.host_str(), realm.host_str()) else {
-        return RealmTrust::Nobody;
+        return RealmTrust::Untrusted;
     };
     let both_here = net::is_loopback(registry_host) && net::is_loopback(realm_host);
     match realm.scheme() {
         "https" | "http" if both_here => RealmTrust::Registry,
         "https"
             if registry_host == realm_host
-                || KNOWN_REALMS.contains(&(registry_host, realm_host)) =>
+                || TRUSTED_REALMS.contains(&(registry_host, realm_host)) =>
         {
             RealmTrust::Registry
         }
         "https" => RealmTrust::SameLoginOnly,
-        _ => RealmTrust::Nobody,
+        _ => RealmTrust::Untrusted,
     }
 }
 
@@ -138,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_headers() {
+    fn parse_reads_real_headers() {
         let bearer = |realm: &str, service: Option<&str>, scope: Option<&str>| {
             Some(Challenge::Bearer {
                 realm: realm.into(),
@@ -179,8 +181,8 @@ mod tests {
     }
 
     #[test]
-    fn decides_over_token_servers() {
-        use RealmTrust::{Nobody, Registry, SameLoginOnly};
+    fn realm_trust_depends_on_host_and_scheme() {
+        use RealmTrust::{Registry, SameLoginOnly, Untrusted};
         for (registry, realm, expected) in [
             ("https://r.example", "https://r.example/token", Registry),
             (
@@ -188,7 +190,7 @@ mod tests {
                 "https://r.example:8443/token",
                 Registry,
             ),
-            ("https://r.example", "http://r.example/token", Nobody),
+            ("https://r.example", "http://r.example/token", Untrusted),
             (
                 "https://r.example",
                 "https://evil.example/token",
@@ -204,7 +206,7 @@ mod tests {
                 "https://r.example@evil.example/token",
                 SameLoginOnly,
             ),
-            ("https://r.example", "http://127.0.0.1/token", Nobody),
+            ("https://r.example", "http://127.0.0.1/token", Untrusted),
             (
                 "https://registry-1.docker.io",
                 "https://auth.docker.io/token",
@@ -213,7 +215,7 @@ mod tests {
             (
                 "https://registry-1.docker.io",
                 "http://auth.docker.io/token",
-                Nobody,
+                Untrusted,
             ),
             (
                 "https://r.example",
@@ -234,9 +236,9 @@ mod tests {
             (
                 "http://insecure.example",
                 "http://insecure.example/token",
-                Nobody,
+                Untrusted,
             ),
-            ("https://r.example", "file:///token", Nobody),
+            ("https://r.example", "file:///token", Untrusted),
         ] {
             let url = |text: &str| Url::parse(text).unwrap();
             assert_eq!(
@@ -249,7 +251,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_header_is_read_to_its_end(header in "[ -~]{0,80}") {
+        fn parse_accepts_any_header(header in "[ -~]{0,80}") {
             let _ = Challenge::parse(&header);
         }
     }

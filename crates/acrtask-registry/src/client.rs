@@ -1,4 +1,4 @@
-//! What one asks of a registry.
+//! Read operations of the registry client.
 
 use std::{collections::BTreeMap, pin::Pin, sync::Arc, time::Duration};
 
@@ -13,45 +13,47 @@ use crate::{
     error::RegistryError,
     manifest::{ACCEPT, Hasher, Manifest, ManifestBody, Platform, platforms},
     net::AddressPolicy,
-    transport::{Body, Call, How, MEMORY_TIME, Transport, read_limited, too_slow},
+    transport::{Body, Call, MEMORY_TIME, RequestOptions, Transport, read_limited, timeout_error},
 };
 
-/// Biggest manifest that is read, in bytes: what the distribution specification lets a registry refuse.
+/// Maximum size of a manifest, in bytes. The distribution specification lets a registry refuse
+/// larger ones.
 const MAX_MANIFEST: u64 = 4 << 20;
-/// Biggest image configuration that is read, in bytes.
+/// Maximum size of an image configuration, in bytes.
 const MAX_CONFIG: u64 = 8 << 20;
 
-/// How registries are reached.
+/// Connection settings of the client.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
-    /// Hosts to speak to without TLS, besides loopback.
+    /// Hosts to contact without TLS, in addition to loopback.
     pub insecure: Vec<String>,
-    /// Which addresses may be connected to.
+    /// Addresses that the client may connect to.
     pub addresses: AddressPolicy,
 }
 
-/// A client for all registries. Clones share their connections and tokens.
+/// Client for all registries. Clones share connections and tokens.
 #[derive(Debug, Clone)]
 pub struct Registry {
     pub(crate) transport: Arc<Transport>,
 }
 
-/// What a reference stands for now.
+/// Manifest that a reference currently resolves to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Resolved {
-    /// The digest of the index or manifest.
+pub struct ResolvedManifest {
+    /// Digest of the index or manifest.
     pub digest: Digest,
-    /// Its media type.
+    /// Media type of the index or manifest.
     pub media_type: String,
-    /// Its size in bytes.
+    /// Size in bytes.
     pub size: u64,
 }
 
-/// A blob as it arrives. The last item is an error if the blob does not have its digest or exceeds the limit.
+/// Content of a blob as it arrives. The last item is an error if the blob has another digest or
+/// exceeds the limit.
 pub type BlobStream = Pin<Box<dyn Stream<Item = Result<Bytes, RegistryError>> + Send>>;
 
 impl Registry {
-    /// A client that uses `credentials`.
+    /// Creates a client that uses `credentials`.
     ///
     /// # Errors
     /// [`RegistryError::Setup`].
@@ -61,26 +63,26 @@ impl Registry {
         })
     }
 
-    /// What `reference` stands for. A reference with a digest is checked to exist. Without a tag and a
-    /// digest it means `latest`.
+    /// Resolves `reference` to a manifest. Checks that the manifest exists if the reference has a
+    /// digest. A reference without a tag and a digest means `latest`.
     ///
     /// # Errors
     /// [`RegistryError`].
-    pub async fn resolve(&self, reference: &ImageRef) -> Result<Resolved, RegistryError> {
+    pub async fn resolve(&self, reference: &ImageRef) -> Result<ResolvedManifest, RegistryError> {
         let attempt = format!("resolve {reference}");
         let response = match self
-            .manifest_call(reference, Method::HEAD, attempt.clone())
+            .request_manifest(reference, Method::HEAD, attempt.clone())
             .await
         {
             Ok(response) => response,
-            // Some registries, and some proxies before them, know GET only.
+            // Some registries and some proxies support only GET.
             Err(RegistryError::Refused {
                 status: 400 | 405 | 501,
                 ..
             }) => return self.resolve_by_get(reference).await,
             Err(error) => return Err(error),
         };
-        match resolved(&response, &attempt, reference)? {
+        match parse_head_response(&response, &attempt, reference)? {
             Some(resolved) => Ok(resolved),
             None => self.resolve_by_get(reference).await,
         }
@@ -89,23 +91,23 @@ impl Registry {
     pub(crate) async fn resolve_by_get(
         &self,
         reference: &ImageRef,
-    ) -> Result<Resolved, RegistryError> {
+    ) -> Result<ResolvedManifest, RegistryError> {
         let manifest = self.manifest(reference).await?;
-        Ok(Resolved {
+        Ok(ResolvedManifest {
             digest: manifest.digest,
             media_type: manifest.media_type,
             size: manifest.raw.len() as u64,
         })
     }
 
-    /// The index or manifest that `reference` stands for, checked against its digest.
+    /// Reads the index or manifest of `reference`, and checks it against its digest.
     ///
     /// # Errors
     /// [`RegistryError`].
     pub async fn manifest(&self, reference: &ImageRef) -> Result<Manifest, RegistryError> {
         let attempt = format!("read the manifest of {reference}");
         let response = self
-            .manifest_call(reference, Method::GET, attempt.clone())
+            .request_manifest(reference, Method::GET, attempt.clone())
             .await?;
         let header = |name: &str| {
             let value = response.headers().get(name)?;
@@ -121,7 +123,7 @@ impl Registry {
             }
         })?;
         if let Some(wanted) = reference.digest().or(announced.as_ref()) {
-            let mut hasher = Hasher::like(wanted);
+            let mut hasher = Hasher::for_digest(wanted);
             hasher.update(&manifest.raw);
             manifest.digest = hasher.finish();
             check_digest(&attempt, Some(wanted), &manifest.digest)?;
@@ -129,22 +131,22 @@ impl Registry {
         Ok(manifest)
     }
 
-    async fn manifest_call(
+    async fn request_manifest(
         &self,
         reference: &ImageRef,
         method: Method,
         attempt: String,
     ) -> Result<Response, RegistryError> {
-        self.manifest_call_so(reference, method, attempt, How::default())
+        self.request_manifest_with(reference, method, attempt, RequestOptions::default())
             .await
     }
 
-    pub(crate) async fn manifest_call_so(
+    pub(crate) async fn request_manifest_with(
         &self,
         reference: &ImageRef,
         method: Method,
         attempt: String,
-        how: How<'_>,
+        options: RequestOptions<'_>,
     ) -> Result<Response, RegistryError> {
         let name = match (reference.digest(), reference.tag()) {
             (Some(digest), _) => digest.as_str(),
@@ -157,15 +159,15 @@ impl Registry {
             url: self
                 .transport
                 .url(reference, &format!("manifests/{name}"))?,
-            scopes: vec![pull(reference)],
+            scopes: vec![pull_scope(reference)],
             accept: &ACCEPT,
             body: Body::None,
         };
-        self.transport.send_so(call, how).await
+        self.transport.send_with(call, options).await
     }
 
-    /// The images behind `reference` by platform, without attestations. Of a single image, its configuration says the
-    /// platform.
+    /// Returns the images of `reference` by platform, without attestations. The platform of a
+    /// single image comes from its configuration.
     ///
     /// # Errors
     /// [`RegistryError`].
@@ -188,7 +190,8 @@ impl Registry {
         }
     }
 
-    /// The platform that an image's configuration names; none if it is not an image.
+    /// Returns the platform of an image configuration. `None` if the blob is not an image
+    /// configuration.
     ///
     /// # Errors
     /// [`RegistryError`].
@@ -201,10 +204,10 @@ impl Registry {
         Ok(serde_json::from_slice(&config).ok())
     }
 
-    /// A blob of the repository of `reference`, at most `limit` bytes of it.
+    /// Reads a blob of the repository of `reference`, at most `limit` bytes.
     ///
     /// # Errors
-    /// [`RegistryError`]; what goes wrong after the first byte is an item of the stream.
+    /// [`RegistryError`]. An error after the first byte is an item of the stream.
     pub async fn blob(
         &self,
         reference: &ImageRef,
@@ -214,7 +217,7 @@ impl Registry {
         let attempt = format!("read the blob {digest} of {}", reference.name());
         let call = self.blob_call(reference, digest, &attempt)?;
         let response = self.transport.send(call).await?;
-        Ok(verified(
+        Ok(verify_stream(
             response,
             digest.clone(),
             limit,
@@ -223,7 +226,7 @@ impl Registry {
         ))
     }
 
-    /// Returns the call that reads a blob.
+    /// Builds the call that reads a blob.
     pub(crate) fn blob_call<'r>(
         &self,
         reference: &'r ImageRef,
@@ -235,16 +238,16 @@ impl Registry {
             host: reference.registry(),
             method: Method::GET,
             url: self.transport.url(reference, &format!("blobs/{digest}"))?,
-            scopes: vec![pull(reference)],
+            scopes: vec![pull_scope(reference)],
             accept: &["*/*"],
             body: Body::None,
         })
     }
 
-    /// A whole blob in memory.
+    /// Reads a whole blob into memory.
     ///
     /// # Errors
-    /// [`RegistryError`]; [`RegistryError::TooLarge`] beyond `limit` bytes.
+    /// [`RegistryError`]. [`RegistryError::TooLarge`] if the blob has more than `limit` bytes.
     pub async fn blob_bytes(
         &self,
         reference: &ImageRef,
@@ -263,18 +266,19 @@ impl Registry {
             Ok(bytes) => bytes,
             Err(_) => {
                 let attempt = format!("read the blob {digest} of {}", reference.name());
-                Err(too_slow(&attempt, reference.registry()))
+                Err(timeout_error(&attempt, reference.registry()))
             }
         }
     }
 }
 
-/// What the headers of an answer to HEAD say; nothing where they do not say enough.
-pub(crate) fn resolved(
+/// Parses the headers of a response to HEAD. `None` if a header is missing or has an unsupported
+/// value.
+pub(crate) fn parse_head_response(
     response: &Response,
     attempt: &str,
     reference: &ImageRef,
-) -> Result<Option<Resolved>, RegistryError> {
+) -> Result<Option<ResolvedManifest>, RegistryError> {
     let text = |name: &str| {
         response
             .headers()
@@ -289,7 +293,7 @@ pub(crate) fn resolved(
     match (digest, media_type, size) {
         (Some(digest), Some(media_type), Some(size)) if ACCEPT.contains(&media_type) => {
             check_digest(attempt, reference.digest(), &digest)?;
-            Ok(Some(Resolved {
+            Ok(Some(ResolvedManifest {
                 digest,
                 media_type: media_type.into(),
                 size,
@@ -299,13 +303,15 @@ pub(crate) fn resolved(
     }
 }
 
-/// Time after which the rate of a blob is checked.
+/// Waiting time after which the client checks the transfer rate of a blob.
 const RATE_TIME: Duration = Duration::from_secs(60);
-/// Fewest bytes of a blob that arrive within [`RATE_TIME`]; a slower server counts as dead, as for git.
+/// Minimum number of bytes that arrive within [`RATE_TIME`]. A slower server counts as dead, as for
+/// git.
 const RATE_BYTES: u64 = 60_000;
 
-/// The stream of a response's body that ends in an error unless it has `digest`.
-pub(crate) fn verified(
+/// Returns the body of a response as a stream. The stream ends with an error if the body has
+/// another digest than `digest`.
+pub(crate) fn verify_stream(
     response: Response,
     digest: Digest,
     limit: u64,
@@ -316,13 +322,14 @@ pub(crate) fn verified(
         response: Response,
         hasher: Hasher,
         seen: u64,
-        /// Time spent waiting for the server, and bytes that arrived, since the last check of the rate.
+        /// Time spent waiting for the server since the last check of the rate.
+        /// Bytes that arrived since the last check of the rate.
         waited: Duration,
         arrived: u64,
     }
     let state = State {
         response,
-        hasher: Hasher::like(&digest),
+        hasher: Hasher::for_digest(&digest),
         seen: 0,
         waited: Duration::ZERO,
         arrived: 0,
@@ -389,12 +396,12 @@ fn check_digest(attempt: &str, wanted: Option<&Digest>, got: &Digest) -> Result<
     }
 }
 
-/// The scope that allows to read the repository.
-pub(crate) fn pull(reference: &ImageRef) -> String {
+/// Returns the scope that grants read access to the repository.
+pub(crate) fn pull_scope(reference: &ImageRef) -> String {
     format!("repository:{}:pull", reference.repository())
 }
 
-/// The scope that allows to write the repository.
-pub(crate) fn push(reference: &ImageRef) -> String {
+/// Returns the scope that grants write access to the repository.
+pub(crate) fn push_scope(reference: &ImageRef) -> String {
     format!("repository:{}:pull,push", reference.repository())
 }

@@ -1,8 +1,8 @@
-//! Writing: tags, manifests, blobs, copies between repositories, and indexes built from what exists.
+//! Write operations: tags, manifests, blobs, copies between repositories, and new indexes.
 //!
-//! A copy keeps every byte of every manifest, so that its digest stays. Blobs go first and manifests
-//! last, as registries demand; what is already there is not sent again; inside one registry blobs are
-//! mounted from repository to repository.
+//! A copy keeps every byte of every manifest, so its digests stay the same. Registries require
+//! blobs before the manifests that refer to them. The client uploads only missing content. Inside
+//! one registry, it mounts blobs from repository to repository.
 
 use std::{
     collections::BTreeMap,
@@ -17,35 +17,35 @@ use reqwest::{Method, StatusCode, header};
 use url::Url;
 
 use crate::{
-    client::{Registry, pull, push},
+    client::{Registry, pull_scope, push_scope},
     error::RegistryError,
     manifest::{
         DOCKER_INDEX, DOCKER_MANIFEST, Descriptor, Index, Manifest, ManifestBody, OCI_INDEX, sha256,
     },
-    transport::{Body, Call, How, NamedBy, Pace},
+    transport::{Body, Call, RequestOptions, UploadProgress, UrlSource},
 };
 
-/// Blobs that are copied at a time.
+/// Number of concurrent blob copies.
 const PARALLEL: usize = 4;
-/// Indexes inside indexes that are followed; real images have one level, two at most.
+/// Maximum nesting depth of indexes. Real images have one level, at most two.
 const MAX_DEPTH: usize = 8;
-/// Manifests of one copy; real images have tens.
+/// Maximum number of manifests of one copy. Real images have tens.
 const MAX_MANIFESTS: usize = 2_000;
 
-/// An entry for a new index: a descriptor, and where the manifest is now.
+/// Entry of a new index: a descriptor, and the current place of the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IndexEntry {
-    /// Where the manifest is, by digest.
+    /// Current reference of the manifest, by digest.
     pub source: ImageRef,
-    /// What the index will say of it; platform and annotations may be changed.
+    /// Descriptor for the new index. Callers may change its platform and annotations.
     pub descriptor: Descriptor,
 }
 
 impl Registry {
-    /// Gives what `reference` stands for the further tag `tag` in its repository.
+    /// Adds the tag `tag` to the manifest of `reference`, in the same repository.
     ///
     /// # Errors
-    /// [`RegistryError`]; [`RegistryError::Invalid`] if `tag` cannot be one.
+    /// [`RegistryError`]. [`RegistryError::Invalid`] if `tag` is not a valid tag.
     pub async fn tag(&self, reference: &ImageRef, tag: &str) -> Result<Digest, RegistryError> {
         let target = reference
             .with_tag(tag)
@@ -58,10 +58,11 @@ impl Registry {
             .await
     }
 
-    /// Stores a manifest under the tag of `target`, or under its digest alone if `target` has no tag.
+    /// Stores a manifest under the tag of `target`, or only under its digest if `target` has no
+    /// tag.
     ///
     /// # Errors
-    /// [`RegistryError`]; [`RegistryError::Invalid`] if `target` has a digest and `raw` another.
+    /// [`RegistryError`]. [`RegistryError::Invalid`] if `target` has another digest than `raw`.
     pub async fn put_manifest(
         &self,
         target: &ImageRef,
@@ -81,11 +82,11 @@ impl Registry {
             DOCKER_MANIFEST,
         ]
         .into_iter()
-        .find(|known| *known == media_type)
-        .ok_or_else(|| invalid(format!("`{media_type}` is no manifest's media type")))?;
+        .find(|supported| *supported == media_type)
+        .ok_or_else(|| invalid(format!("`{media_type}` is not a media type of a manifest")))?;
         if let Some(wanted) = target.digest().filter(|wanted| **wanted != digest) {
             return Err(invalid(format!(
-                "its digest should be {wanted} and is {digest}"
+                "its digest should be {wanted}, but it is {digest}"
             )));
         }
         let name = target.tag().unwrap_or(digest.as_str());
@@ -96,7 +97,7 @@ impl Registry {
                 host: target.registry(),
                 method: Method::PUT,
                 url: self.transport.url(target, &format!("manifests/{name}"))?,
-                scopes: vec![push(target)],
+                scopes: vec![push_scope(target)],
                 accept: &[],
                 body: Body::Bytes(media_type, raw),
             })
@@ -107,13 +108,13 @@ impl Registry {
             .and_then(|value| value.to_str().ok());
         match stored {
             Some(stored) if stored != digest.as_str() => Err(invalid(format!(
-                "the registry stored it as {stored}, its digest is {digest}"
+                "the registry stored it as {stored}, but its digest is {digest}"
             ))),
             _ => Ok(digest),
         }
     }
 
-    /// Stores a blob in the repository of `target`, unless it is there.
+    /// Stores a blob in the repository of `target`, unless the repository has it.
     ///
     /// # Errors
     /// [`RegistryError`].
@@ -129,8 +130,9 @@ impl Registry {
         Ok(digest)
     }
 
-    /// Stores a blob of `size` bytes in the repository of `target`, unless it is there, as `open` gives it; the registry
-    /// checks the digest. A blob that one of the repositories `mounts` has is taken from there, if the registry can.
+    /// Stores a blob of `size` bytes in the repository of `target`, unless the repository has it.
+    /// `open` opens the content. The registry checks the digest. If one of the repositories
+    /// `mounts` has the blob, the client asks the registry to mount it from there.
     ///
     /// # Errors
     /// [`RegistryError`].
@@ -154,9 +156,9 @@ impl Registry {
             from.registry() == target.registry() && from.repository() != target.repository()
         };
         for from in mounts.iter().filter(elsewhere) {
-            // A repository that cannot be read is no reason against an upload.
+            // A repository that cannot be read does not prevent the upload.
             if self
-                .blob_exists(from, digest, pull(from))
+                .blob_exists(from, digest, pull_scope(from))
                 .await
                 .unwrap_or(false)
             {
@@ -165,14 +167,14 @@ impl Registry {
             }
         }
         if let Some(location) = self.start_upload(target, digest, mount).await? {
-            let body = paced(size, open().await?);
+            let body = upload_body(size, open().await?);
             self.finish_upload(target, digest, location, body).await?;
         }
         Ok(())
     }
 
-    /// Copies `source` with all that it consists of to `target`: every platform, attestations too. `target` gets
-    /// `latest` if it has neither tag nor digest.
+    /// Copies `source` and all its content to `target`: every platform and all attestations. The
+    /// tag is `latest` if `target` has neither tag nor digest.
     ///
     /// # Errors
     /// [`RegistryError`].
@@ -181,10 +183,11 @@ impl Registry {
         source: &ImageRef,
         target: &ImageRef,
     ) -> Result<Digest, RegistryError> {
-        self.copy_at(source, target, 0, &AtomicUsize::new(0)).await
+        self.copy_nested(source, target, 0, &AtomicUsize::new(0))
+            .await
     }
 
-    async fn copy_at(
+    async fn copy_nested(
         &self,
         source: &ImageRef,
         target: &ImageRef,
@@ -211,7 +214,7 @@ impl Registry {
             .await
     }
 
-    /// Copies what `manifest` points at.
+    /// Copies the content that `manifest` refers to.
     fn copy_parts<'a>(
         &'a self,
         source: &'a ImageRef,
@@ -229,7 +232,7 @@ impl Registry {
                     for entry in &index.manifests {
                         let from = source.at(entry.digest.clone());
                         let to = target.at(entry.digest.clone());
-                        self.copy_at(&from, &to, depth + 1, copied).await?;
+                        self.copy_nested(&from, &to, depth + 1, copied).await?;
                     }
                     Ok(())
                 }
@@ -238,7 +241,7 @@ impl Registry {
                         std::iter::once(&image.config)
                             .chain(&image.layers)
                             .filter(|blob| {
-                                // Layers that stay where their publisher has them.
+                                // These layers stay at their publisher.
                                 !blob.media_type.contains("nondistributable")
                                     && !blob.media_type.contains("foreign")
                             });
@@ -265,7 +268,7 @@ impl Registry {
         }
         let mount = (source.registry() == target.registry()).then_some(source);
         let started = match self.start_upload(target, &blob.digest, mount).await {
-            // A registry that does not mount the blob, or not for this login, may still take it.
+            // A registry may accept an upload although it refuses to mount the blob.
             Err(error)
                 if mount.is_some()
                     && !matches!(
@@ -281,13 +284,13 @@ impl Registry {
             return Ok(());
         };
         let stream = self.blob(source, &blob.digest, blob.size).await?;
-        let body = paced(blob.size, stream);
+        let body = upload_body(blob.size, stream);
         self.finish_upload(target, &blob.digest, location, body)
             .await
     }
 
     async fn has_blob(&self, target: &ImageRef, digest: &Digest) -> Result<bool, RegistryError> {
-        self.blob_exists(target, digest, push(target)).await
+        self.blob_exists(target, digest, push_scope(target)).await
     }
 
     async fn blob_exists(
@@ -297,7 +300,7 @@ impl Registry {
         scope: String,
     ) -> Result<bool, RegistryError> {
         let call = Call {
-            attempt: format!("look for the blob {digest} in {}", target.name()),
+            attempt: format!("check for the blob {digest} in {}", target.name()),
             host: target.registry(),
             method: Method::HEAD,
             url: self.transport.url(target, &format!("blobs/{digest}"))?,
@@ -312,7 +315,7 @@ impl Registry {
         }
     }
 
-    /// Begins an upload; none if the registry could take the blob from `mount`'s repository.
+    /// Starts an upload. `None` if the registry mounted the blob from the repository of `mount`.
     async fn start_upload(
         &self,
         target: &ImageRef,
@@ -321,12 +324,12 @@ impl Registry {
     ) -> Result<Option<UploadLocation>, RegistryError> {
         let attempt = format!("push the blob {digest} to {}", target.name());
         let mut url = self.transport.url(target, "blobs/uploads/")?;
-        let mut scopes = vec![push(target)];
+        let mut scopes = vec![push_scope(target)];
         if let Some(from) = mount {
             url.query_pairs_mut()
                 .append_pair("mount", digest.as_str())
                 .append_pair("from", from.repository());
-            scopes.push(pull(from));
+            scopes.push(pull_scope(from));
         }
         let response = self
             .transport
@@ -343,7 +346,7 @@ impl Registry {
         if response.status() == StatusCode::CREATED {
             return Ok(None);
         }
-        let named_by = NamedBy::Server(response.remote_addr());
+        let url_source = UrlSource::Server(response.remote_addr());
         let invalid = |reason: String| RegistryError::Invalid {
             attempt: attempt.clone(),
             reason: format!("{} {reason}", target.registry()),
@@ -352,20 +355,20 @@ impl Registry {
             .headers()
             .get(header::LOCATION)
             .and_then(|value| url.join(value.to_str().ok()?).ok())
-            .ok_or_else(|| invalid("does not say where to upload".into()))?;
+            .ok_or_else(|| invalid("named no upload location".into()))?;
         match location.scheme() {
             "https" => {}
             "http" if url.scheme() == "http" => {}
             scheme => {
                 return Err(invalid(format!(
-                    "names an upload location with `{scheme}:`, which must be `{}:`",
+                    "named an upload location with `{scheme}:` instead of `{}:`",
                     url.scheme()
                 )));
             }
         }
         Ok(Some(UploadLocation {
             url: location,
-            named_by,
+            url_source,
         }))
     }
 
@@ -385,19 +388,19 @@ impl Registry {
             host: target.registry(),
             method: Method::PUT,
             url: location.url,
-            scopes: vec![push(target)],
+            scopes: vec![push_scope(target)],
             accept: &[],
             body,
         };
-        let how = How {
-            named_by: location.named_by,
-            ..How::default()
+        let options = RequestOptions {
+            url_source: location.url_source,
+            ..RequestOptions::default()
         };
-        self.transport.send_so(call, how).await.map(drop)
+        self.transport.send_with(call, options).await.map(drop)
     }
 
-    /// What a new index would take over from `source`: all entries of an index, attestations too, or the one image
-    /// with the platform that its configuration names.
+    /// Returns the entries that a new index takes over from `source`. An index gives all its
+    /// entries, with attestations. An image gives one entry with the platform of its configuration.
     ///
     /// # Errors
     /// [`RegistryError`].
@@ -417,7 +420,7 @@ impl Registry {
         }
     }
 
-    /// Stores an index of `entries` as `target`, copying first what is not in its repository.
+    /// Stores an index of `entries` as `target`. Copies missing content to its repository first.
     ///
     /// # Errors
     /// [`RegistryError`].
@@ -431,7 +434,7 @@ impl Registry {
         self.put_index_at(&target, entries, annotations).await
     }
 
-    /// The same, but by its digest alone: the tag of `target` stays as it is.
+    /// Stores an index of `entries` only under its digest. The tag of `target` does not change.
     ///
     /// # Errors
     /// [`RegistryError`].
@@ -468,25 +471,26 @@ impl Registry {
     }
 }
 
-/// Where a registry wants a blob.
+/// Upload location that a registry named.
 struct UploadLocation {
     url: Url,
-    named_by: NamedBy,
+    url_source: UrlSource,
 }
 
-/// A body of `size` bytes that is sent as it comes.
-fn paced<S, E>(size: u64, stream: S) -> Body
+/// Creates a streamed request body of `size` bytes, and the progress of its upload.
+fn upload_body<S, E>(size: u64, stream: S) -> Body
 where
     S: Stream<Item = Result<Bytes, E>> + Send + 'static,
     E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
 {
-    let pace = Pace::new();
-    let body = reqwest::Body::wrap_stream(pace.watch(stream));
-    Body::Stream(size, body, pace)
+    let progress = UploadProgress::new();
+    let body = reqwest::Body::wrap_stream(progress.watch(stream));
+    Body::Stream(size, body, progress)
 }
 
-/// The index of `entries`, each digest once. It is a Docker manifest list only if there is nothing of OCI in
-/// it, since only an OCI index has annotations.
+/// Builds an index of `entries`, with each digest once. Only an OCI index has annotations.
+/// Therefore, the result is a Docker manifest list only if all entries are Docker manifests without
+/// annotations, and `annotations` is empty.
 fn build_index(entries: &[IndexEntry], annotations: BTreeMap<String, String>) -> Index {
     let mut manifests: Vec<Descriptor> = Vec::with_capacity(entries.len());
     for entry in entries {

@@ -1,9 +1,10 @@
-//! Whose credentials go to which registry.
+//! Credentials of registries.
 //!
-//! Sources, in order: what the operator or the task file gave for exactly that host, then the Docker
-//! configuration (`config.json`: `credHelpers`, `auths`, `credsStore`). Hosts match exactly, port included;
-//! only Docker Hub goes by several names. The configuration is read at each look-up, so that a `docker login`
-//! beside a long-lived process is seen.
+//! The sources, in this order: the credentials that the operator or the task file set for exactly
+//! this host, then the Docker configuration (`config.json`: `credHelpers`, `auths`, `credsStore`).
+//! Hosts match exactly, including the port. Only Docker Hub has several names. Each lookup reads
+//! the configuration again. A long-running process therefore uses the result of a later `docker
+//! login`.
 
 use std::{
     collections::HashMap,
@@ -15,22 +16,22 @@ use docker_credential::{CredentialRetrievalError, DockerCredential};
 
 use crate::manifest::Hasher;
 
-/// What a registry wants to know.
+/// Credential of a registry.
 #[derive(Debug, Clone)]
 pub enum Credential {
-    /// A user and a password.
+    /// User name and password.
     Password {
-        /// The user.
+        /// User name.
         username: String,
-        /// The password, or a token in its place.
+        /// Password, or a token used as one.
         password: Secret,
     },
-    /// An OAuth2 refresh token, as `az acr login` and Docker Hub's web login leave it.
+    /// OAuth2 refresh token, as `az acr login` and Docker Hub's web login store it.
     IdentityToken(Secret),
 }
 
 impl Credential {
-    /// Returns a digest that only the same login has.
+    /// Returns a digest that identifies the login.
     pub fn fingerprint(&self) -> Digest {
         let (kind, username, secret) = match self {
             Self::Password { username, password } => ("password", username.as_str(), password),
@@ -44,7 +45,7 @@ impl Credential {
         hasher.finish()
     }
 
-    /// Returns `true` if both are the same login.
+    /// Returns `true` if `other` is the same login.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (
@@ -62,25 +63,25 @@ impl Credential {
     }
 }
 
-/// Why a credential could not be looked up. Its text never has one in it.
+/// Failure to look up a credential. Its text never contains a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CredentialError {
-    /// The configuration cannot be read or is not JSON of the expected form.
+    /// The configuration is unreadable, or is not JSON of the expected form.
     #[error("cannot read the Docker configuration {}: {reason}", path.display())]
     Config {
-        /// Its path.
+        /// Path of the configuration.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Description of the problem.
         reason: String,
     },
-    /// A credential helper (`docker-credential-...`) failed, or there is no such program.
+    /// A credential helper (`docker-credential-...`) failed or does not exist.
     #[error("the credential helper that {} names failed for {host}: {reason}", path.display())]
     Helper {
-        /// The configuration that names it.
+        /// Path of the configuration that names the helper.
         path: PathBuf,
-        /// The registry that was asked for.
+        /// Host of the registry.
         host: String,
-        /// What happened.
+        /// Description of the failure.
         reason: String,
     },
 }
@@ -88,30 +89,30 @@ pub enum CredentialError {
 /// Credentials by registry host.
 #[derive(Debug, Clone, Default)]
 pub struct Credentials {
-    given: HashMap<String, Credential>,
+    explicit: HashMap<String, Credential>,
     docker_config: Option<PathBuf>,
 }
 
 impl Credentials {
-    /// None.
+    /// Creates an empty set of credentials.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// With a user and a password for `host` (`registry.example.com`, `127.0.0.1:5000`, `docker.io`). The
-    /// last one given for a host wins.
+    /// Adds a user name and a password for `host` (`registry.example.com`, `127.0.0.1:5000`,
+    /// `docker.io`). Replaces an earlier entry for the same host.
     #[must_use]
     pub fn with(mut self, host: &str, username: impl Into<String>, password: Secret) -> Self {
         let credential = Credential::Password {
             username: username.into(),
             password,
         };
-        self.given.insert(canonical_host(host), credential);
+        self.explicit.insert(canonical_host(host), credential);
         self
     }
 
-    /// With the Docker configuration in the folder `path`, or, without one, in `$DOCKER_CONFIG` or
-    /// `~/.docker`. There need not be a configuration.
+    /// Adds the Docker configuration in the folder `path`. The default folder is `$DOCKER_CONFIG`,
+    /// or else `~/.docker`. The configuration may be missing.
     #[must_use]
     pub fn with_docker_config(mut self, path: Option<&Path>) -> Self {
         let folder = path.map(Path::to_owned).or_else(|| {
@@ -125,33 +126,35 @@ impl Credentials {
         self
     }
 
-    /// What was given explicitly for `host`, without a look at the Docker configuration.
-    pub fn given(&self, host: &str) -> Option<&Credential> {
-        self.given.get(&canonical_host(host))
+    /// Returns the credential that was set explicitly for `host`. Does not read the Docker
+    /// configuration.
+    pub fn explicit(&self, host: &str) -> Option<&Credential> {
+        self.explicit.get(&canonical_host(host))
     }
 
-    /// The credential for `host`: a name as references have it, or one of Docker Hub's aliases.
+    /// Returns the credential for `host`: a host as references name it, or one of Docker Hub's
+    /// aliases.
     ///
     /// # Errors
-    /// [`CredentialError`] where the Docker configuration or a helper that it names is broken. A helper
-    /// that has nothing for the host is not an error.
+    /// [`CredentialError`] if the Docker configuration is invalid, or a helper that it names fails.
+    /// A helper without a credential for the host is not an error.
     pub async fn for_host(&self, host: &str) -> Result<Option<Credential>, CredentialError> {
-        if let Some(credential) = self.given(host) {
+        if let Some(credential) = self.explicit(host) {
             return Ok(Some(credential.clone()));
         }
         let host = canonical_host(host);
         let Some(path) = self.docker_config.clone() else {
             return Ok(None);
         };
-        // A helper is a process that may take its time.
+        // A helper is a process, and may block for a long time.
         tokio::task::spawn_blocking(move || from_docker_config(&path, &host))
             .await
             .unwrap_or_else(|join| std::panic::resume_unwind(join.into_panic()))
     }
 }
 
-/// One name for each registry: Docker Hub's aliases and its key in `config.json` become `docker.io`, a
-/// scheme and a trailing path drop out.
+/// Returns the canonical name of a registry. Replaces Docker Hub's aliases and its key in
+/// `config.json` by `docker.io`. Removes a scheme and a path.
 pub fn canonical_host(host: &str) -> String {
     let bare = host
         .trim()
@@ -203,7 +206,7 @@ fn from_docker_config(path: &Path, host: &str) -> Result<Option<Credential>, Cre
                 return Ok(Some(Credential::IdentityToken(Secret::new(token))));
             }
             Err(E::NoCredentialConfigured | E::ConfigNotFound) => continue,
-            // The helpers' protocol has no other way to say that there is nothing.
+            // The protocol of the helpers has no other response for a missing credential.
             Err(E::HelperFailure { stdout, stderr, .. })
                 if [&stdout, &stderr]
                     .iter()
@@ -211,13 +214,13 @@ fn from_docker_config(path: &Path, host: &str) -> Result<Option<Credential>, Cre
             {
                 continue;
             }
-            // What a helper prints may hold a secret: only its error stream is shown.
+            // The output of a helper may contain a secret. The error shows only its error stream.
             Err(E::HelperFailure { helper, stderr, .. }) => {
                 let stderr = stderr.lines().next().unwrap_or_default();
-                format!("{helper} ended with an error: {stderr}")
+                format!("{helper} failed: {stderr}")
             }
             Err(E::HelperCommunicationError) => "the program cannot be started".into(),
-            Err(E::MalformedHelperResponse) => "its answer is not what the protocol says".into(),
+            Err(E::MalformedHelperResponse) => "its response does not follow the protocol".into(),
             Err(E::CredentialDecodingError) => {
                 return Err(config_error(format!(
                     "`auth` of {host} is not base 64 of USER:PASSWORD"
@@ -247,7 +250,7 @@ mod tests {
 
     use super::*;
 
-    fn shown(credential: Option<Credential>) -> String {
+    fn describe_credential(credential: Option<Credential>) -> String {
         match credential {
             None => "none".into(),
             Some(Credential::Password { username, password }) => {
@@ -257,18 +260,18 @@ mod tests {
         }
     }
 
-    async fn look_up(config: &str, host: &str) -> Result<String, CredentialError> {
+    async fn find_credential(config: &str, host: &str) -> Result<String, CredentialError> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("config.json"), config).unwrap();
         Credentials::new()
             .with_docker_config(Some(folder.path()))
             .for_host(host)
             .await
-            .map(shown)
+            .map(describe_credential)
     }
 
     #[tokio::test]
-    async fn hosts_match_exactly_and_docker_hub_by_its_aliases() {
+    async fn for_host_matches_hosts_exactly_and_docker_hub_by_its_aliases() {
         let auth = |text: &str| STANDARD.encode(text);
         let config = format!(
             r#"{{"auths": {{
@@ -300,12 +303,16 @@ mod tests {
             ("empty.example", "none"),
             ("full.example", "u:p"),
         ] {
-            assert_eq!(look_up(&config, host).await.unwrap(), expected, "{host}");
+            assert_eq!(
+                find_credential(&config, host).await.unwrap(),
+                expected,
+                "{host}"
+            );
         }
     }
 
     #[tokio::test]
-    async fn what_was_given_goes_before_the_configuration() {
+    async fn explicit_credentials_precede_the_configuration() {
         let folder = tempfile::tempdir().unwrap();
         let config = r#"{"auths": {"r.example": {"username": "file", "password": "1"}}}"#;
         std::fs::write(folder.path().join("config.json"), config).unwrap();
@@ -314,30 +321,30 @@ mod tests {
             .with("index.docker.io", "hub", Secret::new("3"))
             .with_docker_config(Some(folder.path()));
         assert_eq!(
-            shown(credentials.for_host("r.example").await.unwrap()),
+            describe_credential(credentials.for_host("r.example").await.unwrap()),
             "given:2"
         );
         assert_eq!(
-            shown(credentials.for_host("docker.io").await.unwrap()),
+            describe_credential(credentials.for_host("docker.io").await.unwrap()),
             "hub:3"
         );
     }
 
     #[tokio::test]
-    async fn a_missing_configuration_is_none_and_a_broken_one_an_error() {
+    async fn for_host_ignores_a_missing_configuration_and_refuses_a_broken_one() {
         let folder = tempfile::tempdir().unwrap();
         let credentials = Credentials::new().with_docker_config(Some(folder.path()));
         assert_eq!(
-            shown(credentials.for_host("r.example").await.unwrap()),
+            describe_credential(credentials.for_host("r.example").await.unwrap()),
             "none"
         );
-        let error = look_up("not json", "r.example").await.unwrap_err();
+        let error = find_credential("not json", "r.example").await.unwrap_err();
         assert!(error.to_string().contains("config.json"), "{error}");
-        let error = look_up(r#"{"auths": {"r.example": {"auth": "%%%"}}}"#, "r.example")
+        let error = find_credential(r#"{"auths": {"r.example": {"auth": "%%%"}}}"#, "r.example")
             .await
             .unwrap_err();
         assert!(error.to_string().contains("USER:PASSWORD"), "{error}");
-        let error = look_up(
+        let error = find_credential(
             r#"{"credHelpers": {"r.example": "no-such-helper-here"}}"#,
             "r.example",
         )
@@ -347,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn cannot_be_printed() {
+    fn debug_output_contains_no_password() {
         let credentials = Credentials::new().with("r.example", "u", Secret::new("hunter2"));
         assert!(!format!("{credentials:?}").contains("hunter2"));
     }

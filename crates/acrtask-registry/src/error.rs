@@ -1,96 +1,104 @@
-//! What goes wrong between us and a registry.
+//! Errors of calls to registries.
 
 use std::time::Duration;
 
 use crate::credentials::CredentialError;
 
-/// A failed call. Each text says what was attempted on what; [`RegistryError::help`] what to do.
+/// Error of a failed call. Each text names the attempt and its target; [`RegistryError::help`]
+/// names what to do about it.
 ///
-/// No variant holds the address of a redirected download: such addresses are often signed.
+/// No variant contains the address of a redirected download, because such addresses are often
+/// signed.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
-    /// No answer: no such host, nobody listens, no trust in its certificate, or silence.
+    /// The server sent no response: unknown host, refused connection, untrusted certificate, or
+    /// silence.
     #[error("cannot {attempt}: {host} cannot be reached")]
     Unreachable {
-        /// What was attempted on what.
+        /// Attempted operation and its target.
         attempt: String,
-        /// Who did not answer.
+        /// Host without a response.
         host: String,
-        /// What happened.
+        /// Cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The registry, or its token server, refused: 401 or 403.
-    #[error("cannot {attempt}: {host} denied access{}", detail(message))]
+    /// The registry or its token server denied access: 401 or 403.
+    #[error("cannot {attempt}: {host} denied access{}", error_detail(message))]
     Denied {
-        /// What was attempted on what.
+        /// Attempted operation and its target.
         attempt: String,
-        /// Who refused.
+        /// Host that denied access.
         host: String,
-        /// The registry's own words, or nothing.
+        /// Message of the registry. Empty if there is none.
         message: String,
-        /// What to do about it.
+        /// Advice to the user.
         help: String,
     },
-    /// No such repository, tag, manifest or blob: 404. Several registries say this of what one may not see.
+    /// The repository, tag, manifest or blob does not exist: 404. Several registries send this
+    /// status if access is denied.
     #[error("cannot {attempt}: {host} does not have it")]
     NotFound {
-        /// What was attempted on what.
+        /// Attempted operation and its target.
         attempt: String,
-        /// Who does not have it.
+        /// Host without the object.
         host: String,
     },
-    /// 429, also after the waits that the registry asked for, or with a longer wait than was worth it.
-    #[error("cannot {attempt}: {host} limits the rate of requests{}", after(*retry_after))]
+    /// The registry limits requests: 429. The client waited as requested, or the requested wait is
+    /// too long.
+    #[error("cannot {attempt}: {host} limits the rate of requests{}", retry_hint(*retry_after))]
     RateLimited {
-        /// What was attempted on what.
+        /// Attempted operation and its target.
         attempt: String,
-        /// Who limits.
+        /// Host that limits requests.
         host: String,
-        /// The wait it asks for, if it says.
+        /// Requested wait. `None` if the response has none.
         retry_after: Option<Duration>,
     },
-    /// Any other answer that is not success.
-    #[error("cannot {attempt}: {host} answered {status}{}", detail(message))]
+    /// Any other response that is not a success.
+    #[error(
+        "cannot {attempt}: {host} responded with {status}{}",
+        error_detail(message)
+    )]
     Refused {
-        /// What was attempted on what.
+        /// Attempted operation and its target.
         attempt: String,
-        /// Who answered.
+        /// Host that sent the response.
         host: String,
-        /// The HTTP status.
+        /// HTTP status.
         status: u16,
-        /// The registry's own words, or nothing.
+        /// Message of the registry. Empty if there is none.
         message: String,
     },
-    /// An answer that is not what the specification says, or does not have the digest it should.
+    /// A response does not follow the specification, or has another digest than expected.
     #[error("cannot {attempt}: {reason}")]
     Invalid {
-        /// What was attempted on what.
+        /// Attempted operation and its target.
         attempt: String,
-        /// What is wrong.
+        /// Description of the problem.
         reason: String,
     },
-    /// Bigger than what is read of such a thing.
+    /// The content exceeds its size limit.
     #[error("cannot {attempt}: it is bigger than the limit of {limit} bytes")]
     TooLarge {
-        /// What was attempted on what.
+        /// Attempted operation and its target.
         attempt: String,
-        /// The limit, in bytes.
+        /// Limit in bytes.
         limit: u64,
     },
-    /// The credential could not be looked up.
+    /// The lookup of the credential failed.
     #[error("cannot {attempt}")]
     Credentials {
-        /// What was attempted on what.
+        /// Attempted operation and its target.
         attempt: String,
-        /// What went wrong.
+        /// Cause.
         source: CredentialError,
     },
-    /// The HTTP client cannot be made.
+    /// The HTTP client cannot be created.
     #[error("cannot set up TLS")]
     Setup(#[source] reqwest::Error),
 }
 
-fn detail(message: &str) -> String {
+fn error_detail(message: &str) -> String {
     if message.is_empty() {
         String::new()
     } else {
@@ -98,25 +106,25 @@ fn detail(message: &str) -> String {
     }
 }
 
-fn after(retry_after: Option<Duration>) -> String {
+fn retry_hint(retry_after: Option<Duration>) -> String {
     retry_after.map_or_else(String::new, |wait| {
-        format!("; it asks to wait {} s", wait.as_secs())
+        format!("; it requests a wait of {} s", wait.as_secs())
     })
 }
 
 impl RegistryError {
-    /// What to do about it, where something can be done.
+    /// Returns advice to the user. `None` if the user can do nothing about the error.
     pub fn help(&self) -> Option<String> {
         match self {
             Self::Unreachable { host, .. } => Some(format!(
-                "check the name `{host}` and the network; a registry without TLS has to be named insecure, unless it is on this machine"
+                "check the name `{host}` and the network; declare a registry without TLS as insecure, unless it is on this machine"
             )),
             Self::Denied { help, .. } => Some(help.clone()),
             Self::NotFound { host, .. } => Some(format!(
                 "check the name and the tag; if it is private, give a credential for {host}"
             )),
             Self::RateLimited { host, .. } => Some(format!(
-                "wait, or give a credential for {host}: most registries allow more to those who log in"
+                "wait, or give a credential for {host}: most registries allow more requests after a login"
             )),
             Self::Credentials { .. } => Some(
                 "repair the Docker configuration, or give `--credential HOST=USER:@FILE`".into(),
@@ -128,7 +136,7 @@ impl RegistryError {
         }
     }
 
-    /// Whether the registry said that there is no such thing.
+    /// Returns `true` if the registry does not have the object.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound { .. })
     }

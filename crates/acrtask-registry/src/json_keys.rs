@@ -1,25 +1,27 @@
-//! Keys of JSON objects that two parsers read differently.
+//! Check for keys of JSON objects that two parsers read differently.
 //!
-//! Go's `encoding/json` ignores the case of keys, and takes the last of two equal ones. An engine, a builder and most
-//! registries are written in Go. A document that they read differently from this program would be checked here with
-//! one content and used there with another. So such a document is refused.
+//! Go's `encoding/json` ignores the case of keys, and takes the last of two equal ones. Engines,
+//! builders and most registries are written in Go. This program could check a document with one
+//! content, and an engine could use it with another. The check refuses such a document.
 //!
-//! Source: `foldName` in Go's `encoding/json`; RFC 8259, section 4 (names within an object should be unique).
+//! Source: `foldName` in Go's `encoding/json`; RFC 8259, section 4 (names within an object should
+//! be unique).
 
 use std::{collections::HashSet, fmt};
 
 use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
-/// The keys that a reader of a document looks up.
+/// Keys that readers of a document look up.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Keys {
-    /// The keys, at every depth.
-    pub(crate) known: &'static [&'static str],
-    /// Returns `true` for a key whose value holds names of the author. They may have any case.
+    /// Names of the keys, at every depth.
+    pub(crate) names: &'static [&'static str],
+    /// Returns `true` for a key whose value contains names that the author chose. Those may have
+    /// any case.
     pub(crate) is_free: fn(&str) -> bool,
 }
 
-/// Refuses a document with two equal keys in one object, or with a key that is a known one in another case.
+/// Refuses a document with two equal keys in one object, or with a looked-up key in another case.
 ///
 /// # Errors
 /// A sentence that names the key, or the syntax error.
@@ -31,11 +33,11 @@ pub(crate) fn check(document: &[u8], keys: Keys) -> Result<(), String> {
     reader.end().map_err(|error| error.to_string())
 }
 
-/// A value of the document. Returns `()`.
+/// Visitor of one value of the document.
 #[derive(Clone, Copy)]
 struct Value {
     keys: Keys,
-    /// Set inside of a value of [`Keys::is_free`].
+    /// `true` inside a value of [`Keys::is_free`].
     free: bool,
 }
 
@@ -57,10 +59,10 @@ impl<'de> Visitor<'de> for Value {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let mut seen = HashSet::new();
         while let Some(key) = map.next_key::<String>()? {
-            let mut known = self.keys.known.iter().filter(|_| !self.free);
-            if let Some(known) = known.find(|known| key != **known && folds_to(&key, known)) {
+            let mut names = self.keys.names.iter().filter(|_| !self.free);
+            if let Some(name) = names.find(|name| key != **name && folds_to(&key, name)) {
                 return Err(A::Error::custom(format!(
-                    "the key {key:?} is {known:?} for some programs; write it in one way"
+                    "the key {key:?} means {name:?} to some programs; write {name:?}"
                 )));
             }
             let free = self.free || (self.keys.is_free)(&key);
@@ -102,14 +104,14 @@ impl<'de> Visitor<'de> for Value {
     }
 }
 
-/// Returns `true` if Go takes `key` for `known`, which is ASCII.
-fn folds_to(key: &str, known: &str) -> bool {
+/// Returns `true` if Go reads `key` as `name`, which is ASCII.
+fn folds_to(key: &str, name: &str) -> bool {
     let fold = |c: char| match c {
         'ſ' => 's',
         '\u{212a}' => 'k',
         other => other.to_ascii_lowercase(),
     };
-    key.chars().map(fold).eq(known.chars().map(fold))
+    key.chars().map(fold).eq(name.chars().map(fold))
 }
 
 #[cfg(test)]
@@ -117,12 +119,12 @@ mod tests {
     use super::*;
 
     const KEYS: Keys = Keys {
-        known: &["layers", "mediaType", "annotations", "kind"],
+        names: &["layers", "mediaType", "annotations", "kind"],
         is_free: |key| key == "annotations",
     };
 
     #[test]
-    fn refuses_keys_that_go_reads_differently() {
+    fn check_refuses_keys_that_go_reads_differently() {
         for (document, accepted) in [
             (r#"{"layers":[{"mediaType":"x"}]}"#, true),
             (r#"{"Layers":[]}"#, false),

@@ -1,10 +1,12 @@
 //! Layers of an image, and the content that its configuration claims for them.
 //!
-//! An engine stores an unpacked layer by the `diff_ids` of the configuration, and a builder does not check them. A
-//! configuration that lies would therefore read or replace the layers of another image.
+//! An engine stores an unpacked layer under the `diff_ids` of the configuration, and a builder does
+//! not check them. A forged configuration could therefore read or replace the layers of another
+//! image.
 //!
-//! Source: OCI image specification 1.1, "Image Configuration" (`rootfs.diff_ids`) and "Image Layer Filesystem
-//! Changeset"; `DiffCompression` and `DecompressStream` of containerd, which decide how a layer is unpacked.
+//! Source: OCI image specification 1.1, "Image Configuration" (`rootfs.diff_ids`) and "Image Layer
+//! Filesystem Changeset". `DiffCompression` and `DecompressStream` of containerd decide how an
+//! engine unpacks a layer.
 
 use std::{
     io::{Cursor, Error},
@@ -24,17 +26,17 @@ use crate::{
     manifest::Hasher,
 };
 
-/// Biggest content of a layer, in bytes.
+/// Maximum size of the content of a layer, in bytes.
 const MAX_CONTENT: u64 = 64 << 30;
-/// Bytes of a layer that are hashed at a time.
+/// Number of bytes hashed at a time.
 const PIECE: usize = 128 << 10;
 const GZIP: &[u8] = &[0x1f, 0x8b, 0x08];
 const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
-/// End of the first four bytes of a zstd frame without content.
+/// Bytes 2 to 4 of a zstd frame without content.
 const ZSTD_SKIPPABLE: &[u8] = &[0x2a, 0x4d, 0x18];
 
-/// Returns the digests of the contents of an image's layers, lowest first. Empty if `config` is not the configuration
-/// of an image.
+/// Returns the digests of the contents of an image's layers, lowest first. Empty if `config` is not
+/// the configuration of an image.
 ///
 /// # Errors
 /// A sentence: the configuration cannot be read, or other programs may read it differently.
@@ -57,9 +59,9 @@ pub fn diff_ids(config: &[u8]) -> Result<Vec<Digest>, String> {
         .map_or_else(Vec::new, |rootfs| rootfs.diff_ids))
 }
 
-/// The keys of a configuration that decide its layers. Names of labels and volumes may have any case.
+/// Keys of a configuration that decide its layers. Names of labels and volumes may have any case.
 const KEYS: Keys = Keys {
-    known: &[
+    names: &[
         "rootfs",
         "diff_ids",
         "type",
@@ -70,7 +72,8 @@ const KEYS: Keys = Keys {
     is_free: |key| key != "rootfs",
 };
 
-/// Computes the digest of a layer's content, of the algorithm of `like`. `media_type` is that of its descriptor.
+/// Computes the digest of a layer's content with the algorithm of `like`. `media_type` comes from
+/// the layer's descriptor.
 ///
 /// # Errors
 /// A sentence: the layer cannot be read or unpacked, or engines may unpack it differently.
@@ -87,12 +90,12 @@ where
     let read = async {
         let mut head = Vec::new();
         (&mut reader).take(4).read_to_end(&mut head).await?;
-        let compression = Compression::of(&head);
+        let compression = Compression::detect(&head);
         let whole = Cursor::new(head).chain(reader);
         let content: Pin<Box<dyn AsyncRead + Send + '_>> = match compression {
             Some(_) if !is_compressed(media_type) => {
                 return Ok(Err(format!(
-                    "the layer is compressed, which its type `{media_type}` does not say"
+                    "the layer is compressed, but its type `{media_type}` is for a plain one"
                 )));
             }
             Some(Compression::Gzip) => {
@@ -107,7 +110,7 @@ where
             }
             None => Box::pin(whole),
         };
-        Ok(hash(content, like)
+        Ok(hash_stream(content, like)
             .await?
             .ok_or_else(|| format!("the layer unpacks to more than {MAX_CONTENT} bytes")))
     };
@@ -115,18 +118,21 @@ where
     read.map_err(|error| format!("the layer cannot be read: {error}"))?
 }
 
-/// Computes the digest of a file, of the algorithm of `like`.
+/// Computes the digest of a file with the algorithm of `like`.
 ///
 /// # Errors
 /// The file cannot be read, or has more than 64 GiB.
 pub async fn file_digest(file: impl AsyncRead + Unpin, like: &Digest) -> Result<Digest, Error> {
-    let digest = hash(file, like).await?;
+    let digest = hash_stream(file, like).await?;
     digest.ok_or_else(|| Error::other(format!("it has more than {MAX_CONTENT} bytes")))
 }
 
 /// Computes the digest of a stream. `None` if the stream has more than [`MAX_CONTENT`] bytes.
-async fn hash(mut content: impl AsyncRead + Unpin, like: &Digest) -> Result<Option<Digest>, Error> {
-    let mut hasher = Hasher::like(like);
+async fn hash_stream(
+    mut content: impl AsyncRead + Unpin,
+    like: &Digest,
+) -> Result<Option<Digest>, Error> {
+    let mut hasher = Hasher::for_digest(like);
     let mut piece = vec![0; PIECE];
     let mut length = 0;
     loop {
@@ -149,8 +155,9 @@ enum Compression {
 }
 
 impl Compression {
-    /// Returns the compression of a layer with these first four bytes. `None` if it has none that engines know.
-    fn of(head: &[u8]) -> Option<Self> {
+    /// Detects the compression from the first four bytes of a layer. `None` if engines would not
+    /// unpack it.
+    fn detect(head: &[u8]) -> Option<Self> {
         if head.starts_with(GZIP) {
             return Some(Self::Gzip);
         }
@@ -159,8 +166,8 @@ impl Compression {
     }
 }
 
-/// Returns `true` if engines look for a compression in layers of this type. The same bytes can be two layers: one if they
-/// are unpacked, and another if not.
+/// Returns `true` if engines detect a compression in layers of this type. The same bytes are two
+/// different layers: one if an engine unpacks them, and another if not.
 pub fn is_compressed(media_type: &str) -> bool {
     matches!(
         media_type,
@@ -200,7 +207,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn layers_are_unpacked_as_engines_do() {
+    async fn content_digest_unpacks_layers_as_engines_do() {
         let gzip = pack(GzipEncoder::new(CONTENT)).await;
         let zstd = pack(ZstdEncoder::new(CONTENT)).await;
         let mut skipped = vec![0x5a, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3];
@@ -235,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_configuration_names_the_contents() {
+    fn diff_ids_are_read_from_the_configuration() {
         let id = format!("sha256:{}", "a".repeat(64));
         let good = format!(
             r#"{{"rootfs":{{"type":"layers","diff_ids":["{id}"]}},"config":{{"Labels":{{"OS":"x"}}}}}}"#

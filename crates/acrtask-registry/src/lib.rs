@@ -1,18 +1,20 @@
-//! OCI registries: resolve a tag, read and write manifests and blobs, copy between repositories,
-//! credentials; and the HTTP client with a guard that contexts are fetched through as well.
+//! Client for OCI registries: resolves tags, reads and writes manifests and blobs, copies between
+//! repositories, and looks up credentials. Also the guarded HTTP client for build contexts.
 //!
 //! Invariants:
-//! - Whatever is read by digest, or comes with one, is checked against it before it is given out.
-//! - A password goes to the registry that it was given for, or to that registry's token server, and
-//!   in clear only over loopback or to a host that the operator named insecure. A redirect never
-//!   carries it to another host ([`challenge`]).
-//! - Everything read into memory has a limit; a limit that is met is an error that names it.
-//! - An error says what was attempted on what; [`RegistryError::help`] says what to do about it.
+//! - The client checks all content with a digest against it before it returns the content.
+//! - The client sends a password only to the registry that the user gave it for, or to the token
+//!   server of that registry. It sends a password without TLS only over loopback or to a host that
+//!   the operator declared insecure. It never sends a password to another host after a redirect
+//!   ([`challenge`]).
+//! - All content read into memory has a size limit. The error for an exceeded limit names the
+//!   limit.
+//! - An error names the attempt and its target. [`RegistryError::help`] advises the user.
 //!
-//! One client on top of `reqwest` does all of it: the general client crates give a password to any
-//! token server that is named to them and do not know rate limits.
+//! One client on top of `reqwest` does all of this. The general client crates send a password to
+//! any token server that a registry names, and ignore rate limits.
 //!
-//! Left out: deleting, referrers, chunked uploads (blobs go up in one request).
+//! Left out: deletion, referrers, chunked uploads (a blob is uploaded in one request).
 
 pub mod attestation;
 pub mod challenge;
@@ -20,10 +22,10 @@ mod client;
 mod copy;
 pub mod credentials;
 mod error;
+mod head;
 mod json_keys;
 pub mod layers;
 mod login;
-mod look;
 pub mod manifest;
 pub mod net;
 mod range;
@@ -31,12 +33,12 @@ mod tags;
 mod transport;
 
 pub use attestation::Attestation;
-pub use client::{BlobStream, Registry, Resolved, Settings};
+pub use client::{BlobStream, Registry, ResolvedManifest, Settings};
 pub use copy::IndexEntry;
 pub use credentials::{Credential, CredentialError, Credentials};
 pub use error::RegistryError;
-pub use login::Greeting;
-pub use look::{Allowance, Look, Looked};
+pub use head::{Allowance, HeadResponse, HeadResult};
+pub use login::ProbeResult;
 pub use manifest::{Descriptor, Image, Index, Manifest, ManifestBody, Platform};
 pub use net::{AddressPolicy, install_crypto_provider};
 pub use range::BlobPart;

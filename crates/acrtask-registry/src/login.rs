@@ -1,4 +1,4 @@
-//! Whether a registry is there, and whether a login for it holds: what `docker login` finds out.
+//! Check of a registry and of a login for it, as in `docker login`.
 
 use acrtask_model::reference::DOCKER_HUB;
 use reqwest::{Method, StatusCode, header};
@@ -7,27 +7,27 @@ use url::Url;
 use crate::{
     Registry,
     error::RegistryError,
-    transport::{Body, Call, How},
+    transport::{Body, Call, RequestOptions},
 };
 
-/// How a registry answers somebody whom it does not know.
+/// Response of a registry to a request without a login.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Greeting {
-    /// It wants to know who asks, even if everybody may read some of it.
-    pub asks: bool,
-    /// The time that it says it has: the header `Date`, as it was sent.
+pub struct ProbeResult {
+    /// `true` if the registry requires a login, even if some of its content is public.
+    pub requires_login: bool,
+    /// Header `Date` of the response, unparsed.
     pub date: Option<String>,
 }
 
 impl Registry {
-    /// Asks the registry `host` (as references name it) for nothing, without a login.
+    /// Requests the base path of the registry `host` (as references name it) without a login.
     ///
     /// # Errors
-    /// [`RegistryError::NotFound`] where something else than a registry is there; else [`RegistryError`].
-    pub async fn greet(&self, host: &str) -> Result<Greeting, RegistryError> {
-        let attempt = format!("ask {host} whether it is a registry");
-        let url = self.root(host, &attempt)?;
-        let response = self.transport.ask_plainly(&url, host, &attempt).await?;
+    /// [`RegistryError::NotFound`] if the server is not a registry; else [`RegistryError`].
+    pub async fn probe(&self, host: &str) -> Result<ProbeResult, RegistryError> {
+        let attempt = format!("check that {host} is a registry");
+        let url = self.api_root(host, &attempt)?;
+        let response = self.transport.get_anonymously(&url, host, &attempt).await?;
         let header = |name| response.headers().get(name)?.to_str().ok();
         let date = header(header::DATE).map(str::to_owned);
         let no_registry = RegistryError::NotFound {
@@ -35,24 +35,30 @@ impl Registry {
             host: host.to_owned(),
         };
         match response.status() {
-            // Pages for people are answered with success too, at any path.
+            // A web server may send a page with status 200 for any path.
             StatusCode::OK if header(header::CONTENT_TYPE).is_some_and(is_page) => Err(no_registry),
-            StatusCode::OK => Ok(Greeting { asks: false, date }),
+            StatusCode::OK => Ok(ProbeResult {
+                requires_login: false,
+                date,
+            }),
             StatusCode::UNAUTHORIZED if header(header::WWW_AUTHENTICATE).is_some() => {
-                Ok(Greeting { asks: true, date })
+                Ok(ProbeResult {
+                    requires_login: true,
+                    date,
+                })
             }
             _ => Err(no_registry),
         }
     }
 
-    /// Logs in at the registry `host`, where that asks for it.
+    /// Logs in to the registry `host` if it requires a login.
     ///
     /// # Errors
-    /// [`RegistryError::Denied`] where it, or its token server, does not take the login.
+    /// [`RegistryError::Denied`] if the registry or its token server refuses the login.
     pub async fn log_in(&self, host: &str) -> Result<(), RegistryError> {
-        let attempt = format!("log in at {host}");
+        let attempt = format!("log in to {host}");
         let call = Call {
-            url: self.root(host, &attempt)?,
+            url: self.api_root(host, &attempt)?,
             attempt,
             host,
             method: Method::GET,
@@ -60,23 +66,23 @@ impl Registry {
             accept: &["application/json"],
             body: Body::None,
         };
-        let once = How {
+        let once = RequestOptions {
             tries: 1,
-            ..How::default()
+            ..RequestOptions::default()
         };
-        self.transport.send_so(call, once).await.map(drop)
+        self.transport.send_with(call, once).await.map(drop)
     }
 
-    fn root(&self, host: &str, attempt: &str) -> Result<Url, RegistryError> {
-        let text = format!("{}v2/", self.transport.base(host));
+    fn api_root(&self, host: &str, attempt: &str) -> Result<Url, RegistryError> {
+        let text = format!("{}v2/", self.transport.base_url(host));
         let url = Url::parse(&text).ok().filter(|url| {
-            // What somebody called a host may be more than that.
+            // The user's text may contain more than a host.
             host == DOCKER_HUB
                 || (url.path() == "/v2/" && url.query().is_none() && url.username().is_empty())
         });
         url.ok_or_else(|| RegistryError::Invalid {
             attempt: attempt.to_owned(),
-            reason: format!("`{host}` is no host"),
+            reason: format!("`{host}` is not a host"),
         })
     }
 }

@@ -1,7 +1,7 @@
-//! Manifests and indexes, as far as they are looked into.
+//! Manifests and indexes, with the fields that this program reads.
 //!
 //! Source: OCI image specification 1.1 (manifest, image index, descriptor); Docker's image manifest
-//! version 2, schema 2, which has the same fields under other media types.
+//! version 2, schema 2. Both have the same fields under different media types.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -20,18 +20,18 @@ pub const DOCKER_INDEX: &str = "application/vnd.docker.distribution.manifest.lis
 /// Media type of Docker's image manifest.
 pub const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 
-/// All that is understood. Left out of `Accept`, a type makes some registries say 404 for images that
-/// have it.
+/// All supported media types. Some registries respond with 404 if the type of an image is missing
+/// from `Accept`.
 pub(crate) const ACCEPT: [&str; 4] = [OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST];
 
-/// Where BuildKit says what kind of manifest an `unknown/unknown` entry of an index is.
+/// Annotation in which BuildKit names the kind of an `unknown/unknown` entry of an index.
 const REFERENCE_TYPE: &str = "vnd.docker.reference.type";
-/// Which entry of the index it is about.
+/// Annotation with the digest of the entry that an attestation is about.
 const REFERENCE_DIGEST: &str = "vnd.docker.reference.digest";
 
-/// The keys that programs look up in manifests and indexes.
+/// Keys that programs look up in manifests and indexes.
 const KEYS: Keys = Keys {
-    known: &[
+    names: &[
         "annotations",
         "architecture",
         "artifactType",
@@ -57,43 +57,44 @@ const KEYS: Keys = Keys {
     is_free: |key| key == "annotations",
 };
 
-/// Points at a manifest or a blob.
+/// Reference to a manifest or a blob.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Descriptor {
-    /// What is there.
+    /// Media type of the content.
     pub media_type: String,
-    /// Its digest.
+    /// Digest of the content.
     pub digest: Digest,
-    /// Its size in bytes.
+    /// Size of the content, in bytes.
     pub size: u64,
-    /// Other addresses of the content, which engines ask before the registry.
+    /// Other addresses of the content. Engines request them before the registry.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub urls: Vec<String>,
-    /// For which platform it is; in indexes.
+    /// Platform of the image, in an index.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<Platform>,
-    /// Annotations.
+    /// Annotations by key.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
-    /// The type of the artifact that it leads to.
+    /// Type of the referenced artifact.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
 }
 
 impl Descriptor {
-    /// Returns `true` if it points at a manifest or an index, and not at a blob.
+    /// Returns `true` if the descriptor refers to a manifest or an index, and not to a blob.
     pub fn is_manifest(&self) -> bool {
         ACCEPT.contains(&self.media_type.as_str())
     }
 
-    /// Returns `true` if its type is that of an image manifest. An index of another platform may have an image for every
-    /// platform.
+    /// Returns `true` if the media type is that of an image manifest. An index for another platform
+    /// may contain an image for every platform.
     pub fn is_image_manifest(&self) -> bool {
         [OCI_MANIFEST, DOCKER_MANIFEST].contains(&self.media_type.as_str())
     }
 
-    /// Refuses a manifest in the place of a blob. An engine would read it as one of an image.
+    /// Refuses a manifest in the place of a blob. An engine would read it as the manifest of an
+    /// image.
     ///
     /// # Errors
     /// A sentence that names the digest.
@@ -107,7 +108,7 @@ impl Descriptor {
         Ok(())
     }
 
-    /// Refuses a descriptor that leads engines and builders to other addresses than the registry.
+    /// Refuses a descriptor that sends engines and builders to other addresses than the registry.
     ///
     /// # Errors
     /// A sentence that names the address.
@@ -122,8 +123,9 @@ impl Descriptor {
         }
     }
 
-    /// The digest of the image that this entry of an index attests, if it is an attestation manifest.
-    pub fn attests(&self) -> Option<Digest> {
+    /// Returns the digest of the image that this index entry attests. `None` if the entry is not an
+    /// attestation manifest.
+    pub fn attested_image(&self) -> Option<Digest> {
         if self.annotations.get(REFERENCE_TYPE).map(String::as_str) != Some("attestation-manifest")
         {
             return None;
@@ -131,32 +133,34 @@ impl Descriptor {
         self.annotations.get(REFERENCE_DIGEST)?.parse().ok()
     }
 
-    /// Whether it is an image for a platform, and not an attestation or another companion.
+    /// Returns `true` if the entry is an image for a platform, and not an attestation or another
+    /// companion.
     pub fn is_image(&self) -> bool {
-        let known =
+        let is_specific =
             |platform: &Platform| platform.os != "unknown" && platform.architecture != "unknown";
-        self.platform.as_ref().is_some_and(known) && !self.annotations.contains_key(REFERENCE_TYPE)
+        self.platform.as_ref().is_some_and(is_specific)
+            && !self.annotations.contains_key(REFERENCE_TYPE)
     }
 }
 
 /// Operating system and processor: `linux/arm64/v8`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Platform {
-    /// GOOS.
+    /// Operating system, as in `GOOS`.
     pub os: String,
-    /// GOARCH.
+    /// Processor architecture, as in `GOARCH`.
     pub architecture: String,
-    /// The processor's variant: `v7`.
+    /// Variant of the processor: `v7`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub variant: Option<String>,
-    /// The version of the operating system; Windows.
+    /// Version of the operating system. Windows only.
     #[serde(
         default,
         rename = "os.version",
         skip_serializing_if = "Option::is_none"
     )]
     pub os_version: Option<String>,
-    /// Features that the operating system must have; Windows.
+    /// Features that the operating system must have. Windows only.
     #[serde(default, rename = "os.features", skip_serializing_if = "Vec::is_empty")]
     pub os_features: Vec<String>,
 }
@@ -171,71 +175,72 @@ impl fmt::Display for Platform {
     }
 }
 
-/// A list of manifests, as a rule one for each platform.
+/// List of manifests, usually one for each platform.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Index {
-    /// 2.
+    /// Always 2.
     pub schema_version: u8,
     /// [`OCI_INDEX`] or [`DOCKER_INDEX`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub media_type: Option<String>,
-    /// The entries.
+    /// Entries of the index.
     pub manifests: Vec<Descriptor>,
-    /// Annotations.
+    /// Annotations by key.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
 }
 
-/// One image for one platform, or an artifact.
+/// Manifest of one image for one platform, or of an artifact.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Image {
-    /// 2.
+    /// Always 2.
     pub schema_version: u8,
     /// [`OCI_MANIFEST`] or [`DOCKER_MANIFEST`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub media_type: Option<String>,
-    /// The type of an artifact.
+    /// Type of an artifact. `None` for an image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
-    /// The image's configuration.
+    /// Configuration of the image.
     pub config: Descriptor,
-    /// The layers, or an artifact's files.
+    /// Layers of an image, or files of an artifact.
     #[serde(default)]
     pub layers: Vec<Descriptor>,
-    /// Annotations.
+    /// Annotations by key.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub annotations: BTreeMap<String, String>,
 }
 
-/// What a manifest says.
+/// Content of a manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ManifestBody {
-    /// Several images.
+    /// Index of several images.
     Index(Index),
-    /// One image or artifact.
+    /// Image or artifact.
     Image(Box<Image>),
 }
 
-/// A manifest as the registry has it.
+/// Manifest as the registry stores it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Manifest {
-    /// The digest of [`Manifest::raw`].
+    /// Digest of [`Manifest::raw`].
     pub digest: Digest,
-    /// Its media type.
+    /// Media type of the manifest.
     pub media_type: String,
-    /// Every byte: what was signed, and what a copy must consist of.
+    /// All bytes of the manifest. Signatures and copies depend on every byte.
     pub raw: Bytes,
-    /// The same, read.
+    /// Parsed content of [`Manifest::raw`].
     pub body: ManifestBody,
 }
 
 impl Manifest {
-    /// Reads `raw`. The type is the one in the document, else `content_type`.
+    /// Parses `raw`. The media type comes from the document, or else from `content_type`.
     ///
     /// # Errors
-    /// A sentence: the document is not valid, is of an unknown type, or is one that programs read differently.
+    /// A sentence: the document is invalid, has an unsupported type, or different programs read it
+    /// differently.
     pub fn parse(raw: Bytes, content_type: Option<&str>) -> Result<Self, String> {
         #[derive(Deserialize)]
         #[serde(rename_all = "camelCase")]
@@ -251,11 +256,11 @@ impl Manifest {
         let head: Head = serde_json::from_slice(&raw)
             .map_err(|error| format!("the manifest is not valid: {error}"))?;
         if head.schema_version != Some(2) {
-            return Err("the manifest is of Docker's schema 1, which has no digests to rely on; push the image again with a newer tool".into());
+            return Err("the manifest uses Docker's schema 1, which has no reliable digests; push the image again with a newer tool".into());
         }
         let is_image = head.layers.is_some() || head.config.is_some();
         if is_image && head.manifests.is_some() || head.fs_layers.is_some() {
-            return Err("the manifest has the fields of several types, so programs read it differently; push the image again".into());
+            return Err("the manifest has the fields of several types, and programs read it differently; push the image again".into());
         }
         let content_type = content_type
             .and_then(|text| text.split(';').next())
@@ -263,7 +268,7 @@ impl Manifest {
         let media_type = match (head.media_type, content_type) {
             (Some(own), _) => own,
             (None, Some(header)) if ACCEPT.contains(&header) => header.to_owned(),
-            // The specification recommends the field and does not demand it.
+            // The specification only recommends this field.
             (None, _) if head.manifests.is_some() => OCI_INDEX.to_owned(),
             (None, _) => OCI_MANIFEST.to_owned(),
         };
@@ -290,7 +295,7 @@ impl Manifest {
         })
     }
 
-    /// What points at it, without a platform.
+    /// Returns a descriptor of the manifest, without a platform.
     pub fn descriptor(&self) -> Descriptor {
         Descriptor {
             media_type: self.media_type.clone(),
@@ -304,8 +309,8 @@ impl Manifest {
     }
 }
 
-/// The images of an index by platform. Attestations and other `unknown/unknown` entries are left out; of
-/// two entries for one platform the first counts, as runtimes choose.
+/// Returns the images of an index by platform, without attestations and other `unknown/unknown`
+/// entries. The first of two entries for one platform counts, as in container runtimes.
 pub fn platforms(index: &Index) -> BTreeMap<Platform, Digest> {
     let mut found = BTreeMap::new();
     for entry in index.manifests.iter().filter(|entry| entry.is_image()) {
@@ -318,22 +323,22 @@ pub fn platforms(index: &Index) -> BTreeMap<Platform, Digest> {
     found
 }
 
-/// The SHA-256 digest of `bytes`.
+/// Computes the SHA-256 digest of `bytes`.
 pub fn sha256(bytes: &[u8]) -> Digest {
     let mut hasher = Hasher::Sha256(sha2::Digest::new());
     hasher.update(bytes);
     hasher.finish()
 }
 
-/// Computes a digest piece by piece.
+/// Incremental computation of a digest.
 pub(crate) enum Hasher {
     Sha256(sha2::Sha256),
     Sha512(sha2::Sha512),
 }
 
 impl Hasher {
-    /// One of the algorithm that `digest` has.
-    pub(crate) fn like(digest: &Digest) -> Self {
+    /// Creates a hasher for the algorithm of `digest`.
+    pub(crate) fn for_digest(digest: &Digest) -> Self {
         if digest.as_str().starts_with("sha512:") {
             Self::Sha512(sha2::Digest::new())
         } else {
@@ -381,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn attestations_are_no_platform() {
+    fn platforms_exclude_attestations() {
         let manifest = Manifest::parse(index_json().into(), None).unwrap();
         let ManifestBody::Index(index) = &manifest.body else {
             panic!("an index")
@@ -394,12 +399,15 @@ mod tests {
             found,
             ["linux/amd64 aaaaaaaaaaaa", "linux/arm/v7 bbbbbbbbbbbb"]
         );
-        assert_eq!(index.manifests[2].attests(), Some(A.parse().unwrap()));
-        assert_eq!(index.manifests[0].attests(), None);
+        assert_eq!(
+            index.manifests[2].attested_image(),
+            Some(A.parse().unwrap())
+        );
+        assert_eq!(index.manifests[0].attested_image(), None);
     }
 
     #[test]
-    fn tells_kinds_apart_also_without_a_media_type() {
+    fn parse_detects_the_kind_without_a_media_type() {
         let bare_index = r#"{"schemaVersion":2,"manifests":[]}"#;
         let bare_image = format!(
             r#"{{"schemaVersion":2,"config":{{"mediaType":"x","digest":"{A}","size":1}},"layers":[]}}"#
@@ -439,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn digests() {
+    fn sha256_of_empty_input_matches_the_reference() {
         assert_eq!(
             sha256(b"").as_str(),
             "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

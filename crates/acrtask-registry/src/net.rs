@@ -1,9 +1,12 @@
-//! The HTTP client with a guard: which addresses may be connected to, and where redirects may lead.
+//! HTTP client with a guard for the addresses of connections and the targets of redirects.
 //!
-//! Invariants: under [`AddressPolicy::PublicOnly`] the address that was checked is the address that
-//! is connected to (the check sits in the connector's resolver, so a name is resolved once per
-//! connection and cannot be swapped afterwards), each hop of a redirect is checked again, and no proxy
-//! is used, since it would resolve names on its own. A redirect never leads from https to http.
+//! Invariants:
+//! - Under [`AddressPolicy::PublicOnly`], the client connects only to the address that it checked.
+//!   The resolver of the connector checks it. A name is therefore resolved once per connection, and
+//!   cannot change afterwards.
+//! - The client checks each hop of a redirect again.
+//! - Under that policy the client uses no proxy, because a proxy resolves names on its own.
+//! - A redirect never leads from https to http.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -17,32 +20,33 @@ use reqwest::{
 };
 use url::{Host, Url};
 
-/// Longest wait for a connection.
+/// Maximum wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest silence of a server while a response is read.
+/// Maximum silence of a server during a response.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
-/// Hops of a redirect that are followed.
+/// Maximum number of hops of a redirect.
 const MAX_REDIRECTS: usize = 5;
 
-/// Which addresses a client may connect to.
+/// Addresses that a client may connect to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum AddressPolicy {
-    /// All: the operator named the host.
+    /// All addresses. The operator named the host.
     #[default]
     Any,
-    /// All but those of the services that tell a machine of a cloud its own secrets: the host was named by somebody
-    /// whom the operator need not trust, and may be in a private network. A proxy of the environment is used.
+    /// All addresses except those of metadata services, which give a cloud machine its secrets. A
+    /// person whom the operator need not trust named the host, which may be in a private network.
+    /// The client uses a proxy from the environment.
     NoMetadata,
-    /// No private, loopback, link-local (which metadata services use) or otherwise special address:
-    /// the host was named by somebody whom the operator need not trust, as in a task file.
+    /// Public addresses only: no private, loopback, link-local (metadata services) or other special
+    /// address. The host comes from a source that the operator need not trust, such as a task file.
     PublicOnly,
-    /// The same, but a proxy of the environment is used: for addresses that a public server named, where the
-    /// operator's policy allows the proxy.
+    /// Public addresses only, but through a proxy from the environment. For addresses that a public
+    /// server named, if the operator's policy allows the proxy.
     PublicByProxy,
 }
 
 impl AddressPolicy {
-    /// Whether an address may be connected to.
+    /// Returns `true` if a client may connect to `address`.
     pub fn allows(self, address: IpAddr) -> bool {
         match self {
             Self::Any => true,
@@ -52,43 +56,44 @@ impl AddressPolicy {
     }
 }
 
-/// An address that the policy refuses.
+/// Address that the policy refuses.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{host} is at {address}, which is not a public address")]
 pub struct ForbiddenAddress {
-    /// The host, as it was named.
+    /// Host, as the caller named it.
     pub host: String,
-    /// Its address.
+    /// Resolved address.
     pub address: IpAddr,
 }
 
-/// Makes ring the process's provider for TLS, unless there is one already. Called by every
-/// constructor here; other users of rustls in the process may call it as often as they like.
+/// Installs ring as the TLS provider of the process, unless the process has one. Every constructor
+/// of this module calls it. Other users of rustls may call it repeatedly.
 pub fn install_crypto_provider() {
-    // An error says that somebody else was first, which is as good.
+    // An error means that the process already has a provider.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// A client under `policy`. `follow` says whether redirects are followed at all.
+/// Creates a client under `policy`. It follows redirects if `follow` is set.
 ///
 /// # Errors
-/// When the platform's certificates cannot be set up.
+/// The platform's certificates cannot be loaded.
 pub fn client(policy: AddressPolicy, follow: bool) -> Result<reqwest::Client, reqwest::Error> {
     builder(policy, follow).read_timeout(READ_TIMEOUT).build()
 }
 
-/// The same for bodies that take their time: the library counts the time in which a body goes out as silence of the
-/// server. Whoever sends has a limit of its own. No redirects are followed.
+/// Creates a client for long uploads, without a read timeout. `reqwest` counts the time of an
+/// upload as silence of the server. The caller has its own limit. The client follows no redirects.
 pub(crate) fn uploading_client(policy: AddressPolicy) -> Result<reqwest::Client, reqwest::Error> {
     builder(policy, false).build()
 }
 
-/// Returns what [`client`] builds a client of, without its time limit, for callers that add settings of their own.
+/// Returns the builder of [`client`], without its read timeout, for callers with their own
+/// settings.
 pub fn builder(policy: AddressPolicy, follow: bool) -> reqwest::ClientBuilder {
     install_crypto_provider();
     let redirects = if follow {
         redirect::Policy::custom(move |attempt| {
-            match next_hop(policy, attempt.previous(), attempt.url()) {
+            match check_redirect(policy, attempt.previous(), attempt.url()) {
                 Ok(()) => attempt.follow(),
                 Err(reason) => attempt.error(reason),
             }
@@ -99,7 +104,7 @@ pub fn builder(policy: AddressPolicy, follow: bool) -> reqwest::ClientBuilder {
     let builder = reqwest::Client::builder()
         .user_agent(concat!("acrtask/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(CONNECT_TIMEOUT)
-        // The address of a redirected download is often signed, which makes it a secret.
+        // The address of a redirected download is often signed. It is therefore a secret.
         .referer(false)
         .redirect(redirects);
     match policy {
@@ -113,19 +118,19 @@ pub fn builder(policy: AddressPolicy, follow: bool) -> reqwest::ClientBuilder {
     }
 }
 
-/// Whether a redirect from the end of `previous` to `next` may be followed.
-fn next_hop(policy: AddressPolicy, previous: &[Url], next: &Url) -> Result<(), String> {
+/// Checks that a client may follow a redirect from the end of `previous` to `next`.
+fn check_redirect(policy: AddressPolicy, previous: &[Url], next: &Url) -> Result<(), String> {
     match previous.last() {
         Some(from) => check_hop(policy, previous.len(), from, next),
         None => Ok(()),
     }
 }
 
-/// Refuses a redirect from `from` to `next`, the `hops`th one of a request, that leads too far, out of TLS, or to an
-/// address that `policy` does not allow.
+/// Checks a redirect from `from` to `next`. Refuses it if it exceeds the limit of hops, leaves TLS,
+/// or leads to an address that `policy` does not allow. `hops` is its number within the request.
 ///
 /// # Errors
-/// The reason.
+/// A sentence with the reason.
 pub fn check_hop(policy: AddressPolicy, hops: usize, from: &Url, next: &Url) -> Result<(), String> {
     if hops > MAX_REDIRECTS {
         return Err(format!("more than {MAX_REDIRECTS} redirects"));
@@ -140,9 +145,9 @@ pub fn check_hop(policy: AddressPolicy, hops: usize, from: &Url, next: &Url) -> 
     check_literal(policy, next).map_err(|error| format!("it redirects, and {error}"))
 }
 
-/// Refuses a URL whose host is written as an address that `policy` does not allow. Names are
-/// checked when they are resolved; addresses never pass a resolver, so whoever sends a request under
-/// a policy calls this for its first URL.
+/// Refuses a URL whose host is an address that `policy` does not allow. The resolver checks names,
+/// but addresses do not pass a resolver. A caller that sends a request under a policy therefore
+/// calls this function for its first URL.
 ///
 /// # Errors
 /// [`ForbiddenAddress`].
@@ -161,11 +166,11 @@ pub fn check_literal(policy: AddressPolicy, url: &Url) -> Result<(), ForbiddenAd
     Ok(())
 }
 
-/// Resolves `host` once, and gives the addresses back only if every one of them is public: a name with
-/// a private address among its addresses is not a name to trust.
+/// Resolves `host` once. Returns the addresses only if all of them are public, because a name with
+/// a private address is not trustworthy.
 ///
 /// # Errors
-/// [`ForbiddenAddress`], or what the system's resolver says.
+/// [`ForbiddenAddress`], or the error of the system's resolver.
 pub async fn resolve_public(
     host: &str,
     port: u16,
@@ -190,7 +195,7 @@ async fn resolve(
     Ok(addresses)
 }
 
-/// The connector's resolver under a policy.
+/// Resolver of the connector under a policy.
 struct GuardedResolver(AddressPolicy);
 
 impl Resolve for GuardedResolver {
@@ -203,8 +208,8 @@ impl Resolve for GuardedResolver {
     }
 }
 
-/// Whether a service may be there that tells a machine of a cloud its own secrets: link-local addresses, and those that
-/// clouds use beside them.
+/// Returns `true` if a metadata service, which gives a cloud machine its secrets, may have this
+/// address. These are the link-local addresses, and a few others that clouds use.
 pub fn is_metadata(address: IpAddr) -> bool {
     let v4 = |v4: Ipv4Addr| {
         v4.is_link_local()
@@ -235,9 +240,9 @@ pub fn is_metadata(address: IpAddr) -> bool {
     }
 }
 
-/// Whether an address is reachable by everybody: none of the blocks of the IANA special-purpose
-/// registries (RFC 6890 and its successors), no multicast, and no IPv4 address inside an IPv6 one
-/// that would not be public itself.
+/// Returns `true` if the address is publicly reachable. Excludes the blocks of the IANA
+/// special-purpose registries (RFC 6890 and its successors), multicast, and IPv6 addresses that
+/// contain a special IPv4 address.
 pub fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => is_public_v4(v4),
@@ -265,14 +270,14 @@ fn is_public_v6(v6: Ipv6Addr) -> bool {
     if let Some(v4) = v6.to_ipv4_mapped() {
         return is_public_v4(v4);
     }
-    // NAT64 (64:ff9b::/96) and 6to4 (2002::/16) carry an IPv4 address.
+    // NAT64 (64:ff9b::/96) and 6to4 (2002::/16) contain an IPv4 address.
     if s[0] == 0x64 && s[1] == 0xff9b && s[2..6] == [0; 4] {
         return is_public_v4(embedded_v4(s[6], s[7]));
     }
     if s[0] == 0x2002 {
         return is_public_v4(embedded_v4(s[1], s[2]));
     }
-    // Only 2000::/3 is given out at all; inside it, protocol assignments and documentation.
+    // IANA assigns only 2000::/3. This block contains protocol assignments and documentation.
     (s[0] & 0xe000) == 0x2000
         && !(s[0] == 0x2001 && s[1] < 0x200)
         && !(s[0] == 0x2001 && s[1] == 0xdb8)
@@ -283,7 +288,7 @@ fn embedded_v4(high: u16, low: u16) -> Ipv4Addr {
     Ipv4Addr::from_bits((u32::from(high) << 16) | u32::from(low))
 }
 
-/// Whether `host` (a name or an address, without a port) can only mean this machine.
+/// Returns `true` if `host` (a name or an address, without a port) can only mean this machine.
 pub fn is_loopback(host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     host.eq_ignore_ascii_case("localhost")
@@ -297,7 +302,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn knows_public_addresses() {
+    fn is_public_excludes_special_addresses() {
         for (address, public) in [
             ("8.8.8.8", true),
             ("1.1.1.1", true),
@@ -335,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_where_clouds_keep_secrets() {
+    fn no_metadata_policy_refuses_metadata_services() {
         for (address, allowed) in [
             ("10.1.2.3", true),
             ("127.0.0.1", true),
@@ -369,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn checks_each_hop() {
+    fn check_redirect_applies_the_policy_to_each_hop() {
         let url = |text: &str| Url::parse(text).unwrap();
         let from = [url("https://example.com/a")];
         for (next, policy, ok) in [
@@ -379,7 +384,7 @@ mod tests {
             ("https://127.0.0.1/b", AddressPolicy::Any, true),
             ("https://127.0.0.1/b", AddressPolicy::PublicOnly, false),
             ("https://[::1]/b", AddressPolicy::PublicOnly, false),
-            // The URL parser understands the spellings that get past a naive check.
+            // The URL parser normalizes spellings that evade a naive check.
             ("https://2130706433/", AddressPolicy::PublicOnly, false),
             ("https://0x7f.1/", AddressPolicy::PublicOnly, false),
             (
@@ -388,14 +393,18 @@ mod tests {
                 false,
             ),
         ] {
-            assert_eq!(next_hop(policy, &from, &url(next)).is_ok(), ok, "{next}");
+            assert_eq!(
+                check_redirect(policy, &from, &url(next)).is_ok(),
+                ok,
+                "{next}"
+            );
         }
         let many = vec![url("https://example.com/a"); MAX_REDIRECTS + 1];
-        assert!(next_hop(AddressPolicy::Any, &many, &from[0]).is_err());
+        assert!(check_redirect(AddressPolicy::Any, &many, &from[0]).is_err());
     }
 
     #[tokio::test]
-    async fn a_name_with_a_private_address_is_refused_by_the_connector() {
+    async fn connector_refuses_a_name_with_a_private_address() {
         let client = client(AddressPolicy::PublicOnly, true).unwrap();
         let error = client.get("http://localhost:1/").send().await.unwrap_err();
         let mut text = String::new();

@@ -1,4 +1,4 @@
-//! Parts of blobs: enough of one to compare it with a copy, without a whole download.
+//! Parts of blobs, to compare a blob with a copy without a complete download.
 
 use acrtask_model::{Digest, ImageRef};
 use bytes::Bytes;
@@ -6,26 +6,26 @@ use futures::StreamExt as _;
 use reqwest::StatusCode;
 
 use crate::{
-    client::{Registry, verified},
+    client::{Registry, verify_stream},
     error::RegistryError,
-    transport::{How, read_limited},
+    transport::{RequestOptions, read_limited},
 };
 
 /// Response to a request for a part of a blob.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BlobPart {
-    /// The requested bytes. The registry may have sent any: the caller compares them.
+    /// Requested bytes. The registry may have sent arbitrary bytes. The caller compares them.
     Bytes(Bytes),
-    /// The registry sent the whole blob instead, and it has its digest.
+    /// The registry sent the whole blob, and its digest is correct.
     WholeBlob,
 }
 
 impl Registry {
-    /// Reads `length` bytes of a blob from `first` on. A registry without ranges sends the whole blob, which is
-    /// checked against its digest and dropped.
+    /// Reads `length` bytes of a blob, from the offset `first`. A registry without range requests
+    /// sends the whole blob. The client then checks its digest and drops the content.
     ///
     /// # Errors
-    /// [`RegistryError`]; [`RegistryError::Invalid`] if the registry sends more or fewer bytes.
+    /// [`RegistryError`]. [`RegistryError::Invalid`] if the registry sends more or fewer bytes.
     pub async fn blob_part(
         &self,
         reference: &ImageRef,
@@ -35,14 +35,14 @@ impl Registry {
     ) -> Result<BlobPart, RegistryError> {
         let attempt = format!("read a part of the blob {digest} of {}", reference.name());
         let call = self.blob_call(reference, digest, &attempt)?;
-        let how = How {
+        let options = RequestOptions {
             range: Some((first, length)),
-            ..How::default()
+            ..RequestOptions::default()
         };
-        let response = self.transport.send_so(call, how).await?;
+        let response = self.transport.send_with(call, options).await?;
         if response.status() != StatusCode::PARTIAL_CONTENT {
             let host = reference.registry().into();
-            let mut whole = verified(response, digest.clone(), u64::MAX, attempt, host);
+            let mut whole = verify_stream(response, digest.clone(), u64::MAX, attempt, host);
             while let Some(piece) = whole.next().await {
                 piece?;
             }

@@ -1,6 +1,8 @@
-//! The tags of a repository, a page at a time and without repetition, so that the caller can keep to a budget.
+//! Tags of a repository, one page per call and without retries, so that the caller can keep to a
+//! budget.
 //!
-//! Invariant: the next page is asked for at the registry's own address; of what its `Link` says only the query counts.
+//! Invariant: the client requests the next page at the registry's own address. It uses only the
+//! query of the `Link` header.
 
 use acrtask_model::ImageRef;
 use reqwest::{
@@ -11,43 +13,45 @@ use serde::Deserialize;
 use url::Url;
 
 use crate::{
-    client::{Registry, pull},
+    client::{Registry, pull_scope},
     error::RegistryError,
-    look::Allowance,
-    transport::{Body, Call, How, read_limited},
+    head::Allowance,
+    transport::{Body, Call, RequestOptions, read_limited},
 };
 
-/// Tags of one page that are asked for. A registry may give fewer.
+/// Number of tags to request per page. A registry may return fewer.
 const PAGE: u32 = 1000;
-/// Largest page that is read, in bytes.
+/// Maximum size of a page, in bytes.
 const MAX_PAGE: u64 = 4 << 20;
 
-/// A page of the tags of a repository.
+/// Page of the tags of a repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TagPage {
     /// Tags, in the registry's order.
     pub tags: Vec<String>,
     /// Request for the next page. `None` for the last page.
     pub next: Option<NextTags>,
-    /// What the registry says it allows from now on.
+    /// Requests that the registry allows from now on. `None` if the response names no limit.
     pub allowance: Option<Allowance>,
 }
 
-/// The query of a next page.
+/// Query of the request for a next page.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct NextTags(String);
 
 #[derive(Debug, Deserialize)]
-struct Answer {
-    /// `null` where a repository has lost all its tags.
+struct TagsResponse {
+    /// `null` if the repository lost all its tags.
     tags: Option<Vec<String>>,
 }
 
 impl Registry {
-    /// Asks once for tags of the repository of `reference`: the first page, or the one that an earlier page named.
+    /// Requests one page of the tags of the repository of `reference`: the first page, or the page
+    /// `from`.
     ///
     /// # Errors
-    /// [`RegistryError`]; [`RegistryError::RateLimited`] at once, however short the wait that is asked for.
+    /// [`RegistryError`]. [`RegistryError::RateLimited`] at once, even if the requested wait is
+    /// short.
     pub async fn tags(
         &self,
         reference: &ImageRef,
@@ -64,15 +68,15 @@ impl Registry {
             host: reference.registry(),
             method: Method::GET,
             url: url.clone(),
-            scopes: vec![pull(reference)],
+            scopes: vec![pull_scope(reference)],
             accept: &["application/json"],
             body: Body::None,
         };
-        let how = How {
+        let options = RequestOptions {
             tries: 1,
-            ..How::default()
+            ..RequestOptions::default()
         };
-        let response = self.transport.send_so(call, how).await?;
+        let response = self.transport.send_with(call, options).await?;
         let invalid = |reason: String| RegistryError::Invalid {
             attempt: attempt.clone(),
             reason: format!("{}: {reason}", reference.registry()),
@@ -80,10 +84,12 @@ impl Registry {
         let allowance = Allowance::read(response.headers());
         let next = next_page(response.headers(), &url).map_err(invalid)?;
         if next.is_some() && next.as_ref() == from {
-            return Err(invalid("a page of it names itself as the next one".into()));
+            return Err(invalid(
+                "its tag list has a page that names itself as the next page".into(),
+            ));
         }
         let body = read_limited(response, MAX_PAGE, &attempt, reference.registry()).await?;
-        let answer: Answer =
+        let answer: TagsResponse =
             serde_json::from_slice(&body).map_err(|error| invalid(error.to_string()))?;
         Ok(TagPage {
             tags: answer.tags.unwrap_or_default(),
@@ -93,12 +99,13 @@ impl Registry {
     }
 }
 
-/// Returns the query of the next page, of all `Link` headers of an answer. `None` if they name no next page.
+/// Returns the query of the next page from all `Link` headers of a response. `None` if they name no
+/// next page.
 ///
 /// Source: distribution specification, "Listing Tags"; RFC 8288, section 3.
 ///
 /// # Errors
-/// The reason why a link cannot be followed: without it, a list would end early in silence.
+/// The reason why a link is invalid. Without this error, a list could be incomplete.
 fn next_page(headers: &HeaderMap, url: &Url) -> Result<Option<NextTags>, String> {
     for value in headers.get_all(header::LINK) {
         let text = value
@@ -121,14 +128,14 @@ fn next_page(headers: &HeaderMap, url: &Url) -> Result<Option<NextTags>, String>
     Ok(None)
 }
 
-/// A link of a `Link` header.
+/// Link of a `Link` header.
 struct Link {
     target: String,
     is_next: bool,
 }
 
-/// Parses the links of a header. Accepts what registries write beside RFC 8288: single quotes, and targets without
-/// angle brackets.
+/// Parses the links of a header. In addition to RFC 8288, accepts single quotes, and targets
+/// without angle brackets. Some registries send these.
 fn parse_links(text: &str) -> Result<Vec<Link>, String> {
     let mut links = Vec::new();
     let mut rest = text.trim_start_matches([',', ' ', '\t']);
@@ -141,7 +148,7 @@ fn parse_links(text: &str) -> Result<Vec<Link>, String> {
             target = &bracketed[..end];
             rest = &bracketed[end + 1..];
         } else {
-            // A query may hold commas: only a parameter ends such a target.
+            // A query may contain commas. Only a parameter ends such a target.
             let end = rest.find(';').unwrap_or(rest.len());
             target = rest[..end].trim();
             rest = &rest[end..];
@@ -168,7 +175,7 @@ fn parse_links(text: &str) -> Result<Vec<Link>, String> {
     Ok(links)
 }
 
-/// Parses one parameter. Returns its name, its value without quotes, and the text behind it.
+/// Parses one parameter. Returns its name, its value without quotes, and the remaining text.
 fn parse_parameter(text: &str) -> (&str, &str, &str) {
     let end = text.find(['=', ';', ',']).unwrap_or(text.len());
     let (name, rest) = (text[..end].trim(), &text[end..]);
@@ -200,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn links_are_read_as_registries_write_them() {
+    fn next_page_parses_links_of_real_registries() {
         for (links, expected) in [
             (
                 &["</v2/a/tags/list?last=b&n=2>; rel=\"next\""][..],
@@ -235,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_end_without_a_next_page() {
+    fn next_page_is_none_without_a_next_link() {
         for links in [
             &[][..],
             &["</v2/a/tags/list?last=b>; rel=\"prev\""],
@@ -248,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn links_that_lead_nowhere_are_errors() {
+    fn next_page_refuses_links_without_a_query() {
         for link in [
             "</v2/a/tags/list>; rel=\"next\"",
             "<?>; rel=next",

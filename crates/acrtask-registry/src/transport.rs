@@ -1,9 +1,9 @@
-//! One call to a registry: scheme, authorization, waiting, and what an answer means.
+//! Calls to a registry: scheme, authorization, retries, and errors from responses.
 
-mod pace;
-mod route;
+mod hosts;
+mod routes;
 mod token;
-mod words;
+mod upload_progress;
 
 use std::{
     collections::HashMap,
@@ -20,11 +20,11 @@ use reqwest::{
 };
 use url::Url;
 
-pub(crate) use self::{pace::Pace, route::NamedBy};
 use self::{
-    route::{Clients, Routes, redirection},
-    words::{help_missing, host_name, message},
+    hosts::{help_missing, host_name, read_error_message},
+    routes::{Clients, Routes, redirect_target},
 };
+pub(crate) use self::{routes::UrlSource, upload_progress::UploadProgress};
 use crate::{
     client::Settings,
     credentials::{Credentials, canonical_host},
@@ -32,76 +32,76 @@ use crate::{
     net,
 };
 
-/// How often one call is tried in all, after 429, 502, 503, 504 or no connection.
+/// Maximum number of tries of one call, after 429, 502, 503, 504 or a failed connection.
 const MAX_TRIES: u32 = 4;
-/// First wait between two tries; doubled each time. A longer `Retry-After` takes its place.
+/// Wait before the first retry. It doubles with each retry. A longer `Retry-After` replaces it.
 const BACK_OFF: Duration = Duration::from_millis(250);
-/// Longest `Retry-After` that is waited for; a longer one becomes an error.
+/// Maximum `Retry-After`. The call fails if the registry requests a longer wait.
 const MAX_WAIT: Duration = Duration::from_secs(60);
-/// How much of a token server's answer is read, in bytes.
+/// Maximum size of a token server's response, in bytes.
 const MAX_TOKEN: u64 = 1 << 20;
-/// Longest time in which a body that is kept in memory arrives.
+/// Maximum time to read a body into memory.
 pub(crate) const MEMORY_TIME: Duration = Duration::from_secs(120);
 
-/// What is sent with a call.
+/// Body of a call.
 pub(crate) enum Body {
     None,
     Bytes(&'static str, Bytes),
-    /// Can be sent only once: such a call is not repeated.
-    Stream(u64, reqwest::Body, Pace),
+    /// Stream that can be sent only once. The transport does not retry such a call.
+    Stream(u64, reqwest::Body, UploadProgress),
 }
 
-/// A call.
+/// Call to a registry.
 pub(crate) struct Call<'a> {
-    /// What is attempted on what, for errors: `resolve docker.io/library/alpine:3`.
+    /// Attempted operation and its target, for errors: `resolve docker.io/library/alpine:3`.
     pub(crate) attempt: String,
-    /// The registry, as references name it.
+    /// Host of the registry, as references name it.
     pub(crate) host: &'a str,
     pub(crate) method: Method,
     pub(crate) url: Url,
-    /// What has to be allowed: `repository:library/alpine:pull`.
+    /// Scopes that the call requires: `repository:library/alpine:pull`.
     pub(crate) scopes: Vec<String>,
     pub(crate) accept: &'static [&'static str],
     pub(crate) body: Body,
 }
 
-/// How a call is made.
+/// Options of a request.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct How<'a> {
-    /// Tries in all, after 429, 502, 503, 504 or no connection.
+pub(crate) struct RequestOptions<'a> {
+    /// Maximum number of tries, after 429, 502, 503, 504 or a failed connection.
     pub(crate) tries: u32,
-    /// What the caller has already: where that is what there is, the answer is 304, which is a success then.
+    /// ETag of the caller's manifest. Status 304 then counts as a success.
     pub(crate) etag: Option<&'a str>,
-    /// The first byte to send, and how many.
+    /// Offset of the first byte, and number of bytes.
     pub(crate) range: Option<(u64, u64)>,
-    /// Who named the URL of the call.
-    pub(crate) named_by: NamedBy,
+    /// Source of the URL of the call.
+    pub(crate) url_source: UrlSource,
 }
 
-impl Default for How<'_> {
+impl Default for RequestOptions<'_> {
     fn default() -> Self {
         Self {
             tries: MAX_TRIES,
             etag: None,
             range: None,
-            named_by: NamedBy::Caller,
+            url_source: UrlSource::Caller,
         }
     }
 }
 
-/// An `Authorization` header, and what to advise when it is not enough.
+/// `Authorization` header, and the advice for the user if access is still denied.
 #[derive(Debug, Clone)]
 struct Grant {
     header: Option<Secret>,
     help: String,
 }
 
-/// Why a request has no response.
+/// Failure to receive a response.
 enum SendError {
     Failed(reqwest::Error),
-    /// A redirect, or what stands in its way.
+    /// The transport refused a redirect.
     Refused(Box<dyn std::error::Error + Send + Sync>),
-    Stalled(pace::Stalled),
+    Stalled(upload_progress::Stalled),
     Setup(RegistryError),
 }
 
@@ -111,13 +111,14 @@ impl From<RegistryError> for SendError {
     }
 }
 
-/// Sends calls.
+/// Sender of calls to registries.
 #[derive(Debug)]
 pub(crate) struct Transport {
     credentials: Credentials,
     settings: Settings,
     routes: Routes,
-    /// By registry and scopes. An expired token is found out by a 401, and replaced.
+    /// Grants by registry and scopes. A 401 shows that a token is expired; the transport then
+    /// replaces it.
     grants: Mutex<HashMap<(String, String), Grant>>,
 }
 
@@ -131,12 +132,12 @@ impl Transport {
         })
     }
 
-    /// The address of `path` in the API of the registry that `reference` is in. `path` begins behind
+    /// Returns the URL of `path` in the API of the registry of `reference`. `path` is relative to
     /// the repository: `manifests/latest`.
     pub(crate) fn url(&self, reference: &ImageRef, path: &str) -> Result<Url, RegistryError> {
         let text = format!(
             "{}v2/{}/{path}",
-            self.base(reference.registry()),
+            self.base_url(reference.registry()),
             reference.repository()
         );
         Url::parse(&text).map_err(|error| RegistryError::Invalid {
@@ -145,16 +146,20 @@ impl Transport {
         })
     }
 
-    pub(crate) fn base(&self, host: &str) -> String {
+    pub(crate) fn base_url(&self, host: &str) -> String {
         if host == DOCKER_HUB {
             return "https://registry-1.docker.io/".into();
         }
-        let scheme = if self.is_plain(host) { "http" } else { "https" };
+        let scheme = if self.uses_plain_http(host) {
+            "http"
+        } else {
+            "https"
+        };
         format!("{scheme}://{host}/")
     }
 
-    /// Whether a registry is spoken to without TLS.
-    fn is_plain(&self, host: &str) -> bool {
+    /// Returns `true` if the client contacts the registry without TLS.
+    fn uses_plain_http(&self, host: &str) -> bool {
         net::is_loopback(host_name(host))
             || self
                 .settings
@@ -163,8 +168,8 @@ impl Transport {
                 .any(|name| canonical_host(name) == host)
     }
 
-    /// One question without a login, whose answer may be anything. No redirect is followed.
-    pub(crate) async fn ask_plainly(
+    /// Sends a GET request without a login, and returns any response. Follows no redirect.
+    pub(crate) async fn get_anonymously(
         &self,
         url: &Url,
         host: &str,
@@ -180,33 +185,34 @@ impl Transport {
         answer.map_err(|error| failed(error.without_url().into()))
     }
 
-    /// Sends `call` and gives back a successful response, its body unread.
+    /// Sends `call` and returns a successful response with an unread body.
     pub(crate) async fn send(&self, call: Call<'_>) -> Result<Response, RegistryError> {
-        self.send_so(call, How::default()).await
+        self.send_with(call, RequestOptions::default()).await
     }
 
-    /// The same, in this way.
-    pub(crate) async fn send_so(
+    /// Sends `call` with `options`.
+    pub(crate) async fn send_with(
         &self,
         mut call: Call<'_>,
-        how: How<'_>,
+        options: RequestOptions<'_>,
     ) -> Result<Response, RegistryError> {
-        let clients = self.clients(call.host, &call.url, how.named_by)?;
-        net::check_literal(clients.policy, &call.url).map_err(|error| unreachable(&call, error))?;
+        let clients = self.clients(call.host, &call.url, options.url_source)?;
+        net::check_literal(clients.policy, &call.url)
+            .map_err(|error| unreachable_error(&call, error))?;
         let key = (call.host.to_owned(), call.scopes.join(" "));
         let mut grant = self
             .grants
             .lock()
-            .expect("no panic while it is held")
+            .expect("no holder of the lock panics")
             .get(&key)
             .cloned();
-        let mut asked = false;
+        let mut authorized = false;
         let mut tries = 0;
         loop {
             tries += 1;
             let once = matches!(call.body, Body::Stream(..));
-            let last = once || tries >= how.tries;
-            let response = match self.dispatch(&mut call, grant.as_ref(), how).await {
+            let last = once || tries >= options.tries;
+            let response = match self.dispatch(&mut call, grant.as_ref(), options).await {
                 Ok(response) => response,
                 Err(SendError::Refused(source)) => {
                     return Err(RegistryError::Unreachable {
@@ -215,7 +221,7 @@ impl Transport {
                         source,
                     });
                 }
-                Err(SendError::Stalled(stalled)) => return Err(unreachable(&call, stalled)),
+                Err(SendError::Stalled(stalled)) => return Err(unreachable_error(&call, stalled)),
                 Err(SendError::Setup(error)) => return Err(error),
                 Err(SendError::Failed(error))
                     if error.is_connect()
@@ -223,27 +229,29 @@ impl Transport {
                         && !error.is_builder()
                         && !is_forbidden(&error) =>
                 {
-                    wait(tries, None).await;
+                    wait_before_retry(tries, None).await;
                     continue;
                 }
                 Err(SendError::Failed(error)) => {
-                    return Err(unreachable(&call, error.without_url()));
+                    return Err(unreachable_error(&call, error.without_url()));
                 }
             };
             let status = response.status();
             match status {
                 _ if status.is_success() => return Ok(response),
-                StatusCode::NOT_MODIFIED if how.etag.is_some() => return Ok(response),
+                StatusCode::NOT_MODIFIED if options.etag.is_some() => return Ok(response),
                 StatusCode::UNAUTHORIZED
-                    if !asked && !once && self.is_own(call.host, response.url()) =>
+                    if !authorized && !once && self.is_registry_url(call.host, response.url()) =>
                 {
-                    asked = true;
+                    authorized = true;
                     tries -= 1;
-                    let named_by = NamedBy::Server(response.remote_addr());
-                    let fresh = self.authorize(&call, response.headers(), named_by).await?;
+                    let url_source = UrlSource::Server(response.remote_addr());
+                    let fresh = self
+                        .authorize(&call, response.headers(), url_source)
+                        .await?;
                     self.grants
                         .lock()
-                        .expect("no panic while it is held")
+                        .expect("no holder of the lock panics")
                         .insert(key.clone(), fresh.clone());
                     grant = Some(fresh);
                 }
@@ -259,81 +267,86 @@ impl Transport {
                     tracing::debug!(
                         host = call.host,
                         ?retry_after,
-                        "the registry limits the rate"
+                        "waiting as the registry limits requests"
                     );
-                    wait(tries, retry_after).await;
+                    wait_before_retry(tries, retry_after).await;
                 }
                 StatusCode::BAD_GATEWAY
                 | StatusCode::SERVICE_UNAVAILABLE
                 | StatusCode::GATEWAY_TIMEOUT
                     if !last =>
                 {
-                    wait(
+                    wait_before_retry(
                         tries,
                         retry_after(response.headers()).filter(|wait| *wait <= MAX_WAIT),
                     )
                     .await;
                 }
-                _ => return Err(failure(call, response, grant).await),
+                _ => return Err(error_from_response(call, response, grant).await),
             }
         }
     }
 
-    /// Sends one request, and the further ones that its redirects lead to.
+    /// Sends one request and follows its redirects.
     async fn dispatch(
         &self,
         call: &mut Call<'_>,
         grant: Option<&Grant>,
-        how: How<'_>,
+        options: RequestOptions<'_>,
     ) -> Result<Response, SendError> {
         let mut url = call.url.clone();
-        let mut named_by = how.named_by;
+        let mut url_source = options.url_source;
         let mut hops = 0;
         loop {
-            let clients = self.clients(call.host, &url, named_by)?;
+            let clients = self.clients(call.host, &url, url_source)?;
             let mut request = self.request(clients, call, &url, grant);
-            if let Some(etag) = how.etag {
+            if let Some(etag) = options.etag {
                 request = request.header(header::IF_NONE_MATCH, etag);
             }
-            if let Some((first, length)) = how.range {
+            if let Some((first, length)) = options.range {
                 let last = first.saturating_add(length.saturating_sub(1));
                 request = request.header(header::RANGE, format!("bytes={first}-{last}"));
             }
             let sent = match &call.body {
-                Body::Stream(_, _, pace) => pace
-                    .follow(request.send())
+                Body::Stream(_, _, progress) => progress
+                    .await_response(request.send())
                     .await
                     .map_err(SendError::Stalled)?,
                 Body::None | Body::Bytes(..) => request.send().await,
             };
             let response = sent.map_err(SendError::Failed)?;
-            // Only requests that cannot change anything are sent on.
+            // The transport follows redirects only for requests that cannot change anything.
             if !matches!(call.method, Method::GET | Method::HEAD) {
                 return Ok(response);
             }
-            let Some(next) = redirection(&response) else {
+            let Some(next) = redirect_target(&response) else {
                 return Ok(response);
             };
             hops += 1;
-            named_by = NamedBy::Server(response.remote_addr());
-            let policy = self.clients(call.host, &next, named_by)?.policy;
+            url_source = UrlSource::Server(response.remote_addr());
+            let policy = self.clients(call.host, &next, url_source)?.policy;
             net::check_hop(policy, hops, &url, &next)
                 .map_err(|reason| SendError::Refused(reason.into()))?;
             url = next;
         }
     }
 
-    /// Returns the connections for `url`.
-    fn clients(&self, host: &str, url: &Url, named_by: NamedBy) -> Result<&Clients, RegistryError> {
-        match self.is_own(host, url) {
+    /// Returns the clients that may connect to `url`.
+    fn clients(
+        &self,
+        host: &str,
+        url: &Url,
+        url_source: UrlSource,
+    ) -> Result<&Clients, RegistryError> {
+        match self.is_registry_url(host, url) {
             true => Ok(&self.routes.named),
-            false => self.routes.to(named_by),
+            false => self.routes.clients_for(url_source),
         }
     }
 
     /// Returns `true` if `url` has the scheme, host and port of the registry `host`.
-    fn is_own(&self, host: &str, url: &Url) -> bool {
-        Url::parse(&self.base(host)).is_ok_and(|base| base.origin() == url.origin())
+    fn is_registry_url(&self, host: &str, url: &Url) -> bool {
+        Url::parse(&self.base_url(host)).is_ok_and(|base_url| base_url.origin() == url.origin())
     }
 
     fn request(
@@ -348,7 +361,7 @@ impl Transport {
             Body::None | Body::Bytes(..) => &clients.direct,
         };
         let mut request = client.request(call.method.clone(), url.clone());
-        // One line: some registries read only the first.
+        // Some registries read only the first header line.
         if !call.accept.is_empty() {
             request = request.header(header::ACCEPT, call.accept.join(", "));
         }
@@ -362,10 +375,10 @@ impl Transport {
                 .header(header::CONTENT_LENGTH, *size)
                 .body(std::mem::take(body)),
         };
-        // A registry may send a client to another host; that host does not get the credential.
+        // A registry may redirect to another host. That host does not receive the credential.
         match grant.and_then(|grant| grant.header.as_ref()) {
-            Some(value) if self.is_own(call.host, url) => {
-                request.header(header::AUTHORIZATION, sensitive(value))
+            Some(value) if self.is_registry_url(call.host, url) => {
+                request.header(header::AUTHORIZATION, sensitive_header(value))
             }
             _ => request,
         }
@@ -382,12 +395,12 @@ pub(crate) async fn read_limited(
     let reading = read_all(response, limit, attempt, host);
     match tokio::time::timeout(MEMORY_TIME, reading).await {
         Ok(body) => body,
-        Err(_) => Err(too_slow(attempt, host)),
+        Err(_) => Err(timeout_error(attempt, host)),
     }
 }
 
-/// The error for a body that does not arrive within [`MEMORY_TIME`].
-pub(crate) fn too_slow(attempt: &str, host: &str) -> RegistryError {
+/// Returns the error for a body that does not arrive within [`MEMORY_TIME`].
+pub(crate) fn timeout_error(attempt: &str, host: &str) -> RegistryError {
     let reason = format!("the body did not arrive within {} s", MEMORY_TIME.as_secs());
     RegistryError::Unreachable {
         attempt: attempt.into(),
@@ -424,7 +437,7 @@ async fn read_all(
     }
 }
 
-fn unreachable(
+fn unreachable_error(
     call: &Call<'_>,
     error: impl std::error::Error + Send + Sync + 'static,
 ) -> RegistryError {
@@ -435,7 +448,7 @@ fn unreachable(
     }
 }
 
-/// Whether the guard refused the address, which another try does not change.
+/// Returns `true` if the guard refused the address. A retry does not change this.
 fn is_forbidden(error: &reqwest::Error) -> bool {
     let mut source = std::error::Error::source(error);
     while let Some(error) = source {
@@ -447,7 +460,11 @@ fn is_forbidden(error: &reqwest::Error) -> bool {
     false
 }
 
-async fn failure(call: Call<'_>, response: Response, grant: Option<Grant>) -> RegistryError {
+async fn error_from_response(
+    call: Call<'_>,
+    response: Response,
+    grant: Option<Grant>,
+) -> RegistryError {
     let status = response.status();
     let (attempt, host) = (call.attempt, call.host.to_owned());
     match status {
@@ -456,18 +473,18 @@ async fn failure(call: Call<'_>, response: Response, grant: Option<Grant>) -> Re
             attempt,
             help: grant.map_or_else(|| help_missing(&host), |grant| grant.help),
             host,
-            message: message(response).await,
+            message: read_error_message(response).await,
         },
         _ => RegistryError::Refused {
             attempt,
             host,
             status: status.as_u16(),
-            message: message(response).await,
+            message: read_error_message(response).await,
         },
     }
 }
 
-/// Returns the wait that an answer asks for: seconds, or a date, which is compared with the answer's own.
+/// Returns the wait that a response requests: seconds, or a date relative to the response's `Date`.
 ///
 /// Source: RFC 9110, section 10.2.3.
 pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
@@ -484,20 +501,20 @@ pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     Some(until.duration_since(now).unwrap_or_default())
 }
 
-/// Waits before another try: as long as the server asks for, and at least the back-off.
-async fn wait(tries: u32, asked: Option<Duration>) {
+/// Waits before a retry: the requested time, but at least the back-off.
+async fn wait_before_retry(tries: u32, requested: Option<Duration>) {
     let back_off = BACK_OFF * 2u32.pow(tries.saturating_sub(1).min(8));
-    tokio::time::sleep(asked.unwrap_or_default().max(back_off)).await;
+    tokio::time::sleep(requested.unwrap_or_default().max(back_off)).await;
 }
 
-fn basic(username: &str, password: &Secret) -> Secret {
+fn basic_header(username: &str, password: &Secret) -> Secret {
     Secret::new(format!(
         "Basic {}",
         STANDARD.encode(format!("{username}:{}", password.expose()))
     ))
 }
 
-fn sensitive(value: &Secret) -> HeaderValue {
+fn sensitive_header(value: &Secret) -> HeaderValue {
     let mut header =
         HeaderValue::from_str(value.expose()).unwrap_or_else(|_| HeaderValue::from_static(""));
     header.set_sensitive(true);
@@ -509,8 +526,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn retry_after_is_seconds_or_a_date() {
-        let asked = |headers: &[(&'static str, &'static str)]| {
+    fn retry_after_parses_seconds_and_dates() {
+        let requested = |headers: &[(&'static str, &'static str)]| {
             let headers = headers
                 .iter()
                 .map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)));
@@ -526,29 +543,26 @@ mod tests {
             ("soon", None),
             ("-1", None),
         ] {
-            let found = asked(&[date, ("retry-after", value)]);
+            let found = requested(&[date, ("retry-after", value)]);
             assert_eq!(found, expected.map(Duration::from_secs), "{value}");
         }
-        assert_eq!(asked(&[date]), None);
-        let far = asked(&[("retry-after", "Fri, 01 Jan 2100 00:00:00 GMT")]);
-        assert!(
-            far > Some(MAX_WAIT),
-            "the clock of this machine counts: {far:?}"
-        );
+        assert_eq!(requested(&[date]), None);
+        let far = requested(&[("retry-after", "Fri, 01 Jan 2100 00:00:00 GMT")]);
+        assert!(far > Some(MAX_WAIT), "uses the local clock: {far:?}");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_wait_is_at_least_the_back_off() {
+    async fn wait_before_retry_lasts_at_least_the_back_off() {
         let begun = tokio::time::Instant::now();
-        wait(3, Some(Duration::ZERO)).await;
+        wait_before_retry(3, Some(Duration::ZERO)).await;
         assert_eq!(begun.elapsed(), BACK_OFF * 4);
         let begun = tokio::time::Instant::now();
-        wait(1, Some(Duration::from_secs(2))).await;
+        wait_before_retry(1, Some(Duration::from_secs(2))).await;
         assert_eq!(begun.elapsed(), Duration::from_secs(2));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn body_in_memory_ends_in_time() {
+    async fn read_limited_fails_on_a_slow_body() {
         let slow = futures::stream::unfold((), |()| async {
             tokio::time::sleep(Duration::from_secs(30)).await;
             Some((Ok::<_, std::io::Error>(Bytes::from_static(b" ")), ()))

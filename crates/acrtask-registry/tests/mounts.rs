@@ -1,4 +1,4 @@
-//! Blobs that a registry does not mount from another of its repositories.
+//! Blobs that a registry refuses to mount from another of its repositories.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -13,8 +13,9 @@ fn reference(server: &MockServer, rest: &str) -> ImageRef {
     format!("{}/{rest}", server.address()).parse().unwrap()
 }
 
-/// A registry that has one image of one layer at `from`, and refuses to mount with this status.
-async fn refuses_mounts(server: &MockServer, status: u16) -> Digest {
+/// Sets up a registry with an image of one layer at `from`. It refuses to mount blobs with
+/// `status`.
+async fn mock_registry_without_mounts(server: &MockServer, status: u16) -> Digest {
     let config = "{}";
     let layer = "a layer";
     let part = |media: &str, text: &str| {
@@ -60,10 +61,10 @@ async fn refuses_mounts(server: &MockServer, status: u16) -> Digest {
 }
 
 #[tokio::test]
-async fn a_blob_that_is_not_mounted_is_uploaded() {
+async fn copy_uploads_a_blob_if_the_registry_refuses_to_mount_it() {
     for status in [401, 403, 404, 405] {
         let server = MockServer::start().await;
-        let digest = refuses_mounts(&server, status).await;
+        let digest = mock_registry_without_mounts(&server, status).await;
         let (from, to) = (reference(&server, "from:1"), reference(&server, "to:1"));
         let copied = Registry::new(Credentials::new(), Settings::default())
             .unwrap()

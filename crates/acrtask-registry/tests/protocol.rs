@@ -1,5 +1,5 @@
-//! The client against a scripted server: what it sends, what it makes of the answers, and what it never
-//! gives away.
+//! The client against a scripted server: its requests, its reactions to responses, and the secrets
+//! that it keeps.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests")]
 
@@ -49,7 +49,7 @@ fn authorization(request: &Request) -> Option<&str> {
         .map(|value| value.to_str().unwrap())
 }
 
-/// An error with its causes and its help, as a user sees it.
+/// Returns an error with its help, as a user sees it.
 fn shown(error: &RegistryError, server: &MockServer) -> String {
     let mut text = error.to_string();
     if let Some(help) = error.help() {
@@ -59,7 +59,7 @@ fn shown(error: &RegistryError, server: &MockServer) -> String {
 }
 
 #[tokio::test]
-async fn resolves_by_head_with_every_media_type() {
+async fn resolve_sends_head_with_every_media_type() {
     let server = MockServer::start().await;
     Mock::given(method("HEAD"))
         .and(path("/v2/team/app/manifests/1"))
@@ -97,7 +97,7 @@ async fn resolves_by_head_with_every_media_type() {
 }
 
 #[tokio::test]
-async fn resolves_by_get_where_head_says_too_little() {
+async fn resolve_falls_back_to_get_without_usable_head() {
     for head in [ResponseTemplate::new(405), ResponseTemplate::new(200)] {
         let server = MockServer::start().await;
         Mock::given(method("HEAD"))
@@ -117,7 +117,7 @@ async fn resolves_by_get_where_head_says_too_little() {
 }
 
 #[tokio::test]
-async fn a_wrong_digest_is_an_error() {
+async fn content_with_a_wrong_digest_is_refused() {
     let server = MockServer::start().await;
     let wrong = sha256(b"something else");
     Mock::given(any())
@@ -137,21 +137,21 @@ async fn a_wrong_digest_is_an_error() {
         matches!(by_tag, RegistryError::Invalid { .. }),
         "{by_tag:?}"
     );
-    let asked = reference(&server, &format!("app@{}", sha256(b"asked")));
-    let by_digest = registry.resolve(&asked).await.unwrap_err();
+    let requested = reference(&server, &format!("app@{}", sha256(b"requested")));
+    let by_digest = registry.resolve(&requested).await.unwrap_err();
     assert!(
         by_digest.to_string().contains("its digest should be"),
         "{by_digest}"
     );
     let blob = registry
-        .blob_bytes(&reference(&server, "app"), &sha256(b"asked"), 1 << 20)
+        .blob_bytes(&reference(&server, "app"), &sha256(b"requested"), 1 << 20)
         .await
         .unwrap_err();
     assert!(blob.to_string().contains("its digest should be"), "{blob}");
 }
 
 #[tokio::test]
-async fn limits_what_is_read_into_memory() {
+async fn content_in_memory_has_a_size_limit() {
     let server = MockServer::start().await;
     let body = vec![b' '; 5 << 20];
     Mock::given(any())
@@ -195,7 +195,8 @@ async fn token_server(server: &MockServer, answer: &str) {
         .await;
 }
 
-/// Answers with `INDEX` to the given token, and to everything else with a challenge for the server's own `/token`.
+/// Responds with `INDEX` to the given token, and to any other request with a challenge for the
+/// server's own `/token`.
 async fn guarded(server: &MockServer, token: &'static str) {
     let challenge = format!(
         r#"Bearer realm="http://{}/token",service="here",scope="repository:app:pull""#,
@@ -214,7 +215,7 @@ async fn guarded(server: &MockServer, token: &'static str) {
 }
 
 #[tokio::test]
-async fn a_token_is_fetched_once_and_used_again() {
+async fn token_is_requested_once_and_reused() {
     let server = MockServer::start().await;
     guarded(&server, "t1").await;
     Mock::given(path("/token"))
@@ -253,7 +254,7 @@ async fn a_token_is_fetched_once_and_used_again() {
 }
 
 #[tokio::test]
-async fn an_expired_token_is_replaced() {
+async fn expired_token_is_replaced() {
     let server = MockServer::start().await;
     guarded(&server, "new").await;
     Mock::given(path("/token"))
@@ -278,7 +279,7 @@ async fn an_expired_token_is_replaced() {
 }
 
 #[tokio::test]
-async fn an_identity_token_is_posted() {
+async fn identity_token_is_sent_by_post() {
     let server = MockServer::start().await;
     guarded(&server, "t").await;
     token_server(&server, r#"{"access_token":"t"}"#).await;
@@ -312,7 +313,7 @@ async fn an_identity_token_is_posted() {
 }
 
 #[tokio::test]
-async fn basic_is_answered_with_the_password() {
+async fn basic_challenge_receives_the_password() {
     let server = MockServer::start().await;
     Mock::given(any())
         .respond_with(|request: &Request| match authorization(request) {
@@ -332,12 +333,12 @@ async fn basic_is_answered_with_the_password() {
         .unwrap_err();
     assert_eq!(
         shown(&error, &server),
-        "cannot resolve HOST/app:1: HOST denied access | there is no credential for HOST: log in with `docker login HOST`, or give `--credential HOST=USER:@FILE`"
+        "cannot resolve HOST/app:1: HOST denied access | no credential was found for HOST: log in with `docker login HOST`, or give `--credential HOST=USER:@FILE`"
     );
 }
 
 #[tokio::test]
-async fn a_redirect_to_another_host_carries_no_credential() {
+async fn redirect_to_another_host_carries_no_credential() {
     let registry_server = MockServer::start().await;
     let storage = MockServer::start().await;
     let blob = b"a blob";
@@ -366,7 +367,7 @@ async fn a_redirect_to_another_host_carries_no_credential() {
 }
 
 #[tokio::test]
-async fn an_upload_to_another_host_carries_no_credential() {
+async fn upload_to_another_host_carries_no_credential() {
     let registry_server = MockServer::start().await;
     let storage = MockServer::start().await;
     Mock::given(method("PUT"))
@@ -405,7 +406,7 @@ async fn an_upload_to_another_host_carries_no_credential() {
 }
 
 #[tokio::test]
-async fn waits_as_the_registry_asks_and_no_longer_than_is_worth_it() {
+async fn rate_limited_calls_wait_up_to_a_limit() {
     let server = MockServer::start().await;
     Mock::given(any())
         .respond_with(ResponseTemplate::new(429).insert_header("Retry-After", "0"))
@@ -450,7 +451,7 @@ async fn waits_as_the_registry_asks_and_no_longer_than_is_worth_it() {
 }
 
 #[tokio::test]
-async fn tries_again_when_a_gateway_fails() {
+async fn gateway_errors_are_retried() {
     let server = MockServer::start().await;
     Mock::given(any())
         .respond_with(ResponseTemplate::new(503))
@@ -468,7 +469,7 @@ async fn tries_again_when_a_gateway_fails() {
 }
 
 #[tokio::test]
-async fn errors_say_what_was_attempted_and_what_to_do() {
+async fn errors_name_the_attempt_and_give_advice() {
     let body = r#"{"errors":[{"code":"DENIED","message":"quota \u001b[31mexceeded"}]}"#;
     for (status, expected) in [
         (
@@ -477,11 +478,11 @@ async fn errors_say_what_was_attempted_and_what_to_do() {
         ),
         (
             403,
-            "cannot read the manifest of HOST/app:1: HOST denied access: quota [31mexceeded | there is no credential for HOST: log in with `docker login HOST`, or give `--credential HOST=USER:@FILE`",
+            "cannot read the manifest of HOST/app:1: HOST denied access: quota [31mexceeded | no credential was found for HOST: log in with `docker login HOST`, or give `--credential HOST=USER:@FILE`",
         ),
         (
             500,
-            "cannot read the manifest of HOST/app:1: HOST answered 500: quota [31mexceeded",
+            "cannot read the manifest of HOST/app:1: HOST responded with 500: quota [31mexceeded",
         ),
     ] {
         let server = MockServer::start().await;
@@ -495,8 +496,8 @@ async fn errors_say_what_was_attempted_and_what_to_do() {
             .unwrap_err();
         assert_eq!(shown(&error, &server), expected);
     }
-    let nobody: ImageRef = "127.0.0.1:1/app:1".parse().unwrap();
-    let error = anonymous().resolve(&nobody).await.unwrap_err();
+    let closed: ImageRef = "127.0.0.1:1/app:1".parse().unwrap();
+    let error = anonymous().resolve(&closed).await.unwrap_err();
     assert_eq!(
         error.to_string(),
         "cannot resolve 127.0.0.1:1/app:1: 127.0.0.1:1 cannot be reached"
@@ -504,7 +505,7 @@ async fn errors_say_what_was_attempted_and_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_refused_password_is_not_in_the_error() {
+async fn error_does_not_contain_a_refused_password() {
     let server = MockServer::start().await;
     guarded(&server, "never").await;
     Mock::given(path("/token"))
@@ -522,10 +523,10 @@ async fn a_refused_password_is_not_in_the_error() {
     assert!(!format!("{error:?}").contains("hunter2"));
 }
 
-/// Registries take blobs as slowly as they like.
+/// Registries may accept blobs slowly.
 #[tokio::test]
 #[ignore = "takes more than a minute"]
-async fn an_upload_may_take_longer_than_an_answer() {
+async fn upload_may_exceed_the_read_timeout() {
     let server = MockServer::start().await;
     let target = reference(&server, "app:1");
     Mock::given(method("HEAD"))

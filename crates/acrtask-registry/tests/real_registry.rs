@@ -1,7 +1,8 @@
 //! The client against a real registry.
 //!
-//! `ACRTASK_TEST_REGISTRY` names an open one (`127.0.0.1:5000`), `ACRTASK_TEST_AUTH_REGISTRY` one with a password, which
-//! `ACRTASK_TEST_AUTH_USER` and `ACRTASK_TEST_AUTH_PASSWORD` have. `cargo xtask test` sets them.
+//! `ACRTASK_TEST_REGISTRY` names an open registry (`127.0.0.1:5000`). `ACRTASK_TEST_AUTH_REGISTRY`
+//! names one that requires the user `ACRTASK_TEST_AUTH_USER` and the password
+//! `ACRTASK_TEST_AUTH_PASSWORD`. `cargo xtask test` sets all of them.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "helpers of tests")]
 
@@ -15,7 +16,8 @@ use acrtask_registry::{
 };
 use serde_json::json;
 
-/// The variable's value. None only where the tests were told to do without an engine.
+/// Returns the value of the variable. `None` only if `ACRTASK_TEST_SKIP_ENGINE` allows to skip the
+/// test.
 fn setting(name: &str) -> Option<String> {
     match std::env::var(name) {
         Ok(value) => Some(value),
@@ -29,7 +31,7 @@ fn setting(name: &str) -> Option<String> {
     }
 }
 
-/// A repository that no other test uses.
+/// Returns the name of a repository that no other test uses.
 fn repository(host: &str, test: &str) -> String {
     let nanos = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
@@ -49,7 +51,7 @@ fn client(credentials: Credentials) -> Registry {
     Registry::new(credentials, Settings::default()).unwrap()
 }
 
-/// Pushes an image for `architecture` whose one layer holds `content`.
+/// Pushes an image for `architecture` with one layer that consists of `content`.
 async fn push_image(
     registry: &Registry,
     target: &ImageRef,
@@ -77,7 +79,7 @@ async fn push_image(
 }
 
 #[tokio::test]
-async fn pushes_resolves_tags_and_reads_back() {
+async fn pushed_image_can_be_resolved_tagged_and_read() {
     let Some(host) = setting("ACRTASK_TEST_REGISTRY") else {
         return;
     };
@@ -112,7 +114,7 @@ async fn pushes_resolves_tags_and_reads_back() {
     assert_eq!(&layer[..], b"layer one");
 }
 
-/// Puts what has this digest under the tag, and says what the tag held before.
+/// Moves the tag to the manifest with the digest `to`. Returns the previous digest of the tag.
 async fn move_tag(registry: &Registry, tag: &ImageRef, to: &Digest) -> Option<Digest> {
     let before = match registry.resolve(tag).await {
         Ok(found) => Some(found.digest),
@@ -134,14 +136,14 @@ async fn move_tag(registry: &Registry, tag: &ImageRef, to: &Digest) -> Option<Di
 }
 
 #[tokio::test]
-async fn what_has_no_tag_gets_one_and_the_tag_goes_back() {
+async fn untagged_manifest_is_promoted_and_rolled_back() {
     let Some(host) = setting("ACRTASK_TEST_REGISTRY") else {
         return;
     };
     let registry = client(Credentials::new());
-    let tag = parsed(format!("{}:1", repository(&host, "held")));
+    let tag = parsed(format!("{}:1", repository(&host, "staged")));
 
-    // By its digest alone: no tag is there, not even `latest`.
+    // Pushes by digest. The repository has no tag, not even `latest`.
     let first = push_image(&registry, &tag.untagged(), "amd64", "first").await;
     let second = push_image(&registry, &tag.untagged(), "arm64", "second").await;
     let entries = [&first, &second].map(|digest| tag.at(digest.clone()));
@@ -160,13 +162,13 @@ async fn what_has_no_tag_gets_one_and_the_tag_goes_back() {
     let found = registry.resolve(&tag.at(index.clone())).await.unwrap();
     assert_eq!(found.media_type, OCI_INDEX);
 
-    // An image, then an index, and all the way back.
+    // Moves the tag to an image, then to an index, and back.
     assert_eq!(move_tag(&registry, &tag, &first).await, None);
     assert_eq!(move_tag(&registry, &tag, &index).await, Some(first.clone()));
     assert_eq!(move_tag(&registry, &tag, &index).await, Some(index.clone()));
     assert_eq!(move_tag(&registry, &tag, &first).await, Some(index));
 
-    // What the registry has not got gets no tag, and the tag stays.
+    // A missing manifest receives no tag, and the existing tag stays.
     let nowhere = tag.at(sha256(b"nowhere"));
     let error = registry.tag(&nowhere, "1").await.unwrap_err();
     assert!(error.is_not_found(), "{error:?}");
@@ -174,7 +176,7 @@ async fn what_has_no_tag_gets_one_and_the_tag_goes_back() {
 }
 
 #[tokio::test]
-async fn a_blob_is_stored_once_as_a_stream() {
+async fn streamed_blob_is_uploaded_once() {
     let Some(host) = setting("ACRTASK_TEST_REGISTRY") else {
         return;
     };
@@ -190,7 +192,7 @@ async fn a_blob_is_stored_once_as_a_stream() {
             .collect();
         futures::stream::iter(chunks)
     };
-    // The registry refuses what has another digest.
+    // The registry refuses content with another digest.
     let other = chunks(&[8; 300_000]);
     let refused = registry
         .put_blob_stream(&target, &digest, size, &[], async || Ok(other))
@@ -203,18 +205,18 @@ async fn a_blob_is_stored_once_as_a_stream() {
         .unwrap();
     let read = registry.blob_bytes(&target, &digest, size).await.unwrap();
     assert_eq!(read, content);
-    // What is there is not opened again.
+    // The client does not open the content of an existing blob.
     let unopened = async || -> Result<futures::stream::Empty<Result<bytes::Bytes, std::io::Error>>, RegistryError> {
-        panic!("it is there")
+        panic!("the registry has the blob")
     };
     registry
         .put_blob_stream(&target, &digest, size, &[], unopened)
         .await
         .unwrap();
-    // What another repository of the registry has is taken from there.
+    // The registry mounts a blob of another repository.
     let elsewhere: ImageRef = format!("{}-elsewhere", target.untagged()).parse().unwrap();
     let unread = async || -> Result<futures::stream::Empty<Result<bytes::Bytes, std::io::Error>>, RegistryError> {
-        panic!("it is in another repository")
+        panic!("another repository has the blob")
     };
     let mounts = [elsewhere.clone(), target.clone()];
     registry
@@ -229,7 +231,7 @@ async fn a_blob_is_stored_once_as_a_stream() {
 }
 
 #[tokio::test]
-async fn lists_tags_a_page_at_a_time() {
+async fn tags_are_listed_in_pages() {
     let Some(host) = setting("ACRTASK_TEST_REGISTRY") else {
         return;
     };
@@ -238,9 +240,9 @@ async fn lists_tags_a_page_at_a_time() {
     let missing = registry.tags(&image, None).await.unwrap_err();
     assert!(missing.is_not_found(), "{missing:?}");
     push_image(&registry, &image, "amd64", "layer one").await;
-    // Read once: a registry that stores it again at that moment may not find it.
+    // Reads the manifest once. A registry that replaces it at this moment may not find it.
     let manifest = registry.manifest(&image).await.unwrap();
-    // More than one page of what is asked for.
+    // More tags than one requested page.
     let mut wanted = vec!["t0".to_owned()];
     for at in (1..1003).step_by(50) {
         let names: Vec<String> = (at..(at + 50).min(1003)).map(|n| format!("t{n}")).collect();
@@ -267,12 +269,12 @@ async fn lists_tags_a_page_at_a_time() {
     wanted.sort();
     found.sort();
     assert_eq!(found, wanted);
-    // Older registries give all of them whatever is asked for.
+    // Older registries ignore the requested page size.
     assert!(sizes == [1000, 3] || sizes == [1003], "{sizes:?}");
 }
 
 #[tokio::test]
-async fn builds_an_index_from_images_of_other_repositories() {
+async fn put_index_copies_images_of_other_repositories() {
     let Some(host) = setting("ACRTASK_TEST_REGISTRY") else {
         return;
     };
@@ -310,7 +312,7 @@ async fn builds_an_index_from_images_of_other_repositories() {
             format!("linux/arm64/v8={arm64_digest}")
         ]
     );
-    // The blobs have come along into the new repository.
+    // The new repository contains copies of the blobs.
     let layer = registry
         .blob_bytes(&target, &sha256(b"for arm64"), 100)
         .await
@@ -329,7 +331,7 @@ async fn builds_an_index_from_images_of_other_repositories() {
 }
 
 #[tokio::test]
-async fn reads_attestations() {
+async fn attestations_are_read_from_an_index() {
     let Some(host) = setting("ACRTASK_TEST_REGISTRY") else {
         return;
     };
@@ -393,7 +395,7 @@ async fn reads_attestations() {
     assert_eq!(
         registry.platforms(&index).await.unwrap().len(),
         1,
-        "the attestation is no platform"
+        "the attestation is not a platform"
     );
     let found = registry.attestations(&index, PROVENANCE).await.unwrap();
     assert_eq!(found.len(), 1);
@@ -407,7 +409,7 @@ async fn reads_attestations() {
 }
 
 #[tokio::test]
-async fn a_registry_with_a_password() {
+async fn private_registry_requires_its_password() {
     let Some(open) = setting("ACRTASK_TEST_REGISTRY") else {
         return;
     };
@@ -439,7 +441,7 @@ async fn a_registry_with_a_password() {
 
     let registry = client(Credentials::new().with(&host, &user, Secret::new(&password)));
     let digest = push_image(&registry, &image, "amd64", "private").await;
-    // From one registry to another nothing can be mounted.
+    // A client cannot mount blobs between registries.
     let copy = parsed(format!("{}:1", repository(&open, "from-private")));
     assert_eq!(registry.copy(&image, &copy).await.unwrap(), digest);
     let manifest = client(Credentials::new()).manifest(&copy).await.unwrap();
@@ -447,7 +449,7 @@ async fn a_registry_with_a_password() {
 }
 
 #[tokio::test]
-async fn copies_indexes_inside_indexes_only_so_far() {
+async fn copy_limits_the_depth_of_nested_indexes() {
     let Some(host) = setting("ACRTASK_TEST_REGISTRY") else {
         return;
     };

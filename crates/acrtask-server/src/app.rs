@@ -1,4 +1,4 @@
-//! What all parts of the control plane share.
+//! Shared state and settings of a server.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,58 +9,59 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::{
-    auth::Limits, bases::Watcher, blobs::Blobs, cascades, clock::Clock, floor::DiskFloor, identity,
+    auth::Limits, bases::Poller, blobs::Blobs, cascades, clock::Clock, floor::DiskFloor, identity,
     logs::LogHub, metrics::Metrics, probe, runners::hub::Hub, serve::Network, vault::Vault,
     webhooks,
 };
 
-/// Settings of a control plane that do not change while it runs.
+/// Settings of a server. They do not change while it runs.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// This control plane among those that share a database.
+    /// Id of this server among the servers that share its database.
     pub server_id: String,
-    /// A lease that is not renewed for so long is over.
+    /// Lifetime of a lease. Heartbeats renew it.
     pub lease: Duration,
-    /// How often a runner renews its leases.
+    /// Interval between heartbeats of a runner.
     pub heartbeat: Duration,
-    /// A lease that was handed out and not begun for so long goes back to the queue.
+    /// Time to accept a lease. An unaccepted run returns to the queue afterwards.
     pub accept: Duration,
-    /// Attempts at a run, the first one included, before its runners' loss fails it.
+    /// Most attempts of a run, including the first one, before lost runners fail it.
     pub max_attempts: u32,
     /// Largest context, in bytes.
     pub context_limit: u64,
     /// Largest part of an upload, in bytes.
     pub part_limit: u64,
-    /// How long runs, their logs and contexts are kept after their end.
+    /// Retention of finished runs, their logs and their contexts.
     pub retention: Duration,
-    /// Limit of a run that says none.
+    /// Timeout of a run that does not specify one.
     pub run_timeout: Duration,
-    /// How often everything that could be missed is looked at again: the queue, leases, cancel requests.
+    /// Interval between checks of the queue, leases and cancel requests that need no wake-up.
     pub poll: Duration,
-    /// How often a base tag is looked at.
+    /// Interval between polls of each base tag.
     pub base_interval: Duration,
-    /// Requests a second at most to a registry, with one login, because of base tags.
+    /// Most requests per second to a registry with one login, for polls of base tags.
     pub base_rate: u32,
-    /// Base tags that are looked at side by side.
+    /// Most concurrent polls of base tags.
     pub base_parallel: usize,
-    /// How often the tags of a repository are listed for which a task has a rule for newer ones.
+    /// Interval between listings of a repository's tags. Only repositories with a rule for newer
+    /// tags are listed.
     pub tags_interval: Duration,
-    /// Registries that base tags are looked for at without TLS, beside those on this machine.
+    /// Registries whose base tags are polled without TLS, in addition to registries on loopback.
     pub insecure_registries: Vec<String>,
-    /// Where people, forges and registries reach this control plane; nothing: it is not known.
+    /// URL of this server for people, forges and registries. `None` if it is not configured.
     pub public_url: Option<Url>,
-    /// The body of a delivery has to be there within this time.
+    /// Timeout to receive the body of a webhook delivery.
     pub webhook_timeout: Duration,
-    /// Proxies whose `X-Forwarded-For` or `Forwarded` names the client.
+    /// Proxies whose `X-Forwarded-For` or `Forwarded` header names the client.
     pub trusted_proxies: Vec<Network>,
-    /// Whom a task tells of results may be at an address that is not public, and without TLS; and a repository that is
-    /// looked at for a task may be there too.
+    /// Allows notification targets and probed repositories on private addresses and over plain
+    /// HTTP.
     pub notify_private: bool,
-    /// Tasks that share a trust domain. By default, each task has its own.
+    /// Tasks that share a trust domain. By default each task has its own domain.
     pub trust: TrustPolicy,
-    /// Free disk below which the server refuses to store more.
+    /// Free disk below which the server refuses requests that store something.
     pub floor: DiskFloor,
-    /// Records this server's key file and blobs as those of the database.
+    /// Records this server's key file and blob store as those of the database.
     pub adopt_storage: bool,
 }
 
@@ -93,59 +94,59 @@ impl Default for Config {
     }
 }
 
-/// One control plane.
+/// State of one server, shared by its listeners and background tasks.
 #[derive(Debug)]
 pub struct App {
-    /// Settings.
+    /// Settings, fixed at the start.
     pub config: Config,
-    /// The database.
+    /// Database.
     pub store: Store,
-    /// Logs and contexts.
+    /// Blob store: logs and contexts.
     pub blobs: Blobs,
-    /// Encrypts what is secret.
+    /// Keys that encrypt secret values.
     pub vault: Vault,
-    /// The key and the blobs of the database, once the server has started.
+    /// Recorded key and blob store of the database. Empty until the server has started.
     pub identity: identity::Cell,
-    /// Free disk that stays free.
+    /// Minimum of free disk, and the folders that must have it.
     pub floor: DiskFloor,
-    /// The time.
+    /// Clock.
     pub clock: Clock,
-    /// Runners that are connected to this control plane.
+    /// Runners that are connected to this server.
     pub hub: Hub,
-    /// Wakes those who read logs that grow.
+    /// Wakes readers of growing logs.
     pub logs: LogHub,
-    /// Wakes the scheduler: a run came, a slot is free. It would have looked anyway.
+    /// Wakes the scheduler after a new run or a free slot. The scheduler also polls.
     pub wake: Arc<Notify>,
-    /// Wakes the task that tells runners of cancel requests. It would have looked anyway.
+    /// Wakes the task that sends cancel requests to runners. The task also polls.
     pub cancels: Arc<Notify>,
-    /// Wakes the task that handles timers: tasks were changed. It would have looked anyway.
+    /// Wakes the timer task after a change of tasks. The task also polls.
     pub timers: Arc<Notify>,
-    /// Which tasks belong to which repository.
-    pub tasks: webhooks::Index,
+    /// Tasks by repository.
+    pub tasks: webhooks::TaskIndex,
     /// Deliveries that wait to be stored.
-    pub deliveries: webhooks::Together,
+    pub deliveries: webhooks::DeliveryBatcher,
     /// Refused deliveries that are not recorded yet.
     pub refusals: webhooks::Refusals,
-    /// Wakes the task that looks at base tags. It would have looked anyway.
+    /// Wakes the task that polls base tags. The task also polls on its own interval.
     pub bases: Arc<Notify>,
-    /// What looking at base tags keeps between two looks.
-    pub(crate) watcher: Watcher,
-    /// Wakes the task that carries cascades out, and holds what it keeps. It would have looked anyway.
+    /// State of the base poller between polls.
+    pub(crate) poller: Poller,
+    /// Driver of cascades: its state, and the signal that wakes its task. The task also polls.
     pub cascades: cascades::Driver,
-    /// How many may look at the hosts of tasks at once.
+    /// Permits for concurrent probes of the hosts of tasks.
     pub(crate) probes: Semaphore,
-    /// Which callers with a limit to tasks had their turn at that.
+    /// Turns of callers with a task limit, so that they share the probes fairly.
     pub(crate) probe_turns: probe::Turns,
-    /// Limits of failed and of frequent requests.
+    /// Rate limits of failed and of frequent requests.
     pub(crate) limits: Limits,
-    /// What /metrics shows.
+    /// Metrics that `/metrics` serves.
     pub metrics: Metrics,
-    /// The control plane is shutting down: streams end, and what is under way is finished.
+    /// Canceled at shutdown. Streams end, and running requests complete.
     pub closing: CancellationToken,
 }
 
 impl App {
-    /// One without runners and readers.
+    /// Creates the state of a server without runners and readers.
     pub fn new(config: Config, store: Store, blobs: Blobs, vault: Vault, clock: Clock) -> Self {
         Self {
             floor: config.floor.clone(),
@@ -160,13 +161,13 @@ impl App {
             wake: Arc::default(),
             cancels: Arc::default(),
             bases: Arc::default(),
-            watcher: Watcher::default(),
+            poller: Poller::default(),
             cascades: cascades::Driver::default(),
             timers: Arc::default(),
-            tasks: webhooks::Index::default(),
-            deliveries: webhooks::Together::default(),
+            tasks: webhooks::TaskIndex::default(),
+            deliveries: webhooks::DeliveryBatcher::default(),
             refusals: webhooks::Refusals::default(),
-            probes: Semaphore::new(probe::AT_ONCE),
+            probes: Semaphore::new(probe::MAX_CONCURRENT_PROBES),
             probe_turns: probe::Turns::default(),
             limits: Limits::default(),
             metrics: Metrics::default(),

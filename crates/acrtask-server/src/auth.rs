@@ -1,10 +1,14 @@
-//! Who asks, and what they may do.
+//! Authentication and authorization of API callers.
 //!
-//! A token is `acrt_ID_SECRET`; only the SHA-256 of the secret, which is 256 random bits, is stored, and it is compared in
-//! constant time. Handlers of the API ask for a [`By`] with the scope that they need as their first argument, so that
-//! nothing else of a request is looked at before. Invariants: `admin` includes `write`, `write` includes `run`,
-//! and `run` includes `read`; a token that is limited to tasks sees nothing of other tasks, nor of runs that belong to none. Left out: sessions of
-//! people.
+//! A token is `acrt_ID_SECRET`. The secret has 256 random bits. The server stores only its SHA-256
+//! and compares it in constant time. API handlers take an [`Authenticated`] with the required scope
+//! as their first argument, so that no other part of a request is parsed before.
+//!
+//! Invariants:
+//! * `admin` includes `write`, `write` includes `run`, and `run` includes `read`.
+//! * A token with a task limit sees no other tasks and no runs without a task.
+//!
+//! Left out: browser sessions.
 
 use std::{marker::PhantomData, net::IpAddr};
 
@@ -18,6 +22,7 @@ use axum::{
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use rand::RngCore as _;
 use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
 
 use crate::{
     App,
@@ -29,38 +34,38 @@ mod limits;
 
 pub(crate) use limits::{CredentialKind, Limits};
 
-/// How stale `lastUsedAt` may be, in milliseconds.
+/// Longest delay of updates to `lastUsedAt`, in milliseconds.
 const TOUCH_MS: i64 = 60_000;
 
-/// What every token begins with.
+/// Prefix of every token.
 const PREFIX: &str = "acrt_";
 
-/// A token that was made just now.
+/// A new token.
 #[derive(Debug)]
-pub struct Minted {
-    /// All of it, for whoever asked for it.
+pub struct NewToken {
+    /// Full text of the token. The server does not store it.
     pub text: SecretText,
-    /// Its id.
+    /// Id of the token.
     pub id: String,
-    /// What is stored to check it by.
+    /// SHA-256 of the secret, stored to verify the token.
     pub hash: Vec<u8>,
 }
 
-/// Makes a token.
-pub fn mint() -> Minted {
+/// Creates a token with a random id and secret.
+pub fn new_token() -> NewToken {
     let id = random_id();
     let mut secret = [0; 32];
     rand::rng().fill_bytes(&mut secret);
     let secret = URL_SAFE_NO_PAD.encode(secret);
-    Minted {
+    NewToken {
         hash: hash(&secret),
         text: SecretText(format!("{PREFIX}{id}_{secret}")),
         id,
     }
 }
 
-/// The id and the hash of a token's text, or nothing where it is no token.
-pub fn parse(text: &str) -> Option<(&str, Vec<u8>)> {
+/// Returns the id and the hash of a token. `None` if `text` is not a token.
+pub fn parse_token(text: &str) -> Option<(&str, Vec<u8>)> {
     let (id, secret) = text.strip_prefix(PREFIX)?.split_once('_')?;
     let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     (!id.is_empty() && id.len() <= 40 && id.bytes().all(good) && secret.len() == 43)
@@ -71,12 +76,7 @@ fn hash(secret: &str) -> Vec<u8> {
     Sha256::digest(secret.as_bytes()).to_vec()
 }
 
-/// Compares without telling by its duration where the difference is.
-pub fn same(a: &[u8], b: &[u8]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).fold(0, |all, (a, b)| all | (a ^ b)) == 0
-}
-
-/// A new id: 80 random bits in 16 characters.
+/// Returns a random id: 80 random bits in 16 characters.
 pub fn random_id() -> String {
     const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
     let mut bytes = [0_u8; 16];
@@ -87,20 +87,20 @@ pub fn random_id() -> String {
         .collect()
 }
 
-/// Which tasks a token may touch.
+/// Tasks that a token may access.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub enum TaskLimit {
-    /// All, and runs that belong to none.
+    /// All tasks, and runs without a task.
     #[default]
     All,
-    /// The one with this name.
+    /// The task with this name.
     Exact(String),
-    /// Those whose names begin so.
+    /// Tasks whose names begin with this text.
     Prefix(String),
 }
 
 impl TaskLimit {
-    /// From a token's `tasks`.
+    /// Parses the `tasks` of a token.
     pub fn parse(text: Option<&str>) -> Self {
         match text {
             None => Self::All,
@@ -111,7 +111,7 @@ impl TaskLimit {
         }
     }
 
-    /// The one name, and what names begin with: how lists are filtered.
+    /// Returns the exact name and the name prefix to filter lists by.
     pub fn into_names(self) -> (Option<String>, Option<String>) {
         match self {
             Self::All => (None, None),
@@ -131,7 +131,7 @@ impl TaskLimit {
         }
     }
 
-    /// Whether it takes in `task`; nothing stands for what belongs to no task.
+    /// Returns `true` if the limit includes `task`. `None` means a run without a task.
     pub fn allows(&self, task: Option<&str>) -> bool {
         match (self, task) {
             (Self::All, _) => true,
@@ -142,22 +142,22 @@ impl TaskLimit {
     }
 }
 
-/// Who asks.
+/// An authenticated API caller.
 #[derive(Debug, Clone)]
 pub struct Caller {
-    /// The token's id.
+    /// Id of the token.
     pub token_id: String,
-    /// Its name.
+    /// Name of the token.
     pub name: String,
-    /// Owner of what the caller uploads and starts.
+    /// Principal that owns the caller's uploads and runs.
     pub principal: Principal,
-    /// What it may do.
+    /// Scopes of the token.
     pub scopes: Vec<Scope>,
-    /// Which tasks it may touch, as the token says it.
+    /// Task limit of the token, as text. `None` if it has no limit.
     pub tasks: Option<String>,
-    /// The same, parsed.
+    /// Parsed task limit.
     pub limit: TaskLimit,
-    /// The pools that its tasks may name beside the default one, where it has a limit.
+    /// Pools that tasks of a caller with a task limit may use, beside the default pool.
     pub pools: Vec<String>,
 }
 
@@ -177,9 +177,9 @@ impl Caller {
         }
     }
 
-    /// Returns the identity whose quotas count what the caller stores. `None` for administrators, who set the quotas.
+    /// Returns the identity whose quotas count what the caller stores. `None` for an admin.
     pub fn charged_to(&self) -> Option<String> {
-        if self.has(Scope::Admin) {
+        if self.has_scope(Scope::Admin) {
             return None;
         }
         Some(match &self.principal {
@@ -188,21 +188,21 @@ impl Caller {
         })
     }
 
-    /// Whether it may do what needs `scope`.
-    pub fn has(&self, scope: Scope) -> bool {
+    /// Returns `true` if the caller has `scope`, or a scope that includes it.
+    pub fn has_scope(&self, scope: Scope) -> bool {
         self.scopes.iter().any(|own| own.includes(scope))
     }
 
-    /// Refuses what needs `scope` to a caller without it.
+    /// Refuses a caller without `scope`.
     ///
     /// # Errors
-    /// 403.
-    pub fn need(&self, scope: Scope) -> Result<(), ApiError> {
-        if self.has(scope) {
+    /// Returns 403.
+    pub fn require_scope(&self, scope: Scope) -> Result<(), ApiError> {
+        if self.has_scope(scope) {
             return Ok(());
         }
         Err(ApiError::forbidden(format!(
-            "the token `{}` has not the scope `{}`",
+            "the token `{}` lacks the scope `{}`",
             self.name,
             scope_name(scope)
         ))
@@ -212,42 +212,42 @@ impl Caller {
         )))
     }
 
-    /// Refuses to create or change what belongs to `task`.
+    /// Refuses a caller whose task limit excludes `task`.
     ///
     /// # Errors
-    /// 403.
-    pub fn need_task(&self, task: Option<&str>) -> Result<(), ApiError> {
+    /// Returns 403.
+    pub fn require_task(&self, task: Option<&str>) -> Result<(), ApiError> {
         if self.limit.allows(task) {
             return Ok(());
         }
         let limit = self.tasks.as_deref().unwrap_or_default();
         Err(ApiError::forbidden(match task {
             Some(task) => format!(
-                "the token `{}` is for the tasks `{limit}`, and `{task}` is none of them",
+                "the token `{}` is limited to the tasks `{limit}`, which exclude `{task}`",
                 self.name
             ),
             None => format!(
-                "the token `{}` is for the tasks `{limit}`, and this belongs to no task",
+                "the token `{}` is limited to the tasks `{limit}`, and this has no task",
                 self.name
             ),
         })
         .help("use a token without a limit to tasks"))
     }
 
-    /// Returns `true` if its tasks may name `pool`.
+    /// Returns `true` if the caller's tasks may use `pool`.
     pub(crate) fn may_use_pool(&self, pool: &str) -> bool {
         self.tasks.is_none()
             || pool == DEFAULT_POOL
             || self.pools.iter().any(|allowed| allowed == pool)
     }
 
-    /// Whether it may see what belongs to `task`. What it may not see does not exist for it.
-    pub fn sees(&self, task: Option<&str>) -> bool {
+    /// Returns `true` if the caller may see `task`. Handlers report a hidden task as missing.
+    pub fn may_see(&self, task: Option<&str>) -> bool {
         self.limit.allows(task)
     }
 }
 
-/// A scope as it is written.
+/// Returns the name of a scope in JSON and on the command line.
 pub fn scope_name(scope: Scope) -> &'static str {
     match scope {
         Scope::Read => "read",
@@ -257,59 +257,59 @@ pub fn scope_name(scope: Scope) -> &'static str {
     }
 }
 
-/// A scope as a type.
-pub trait Needs: Send + Sync + 'static {
-    /// The scope; nothing where any token will do.
+/// Type-level scope that a handler requires.
+pub trait RequiredScope: Send + Sync + 'static {
+    /// Required scope. `None` if any valid token is accepted.
     const SCOPE: Option<Scope>;
 }
 
-/// Any token will do.
+/// Accepts any valid token.
 #[derive(Debug)]
 pub struct Anyone;
-/// Needs `read`.
+/// Requires `read`.
 #[derive(Debug)]
 pub struct Read;
-/// Needs `run`.
+/// Requires `run`.
 #[derive(Debug)]
 pub struct Run;
-/// Needs `write`.
+/// Requires `write`.
 #[derive(Debug)]
 pub struct Write;
-/// Needs `admin`.
+/// Requires `admin`.
 #[derive(Debug)]
 pub struct Admin;
 
-impl Needs for Anyone {
+impl RequiredScope for Anyone {
     const SCOPE: Option<Scope> = None;
 }
-impl Needs for Read {
+impl RequiredScope for Read {
     const SCOPE: Option<Scope> = Some(Scope::Read);
 }
-impl Needs for Run {
+impl RequiredScope for Run {
     const SCOPE: Option<Scope> = Some(Scope::Run);
 }
-impl Needs for Write {
+impl RequiredScope for Write {
     const SCOPE: Option<Scope> = Some(Scope::Write);
 }
-impl Needs for Admin {
+impl RequiredScope for Admin {
     const SCOPE: Option<Scope> = Some(Scope::Admin);
 }
 
-/// The caller of a handler that needs the scope `S`.
+/// Caller that was authenticated and has the scope `S`.
 #[derive(Debug)]
-pub struct By<S> {
-    /// Who it is.
+pub struct Authenticated<S> {
+    /// Authenticated caller.
     pub caller: Caller,
     scope: PhantomData<S>,
 }
 
-impl<S: Needs> FromRequestParts<Api> for By<S> {
+impl<S: RequiredScope> FromRequestParts<Api> for Authenticated<S> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, api: &Api) -> Result<Self, ApiError> {
-        let caller = authenticate(api, parts).await?;
+        let caller = authenticate_caller(api, parts).await?;
         if let Some(scope) = S::SCOPE {
-            caller.need(scope)?;
+            caller.require_scope(scope)?;
         }
         Ok(Self {
             caller,
@@ -318,12 +318,13 @@ impl<S: Needs> FromRequestParts<Api> for By<S> {
     }
 }
 
-/// The address that a request is counted under, as the listener found it.
+/// Client address that limits count a request under, as determined by the listener.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ClientAddress(pub(crate) IpAddr);
 
-/// Returns the address that a request is counted under. All requests without one count as one address.
-pub(crate) fn address(extensions: &Extensions) -> IpAddr {
+/// Returns the client address that limits count a request under. Requests without an address all
+/// count as 0.0.0.0.
+pub(crate) fn client_address(extensions: &Extensions) -> IpAddr {
     let of_listener = extensions.get().map(|ClientAddress(address)| *address);
     of_listener.unwrap_or_else(|| {
         extensions
@@ -332,7 +333,7 @@ pub(crate) fn address(extensions: &Extensions) -> IpAddr {
     })
 }
 
-/// Returns the IPv4 address, or the /64 of an IPv6 address: one client has a whole one.
+/// Returns the IPv4 address, or the /64 network of an IPv6 address, which one client owns.
 pub(crate) fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),
@@ -341,7 +342,7 @@ pub(crate) fn network_of(address: IpAddr) -> IpAddr {
 }
 
 /// Returns the token of an `Authorization: Bearer` header.
-fn bearer(headers: &HeaderMap) -> Option<&str> {
+fn bearer_token(headers: &HeaderMap) -> Option<&str> {
     let (scheme, text) = headers
         .get(header::AUTHORIZATION)?
         .to_str()
@@ -350,68 +351,73 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| text.trim())
 }
 
-async fn authenticate(api: &Api, parts: &Parts) -> Result<Caller, ApiError> {
+async fn authenticate_caller(api: &Api, parts: &Parts) -> Result<Caller, ApiError> {
     let app = &api.app;
     let now = app.clock.now_ms();
     if !parts.headers.contains_key(header::AUTHORIZATION) {
-        return Err(ApiError::unauthorized("this needs a token")
+        return Err(ApiError::unauthorized("this request needs a token")
             .help("send `Authorization: Bearer TOKEN`; `acrtask login` does"));
     }
     let failed = || {
         let refusal = ApiError::unauthorized("the token is wrong, expired or revoked")
-            .help("ask for a new one, and give it to `acrtask login`");
-        let address = address(&parts.extensions);
+            .help("create a new token and run `acrtask login` with it");
+        let address = client_address(&parts.extensions);
         app.limits
-            .fail(CredentialKind::Token, address, now, refusal)
+            .count_failure(CredentialKind::Token, address, now, refusal)
     };
-    let Some((id, hash)) = bearer(&parts.headers).and_then(parse) else {
+    let Some((id, hash)) = bearer_token(&parts.headers).and_then(parse_token) else {
         return Err(failed());
     };
-    let turn = app.limits.lookup(&hash).await;
+    let turn = app.limits.acquire_lookup(&hash).await;
     let row = app.store.token_by_id(id).await?;
     drop(turn);
-    let valid =
-        row.filter(|row| same(&row.hash, &hash) && row.expires_at.is_none_or(|end| end > now));
+    let valid = row.filter(|row| {
+        bool::from(row.hash.ct_eq(&hash)) && row.expires_at.is_none_or(|end| end > now)
+    });
     let Some(row) = valid else {
         app.limits.forget(&hash);
         return Err(failed());
     };
     app.limits.remember(&hash);
-    parts.extensions.authenticated();
-    app.limits.request(&row.id, now)?;
+    parts.extensions.mark_authenticated();
+    app.limits.count_request(&row.id, now)?;
     if row.last_used_at.is_none_or(|last| now - last >= TOUCH_MS) {
-        // Nothing depends on it: a request is not refused for it.
+        // A failed update of `lastUsedAt` does not fail the request.
         if let Err(error) = app.store.touch_token(&row.id, now).await {
-            tracing::warn!(token = row.id, %error, "cannot note when a token was used");
+            tracing::warn!(token = row.id, %error, "cannot record the last use of a token");
         }
     }
     Ok(Caller::new(row))
 }
 
-/// Makes the first admin token, where there is no token at all.
+/// Creates the first admin token. Returns `None` if the database already has a token.
 ///
 /// # Errors
-/// When the database cannot be used.
-pub async fn bootstrap(app: &App) -> Result<Option<SecretText>, StoreError> {
+/// Returns an error if the database cannot be used.
+pub async fn create_first_token(app: &App) -> Result<Option<SecretText>, StoreError> {
     if app.store.count_tokens().await? > 0 {
         return Ok(None);
     }
-    new_admin_token(&app.store, "admin", app.clock.now_ms())
+    create_admin_token(&app.store, "admin", app.clock.now_ms())
         .await
         .map(Some)
 }
 
-/// Makes a token with the scope `admin` that never expires.
+/// Creates a token with the scope `admin` that does not expire.
 ///
 /// # Errors
-/// When the database cannot be used.
-pub async fn new_admin_token(store: &Store, name: &str, now: Ms) -> Result<SecretText, StoreError> {
-    let minted = mint();
+/// Returns an error if the database cannot be used.
+pub async fn create_admin_token(
+    store: &Store,
+    name: &str,
+    now: Ms,
+) -> Result<SecretText, StoreError> {
+    let token = new_token();
     store
         .create_token(&TokenRow {
-            id: minted.id,
+            id: token.id,
             name: name.into(),
-            hash: minted.hash,
+            hash: token.hash,
             scopes: vec![Scope::Admin],
             tasks: None,
             created_at: now,
@@ -422,7 +428,7 @@ pub async fn new_admin_token(store: &Store, name: &str, now: Ms) -> Result<Secre
             pools: Vec::new(),
         })
         .await?;
-    Ok(minted.text)
+    Ok(token.text)
 }
 
 #[cfg(test)]
@@ -430,12 +436,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tokens_are_what_they_say() {
-        let minted = mint();
-        let (id, hash) = parse(&minted.text.0).unwrap();
-        assert_eq!(id, minted.id);
-        assert!(same(&hash, &minted.hash));
-        assert!(!same(&hash, &mint().hash));
+    fn parsed_token_has_the_id_and_hash_of_the_new_one() {
+        let token = new_token();
+        let (id, hash) = parse_token(&token.text.0).unwrap();
+        assert_eq!(id, token.id);
+        assert!(bool::from(hash.ct_eq(&token.hash)));
+        assert!(!bool::from(hash.ct_eq(&new_token().hash)));
         for wrong in [
             "",
             "acrt_",
@@ -443,9 +449,9 @@ mod tests {
             "acrt_abc_short",
             "acrt_A_0123456789012345678901234567890123456789012",
         ] {
-            assert!(parse(wrong).is_none(), "{wrong}");
+            assert!(parse_token(wrong).is_none(), "{wrong}");
         }
-        assert_eq!(format!("{:?}", minted.text), "[secret]");
+        assert_eq!(format!("{:?}", token.text), "[secret]");
     }
 
     #[test]
@@ -466,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_takes_in_what_it_says() {
+    fn task_limit_allows_the_named_tasks() {
         for (limit, task, allowed) in [
             (None, Some("a"), true),
             (None, None, true),

@@ -1,9 +1,15 @@
-//! Where bytes are kept that are too many for the database: logs and contexts.
+//! Storage of data that is too large for the database: logs and contexts.
 //!
-//! A folder by default; S3 and Azure by URL, with their usual `AWS_*` and `AZURE_*` variables. Invariants: what was put is
-//! on disk (or answered for by the service) before `put` returns; streams are held in memory only a few MiB at a time;
-//! keys are made of ids and numbers of ours, never of what a user wrote. Left out: listing, since the database knows
-//! every key.
+//! The default is a folder. S3 and Azure are selected by URL and use their usual `AWS_*` and
+//! `AZURE_*` variables.
+//!
+//! Invariants:
+//!
+//! - Data is on disk, or acknowledged by the service, before `put` returns.
+//! - Streams need only a few MiB of memory.
+//! - Keys consist of generated ids and numbers, never of user input.
+//!
+//! Left out: listing, because the database contains every key.
 
 use std::{ops::Range, path::PathBuf, str::FromStr, sync::Arc};
 
@@ -16,52 +22,52 @@ use object_store::{
 };
 use url::Url;
 
-/// Bytes of a stream that are sent at once; the services want at least 5 MiB.
-const PART: usize = 8 << 20;
-/// Parts of one stream that may be under way at once.
-const PARTS_UNDER_WAY: usize = 2;
+/// Part size of a stream in bytes. The services require at least 5 MiB.
+const PART_BYTES: usize = 8 << 20;
+/// Maximum number of parts of one stream in progress.
+const MAX_PARTS_IN_PROGRESS: usize = 2;
 
-/// Why bytes could not be kept or read.
+/// Error of the blob storage.
 #[derive(Debug, thiserror::Error)]
 pub enum BlobError {
-    /// There is nothing under the key.
-    #[error("there is no blob `{0}`")]
+    /// The blob does not exist.
+    #[error("the blob `{0}` does not exist")]
     NotFound(String),
-    /// The place for blobs cannot be used.
-    #[error("cannot keep blobs at `{url}`: {reason}")]
+    /// The storage cannot be set up.
+    #[error("cannot store blobs at `{url}`: {reason}")]
     Setup {
-        /// The place.
+        /// URL or folder of the storage.
         url: String,
-        /// Why, and what to write instead.
+        /// Reason, and what to write instead.
         reason: String,
     },
-    /// There is more under the key than was kept there.
-    #[error("the blob `{key}` has {size} bytes, and at most {limit} were kept there")]
+    /// The blob is larger than what was stored.
+    #[error("the blob `{key}` has {size} bytes; at most {limit} were stored")]
     TooLarge {
-        /// Its key.
+        /// Key of the blob.
         key: String,
-        /// What it has.
+        /// Size of the blob in bytes.
         size: u64,
-        /// What it may have.
+        /// Maximum size in bytes.
         limit: u64,
     },
-    /// The place for blobs failed.
+    /// The storage failed.
     #[error("cannot {attempt} the blob `{key}`")]
     Failed {
-        /// `write`, `read`, `delete`.
+        /// Attempted operation: `write`, `read` or `delete`.
         attempt: &'static str,
-        /// Its key.
+        /// Key of the blob.
         key: String,
-        /// Why.
+        /// Cause of the failure.
         source: object_store::Error,
     },
-    /// The stream that was to be kept broke off.
-    #[error("what was to be written broke off")]
+    /// The input stream failed.
+    #[error("cannot read the data to store")]
     Input(#[source] std::io::Error),
 }
 
 impl BlobError {
-    fn of(attempt: &'static str, key: &str, error: object_store::Error) -> Self {
+    fn from_store(attempt: &'static str, key: &str, error: object_store::Error) -> Self {
         match error {
             object_store::Error::NotFound { .. } => Self::NotFound(key.to_owned()),
             source => Self::Failed {
@@ -73,14 +79,15 @@ impl BlobError {
     }
 }
 
-/// The place for blobs.
+/// Blob storage.
 #[derive(Debug, Clone)]
 pub struct Blobs {
     store: Arc<dyn ObjectStore>,
 }
 
 impl Blobs {
-    /// A folder (made where it is missing), `file:///FOLDER`, `s3://BUCKET/PREFIX` or `az://CONTAINER/PREFIX`.
+    /// Opens a folder (created if missing), `file:///FOLDER`, `s3://BUCKET/PREFIX` or
+    /// `az://CONTAINER/PREFIX`.
     ///
     /// # Errors
     /// [`BlobError::Setup`].
@@ -89,45 +96,46 @@ impl Blobs {
             .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
             .filter(|(key, _)| key.starts_with("AWS_") || key.starts_with("AZURE_"))
             .collect();
-        Self::with(url, &settings)
+        Self::open_with(url, &settings)
     }
 
-    /// The same with settings in place of variables.
-    fn with(url: &str, settings: &[(String, String)]) -> Result<Self, BlobError> {
+    /// Opens the storage with `settings` instead of environment variables.
+    fn open_with(url: &str, settings: &[(String, String)]) -> Result<Self, BlobError> {
         let failed = |reason: String| BlobError::Setup {
             url: url.to_owned(),
             reason,
         };
         let parsed = match url.split_once("://") {
             Some(_) => Url::parse(url).map_err(|error| failed(error.to_string()))?,
-            None => return Self::folder(PathBuf::from(url), url),
+            None => return Self::open_folder(PathBuf::from(url), url),
         };
         let prefix = Path::from_url_path(parsed.path().trim_matches('/'))
             .map_err(|error| failed(error.to_string()))?;
-        // The client for the services is built inside their crate, with the provider of the process.
+        // The object store crate builds its own HTTP client with the crypto provider of the
+        // process.
         acrtask_registry::install_crypto_provider();
         let built = match parsed.scheme() {
             "file" => {
                 let path = parsed
                     .to_file_path()
                     .map_err(|()| failed("write `file:///FOLDER`".into()))?;
-                return Self::folder(path, url);
+                return Self::open_folder(path, url);
             }
             "s3" => {
                 let builder = AmazonS3Builder::new().with_url(url);
-                set(builder, settings, AmazonS3Builder::with_config)
+                apply_settings(builder, settings, AmazonS3Builder::with_config)
                     .build()
-                    .map(|store| prefixed(store, prefix))
+                    .map(|store| with_prefix(store, prefix))
             }
             "az" | "azure" | "abfs" | "abfss" => {
                 let builder = MicrosoftAzureBuilder::new().with_url(url);
-                set(builder, settings, MicrosoftAzureBuilder::with_config)
+                apply_settings(builder, settings, MicrosoftAzureBuilder::with_config)
                     .build()
-                    .map(|store| prefixed(store, prefix))
+                    .map(|store| with_prefix(store, prefix))
             }
             other => {
                 return Err(failed(format!(
-                    "`{other}` is not known; give a folder, `s3://BUCKET/PREFIX` or `az://CONTAINER/PREFIX`"
+                    "unknown scheme `{other}`; give a folder, `s3://BUCKET/PREFIX` or `az://CONTAINER/PREFIX`"
                 )));
             }
         };
@@ -136,7 +144,7 @@ impl Blobs {
         })
     }
 
-    fn folder(path: PathBuf, url: &str) -> Result<Self, BlobError> {
+    fn open_folder(path: PathBuf, url: &str) -> Result<Self, BlobError> {
         let failed = |reason: String| BlobError::Setup {
             url: url.to_owned(),
             reason,
@@ -151,41 +159,42 @@ impl Blobs {
         })
     }
 
-    /// Keeps `data` under `key`, in place of what was there.
+    /// Stores `data` under `key`. Replaces an existing blob.
     ///
     /// # Errors
-    /// When the place for blobs fails.
+    /// The storage failed.
     pub async fn put(&self, key: &str, data: Bytes) -> Result<(), BlobError> {
         self.store
             .put(&Path::from(key), PutPayload::from_bytes(data))
             .await
-            .map_err(|error| BlobError::of("write", key, error))?;
+            .map_err(|error| BlobError::from_store("write", key, error))?;
         Ok(())
     }
 
-    /// Keeps all of `data` under `key`, and tells how many bytes that were. Nothing is kept where the stream breaks off.
+    /// Stores a stream under `key` and returns its length in bytes. Stores nothing if the stream
+    /// fails.
     ///
     /// # Errors
-    /// [`BlobError::Input`] with the stream's own error, or when the place for blobs fails.
+    /// [`BlobError::Input`] with the error of the stream, or the storage failed.
     pub async fn put_stream(
         &self,
         key: &str,
         data: impl Stream<Item = std::io::Result<Bytes>> + Send,
     ) -> Result<u64, BlobError> {
-        let failed = |error| BlobError::of("write", key, error);
+        let failed = |error| BlobError::from_store("write", key, error);
         let mut data = std::pin::pin!(data);
         let mut length = 0;
-        // What is small goes in one request.
+        // Small data is stored with one request.
         let mut head = Vec::new();
-        let mut over = false;
-        while head.len() < PART && !over {
+        let mut complete = false;
+        while head.len() < PART_BYTES && !complete {
             match data.next().await {
                 Some(chunk) => head.extend_from_slice(&chunk.map_err(BlobError::Input)?),
-                None => over = true,
+                None => complete = true,
             }
         }
         length += head.len() as u64;
-        if over {
+        if complete {
             self.put(key, head.into()).await?;
             return Ok(length);
         }
@@ -194,7 +203,7 @@ impl Blobs {
             .put_multipart(&Path::from(key))
             .await
             .map_err(failed)?;
-        let mut upload = WriteMultipart::new_with_chunk_size(upload, PART);
+        let mut upload = WriteMultipart::new_with_chunk_size(upload, PART_BYTES);
         upload.put(head.into());
         while let Some(chunk) = data.next().await {
             let chunk = match chunk {
@@ -205,7 +214,7 @@ impl Blobs {
                 }
             };
             length += chunk.len() as u64;
-            if let Err(error) = upload.wait_for_capacity(PARTS_UNDER_WAY).await {
+            if let Err(error) = upload.wait_for_capacity(MAX_PARTS_IN_PROGRESS).await {
                 let _ = upload.abort().await;
                 return Err(failed(error));
             }
@@ -215,12 +224,12 @@ impl Blobs {
         Ok(length)
     }
 
-    /// All that is under `key`, at most `limit` bytes.
+    /// Returns the blob `key`, which may have at most `limit` bytes.
     ///
     /// # Errors
-    /// [`BlobError::NotFound`], [`BlobError::TooLarge`], or when the place for blobs fails.
+    /// [`BlobError::NotFound`], [`BlobError::TooLarge`], or the storage failed.
     pub async fn get(&self, key: &str, limit: u64) -> Result<Bytes, BlobError> {
-        let failed = |error| BlobError::of("read", key, error);
+        let failed = |error| BlobError::from_store("read", key, error);
         let got = self.store.get(&Path::from(key)).await.map_err(failed)?;
         if got.meta.size > limit {
             return Err(BlobError::TooLarge {
@@ -230,7 +239,7 @@ impl Blobs {
             });
         }
         let length = got.range.end.saturating_sub(got.range.start);
-        let mut stream = exactly(got.into_stream(), length);
+        let mut stream = check_length(got.into_stream(), length);
         let mut bytes = Vec::new();
         while let Some(chunk) = stream.next().await {
             bytes.extend_from_slice(&chunk.map_err(failed)?);
@@ -238,10 +247,10 @@ impl Blobs {
         Ok(bytes.into())
     }
 
-    /// What is under `key`, or a part of it, a little at a time.
+    /// Streams the blob `key` or a range of it.
     ///
     /// # Errors
-    /// [`BlobError::NotFound`], or when the place for blobs fails; the stream may fail too.
+    /// [`BlobError::NotFound`], or the storage failed. The stream may fail too.
     pub async fn get_stream(
         &self,
         key: &str,
@@ -258,22 +267,22 @@ impl Blobs {
             .store
             .get_opts(&Path::from(key), options)
             .await
-            .map_err(|error| BlobError::of("read", key, error))?;
+            .map_err(|error| BlobError::from_store("read", key, error))?;
         let length = got.range.end.saturating_sub(got.range.start);
-        let stream = exactly(got.into_stream(), length);
+        let stream = check_length(got.into_stream(), length);
         Ok(stream.map_err(std::io::Error::other).boxed())
     }
 
-    /// Removes blobs; one that is not there is as good as removed.
+    /// Removes blobs. A missing blob counts as removed.
     ///
     /// # Errors
-    /// The first failure; the others were tried all the same.
+    /// The first failure. All blobs were attempted.
     pub async fn delete(&self, keys: &[String]) -> Result<(), BlobError> {
         let Some(key) = keys.first() else {
             return Ok(());
         };
         let mut first = Ok(());
-        // In bulk where the service can do that.
+        // The service deletes in bulk if it can.
         let paths: Vec<_> = keys
             .iter()
             .map(|key| Ok(Path::from(key.as_str())))
@@ -284,7 +293,9 @@ impl Blobs {
         while let Some(result) = results.next().await {
             match result {
                 Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
-                Err(error) if first.is_ok() => first = Err(BlobError::of("delete", key, error)),
+                Err(error) if first.is_ok() => {
+                    first = Err(BlobError::from_store("delete", key, error))
+                }
                 Err(_) => {}
             }
         }
@@ -292,14 +303,14 @@ impl Blobs {
     }
 }
 
-/// Ends a stream with an error where it has more or fewer bytes than `length`, which the service itself named.
-fn exactly(
+/// Ends a stream with an error if its length differs from `length`, which the service announced.
+fn check_length(
     stream: BoxStream<'static, object_store::Result<Bytes>>,
     length: u64,
 ) -> BoxStream<'static, object_store::Result<Bytes>> {
     let wrong = move |seen: u64| object_store::Error::Generic {
-        store: "the place for blobs",
-        source: format!("it named {length} bytes and sent {seen} or more").into(),
+        store: "the blob storage",
+        source: format!("it announced {length} bytes and sent {seen} or more").into(),
     };
     futures::stream::try_unfold((stream, 0u64), move |(mut stream, seen)| async move {
         match stream.try_next().await? {
@@ -317,8 +328,8 @@ fn exactly(
     .boxed()
 }
 
-/// Gives a builder the settings that it knows.
-fn set<B, K: FromStr>(
+/// Applies the settings that the builder accepts.
+fn apply_settings<B, K: FromStr>(
     builder: B,
     settings: &[(String, String)],
     with: impl Fn(B, K, String) -> B,
@@ -331,7 +342,7 @@ fn set<B, K: FromStr>(
     })
 }
 
-fn prefixed(store: impl ObjectStore, prefix: Path) -> Arc<dyn ObjectStore> {
+fn with_prefix(store: impl ObjectStore, prefix: Path) -> Arc<dyn ObjectStore> {
     if prefix.as_ref().is_empty() {
         Arc::new(store)
     } else {
@@ -339,7 +350,8 @@ fn prefixed(store: impl ObjectStore, prefix: Path) -> Arc<dyn ObjectStore> {
     }
 }
 
-/// Makes a folder that its owner alone can enter, and closes one that others can.
+/// Creates a folder that only its owner can enter. Restricts an existing folder that others can
+/// enter.
 fn make_private(folder: &std::path::Path) -> std::io::Result<()> {
     let mut make = std::fs::DirBuilder::new();
     make.recursive(true);
@@ -354,7 +366,7 @@ fn make_private(folder: &std::path::Path) -> std::io::Result<()> {
             tracing::warn!(
                 folder = %folder.display(),
                 mode = format!("{:o}", mode & 0o777),
-                "closing the folder of logs and contexts to other users of the machine"
+                "restricting the folder of logs and contexts to its owner"
             );
             std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))?;
         }

@@ -15,14 +15,17 @@ use axum::{
 
 use super::*;
 
-async fn all(
+async fn read_all(
     stream: impl Stream<Item = std::io::Result<Bytes>> + Send,
 ) -> std::io::Result<Vec<u8>> {
     let chunks: Vec<Bytes> = stream.try_collect().await?;
     Ok(chunks.concat())
 }
 
-fn pieces(data: &[u8], size: usize) -> impl Stream<Item = std::io::Result<Bytes>> + Send + use<> {
+fn stream_of_pieces(
+    data: &[u8],
+    size: usize,
+) -> impl Stream<Item = std::io::Result<Bytes>> + Send + use<> {
     let pieces: Vec<_> = data
         .chunks(size)
         .map(|piece| Ok(Bytes::copy_from_slice(piece)))
@@ -30,8 +33,8 @@ fn pieces(data: &[u8], size: usize) -> impl Stream<Item = std::io::Result<Bytes>
     futures::stream::iter(pieces)
 }
 
-/// What every place for blobs must do.
-async fn check(blobs: &Blobs) {
+/// Checks the behavior that every kind of storage must have.
+async fn check_storage(blobs: &Blobs) {
     let key = "logs/r1/1/0";
     blobs.put(key, Bytes::from_static(b"hello")).await.unwrap();
     blobs
@@ -40,16 +43,16 @@ async fn check(blobs: &Blobs) {
         .unwrap();
     assert_eq!(blobs.get(key, 1 << 30).await.unwrap(), "hello world");
     let part = blobs.get_stream(key, Some(6..9)).await.unwrap();
-    assert_eq!(all(part).await.unwrap(), b"wor");
+    assert_eq!(read_all(part).await.unwrap(), b"wor");
     let whole = blobs.get_stream(key, None).await.unwrap();
-    assert_eq!(all(whole).await.unwrap(), b"hello world");
+    assert_eq!(read_all(whole).await.unwrap(), b"hello world");
     let nothing = blobs.get_stream(key, Some(3..3)).await.unwrap();
-    assert_eq!(all(nothing).await.unwrap(), b"");
-    // Small, empty, and of several parts.
+    assert_eq!(read_all(nothing).await.unwrap(), b"");
+    // Small, empty and multipart data.
     let large: Vec<u8> = (0..20_000_000_u32).map(|at| (at % 251) as u8).collect();
     for data in [&b"small"[..], b"", &large] {
         let length = blobs
-            .put_stream("contexts/c1/0-x", pieces(data, 70_000))
+            .put_stream("contexts/c1/0-x", stream_of_pieces(data, 70_000))
             .await
             .unwrap();
         assert_eq!(length, data.len() as u64);
@@ -58,9 +61,9 @@ async fn check(blobs: &Blobs) {
             "{length} bytes"
         );
     }
-    // What breaks off leaves nothing.
+    // A failed input stream stores nothing.
     for size in [10, 20_000_000] {
-        let broken = pieces(&large[..size], 70_000)
+        let broken = stream_of_pieces(&large[..size], 70_000)
             .chain(futures::stream::iter([Err(std::io::Error::other("cut"))]));
         let error = blobs
             .put_stream("contexts/c2/0-x", broken)
@@ -88,27 +91,27 @@ async fn check(blobs: &Blobs) {
 }
 
 #[tokio::test]
-async fn a_folder() {
+async fn folder_stores_blobs() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("deep/blobs");
-    check(&Blobs::open(path.to_str().unwrap()).unwrap()).await;
+    check_storage(&Blobs::open(path.to_str().unwrap()).unwrap()).await;
     assert!(
         !path.join("logs").exists(),
         "empty folders go with their blobs"
     );
     let url = format!("file://{}", path.display());
-    check(&Blobs::open(&url).unwrap()).await;
+    check_storage(&Blobs::open(&url).unwrap()).await;
 }
 
 #[test]
-fn other_places_are_refused() {
+fn unknown_storage_is_rejected() {
     for url in ["http://example.com/x", "gs://bucket", "file://host/x"] {
         let error = Blobs::open(url).unwrap_err();
         assert!(matches!(error, BlobError::Setup { .. }), "{error}");
     }
 }
 
-/// As much of S3 as is asked for, in memory. Requests must be signed.
+/// In-memory mock of the used part of S3. Requests must be signed.
 #[derive(Clone, Default)]
 struct S3(Arc<Mutex<Objects>>);
 
@@ -118,7 +121,7 @@ struct Objects {
     uploads: HashMap<String, HashMap<u32, Bytes>>,
 }
 
-async fn s3(
+async fn serve_s3(
     State(s3): State<S3>,
     method: Method,
     uri: Uri,
@@ -205,10 +208,10 @@ async fn s3(
 }
 
 #[tokio::test]
-async fn a_bucket_over_http_where_that_is_allowed() {
+async fn s3_bucket_over_http_needs_permission() {
     let s3_state = S3::default();
     let service = Router::new()
-        .fallback(s3)
+        .fallback(serve_s3)
         .layer(axum::extract::DefaultBodyLimit::disable())
         .with_state(s3_state.clone());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -222,20 +225,20 @@ async fn a_bucket_over_http_where_that_is_allowed() {
         ("AWS_SECRET_ACCESS_KEY", "hunter2".to_owned()),
     ]
     .map(|(key, value)| (key.to_owned(), value));
-    let blobs = Blobs::with("s3://bucket/prefix", &settings).unwrap();
-    check(&blobs).await;
+    let blobs = Blobs::open_with("s3://bucket/prefix", &settings).unwrap();
+    check_storage(&blobs).await;
     assert!(!format!("{blobs:?}").contains("hunter2"));
     {
         let objects = s3_state.0.lock().unwrap();
         assert!(objects.whole.is_empty());
-        assert!(objects.uploads.is_empty(), "what broke off was given up");
+        assert!(objects.uploads.is_empty(), "the aborted upload is gone");
     }
-    // In clear only where it is allowed.
+    // Plain HTTP is used only if it is allowed.
     let secure: Vec<_> = settings
         .into_iter()
         .filter(|(key, _)| key != "AWS_ALLOW_HTTP")
         .collect();
-    let blobs = Blobs::with("s3://bucket/prefix", &secure).unwrap();
+    let blobs = Blobs::open_with("s3://bucket/prefix", &secure).unwrap();
     let refused = blobs.put("a", Bytes::from_static(b"x")).await;
     assert!(
         matches!(refused, Err(BlobError::Failed { .. })),
@@ -243,8 +246,8 @@ async fn a_bucket_over_http_where_that_is_allowed() {
     );
 }
 
-/// As much of Azure's blob service as a small blob needs. Requests must be signed.
-async fn azure(
+/// Mock of Azure's blob service for small blobs. Requests must be signed.
+async fn serve_azure(
     State(s3): State<S3>,
     method: Method,
     uri: Uri,
@@ -277,8 +280,10 @@ async fn azure(
 }
 
 #[tokio::test]
-async fn a_container_of_azure() {
-    let service = Router::new().fallback(azure).with_state(S3::default());
+async fn azure_container_stores_blobs() {
+    let service = Router::new()
+        .fallback(serve_azure)
+        .with_state(S3::default());
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move { axum::serve(listener, service).await });
@@ -289,7 +294,7 @@ async fn a_container_of_azure() {
         ("AZURE_STORAGE_ACCOUNT_KEY", "aHVudGVyMg==".to_owned()),
     ]
     .map(|(key, value)| (key.to_owned(), value));
-    let blobs = Blobs::with("az://container/prefix", &settings).unwrap();
+    let blobs = Blobs::open_with("az://container/prefix", &settings).unwrap();
     blobs
         .put("logs/r1/1/0", Bytes::from_static(b"hello"))
         .await
@@ -302,8 +307,8 @@ async fn a_container_of_azure() {
     );
 }
 
-/// A service that sends `response` to every request.
-fn lying(response: &'static str) -> Blobs {
+/// Storage of a service that sends `response` to every request.
+fn responding_with(response: &'static str) -> Blobs {
     use std::io::{Read as _, Write as _};
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -323,12 +328,12 @@ fn lying(response: &'static str) -> Blobs {
         ("AWS_SECRET_ACCESS_KEY", "hunter2".to_owned()),
     ]
     .map(|(key, value)| (key.to_owned(), value));
-    Blobs::with("s3://bucket/prefix", &settings).unwrap()
+    Blobs::open_with("s3://bucket/prefix", &settings).unwrap()
 }
 
-/// What a service sends for another range, or beyond what it named, must not become part of a log or a context.
+/// A response with another range or size must not become part of a log or context.
 #[tokio::test]
-async fn blobs_of_a_lying_service_are_refused() {
+async fn responses_with_wrong_lengths_are_rejected() {
     for (name, response) in [
         (
             "more than was kept",
@@ -339,7 +344,10 @@ async fn blobs_of_a_lying_service_are_refused() {
             "200 OK\r\nContent-Length: 1125899906842624\r\n\r\nhello",
         ),
     ] {
-        let error = lying(response).get("logs/r1/1/0", 5).await.unwrap_err();
+        let error = responding_with(response)
+            .get("logs/r1/1/0", 5)
+            .await
+            .unwrap_err();
         assert!(
             matches!(error, BlobError::TooLarge { limit: 5, .. }),
             "{name}: {error:?}"
@@ -365,7 +373,7 @@ async fn blobs_of_a_lying_service_are_refused() {
         ),
     ] {
         let read = async {
-            let stream = lying(response)
+            let stream = responding_with(response)
                 .get_stream("contexts/c1/0", Some(6..9))
                 .await;
             let parts = stream.map_err(std::io::Error::other)?;

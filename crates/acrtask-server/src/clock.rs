@@ -1,4 +1,4 @@
-//! The time, so that tests can set it.
+//! Clock of a server. Tests set its time.
 
 use std::sync::{
     Arc,
@@ -7,34 +7,34 @@ use std::sync::{
 
 use jiff::Timestamp;
 
-/// Tells the time.
+/// Source of the current time.
 #[derive(Debug, Clone, Default)]
 pub struct Clock {
-    /// Milliseconds since 1970 that stand still until they are set; nothing: the machine's clock.
+    /// Fixed time in milliseconds since 1970. `None`: the machine's clock.
     fixed: Option<Arc<AtomicI64>>,
 }
 
 impl Clock {
-    /// The machine's.
-    pub fn real() -> Self {
+    /// Returns the machine's clock.
+    pub fn system() -> Self {
         Self::default()
     }
 
-    /// One that stands at `ms` until [`Self::set`].
+    /// Returns a clock that is fixed at `ms` milliseconds since 1970 until [`Self::set`].
     pub fn fixed(ms: i64) -> Self {
         Self {
             fixed: Some(Arc::new(AtomicI64::new(ms))),
         }
     }
 
-    /// Sets a fixed clock, in milliseconds since 1970. The machine's is left alone.
+    /// Sets a fixed clock, in milliseconds since 1970. Does nothing for the machine's clock.
     pub fn set(&self, ms: i64) {
         if let Some(fixed) = &self.fixed {
             fixed.store(ms, Ordering::SeqCst);
         }
     }
 
-    /// Milliseconds since 1970 in UTC.
+    /// Returns the milliseconds since 1970 in UTC.
     pub fn now_ms(&self) -> i64 {
         match &self.fixed {
             Some(fixed) => fixed.load(Ordering::SeqCst),
@@ -42,7 +42,7 @@ impl Clock {
         }
     }
 
-    /// The same as a time stamp.
+    /// Returns the current time as a timestamp.
     pub fn now(&self) -> Timestamp {
         Timestamp::from_millisecond(self.now_ms()).unwrap_or_default()
     }

@@ -1,8 +1,9 @@
-//! Floor of free disk: below it the server accepts nothing more to store.
+//! Floor of free disk. Below it the server refuses requests that store something.
 //!
-//! A database without room for its own writes would lose accepted work. [`guard`] refuses requests that store something,
-//! by their operation. Reads, deletes and operations that reduce the load always work. Left out: object stores and
-//! PostgreSQL, whose room only they know.
+//! A database without free disk would lose accepted work. [`guard`] selects the refused requests by
+//! their operation. Reads, deletes and operations that reduce the load always work.
+//!
+//! Left out: object stores and PostgreSQL, which do not report their free space.
 
 use std::{
     path::PathBuf,
@@ -22,10 +23,11 @@ use axum::{
 
 use crate::{App, api::ApiError};
 
-/// Least time between two warnings in the log, in milliseconds.
+/// Shortest interval between two warnings in the log, in milliseconds.
 const WARN_MS: i64 = 60_000;
 
-/// Ends of the paths of operations that work below the floor: they end or stop work, or store nothing that stays.
+/// Path suffixes of the operations that work below the floor. They end or stop work, or store
+/// nothing permanent.
 const ALLOWED: [&str; 9] = [
     "/cancel",
     "/pause",
@@ -39,12 +41,12 @@ const ALLOWED: [&str; 9] = [
 ];
 
 /// Returns `true` if an operation stores something that can wait.
-fn stores(method: &Method, path: &str) -> bool {
+fn stores_data(method: &Method, path: &str) -> bool {
     let changes = [Method::POST, Method::PUT, Method::PATCH].contains(method);
     changes && !ALLOWED.iter().any(|end| path.ends_with(end))
 }
 
-/// Puts the floor in front of the routes of `router`.
+/// Adds the floor check in front of the routes of `router`.
 pub(crate) fn guard(router: Router, app: Arc<App>) -> Router {
     router.route_layer(middleware::from_fn_with_state(app, refuse_below))
 }
@@ -56,7 +58,7 @@ async fn refuse_below(
     next: Next,
 ) -> Response {
     static WARNED_AT: AtomicI64 = AtomicI64::new(i64::MIN);
-    if !stores(request.method(), path.as_str()) {
+    if !stores_data(request.method(), path.as_str()) {
         return next.run(request).await;
     }
     let Err(reason) = app.floor.check() else {
@@ -68,30 +70,30 @@ async fn refuse_below(
         WARNED_AT.store(now, Ordering::Relaxed);
         tracing::warn!(reason, "refusing requests for lack of free disk");
     }
-    // The caller may have no token: the log has the folder and its free bytes.
-    ApiError::no_room("the server has less free disk than --min-free-disk keeps").into_response()
+    // The caller may have no token. Only the log names the folder and its free bytes.
+    ApiError::disk_full("the server has less free disk than --min-free-disk keeps").into_response()
 }
 
-/// Least free disk, and the folders that it is checked in.
+/// Minimum of free disk, and the folders that must have it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct DiskFloor {
-    /// Bytes that stay free. 0 if there is no floor.
+    /// Bytes that must stay free. 0 disables the check.
     pub bytes: u64,
-    /// Folders of the database and of the blobs.
+    /// Folders of the database and the blob store.
     pub folders: Vec<PathBuf>,
 }
 
 impl DiskFloor {
-    /// Checks that each folder has as much free disk as the floor.
+    /// Checks that each folder has at least `bytes` of free disk.
     ///
     /// # Errors
-    /// Names the first folder that has less, its free bytes and the floor.
+    /// Returns a message with the first folder below the floor, its free bytes and the floor.
     pub fn check(&self) -> Result<(), String> {
         if self.bytes == 0 {
             return Ok(());
         }
         for folder in &self.folders {
-            // A file system that does not say how much is free has no floor.
+            // Skip file systems that do not report their free space.
             let Ok(found) = nix::sys::statvfs::statvfs(folder) else {
                 continue;
             };
@@ -113,11 +115,11 @@ impl DiskFloor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Config, api::testing::Server};
+    use crate::{Config, api::testing::TestServer};
     use axum::http::StatusCode;
 
     #[test]
-    fn disk_below_the_floor_is_named() {
+    fn check_names_the_folder_below_the_floor() {
         let folder = tempfile::tempdir().unwrap();
         let floor = |bytes| DiskFloor {
             bytes,
@@ -130,9 +132,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn below_the_floor_only_what_stores_nothing_works() {
+    async fn only_operations_that_store_nothing_work_below_the_floor() {
         let folder = tempfile::tempdir().unwrap();
-        let server = Server::with(Config {
+        let server = TestServer::with(Config {
             floor: DiskFloor {
                 bytes: u64::MAX,
                 folders: vec![folder.path().to_owned()],

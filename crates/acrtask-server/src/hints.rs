@@ -1,7 +1,8 @@
-//! Hints between servers that share a PostgreSQL: what one has done wakes the others.
+//! Hints that wake the other servers of a shared PostgreSQL database.
 //!
-//! Invariant: a hint only saves time; everything that it speeds up is looked at again by a timer. What is to be sent is
-//! collected for a moment, so that a busy server sends a few notifications a second and not one for each chunk of a log.
+//! Invariant: a hint only saves time. A timer repeats every check that a hint triggers early.
+//! Outgoing hints are collected for [`COLLECT`], so that a busy server does not send a notification
+//! for each log chunk.
 
 use std::{
     collections::HashSet,
@@ -15,7 +16,7 @@ use tokio::sync::Notify;
 
 use crate::App;
 
-/// How long hints are collected.
+/// Time for which hints are collected before they are sent together.
 const COLLECT: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Default)]
@@ -25,22 +26,22 @@ struct Pending {
     others: Vec<Hint>,
 }
 
-/// Hints that are to be sent.
+/// Hints that wait to be sent.
 #[derive(Debug, Clone)]
 pub(crate) struct Outbox {
-    /// Nothing where there are no other servers.
+    /// Collected hints. `None` if no other servers can share the database.
     pending: Option<Arc<(Mutex<Pending>, Notify)>>,
 }
 
 impl Outbox {
-    /// One for servers that share a database; without `shared`, nothing is collected or sent.
+    /// Creates an outbox. Without `shared`, it drops all hints.
     pub(crate) fn new(shared: bool) -> Self {
         Self {
             pending: shared.then(Arc::default),
         }
     }
 
-    /// Sends `hint` soon.
+    /// Queues `hint`. It is sent within [`COLLECT`].
     pub(crate) fn add(&self, hint: Hint) {
         let Some(pending) = &self.pending else { return };
         let (lock, wake) = &**pending;
@@ -56,7 +57,7 @@ impl Outbox {
         wake.notify_one();
     }
 
-    /// Sends what is collected, for ever.
+    /// Sends collected hints until the database fails.
     pub(crate) async fn run(&self, app: &App) -> Result<(), StoreError> {
         let Some(pending) = &self.pending else {
             return std::future::pending().await;
@@ -70,23 +71,23 @@ impl Outbox {
             hints.extend(taken.enqueued.then_some(Hint::Enqueued));
             hints.extend(taken.logs.into_iter().map(Hint::Log));
             if !hints.is_empty() {
-                app.store.hint(&hints).await?;
+                app.store.send_hints(&hints).await?;
             }
         }
     }
 }
 
-/// Wakes whom other servers' hints concern, for ever.
+/// Wakes the background tasks that the hints of other servers concern, until the database fails.
 pub(crate) async fn listen(app: &App) -> Result<(), StoreError> {
     if !app.store.is_postgres() {
         return std::future::pending().await;
     }
-    let mut hints = app.store.hints().await?;
-    // What was missed while nobody listened is looked for at once.
+    let mut hints = app.store.listen_for_hints().await?;
+    // Hints from before the subscription are lost: check everything now.
     app.wake.notify_one();
     app.cancels.notify_one();
     app.timers.notify_one();
-    app.cascades.facts();
+    app.cascades.mark_facts_changed();
     loop {
         match hints.next().await {
             Hint::Enqueued => app.wake.notify_one(),
@@ -97,7 +98,7 @@ pub(crate) async fn listen(app: &App) -> Result<(), StoreError> {
             Hint::Log(run) => app.logs.wake(&run),
             Hint::Tasks => {
                 app.timers.notify_one();
-                app.cascades.facts();
+                app.cascades.mark_facts_changed();
             }
         }
     }

@@ -1,9 +1,11 @@
-//! The key file and the blob store that a database belongs to.
+//! Key file and blob store that a database belongs to.
 //!
-//! Servers of one database share both. With another key file, secrets fail on one of them; with another blob store,
-//! logs are cut off. The database therefore records the id of the key that seals and the id of the blob store, which
-//! is in a blob of its own, and a server that has others does not start. Left out: a blob store that cannot be
-//! reached, which is no reason against a start.
+//! Servers of one database share both. With another key file, secrets fail on one of them. With
+//! another blob store, logs are truncated. The database therefore records the id of the sealing key
+//! and the id of the blob store. A blob of the store contains the store's id. A server with other
+//! ids does not start.
+//!
+//! Left out: an unreachable blob store does not prevent a start.
 
 use std::sync::OnceLock;
 
@@ -23,7 +25,7 @@ const BLOBS: &str = "blobs";
 const MARKER: &str = "store-id";
 /// Largest id, in bytes.
 const MAX_ID: u64 = 100;
-/// Prefix of a recorded id whose blob is perhaps not written yet.
+/// Prefix of a recorded id whose blob may not be written yet.
 const PENDING: &str = "pending:";
 
 /// Reasons why a server does not belong to its database.
@@ -57,23 +59,23 @@ pub enum IdentityError {
     Store(#[from] StoreError),
 }
 
-/// The recorded ids, for those who compare servers.
+/// Recorded ids of the key and the blob store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// Id of the key that seals.
+    /// Id of the sealing key.
     pub key: String,
-    /// Id of the blob store. `None`: it could not be reached at the start.
+    /// Id of the blob store. `None` if it was unreachable at the start.
     pub blobs: Option<String>,
 }
 
-/// The identity of a server once it has started.
+/// Identity of a server. Empty until the server has started.
 pub type Cell = OnceLock<Identity>;
 
-/// Compares a server's key file and blobs with those that the database records, and records the first ones.
-/// `adopt`: records those of this server in any case.
+/// Compares a server's key file and blob store with the recorded ones. Records them if the database
+/// has none. With `adopt`, records those of this server in any case.
 ///
 /// # Errors
-/// [`IdentityError`] where they differ.
+/// Returns [`IdentityError`] if they differ.
 pub async fn check(
     store: &Store,
     blobs: &Blobs,
@@ -90,7 +92,7 @@ pub async fn check(
                 own: keys.join(", "),
             });
         }
-        // A new first line rotates.
+        // A new first line of the key file rotates the key.
         store.set_identity(KEY, &first).await?;
     }
     Ok(Identity {
@@ -105,7 +107,7 @@ async fn check_blobs(
     adopt: bool,
 ) -> Result<Option<String>, IdentityError> {
     let unreachable = |error: &BlobError| {
-        tracing::warn!(%error, "cannot tell whether the blobs are those of the database");
+        tracing::warn!(%error, "cannot compare the blobs with those of the database");
     };
     let own = match blobs.get(MARKER, MAX_ID).await {
         Ok(id) => Some(String::from_utf8_lossy(&id).trim().to_owned()),
@@ -126,7 +128,8 @@ async fn check_blobs(
             store.set_identity(BLOBS, own).await?;
             return Ok(Some(own.clone()));
         }
-        // The first server on this database, or one that was stopped before it had written the blob.
+        // This is the first server on the database, or one that was stopped before it wrote the
+        // blob.
         (None, Some(id)) => {
             if let Err(error) = blobs.put(MARKER, id.to_owned().into()).await {
                 unreachable(&error);
@@ -135,7 +138,7 @@ async fn check_blobs(
             store.set_identity(BLOBS, id).await?;
             return Ok(Some(id.to_owned()));
         }
-        // Another server has written the blob and recorded it meanwhile.
+        // Another server has written and recorded the blob in the meantime.
         (None, None) => {
             if let Ok(id) = blobs.get(MARKER, MAX_ID).await
                 && id == recorded.as_bytes()
@@ -170,12 +173,12 @@ async fn check_blobs(
 mod tests {
     use super::*;
 
-    struct Site {
+    struct TestStorage {
         folder: tempfile::TempDir,
         store: Store,
     }
 
-    impl Site {
+    impl TestStorage {
         async fn new() -> Self {
             Self {
                 folder: tempfile::tempdir().unwrap(),
@@ -198,29 +201,32 @@ mod tests {
 
     #[tokio::test]
     async fn server_with_another_key_or_other_blobs_is_refused() {
-        let site = Site::new().await;
-        let first = site.check("blobs", "key", false).await.unwrap();
-        assert_eq!(site.check("blobs", "key", false).await.unwrap(), first);
-        let error = site.check("blobs", "other", false).await.unwrap_err();
+        let storage = TestStorage::new().await;
+        let first = storage.check("blobs", "key", false).await.unwrap();
+        assert_eq!(storage.check("blobs", "key", false).await.unwrap(), first);
+        let error = storage.check("blobs", "other", false).await.unwrap_err();
         assert!(matches!(error, IdentityError::Key { .. }), "{error}");
-        let error = site.check("others", "key", false).await.unwrap_err();
+        let error = storage.check("others", "key", false).await.unwrap_err();
         assert!(matches!(error, IdentityError::Blobs { .. }), "{error}");
-        // What is lost can be given up, once.
-        let adopted = site.check("others", "other", true).await.unwrap();
+        // Adopting replaces lost keys and blobs once.
+        let adopted = storage.check("others", "other", true).await.unwrap();
         assert_ne!(adopted, first);
-        assert_eq!(site.check("others", "other", false).await.unwrap(), adopted);
-        assert!(site.check("blobs", "key", false).await.is_err());
+        assert_eq!(
+            storage.check("others", "other", false).await.unwrap(),
+            adopted
+        );
+        assert!(storage.check("blobs", "key", false).await.is_err());
     }
 
     #[tokio::test]
     async fn new_first_key_rotates() {
-        let site = Site::new().await;
-        let old = site.check("blobs", "key", false).await.unwrap();
-        site.check("more", "new", true).await.unwrap();
-        let read = |name: &str| std::fs::read_to_string(site.folder.path().join(name)).unwrap();
+        let storage = TestStorage::new().await;
+        let old = storage.check("blobs", "key", false).await.unwrap();
+        storage.check("more", "new", true).await.unwrap();
+        let read = |name: &str| std::fs::read_to_string(storage.folder.path().join(name)).unwrap();
         let both = format!("{}{}", read("new"), read("key"));
-        let site = Site::new().await;
-        let path = site.folder.path().join("key");
+        let storage = TestStorage::new().await;
+        let path = storage.folder.path().join("key");
         let write = |text: &str| {
             use std::os::unix::fs::PermissionsExt as _;
             std::fs::write(&path, text).unwrap();
@@ -229,14 +235,14 @@ mod tests {
         let only_old = both.lines().last().unwrap().to_owned();
         write(&only_old);
         assert_eq!(
-            site.check("blobs", "key", false).await.unwrap().key,
+            storage.check("blobs", "key", false).await.unwrap().key,
             old.key
         );
         write(&both);
-        let new = site.check("blobs", "key", false).await.unwrap();
+        let new = storage.check("blobs", "key", false).await.unwrap();
         assert_ne!(new.key, old.key);
-        // A server that was left behind could not read new secrets.
+        // A server without the new key could not read new secrets.
         write(&only_old);
-        assert!(site.check("blobs", "key", false).await.is_err());
+        assert!(storage.check("blobs", "key", false).await.is_err());
     }
 }

@@ -1,8 +1,12 @@
-//! The control plane: what should run is decided here, handed to runners, and written down as they tell it.
+//! The server: decides which runs to start, leases them to runners, and stores their reports.
 //!
-//! [`api`] answers people and programs over HTTP; [`runners`] answers runners over gRPC; [`scheduler`] and [`reaper`] move
-//! the queue; [`app`] holds what they share. Invariants: the database is the only queue, and what is in memory here may
-//! be lost at any time; nothing is acknowledged before it is committed; hints only save time.
+//! [`api`] serves people and programs over HTTP. [`runners`] serves runners over gRPC.
+//! [`scheduler`] and [`reaper`] move the queue. [`app`] contains their shared state.
+//!
+//! Invariants:
+//! * The database is the only queue. State in memory may be lost at any time.
+//! * Nothing is acknowledged before it is committed.
+//! * Hints only save time.
 
 pub mod api;
 pub mod app;
@@ -12,21 +16,22 @@ pub mod blobs;
 pub mod cascades;
 pub mod clock;
 pub mod floor;
-mod forge;
 mod hints;
 pub mod identity;
 pub mod logs;
 pub mod metrics;
+mod notifications;
 pub mod oidc;
 mod probe;
 pub mod reaper;
 mod recorder;
 pub mod retention;
+pub mod run_factory;
 pub mod runners;
 pub mod scheduler;
 pub mod serve;
-pub mod submit;
 pub mod timers;
+pub mod validate;
 pub mod vault;
 pub mod webhooks;
 

@@ -1,8 +1,10 @@
-//! Logs of runs, as they are stored, for those who read them while they grow.
+//! Readers of stored logs, also while the logs grow.
 //!
-//! A log is a row of chunks for each attempt: an index row in the database, the bytes in a blob. A reader subscribes first,
-//! then reads what is stored, then waits. Invariants: a reader holds a few chunks in memory, whatever the log's length;
-//! a wake-up that is lost costs a reader half a second and nothing else. Left out: what the bytes mean.
+//! A log consists of chunks for each attempt: an index row in the database, and the bytes in a
+//! blob. A reader first subscribes, then reads what is stored, then waits.
+//!
+//! Invariants: a reader needs memory for a few chunks, whatever the length of the log. A lost
+//! wake-up delays a reader by at most half a second. Left out: the meaning of the bytes.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -18,31 +20,31 @@ use tokio::sync::watch;
 
 use crate::{App, blobs::BlobError};
 
-/// Index rows that are read at once.
+/// Number of index rows per query.
 const PAGE: u32 = 128;
-/// Blobs that are fetched ahead of the reader.
-const AHEAD: usize = 4;
-/// How long a reader waits before it looks for itself.
-const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// Number of blobs to fetch ahead of the reader.
+const PREFETCH: usize = 4;
+/// Maximum time without a wake-up until a reader checks the log.
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 type Readers = HashMap<RunId, watch::Sender<()>>;
 
-/// Wakes those who read logs that grow.
+/// Wake-ups for readers of growing logs.
 #[derive(Debug, Clone, Default)]
 pub struct LogHub {
-    /// Only runs that somebody reads.
+    /// Only runs that have readers.
     readers: Arc<Mutex<Readers>>,
 }
 
 impl LogHub {
-    /// Wakes the readers of `run`: its log has grown, or its state has changed.
+    /// Wakes the readers of `run` because its log has grown or its state has changed.
     pub fn wake(&self, run: &RunId) {
         if let Some(readers) = self.lock().get(run) {
             readers.send_replace(());
         }
     }
 
-    /// From now on [`Subscription::changed`] tells what happens to `run`.
+    /// Subscribes to changes of `run`.
     pub fn subscribe(&self, run: &RunId) -> Subscription {
         let mut readers = self.lock();
         let changes = match readers.get(run) {
@@ -60,8 +62,8 @@ impl LogHub {
         }
     }
 
-    /// Runs that somebody reads now.
-    pub fn watched(&self) -> usize {
+    /// Returns the number of runs that have readers.
+    pub fn watched_runs(&self) -> usize {
         self.lock().len()
     }
 
@@ -70,23 +72,23 @@ impl LogHub {
     }
 }
 
-/// One reader of one run.
+/// Subscription of one reader to one run.
 #[derive(Debug)]
 pub struct Subscription {
     hub: LogHub,
     run: RunId,
-    /// There until it is dropped.
+    /// `None` only while the subscription is being dropped.
     changes: Option<watch::Receiver<()>>,
 }
 
 impl Subscription {
-    /// Returns when something has changed since the last time, or when it is time to look whether a hint was lost.
+    /// Waits for a change since the last call, or for the next regular check.
     pub async fn changed(&mut self) {
         let Some(changes) = &mut self.changes else {
             return;
         };
-        if let Ok(Err(_)) = tokio::time::timeout(LOOK_AGAIN, changes.changed()).await {
-            tokio::time::sleep(LOOK_AGAIN).await;
+        if let Ok(Err(_)) = tokio::time::timeout(CHECK_INTERVAL, changes.changed()).await {
+            tokio::time::sleep(CHECK_INTERVAL).await;
         }
     }
 }
@@ -104,28 +106,29 @@ impl Drop for Subscription {
     }
 }
 
-/// Why a log cannot be read on.
+/// Reason why a log cannot be read further.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// The database failed.
     #[error("cannot read the index of the log")]
     Store(#[from] StoreError),
-    /// The place for blobs failed.
+    /// The blob storage failed.
     #[error("cannot read a part of the log")]
     Blob(#[from] BlobError),
-    /// The index and the blobs do not fit together.
+    /// The index and the blobs disagree.
     #[error("the log of run {run} is damaged at byte {offset}")]
     Damaged {
-        /// The run.
+        /// Id of the run.
         run: RunId,
-        /// The first byte that is missing.
+        /// Offset of the first missing byte.
         offset: u64,
     },
 }
 
-/// What is stored of the log of an attempt at `run`, from `offset` to its present end.
+/// Streams the stored log of an attempt, from `offset` to its current end.
 ///
-/// To follow a log that grows, subscribe at [`LogHub`] before the first call, and call again from where it ended.
+/// To follow a growing log, subscribe to [`LogHub`] first and call this function again from the end
+/// of the last stream.
 pub fn read_log(
     app: Arc<App>,
     run: RunId,
@@ -136,37 +139,38 @@ pub fn read_log(
         let (app, run) = (app.clone(), run.clone());
         async move {
             let rows = app.store.log_chunks(&run, attempt, offset, PAGE).await?;
-            let (cuts, end) = cuts(rows, offset).map_err(|offset| LogError::Damaged {
+            let (parts, end) = select_parts(rows, offset).map_err(|offset| LogError::Damaged {
                 run: run.clone(),
                 offset,
             })?;
-            if cuts.is_empty() {
+            if parts.is_empty() {
                 return Ok::<_, LogError>(None);
             }
-            let parts = stream::iter(cuts)
-                .map(move |cut| fetch(app.clone(), run.clone(), cut))
-                .buffered(AHEAD);
-            Ok(Some((parts, end)))
+            let chunks = stream::iter(parts)
+                .map(move |part| fetch_part(app.clone(), run.clone(), part))
+                .buffered(PREFETCH);
+            Ok(Some((chunks, end)))
         }
     });
     pages.try_flatten()
 }
 
-/// A blob, and what of it is wanted.
+/// Part of a blob.
 #[derive(Debug, PartialEq, Eq)]
-struct Cut {
+struct BlobPart {
     blob: String,
     offset: u64,
     skip: usize,
     length: usize,
-    /// Bytes of the whole blob.
+    /// Size of the whole blob in bytes.
     size: u32,
 }
 
-/// Which bytes of `rows` come at `offset` and behind it, and where they end; or where bytes are missing.
-fn cuts(rows: Vec<ChunkRow>, offset: u64) -> Result<(VecDeque<Cut>, u64), u64> {
+/// Selects the parts of `rows` from `offset` on. Returns them and their end, or the offset of
+/// missing bytes.
+fn select_parts(rows: Vec<ChunkRow>, offset: u64) -> Result<(VecDeque<BlobPart>, u64), u64> {
     let mut at = offset;
-    let mut cuts = VecDeque::with_capacity(rows.len());
+    let mut parts = VecDeque::with_capacity(rows.len());
     for row in rows {
         let end = row.offset + u64::from(row.length);
         if row.offset > at {
@@ -175,7 +179,7 @@ fn cuts(rows: Vec<ChunkRow>, offset: u64) -> Result<(VecDeque<Cut>, u64), u64> {
         if end <= at {
             continue;
         }
-        cuts.push_back(Cut {
+        parts.push_back(BlobPart {
             blob: row.blob,
             offset: at,
             skip: usize::try_from(at - row.offset).map_err(|_| at)?,
@@ -184,18 +188,18 @@ fn cuts(rows: Vec<ChunkRow>, offset: u64) -> Result<(VecDeque<Cut>, u64), u64> {
         });
         at = end;
     }
-    Ok((cuts, at))
+    Ok((parts, at))
 }
 
-async fn fetch(app: Arc<App>, run: RunId, cut: Cut) -> Result<Bytes, LogError> {
-    let bytes = app.blobs.get(&cut.blob, cut.size.into()).await?;
-    if bytes.len() != cut.size as usize {
+async fn fetch_part(app: Arc<App>, run: RunId, part: BlobPart) -> Result<Bytes, LogError> {
+    let bytes = app.blobs.get(&part.blob, part.size.into()).await?;
+    if bytes.len() != part.size as usize {
         return Err(LogError::Damaged {
             run,
-            offset: cut.offset + (bytes.len().saturating_sub(cut.skip)) as u64,
+            offset: part.offset + (bytes.len().saturating_sub(part.skip)) as u64,
         });
     }
-    Ok(bytes.slice(cut.skip..cut.skip + cut.length))
+    Ok(bytes.slice(part.skip..part.skip + part.length))
 }
 
 #[cfg(test)]
@@ -211,8 +215,8 @@ mod tests {
         }
     }
 
-    fn cut(offset: u64, skip: usize, length: usize) -> Cut {
-        Cut {
+    fn part(offset: u64, skip: usize, length: usize) -> BlobPart {
+        BlobPart {
             blob: format!("b{}", offset - skip as u64),
             offset,
             skip,
@@ -222,41 +226,44 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_starts_in_the_middle_of_a_chunk() {
+    fn reader_starts_in_the_middle_of_a_chunk() {
         let rows = vec![row(0, 10), row(10, 5), row(15, 1)];
-        let (found, end) = cuts(rows, 7).unwrap();
-        assert_eq!(found, [cut(7, 7, 3), cut(10, 0, 5), cut(15, 0, 1)]);
+        let (found, end) = select_parts(rows, 7).unwrap();
+        assert_eq!(found, [part(7, 7, 3), part(10, 0, 5), part(15, 0, 1)]);
         assert_eq!(end, 16);
     }
 
     #[test]
-    fn a_reader_at_the_end_gets_nothing() {
-        assert_eq!(cuts(vec![row(0, 10)], 10).unwrap(), (VecDeque::new(), 10));
-        assert_eq!(cuts(vec![], 3).unwrap(), (VecDeque::new(), 3));
+    fn reader_at_the_end_gets_nothing() {
+        assert_eq!(
+            select_parts(vec![row(0, 10)], 10).unwrap(),
+            (VecDeque::new(), 10)
+        );
+        assert_eq!(select_parts(vec![], 3).unwrap(), (VecDeque::new(), 3));
     }
 
     #[test]
-    fn missing_bytes_are_told() {
-        assert_eq!(cuts(vec![row(0, 4), row(6, 4)], 0), Err(4));
+    fn missing_bytes_are_reported() {
+        assert_eq!(select_parts(vec![row(0, 4), row(6, 4)], 0), Err(4));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn readers_are_woken_and_forgotten() {
+    async fn readers_are_woken_and_removed() {
         let hub = LogHub::default();
         let run = RunId::new("r1").unwrap();
         hub.wake(&run);
         let mut first = hub.subscribe(&run);
         let second = hub.subscribe(&run);
-        assert_eq!(hub.watched(), 1);
+        assert_eq!(hub.watched_runs(), 1);
         hub.wake(&run);
         let start = tokio::time::Instant::now();
         first.changed().await;
         assert_eq!(start.elapsed(), Duration::ZERO);
         first.changed().await;
-        assert_eq!(start.elapsed(), LOOK_AGAIN);
+        assert_eq!(start.elapsed(), CHECK_INTERVAL);
         drop(first);
-        assert_eq!(hub.watched(), 1);
+        assert_eq!(hub.watched_runs(), 1);
         drop(second);
-        assert_eq!(hub.watched(), 0);
+        assert_eq!(hub.watched_runs(), 0);
     }
 }

@@ -1,7 +1,7 @@
-//! What /metrics shows, in the text form of Prometheus.
+//! Metrics of a server, served by `/metrics` in the Prometheus text format.
 //!
-//! Counters and histograms are written where things happen. Gauges of the queue and of the runners are set when somebody
-//! asks, so that they cannot drift from what they tell about.
+//! Counters and histograms are updated where the event occurs. Gauges of the queue and of the
+//! runners are set on each scrape, so that they cannot drift.
 
 use std::sync::atomic::AtomicU64;
 
@@ -12,116 +12,116 @@ use prometheus_client::{
     registry::Registry,
 };
 
-/// Upper bounds of waits and runs, in seconds.
+/// Upper bounds of wait and run times, in seconds.
 const SECONDS: [f64; 16] = [
     0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 180.0, 600.0, 1800.0, 3600.0,
     14400.0,
 ];
 
-/// A pool and the state of runs in it.
+/// Labels of a metric by pool and run state.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct QueueLabels {
-    /// The pool.
+    /// Name of the pool.
     pub pool: String,
-    /// The state.
+    /// State of the runs (`RunState::as_str`).
     pub state: String,
 }
 
-/// A pool.
+/// Labels of a metric by pool.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct PoolLabels {
-    /// The pool.
+    /// Name of the pool.
     pub pool: String,
 }
 
-/// How something ended.
+/// Labels of a metric by state.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct OutcomeLabels {
-    /// The state.
+    /// State of the runs or tasks.
     pub state: String,
 }
 
-/// A request to the listener.
+/// Labels of a metric by request.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RequestLabels {
     /// `http` or `grpc`.
     pub protocol: &'static str,
-    /// The class of the answer's status: `2xx` ...
+    /// Class of the response status, for example `2xx`.
     pub status: &'static str,
 }
 
-/// Deliveries by what became of them.
+/// Labels of deliveries to webhooks.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct DeliveryLabels {
-    /// `taken`, `unproved`, `refused`, `failed`.
+    /// Outcome: `taken`, `unproved`, `refused` or `failed`.
     pub outcome: &'static str,
 }
 
-/// Looks at base tags by what came of them.
+/// Labels of polls of base tags.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-pub struct LookLabels {
-    /// `same`, `digest`, `failed`.
+pub struct PollLabels {
+    /// Outcome: `same`, `digest` or `failed`.
     pub outcome: &'static str,
 }
 
-/// Where a cascade stands.
+/// Labels of cascades.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct PhaseLabels {
-    /// `settling`, `active`, `canceling`, `over`.
+    /// Phase: `settling`, `active`, `canceling` or `over`.
     pub phase: String,
 }
 
-/// Counters, gauges and histograms of a control plane.
+/// Counters, gauges and histograms of a server.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    /// Runs by pool and state that are not over.
+    /// Unfinished runs, by pool and state.
     pub queue: Family<QueueLabels, Gauge>,
-    /// Runners that are connected here, by pool.
+    /// Runners connected to this server, by pool.
     pub runners: Family<PoolLabels, Gauge>,
-    /// Their slots.
+    /// Slots of these runners.
     pub slots: Family<PoolLabels, Gauge>,
-    /// Their slots that are taken.
+    /// Busy slots of these runners.
     pub busy: Family<PoolLabels, Gauge>,
-    /// Triggers that are accounted for by nothing: always 0.
+    /// Triggers that no run, lease or reason accounts for. Always 0.
     pub unaccounted: Gauge,
     /// Seconds from the request for a run to its start.
     pub wait_seconds: Histogram,
     /// Seconds from a run's start to its end.
     pub run_seconds: Histogram,
-    /// Runs that are over, by their final state.
+    /// Finished runs, by final state.
     pub finished: Family<OutcomeLabels, Counter>,
-    /// Deliveries to webhooks.
+    /// Deliveries to webhooks, by outcome.
     pub deliveries: Family<DeliveryLabels, Counter>,
-    /// Looks at base tags that are written down, by what came of them.
-    pub looks: Family<LookLabels, Counter>,
-    /// Leases that were handed to runners.
+    /// Recorded polls of base tags, by outcome.
+    pub base_polls: Family<PollLabels, Counter>,
+    /// Leases sent to runners.
     pub leases: Counter,
-    /// Leases that could not be handed over and were given back.
+    /// Leases returned to the queue because the runner could not receive them.
     pub leases_returned: Counter,
-    /// Leases that were taken from runners that did not renew them, by what became of the run.
+    /// Leases that expired without a renewal, by the state of the run afterwards.
     pub leases_lost: Family<OutcomeLabels, Counter>,
-    /// Reports and requests about runs that were not the runner's any more.
+    /// Rejected reports and requests about runs that the runner no longer leases.
     pub refused: Counter,
     /// Vertices of builds.
     pub vertices: Counter,
-    /// Vertices of builds that came from a cache.
+    /// Vertices of builds that a cache provided.
     pub cached_vertices: Counter,
-    /// Bytes of logs that were stored.
+    /// Stored bytes of logs.
     pub log_bytes: Counter,
-    /// Requests that were answered.
+    /// Completed requests, by protocol and status.
     pub requests: Family<RequestLabels, Counter>,
-    /// Connections that are open.
+    /// Open connections.
     pub connections: Gauge,
-    /// Cascades that are loaded, by phase.
+    /// Loaded cascades, by phase.
     pub cascades: Family<PhaseLabels, Gauge>,
-    /// Tasks of cascades that are not over, by state.
+    /// Unfinished tasks of cascades, by state.
     pub cascade_tasks: Family<OutcomeLabels, Gauge>,
-    /// Seconds that comparing all facts with all cascades took, without reading them.
+    /// Seconds per comparison of all cascades with all state. Excludes reading the state.
     pub reconcile_seconds: Histogram,
-    /// Changes of cascades for which another server was quicker, and which were made anew.
+    /// Cascade changes that were retried because another server changed the cascade first.
     pub cascade_conflicts: Counter,
-    /// Background tasks that failed and were started again.
+    /// Restarts of failed background tasks.
     pub restarts: Counter<u64, AtomicU64>,
 }
 
@@ -138,12 +138,12 @@ impl Default for Metrics {
         Self {
             queue: add!(
                 "queue_runs",
-                "Runs by pool and state that are not over",
+                "Unfinished runs, by pool and state",
                 Family::default()
             ),
             runners: add!(
                 "runners",
-                "Runners that are connected here",
+                "Runners connected to this server",
                 Family::default()
             ),
             slots: add!(
@@ -153,7 +153,7 @@ impl Default for Metrics {
             ),
             busy: add!(
                 "runner_slots_busy",
-                "Slots of connected runners that are taken",
+                "Busy slots of connected runners",
                 Family::default()
             ),
             unaccounted: add!(
@@ -173,52 +173,44 @@ impl Default for Metrics {
             ),
             finished: add!(
                 "runs_finished",
-                "Runs that are over, by final state",
+                "Finished runs, by final state",
                 Family::default()
             ),
-            leases: add!(
-                "leases",
-                "Leases that were handed to runners",
-                Counter::default()
-            ),
+            leases: add!("leases", "Leases sent to runners", Counter::default()),
             leases_returned: add!(
                 "leases_returned",
-                "Leases that could not be handed over",
+                "Leases returned because the runner could not receive them",
                 Counter::default()
             ),
             leases_lost: add!(
                 "leases_lost",
-                "Leases that ran out, by what became of the run",
+                "Leases that expired, by the state of the run afterwards",
                 Family::default()
             ),
             refused: add!(
                 "refused_reports",
-                "Reports about runs that were not the runner's any more",
+                "Rejected reports about runs that the runner no longer leases",
                 Counter::default()
             ),
             vertices: add!("build_vertices", "Vertices of builds", Counter::default()),
             cached_vertices: add!(
                 "build_vertices_cached",
-                "Vertices of builds that came from a cache",
+                "Vertices of builds that a cache provided",
                 Counter::default()
             ),
-            looks: add!(
-                "base_looks",
-                "Looks at base tags by what came of them",
+            base_polls: add!(
+                "base_polls",
+                "Polls of base tags, by outcome",
                 Family::default()
             ),
             deliveries: add!(
                 "webhook_deliveries",
-                "Deliveries to webhooks, by what became of them",
+                "Deliveries to webhooks, by outcome",
                 Family::default()
             ),
-            log_bytes: add!(
-                "log_bytes",
-                "Bytes of logs that were stored",
-                Counter::default()
-            ),
-            requests: add!("requests", "Requests that were answered", Family::default()),
-            connections: add!("connections", "Connections that are open", Gauge::default()),
+            log_bytes: add!("log_bytes", "Stored bytes of logs", Counter::default()),
+            requests: add!("requests", "Completed requests", Family::default()),
+            connections: add!("connections", "Open connections", Gauge::default()),
             cascades: add!(
                 "cascades",
                 "Cascades that may still change, by phase",
@@ -226,22 +218,22 @@ impl Default for Metrics {
             ),
             cascade_tasks: add!(
                 "cascade_tasks",
-                "Tasks of cascades that are not over, by state",
+                "Unfinished tasks of cascades, by state",
                 Family::default()
             ),
             reconcile_seconds: add!(
                 "cascade_reconcile_seconds",
-                "How long comparing all facts with all cascades took",
+                "Duration of one comparison of all cascades with all state",
                 Histogram::new(SECONDS)
             ),
             cascade_conflicts: add!(
                 "cascade_conflicts",
-                "Changes of cascades for which another server was quicker",
+                "Changes of cascades that another server made first",
                 Counter::default()
             ),
             restarts: add!(
                 "background_restarts",
-                "Background tasks that failed and were started again",
+                "Restarts of failed background tasks",
                 Counter::default()
             ),
             registry,
@@ -250,39 +242,39 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// All of it, in the text form of Prometheus.
+    /// Returns all metrics in the Prometheus text format.
     ///
     /// # Errors
-    /// When a label cannot be written as text.
-    pub fn text(&self) -> Result<String, std::fmt::Error> {
+    /// Returns an error if a label cannot be formatted.
+    pub fn encode_text(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)
     }
 
-    /// A run is over.
-    pub fn run_finished(&self, state: RunState) {
+    /// Counts a finished run.
+    pub fn count_finished_run(&self, state: RunState) {
         let state = state.as_str().to_owned();
         self.finished.get_or_create(&OutcomeLabels { state }).inc();
     }
 
-    /// A lease ran out, and the run went to `state`.
-    pub fn lease_lost(&self, state: RunState) {
+    /// Counts an expired lease whose run changed to `state`.
+    pub fn count_lost_lease(&self, state: RunState) {
         let state = state.as_str().to_owned();
         self.leases_lost
             .get_or_create(&OutcomeLabels { state })
             .inc();
     }
 
-    /// A delivery came to a webhook.
-    pub fn delivery(&self, outcome: &'static str) {
+    /// Counts a delivery to a webhook.
+    pub fn count_delivery(&self, outcome: &'static str) {
         self.deliveries
             .get_or_create(&DeliveryLabels { outcome })
             .inc();
     }
 
-    /// A request was answered with `status`.
-    pub fn answered(&self, protocol: &'static str, status: http::StatusCode) {
+    /// Counts a request with the response status `status`.
+    pub fn count_request(&self, protocol: &'static str, status: http::StatusCode) {
         let status = match status.as_u16() {
             200..=299 => "2xx",
             300..=399 => "3xx",
@@ -301,13 +293,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_counted_is_shown() {
+    fn counted_events_appear_in_the_text() {
         let metrics = Metrics::default();
-        metrics.run_finished(RunState::TimedOut);
+        metrics.count_finished_run(RunState::TimedOut);
         metrics.log_bytes.inc_by(7);
         metrics.wait_seconds.observe(0.2);
-        metrics.answered("http", http::StatusCode::NOT_FOUND);
-        let text = metrics.text().unwrap();
+        metrics.count_request("http", http::StatusCode::NOT_FOUND);
+        let text = metrics.encode_text().unwrap();
         for line in [
             "acrtask_runs_finished_total{state=\"timed_out\"} 1",
             "acrtask_log_bytes_total 7",

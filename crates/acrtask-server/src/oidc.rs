@@ -1,9 +1,14 @@
-//! Identity tokens of CI systems: found out whose they are, and checked with the issuer's own keys.
+//! Validation of identity tokens of CI systems with the keys of their issuers.
 //!
-//! Invariants: only an issuer that a federation names is ever asked, over https (http on loopback); only signatures of public
-//! keys count, never HMAC or none; issuer, audience, subject and times are all checked; keys are kept for a while, and
-//! asked for again once where a token names a key that is not among them. An admin names issuers, so private addresses
-//! are allowed for them; an address of keys on another host has to be public.
+//! Invariants:
+//! * The server requests keys only from issuers that a federation names, over https (http on
+//!   loopback).
+//! * Only signatures with public keys are accepted, never HMAC or `none`.
+//! * Issuer, audience, subject and times are all checked.
+//! * Keys are cached for `KEEP_MS`. They are fetched once more if a token names a key that is not
+//!   cached.
+//! * An admin names issuers, so an issuer may have a private address. Keys on another host need a
+//!   public address.
 
 use std::{
     collections::HashMap,
@@ -19,53 +24,53 @@ use jsonwebtoken::{
 use serde::{Deserialize, de::DeserializeOwned};
 use url::Url;
 
-/// How long keys are kept, in milliseconds.
+/// Lifetime of cached keys, in milliseconds.
 const KEEP_MS: i64 = 3_600_000;
-/// How soon keys are asked for again because of a key that is not among them, in milliseconds.
+/// Shortest interval between two fetches for missing keys, in milliseconds.
 const REFETCH_MS: i64 = 30_000;
-/// How soon an issuer that did not answer is asked again, in milliseconds.
+/// Shortest interval between two requests to an issuer that failed, in milliseconds.
 const RETRY_MS: i64 = 5_000;
-/// Largest answer of an issuer, in bytes.
-const MAX_ANSWER: usize = 1 << 20;
+/// Largest response of an issuer, in bytes.
+const MAX_RESPONSE: usize = 1 << 20;
 /// Longest identity token, in bytes.
 const MAX_TOKEN: usize = 16 << 10;
-/// How far clocks may differ, in seconds.
+/// Tolerated clock difference, in seconds.
 const LEEWAY: i64 = 30;
-/// How long an issuer may take.
+/// Timeout of one request to an issuer.
 const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// Why an identity token is not exchanged.
+/// Reasons why an identity token is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ExchangeError {
-    /// It is no token, or is signed in a way that proves nothing.
+    /// The token is malformed, or its signature algorithm is not accepted.
     #[error("the identity token cannot be read: {0}")]
     Unreadable(String),
-    /// Nobody named its issuer, or it is for or about somebody else.
-    #[error("no federation takes this identity token: {0}")]
+    /// No federation matches the issuer, audience and subject of the token.
+    #[error("no federation accepts this identity token: {0}")]
     NoFederation(String),
-    /// Its signature or its time is wrong.
+    /// The signature is wrong, or the token is expired or not valid yet.
     #[error("the identity token is not valid: {0}")]
     Invalid(String),
-    /// The issuer did not answer as it should.
+    /// The issuer failed to provide its keys.
     #[error("the keys of {issuer} cannot be fetched: {reason}")]
     Issuer {
-        /// The issuer.
+        /// URL of the issuer.
         issuer: String,
-        /// Why.
+        /// Cause of the failure.
         reason: String,
     },
 }
 
-/// What an identity token is worth.
+/// Result of a valid identity token.
 #[derive(Debug)]
 pub struct Granted {
-    /// The federation that takes it.
+    /// Federation that accepts the token.
     pub federation: Federation,
-    /// Whom it is about.
+    /// Subject (`sub`) of the token.
     pub subject: String,
 }
 
-/// The claims that count.
+/// Claims that the server checks.
 #[derive(Debug, Deserialize)]
 struct Claims {
     iss: String,
@@ -84,7 +89,7 @@ enum Audiences {
 }
 
 impl Audiences {
-    fn has(&self, audience: &str) -> bool {
+    fn contains(&self, audience: &str) -> bool {
         match self {
             Self::One(one) => one == audience,
             Self::Many(many) => many.iter().any(|one| one == audience),
@@ -98,18 +103,18 @@ struct Discovery {
     jwks_uri: String,
 }
 
-/// What is known of an issuer.
+/// Cached keys and fetch state of one issuer.
 #[derive(Debug, Default)]
-struct Known {
-    /// Its keys, and when they were fetched. Never locked while the issuer is asked.
+struct IssuerState {
+    /// Keys and the time of their fetch. Never locked during a request to the issuer.
     keys: Mutex<Option<(Arc<JwkSet>, i64)>>,
-    /// When it was asked last, and why it did not answer then. Locked while it is asked.
-    asked: tokio::sync::Mutex<Option<(i64, Result<(), String>)>>,
+    /// Time and result of the last request. Locked during a request to the issuer.
+    last_fetch: tokio::sync::Mutex<Option<(i64, Result<(), String>)>>,
 }
 
-impl Known {
-    /// Returns the key that a token names, if it is among those that were fetched lately.
-    fn key(
+impl IssuerState {
+    /// Returns the key that a token names, if it is cached and not older than [`KEEP_MS`].
+    fn cached_key(
         &self,
         kid: Option<&str>,
         algorithm: Algorithm,
@@ -118,45 +123,47 @@ impl Known {
         let keys = self.keys.lock().expect("no panic while it is held").clone();
         let (set, fetched) = keys?;
         (now - fetched < KEEP_MS)
-            .then(|| pick(&set, kid, algorithm).map(decoding_key))
+            .then(|| find_key(&set, kid, algorithm).map(decoding_key))
             .flatten()
     }
 
-    /// Asks the issuer for its keys, unless that was done a moment ago.
+    /// Fetches the keys of the issuer, unless the last fetch was a moment ago.
     async fn refresh(&self, issuer: &str, now: i64) -> Result<(), String> {
-        let mut asked = self.asked.lock().await;
-        match &*asked {
+        let mut last_fetch = self.last_fetch.lock().await;
+        match &*last_fetch {
             Some((at, Err(reason))) if now - at < RETRY_MS => return Err(reason.clone()),
             Some((at, Ok(()))) if now - at < REFETCH_MS => return Ok(()),
             _ => {}
         }
-        // Keys that it gave before still hold where it does not answer.
-        let fetched = fetch(issuer).await.map(|set| {
+        // If the fetch fails, the cached keys stay valid.
+        let fetched = fetch_keys(issuer).await.map(|set| {
             let mut keys = self.keys.lock().expect("no panic while it is held");
             *keys = Some((Arc::new(set), now));
         });
-        *asked = Some((now, fetched.clone()));
+        *last_fetch = Some((now, fetched.clone()));
         fetched
     }
 }
 
-/// The keys of issuers, as they were fetched lately. While one is asked, others wait only for keys that are new.
+/// Cached keys of all issuers. While an issuer responds, only tokens with an uncached key wait.
 #[derive(Debug, Default)]
 pub struct Issuers {
-    known: Mutex<HashMap<String, Arc<Known>>>,
+    states: Mutex<HashMap<String, Arc<IssuerState>>>,
 }
 
-/// Whether `issuer` may be asked for keys.
+/// Checks that the server may request keys from `issuer`.
 ///
 /// # Errors
-/// What to write instead.
+/// Returns a message that names the mistake.
 pub fn check_issuer(issuer: &str) -> Result<Url, String> {
-    let url = Url::parse(issuer).map_err(|error| format!("`{issuer}` is no URL: {error}"))?;
+    let url = Url::parse(issuer).map_err(|error| format!("`{issuer}` is not a URL: {error}"))?;
     if !is_safe(&url) {
         return Err(format!("`{issuer}` must begin with `https://`"));
     }
     if url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() {
-        return Err(format!("`{issuer}` holds more than scheme, host and path"));
+        return Err(format!(
+            "`{issuer}` has more than scheme, host and path: remove user, query and fragment"
+        ));
     }
     Ok(url)
 }
@@ -169,7 +176,7 @@ fn is_safe(url: &Url) -> bool {
     }
 }
 
-/// Whether `text` has the form of `pattern`, in which each `*` stands for anything.
+/// Returns `true` if `text` matches `pattern`, in which each `*` matches any text.
 pub fn matches(pattern: &str, text: &str) -> bool {
     let mut parts = pattern.split('*');
     let first = parts.next().unwrap_or_default();
@@ -205,10 +212,10 @@ fn is_public_key_signature(algorithm: Algorithm) -> bool {
 }
 
 impl Issuers {
-    /// Checks `token` and finds the federation that takes it.
+    /// Validates `token` and returns the federation that accepts it.
     ///
     /// # Errors
-    /// [`ExchangeError`].
+    /// Returns [`ExchangeError`] if the token is invalid or no federation accepts it.
     pub async fn verify(
         &self,
         token: &str,
@@ -223,11 +230,11 @@ impl Issuers {
             jsonwebtoken::decode_header(token).map_err(|error| unreadable(&error.to_string()))?;
         if !is_public_key_signature(header.alg) {
             return Err(unreadable(
-                "it is not signed with a public key, so it proves nothing",
+                "it is not signed with a public key; use an issuer that signs with RSA, ECDSA or EdDSA",
             ));
         }
-        // Not believed yet: it only says whose keys to ask for, among those that an admin named.
-        let claimed = claims(token, None)?;
+        // These claims are not verified yet. They only select the issuer whose keys to fetch.
+        let claimed = parse_claims(token, None)?;
         let named: Vec<&Federation> = federations
             .iter()
             .filter(|federation| federation.issuer == claimed.iss)
@@ -235,59 +242,60 @@ impl Issuers {
         if named.is_empty() {
             return Err(ExchangeError::NoFederation(format!(
                 "none is for the issuer `{}`",
-                shown(&claimed.iss)
+                sanitize(&claimed.iss)
             )));
         }
         let key = self
-            .key(&claimed.iss, header.kid.as_deref(), header.alg, now)
+            .key_for(&claimed.iss, header.kid.as_deref(), header.alg, now)
             .await?;
-        let claims = claims(token, Some((&key, header.alg)))?;
+        let claims = parse_claims(token, Some((&key, header.alg)))?;
         check_times(&claims, now)?;
         let for_us: Vec<&Federation> = named
             .into_iter()
-            .filter(|federation| claims.aud.has(&federation.audience))
+            .filter(|federation| claims.aud.contains(&federation.audience))
             .collect();
         if for_us.is_empty() {
             return Err(ExchangeError::NoFederation(
                 "it is for another audience".into(),
             ));
         }
-        let taken = for_us
+        let accepting = for_us
             .into_iter()
             .find(|federation| matches(&federation.subject, &claims.sub));
-        match taken {
+        match accepting {
             Some(federation) => Ok(Granted {
                 federation: federation.clone(),
                 subject: claims.sub,
             }),
             None => Err(ExchangeError::NoFederation(format!(
                 "none is for the subject `{}`",
-                shown(&claims.sub)
+                sanitize(&claims.sub)
             ))),
         }
     }
 
-    /// The key that a token names. Where it is not known, the issuer is asked once.
-    async fn key(
+    /// Returns the key that a token names. Fetches the keys of the issuer if it is not cached.
+    async fn key_for(
         &self,
         issuer: &str,
         kid: Option<&str>,
         algorithm: Algorithm,
         now: i64,
     ) -> Result<DecodingKey, ExchangeError> {
-        let known = self
-            .known
+        let state = self
+            .states
             .lock()
             .expect("no panic while it is held")
             .entry(issuer.to_owned())
             .or_default()
             .clone();
-        if let Some(key) = known.key(kid, algorithm, now) {
+        if let Some(key) = state.cached_key(kid, algorithm, now) {
             return key;
         }
-        // A task of its own: a request that ends early leaves the answer to those that wait for it.
-        let (asked, of) = (known.clone(), issuer.to_owned());
-        let refreshed = tokio::spawn(async move { asked.refresh(&of, now).await }).await;
+        // A spawned task completes the fetch for the other waiting requests if this request is
+        // canceled.
+        let (fetching, url) = (state.clone(), issuer.to_owned());
+        let refreshed = tokio::spawn(async move { fetching.refresh(&url, now).await }).await;
         let failed = |reason: String| ExchangeError::Issuer {
             issuer: issuer.to_owned(),
             reason,
@@ -295,27 +303,27 @@ impl Issuers {
         refreshed
             .map_err(|error| failed(error.to_string()))?
             .map_err(failed)?;
-        known
-            .key(kid, algorithm, now)
-            .unwrap_or_else(|| Err(unknown_key(kid)))
+        state
+            .cached_key(kid, algorithm, now)
+            .unwrap_or_else(|| Err(missing_key(kid)))
     }
 }
 
-fn unknown_key(kid: Option<&str>) -> ExchangeError {
+fn missing_key(kid: Option<&str>) -> ExchangeError {
     ExchangeError::Invalid(match kid {
-        Some(kid) => format!("its issuer has no key `{}` for it", shown(kid)),
-        None => "it does not say which key it is signed with".into(),
+        Some(kid) => format!("its issuer has no key `{}` for it", sanitize(kid)),
+        None => "it does not name the key (`kid`) that signed it".into(),
     })
 }
 
-/// A part of a token as it may stand in a message.
-fn shown(text: &str) -> String {
+/// Returns a part of a token for a message: without control characters, at most 200 characters.
+fn sanitize(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(200).collect()
 }
 
-/// The key with this id; without an id, the only one that can be meant.
-fn pick<'k>(set: &'k JwkSet, kid: Option<&str>, algorithm: Algorithm) -> Option<&'k Jwk> {
-    let mut fitting = set.keys.iter().filter(|key| {
+/// Returns the key with the id `kid`. Without an id, returns the key only if exactly one fits.
+fn find_key<'k>(set: &'k JwkSet, kid: Option<&str>, algorithm: Algorithm) -> Option<&'k Jwk> {
+    let mut candidates = set.keys.iter().filter(|key| {
         let common = &key.common;
         common
             .public_key_use
@@ -326,10 +334,10 @@ fn pick<'k>(set: &'k JwkSet, kid: Option<&str>, algorithm: Algorithm) -> Option<
                 .is_none_or(|of| of.to_string() == format!("{algorithm:?}"))
     });
     match kid {
-        Some(kid) => fitting.find(|key| key.common.key_id.as_deref() == Some(kid)),
+        Some(kid) => candidates.find(|key| key.common.key_id.as_deref() == Some(kid)),
         None => {
-            let only = fitting.next();
-            only.filter(|_| fitting.next().is_none())
+            let only = candidates.next();
+            only.filter(|_| candidates.next().is_none())
         }
     }
 }
@@ -339,11 +347,15 @@ fn decoding_key(key: &Jwk) -> Result<DecodingKey, ExchangeError> {
         .map_err(|error| ExchangeError::Invalid(format!("its key cannot be used: {error}")))
 }
 
-/// The claims of a token; believed only with a key.
-fn claims(token: &str, key: Option<(&DecodingKey, Algorithm)>) -> Result<Claims, ExchangeError> {
+/// Parses the claims of a token. Verifies the signature only if `key` is given.
+fn parse_claims(
+    token: &str,
+    key: Option<(&DecodingKey, Algorithm)>,
+) -> Result<Claims, ExchangeError> {
     let algorithm = key.map_or(Algorithm::RS256, |(_, algorithm)| algorithm);
     let mut validation = Validation::new(algorithm);
-    // Times and audiences are checked by ourselves: with our own clock, and against each federation.
+    // `check_times` and the caller check times and audiences, with the server's clock and each
+    // federation.
     validation.validate_exp = false;
     validation.validate_aud = false;
     validation.required_spec_claims.clear();
@@ -353,8 +365,8 @@ fn claims(token: &str, key: Option<(&DecodingKey, Algorithm)>) -> Result<Claims,
             .map_err(|error| ExchangeError::Invalid(error.to_string())),
         None => {
             validation.insecure_disable_signature_validation();
-            let nothing = DecodingKey::from_secret(&[]);
-            jsonwebtoken::decode(token, &nothing, &validation)
+            let no_key = DecodingKey::from_secret(&[]);
+            jsonwebtoken::decode(token, &no_key, &validation)
                 .map(|data| data.claims)
                 .map_err(|error| ExchangeError::Unreadable(error.to_string()))
         }
@@ -368,31 +380,31 @@ fn check_times(claims: &Claims, now: i64) -> Result<(), ExchangeError> {
         return Err(ExchangeError::Invalid("it has expired".into()));
     }
     if claims.nbf.is_some_and(|begin| begin - leeway > now) {
-        return Err(ExchangeError::Invalid("it does not hold yet".into()));
+        return Err(ExchangeError::Invalid("it is not valid yet".into()));
     }
     Ok(())
 }
 
-/// The keys of an issuer, by its discovery document.
-async fn fetch(issuer: &str) -> Result<JwkSet, String> {
+/// Fetches the keys of an issuer through its discovery document.
+async fn fetch_keys(issuer: &str) -> Result<JwkSet, String> {
     check_issuer(issuer)?;
     let client = net::client(net::AddressPolicy::Any, false).map_err(|error| error.to_string())?;
     let address = format!(
         "{}/.well-known/openid-configuration",
         issuer.trim_end_matches('/')
     );
-    let discovery: Discovery = get(&client, &address).await?;
+    let discovery: Discovery = get_json(&client, &address).await?;
     if discovery.issuer != issuer {
         return Err(format!(
             "its discovery document is that of `{}`",
-            shown(&discovery.issuer)
+            sanitize(&discovery.issuer)
         ));
     }
     let keys = Url::parse(&discovery.jwks_uri)
         .ok()
         .filter(is_safe)
         .ok_or("its `jwks_uri` does not begin with `https://`")?;
-    // An admin named the issuer's host; a host that the issuer names has to be public.
+    // An admin named the issuer's host. The issuer may only name public hosts.
     let issuer_host = check_issuer(issuer)?.host_str().map(str::to_owned);
     let client = if keys.host_str() == issuer_host.as_deref() {
         client
@@ -401,8 +413,8 @@ async fn fetch(issuer: &str) -> Result<JwkSet, String> {
         net::check_literal(policy, &keys).map_err(|error| format!("its `jwks_uri`: {error}"))?;
         net::client(policy, false).map_err(|error| error.to_string())?
     };
-    // A key of a kind that is not known here must not hide the others.
-    let set: RawKeys = get(&client, keys.as_str()).await?;
+    // Skip keys of unsupported types. They must not hide the other keys.
+    let set: RawKeySet = get_json(&client, keys.as_str()).await?;
     Ok(JwkSet {
         keys: set
             .keys
@@ -413,12 +425,15 @@ async fn fetch(issuer: &str) -> Result<JwkSet, String> {
 }
 
 #[derive(Debug, Deserialize)]
-struct RawKeys {
+struct RawKeySet {
     keys: Vec<serde_json::Value>,
 }
 
-async fn get<T: DeserializeOwned>(client: &reqwest::Client, address: &str) -> Result<T, String> {
-    let failed = |error: reqwest::Error| acrtask_model::chain(&error.without_url());
+async fn get_json<T: DeserializeOwned>(
+    client: &reqwest::Client,
+    address: &str,
+) -> Result<T, String> {
+    let failed = |error: reqwest::Error| acrtask_model::error_chain(&error.without_url());
     let mut response = client
         .get(address)
         .header("accept", "application/json")
@@ -427,17 +442,17 @@ async fn get<T: DeserializeOwned>(client: &reqwest::Client, address: &str) -> Re
         .await
         .map_err(failed)?;
     if !response.status().is_success() {
-        return Err(format!("{address} answered {}", response.status()));
+        return Err(format!("{address} returned {}", response.status()));
     }
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await.map_err(failed)? {
-        if body.len() + chunk.len() > MAX_ANSWER {
-            return Err(format!("{address} answered more than {MAX_ANSWER} bytes"));
+        if body.len() + chunk.len() > MAX_RESPONSE {
+            return Err(format!("{address} returned more than {MAX_RESPONSE} bytes"));
         }
         body.extend_from_slice(&chunk);
     }
     serde_json::from_slice(&body)
-        .map_err(|error| format!("{address} answered what cannot be read: {error}"))
+        .map_err(|error| format!("{address} returned an unreadable response: {error}"))
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ impl Pair {
     }
 }
 
-/// An issuer on this machine.
+/// An issuer on loopback.
 pub(crate) struct Issuer {
     pub(crate) url: String,
     server: MockServer,
@@ -57,7 +57,7 @@ impl Issuer {
             .respond_with(ResponseTemplate::new(200).set_body_json(discovery))
             .mount(&issuer.server)
             .await;
-        // A key of a kind that nobody knows does not hide the others.
+        // A key of an unknown type does not hide the other keys.
         issuer
             .publish(&[json!({"kty": "PQC", "kid": "odd"}), issuer.pair.jwk.clone()])
             .await;
@@ -73,7 +73,7 @@ impl Issuer {
             .await;
     }
 
-    async fn asked(&self) -> usize {
+    async fn count_key_requests(&self) -> usize {
         let requests = self.server.received_requests().await.unwrap();
         requests
             .iter()
@@ -93,11 +93,11 @@ impl Issuer {
     }
 
     pub(crate) fn token(&self, claims: &Value) -> String {
-        signed(&self.pair, claims)
+        sign(&self.pair, claims)
     }
 }
 
-fn signed(pair: &Pair, claims: &Value) -> String {
+fn sign(pair: &Pair, claims: &Value) -> String {
     let mut header = Header::new(Algorithm::ES256);
     header.kid = Some(pair.kid.clone());
     jsonwebtoken::encode(&header, claims, &pair.key).unwrap()
@@ -115,7 +115,7 @@ fn federation(issuer: &str) -> Federation {
 }
 
 #[tokio::test]
-async fn only_what_fits_in_everything_is_taken() {
+async fn only_tokens_with_all_matching_claims_are_accepted() {
     let issuer = Issuer::start().await;
     let federations = [
         federation("https://other.example.com"),
@@ -147,47 +147,47 @@ async fn only_what_fits_in_everything_is_taken() {
         let refused = issuers.verify(&token, &federations, NOW).await;
         assert!(refused.is_err(), "{what}");
     }
-    // Clocks differ a little.
+    // Small clock differences are tolerated.
     let late = with("exp", json!(NOW / 1000 - 20));
     issuers.verify(&late, &federations, NOW).await.unwrap();
-    assert_eq!(issuer.asked().await, 1, "keys are kept");
+    assert_eq!(issuer.count_key_requests().await, 1, "keys are cached");
 }
 
 #[tokio::test]
-async fn signatures_that_prove_nothing_are_refused() {
+async fn forged_signatures_are_refused() {
     let issuer = Issuer::start().await;
     let federations = [federation(&issuer.url)];
     let issuers = Issuers::default();
     let claims = issuer.claims(NOW);
-    // Signed by somebody else under the same name.
-    let forged = signed(&Pair::new("one"), &claims);
+    // A token that was signed with another key of the same name.
+    let forged = sign(&Pair::new("one"), &claims);
     let error = issuers
         .verify(&forged, &federations, NOW)
         .await
         .unwrap_err();
     assert!(matches!(error, ExchangeError::Invalid(_)), "{error}");
-    // With the public key as the secret of an HMAC.
+    // A token that uses the public key as an HMAC secret.
     let mut header = Header::new(Algorithm::HS256);
     header.kid = Some("one".into());
     let secret = EncodingKey::from_secret(issuer.pair.jwk.to_string().as_bytes());
     let hmac = jsonwebtoken::encode(&header, &claims, &secret).unwrap();
     let error = issuers.verify(&hmac, &federations, NOW).await.unwrap_err();
     assert!(matches!(error, ExchangeError::Unreadable(_)), "{error}");
-    // Without any.
+    // A token without a signature.
     let header = URL_SAFE_NO_PAD.encode(r#"{"alg":"none","kid":"one"}"#);
     let body = URL_SAFE_NO_PAD.encode(claims.to_string());
     let none = format!("{header}.{body}.");
     let error = issuers.verify(&none, &federations, NOW).await.unwrap_err();
     assert!(matches!(error, ExchangeError::Unreadable(_)), "{error}");
     assert_eq!(
-        issuer.asked().await,
+        issuer.count_key_requests().await,
         1,
-        "the last two are refused before anybody is asked"
+        "the last two are refused without a request"
     );
 }
 
 #[tokio::test]
-async fn a_new_key_is_asked_for_once() {
+async fn keys_are_fetched_once_for_a_new_key() {
     let issuer = Issuer::start().await;
     let federations = [federation(&issuer.url)];
     let issuers = Issuers::default();
@@ -197,11 +197,11 @@ async fn a_new_key_is_asked_for_once() {
         .await
         .unwrap();
     let second = Pair::new("two");
-    let token = signed(&second, &claims);
-    // Too soon after the last time: whoever makes up names of keys does not make us ask.
+    let token = sign(&second, &claims);
+    // Shortly after a fetch, unknown key names cause no further requests.
     let error = issuers.verify(&token, &federations, NOW).await.unwrap_err();
     insta::assert_snapshot!(error.to_string());
-    assert_eq!(issuer.asked().await, 1);
+    assert_eq!(issuer.count_key_requests().await, 1);
     issuer.server.reset().await;
     let renewed = Issuer {
         url: issuer.url.clone(),
@@ -219,19 +219,19 @@ async fn a_new_key_is_asked_for_once() {
     let later = NOW + REFETCH_MS;
     issuers.verify(&token, &federations, later).await.unwrap();
     issuers.verify(&token, &federations, later).await.unwrap();
-    assert_eq!(renewed.asked().await, 1);
+    assert_eq!(renewed.count_key_requests().await, 1);
 }
 
 #[tokio::test]
-async fn an_issuer_that_answers_wrongly_is_told() {
+async fn errors_name_the_invalid_response_of_an_issuer() {
     let server = MockServer::start().await;
     let url = server.uri();
     let pair = Pair::new("one");
     let federations = [federation(&url)];
     let claims =
         json!({"iss": url, "aud": "acrtask", "sub": "repo:org/app:x", "exp": NOW / 1000 + 60});
-    let token = signed(&pair, &claims);
-    let mut told = Vec::new();
+    let token = sign(&pair, &claims);
+    let mut messages = Vec::new();
     for discovery in [
         ResponseTemplate::new(500),
         ResponseTemplate::new(200).set_body_string("<html>"),
@@ -239,7 +239,7 @@ async fn an_issuer_that_answers_wrongly_is_told() {
             .set_body_json(json!({"issuer": "https://evil.example.com", "jwks_uri": "https://x"})),
         ResponseTemplate::new(200)
             .set_body_json(json!({"issuer": url, "jwks_uri": "http://keys.example.com"})),
-        ResponseTemplate::new(200).set_body_bytes(vec![b'x'; MAX_ANSWER + 1]),
+        ResponseTemplate::new(200).set_body_bytes(vec![b'x'; MAX_RESPONSE + 1]),
         ResponseTemplate::new(302).insert_header("location", "http://169.254.169.254/"),
     ] {
         server.reset().await;
@@ -252,12 +252,12 @@ async fn an_issuer_that_answers_wrongly_is_told() {
             .await
             .unwrap_err();
         assert!(matches!(error, ExchangeError::Issuer { .. }), "{error}");
-        told.push(error.to_string().replace(&url, "ISSUER"));
+        messages.push(error.to_string().replace(&url, "ISSUER"));
     }
-    insta::assert_snapshot!(told.join("\n"));
+    insta::assert_snapshot!(messages.join("\n"));
 }
 
-/// Whoever answers for an issuer must not make the server ask hosts of its own network.
+/// An issuer must not make the server send requests to hosts of its private network.
 #[tokio::test]
 async fn keys_on_other_private_hosts_are_not_fetched() {
     let server = MockServer::start().await;
@@ -266,7 +266,7 @@ async fn keys_on_other_private_hosts_are_not_fetched() {
     let federations = [federation(&url)];
     let claims =
         json!({"iss": url, "aud": "acrtask", "sub": "repo:org/app:x", "exp": NOW / 1000 + 60});
-    let token = signed(&Pair::new("one"), &claims);
+    let token = sign(&Pair::new("one"), &claims);
     for keys in [
         format!("http://localhost:{port}/keys"),
         format!("http://[::1]:{port}/keys"),
@@ -294,7 +294,7 @@ async fn keys_on_other_private_hosts_are_not_fetched() {
 }
 
 #[tokio::test]
-async fn an_issuer_that_is_down_is_not_asked_all_the_time() {
+async fn requests_to_a_failing_issuer_are_limited() {
     let server = MockServer::start().await;
     Mock::given(matchers::any())
         .respond_with(ResponseTemplate::new(503))
@@ -304,24 +304,24 @@ async fn an_issuer_that_is_down_is_not_asked_all_the_time() {
     let federations = [federation(&url)];
     let claims =
         json!({"iss": url, "aud": "acrtask", "sub": "repo:org/app:x", "exp": NOW / 1000 + 60});
-    let token = signed(&Pair::new("one"), &claims);
+    let token = sign(&Pair::new("one"), &claims);
     let issuers = Issuers::default();
-    let asked = async || server.received_requests().await.unwrap().len();
+    let count_requests = async || server.received_requests().await.unwrap().len();
     let all = (0..10).map(|_| issuers.verify(&token, &federations, NOW));
-    for answer in futures::future::join_all(all).await {
-        assert!(matches!(answer, Err(ExchangeError::Issuer { .. })));
+    for result in futures::future::join_all(all).await {
+        assert!(matches!(result, Err(ExchangeError::Issuer { .. })));
     }
-    assert_eq!(asked().await, 1);
+    assert_eq!(count_requests().await, 1);
     let later = NOW + RETRY_MS;
     issuers
         .verify(&token, &federations, later)
         .await
         .unwrap_err();
-    assert_eq!(asked().await, 2);
+    assert_eq!(count_requests().await, 2);
 }
 
 #[test]
-fn issuers_are_asked_over_https() {
+fn issuers_need_https_except_on_loopback() {
     for good in [
         "https://issuer.example.com",
         "https://x/y",
@@ -343,7 +343,7 @@ fn issuers_are_asked_over_https() {
 }
 
 #[test]
-fn patterns() {
+fn patterns_match_with_wildcards() {
     for (pattern, text, fits) in [
         ("a", "a", true),
         ("a", "ab", false),
@@ -368,24 +368,24 @@ fn patterns() {
     }
 }
 
-/// The same by trying every way.
-fn slow(pattern: &[char], text: &[char]) -> bool {
+/// Matches a pattern by trying all possibilities, as a reference.
+fn matches_slowly(pattern: &[char], text: &[char]) -> bool {
     match pattern.split_first() {
         None => text.is_empty(),
-        Some(('*', rest)) => (0..=text.len()).any(|at| slow(rest, &text[at..])),
-        Some((first, rest)) => text.first() == Some(first) && slow(rest, &text[1..]),
+        Some(('*', rest)) => (0..=text.len()).any(|at| matches_slowly(rest, &text[at..])),
+        Some((first, rest)) => text.first() == Some(first) && matches_slowly(rest, &text[1..]),
     }
 }
 
 proptest! {
     #[test]
-    fn a_pattern_means_what_it_says(pattern in "[ab*]{0,8}", text in "[ab]{0,10}") {
+    fn patterns_match_like_the_reference(pattern in "[ab*]{0,8}", text in "[ab]{0,10}") {
         let chars = |text: &str| text.chars().collect::<Vec<char>>();
-        prop_assert_eq!(matches(&pattern, &text), slow(&chars(&pattern), &chars(&text)));
+        prop_assert_eq!(matches(&pattern, &text), matches_slowly(&chars(&pattern), &chars(&text)));
     }
 
     #[test]
-    fn no_token_makes_it_fail(token in "\\PC{0,60}") {
+    fn arbitrary_tokens_are_refused_without_a_panic(token in "\\PC{0,60}") {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let refused = runtime.block_on(Issuers::default().verify(&token, &[], NOW));
         prop_assert!(refused.is_err());

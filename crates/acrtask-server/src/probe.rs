@@ -1,11 +1,18 @@
-//! Looks from the server at what a task needs elsewhere: may its repository be read, do its logins hold, do the clocks
-//! agree.
+//! Checks of a task's external requirements: access to its repository, validity of its logins, and
+//! clock skew.
 //!
-//! Invariants: a host gets the login that a run would use there, and no other; what a host answers is repeated without
-//! the logins; the rules for addresses are those for the files of a run, and for registries those for base images.
-//! Nothing is changed, and nothing is fetched. A caller with a limit to tasks chose the hosts itself and must not learn
-//! of the server's network: it gets one answer for all hosts that cannot be used, after one time, and no host at a private
-//! address is connected to. Left out: whether a login may push, which only a push shows.
+//! Invariants:
+//!
+//! - A host gets only the login that a run would use there.
+//! - Responses of a host are shown without the logins.
+//! - Addresses follow the rules for the files of a run, and for registries the rules for base
+//!   images.
+//! - A probe changes nothing and downloads nothing.
+//! - A caller with a task limit chooses the hosts itself and must not learn about the server's
+//!   network. It gets the same result after the same time for all unusable hosts. The server does
+//!   not connect to private addresses for it.
+//!
+//! Left out: permission to push, which only a push can show.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -26,32 +33,33 @@ use acrtask_store::StoreError;
 use futures::StreamExt as _;
 use url::Url;
 
-use crate::{App, clock::Clock, submit::credential_aad};
+use crate::{App, clock::Clock, run_factory::credential_aad};
 
-/// Looks at once, of all who ask this server.
-pub(crate) const AT_ONCE: usize = 4;
-/// Longest time of one question.
-const LIMIT: Duration = Duration::from_secs(20);
-/// Hosts that are asked at once for one task, and in all.
-const PARALLEL: usize = 8;
-const HOSTS: usize = 50;
-/// Longest time of one question for a caller with a limit to tasks. The answer comes after it where a host fails.
-const LIMITED: Duration = Duration::from_secs(5);
-/// The shortest time between two questions of such a caller.
-const PAUSE: Duration = Duration::from_secs(10);
+/// Number of concurrent probes on this server.
+pub(crate) const MAX_CONCURRENT_PROBES: usize = 4;
+/// Time limit of one request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+/// Number of hosts of a task to probe concurrently. [`MAX_HOSTS`] limits their total number.
+const MAX_CONCURRENT_HOSTS: usize = 8;
+const MAX_HOSTS: usize = 50;
+/// Time limit of one request for a caller with a task limit. The result is sent after this time if
+/// a host fails.
+const LIMITED_TIMEOUT: Duration = Duration::from_secs(5);
+/// Minimum time between two probes of a caller with a task limit.
+const MIN_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Callers with a limit to tasks, and when each of them asked.
+/// Callers with a task limit, and the time of each caller's last probe.
 #[derive(Debug, Default)]
 pub(crate) struct Turns(Mutex<HashMap<String, Instant>>);
 
 impl Turns {
-    /// Takes the turn of a caller. Returns the seconds to wait where it asked a moment ago.
-    pub(crate) fn take(&self, token: &str) -> Result<(), u32> {
+    /// Takes the turn of a caller. `Err` contains the seconds to wait after a recent probe.
+    pub(crate) fn take_turn(&self, token: &str) -> Result<(), u32> {
         let now = Instant::now();
         let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        asked.retain(|_, at| now.duration_since(*at) < PAUSE);
+        asked.retain(|_, at| now.duration_since(*at) < MIN_INTERVAL);
         if let Some(at) = asked.get(token) {
-            let left = PAUSE.saturating_sub(now.duration_since(*at));
+            let left = MIN_INTERVAL.saturating_sub(now.duration_since(*at));
             return Err(u32::try_from(left.as_secs()).unwrap_or(u32::MAX).max(1));
         }
         asked.insert(token.to_owned(), now);
@@ -59,57 +67,59 @@ impl Turns {
     }
 }
 
-/// A login that runs of a task get.
+/// Login that runs of a task get.
 struct Login {
     host: String,
     username: String,
-    /// Nothing where it cannot be decrypted.
+    /// `None` if it cannot be decrypted.
     password: Option<Secret>,
     whose: ProbeLogin,
 }
 
 impl Login {
     fn is_key(&self) -> bool {
-        self.password.as_ref().is_some_and(SshKey::is_key)
+        self.password.as_ref().is_some_and(SshKey::is_private_key)
     }
 }
 
-/// Looks at all that `task` needs. `all`: also at the hosts of logins that are all tasks' and that nothing of the task
-/// names. Without it the caller is limited to tasks.
-pub(crate) async fn look(app: &App, task: &Task, all: bool) -> Result<TaskProbe, StoreError> {
+/// Probes everything that `task` needs.
+///
+/// With `all`, also probes the hosts of shared logins that the task does not name. Without it, the
+/// caller has a task limit.
+pub(crate) async fn probe_task(app: &App, task: &Task, all: bool) -> Result<TaskProbe, StoreError> {
     let begun = Instant::now();
-    let logins = logins(app, &task.id).await?;
+    let logins = read_logins(app, &task.id).await?;
     let patterns = Patterns::new(logins.iter().filter_map(|login| login.password.as_ref()));
     let context = task.definition.context.as_deref();
     let git = match context.map(ContextSpec::parse) {
         Some(Ok(ContextSpec::Git(git))) if git.transport != GitTransport::File => Some(git),
         _ => None,
     };
-    let looks = Looks {
+    let prober = TaskProber {
         app,
         task: &task.definition.name,
         logins: &logins,
         limited: !all,
     };
-    let hosts = hosts(task, &logins, git.as_ref(), all);
+    let hosts = hosts_to_probe(task, &logins, git.as_ref(), all);
     let registries = futures::stream::iter(hosts)
-        .map(|host| looks.registry(host))
-        .buffered(PARALLEL)
+        .map(|host| prober.probe_registry(host))
+        .buffered(MAX_CONCURRENT_HOSTS)
         .collect::<Vec<Probe>>();
     let source = async {
         match &git {
-            Some(git) => Some(looks.source(git).await),
+            Some(git) => Some(prober.probe_source(git).await),
             None => None,
         }
     };
     let (mut source, mut logins) = tokio::join!(source, registries);
     if !all {
-        let mut blurred = false;
+        let mut hidden = false;
         for probe in source.iter_mut().chain(&mut logins) {
-            blurred |= blur(probe);
+            hidden |= hide_failure(probe);
         }
-        if blurred {
-            tokio::time::sleep_until((begun + LIMITED).into()).await;
+        if hidden {
+            tokio::time::sleep_until((begun + LIMITED_TIMEOUT).into()).await;
         }
     }
     for probe in source.iter_mut().chain(&mut logins) {
@@ -119,8 +129,9 @@ pub(crate) async fn look(app: &App, task: &Task, all: bool) -> Result<TaskProbe,
     Ok(TaskProbe { source, logins })
 }
 
-/// Replaces what tells how a host fails by one answer for all of them. Returns `true` if the host fails.
-fn blur(probe: &mut Probe) -> bool {
+/// Replaces the failure of a host by one message for all kinds of failures. Returns `true` if the
+/// host failed.
+fn hide_failure(probe: &mut Probe) -> bool {
     match probe.outcome {
         ProbeOutcome::Works
         | ProbeOutcome::Open
@@ -136,24 +147,25 @@ fn blur(probe: &mut Probe) -> bool {
                 host: std::mem::take(&mut probe.host),
                 login: probe.login,
                 outcome: ProbeOutcome::Unreachable,
-                message: "it cannot be used: it does not answer, or does not take the login".into(),
+                message: "it cannot be used: it does not respond or rejects the login".into(),
                 help: Some(
-                    "compare its name and its login; a token without a limit to tasks is shown more".into(),
+                    "check its name and its login; a token without a task limit gets more details"
+                        .into(),
                 ),
-                clock_ahead: None,
+                clock_ahead_secs: None,
             };
             true
         }
     }
 }
 
-/// What runs of a task are given: its own logins, and those of all for other hosts.
-async fn logins(app: &App, task: &str) -> Result<Vec<Login>, StoreError> {
+/// Returns the logins that runs of a task get: its own ones, and the shared ones for other hosts.
+async fn read_logins(app: &App, task: &str) -> Result<Vec<Login>, StoreError> {
     let mut rows = app.store.credentials_for(&[task, ""]).await?;
     rows.sort_by_key(|row| row.scope.is_empty());
     let mut logins: Vec<Login> = Vec::new();
     for row in rows {
-        if logins.iter().any(|known| known.host == row.host) {
+        if logins.iter().any(|login| login.host == row.host) {
             continue;
         }
         let aad = credential_aad(&row.scope, &row.host);
@@ -172,23 +184,28 @@ async fn logins(app: &App, task: &str) -> Result<Vec<Login>, StoreError> {
     Ok(logins)
 }
 
-/// The hosts that are asked whether they are registries.
-fn hosts(task: &Task, logins: &[Login], git: Option<&GitUrl>, all: bool) -> BTreeSet<String> {
+/// Returns the hosts to probe as registries.
+fn hosts_to_probe(
+    task: &Task,
+    logins: &[Login],
+    git: Option<&GitUrl>,
+    all: bool,
+) -> BTreeSet<String> {
     let own = task.definition.registry.as_deref();
     let own = own.map(|registry| canonical_host(registry.split('/').next().unwrap_or(registry)));
-    let source = git.map(|git| canonical_host(&host_of(git)));
+    let source = git.map(|git| canonical_host(&login_host(git)));
     let stored = logins
         .iter()
         .filter(|login| all || login.whose == ProbeLogin::Task)
         .filter(|login| !login.is_key() && source.as_ref() != Some(&login.host))
         .map(|login| login.host.clone());
-    // A limited caller must not see by the time how many hosts had to wait for others.
-    let most = if all { HOSTS } else { PARALLEL };
+    // For a caller with a task limit, the time must not show how many hosts waited for others.
+    let most = if all { MAX_HOSTS } else { MAX_CONCURRENT_HOSTS };
     own.into_iter().chain(stored).take(most).collect()
 }
 
-/// The host of a repository as a login for it is stored: by HTTP with its port.
-fn host_of(git: &GitUrl) -> String {
+/// Returns the host of a repository in the form of a stored login, with the port of HTTP URLs.
+fn login_host(git: &GitUrl) -> String {
     let port = Url::parse(&git.url).ok().and_then(|url| url.port());
     match port {
         Some(port) => format!("{}:{port}", git.host),
@@ -196,24 +213,30 @@ fn host_of(git: &GitUrl) -> String {
     }
 }
 
-/// What all looks share.
-struct Looks<'a> {
+/// Common input of all probes of a task.
+struct TaskProber<'a> {
     app: &'a App,
     task: &'a str,
     logins: &'a [Login],
-    /// The caller is limited to tasks.
+    /// `true` if the caller has a task limit.
     limited: bool,
 }
 
-impl Looks<'_> {
-    /// Returns the longest time of one question.
-    fn limit(&self) -> Duration {
-        if self.limited { LIMITED } else { LIMIT }
+impl TaskProber<'_> {
+    /// Returns the time limit of one request.
+    fn time_limit(&self) -> Duration {
+        if self.limited {
+            LIMITED_TIMEOUT
+        } else {
+            REQUEST_TIMEOUT
+        }
     }
 
-    /// Returns the rules for the address of a registry. A limited caller reaches only public ones and those that the
-    /// operator or an administrator has named.
-    fn addresses(&self, host: &str, login: Option<ProbeLogin>) -> AddressPolicy {
+    /// Returns the address policy for a registry.
+    ///
+    /// A caller with a task limit reaches only public registries and those that the operator or an
+    /// administrator named.
+    fn address_policy(&self, host: &str, login: Option<ProbeLogin>) -> AddressPolicy {
         let config = &self.app.config;
         let is_named = login == Some(ProbeLogin::All)
             || config.insecure_registries.iter().any(|named| named == host);
@@ -224,7 +247,7 @@ impl Looks<'_> {
         }
     }
 
-    /// The logins as those get them who ask.
+    /// Returns the logins for registries.
     fn credentials(&self) -> Credentials {
         let passwords = self.logins.iter().filter(|login| !login.is_key());
         passwords.fold(Credentials::new(), |all, login| match &login.password {
@@ -233,7 +256,7 @@ impl Looks<'_> {
         })
     }
 
-    fn set(&self, host: &str, whose: Option<ProbeLogin>) -> String {
+    fn set_command(&self, host: &str, whose: Option<ProbeLogin>) -> String {
         match whose {
             Some(ProbeLogin::All) => format!("`acrtask credential set {host} --username USER`"),
             _ => format!(
@@ -243,8 +266,8 @@ impl Looks<'_> {
         }
     }
 
-    async fn source(&self, git: &GitUrl) -> Probe {
-        let host = host_of(git);
+    async fn probe_source(&self, git: &GitUrl) -> Probe {
+        let host = login_host(git);
         let ssh = git.transport == GitTransport::Ssh;
         let of_host = |login: &&Login| {
             let stored = login.host.trim_start_matches("ssh://");
@@ -257,15 +280,15 @@ impl Looks<'_> {
             outcome: ProbeOutcome::Works,
             message: String::new(),
             help: None,
-            clock_ahead: None,
+            clock_ahead_secs: None,
             host,
         };
-        if let Some(broken) = self.broken(&probe.host) {
+        if let Some(broken) = self.broken_login(&probe.host) {
             return broken;
         }
         if ssh && login.is_none() {
             probe.outcome = ProbeOutcome::NoLogin;
-            probe.message = format!("{} is reached by SSH, and there is no key for it", git.url);
+            probe.message = format!("{} uses SSH, but no key is stored for it", git.url);
             probe.help = Some(format!(
                 "`acrtask credential set {} --username git --task {} < KEY`",
                 git.host, self.task
@@ -276,11 +299,11 @@ impl Looks<'_> {
         if !private && is_private(git).await {
             probe.outcome = ProbeOutcome::PrivateAddress;
             probe.message = format!(
-                "{} is not at a public address, which this server does not connect to",
+                "{} has a private address; this server connects only to public ones",
                 probe.host
             );
             probe.help = Some(
-                "start the server with `--allow-private-addresses`, if tasks may name hosts of its network".into(),
+                "start the server with `--allow-private-addresses` if tasks may name hosts of its network".into(),
             );
             return probe;
         }
@@ -294,21 +317,21 @@ impl Looks<'_> {
             credentials: self.credentials(),
             ssh_keys: keys.collect(),
             limits: Limits {
-                time: self.limit(),
+                time: self.time_limit(),
                 ..Limits::default()
             },
             ..acrtask_source::Options::default()
         };
         let (read, ahead) = tokio::join!(
             acrtask_source::probe(git, &options),
-            clock_of(git, private, &self.app.clock)
+            measure_clock(git, private, &self.app.clock)
         );
-        probe.clock_ahead = ahead;
+        probe.clock_ahead_secs = ahead;
         match read {
             Ok(moved) => {
                 probe.message = match login {
-                    Some(_) => format!("{} is read with the login for {}", git.url, probe.host),
-                    None => format!("{} is read without a login", git.url),
+                    Some(_) => format!("{} is readable with the login for {}", git.url, probe.host),
+                    None => format!("{} is readable without a login", git.url),
                 };
                 if login.is_none() {
                     probe.outcome = ProbeOutcome::Open;
@@ -316,21 +339,21 @@ impl Looks<'_> {
                 if let Some(moved) = moved {
                     probe.message = format!("{} has moved to {}", git.url, moved.url);
                     probe.help = Some(format!(
-                        "`acrtask task update {} --context '{moved}'`, and point the repository's webhook to this server there",
+                        "run `acrtask task update {} --context '{moved}'`, and create the webhook to this server there",
                         self.task
                     ));
                 }
             }
             Err(error) => {
                 probe.outcome = outcome_of(&error);
-                probe.message = acrtask_model::chain(&error);
+                probe.message = acrtask_model::error_chain(&error);
                 probe.help = match probe.outcome {
                     ProbeOutcome::Denied => Some(format!(
-                        "give a login that may read it: {}",
-                        self.set(&probe.host, probe.login)
+                        "store a login that may read it: {}",
+                        self.set_command(&probe.host, probe.login)
                     )),
                     ProbeOutcome::Unreachable => Some(
-                        "see whether the server reaches the host; runners, which fetch the files, may reach others".into(),
+                        "check whether the server can reach the host; runners fetch the files and may reach other hosts".into(),
                     ),
                     _ => error.help(),
                 };
@@ -339,8 +362,9 @@ impl Looks<'_> {
         probe
     }
 
-    /// What is said of a login that cannot be decrypted: a run would fail because of it.
-    fn broken(&self, host: &str) -> Option<Probe> {
+    /// Returns the failed probe of a login that cannot be decrypted. A run would fail because of
+    /// it.
+    fn broken_login(&self, host: &str) -> Option<Probe> {
         let login = self.logins.iter().find(|login| login.host == host)?;
         if login.password.is_some() {
             return None;
@@ -354,106 +378,109 @@ impl Looks<'_> {
             ),
             help: Some(format!(
                 "add the key that it was encrypted with to the server's key file, or set it again: {}",
-                self.set(host, Some(login.whose))
+                self.set_command(host, Some(login.whose))
             )),
-            clock_ahead: None,
+            clock_ahead_secs: None,
         })
     }
 
-    async fn registry(&self, host: String) -> Probe {
-        if let Some(broken) = self.broken(&host) {
+    async fn probe_registry(&self, host: String) -> Probe {
+        if let Some(broken) = self.broken_login(&host) {
             return broken;
         }
         let login = self.logins.iter().find(|login| login.host == host);
         let mut probe = Probe {
             login: login.map(|login| login.whose),
             outcome: ProbeOutcome::Open,
-            message: format!("{host} answers, and needs no login"),
+            message: format!("{host} responds and needs no login"),
             help: None,
-            clock_ahead: None,
+            clock_ahead_secs: None,
             host,
         };
-        let asking = self.ask_registry(&mut probe);
-        match tokio::time::timeout(self.limit(), asking).await {
+        let request = self.request_registry(&mut probe);
+        match tokio::time::timeout(self.time_limit(), request).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => self.failed(&mut probe, &error),
+            Ok(Err(error)) => self.set_failure(&mut probe, &error),
             Err(_) => {
                 probe.outcome = ProbeOutcome::Unreachable;
-                probe.message =
-                    format!("{} did not answer within {} s", probe.host, LIMIT.as_secs());
-                probe.help = Some("see whether the server reaches it".into());
+                probe.message = format!(
+                    "{} did not respond within {} s",
+                    probe.host,
+                    REQUEST_TIMEOUT.as_secs()
+                );
+                probe.help = Some("check whether the server can reach it".into());
             }
         }
         probe
     }
 
-    async fn ask_registry(&self, probe: &mut Probe) -> Result<(), RegistryError> {
+    async fn request_registry(&self, probe: &mut Probe) -> Result<(), RegistryError> {
         let settings = Settings {
             insecure: self.app.config.insecure_registries.clone(),
-            addresses: self.addresses(&probe.host, probe.login),
+            addresses: self.address_policy(&probe.host, probe.login),
         };
         let registry = Registry::new(self.credentials(), settings)?;
         let host = probe.host.clone();
         let before = self.app.clock.now_ms();
-        let greeting = registry.greet(&host).await?;
-        let date = greeting.date.as_deref();
-        probe.clock_ahead = ahead(date, before, self.app.clock.now_ms());
-        if !greeting.asks {
+        let response = registry.probe(&host).await?;
+        let date = response.date.as_deref();
+        probe.clock_ahead_secs = clock_ahead(date, before, self.app.clock.now_ms());
+        if !response.requires_login {
             return Ok(());
         }
         if probe.login.is_none() {
             probe.outcome = ProbeOutcome::NoLogin;
-            probe.message = format!("{host} wants a login, and runs of the task are given none");
+            probe.message = format!("{host} requires a login, but runs of the task get none");
             probe.help = Some(format!(
                 "{}; runners may have logins of their own",
-                self.set(&host, None)
+                self.set_command(&host, None)
             ));
             return Ok(());
         }
         registry.log_in(&host).await?;
         probe.outcome = ProbeOutcome::Works;
-        probe.message = format!("{host} takes the login");
+        probe.message = format!("{host} accepts the login");
         Ok(())
     }
 
-    fn failed(&self, probe: &mut Probe, error: &RegistryError) {
+    fn set_failure(&self, probe: &mut Probe, error: &RegistryError) {
         let host = &probe.host;
-        probe.message = acrtask_model::chain(error);
+        probe.message = acrtask_model::error_chain(error);
         (probe.outcome, probe.help) = match error {
             RegistryError::NotFound { .. } if probe.login.is_some() => {
-                probe.message = format!("{host} is no registry, and its login was not tried");
+                probe.message = format!("{host} is not a registry; its login was not tried");
                 (ProbeOutcome::NoRegistry, None)
             }
             RegistryError::NotFound { .. } => {
-                probe.message = format!("{host} is the task's registry, and answers as none does");
+                probe.message = format!("{host} is the task's registry but does not respond like one");
                 let update = format!("`acrtask task update {} --registry HOST`", self.task);
                 (
                     ProbeOutcome::NoRegistry,
-                    Some(format!("see whether its name is right: {update}")),
+                    Some(format!("check its name: {update}")),
                 )
             }
             RegistryError::Denied { .. } => (
                 ProbeOutcome::Denied,
                 Some(format!(
-                    "it is wrong or has expired; set it again: {}",
-                    self.set(host, probe.login)
+                    "the login is wrong or has expired; set it again: {}",
+                    self.set_command(host, probe.login)
                 )),
             ),
             RegistryError::Unreachable { .. } => (
                 ProbeOutcome::Unreachable,
-                Some("see whether its name is right and the server reaches it; one without TLS is named by `acrtask serve --insecure-registry`".into()),
+                Some("check its name and whether the server can reach it; name a registry without TLS with `acrtask serve --insecure-registry`".into()),
             ),
             RegistryError::RateLimited { .. } => (ProbeOutcome::NotTried, Some("try again later".into())),
-            _ => (ProbeOutcome::Refused, Some("see whether its name is right".into())),
+            _ => (ProbeOutcome::Refused, Some("check its name".into())),
         };
     }
 }
 
-/// Whether a host has an address that is not public. What cannot be resolved is not known here.
+/// Returns `true` if a host has a private address; `false` if it cannot be resolved.
 async fn is_private(git: &GitUrl) -> bool {
     let bare = git.host.trim_start_matches('[').trim_end_matches(']');
     let resolving = net::resolve_public(bare, 0);
-    match tokio::time::timeout(LIMIT, resolving).await {
+    match tokio::time::timeout(REQUEST_TIMEOUT, resolving).await {
         Ok(Err(error)) => error.is::<net::ForbiddenAddress>(),
         _ => false,
     }
@@ -469,8 +496,9 @@ fn outcome_of(error: &SourceError) -> ProbeOutcome {
     }
 }
 
-/// How far the clock of a git host is ahead, by an answer to somebody without a login. SSH does not tell.
-async fn clock_of(git: &GitUrl, private: bool, clock: &Clock) -> Option<i64> {
+/// Returns the seconds that the clock of a git host is ahead, from a request without a login. SSH
+/// has no time.
+async fn measure_clock(git: &GitUrl, private: bool, clock: &Clock) -> Option<i64> {
     if !matches!(git.transport, GitTransport::Https | GitTransport::Http) {
         return None;
     }
@@ -488,13 +516,13 @@ async fn clock_of(git: &GitUrl, private: bool, clock: &Clock) -> Option<i64> {
     net::check_literal(policy, &url).ok()?;
     let client = net::client(policy, false).ok()?;
     let before = clock.now_ms();
-    let answer = client.get(url).timeout(LIMIT).send().await.ok()?;
+    let answer = client.get(url).timeout(REQUEST_TIMEOUT).send().await.ok()?;
     let date = answer.headers().get("date")?.to_str().ok()?;
-    ahead(Some(date), before, clock.now_ms())
+    clock_ahead(Some(date), before, clock.now_ms())
 }
 
-/// Seconds that a header `Date` is before the middle of the time in which it came.
-fn ahead(date: Option<&str>, before: i64, after: i64) -> Option<i64> {
+/// Returns the seconds from the middle of a request to the `Date` header of its response.
+fn clock_ahead(date: Option<&str>, before: i64, after: i64) -> Option<i64> {
     let theirs = jiff::fmt::rfc2822::DateTimeParser::new()
         .parse_timestamp(date?)
         .ok()?;
@@ -507,7 +535,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clocks() {
+    fn clock_skew_is_measured_from_the_middle_of_the_request() {
         let date = Some("Tue, 15 Nov 1994 08:12:31 GMT");
         let at = 784_887_151_000;
         for (before, after, expected) in [
@@ -516,9 +544,9 @@ mod tests {
             (at - 90_000, at - 90_000, 90),
             (at + 60_000, at + 61_000, -60),
         ] {
-            assert_eq!(ahead(date, before, after), Some(expected));
+            assert_eq!(clock_ahead(date, before, after), Some(expected));
         }
-        assert_eq!(ahead(None, at, at), None);
-        assert_eq!(ahead(Some("yesterday"), at, at), None);
+        assert_eq!(clock_ahead(None, at, at), None);
+        assert_eq!(clock_ahead(Some("yesterday"), at, at), None);
     }
 }

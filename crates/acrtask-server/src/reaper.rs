@@ -1,8 +1,12 @@
-//! Takes leases back that are over, and looks again at everything that a lost hint could have left lying.
+//! Reaper of expired leases, and regular checks for everything that a lost hint could have left
+//! undone.
 //!
-//! Invariants: a lease is not taken while this server itself may be why it was not renewed: for one lease period after its
-//! start, and after a time without the database, the reaper only watches. Every page of expired leases is worked
-//! through, so that no full page hides what is behind it.
+//! Invariants:
+//!
+//! - A lease is not taken back while this server itself may be the reason for a missing renewal.
+//!   For one lease period after its start, and after a time without the database, the reaper only
+//!   observes.
+//! - All pages of expired leases are processed, so a full page never hides the next one.
 
 use std::time::Duration;
 
@@ -11,43 +15,43 @@ use acrtask_proto::runner::{Abandon, Attempt, Cancel, to_runner::Message};
 use acrtask_store::{Hint, StoreError};
 use tokio::time::Instant;
 
-use crate::{App, hints::Outbox, recorder::millis};
+use crate::{App, hints::Outbox, recorder::as_millis};
 
-/// Leases that are taken back in one transaction.
+/// Number of leases to take back per transaction.
 const PAGE: u32 = 200;
-/// How often cancel requests are looked for.
-pub(crate) const CANCELS: Duration = Duration::from_millis(300);
-/// How often groups are looked at that have room.
-pub(crate) const GROUPS: Duration = Duration::from_secs(3);
-/// How often the books are checked.
-pub(crate) const ACCOUNTS: Duration = Duration::from_secs(60);
-/// How late a lease may be before the books call it an alarm, beside the grace of the reaper.
-const SLACK: Duration = Duration::from_secs(30);
+/// Interval between checks for cancel requests.
+pub(crate) const CANCEL_INTERVAL: Duration = Duration::from_millis(300);
+/// Interval between checks for concurrency groups with free places.
+pub(crate) const GROUP_INTERVAL: Duration = Duration::from_secs(3);
+/// Interval between audits of triggers.
+pub(crate) const AUDIT_INTERVAL: Duration = Duration::from_secs(60);
+/// Delay of a lease, beyond the grace period of the reaper, before the audit reports it.
+const AUDIT_SLACK: Duration = Duration::from_secs(30);
 
-/// Whether silence of runners may be judged.
+/// Grace period in which missing renewals do not count.
 #[derive(Debug)]
 pub(crate) struct Grace {
     lease: Duration,
-    /// A longer time without the database counts as an absence.
-    absence: Duration,
+    /// A longer time without the database starts a new grace period.
+    outage: Duration,
     until: Instant,
     last: Instant,
 }
 
 impl Grace {
-    /// From the start of a server on.
+    /// Starts the grace period of a new server.
     pub(crate) fn new(now: Instant, lease: Duration, poll: Duration) -> Self {
         Self {
             lease,
-            absence: (lease / 3).max(poll * 3),
+            outage: (lease / 3).max(poll * 3),
             until: now + lease,
             last: now,
         }
     }
 
-    /// The database has answered at `now`: may leases be taken back?
-    pub(crate) fn over(&mut self, now: Instant) -> bool {
-        if now.duration_since(self.last) > self.absence {
+    /// Records a response of the database at `now`. Returns `true` if leases may be taken back.
+    pub(crate) fn allows_reaping(&mut self, now: Instant) -> bool {
+        if now.duration_since(self.last) > self.outage {
             self.until = now + self.lease;
         }
         self.last = now;
@@ -55,21 +59,21 @@ impl Grace {
     }
 }
 
-/// Takes leases back, for ever.
+/// Takes back expired leases, forever.
 pub(crate) async fn run(app: &App, outbox: &Outbox, grace: &mut Grace) -> Result<(), StoreError> {
     loop {
         app.store.ping().await?;
-        if grace.over(Instant::now()) {
-            reap(app, outbox).await?;
+        if grace.allows_reaping(Instant::now()) {
+            reap_expired(app, outbox).await?;
         }
         tokio::time::sleep(app.config.poll).await;
     }
 }
 
-/// Takes all leases back that are over now.
-async fn reap(app: &App, outbox: &Outbox) -> Result<(), StoreError> {
+/// Takes back all leases that are expired now.
+async fn reap_expired(app: &App, outbox: &Outbox) -> Result<(), StoreError> {
     loop {
-        let reaped = app.store.reap(app.clock.now_ms(), PAGE).await?;
+        let reaped = app.store.expire_leases(app.clock.now_ms(), PAGE).await?;
         for lost in &reaped {
             tracing::warn!(
                 run = %lost.run,
@@ -77,16 +81,16 @@ async fn reap(app: &App, outbox: &Outbox) -> Result<(), StoreError> {
                 runner = lost.runner_id,
                 state = %lost.to,
                 reason = lost.reason,
-                "a lease was taken back"
+                "took back an expired lease"
             );
-            app.metrics.lease_lost(lost.to);
+            app.metrics.count_lost_lease(lost.to);
             if lost.to != RunState::Queued {
-                app.metrics.run_finished(lost.to);
+                app.metrics.count_finished_run(lost.to);
             }
-            let hold = app.hub.release(&lost.runner_id, &lost.run, lost.attempt);
-            if hold.is_some_and(|hold| !hold.accepted) {
-                // It would only get the same run again.
-                app.hub.declined(&lost.runner_id);
+            let lease = app.hub.release(&lost.runner_id, &lost.run, lost.attempt);
+            if lease.is_some_and(|lease| !lease.accepted) {
+                // The runner would only get the same run again.
+                app.hub.mark_declined(&lost.runner_id);
             }
             let abandon = Abandon {
                 of: Some(Attempt {
@@ -95,7 +99,7 @@ async fn reap(app: &App, outbox: &Outbox) -> Result<(), StoreError> {
                 }),
                 reason: lost.reason.clone(),
             };
-            app.hub.tell(&lost.runner_id, Message::Abandon(abandon));
+            app.hub.send(&lost.runner_id, Message::Abandon(abandon));
             app.logs.wake(&lost.run);
             outbox.add(Hint::Log(lost.run.clone()));
         }
@@ -110,12 +114,12 @@ async fn reap(app: &App, outbox: &Outbox) -> Result<(), StoreError> {
     }
 }
 
-/// Tells runners which of their runs somebody wants to end.
-pub(crate) async fn cancels(app: &App) -> Result<(), StoreError> {
+/// Sends cancel requests to the runners.
+pub(crate) async fn send_cancels(app: &App) -> Result<(), StoreError> {
     if app.hub.is_empty() {
         return Ok(());
     }
-    for row in app.store.cancels().await? {
+    for row in app.store.cancel_requests().await? {
         let cancel = Cancel {
             of: Some(Attempt {
                 run: row.run.to_string(),
@@ -128,32 +132,35 @@ pub(crate) async fn cancels(app: &App) -> Result<(), StoreError> {
             .hub
             .cancel(&row.runner_id, &row.run, row.attempt, message)
         {
-            tracing::info!(run = %row.run, runner = row.runner_id, reason = row.reason, "a runner was told to stop a run");
+            tracing::info!(run = %row.run, runner = row.runner_id, reason = row.reason, "sent a cancel request to a runner");
         }
     }
     Ok(())
 }
 
-/// Releases runs that wait for their group.
-pub(crate) async fn groups(app: &App, outbox: &Outbox) -> Result<(), StoreError> {
-    if app.store.release_groups(app.clock.now_ms()).await? > 0 {
+/// Releases runs that are blocked by their concurrency group.
+pub(crate) async fn release_groups(app: &App, outbox: &Outbox) -> Result<(), StoreError> {
+    if app.store.release_blocked_runs(app.clock.now_ms()).await? > 0 {
         app.wake.notify_one();
         outbox.add(Hint::Enqueued);
     }
     Ok(())
 }
 
-/// Checks that every accepted trigger is accounted for.
-pub(crate) async fn accounts(app: &App) -> Result<(), StoreError> {
-    let slack = millis(app.config.lease * 2 + SLACK);
-    let left = app.store.unaccounted(app.clock.now_ms(), slack).await?;
+/// Reports accepted triggers that led to nothing.
+pub(crate) async fn audit_triggers(app: &App) -> Result<(), StoreError> {
+    let slack = as_millis(app.config.lease * 2 + AUDIT_SLACK);
+    let left = app
+        .store
+        .unaccounted_triggers(app.clock.now_ms(), slack)
+        .await?;
     for trigger in &left {
         let run = trigger.run.as_ref().map(ToString::to_string);
         tracing::error!(
             trigger = trigger.trigger,
             run,
             why = trigger.why,
-            "a trigger is accounted for by nothing"
+            "a trigger has no outcome"
         );
     }
     let count = i64::try_from(left.len()).unwrap_or(i64::MAX);
@@ -166,20 +173,26 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn silence_is_not_judged_after_a_start_or_an_absence() {
+    async fn no_lease_expires_after_a_start_or_a_database_outage() {
         let lease = Duration::from_secs(30);
         let start = Instant::now();
         let mut grace = Grace::new(start, lease, Duration::from_secs(1));
         let at = |seconds| start + Duration::from_secs(seconds);
         for second in 1..30 {
-            assert!(!grace.over(at(second)), "{second}");
+            assert!(!grace.allows_reaping(at(second)), "{second}");
         }
-        assert!(grace.over(at(30)));
-        assert!(grace.over(at(40)), "ten seconds are no absence");
-        assert!(!grace.over(at(51)), "eleven are");
+        assert!(grace.allows_reaping(at(30)));
+        assert!(
+            grace.allows_reaping(at(40)),
+            "ten seconds count as an outage"
+        );
+        assert!(
+            !grace.allows_reaping(at(51)),
+            "eleven seconds do not count as an outage"
+        );
         for second in 52..81 {
-            assert!(!grace.over(at(second)), "{second}");
+            assert!(!grace.allows_reaping(at(second)), "{second}");
         }
-        assert!(grace.over(at(81)));
+        assert!(grace.allows_reaping(at(81)));
     }
 }

@@ -1,9 +1,16 @@
-//! Writes down what runners say: one writer, one transaction for all that has come in meanwhile.
+//! Recorder of the reports of runners: one writer, one transaction for all reports that are
+//! waiting.
 //!
-//! Connections put reports into a bounded queue and wait for the verdict. Invariants: a verdict is given after the commit;
-//! reports of one connection are written in the order in which they came; while the database is away nothing is lost
-//! and nothing acknowledged: the queue fills up, connections stop reading, runners keep what they have to say. A report
-//! that the database refuses for good gets no verdict; it does not hold up the others.
+//! Connections put reports into a bounded queue and wait for the verdict.
+//!
+//! Invariants:
+//!
+//! - A verdict follows the commit.
+//! - Reports of one connection are recorded in the order of their arrival.
+//! - While the database is unavailable, nothing is lost and nothing acknowledged. The queue fills
+//!   up, connections stop reading, and runners keep their reports.
+//! - A report that the database rejects permanently gets no verdict. It does not delay other
+//!   reports.
 
 use std::{
     sync::{
@@ -14,19 +21,19 @@ use std::{
 };
 
 use acrtask_model::{RunId, RunState};
-use acrtask_store::{Hint, Report, Reported, StoreError, Verdict};
+use acrtask_store::{AttemptReport, Hint, Report, StoreError, Verdict};
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::{App, hints::Outbox};
 
-/// Reports that wait for the writer.
-const QUEUE: usize = 4096;
-/// Reports of one transaction.
+/// Maximum number of reports that wait for the writer.
+const QUEUE_LENGTH: usize = 4096;
+/// Maximum number of reports in one transaction.
 const BATCH: usize = 512;
-/// A database that takes longer counts as away.
-const SLOW: Duration = Duration::from_secs(1);
-/// Pauses while the database is away.
-const PAUSES: [Duration; 5] = [
+/// Time after which a slow database counts as unavailable.
+const SLOW_AFTER: Duration = Duration::from_secs(1);
+/// Delays between attempts while the database is unavailable.
+const RETRY_DELAYS: [Duration; 5] = [
     Duration::from_millis(50),
     Duration::from_millis(100),
     Duration::from_millis(250),
@@ -34,34 +41,34 @@ const PAUSES: [Duration; 5] = [
     Duration::from_secs(1),
 ];
 
-/// A verdict that is to come; nothing comes where the report cannot be written.
-pub(crate) type Receipt = oneshot::Receiver<Verdict>;
+/// Future verdict. It fails if the report cannot be recorded.
+pub(crate) type Ack = oneshot::Receiver<Verdict>;
 
 #[derive(Debug)]
 struct Entry {
-    reported: Reported,
+    reported: AttemptReport,
     verdict: oneshot::Sender<Verdict>,
 }
 
-/// Takes reports.
+/// Sender of reports to the writer.
 #[derive(Debug, Clone)]
 pub(crate) struct Recorder {
     queue: mpsc::Sender<Entry>,
     stalled: Arc<AtomicBool>,
 }
 
-/// Writes reports down.
+/// Writer of reports to the database.
 #[derive(Debug)]
 pub(crate) struct Writer {
-    /// Behind a lock so that a writer that was started again goes on with it.
+    /// The lock lets a restarted writer continue with the queue.
     queue: Mutex<mpsc::Receiver<Entry>>,
     stalled: Arc<AtomicBool>,
     outbox: Outbox,
 }
 
-/// The two ends of a queue of reports.
-pub(crate) fn recorder(outbox: Outbox) -> (Recorder, Writer) {
-    let (sender, receiver) = mpsc::channel(QUEUE);
+/// Creates the two ends of a queue of reports.
+pub(crate) fn create_recorder(outbox: Outbox) -> (Recorder, Writer) {
+    let (sender, receiver) = mpsc::channel(QUEUE_LENGTH);
     let stalled = Arc::new(AtomicBool::new(false));
     let recorder = Recorder {
         queue: sender,
@@ -76,103 +83,110 @@ pub(crate) fn recorder(outbox: Outbox) -> (Recorder, Writer) {
 }
 
 impl Recorder {
-    /// Hands a report over, as soon as there is room.
+    /// Queues a report. Waits while the queue is full.
     pub(crate) async fn submit(
         &self,
         runner_id: &str,
         run: &RunId,
         attempt: u32,
         report: Report,
-    ) -> Receipt {
-        let (verdict, receipt) = oneshot::channel();
-        let reported = Reported {
+    ) -> Ack {
+        let (verdict, ack) = oneshot::channel();
+        let reported = AttemptReport {
             run: run.clone(),
             attempt,
             runner_id: runner_id.to_owned(),
             report,
         };
-        // Where the writer is gone the verdict never comes, which the receipt tells.
+        // If the writer has stopped, the sender is dropped, which the receiver reports.
         let _ = self.queue.send(Entry { reported, verdict }).await;
-        receipt
+        ack
     }
 
-    /// The database is away: runners are not at fault for being silent.
+    /// Returns `true` if the database is unavailable, so that runners cannot renew their leases.
     pub(crate) fn is_stalled(&self) -> bool {
         self.stalled.load(Ordering::Relaxed)
     }
 }
 
 impl Writer {
-    /// Writes until every [`Recorder`] is gone.
+    /// Records reports until every [`Recorder`] is dropped.
     pub(crate) async fn run(&self, app: &App) {
         let mut queue = self.queue.lock().await;
         let mut batch = Vec::new();
         while queue.recv_many(&mut batch, BATCH).await > 0 {
-            self.write(app, std::mem::take(&mut batch)).await;
+            self.write_batch(app, std::mem::take(&mut batch)).await;
         }
     }
 
-    async fn write(&self, app: &App, batch: Vec<Entry>) {
-        let (reports, waiting): (Vec<Reported>, Vec<_>) = batch
+    async fn write_batch(&self, app: &App, batch: Vec<Entry>) {
+        let (reports, waiting): (Vec<AttemptReport>, Vec<_>) = batch
             .into_iter()
             .map(|entry| (entry.reported, entry.verdict))
             .unzip();
-        let verdicts = match self.report(app, &reports).await {
+        let verdicts = match self.store_reports(app, &reports).await {
             Ok(verdicts) => verdicts.into_iter().map(Some).collect(),
-            // One of them is at fault: each for itself.
+            // If one report is invalid, each one is recorded in its own transaction.
             Err(error) if reports.len() > 1 => {
-                tracing::warn!(%error, reports = reports.len(), "reports are written one by one");
+                tracing::warn!(%error, reports = reports.len(), "recording reports one by one");
                 let mut verdicts = Vec::with_capacity(reports.len());
                 for report in &reports {
-                    verdicts.push(self.alone(app, report).await);
+                    verdicts.push(self.write_one(app, report).await);
                 }
                 verdicts
             }
             Err(error) => {
-                refuse(&reports[0], &error);
+                log_rejection(&reports[0], &error);
                 vec![None]
             }
         };
         for ((reported, sender), verdict) in reports.iter().zip(waiting).zip(verdicts) {
             let Some(verdict) = verdict else { continue };
-            settle(app, &self.outbox, reported, &verdict);
+            after_commit(app, &self.outbox, reported, &verdict);
             let _ = sender.send(verdict);
         }
     }
 
-    async fn alone(&self, app: &App, reported: &Reported) -> Option<Verdict> {
-        match self.report(app, std::slice::from_ref(reported)).await {
+    async fn write_one(&self, app: &App, reported: &AttemptReport) -> Option<Verdict> {
+        match self
+            .store_reports(app, std::slice::from_ref(reported))
+            .await
+        {
             Ok(verdicts) => verdicts.into_iter().next(),
             Err(error) => {
-                refuse(reported, &error);
+                log_rejection(reported, &error);
                 None
             }
         }
     }
 
-    /// Writes a batch, however long the database is away.
-    async fn report(&self, app: &App, reports: &[Reported]) -> Result<Vec<Verdict>, StoreError> {
-        let lease = millis(app.config.lease);
+    /// Records a batch. Retries while the database is unavailable.
+    async fn store_reports(
+        &self,
+        app: &App,
+        reports: &[AttemptReport],
+    ) -> Result<Vec<Verdict>, StoreError> {
+        let lease = as_millis(app.config.lease);
         let mut tries = 0;
         loop {
             let now = app.clock.now_ms();
             let mut written = std::pin::pin!(app.store.report(reports, now, lease));
             let result = tokio::select! {
                 result = written.as_mut() => result,
-                () = tokio::time::sleep(SLOW) => {
-                    self.stall("it has not answered yet");
+                () = tokio::time::sleep(SLOW_AFTER) => {
+                    self.mark_stalled("no response yet");
                     written.await
                 }
             };
             match result {
                 Err(error) if error.is_unavailable() => {
-                    self.stall(&acrtask_model::chain(&error));
-                    tokio::time::sleep(PAUSES[tries.min(PAUSES.len() - 1)]).await;
+                    self.mark_stalled(&acrtask_model::error_chain(&error));
+                    tokio::time::sleep(RETRY_DELAYS[tries.min(RETRY_DELAYS.len() - 1)]).await;
                     tries += 1;
                 }
                 result => {
                     if self.stalled.swap(false, Ordering::Relaxed) {
-                        tracing::info!("the database takes reports of runners again");
+                        tracing::info!("the database accepts reports again");
                     }
                     return result;
                 }
@@ -182,26 +196,26 @@ impl Writer {
 }
 
 impl Writer {
-    fn stall(&self, why: &str) {
+    fn mark_stalled(&self, why: &str) {
         if !self.stalled.swap(true, Ordering::Relaxed) {
-            tracing::error!(error = why, "reports of runners wait for the database");
+            tracing::error!(error = why, "reports wait for the database");
         }
     }
 }
 
-fn refuse(reported: &Reported, error: &StoreError) {
+fn log_rejection(reported: &AttemptReport, error: &StoreError) {
     tracing::error!(
         run = %reported.run,
         attempt = reported.attempt,
         runner = reported.runner_id,
-        error = acrtask_model::chain(error),
-        "a report cannot be written"
+        error = acrtask_model::error_chain(error),
+        "failed to record a report"
     );
 }
 
-/// What a verdict means for what is in memory.
-fn settle(app: &App, outbox: &Outbox, reported: &Reported, verdict: &Verdict) {
-    let Reported {
+/// Applies a verdict to the state in memory.
+fn after_commit(app: &App, outbox: &Outbox, reported: &AttemptReport, verdict: &Verdict) {
+    let AttemptReport {
         run,
         attempt,
         runner_id,
@@ -212,30 +226,31 @@ fn settle(app: &App, outbox: &Outbox, reported: &Reported, verdict: &Verdict) {
             app.metrics.refused.inc();
             app.hub.release(runner_id, run, *attempt);
             app.wake.notify_one();
-            tracing::info!(%run, attempt, runner = runner_id, reason, "a report was refused");
+            tracing::info!(%run, attempt, runner = runner_id, reason, "rejected a report");
         }
         (_, Verdict::LogAt(_)) => {}
         (_, Verdict::LogFull(exceeded)) => {
-            tracing::info!(%run, attempt, runner = runner_id, %exceeded, "a log has reached a quota");
+            tracing::info!(%run, attempt, runner = runner_id, %exceeded, "log reached a quota");
         }
         (Report::LogFull { reason, .. }, Verdict::Done) => {
             if app.hub.release(runner_id, run, *attempt).is_some() {
-                app.metrics.run_finished(RunState::Error);
+                app.metrics.count_finished_run(RunState::Error);
             }
-            tracing::info!(%run, attempt, runner = runner_id, reason, "a run ended because of its log");
+            tracing::info!(%run, attempt, runner = runner_id, reason, "ended a run because of its log");
             app.cascades.wake();
             app.wake.notify_one();
             app.logs.wake(run);
             outbox.add(Hint::Log(run.clone()));
             outbox.add(Hint::Enqueued);
         }
-        // Here and not where the answer is sent: a report that ends the run may be the next one.
-        (Report::Renewed, Verdict::Done) => app.hub.learn(runner_id, run, *attempt),
-        (Report::Accepted, Verdict::Done) => app.hub.accepted(runner_id, run, *attempt),
+        // This happens here and not where the verdict is sent, because the next report may end the
+        // run.
+        (Report::Renewed, Verdict::Done) => app.hub.add_lease(runner_id, run, *attempt),
+        (Report::Accepted, Verdict::Done) => app.hub.mark_accepted(runner_id, run, *attempt),
         (Report::Started, Verdict::Done) => {
             let now = app.clock.now_ms();
-            let before = app.hub.started(runner_id, run, *attempt, now);
-            if let Some(created_at) = before.and_then(|hold| hold.created_at) {
+            let before = app.hub.mark_started(runner_id, run, *attempt, now);
+            if let Some(created_at) = before.and_then(|lease| lease.created_at) {
                 app.metrics
                     .wait_seconds
                     .observe(seconds(now.saturating_sub(created_at)));
@@ -248,7 +263,7 @@ fn settle(app: &App, outbox: &Outbox, reported: &Reported, verdict: &Verdict) {
             app.metrics.leases_returned.inc();
             app.wake.notify_one();
             outbox.add(Hint::Enqueued);
-            tracing::info!(%run, attempt, runner = runner_id, reason, "a lease was given back");
+            tracing::info!(%run, attempt, runner = runner_id, reason, "runner returned a lease");
         }
         (Report::LogChunk { length, .. }, Verdict::Done) => {
             app.metrics.log_bytes.inc_by(u64::from(*length));
@@ -256,24 +271,24 @@ fn settle(app: &App, outbox: &Outbox, reported: &Reported, verdict: &Verdict) {
             outbox.add(Hint::Log(run.clone()));
         }
         (Report::Finished { state, result, .. }, Verdict::Done) => {
-            // A repeat finds nothing to release, and is not counted again.
-            if let Some(hold) = app.hub.release(runner_id, run, *attempt) {
-                app.metrics.run_finished(*state);
+            // A repeated report finds no lease to release and is not counted again.
+            if let Some(lease) = app.hub.release(runner_id, run, *attempt) {
+                app.metrics.count_finished_run(*state);
                 app.metrics.vertices.inc_by(result.vertices);
                 app.metrics.cached_vertices.inc_by(result.cached_vertices);
-                if let Some(started_at) = hold.started_at {
+                if let Some(started_at) = lease.started_at {
                     let now = app.clock.now_ms();
                     app.metrics
                         .run_seconds
                         .observe(seconds(now.saturating_sub(started_at)));
                 }
-                tracing::info!(%run, attempt, runner = runner_id, %state, "a run is over");
+                tracing::info!(%run, attempt, runner = runner_id, %state, "run finished");
             }
             if result.images.is_empty() {
                 app.cascades.wake();
             } else {
-                app.watcher.images.notify_one();
-                app.cascades.facts();
+                app.poller.images.notify_one();
+                app.cascades.mark_facts_changed();
             }
             app.wake.notify_one();
             app.logs.wake(run);
@@ -283,8 +298,8 @@ fn settle(app: &App, outbox: &Outbox, reported: &Reported, verdict: &Verdict) {
     }
 }
 
-/// A duration as the store has it.
-pub(crate) fn millis(duration: Duration) -> i64 {
+/// Converts a duration to milliseconds, the unit of the store.
+pub(crate) fn as_millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 

@@ -1,7 +1,7 @@
-//! Removes what is old: runs, their logs, contexts, tokens that have ended.
+//! Removal of old data: runs, their logs, contexts, and expired tokens.
 //!
-//! Rows go first and blobs after that, so that no row ever names a blob that is gone. A blob whose deletion fails is tried
-//! again; where the server ends before that, it stays, and costs its bytes and nothing else.
+//! Rows are removed before their blobs, so no row ever names a missing blob. A failed deletion of a
+//! blob is retried. If the server stops first, the blob stays and only occupies space.
 
 use std::time::Duration;
 
@@ -9,89 +9,90 @@ use acrtask_store::StoreError;
 
 use crate::App;
 
-/// How often is looked for what is old.
-const EVERY: Duration = Duration::from_secs(600);
-/// How long an upload may take, in milliseconds: a day.
-const UNFINISHED: i64 = 24 * 3_600_000;
-/// Runs that are removed in one transaction.
+/// Interval between passes.
+const INTERVAL: Duration = Duration::from_secs(600);
+/// Maximum duration of an upload, in milliseconds: one day.
+const MAX_UPLOAD_MS: i64 = 24 * 3_600_000;
+/// Number of runs to remove per transaction.
 const BATCH: u32 = 200;
-/// Blobs whose deletion failed that are remembered.
-const MAX_LEFT: usize = 10_000;
+/// Maximum number of blobs to remember for another deletion.
+const MAX_REMEMBERED: usize = 10_000;
 
-/// What one pass has removed.
+/// Result of a pass.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Removed {
-    /// Runs.
+    /// Number of removed runs.
     pub runs: u64,
-    /// Contexts.
+    /// Number of removed contexts.
     pub contexts: u64,
-    /// Blobs.
+    /// Number of removed blobs.
     pub blobs: u64,
-    /// Tokens.
+    /// Number of removed tokens.
     pub tokens: u64,
 }
 
-/// Removes what is old, again and again, until the control plane closes.
+/// Removes old data until the control plane closes.
 pub async fn run(app: &App) {
     let mut left = Vec::new();
     loop {
-        match pass(app, &mut left).await {
+        match remove_old(app, &mut left).await {
             Ok(removed) if removed != Removed::default() => tracing::info!(
                 runs = removed.runs,
                 contexts = removed.contexts,
                 blobs = removed.blobs,
                 tokens = removed.tokens,
-                "what was old has been removed"
+                "removed old data"
             ),
             Ok(_) => {}
             Err(error) => {
                 tracing::warn!(
-                    error = acrtask_model::chain(&error),
-                    "what is old cannot be removed now"
+                    error = acrtask_model::error_chain(&error),
+                    "failed to remove old data"
                 );
             }
         }
         tokio::select! {
-            () = tokio::time::sleep(EVERY) => {}
+            () = tokio::time::sleep(INTERVAL) => {}
             () = app.closing.cancelled() => return,
         }
     }
 }
 
-/// Removes what is old now. `left`: blobs that could not be removed, which are tried again.
+/// Removes the data that is old now. Retries the blobs in `left` and adds those whose deletion
+/// fails.
 ///
 /// # Errors
-/// When the database cannot be used. What was removed before stays removed.
-pub async fn pass(app: &App, left: &mut Vec<String>) -> Result<Removed, StoreError> {
+/// The database failed. Data that was removed before stays removed.
+pub async fn remove_old(app: &App, left: &mut Vec<String>) -> Result<Removed, StoreError> {
     let now = app.clock.now_ms();
     let retention = i64::try_from(app.config.retention.as_millis()).unwrap_or(i64::MAX);
     let before = now.saturating_sub(retention);
     let mut removed = Removed::default();
-    let again = std::mem::take(left);
-    removed.blobs += delete(app, again, left).await;
+    let retried = std::mem::take(left);
+    removed.blobs += delete_blobs(app, retried, left).await;
     loop {
-        let expired = app.store.expire(before, BATCH).await?;
+        let expired = app.store.remove_expired(before, BATCH).await?;
         if expired.runs + expired.contexts + expired.deliveries + expired.triggers == 0 {
             break;
         }
         removed.runs += expired.runs;
         removed.contexts += expired.contexts;
-        removed.blobs += delete(app, expired.blobs, left).await;
-        // Others want the database too.
+        removed.blobs += delete_blobs(app, expired.blobs, left).await;
+        // Lets other tasks use the database.
         tokio::task::yield_now().await;
     }
     loop {
-        let unfinished = now.saturating_sub(UNFINISHED);
+        let unfinished = now.saturating_sub(MAX_UPLOAD_MS);
         let expired = app.store.expire_uploads(unfinished, BATCH).await?;
         if expired.contexts == 0 {
             break;
         }
         removed.contexts += expired.contexts;
-        removed.blobs += delete(app, expired.blobs, left).await;
+        removed.blobs += delete_blobs(app, expired.blobs, left).await;
     }
-    // A token that has ended opens nothing; a day later nobody asks any more which one it was.
+    // An expired token grants nothing. It is kept for a day so that users can identify it.
     let ended = now.saturating_sub(24 * 3_600_000);
-    removed.tokens += app.store.forget_tokens(ended).await?;
+    removed.tokens += app.store.remove_expired_tokens(ended).await?;
     for token in app.store.tokens().await? {
         if token.expires_at.is_some_and(|end| end < ended) {
             match app.store.revoke_token(&token.id).await {
@@ -104,7 +105,7 @@ pub async fn pass(app: &App, left: &mut Vec<String>) -> Result<Removed, StoreErr
     Ok(removed)
 }
 
-async fn delete(app: &App, blobs: Vec<String>, left: &mut Vec<String>) -> u64 {
+async fn delete_blobs(app: &App, blobs: Vec<String>, left: &mut Vec<String>) -> u64 {
     if blobs.is_empty() {
         return 0;
     }
@@ -113,11 +114,11 @@ async fn delete(app: &App, blobs: Vec<String>, left: &mut Vec<String>) -> u64 {
         Ok(()) => count,
         Err(error) => {
             tracing::warn!(
-                error = acrtask_model::chain(&error),
-                "blobs cannot be removed now"
+                error = acrtask_model::error_chain(&error),
+                "failed to remove blobs"
             );
             left.extend(blobs);
-            left.truncate(MAX_LEFT);
+            left.truncate(MAX_REMEMBERED);
             0
         }
     }

@@ -10,25 +10,25 @@ use bytes::Bytes;
 use super::*;
 use crate::{
     Config,
-    api::testing::{NOW, Server},
+    api::testing::{NOW, TestServer},
 };
 
 #[tokio::test]
-async fn what_is_old_goes_with_its_blobs() {
+async fn old_data_is_removed_with_its_blobs() {
     let day = 24 * 3_600_000;
-    let server = Server::with(Config {
+    let server = TestServer::with(Config {
         retention: Duration::from_secs(24 * 3600),
         ..Config::default()
     })
     .await;
     let app = &server.app;
-    let runner = server.runner("one").await;
+    let runner = server.register_runner("one").await;
     let finished = async || {
         let run = server.start_run().await.id;
-        let attempt = server.lease(&run, &runner).await;
-        server.log(&run, attempt, &runner, 0, "{}\n").await;
+        let attempt = server.lease_run(&run, &runner).await;
+        server.append_log(&run, attempt, &runner, 0, "{}\n").await;
         server
-            .finish(
+            .finish_run(
                 &run,
                 attempt,
                 &runner,
@@ -49,7 +49,7 @@ async fn what_is_old_goes_with_its_blobs() {
         .put("logs/left/1/0", Bytes::from_static(b"x"))
         .await
         .unwrap();
-    let removed = pass(app, &mut left).await.unwrap();
+    let removed = remove_old(app, &mut left).await.unwrap();
     assert_eq!(
         removed,
         Removed {
@@ -69,25 +69,28 @@ async fn what_is_old_goes_with_its_blobs() {
         .get(&format!("logs/{young}/1/0"), 1 << 20)
         .await
         .unwrap();
-    assert_eq!(pass(app, &mut left).await.unwrap(), Removed::default());
+    assert_eq!(
+        remove_old(app, &mut left).await.unwrap(),
+        Removed::default()
+    );
 }
 
 #[tokio::test]
-async fn tokens_that_have_ended_go_a_day_later() {
-    let server = Server::start().await;
+async fn expired_tokens_are_removed_a_day_later() {
+    let server = TestServer::start().await;
     let body = serde_json::json!({"name": "short", "scopes": ["read"], "ttlSecs": 60});
     server.post("/tokens", body).await;
     let app = &server.app;
     app.clock.set(NOW + 120_000);
-    assert_eq!(pass(app, &mut Vec::new()).await.unwrap().tokens, 0);
+    assert_eq!(remove_old(app, &mut Vec::new()).await.unwrap().tokens, 0);
     app.clock.set(NOW + 120_000 + 24 * 3_600_000);
-    assert_eq!(pass(app, &mut Vec::new()).await.unwrap().tokens, 1);
+    assert_eq!(remove_old(app, &mut Vec::new()).await.unwrap().tokens, 1);
     assert_eq!(app.store.tokens().await.unwrap().len(), 1);
 }
 
 #[tokio::test]
-async fn tokens_that_programs_ask_for_every_day_leave_nothing() {
-    let server = Server::start().await;
+async fn daily_short_lived_tokens_leave_no_rows() {
+    let server = TestServer::start().await;
     let app = &server.app;
     for number in 0..3 {
         let token = TokenRow {
@@ -111,7 +114,7 @@ async fn tokens_that_programs_ask_for_every_day_leave_nothing() {
         .unwrap();
     let there = app.store.count_tokens().await.unwrap();
     app.clock.set(NOW + 26 * 3_600_000);
-    assert_eq!(pass(app, &mut Vec::new()).await.unwrap().tokens, 4);
+    assert_eq!(remove_old(app, &mut Vec::new()).await.unwrap().tokens, 4);
     assert_eq!(app.store.count_tokens().await.unwrap(), there - 3);
-    assert_eq!(pass(app, &mut Vec::new()).await.unwrap().tokens, 0);
+    assert_eq!(remove_old(app, &mut Vec::new()).await.unwrap().tokens, 0);
 }

@@ -1,9 +1,12 @@
-//! The listener, and everything that runs behind it.
+//! Start and shutdown of a server.
 //!
-//! [`start`] opens the database, the place for blobs and the key file, begins to listen, and starts the background tasks; what it
-//! returns can be asked for its address and shut down. Invariants: one listener serves HTTP/1.1, HTTP/2 and gRPC; without
-//! TLS only the machine itself is listened to, unless the operator says otherwise; shutting down finishes what is under way within a
-//! deadline, and what is written down by then is all that counts.
+//! [`start`] opens the database, the blob store and the key file, listens, and starts the
+//! background tasks.
+//!
+//! Invariants:
+//! * One listener serves HTTP/1.1, HTTP/2 and gRPC.
+//! * Without TLS the server listens only on loopback, unless the operator allows plain HTTP.
+//! * A shutdown completes running requests until a deadline. Only reports stored by then count.
 
 pub(crate) mod admission;
 mod client_address;
@@ -28,11 +31,11 @@ use crate::{
     blobs::{BlobError, Blobs},
     cascades,
     clock::Clock,
-    forge,
     hints::{self, Outbox},
     identity::{self, IdentityError},
+    notifications,
     reaper::{self, Grace},
-    recorder::{Recorder, Writer, recorder},
+    recorder::{Recorder, Writer, create_recorder},
     retention,
     runners::{self, watch},
     scheduler, timers,
@@ -40,74 +43,75 @@ use crate::{
     webhooks,
 };
 
-/// What is under way when a server is told to stop has so long.
-const DEADLINE: Duration = Duration::from_secs(10);
-/// What was said by then is written down within this time.
-const LAST_WRITES: Duration = Duration::from_secs(5);
+/// Longest time that running requests get to complete during a shutdown.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest time to store the last reports during a shutdown.
+const LAST_WRITES_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest time to close the database at the end of a shutdown.
-const CLOSE: Duration = Duration::from_secs(10);
-/// How often it is written down who was heard of, and looked who is to drain.
-const RECONCILE: Duration = Duration::from_secs(5);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest interval between reconciliations of connected runners with the database: last contact
+/// and drain requests.
+const RUNNER_RECONCILE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Certificate and key, as PEM files.
 #[derive(Debug, Clone)]
 pub struct TlsFiles {
-    /// The certificate, and those between it and its root.
+    /// Certificate chain, without the root.
     pub certificate: PathBuf,
-    /// Its key.
+    /// Private key of the certificate.
     pub key: PathBuf,
 }
 
-/// How a control plane is started.
+/// Options of a server.
 #[derive(Debug, Clone)]
 pub struct ServeOptions {
-    /// Where it listens; port 0 takes a free one.
+    /// Address to listen on. Port 0 selects a free port.
     pub listen: SocketAddr,
-    /// Nothing: plain HTTP.
+    /// Certificate and key. `None`: plain HTTP.
     pub tls: Option<TlsFiles>,
-    /// Plain HTTP on an address that others can reach.
+    /// Allows plain HTTP on an address that other machines can reach.
     pub allow_plaintext: bool,
-    /// `sqlite:PATH` or `postgres://...`.
+    /// Database: `sqlite:PATH` or `postgres://...`.
     pub database: String,
-    /// A folder, `s3://BUCKET/PREFIX` or `az://CONTAINER/PREFIX`.
+    /// Blob store: a folder, `s3://BUCKET/PREFIX` or `az://CONTAINER/PREFIX`.
     pub blobs: String,
-    /// The keys that secrets are encrypted with; made where it is missing.
+    /// File of the keys that encrypt secrets. Created if it does not exist.
     pub key_file: PathBuf,
-    /// Settings. An empty server id becomes a random one.
+    /// Settings. An empty server id is replaced by a random one.
     pub config: Config,
-    /// The time.
+    /// Clock of the server.
     pub clock: Clock,
 }
 
-/// Why a control plane cannot start.
+/// Reasons why a server cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// What runners and people send would be readable on the network.
+    /// Plain HTTP would send secrets over the network.
     #[error(
         "{0} can be reached by others and would get secrets unencrypted; give a certificate and a key, \
          listen at 127.0.0.1, or allow plain HTTP where a proxy in front speaks TLS"
     )]
     Plaintext(SocketAddr),
-    /// The address cannot be listened at.
-    #[error("cannot listen at {address}")]
+    /// The server cannot listen on the address.
+    #[error("cannot listen on {address}")]
     Listen {
-        /// The address.
+        /// Address to listen on.
         address: SocketAddr,
-        /// Why.
+        /// Cause of the failure.
         source: std::io::Error,
     },
     /// Certificate or key cannot be used.
     #[error("cannot use {file} for TLS: {reason}")]
     Tls {
-        /// The file.
+        /// Path of the certificate or key.
         file: PathBuf,
-        /// Why.
+        /// Cause of the failure.
         reason: String,
     },
     /// The database cannot be used.
     #[error("cannot use the database")]
     Store(#[from] StoreError),
-    /// The place for blobs cannot be used.
+    /// The blob store cannot be used.
     #[error(transparent)]
     Blobs(#[from] BlobError),
     /// The key file cannot be used.
@@ -118,27 +122,27 @@ pub enum ServeError {
     Identity(#[from] IdentityError),
 }
 
-/// A control plane that runs. Dropping it stops it at once, as a crash would.
+/// A running server. Dropping it stops it at once, like a crash.
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
     app: Arc<App>,
-    /// Connections, and sessions of runners.
+    /// Listeners, connections and sessions of runners.
     service: listener::Service,
     background: Supervisor,
     writer: Supervisor,
 }
 
-/// Starts a control plane.
+/// Starts a server.
 ///
 /// # Errors
-/// When an option cannot be used, and why.
+/// Returns an error that names the option or resource that cannot be used.
 pub async fn start(mut options: ServeOptions) -> Result<Server, ServeError> {
     if options.tls.is_none() && !options.listen.ip().is_loopback() && !options.allow_plaintext {
         return Err(ServeError::Plaintext(options.listen));
     }
     acrtask_registry::install_crypto_provider();
-    let tls = options.tls.as_ref().map(listener::tls).transpose()?;
+    let tls = options.tls.as_ref().map(listener::load_tls).transpose()?;
     let vault = Vault::load_or_create(&options.key_file)?;
     let blobs = Blobs::open(&options.blobs)?;
     let store = Store::open(&options.database).await?;
@@ -154,7 +158,7 @@ pub async fn start(mut options: ServeOptions) -> Result<Server, ServeError> {
         options.config.server_id = format!("s{:012x}", rand::random::<u64>() >> 16);
     }
     let outbox = Outbox::new(store.is_postgres());
-    let (recorder, writer) = recorder(outbox.clone());
+    let (recorder, writer) = create_recorder(outbox.clone());
     let app = Arc::new(App::new(options.config, store, blobs, vault, options.clock));
     let _ = app.identity.set(identity);
     let connections = TaskTracker::new();
@@ -173,8 +177,8 @@ pub async fn start(mut options: ServeOptions) -> Result<Server, ServeError> {
         connections: connections.clone(),
         cut: CancellationToken::new(),
     };
-    connections.spawn(listener::accept(socket, tls, service.clone()));
-    tracing::info!(%address, server = app.config.server_id, "the control plane listens");
+    connections.spawn(listener::accept_connections(socket, tls, service.clone()));
+    tracing::info!(%address, server = app.config.server_id, "listening");
     Ok(Server {
         address,
         app,
@@ -186,7 +190,7 @@ pub async fn start(mut options: ServeOptions) -> Result<Server, ServeError> {
 
 fn start_writer(writers: &Supervisor, app: &Arc<App>, writer: Writer) {
     let (app, writer) = (app.clone(), Arc::new(writer));
-    writers.keep("recorder", move || {
+    writers.spawn_restarting("recorder", move || {
         let (app, writer) = (app.clone(), writer.clone());
         async move {
             writer.run(&app).await;
@@ -200,7 +204,7 @@ fn start_background(background: &Supervisor, app: &Arc<App>, recorder: &Recorder
     macro_rules! keep {
         ($name:literal, |$app:ident, $recorder:ident, $outbox:ident| $body:expr) => {{
             let ($app, $recorder, $outbox) = (app.clone(), recorder.clone(), outbox.clone());
-            background.keep($name, move || {
+            background.spawn_restarting($name, move || {
                 let ($app, $recorder, $outbox) = ($app.clone(), $recorder.clone(), $outbox.clone());
                 async move {
                     let _ = (&$app, &$recorder, &$outbox);
@@ -216,28 +220,28 @@ fn start_background(background: &Supervisor, app: &Arc<App>, recorder: &Recorder
     keep!("hints out", |app, _recorder, outbox| outbox.run(&app).await);
     keep!("hints in", |app, _recorder, _outbox| hints::listen(&app)
         .await);
-    // What is known of absences outlives a failure of the task.
+    // State of absent runners, kept when the task is restarted.
     let grace = Grace::new(Instant::now(), app.config.lease, poll);
     let grace = Arc::new(Mutex::new(grace));
     let (app_, outbox_) = (app.clone(), outbox.clone());
-    background.keep("reaper", move || {
+    background.spawn_restarting("reaper", move || {
         let (app, outbox, grace) = (app_.clone(), outbox_.clone(), grace.clone());
         async move { reaper::run(&app, &outbox, &mut *grace.lock().await).await }
     });
     keep!("cancels", |app, _recorder, _outbox| loop {
-        reaper::cancels(&app).await?;
+        reaper::send_cancels(&app).await?;
         tokio::select! {
             () = app.cancels.notified() => {}
-            () = tokio::time::sleep(reaper::CANCELS.min(app.config.poll)) => {}
+            () = tokio::time::sleep(reaper::CANCEL_INTERVAL.min(app.config.poll)) => {}
         }
     });
     keep!("groups", |app, _recorder, outbox| loop {
-        reaper::groups(&app, &outbox).await?;
-        tokio::time::sleep(reaper::GROUPS).await;
+        reaper::release_groups(&app, &outbox).await?;
+        tokio::time::sleep(reaper::GROUP_INTERVAL).await;
     });
     keep!("accounts", |app, _recorder, _outbox| loop {
-        tokio::time::sleep(reaper::ACCOUNTS).await;
-        reaper::accounts(&app).await?;
+        tokio::time::sleep(reaper::AUDIT_INTERVAL).await;
+        reaper::audit_triggers(&app).await?;
     });
     keep!("timers", |app, _recorder, _outbox| timers::run(&app).await);
     keep!("bases", |app, _recorder, _outbox| bases::run(&app).await);
@@ -250,9 +254,11 @@ fn start_background(background: &Supervisor, app: &Arc<App>, recorder: &Recorder
         retention::run(&app).await;
         Ok(())
     });
-    keep!("forges", |app, _recorder, _outbox| forge::run(&app).await);
+    keep!("forges", |app, _recorder, _outbox| {
+        notifications::run_sender(&app).await
+    });
     keep!("runners", |app, _recorder, _outbox| loop {
-        tokio::time::sleep(RECONCILE.min(app.config.heartbeat)).await;
+        tokio::time::sleep(RUNNER_RECONCILE_INTERVAL.min(app.config.heartbeat)).await;
         watch::reconcile(&app).await?;
     });
     keep!("silence", |app, recorder, _outbox| loop {
@@ -262,17 +268,17 @@ fn start_background(background: &Supervisor, app: &Arc<App>, recorder: &Recorder
 }
 
 impl Server {
-    /// Where it listens.
+    /// Returns the address that the server listens on.
     pub fn addr(&self) -> SocketAddr {
         self.address
     }
 
-    /// Listens for this machine alone too, without TLS, and says where: for a runner in the same process, which has no
-    /// name that a certificate could be for.
+    /// Adds a listener without TLS on loopback and returns its address. A runner in the same
+    /// process uses it, because no certificate can name that runner.
     ///
     /// # Errors
-    /// When there is no port for it.
-    pub async fn listen_inside(&self) -> Result<SocketAddr, ServeError> {
+    /// Returns an error if no port is free.
+    pub async fn listen_on_loopback(&self) -> Result<SocketAddr, ServeError> {
         let wanted = SocketAddr::from((std::net::Ipv4Addr::LOCALHOST, 0));
         let failed = |source| ServeError::Listen {
             address: wanted,
@@ -283,52 +289,53 @@ impl Server {
         let service = self.service.clone();
         self.service
             .connections
-            .spawn(listener::accept(socket, None, service));
+            .spawn(listener::accept_connections(socket, None, service));
         Ok(address)
     }
 
-    /// What its parts share.
+    /// Returns the shared state of the server.
     pub fn app(&self) -> &Arc<App> {
         &self.app
     }
 
-    /// Runs until `stop`, then shuts down.
+    /// Runs until `stop` is canceled, then shuts down.
     pub async fn run_until(self, stop: CancellationToken) {
         stop.cancelled().await;
         self.shutdown().await;
     }
 
-    /// Takes nothing new, tells streams to end, finishes what is under way, and writes down what was said.
+    /// Shuts down: accepts nothing, ends streams, completes running requests, and stores the last
+    /// reports.
     pub async fn shutdown(mut self) {
-        tracing::info!("the control plane shuts down");
-        // It holds a way to the writer.
+        tracing::info!("shutting down");
+        // The router owns a sender to the writer. The writer ends when all senders are gone.
         self.service.router = axum::Router::new();
         self.app.closing.cancel();
         self.app.hub.end_all("the control plane is shutting down");
         let connections = &self.service.connections;
         connections.close();
-        if tokio::time::timeout(DEADLINE, connections.wait())
+        if tokio::time::timeout(SHUTDOWN_TIMEOUT, connections.wait())
             .await
             .is_err()
         {
             tracing::warn!(
                 connections = connections.len(),
-                "connections are cut that did not end"
+                "closing connections still open after the shutdown deadline"
             );
         }
         self.service.cut.cancel();
         self.background.stop().await;
-        // The writer ends by itself when nobody can say anything any more.
-        if !self.writer.ended(LAST_WRITES).await {
+        // The writer ends automatically after the last sender is gone.
+        if !self.writer.wait_all(LAST_WRITES_TIMEOUT).await {
             tracing::error!(
-                "the last reports of runners could not be written; they will say them again"
+                "cannot store the last reports of runners; runners will send them again"
             );
         }
         self.writer.stop().await;
-        match tokio::time::timeout(CLOSE, self.app.store.close()).await {
+        match tokio::time::timeout(CLOSE_TIMEOUT, self.app.store.close()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!(%error, "cannot close the database"),
-            Err(_) => tracing::warn!("closing the database took too long"),
+            Err(_) => tracing::warn!("timed out closing the database"),
         }
     }
 }

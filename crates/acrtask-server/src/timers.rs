@@ -1,272 +1,283 @@
-//! Timers: each tick starts one run, whatever number of servers look at it.
+//! Timers: each firing starts one run, however many servers process it.
 //!
-//! When a timer ticks is decided by [`Schedule`], a pure function of its definition; what was handled is in the database.
-//! This looks at what is due, and writes down each tick with its run, or with the reason why there is none. Invariants:
-//! every server does the same, and of several one wins in the database; a tick that cannot become a run, for what its
-//! task says, holds up no other one; time is the server's clock, and a clock that is behind waits.
+//! [`Schedule`] decides when a timer fires; it is a pure function of the definition. The database
+//! stores the handled firings. This module processes due timers and records each firing with its
+//! run, or with the reason why it has none.
+//!
+//! Invariants:
+//!
+//! - All servers do the same, and the database lets one of them win.
+//! - A firing that cannot start a run because of its task does not delay other firings.
+//! - The time is the server's clock. A clock that is behind delays firings.
 
 use std::time::Duration;
 
-use acrtask_api::task::{MissedTicks, Timer, Triggers};
+use acrtask_api::task::{MissedFirings, Timer, Triggers};
 use acrtask_store::{
-    Hint, Ms, NewRun, NewTick, NewTicks, StoreError, TickLeadsTo, TimerRow, timestamp,
+    FiringAction, Hint, Ms, NewFiring, NewFirings, NewRun, StoreError, TimerRow, timestamp,
 };
-use acrtask_trigger::timer::{Due, MOST_COUNTED, Missed, Schedule};
+use acrtask_trigger::timer::{Due, MAX_COUNTED, Missed, Schedule};
 
 use crate::{
     App,
-    submit::{
-        self, Problems, Request,
-        event::{Happening, from_event},
+    run_factory::{
+        self, RequestContext,
+        trigger::{TriggerContext, create_from_trigger},
     },
+    validate::{self, Problems},
 };
 
-/// How long it sleeps at most. A change of a task wakes it, and that may be lost.
-const LONGEST_SLEEP: Duration = Duration::from_secs(30);
-/// Timers that are read at once.
+/// Maximum sleep. A change of a task wakes the loop, but that wake-up may be lost.
+const MAX_SLEEP: Duration = Duration::from_secs(30);
+/// Number of timers per page.
 const PAGE: u32 = 100;
-/// Most timers of a task.
+/// Maximum number of timers per task.
 const MAX_TIMERS: usize = 50;
 
-/// Handles ticks, for ever.
+/// Handles firings, forever.
 pub(crate) async fn run(app: &App) -> Result<(), StoreError> {
     loop {
-        let next = pass(app).await?;
+        let next = handle_due(app).await?;
         let now = app.clock.now_ms();
         let wait = match next {
-            // Something failed or was changed meanwhile.
+            // A timer failed or changed in the meantime.
             Some(at) if at <= now => app.config.poll,
             Some(at) => Duration::from_millis(u64::try_from(at - now).unwrap_or(u64::MAX)),
-            None => LONGEST_SLEEP,
+            None => MAX_SLEEP,
         };
         tokio::select! {
             () = app.timers.notified() => {}
-            () = tokio::time::sleep(wait.min(LONGEST_SLEEP)) => {}
+            () = tokio::time::sleep(wait.min(MAX_SLEEP)) => {}
         }
     }
 }
 
-/// Handles all ticks that are due now. Says when there is something to do again.
+/// Handles all firings that are due now. Returns the time of the next one.
 ///
 /// # Errors
-/// When the database cannot be reached.
-pub async fn pass(app: &App) -> Result<Option<Ms>, StoreError> {
+/// The database cannot be reached.
+pub async fn handle_due(app: &App) -> Result<Option<Ms>, StoreError> {
     let now = app.clock.now_ms();
-    app.store.make_timers(now, next_at).await?;
-    let mut place = None;
+    app.store.sync_timers(now, next_action_at).await?;
+    let mut cursor = None;
     loop {
-        let (page, next) = app.store.due_timers(now, place, PAGE).await?;
+        let (page, next) = app.store.due_timers(now, cursor, PAGE).await?;
         for row in &page {
-            match handle(app, row, now).await {
+            match handle_timer(app, row, now).await {
                 Ok(()) => {}
                 Err(error) if error.is_unavailable() => return Err(error),
                 Err(error) => tracing::error!(
                     task = row.task.definition.name,
                     timer = row.name,
-                    error = acrtask_model::chain(&error),
-                    "a tick could not be handled; it is tried again"
+                    error = acrtask_model::error_chain(&error),
+                    "handling a firing failed; it will be retried"
                 ),
             }
         }
-        place = next;
-        if place.is_none() {
+        cursor = next;
+        if cursor.is_none() {
             break;
         }
     }
     app.store.next_timer().await
 }
 
-/// When a timer has something to do after the tick `handled`.
-fn next_at(task_id: &str, name: &str, timer: &Timer, handled: Ms) -> Option<Ms> {
+/// Returns the time of the first action after the firing `handled`.
+fn next_action_at(task_id: &str, name: &str, timer: &Timer, handled: Ms) -> Option<Ms> {
     let schedule = Schedule::new(task_id, name, timer).ok()?;
-    wakes_at(&schedule, handled)
+    action_time(&schedule, handled)
 }
 
-fn wakes_at(schedule: &Schedule, handled: Ms) -> Option<Ms> {
+fn action_time(schedule: &Schedule, handled: Ms) -> Option<Ms> {
     let tick = schedule.next(timestamp(handled))?;
     Some(schedule.starts_at(tick).as_millisecond())
 }
 
-/// Handles the ticks of one timer.
-async fn handle(app: &App, row: &TimerRow, now: Ms) -> Result<(), StoreError> {
+/// Handles the due firings of one timer.
+async fn handle_timer(app: &App, row: &TimerRow, now: Ms) -> Result<(), StoreError> {
     let definition = &row.task.definition;
     if definition.triggers.timers.get(&row.name) != Some(&row.timer) {
-        // Its task was changed a moment ago, and its timers will be made anew.
+        // The task has just changed, and its timers will be created again.
         return Ok(());
     }
     let Ok(schedule) = Schedule::new(&row.task.id, &row.name, &row.timer) else {
         return Ok(());
     };
     let new = match schedule.due(timestamp(row.handled_at), timestamp(now)) {
-        // Another program, with other time zones, had said that there was something to do.
-        Due::Wait { until } => NewTicks {
+        // A server with other time zone data stored a due time that does not apply here.
+        Due::Wait { until } => NewFirings {
             handled_at: row.handled_at,
             next_at: until.map(|at| at.as_millisecond()),
-            ticks: Vec::new(),
+            firings: Vec::new(),
         },
-        Due::Ticks {
+        Due::Firings {
             run,
             missed,
             handled,
         } => {
             let handled_at = handled.as_millisecond();
             let run = run.map(|at| at.as_millisecond());
-            NewTicks {
+            NewFirings {
                 handled_at,
-                next_at: wakes_at(&schedule, handled_at),
-                ticks: ticks(app, row, run, missed).await?,
+                next_at: action_time(&schedule, handled_at),
+                firings: prepare_firings(app, row, run, missed).await?,
             }
         }
     };
-    if let Some(started) = app.store.tick(row, new, now).await? {
+    if let Some(started) = app.store.record_firings(row, new, now).await? {
         for run in &started {
-            tracing::info!(%run, task = definition.name, timer = row.name, "a timer started a run");
+            tracing::info!(%run, task = definition.name, timer = row.name, "started a run for a timer");
         }
         if !started.is_empty() {
             app.wake.notify_one();
             app.cancels.notify_one();
-            if let Err(error) = app.store.hint(&[Hint::Enqueued]).await {
-                tracing::debug!(%error, "a hint could not be sent");
+            if let Err(error) = app.store.send_hints(&[Hint::Enqueued]).await {
+                tracing::debug!(%error, "failed to send a hint");
             }
         }
     }
     Ok(())
 }
 
-/// What is to be written down of ticks that have come.
-async fn ticks(
+/// Returns the firings to record.
+async fn prepare_firings(
     app: &App,
     row: &TimerRow,
     run: Option<Ms>,
     missed: Option<Missed>,
-) -> Result<Vec<NewTick>, StoreError> {
+) -> Result<Vec<NewFiring>, StoreError> {
     let mut ticks = Vec::new();
-    // The runs that are missed are stood for by the run, or by a tick of their own that starts nothing.
+    // The run covers the missed firings, or a separate firing without a run records them.
     let (stands_for, skipped) = match (run, missed) {
-        (Some(_), Some(missed)) if row.timer.missed == MissedTicks::RunOnce => (Some(missed), None),
+        (Some(_), Some(missed)) if row.timer.missed == MissedFirings::RunOnce => {
+            (Some(missed), None)
+        }
         (_, missed) => (None, missed),
     };
     if let Some(missed) = skipped {
         let reason = if row.task.definition.enabled {
             format!(
-                "{}, and the timer skips what is missed",
-                was_missed(&missed)
+                "{}, and the timer skips missed firings",
+                missed_text(&missed)
             )
         } else {
-            disabled(missed.count)
+            disabled_reason(missed.count)
         };
-        ticks.push(tick(
+        ticks.push(new_firing(
             missed.last.as_millisecond(),
             Some(&missed),
             0,
-            TickLeadsTo::Nothing { reason },
+            FiringAction::Ignore { reason },
         ));
     }
     if let Some(at) = run {
         let count = stands_for.as_ref().map_or(0, |missed| missed.count);
         let leads_to = if row.task.definition.enabled {
-            leads_to(app, row, at, stands_for.as_ref()).await?
+            firing_outcome(app, row, at, stands_for.as_ref()).await?
         } else {
-            TickLeadsTo::Nothing {
-                reason: disabled(count + 1),
+            FiringAction::Ignore {
+                reason: disabled_reason(count + 1),
             }
         };
-        ticks.push(tick(at, stands_for.as_ref(), 1, leads_to));
+        ticks.push(new_firing(at, stands_for.as_ref(), 1, leads_to));
     }
     Ok(ticks)
 }
 
-fn tick(at: Ms, missed: Option<&Missed>, itself: u64, leads_to: TickLeadsTo) -> NewTick {
-    NewTick {
+fn new_firing(at: Ms, missed: Option<&Missed>, itself: u64, leads_to: FiringAction) -> NewFiring {
+    NewFiring {
         scheduled_at: at,
         first_at: missed.map_or(at, |missed| missed.first.as_millisecond()),
         stands_for: itself + missed.map_or(0, |missed| missed.count as u64),
-        leads_to,
+        action: leads_to,
     }
 }
 
-fn disabled(count: usize) -> String {
+fn disabled_reason(count: usize) -> String {
     match count {
         1 => "the task is disabled".into(),
-        count => format!("the task is disabled ({} ticks)", counted(count)),
+        count => format!("the task is disabled ({} firings)", count_text(count)),
     }
 }
 
-fn was_missed(missed: &Missed) -> String {
+fn missed_text(missed: &Missed) -> String {
     match missed.count {
-        1 => format!("no server handled the tick of {} in time", missed.last),
+        1 => format!("no server handled the firing of {} in time", missed.last),
         count => format!(
-            "no server handled {} ticks in time, from {} to {}",
-            counted(count),
+            "no server handled {} firings in time, from {} to {}",
+            count_text(count),
             missed.first,
             missed.last
         ),
     }
 }
 
-fn counted(count: usize) -> String {
-    if count >= MOST_COUNTED {
-        format!("{MOST_COUNTED} or more")
+fn count_text(count: usize) -> String {
+    if count >= MAX_COUNTED {
+        format!("{MAX_COUNTED} or more")
     } else {
         count.to_string()
     }
 }
 
-/// The run of a tick, or why there can be none.
-async fn leads_to(
+/// Returns the run of a firing, or the reason why it has none.
+async fn firing_outcome(
     app: &App,
     row: &TimerRow,
     at: Ms,
     stands_for: Option<&Missed>,
-) -> Result<TickLeadsTo, StoreError> {
-    let mut reason = format!("the timer {} ticked at {}", row.name, timestamp(at));
+) -> Result<FiringAction, StoreError> {
+    let mut reason = format!("the timer {} fired at {}", row.name, timestamp(at));
     if let Some(missed) = stands_for {
-        reason = format!("{reason}; it stands for more: {}", was_missed(missed));
+        reason = format!("{reason}, also for missed firings: {}", missed_text(missed));
     }
-    Ok(match draft(app, row, reason).await? {
-        Ok(run) => TickLeadsTo::Run(Box::new(run)),
-        Err(reason) => TickLeadsTo::Nothing { reason },
+    Ok(match create_run(app, row, reason).await? {
+        Ok(run) => FiringAction::Run(Box::new(run)),
+        Err(reason) => FiringAction::Ignore { reason },
     })
 }
 
-async fn draft(
+async fn create_run(
     app: &App,
     row: &TimerRow,
     reason: String,
 ) -> Result<Result<NewRun, String>, StoreError> {
-    let happening = Happening {
+    let context = TriggerContext {
         trigger: "timer",
         triggered_by: "Timer",
-        ..Happening::default()
+        ..TriggerContext::default()
     };
-    let draft = match from_event(app, &row.task, happening, Request::default()) {
+    let draft = match create_from_trigger(app, &row.task, context, RequestContext::default()) {
         Ok(draft) => draft,
         Err(problems) => return Ok(Err(format!("the task cannot run: {problems}"))),
     };
-    let missing = submit::missing_secrets(app, &draft).await?;
+    let missing = run_factory::find_missing_secrets(app, &draft).await?;
     if !missing.is_empty() {
         let task = &row.task.definition.name;
-        return Ok(Err(submit::no_secret(&missing, Some(task))));
+        return Ok(Err(run_factory::missing_secrets_message(
+            &missing,
+            Some(task),
+        )));
     }
     Ok(match draft.seal(app) {
         Ok(mut run) => {
             run.origin.reason = Some(reason);
             Ok(run)
         }
-        Err(error) => Err(format!("its secrets cannot be kept: {error}")),
+        Err(error) => Err(format!("its secrets cannot be stored: {error}")),
     })
 }
 
-/// Checks the timers of a task.
-pub(crate) fn check(triggers: &Triggers, problems: &mut Problems) {
+/// Validates the timers of a task.
+pub(crate) fn validate_timers(triggers: &Triggers, problems: &mut Problems) {
     if triggers.timers.len() > MAX_TIMERS {
         problems.add_rule(format!(
-            "`triggers.timers` has {}, and a task may have {MAX_TIMERS}",
+            "`triggers.timers` has {} timers; a task may have at most {MAX_TIMERS}",
             triggers.timers.len()
         ));
     }
     for (name, timer) in &triggers.timers {
-        if let Err(reason) = submit::word(name) {
+        if let Err(reason) = validate::check_word(name) {
             problems.add(format!("`triggers.timers`: the name of a timer: {reason}"));
         }
         for error in Schedule::new("", name, timer).err().into_iter().flatten() {

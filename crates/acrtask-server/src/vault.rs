@@ -1,9 +1,12 @@
-//! Encrypts what is secret before the database sees it.
+//! Encryption of secret values before they reach the database.
 //!
-//! XChaCha20-Poly1305 with keys from a file of the operator's: 32 bytes in base 64, one key a line, `#` begins a comment. The
-//! first key seals, all of them open, so that a new first line rotates. What is sealed says which key it needs, and is
-//! bound to what it belongs to (`aad`): moved to another name it does not open. Invariants: keys and opened values
-//! cannot be printed; a file that others may read is refused.
+//! The vault uses XChaCha20-Poly1305 with keys from a key file. The file has one key per line, 32
+//! bytes in base 64. `#` begins a comment. The first key seals and all keys open: to rotate, add a
+//! new first line. A sealed value contains the id of its key. It is bound to its owner (`aad`) and
+//! does not open for another one.
+//!
+//! Invariants: keys and opened values have no `Debug` text. A key file that other users may read is
+//! refused.
 
 use std::{fmt, io::Write as _, path::Path};
 
@@ -17,61 +20,61 @@ use hmac::{Hmac, Mac};
 use rand::RngCore as _;
 use sha2::{Digest as _, Sha256};
 
-/// The form of what is sealed: version, key id, nonce, ciphertext.
+/// Format version. A sealed value is the version, key id, nonce and ciphertext.
 const VERSION: u8 = 1;
 const KEY_ID: usize = 8;
 const NONCE: usize = 24;
 
-/// Why the vault cannot be used.
+/// Reasons why the vault cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum VaultError {
-    /// The file of keys cannot be read or written.
+    /// The key file cannot be read or written.
     #[error("cannot {attempt} the key file {path}")]
     File {
-        /// `read`, `create`.
+        /// Failed operation: `read` or `create`.
         attempt: &'static str,
-        /// The file.
+        /// Path of the key file.
         path: String,
-        /// Why.
+        /// Cause of the failure.
         source: std::io::Error,
     },
-    /// Others may read the file of keys.
+    /// Other users may read the key file.
     #[error("the key file {path} can be read by others (mode {mode:o}); run `chmod 600 {path}`")]
     Permissions {
-        /// The file.
+        /// Path of the key file.
         path: String,
-        /// Its mode.
+        /// Permission bits of the key file.
         mode: u32,
     },
-    /// The file of keys holds something else.
+    /// A line of the key file is not a key.
     #[error(
-        "line {line} of the key file {path} is no key; a key is 32 bytes in base 64: `openssl rand -base64 32`"
+        "line {line} of the key file {path} is not a key: write 32 bytes in base 64, as printed by: `openssl rand -base64 32`"
     )]
     NoKey {
-        /// The file.
+        /// Path of the key file.
         path: String,
-        /// From 1; 0 where the file holds no key at all.
+        /// Line number from 1. 0 if the file contains no key.
         line: usize,
     },
-    /// What is to be opened was sealed by a key that is not in the file.
+    /// The sealed value needs a key that is not in the key file.
     #[error(
-        "it was encrypted with the key {id}, which is not in the key file; add that key as a line behind the first one"
+        "the value was encrypted with the key {id}, which is not in the key file; add that key as a line below the first one"
     )]
     OtherKey {
-        /// The key's id.
+        /// Id of the missing key.
         id: String,
     },
-    /// What is to be opened is damaged, or belongs to something else.
-    #[error("it cannot be decrypted: it is damaged, or was stored for something else")]
+    /// The sealed value is damaged or belongs to another owner.
+    #[error("the value cannot be decrypted: it is damaged, or was stored for another owner")]
     Damaged,
 }
 
 struct Key {
     id: [u8; KEY_ID],
     cipher: XChaCha20Poly1305,
-    /// Keyed with a key of its own, which says nothing of the one that encrypts.
+    /// MAC for cache namespaces. Its derived key reveals nothing about the encryption key.
     namespaces: Hmac<Sha256>,
-    /// Keyed with another key.
+    /// MAC for cache seal keys, with another derived key.
     cache_seals: Hmac<Sha256>,
 }
 
@@ -84,8 +87,8 @@ impl Key {
         let mut id = [0; KEY_ID];
         id.copy_from_slice(&digest[..KEY_ID]);
         let derived = |purpose: &str| {
-            let derived = keyed(bytes).chain_update(purpose).finalize();
-            keyed(&derived.into_bytes())
+            let derived = new_hmac(bytes).chain_update(purpose).finalize();
+            new_hmac(&derived.into_bytes())
         };
         Self {
             id,
@@ -96,13 +99,13 @@ impl Key {
     }
 }
 
-fn keyed(key: &[u8]) -> Hmac<Sha256> {
+fn new_hmac(key: &[u8]) -> Hmac<Sha256> {
     <Hmac<Sha256> as Mac>::new_from_slice(key).expect("HMAC takes keys of any length")
 }
 
-/// Seals and opens.
+/// Keys that seal and open secret values.
 pub struct Vault {
-    /// Never empty; the first one seals.
+    /// Keys of the file, at least one. The first one seals.
     keys: Vec<Key>,
 }
 
@@ -114,10 +117,10 @@ impl fmt::Debug for Vault {
 }
 
 impl Vault {
-    /// Reads the keys of `path`.
+    /// Loads the keys of the file `path`.
     ///
     /// # Errors
-    /// When the file cannot be read, others may read it, or it holds no keys.
+    /// Returns an error if the file cannot be read, contains no keys or other users may read it.
     pub fn load(path: &Path) -> Result<Self, VaultError> {
         let shown = path.display().to_string();
         let failed = |source| VaultError::File {
@@ -138,10 +141,11 @@ impl Vault {
         Self::parse(&text).map_err(|line| VaultError::NoKey { path: shown, line })
     }
 
-    /// The same, but makes a file with a new key where there is none. Only its owner may read it.
+    /// Loads the keys of `path`. Creates the file with a new key if it does not exist. Only the
+    /// owner may read the new file.
     ///
     /// # Errors
-    /// As [`Self::load`], and when the file cannot be made.
+    /// As [`Self::load`], and if the file cannot be created.
     pub fn load_or_create(path: &Path) -> Result<Self, VaultError> {
         match Self::load(path) {
             Err(VaultError::File { source, .. })
@@ -155,11 +159,12 @@ impl Vault {
             path: path.display().to_string(),
             source,
         })?;
-        // Read again: another server that starts at the same time may have been first.
+        // Load the file again: another server may have created it first.
         Self::load(path)
     }
 
-    /// The keys of a file's text, or the line that is wrong.
+    /// Parses the text of a key file. The error is the number of the invalid line, 0 if there are
+    /// no keys.
     fn parse(text: &str) -> Result<Self, usize> {
         let mut keys = Vec::new();
         for (index, line) in text.lines().enumerate() {
@@ -180,12 +185,12 @@ impl Vault {
         Ok(Self { keys })
     }
 
-    /// Ids of the keys, which say nothing of the keys themselves. The first one seals.
+    /// Returns the ids of the keys, the sealing key first. An id reveals nothing about its key.
     pub fn key_ids(&self) -> Vec<String> {
         self.keys.iter().map(|key| hex(&key.id)).collect()
     }
 
-    /// Encrypts `value` for `aad`: what it belongs to, which has to be said again to open it.
+    /// Encrypts `value` for the owner `aad`. [`Self::open`] needs the same `aad`.
     pub fn seal(&self, aad: &str, value: &[u8]) -> Vec<u8> {
         let key = &self.keys[0];
         let mut nonce = [0; NONCE];
@@ -208,8 +213,8 @@ impl Vault {
         out
     }
 
-    /// Returns the name of a domain's build caches: the same on all servers with this first key. A new first key leaves
-    /// the caches of before behind.
+    /// Returns the name of a domain's build caches. It is the same on all servers with this first
+    /// key. After a rotation, the domain no longer uses its previous caches.
     pub fn cache_namespace(&self, domain: &TrustDomain) -> CacheNamespace {
         let code = self.keys[0]
             .namespaces
@@ -222,18 +227,18 @@ impl Vault {
         CacheNamespace::from_bytes(bytes)
     }
 
-    /// Returns the key of the seals on a domain's caches in registries. A contribution reads the caches of the domain
-    /// that it was made to, so it has that key.
+    /// Returns the key that seals a domain's caches in registries. A contribution gets the key of
+    /// the domain that it contributes to, because it reads the caches of that domain.
     pub fn cache_seal_key(&self, domain: &TrustDomain) -> CacheSealKey {
         let code = self.keys[0].cache_seals.clone();
         let code = code.chain_update(domain.owner().key()).finalize();
         CacheSealKey::from_bytes(code.into_bytes().into())
     }
 
-    /// Decrypts what [`Self::seal`] gave for the same `aad`.
+    /// Decrypts an output of [`Self::seal`] for the same `aad`.
     ///
     /// # Errors
-    /// [`VaultError::OtherKey`] or [`VaultError::Damaged`].
+    /// Returns [`VaultError::OtherKey`] or [`VaultError::Damaged`].
     pub fn open(&self, aad: &str, sealed: &[u8]) -> Result<Secret, VaultError> {
         let rest = sealed.strip_prefix(&[VERSION]).ok_or(VaultError::Damaged)?;
         let (id, rest) = rest.split_at_checked(KEY_ID).ok_or(VaultError::Damaged)?;
@@ -258,7 +263,7 @@ impl Vault {
     }
 }
 
-/// Writes a new file at once or not at all; one that is there by now is left alone.
+/// Creates the key file atomically. Leaves an existing file unchanged.
 fn create(path: &Path, key: &str) -> std::io::Result<()> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -280,7 +285,7 @@ fn create(path: &Path, key: &str) -> std::io::Result<()> {
             "# Encrypts the secrets of acrtask's database. Keep a copy: without it they are lost.\n{key}"
         )?;
         file.sync_all()?;
-        // A link, unlike a renaming, does not replace what another server has written meanwhile.
+        // Unlike a rename, a hard link does not replace the file that another server has created.
         match std::fs::hard_link(&temporary, path) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
             linked => linked,

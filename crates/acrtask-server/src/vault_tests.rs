@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
+use acrtask_model::ContributionSource;
 use proptest::prelude::*;
 
 use super::*;
@@ -15,7 +16,7 @@ fn vault(text: &str) -> Vault {
 }
 
 #[test]
-fn what_is_sealed_opens_only_where_it_belongs() {
+fn sealed_value_opens_only_for_its_owner() {
     let vault = vault(&key(1));
     let sealed = vault.seal("secret//npm", b"hunter2");
     assert_eq!(
@@ -52,7 +53,7 @@ fn keys_are_rotated_by_a_new_first_line() {
 }
 
 #[test]
-fn a_file_that_holds_no_key_is_refused_with_its_line() {
+fn invalid_key_file_is_refused_with_its_line() {
     for (text, line) in [
         ("", 0),
         ("# nothing\n", 0),
@@ -64,7 +65,7 @@ fn a_file_that_holds_no_key_is_refused_with_its_line() {
 }
 
 #[test]
-fn a_file_is_made_once_and_for_its_owner_alone() {
+fn key_file_is_created_once_and_readable_by_its_owner_only() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("deep/key");
     assert!(Vault::load(&path).is_err());
@@ -108,7 +109,7 @@ fn servers_that_start_at_once_agree_on_one_key() {
 
 proptest! {
     #[test]
-    fn everything_comes_back(aad in "\\PC{0,30}", value in "\\PC{0,200}") {
+    fn sealed_value_opens_to_itself(aad in "\\PC{0,30}", value in "\\PC{0,200}") {
         let vault = vault(&key(3));
         let sealed = vault.seal(&aad, value.as_bytes());
         let opened = vault.open(&aad, &sealed).unwrap();
@@ -116,7 +117,7 @@ proptest! {
     }
 
     #[test]
-    fn nothing_makes_it_fail(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+    fn arbitrary_sealed_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
         prop_assert!(vault(&key(3)).open("a", &bytes).is_err());
     }
 }
@@ -133,7 +134,12 @@ fn cache_namespaces_differ_by_domain_and_by_key() {
     assert_eq!(text(&one, &task("a")), text(&vault(1), &task("a")));
     let others = [
         text(&one, &task("b")),
-        text(&one, &task("a").contribution("pull request 1")),
+        text(
+            &one,
+            &task("a").contribution(ContributionSource::Fork {
+                reference: "pull request 1".into(),
+            }),
+        ),
         text(&vault(2), &task("a")),
     ];
     assert!(!others.contains(&text(&one, &task("a"))), "{others:?}");

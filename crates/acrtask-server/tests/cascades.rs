@@ -1,46 +1,44 @@
-//! Cascades under a clock that the tests set: order and pins, failures, bases that move on, people who intervene, servers
-//! that are killed between any two steps, and several of them. Each test runs on SQLite, and on PostgreSQL where
-//! `ACRTASK_TEST_POSTGRES` names one.
+//! Tests of cascades with a simulated clock. They cover order and pins, failures, later base
+//! digests, commands of users, killed servers and several servers.
+//!
+//! Each test runs on SQLite, and on PostgreSQL if `ACRTASK_TEST_POSTGRES` names a server.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
-#![allow(
-    clippy::print_stdout,
-    reason = "a test that fails says from which seed"
-)]
+#![allow(clippy::print_stdout, reason = "a failing test prints its seed")]
 
 #[path = "cascades/groups.rs"]
 mod groups;
-#[path = "queue/place.rs"]
-#[allow(dead_code, reason = "the tests of the queue use all of it")]
-mod place;
-#[path = "cascades/storm.rs"]
-mod storm;
-#[path = "cascades/world.rs"]
-mod world;
+#[path = "cascades/killed_servers.rs"]
+mod killed_servers;
+#[path = "queue/test_db.rs"]
+#[allow(dead_code, reason = "only the tests of the queue use all of it")]
+mod test_db;
+#[path = "cascades/test_fleet.rs"]
+mod test_fleet;
 
 use std::{collections::BTreeMap, time::Instant};
 
 use acrtask_api::cascade::{CascadeNodeState, CascadePhase};
 use acrtask_cascade::cascade::{CascadeId, Event};
 use acrtask_server::cascades::{self, CommandError};
-use place::Place;
 use serde_json::{Value, json};
-use world::{SECOND, World, sha};
+use test_db::TestDb;
+use test_fleet::{SECOND, TestFleet, digest_of};
 
-/// Runs the same test on both databases.
+/// Creates one test per database from a function that takes a [`TestDb`].
 macro_rules! on_both {
     ($($name:ident),+ $(,)?) => {
         mod sqlite {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                super::$name(crate::place::Place::sqlite()).await;
+                super::$name(crate::test_db::TestDb::sqlite()).await;
             })+
         }
         mod postgres {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                if let Some(place) = crate::place::Place::postgres() {
-                    super::$name(place).await;
+                if let Some(db) = crate::test_db::TestDb::postgres() {
+                    super::$name(db).await;
                 }
             })+
         }
@@ -49,116 +47,131 @@ macro_rules! on_both {
 pub(crate) use on_both;
 
 on_both!(
-    a_diamond_is_built_once_in_order_on_the_same_digests,
-    a_failure_stops_what_is_below_and_nothing_else,
-    a_base_that_moves_on_is_joined_and_followed,
-    a_person_cancels_pauses_and_approves,
-    a_task_that_cannot_run_fails_with_the_reason,
-    what_was_tried_of_a_task_goes_with_the_task,
-    what_is_held_back_is_stood_on_and_moves_no_tag,
-    a_push_of_our_own_is_not_undone_by_an_old_look,
-    a_cascade_that_is_kept_for_people_is_retried_by_another,
-    two_servers_do_it_once,
-    a_large_fleet_is_looked_at_in_a_few_statements,
-    a_server_wakes_for_what_it_waits_for,
+    diamond_is_built_once_in_order_on_the_same_digests,
+    failed_node_stops_only_its_dependents,
+    second_digest_joins_waiting_nodes_and_starts_a_follow_up,
+    cascade_can_be_paused_approved_and_canceled,
+    node_of_an_invalid_task_fails_with_a_reason,
+    attempts_are_deleted_with_their_task,
+    staged_images_are_pinned_and_move_no_tag,
+    outdated_poll_does_not_undo_a_push_of_a_cascade,
+    retry_of_an_inactive_cascade_starts_another,
+    two_servers_build_each_task_once,
+    large_fleet_is_reconciled_and_planned,
+    server_wakes_when_settling_or_a_run_ends,
 );
 
 pub(crate) const BASE: &str = "r.io/base:1";
 
-/// base -> left, right -> bottom; all built once from `old`.
-pub(crate) async fn diamond(place: Place, settings: Value) -> World {
-    let mut world = World::new(place, settings).await;
-    world.registry.insert(BASE.into(), sha("old"));
-    world.built("left", &[BASE]).await;
-    world.built("right", &[BASE]).await;
-    world
-        .built("bottom", &["r.io/left:1", "r.io/right:1"])
+/// Creates a fleet of four images: `left` and `right` use the base, `bottom` uses both.
+/// All tasks were built once from the base digest `old`.
+pub(crate) async fn build_diamond(db: TestDb, settings: Value) -> TestFleet {
+    let mut fleet = TestFleet::new(db, settings).await;
+    fleet.registry.insert(BASE.into(), digest_of("old"));
+    fleet.create_built_task("left", &[BASE]).await;
+    fleet.create_built_task("right", &[BASE]).await;
+    fleet
+        .create_built_task("bottom", &["r.io/left:1", "r.io/right:1"])
         .await;
-    world.moves(BASE, "old").await;
-    world.compare().await;
-    assert_eq!(cascades::list(&world.app, all()).await.unwrap(), []);
-    world
+    fleet.move_base(BASE, "old").await;
+    fleet.run_full_pass().await;
+    assert_eq!(cascades::list(&fleet.app, list_filter()).await.unwrap(), []);
+    fleet
 }
 
-fn all() -> cascades::ListFilter {
+fn list_filter() -> cascades::ListFilter {
     cascades::ListFilter {
         limit: 100,
         ..cascades::ListFilter::default()
     }
 }
 
-pub(crate) fn each(count: usize, names: &[&str]) -> BTreeMap<String, usize> {
+pub(crate) fn counts_of(count: usize, names: &[&str]) -> BTreeMap<String, usize> {
     names
         .iter()
         .map(|name| ((*name).to_owned(), count))
         .collect()
 }
 
-async fn a_diamond_is_built_once_in_order_on_the_same_digests(place: Place) {
-    let mut world = diamond(place, json!({})).await;
-    let old = world.registry.clone();
-    world.moves(BASE, "new").await;
-    world.compare().await;
-    assert_eq!(world.take_runs().await, [""; 0], "it settles");
-    let settling = world.show(1).await;
+async fn diamond_is_built_once_in_order_on_the_same_digests(db: TestDb) {
+    let mut fleet = build_diamond(db, json!({})).await;
+    let old = fleet.registry.clone();
+    fleet.move_base(BASE, "new").await;
+    fleet.run_full_pass().await;
+    assert_eq!(fleet.lease_runs().await, [""; 0], "the cascade settles");
+    let settling = fleet.cascade(1).await;
     assert_eq!(settling.summary.phase, CascadePhase::Settling);
     assert_eq!(
         settling.summary.changes,
-        [(BASE.to_owned(), sha("new"))].into()
+        [(BASE.to_owned(), digest_of("new"))].into()
     );
-    world.wait(29 * SECOND);
-    world.tick().await;
-    assert_eq!(world.take_runs().await, [""; 0]);
-    world.wait(SECOND);
-    world.tick().await;
-    assert_eq!(world.take_runs().await, ["left", "right"]);
-    world.compare().await;
-    let run = world.held[0].clone();
-    assert_eq!(run.spec.pins, [(BASE.to_owned(), sha("new"))].into());
-    assert_eq!(run.spec.facts.triggered_by, "Image Update");
+    fleet.advance_clock(29 * SECOND);
+    fleet.run_pass().await;
+    assert_eq!(fleet.lease_runs().await, [""; 0]);
+    fleet.advance_clock(SECOND);
+    fleet.run_pass().await;
+    assert_eq!(fleet.lease_runs().await, ["left", "right"]);
+    fleet.run_full_pass().await;
+    let run = fleet.leased[0].clone();
+    assert_eq!(run.spec.pins, [(BASE.to_owned(), digest_of("new"))].into());
+    assert_eq!(run.spec.variables.triggered_by, "Image Update");
     assert_eq!(run.queue.priority, -5);
-    world.end(0, true).await;
-    world.tick().await;
-    assert_eq!(world.take_runs().await, [""; 0], "every side is waited for");
-    world.end_all(|_| true).await;
-    world.tick().await;
-    assert_eq!(world.take_runs().await, ["bottom"]);
-    let pins = world.held[0].spec.pins.clone();
-    assert_eq!(pins["r.io/left:1"], world.registry["r.io/left:1"]);
-    assert_eq!(pins["r.io/right:1"], world.registry["r.io/right:1"]);
-    // Why it runs is written down as it was at its start: every base with its old digest and its new one.
-    let id = world.held[0].id.clone();
+    fleet.finish_run(0, true).await;
+    fleet.run_pass().await;
+    assert_eq!(
+        fleet.lease_runs().await,
+        [""; 0],
+        "the node waits for both sides"
+    );
+    fleet.finish_all(|_| true).await;
+    fleet.run_pass().await;
+    assert_eq!(fleet.lease_runs().await, ["bottom"]);
+    let pins = fleet.leased[0].spec.pins.clone();
+    assert_eq!(pins["r.io/left:1"], fleet.registry["r.io/left:1"]);
+    assert_eq!(pins["r.io/right:1"], fleet.registry["r.io/right:1"]);
+    // A cascade run records the changes at its start: each base with its previous and its new
+    // digest.
+    let id = fleet.leased[0].id.clone();
     let ids = [id.clone(), run.id];
-    let of = world.app.store.cascades_of_runs(&ids).await.unwrap();
-    let moved = &of[&id].moved;
-    let names: Vec<&str> = moved.iter().map(|base| base.name.as_str()).collect();
+    let cascades_of = fleet.app.store.cascades_of_runs(&ids).await.unwrap();
+    let changes = &cascades_of[&id].changes;
+    let names: Vec<&str> = changes.iter().map(|base| base.reference.as_str()).collect();
     assert_eq!(names, ["r.io/left:1", "r.io/right:1"]);
-    for base in moved {
-        assert_eq!(base.from, old[&base.name]);
-        assert_eq!(base.to, pins[&base.name]);
+    for base in changes {
+        assert_eq!(base.from, old[&base.reference]);
+        assert_eq!(base.to, pins[&base.reference]);
     }
-    assert_eq!(of.len(), 2);
-    world.end_all(|_| true).await;
-    world.tick().await;
-    let over = world.show(1).await;
-    assert_eq!(over.summary.phase, CascadePhase::Over);
-    assert_eq!(over.summary.counts.succeeded, 3);
-    let bottom = &over.nodes[0];
+    assert_eq!(cascades_of.len(), 2);
+    fleet.finish_all(|_| true).await;
+    fleet.run_pass().await;
+    let finished = fleet.cascade(1).await;
+    assert_eq!(finished.summary.phase, CascadePhase::Finished);
+    assert_eq!(finished.summary.counts.succeeded, 3);
+    let bottom = &finished.nodes[0];
     assert_eq!(bottom.after, ["left", "right"]);
     assert_eq!(
         (bottom.attempts, bottom.images.len(), bottom.pins.len()),
         (1, 1, 2)
     );
     assert!(bottom.run.is_some() && bottom.ended_at.is_some());
-    assert_eq!(over.images.len(), 3);
-    assert!(over.images.iter().all(|image| image.before.is_some()));
-    world.compare().await;
-    world.rest().await;
-    assert_eq!(world.counts().await, each(1, &["left", "right", "bottom"]));
-    assert_eq!(cascades::list(&world.app, all()).await.unwrap().len(), 1);
-    world.assert_fresh();
-    world.assert_once().await;
-    let triggers = world
+    assert_eq!(finished.images.len(), 3);
+    assert!(finished.images.iter().all(|image| image.before.is_some()));
+    fleet.run_full_pass().await;
+    fleet.run_until_idle().await;
+    assert_eq!(
+        fleet.run_counts().await,
+        counts_of(1, &["left", "right", "bottom"])
+    );
+    assert_eq!(
+        cascades::list(&fleet.app, list_filter())
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
+    fleet.assert_all_fresh();
+    fleet.assert_built_once().await;
+    let triggers = fleet
         .app
         .store
         .triggers_of_task("left", None, 1)
@@ -171,411 +184,458 @@ async fn a_diamond_is_built_once_in_order_on_the_same_digests(place: Place) {
     );
 }
 
-/// A cascade whose first runs are under way.
-pub(crate) async fn begun(world: &mut World, digest: &str) {
-    world.moves(BASE, digest).await;
-    world.compare().await;
-    world.wait(30 * SECOND);
-    world.tick().await;
-    world.take_runs().await;
+/// Moves the base tag and leases the first runs of the new cascade.
+pub(crate) async fn start_cascade(fleet: &mut TestFleet, digest: &str) {
+    fleet.move_base(BASE, digest).await;
+    fleet.run_full_pass().await;
+    fleet.advance_clock(30 * SECOND);
+    fleet.run_pass().await;
+    fleet.lease_runs().await;
 }
 
-async fn a_failure_stops_what_is_below_and_nothing_else(place: Place) {
-    let mut world = diamond(place, json!({"retries": 1, "retryDelaySecs": 60})).await;
-    begun(&mut world, "new").await;
-    world.end_all(|name| name != "left").await;
-    world.tick().await;
-    let states = world.states(1).await;
-    assert!(
-        states[1].starts_with("left ready: tried again at "),
-        "{states:?}"
-    );
+async fn failed_node_stops_only_its_dependents(db: TestDb) {
+    let mut fleet = build_diamond(db, json!({"retries": 1, "retryDelaySecs": 60})).await;
+    start_cascade(&mut fleet, "new").await;
+    fleet.finish_all(|name| name != "left").await;
+    fleet.run_pass().await;
+    let states = fleet.node_states(1).await;
+    assert!(states[1].starts_with("left ready: retry at "), "{states:?}");
     assert!(states[1].ends_with(", after: a step failed"), "{states:?}");
-    world.wait(59 * SECOND);
-    world.tick().await;
-    assert_eq!(world.take_runs().await, [""; 0]);
-    world.wait(SECOND);
-    world.tick().await;
-    assert_eq!(world.take_runs().await, ["left"]);
-    world.end_all(|_| false).await;
-    world.compare().await;
-    let states = world.states(1).await;
-    assert_eq!(
-        states[0],
-        "bottom stale: left, which it stands on, was not built"
-    );
+    fleet.advance_clock(59 * SECOND);
+    fleet.run_pass().await;
+    assert_eq!(fleet.lease_runs().await, [""; 0]);
+    fleet.advance_clock(SECOND);
+    fleet.run_pass().await;
+    assert_eq!(fleet.lease_runs().await, ["left"]);
+    fleet.finish_all(|_| false).await;
+    fleet.run_full_pass().await;
+    let states = fleet.node_states(1).await;
+    assert_eq!(states[0], "bottom stale: its base task left was not built");
     assert!(
-        states[1].starts_with("left failed: a step failed; tried again at "),
+        states[1].starts_with("left failed: a step failed; retry at "),
         "{states:?}"
     );
     assert_eq!(states[2], "right succeeded");
-    assert_eq!(world.show(1).await.summary.phase, CascadePhase::Over);
-    // Not at once.
-    world.rest().await;
-    assert_eq!(world.counts().await["left"], 2);
-    world.wait(60 * 60 * SECOND);
-    world.compare().await;
-    world.wait(30 * SECOND);
-    world.tick().await;
-    assert_eq!(world.take_runs().await, ["left"]);
-    world.end_all(|_| false).await;
-    world.tick().await;
-    world.wait(60 * SECOND);
-    world.tick().await;
-    assert_eq!(world.take_runs().await, ["left"]);
-    world.end_all(|_| false).await;
-    world.compare().await;
-    assert_eq!(world.show(2).await.summary.phase, CascadePhase::Over);
-    world
-        .tell(Event::Retry {
+    assert_eq!(fleet.cascade(1).await.summary.phase, CascadePhase::Finished);
+    // The failed node is not retried immediately.
+    fleet.run_until_idle().await;
+    assert_eq!(fleet.run_counts().await["left"], 2);
+    fleet.advance_clock(60 * 60 * SECOND);
+    fleet.run_full_pass().await;
+    fleet.advance_clock(30 * SECOND);
+    fleet.run_pass().await;
+    assert_eq!(fleet.lease_runs().await, ["left"]);
+    fleet.finish_all(|_| false).await;
+    fleet.run_pass().await;
+    fleet.advance_clock(60 * SECOND);
+    fleet.run_pass().await;
+    assert_eq!(fleet.lease_runs().await, ["left"]);
+    fleet.finish_all(|_| false).await;
+    fleet.run_full_pass().await;
+    assert_eq!(fleet.cascade(2).await.summary.phase, CascadePhase::Finished);
+    fleet
+        .apply_command(Event::Retry {
             cascade: CascadeId(2),
         })
         .await
         .unwrap();
-    world.compare().await;
-    assert_eq!(world.take_runs().await, ["left"]);
-    world.end_all(|_| true).await;
-    world.rest().await;
-    world.assert_fresh();
-    assert_eq!(world.state(2, "bottom").await, CascadeNodeState::Succeeded);
+    fleet.run_full_pass().await;
+    assert_eq!(fleet.lease_runs().await, ["left"]);
+    fleet.finish_all(|_| true).await;
+    fleet.run_until_idle().await;
+    fleet.assert_all_fresh();
+    assert_eq!(
+        fleet.node_state(2, "bottom").await,
+        CascadeNodeState::Succeeded
+    );
     let counts = [("left", 5), ("right", 1), ("bottom", 1)];
     let counts: BTreeMap<String, usize> = counts.map(|(name, count)| (name.into(), count)).into();
-    assert_eq!(world.counts().await, counts);
+    assert_eq!(fleet.run_counts().await, counts);
 }
 
-async fn a_base_that_moves_on_is_joined_and_followed(place: Place) {
-    let mut world = diamond(place, json!({"parallel": 1})).await;
-    begun(&mut world, "second").await;
-    assert_eq!(world.held.len(), 1);
-    let first = world.held[0].task_name.clone().unwrap();
+async fn second_digest_joins_waiting_nodes_and_starts_a_follow_up(db: TestDb) {
+    let mut fleet = build_diamond(db, json!({"parallel": 1})).await;
+    start_cascade(&mut fleet, "second").await;
+    assert_eq!(fleet.leased.len(), 1);
+    let first = fleet.leased[0].task_name.clone().unwrap();
     let other = if first == "left" { "right" } else { "left" };
-    world.moves(BASE, "third").await;
-    world.compare().await;
-    // What has not begun takes the new digest; what runs is built again in a cascade that follows.
-    assert_eq!(world.show(2).await.summary.follows, Some(1));
-    world.end_all(|_| true).await;
-    world.tick().await;
-    assert_eq!(world.take_runs().await, [other]);
-    assert_eq!(world.held[0].spec.pins[BASE], sha("third"));
-    world.rest().await;
-    world.assert_fresh();
-    world.assert_once().await;
-    let counts = world.counts().await;
+    fleet.move_base(BASE, "third").await;
+    fleet.run_full_pass().await;
+    // The node that has not started joins with the new digest. The follow-up cascade rebuilds the
+    // node that has started.
+    assert_eq!(fleet.cascade(2).await.summary.follows, Some(1));
+    fleet.finish_all(|_| true).await;
+    fleet.run_pass().await;
+    assert_eq!(fleet.lease_runs().await, [other]);
+    assert_eq!(fleet.leased[0].spec.pins[BASE], digest_of("third"));
+    fleet.run_until_idle().await;
+    fleet.assert_all_fresh();
+    fleet.assert_built_once().await;
+    let counts = fleet.run_counts().await;
     assert_eq!(
         (counts[&first], counts[other], counts["bottom"]),
         (2, 1, 1),
         "{counts:?}"
     );
-    let bottom = world.states(1).await.remove(0);
+    let bottom = fleet.node_states(1).await.remove(0);
     assert_eq!(bottom, "bottom skipped: it is built in cascade 2");
 }
 
-async fn a_person_cancels_pauses_and_approves(place: Place) {
+async fn cascade_can_be_paused_approved_and_canceled(db: TestDb) {
     let rules = json!({"rules": [{"tasks": "bottom", "mode": "approval"}]});
-    let mut world = diamond(place, rules).await;
+    let mut fleet = build_diamond(db, rules).await;
     let id = CascadeId(1);
-    begun(&mut world, "new").await;
-    world.tell(Event::Pause { cascade: id }).await.unwrap();
-    world.end_all(|_| true).await;
-    world.tick().await;
+    start_cascade(&mut fleet, "new").await;
+    fleet
+        .apply_command(Event::Pause { cascade: id })
+        .await
+        .unwrap();
+    fleet.finish_all(|_| true).await;
+    fleet.run_pass().await;
     assert_eq!(
-        world.states(1).await[0],
-        "bottom ready: the cascade is paused; `acrtask cascade resume 1` lets it go on"
+        fleet.node_states(1).await[0],
+        "bottom ready: the cascade is paused; continue it with `acrtask cascade resume 1`"
     );
-    world.tell(Event::Resume { cascade: id }).await.unwrap();
-    world.compare().await;
-    assert_eq!(world.take_runs().await, [""; 0]);
-    let waits = world.show(1).await;
-    assert!(waits.summary.waits_for_approval);
+    fleet
+        .apply_command(Event::Resume { cascade: id })
+        .await
+        .unwrap();
+    fleet.run_full_pass().await;
+    assert_eq!(fleet.lease_runs().await, [""; 0]);
+    let waits = fleet.cascade(1).await;
+    assert!(waits.summary.awaiting_approval);
     assert_eq!(
-        waits.nodes[0].why.as_deref(),
-        Some("waits until somebody approves: `acrtask cascade approve 1`")
+        waits.nodes[0].reason.as_deref(),
+        Some("waits for approval: `acrtask cascade approve 1`")
     );
-    world.tell(Event::Approve { cascade: id }).await.unwrap();
-    assert_eq!(world.take_runs().await, ["bottom"]);
+    fleet
+        .apply_command(Event::Approve { cascade: id })
+        .await
+        .unwrap();
+    assert_eq!(fleet.lease_runs().await, ["bottom"]);
     let by = "ann".to_owned();
-    world.tell(Event::Cancel { cascade: id, by }).await.unwrap();
-    let run = world.app.store.run(&world.held[0].id).await.unwrap();
+    fleet
+        .apply_command(Event::Cancel { cascade: id, by })
+        .await
+        .unwrap();
+    let run = fleet.app.store.run(&fleet.leased[0].id).await.unwrap();
     assert_eq!(
         run.cancel_reason.as_deref(),
         Some("cascade 1 was canceled by ann")
     );
-    assert_eq!(world.show(1).await.summary.phase, CascadePhase::Canceling);
-    world.end_all(|_| false).await;
-    world.tick().await;
-    assert_eq!(world.states(1).await[0], "bottom canceled: canceled by ann");
-    world.rest().await;
     assert_eq!(
-        world.counts().await["bottom"],
-        1,
-        "what was canceled stays stale"
+        fleet.cascade(1).await.summary.phase,
+        CascadePhase::Canceling
     );
-    let refused = world.tell(Event::Pause { cascade: id }).await.unwrap_err();
+    fleet.finish_all(|_| false).await;
+    fleet.run_pass().await;
+    assert_eq!(
+        fleet.node_states(1).await[0],
+        "bottom canceled: canceled by ann"
+    );
+    fleet.run_until_idle().await;
+    assert_eq!(
+        fleet.run_counts().await["bottom"],
+        1,
+        "a canceled node stays stale"
+    );
+    let refused = fleet
+        .apply_command(Event::Pause { cascade: id })
+        .await
+        .unwrap_err();
     assert!(matches!(refused, CommandError::Over(1)), "{refused}");
-    let unknown = world
-        .tell(Event::Pause {
+    let unknown = fleet
+        .apply_command(Event::Pause {
             cascade: CascadeId(9),
         })
         .await
         .unwrap_err();
     assert!(matches!(unknown, CommandError::Unknown(9)), "{unknown}");
-    // Another digest takes it up again.
-    world.moves(BASE, "newer").await;
-    world.compare().await;
-    world
-        .tell(Event::Approve {
+    // Another digest makes the canceled tasks part of a new cascade.
+    fleet.move_base(BASE, "newer").await;
+    fleet.run_full_pass().await;
+    fleet
+        .apply_command(Event::Approve {
             cascade: CascadeId(2),
         })
         .await
         .unwrap();
-    world.rest().await;
-    world.assert_fresh();
+    fleet.run_until_idle().await;
+    fleet.assert_all_fresh();
 }
 
-async fn a_task_that_cannot_run_fails_with_the_reason(place: Place) {
-    let mut world = diamond(place, json!({"healSecs": 0})).await;
-    world
+async fn node_of_an_invalid_task_fails_with_a_reason(db: TestDb) {
+    let mut fleet = build_diamond(db, json!({"retryFailedAfterSecs": 0})).await;
+    fleet
         .change_task("left", |task| {
             task.secrets.insert("token".into(), "not-there".into());
         })
         .await;
-    world.moves(BASE, "new").await;
-    world.compare().await;
-    world.app.store.delete_task("right").await.unwrap();
-    world.wait(30 * SECOND);
-    world.tick().await;
+    fleet.move_base(BASE, "new").await;
+    fleet.run_full_pass().await;
+    fleet.app.store.delete_task("right").await.unwrap();
+    fleet.advance_clock(30 * SECOND);
+    fleet.run_pass().await;
     assert_eq!(
-        world.states(1).await,
+        fleet.node_states(1).await,
         [
-            "bottom stale: left, which it stands on, was not built",
-            "left failed: there is no secret `not-there`; set it with `acrtask secret set not-there --task left`",
+            "bottom stale: its base task left was not built",
+            "left failed: missing secret `not-there`; set it with `acrtask secret set not-there --task left`",
             "right failed: the task is gone"
         ]
     );
-    assert_eq!(world.runs().await.len(), 0);
-    assert_eq!(world.show(1).await.summary.phase, CascadePhase::Over);
-    // A task that is off is none of a cascade's.
-    world
+    assert_eq!(fleet.cascade_runs().await.len(), 0);
+    assert_eq!(fleet.cascade(1).await.summary.phase, CascadePhase::Finished);
+    // A disabled task is not part of a cascade.
+    fleet
         .change_task("bottom", |task| task.enabled = false)
         .await;
-    world.moves(BASE, "newer").await;
-    world.compare().await;
-    let states = world.states(2).await;
+    fleet.move_base(BASE, "newer").await;
+    fleet.run_full_pass().await;
+    let states = fleet.node_states(2).await;
     assert_eq!(states.len(), 1, "{states:?}");
 }
 
-async fn what_was_tried_of_a_task_goes_with_the_task(place: Place) {
-    let mut world = diamond(place, json!({"retries": 0, "healSecs": 0})).await;
-    begun(&mut world, "new").await;
-    world.end_all(|_| false).await;
-    world.compare().await;
-    let tried = async |world: &World| {
-        let loaded = world.app.store.load_cascades().await.unwrap();
+async fn attempts_are_deleted_with_their_task(db: TestDb) {
+    let mut fleet = build_diamond(db, json!({"retries": 0, "retryFailedAfterSecs": 0})).await;
+    start_cascade(&mut fleet, "new").await;
+    fleet.finish_all(|_| false).await;
+    fleet.run_full_pass().await;
+    let attempted = async |fleet: &TestFleet| {
+        let loaded = fleet.app.store.load_cascades().await.unwrap();
         let mut tasks: Vec<String> = loaded.attempts.into_iter().map(|(task, _)| task).collect();
         tasks.sort();
         tasks
     };
-    assert_eq!(tried(&world).await, ["left", "right"]);
-    world.app.store.delete_task("left").await.unwrap();
-    world.compare().await;
-    assert_eq!(tried(&world).await, ["right"]);
-    // What is known of the others stays, whoever carries it on: none is run twice for the same digests.
-    world.restart().await;
-    world.rest().await;
-    assert_eq!(tried(&world).await, ["right"]);
-    assert_eq!(world.counts().await, each(1, &["left", "right"]));
+    assert_eq!(attempted(&fleet).await, ["left", "right"]);
+    fleet.app.store.delete_task("left").await.unwrap();
+    fleet.run_full_pass().await;
+    assert_eq!(attempted(&fleet).await, ["right"]);
+    // A restarted server keeps the other attempts. It starts no second run for the same digests.
+    fleet.restart_server().await;
+    fleet.run_until_idle().await;
+    assert_eq!(attempted(&fleet).await, ["right"]);
+    assert_eq!(fleet.run_counts().await, counts_of(1, &["left", "right"]));
 }
 
-async fn what_is_held_back_is_stood_on_and_moves_no_tag(place: Place) {
-    let mut world = diamond(place, json!({"promotion": {"tasks": "bott"}})).await;
-    let before = world.registry.clone();
-    begun(&mut world, "new").await;
-    world.end_all(|_| true).await;
-    world.tick().await;
-    world.take_runs().await;
-    let pins = world.held[0].spec.pins.clone();
+async fn staged_images_are_pinned_and_move_no_tag(db: TestDb) {
+    let mut fleet = build_diamond(db, json!({"promotion": {"tasks": "bott"}})).await;
+    let before = fleet.registry.clone();
+    start_cascade(&mut fleet, "new").await;
+    fleet.finish_all(|_| true).await;
+    fleet.run_pass().await;
+    fleet.lease_runs().await;
+    let pins = fleet.leased[0].spec.pins.clone();
     assert_ne!(
         pins["r.io/left:1"], before["r.io/left:1"],
-        "it stands on what is held back"
+        "it is pinned to the staged image"
     );
-    world.end_all(|_| true).await;
-    world.compare().await;
-    let over = world.show(1).await;
-    assert!(over.summary.holds);
-    assert_eq!(over.summary.phase, CascadePhase::Over);
-    assert_eq!(over.summary.counts.succeeded, 3);
-    assert_eq!(over.images.len(), 3);
+    fleet.finish_all(|_| true).await;
+    fleet.run_full_pass().await;
+    let finished = fleet.cascade(1).await;
+    assert!(finished.summary.stages_images);
+    assert_eq!(finished.summary.phase, CascadePhase::Finished);
+    assert_eq!(finished.summary.counts.succeeded, 3);
+    assert_eq!(finished.images.len(), 3);
     for (name, digest) in &before {
         if name != BASE {
-            assert_eq!(world.registry[name], *digest, "{name}");
-            let image = world.app.store.image(name).await.unwrap().0;
+            assert_eq!(fleet.registry[name], *digest, "{name}");
+            let image = fleet.app.store.image(name).await.unwrap().0;
             assert_eq!(image.digest, *digest, "{name}");
         }
     }
-    let left = over
+    let left = finished
         .images
         .iter()
         .find(|image| image.name == "r.io/left:1")
         .unwrap();
     assert_eq!(left.before.as_ref(), Some(&before["r.io/left:1"]));
-    // It is as good as pushed: nothing is stale.
-    world.rest().await;
-    assert_eq!(world.counts().await, each(1, &["left", "right", "bottom"]));
+    // Staged images count as pushed, so no image is stale.
+    fleet.run_until_idle().await;
+    assert_eq!(
+        fleet.run_counts().await,
+        counts_of(1, &["left", "right", "bottom"])
+    );
 }
 
-async fn a_push_of_our_own_is_not_undone_by_an_old_look(place: Place) {
-    let mut world = diamond(place, json!({})).await;
-    // The tag of our own image is watched, too, because another one stands on it.
-    world.looked("r.io/left:1").await;
-    begun(&mut world, "new").await;
-    let old = world.registry["r.io/left:1"].clone();
-    world.end_all(|_| true).await;
-    // A look that had begun before the push ends after it.
-    let new = world.registry.insert("r.io/left:1".into(), old).unwrap();
-    world.wait(5 * SECOND);
-    world.looked("r.io/left:1").await;
-    world.registry.insert("r.io/left:1".into(), new);
-    world.compare().await;
-    assert_eq!(world.take_runs().await, ["bottom"]);
-    world.end_all(|_| true).await;
-    world.compare().await;
-    world.wait(60 * SECOND);
-    world.looked("r.io/left:1").await;
-    world.rest().await;
-    assert_eq!(world.counts().await, each(1, &["left", "right", "bottom"]));
-    world.assert_fresh();
-    // Somebody else's push to it is a move as any other.
-    world.moves("r.io/left:1", "by hand").await;
-    world.compare().await;
-    world.wait(30 * SECOND);
-    world.tick().await;
-    assert_eq!(world.take_runs().await, ["bottom"]);
-    assert_eq!(world.held[0].spec.pins["r.io/left:1"], sha("by hand"));
+async fn outdated_poll_does_not_undo_a_push_of_a_cascade(db: TestDb) {
+    let mut fleet = build_diamond(db, json!({})).await;
+    // The tag of `left` has a base watch because `bottom` depends on it.
+    fleet.poll_tag("r.io/left:1").await;
+    start_cascade(&mut fleet, "new").await;
+    let old = fleet.registry["r.io/left:1"].clone();
+    fleet.finish_all(|_| true).await;
+    // This poll resolved the tag before the push and is recorded after it.
+    let new = fleet.registry.insert("r.io/left:1".into(), old).unwrap();
+    fleet.advance_clock(5 * SECOND);
+    fleet.poll_tag("r.io/left:1").await;
+    fleet.registry.insert("r.io/left:1".into(), new);
+    fleet.run_full_pass().await;
+    assert_eq!(fleet.lease_runs().await, ["bottom"]);
+    fleet.finish_all(|_| true).await;
+    fleet.run_full_pass().await;
+    fleet.advance_clock(60 * SECOND);
+    fleet.poll_tag("r.io/left:1").await;
+    fleet.run_until_idle().await;
+    assert_eq!(
+        fleet.run_counts().await,
+        counts_of(1, &["left", "right", "bottom"])
+    );
+    fleet.assert_all_fresh();
+    // A push from outside the cascade is a digest change like any other.
+    fleet.move_base("r.io/left:1", "by hand").await;
+    fleet.run_full_pass().await;
+    fleet.advance_clock(30 * SECOND);
+    fleet.run_pass().await;
+    assert_eq!(fleet.lease_runs().await, ["bottom"]);
+    assert_eq!(
+        fleet.leased[0].spec.pins["r.io/left:1"],
+        digest_of("by hand")
+    );
 }
 
-async fn a_cascade_that_is_kept_for_people_is_retried_by_another(place: Place) {
-    let mut world = diamond(place, json!({"retries": 0})).await;
-    begun(&mut world, "new").await;
-    world.end_all(|name| name != "left").await;
-    world.compare().await;
-    world.wait(25 * 3600 * SECOND);
-    world.compare().await;
-    assert!(!world.app.store.cascade(1).await.unwrap().active);
-    assert_eq!(world.states(1).await[1], "left failed: a step failed");
-    world.restart().await;
-    let refused = world
-        .tell(Event::Pause {
+async fn retry_of_an_inactive_cascade_starts_another(db: TestDb) {
+    let mut fleet = build_diamond(db, json!({"retries": 0})).await;
+    start_cascade(&mut fleet, "new").await;
+    fleet.finish_all(|name| name != "left").await;
+    fleet.run_full_pass().await;
+    fleet.advance_clock(25 * 3600 * SECOND);
+    fleet.run_full_pass().await;
+    assert!(!fleet.app.store.cascade(1).await.unwrap().active);
+    assert_eq!(fleet.node_states(1).await[1], "left failed: a step failed");
+    fleet.restart_server().await;
+    let refused = fleet
+        .apply_command(Event::Pause {
             cascade: CascadeId(1),
         })
         .await
         .unwrap_err();
     assert!(matches!(refused, CommandError::Over(1)), "{refused}");
-    world
-        .tell(Event::Retry {
+    fleet
+        .apply_command(Event::Retry {
             cascade: CascadeId(1),
         })
         .await
         .unwrap();
-    world.rest().await;
-    world.assert_fresh();
-    assert_eq!(world.state(2, "bottom").await, CascadeNodeState::Succeeded);
+    fleet.run_until_idle().await;
+    fleet.assert_all_fresh();
+    assert_eq!(
+        fleet.node_state(2, "bottom").await,
+        CascadeNodeState::Succeeded
+    );
 }
 
-async fn two_servers_do_it_once(place: Place) {
-    let mut world = diamond(place, json!({})).await;
-    let other = world.server().await;
+async fn two_servers_build_each_task_once(db: TestDb) {
+    let mut fleet = build_diamond(db, json!({})).await;
+    let other = fleet.open_app().await;
     for round in 0..4 {
-        world.moves(BASE, &format!("round {round}")).await;
+        fleet.move_base(BASE, &format!("round {round}")).await;
         for _ in 0..12 {
-            world.wait(10 * SECOND);
-            other.clock.set(world.now());
+            fleet.advance_clock(10 * SECOND);
+            other.clock.set(fleet.now());
             let (one, two) = tokio::join!(
-                cascades::pass(&world.app, true),
-                cascades::pass(&other, true)
+                cascades::run_pass(&fleet.app, true),
+                cascades::run_pass(&other, true)
             );
             one.unwrap();
             two.unwrap();
-            world.take_runs().await;
-            world.end_all(|_| true).await;
+            fleet.lease_runs().await;
+            fleet.finish_all(|_| true).await;
         }
-        world.assert_fresh();
+        fleet.assert_all_fresh();
     }
-    assert_eq!(world.counts().await, each(4, &["left", "right", "bottom"]));
-    world.assert_once().await;
-    assert_eq!(cascades::list(&world.app, all()).await.unwrap().len(), 4);
+    assert_eq!(
+        fleet.run_counts().await,
+        counts_of(4, &["left", "right", "bottom"])
+    );
+    fleet.assert_built_once().await;
+    assert_eq!(
+        cascades::list(&fleet.app, list_filter())
+            .await
+            .unwrap()
+            .len(),
+        4
+    );
 }
 
-/// `ACRTASK_TEST_FLEET` tasks, or a few hundred; what each look takes is printed.
-async fn a_large_fleet_is_looked_at_in_a_few_statements(place: Place) {
+/// Creates `ACRTASK_TEST_FLEET` tasks (default 300) and prints the duration of each step.
+async fn large_fleet_is_reconciled_and_planned(db: TestDb) {
     let count = std::env::var("ACRTASK_TEST_FLEET").ok();
     let count = count.and_then(|count| count.parse().ok()).unwrap_or(300);
-    let mut world = World::new(place, json!({"settleSecs": 1, "parallel": 8})).await;
-    world.many(count, BASE).await;
-    let begun = std::cell::Cell::new(Instant::now());
-    let told = |what: &str| {
-        println!("{count} tasks, {what}: {:?}", begun.get().elapsed());
-        begun.set(Instant::now());
+    let mut fleet = TestFleet::new(db, json!({"settleSecs": 1, "parallel": 8})).await;
+    fleet.create_built_tasks(count, BASE).await;
+    let started = std::cell::Cell::new(Instant::now());
+    let print_step = |what: &str| {
+        println!("{count} tasks, {what}: {:?}", started.get().elapsed());
+        started.set(Instant::now());
     };
-    world.moves(BASE, "old").await;
-    told("filled");
-    world.compare().await;
-    told("nothing is stale");
-    world.compare().await;
-    told("nothing is stale, once more");
-    world.moves(BASE, "new").await;
-    told("a base moves");
-    world.compare().await;
-    told("a cascade begins");
-    world.compare().await;
-    told("nothing is new");
-    world.wait(SECOND);
-    begun.set(Instant::now());
-    world.tick().await;
-    told("it starts runs");
-    // The first of each fifty stands on nothing but the base.
-    assert_eq!(world.take_runs().await.len(), count.div_ceil(50).min(8));
-    world.end(0, true).await;
-    begun.set(Instant::now());
-    world.tick().await;
-    told("it takes an end and starts the next run");
-    world.compare().await;
-    told("it compares everything meanwhile");
-    assert_eq!(world.show(1).await.nodes.len(), count);
-    told("it is shown");
-    assert_eq!(cascades::list(&world.app, all()).await.unwrap().len(), 1);
-    told("it is listed");
+    fleet.move_base(BASE, "old").await;
+    print_step("tasks created");
+    fleet.run_full_pass().await;
+    print_step("nothing is stale");
+    fleet.run_full_pass().await;
+    print_step("nothing is stale, second pass");
+    fleet.move_base(BASE, "new").await;
+    print_step("a base moves");
+    fleet.run_full_pass().await;
+    print_step("a cascade starts");
+    fleet.run_full_pass().await;
+    print_step("no change");
+    fleet.advance_clock(SECOND);
+    started.set(Instant::now());
+    fleet.run_pass().await;
+    print_step("the pass starts runs");
+    // The first of each 50 tasks depends on the base only.
+    assert_eq!(fleet.lease_runs().await.len(), count.div_ceil(50).min(8));
+    fleet.finish_run(0, true).await;
+    started.set(Instant::now());
+    fleet.run_pass().await;
+    print_step("the pass applies a finished run and starts the next");
+    fleet.run_full_pass().await;
+    print_step("a full pass during the cascade");
+    assert_eq!(fleet.cascade(1).await.nodes.len(), count);
+    print_step("the cascade is shown");
+    assert_eq!(
+        cascades::list(&fleet.app, list_filter())
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
+    print_step("the cascade is listed");
     let base = Some(BASE.parse().unwrap());
-    let plan = cascades::plan(&world.app, base, None, true).await.unwrap();
-    told("it is planned");
+    let plan = cascades::plan(&fleet.app, base, None, true).await.unwrap();
+    print_step("a plan is made");
     assert_eq!(plan.nodes.len(), count - 1);
-    world.restart().await;
-    begun.set(Instant::now());
-    world.tick().await;
-    told("a server that begins loads it");
+    fleet.restart_server().await;
+    started.set(Instant::now());
+    fleet.run_pass().await;
+    print_step("a restarted server loads the cascade");
 }
 
-/// The loops of a real server: the end of settling starts runs at once, and ends of runs start the next ones.
-async fn a_server_wakes_for_what_it_waits_for(place: Place) {
-    let mut world = diamond(place, json!({"settleSecs": 1})).await;
-    world.clock_is_real().await;
-    // Before the server begins, which would look at the tag itself.
-    world.moves(BASE, "new").await;
-    let begun = Instant::now();
-    let server = world.serve().await;
+/// Tests the loops of a real server. The end of settling starts the first runs at once, and each
+/// finished run starts the next ones.
+async fn server_wakes_when_settling_or_a_run_ends(db: TestDb) {
+    let mut fleet = build_diamond(db, json!({"settleSecs": 1})).await;
+    fleet.set_clock_to_now().await;
+    // Moves the base before the server starts, because a started server polls the tag itself.
+    fleet.move_base(BASE, "new").await;
+    let started = Instant::now();
+    let server = fleet.start_server().await;
     let mut ran = Vec::new();
     while ran.len() < 3 {
-        assert!(begun.elapsed().as_secs() < 20, "{ran:?}");
+        assert!(started.elapsed().as_secs() < 20, "{ran:?}");
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        let taken = world.take_runs().await;
+        let taken = fleet.lease_runs().await;
         if !taken.is_empty() {
-            println!("{taken:?} after {:?}", begun.elapsed());
+            println!("{taken:?} after {:?}", started.elapsed());
         }
         ran.extend(taken);
-        world.end_all(|_| true).await;
+        fleet.finish_all(|_| true).await;
     }
-    assert!(begun.elapsed().as_millis() >= 1000, "it settles");
+    assert!(started.elapsed().as_millis() >= 1000, "the cascade settles");
     ran.sort();
     assert_eq!(ran, ["bottom", "left", "right"]);
-    world.assert_fresh();
+    fleet.assert_all_fresh();
     server.shutdown().await;
 }

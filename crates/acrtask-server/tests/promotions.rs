@@ -1,53 +1,53 @@
-//! Tags that move together and go back, at a real registry, with a clock that the tests set. Each test runs on SQLite, and
-//! on PostgreSQL where `ACRTASK_TEST_POSTGRES` names one.
+//! Tests of promotion and rollback at a real registry, with a simulated clock.
+//!
+//! Each test runs on SQLite, and on PostgreSQL if `ACRTASK_TEST_POSTGRES` names a server.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 #![allow(
     clippy::print_stderr,
     clippy::print_stdout,
-    reason = "a test that is left out, or fails from a seed, says so"
+    reason = "skipped tests and failing seeds are printed"
 )]
 
-#[path = "promotions/ends.rs"]
-mod ends;
-#[path = "queue/place.rs"]
-#[allow(dead_code, reason = "the tests of the queue use all of it")]
-mod place;
-#[path = "promotions/tags.rs"]
-mod tags;
-#[path = "cascades/world.rs"]
-#[allow(dead_code, reason = "the tests of cascades use all of it")]
-mod world;
+#[path = "promotions/killed_servers.rs"]
+mod killed_servers;
+#[path = "promotions/registry_fleet.rs"]
+mod registry_fleet;
+#[path = "queue/test_db.rs"]
+#[allow(dead_code, reason = "only the tests of the queue use all of it")]
+mod test_db;
+#[path = "cascades/test_fleet.rs"]
+#[allow(dead_code, reason = "only the tests of cascades use all of it")]
+mod test_fleet;
 
 use acrtask_api::cascade::{CascadeImageState, CascadePhase, CascadePromotion};
 use acrtask_cascade::cascade::{CascadeId, Event};
-use acrtask_server::cascades::{self, CommandError, promote as gate};
-use ends::{
-    a_server_that_ends_anywhere_leaves_what_another_can_finish,
-    a_tag_that_was_on_its_way_goes_back, one_server_works_on_a_cascade,
-    what_was_said_last_holds_wherever_a_server_has_ended,
+use acrtask_server::cascades::{self, CommandError, promote};
+use killed_servers::{
+    cascade_is_promoted_by_one_server_at_a_time, last_command_wins_after_servers_are_killed,
+    promotion_of_a_killed_server_is_finished_by_another, unrecorded_tag_move_is_rolled_back,
 };
-use place::Place;
+use registry_fleet::{NAMES, RegistryFleet};
 use serde_json::json;
-use tags::{Fleet, NAMES};
-use world::{SECOND, sha};
+use test_db::TestDb;
+use test_fleet::{SECOND, digest_of};
 
-/// Runs the same test on both databases.
+/// Creates one test per database from a function that takes a [`TestDb`] and a registry address.
 macro_rules! on_both {
     ($($name:ident),+ $(,)?) => {
         mod sqlite {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                if let Some(registry) = crate::tags::registry() {
-                    super::$name(crate::place::Place::sqlite(), registry).await;
+                if let Some(registry) = crate::registry_fleet::registry_address() {
+                    super::$name(crate::test_db::TestDb::sqlite(), registry).await;
                 }
             })+
         }
         mod postgres {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                if let (Some(place), Some(registry)) = (crate::place::Place::postgres(), crate::tags::registry()) {
-                    super::$name(place, registry).await;
+                if let (Some(db), Some(registry)) = (crate::test_db::TestDb::postgres(), crate::registry_fleet::registry_address()) {
+                    super::$name(db, registry).await;
                 }
             })+
         }
@@ -55,425 +55,443 @@ macro_rules! on_both {
 }
 
 on_both!(
-    all_tags_move_when_everything_was_built_and_go_back_at_a_word,
-    a_chosen_test_that_fails_holds_back_until_somebody_decides,
-    a_chosen_test_that_passes_after_a_retry_lets_go,
-    what_a_later_cascade_shows_lets_an_earlier_one_go,
-    what_stands_on_held_images_is_held_until_these_have_tags,
-    what_stands_on_held_images_is_given_up_with_them,
-    what_nobody_retries_is_given_up,
-    what_is_canceled_is_given_up_and_not_built_again,
-    a_tag_that_cannot_move_keeps_no_other_and_is_tried_again,
-    a_server_that_ends_anywhere_leaves_what_another_can_finish,
-    what_an_ordinary_cascade_moved_goes_back_too,
-    something_newer_is_not_overwritten,
-    one_server_works_on_a_cascade,
-    a_tag_that_was_on_its_way_goes_back,
-    what_was_said_last_holds_wherever_a_server_has_ended,
+    all_tags_move_after_the_last_build_and_roll_back_on_request,
+    failed_promotion_test_keeps_images_staged_until_promoted_manually,
+    promotion_test_that_passes_on_retry_promotes,
+    later_cascade_that_passes_promotes_the_earlier_one,
+    dependents_of_staged_images_wait_for_their_promotion,
+    dependents_of_staged_images_are_discarded_with_them,
+    failed_cascade_without_a_retry_is_discarded,
+    canceled_cascade_is_discarded_and_not_rebuilt,
+    tag_that_cannot_move_is_retried_and_blocks_no_other,
+    promotion_of_a_killed_server_is_finished_by_another,
+    cascade_without_staging_can_be_rolled_back,
+    newer_image_is_not_overwritten,
+    cascade_is_promoted_by_one_server_at_a_time,
+    unrecorded_tag_move_is_rolled_back,
+    last_command_wins_after_servers_are_killed,
 );
 
-async fn all_tags_move_when_everything_was_built_and_go_back_at_a_word(
-    place: Place,
-    registry: String,
-) {
-    let mut fleet = Fleet::new(place, &registry, json!({"promotion": {"tasks": "app"}})).await;
-    let before = fleet.tags().await;
-    fleet.base_moves("new").await;
-    fleet.build("mid", true).await;
-    // While it builds, nothing is decided.
-    gate::pass(&fleet.world.app).await.unwrap();
-    assert_eq!(fleet.show().await.summary.promotion, CascadePromotion::Held);
-    let refused = gate::promote(&fleet.world.app, 1, "ann").await.unwrap_err();
+async fn all_tags_move_after_the_last_build_and_roll_back_on_request(db: TestDb, registry: String) {
+    let mut fleet = RegistryFleet::new(db, &registry, json!({"promotion": {"tasks": "app"}})).await;
+    let before = fleet.resolve_tags().await;
+    fleet.move_base("new").await;
+    fleet.build_task("mid", true).await;
+    // No promotion is decided while the cascade still builds.
+    promote::run_pass(&fleet.inner.app).await.unwrap();
+    assert_eq!(
+        fleet.newest_cascade().await.summary.promotion,
+        CascadePromotion::Staged
+    );
+    let refused = promote::promote(&fleet.inner.app, 1, "ann")
+        .await
+        .unwrap_err();
     assert!(
         matches!(&refused, CommandError::Invalid(why) if why.contains("still building")),
         "{refused}"
     );
-    fleet.build("app", true).await;
-    assert_eq!(fleet.tags().await, before, "no tag has moved yet");
+    fleet.build_task("app", true).await;
+    assert_eq!(fleet.resolve_tags().await, before, "no tag has moved yet");
 
-    gate::pass(&fleet.world.app).await.unwrap();
-    let over = fleet.show().await;
-    assert_eq!(over.summary.promotion, CascadePromotion::Promoted);
-    assert_eq!(over.summary.promotion_note, None);
-    let after = fleet.tags().await;
+    promote::run_pass(&fleet.inner.app).await.unwrap();
+    let finished = fleet.newest_cascade().await;
+    assert_eq!(finished.summary.promotion, CascadePromotion::Promoted);
+    assert_eq!(finished.summary.promotion_note, None);
+    let after = fleet.resolve_tags().await;
     for (index, name) in NAMES.iter().enumerate() {
-        let image = fleet.shown(name).await;
-        assert_eq!(image.state, CascadeImageState::Moved);
+        let image = fleet.cascade_image(name).await;
+        assert_eq!(image.state, CascadeImageState::Promoted);
         assert_eq!(
             (image.before, Some(image.after)),
             (before[index].clone(), after[index].clone())
         );
-        let recorded = fleet.recorded(name).await;
+        let recorded = fleet.recorded_digests(name).await;
         assert_eq!(Some(recorded.0), after[index]);
     }
-    assert_eq!(fleet.recorded("mid").await.1, [sha("new")]);
-    fleet.rests_after(1).await;
+    assert_eq!(fleet.recorded_digests("mid").await.1, [digest_of("new")]);
+    fleet.assert_idle_after(1).await;
 
-    gate::rollback(&fleet.world.app, 1, "ann").await.unwrap();
-    let over = fleet.show().await;
-    assert_eq!(over.summary.promotion, CascadePromotion::RolledBack);
-    assert_eq!(fleet.tags().await, before);
+    promote::rollback(&fleet.inner.app, 1, "ann").await.unwrap();
+    let finished = fleet.newest_cascade().await;
+    assert_eq!(finished.summary.promotion, CascadePromotion::RolledBack);
+    assert_eq!(fleet.resolve_tags().await, before);
     for (index, name) in NAMES.iter().enumerate() {
-        assert_eq!(fleet.shown(name).await.state, CascadeImageState::RolledBack);
-        assert_eq!(Some(fleet.recorded(name).await.0), before[index]);
+        assert_eq!(
+            fleet.cascade_image(name).await.state,
+            CascadeImageState::RolledBack
+        );
+        assert_eq!(Some(fleet.recorded_digests(name).await.0), before[index]);
     }
-    assert_eq!(fleet.recorded("mid").await.1, [sha("old")]);
-    // It is stale again, and nothing builds it from the same digests a second time.
-    fleet.rests_after(1).await;
-    assert_eq!(fleet.tags().await, before);
+    assert_eq!(fleet.recorded_digests("mid").await.1, [digest_of("old")]);
+    // The images are stale again, but no task is built from the same digests a second time.
+    fleet.assert_idle_after(1).await;
+    assert_eq!(fleet.resolve_tags().await, before);
 
-    // Forward again, and the next base is built as ever.
-    gate::promote(&fleet.world.app, 1, "ann").await.unwrap();
-    assert_eq!(fleet.tags().await, after);
-    fleet.rests_after(1).await;
-    fleet.base_moves("newer").await;
-    fleet.build("mid", true).await;
-    fleet.build("app", true).await;
-    gate::pass(&fleet.world.app).await.unwrap();
-    let last = fleet.tags().await;
+    // A second promotion sets the tags again. The next base digest starts a cascade as usual.
+    promote::promote(&fleet.inner.app, 1, "ann").await.unwrap();
+    assert_eq!(fleet.resolve_tags().await, after);
+    fleet.assert_idle_after(1).await;
+    fleet.move_base("newer").await;
+    fleet.build_task("mid", true).await;
+    fleet.build_task("app", true).await;
+    promote::run_pass(&fleet.inner.app).await.unwrap();
+    let last = fleet.resolve_tags().await;
     assert!(last[0] != after[0] && last[1] != after[1]);
-    fleet.rests_after(2).await;
+    fleet.assert_idle_after(2).await;
 }
 
-async fn a_chosen_test_that_fails_holds_back_until_somebody_decides(
-    place: Place,
+async fn failed_promotion_test_keeps_images_staged_until_promoted_manually(
+    db: TestDb,
     registry: String,
 ) {
     let settings =
         json!({"retries": 0, "promotion": {"tasks": "mid", "tests": ["app", "another/step"]}});
-    let mut fleet = Fleet::new(place, &registry, settings).await;
-    let before = fleet.tags().await;
-    fleet.base_moves("new").await;
-    fleet.build("mid", true).await;
-    fleet.build("app", false).await;
-    gate::pass(&fleet.world.app).await.unwrap();
-    let held = fleet.show().await;
-    assert_eq!(held.summary.phase, CascadePhase::Over);
-    assert_eq!(held.summary.promotion, CascadePromotion::Held);
-    let note = held.summary.promotion_note.unwrap();
+    let mut fleet = RegistryFleet::new(db, &registry, settings).await;
+    let before = fleet.resolve_tags().await;
+    fleet.move_base("new").await;
+    fleet.build_task("mid", true).await;
+    fleet.build_task("app", false).await;
+    promote::run_pass(&fleet.inner.app).await.unwrap();
+    let staged = fleet.newest_cascade().await;
+    assert_eq!(staged.summary.phase, CascadePhase::Finished);
+    assert_eq!(staged.summary.promotion, CascadePromotion::Staged);
+    let note = staged.summary.promotion_note.unwrap();
     assert_eq!(note, "app failed: a step failed");
-    assert_eq!(fleet.tags().await, before);
-    gate::promote(&fleet.world.app, 1, "ann").await.unwrap();
-    let after = fleet.tags().await;
-    assert_ne!(after[0], before[0], "what there is has moved");
+    assert_eq!(fleet.resolve_tags().await, before);
+    promote::promote(&fleet.inner.app, 1, "ann").await.unwrap();
+    let after = fleet.resolve_tags().await;
+    assert_ne!(after[0], before[0], "the finished image has moved");
     assert_eq!(after[1], before[1]);
     assert_eq!(
-        fleet.show().await.summary.promotion,
+        fleet.newest_cascade().await.summary.promotion,
         CascadePromotion::Promoted
     );
-    fleet.rests_after(1).await;
+    fleet.assert_idle_after(1).await;
 }
 
-async fn a_chosen_test_that_passes_after_a_retry_lets_go(place: Place, registry: String) {
+async fn promotion_test_that_passes_on_retry_promotes(db: TestDb, registry: String) {
     let settings = json!({"retries": 0, "promotion": {"tasks": "", "tests": ["app"]}});
-    let mut fleet = Fleet::new(place, &registry, settings).await;
-    let before = fleet.tags().await;
-    fleet.base_moves("new").await;
-    fleet.build("mid", true).await;
-    fleet.build("app", false).await;
-    gate::pass(&fleet.world.app).await.unwrap();
-    assert_eq!(fleet.tags().await, before);
+    let mut fleet = RegistryFleet::new(db, &registry, settings).await;
+    let before = fleet.resolve_tags().await;
+    fleet.move_base("new").await;
+    fleet.build_task("mid", true).await;
+    fleet.build_task("app", false).await;
+    promote::run_pass(&fleet.inner.app).await.unwrap();
+    assert_eq!(fleet.resolve_tags().await, before);
     let retry = Event::Retry {
         cascade: CascadeId(1),
     };
-    fleet.world.tell(retry).await.unwrap();
-    fleet.begins().await;
-    let held = fleet.shown("mid").await;
-    let pins = fleet.build("app", true).await;
+    fleet.inner.apply_command(retry).await.unwrap();
+    fleet.start_cascade().await;
+    let staged = fleet.cascade_image("mid").await;
+    let pins = fleet.build_task("app", true).await;
     assert_eq!(
-        pins.get(&held.name),
-        Some(&held.after),
-        "it stands on what is held back"
+        pins.get(&staged.name),
+        Some(&staged.after),
+        "it is pinned to the staged image"
     );
-    assert_eq!(fleet.tags().await, before);
-    gate::pass(&fleet.world.app).await.unwrap();
+    assert_eq!(fleet.resolve_tags().await, before);
+    promote::run_pass(&fleet.inner.app).await.unwrap();
     assert_eq!(
-        fleet.show().await.summary.promotion,
+        fleet.newest_cascade().await.summary.promotion,
         CascadePromotion::Promoted
     );
-    let after = fleet.tags().await;
-    assert!(after[0] == Some(held.after) && after[1] != before[1]);
-    fleet.rests_after(1).await;
+    let after = fleet.resolve_tags().await;
+    assert!(after[0] == Some(staged.after) && after[1] != before[1]);
+    fleet.assert_idle_after(1).await;
 }
 
-async fn what_a_later_cascade_shows_lets_an_earlier_one_go(place: Place, registry: String) {
+async fn later_cascade_that_passes_promotes_the_earlier_one(db: TestDb, registry: String) {
     let settings = json!({"retries": 0, "promotion": {"tasks": "", "tests": ["app"]}});
-    let mut fleet = Fleet::new(place, &registry, settings).await;
-    fleet.base_moves("new").await;
-    fleet.build("mid", true).await;
-    fleet.build("app", false).await;
-    gate::pass(&fleet.world.app).await.unwrap();
-    let before = fleet.tags().await;
-    fleet.base_moves("newer").await;
-    fleet.build("mid", true).await;
-    fleet.build("app", true).await;
-    assert_eq!(fleet.tags().await, before);
-    gate::pass(&fleet.world.app).await.unwrap();
+    let mut fleet = RegistryFleet::new(db, &registry, settings).await;
+    fleet.move_base("new").await;
+    fleet.build_task("mid", true).await;
+    fleet.build_task("app", false).await;
+    promote::run_pass(&fleet.inner.app).await.unwrap();
+    let before = fleet.resolve_tags().await;
+    fleet.move_base("newer").await;
+    fleet.build_task("mid", true).await;
+    fleet.build_task("app", true).await;
+    assert_eq!(fleet.resolve_tags().await, before);
+    promote::run_pass(&fleet.inner.app).await.unwrap();
     for id in [1, 2] {
-        let promotion = fleet.world.show(id).await.summary.promotion;
+        let promotion = fleet.inner.cascade(id).await.summary.promotion;
         assert_eq!(promotion, CascadePromotion::Promoted, "{id}");
     }
-    let first = fleet.world.show(1).await.images.remove(0);
-    let mid = fleet.shown("mid").await;
-    assert_eq!(mid.before, Some(first.after), "the one after the other");
-    assert_eq!(fleet.tags().await[0], Some(mid.after));
-    fleet.rests_after(2).await;
+    let first = fleet.inner.cascade(1).await.images.remove(0);
+    let mid = fleet.cascade_image("mid").await;
+    assert_eq!(mid.before, Some(first.after), "promoted in order");
+    assert_eq!(fleet.resolve_tags().await[0], Some(mid.after));
+    fleet.assert_idle_after(2).await;
 }
 
-/// Another base of the application.
+/// The second base of the task `app`.
 const OTHER: &str = "r.io/other:1";
 
-/// Cascade 1 holds the middle and the application back, because a test of the middle has failed. Cascade 2 builds the
-/// application alone, because its other base has moved: no task of it is to be held back for its own sake.
-async fn on_what_is_held(place: Place, registry: &str) -> Fleet {
+/// Creates two cascades. Cascade 1 stages `mid` and `app`, because the task `test` failed.
+/// Cascade 2 builds only `app`, because its other base has moved. No setting stages the
+/// tasks of cascade 2.
+async fn cascade_on_staged_images(db: TestDb, registry: &str) -> RegistryFleet {
     let settings =
         json!({"retries": 0, "parallel": 1, "promotion": {"tasks": "mid", "tests": ["test"]}});
-    let mut fleet = Fleet::new(place, registry, settings).await;
-    let mid = fleet.world.models["mid"].image.clone();
-    fleet.world.task("test", &[&mid], json!({})).await;
+    let mut fleet = RegistryFleet::new(db, registry, settings).await;
+    let mid = fleet.inner.tasks["mid"].image.clone();
+    fleet.inner.create_task("test", &[&mid], json!({})).await;
     let image = mid.replace("/mid:", "/test:");
-    fleet.world.models.get_mut("test").unwrap().image = image;
-    let app = fleet.world.models.get_mut("app").unwrap();
+    fleet.inner.tasks.get_mut("test").unwrap().image = image;
+    let app = fleet.inner.tasks.get_mut("app").unwrap();
     app.bases.push(OTHER.to_owned());
-    fleet.world.registry.insert(OTHER.into(), sha("old"));
+    fleet.inner.registry.insert(OTHER.into(), digest_of("old"));
     for name in ["test", "app"] {
-        fleet.world.by_hand(name).await;
-        fleet.build(name, true).await;
+        fleet.inner.enqueue_run(name).await;
+        fleet.build_task(name, true).await;
     }
-    fleet.base_moves("new").await;
-    fleet.build("mid", true).await;
-    fleet.build("app", true).await;
-    fleet.build("test", false).await;
-    gate::pass(&fleet.world.app).await.unwrap();
-    assert_eq!(fleet.show().await.summary.promotion, CascadePromotion::Held);
-    let held = fleet.shown("mid").await;
-    // Whoever sets that nothing is held back from now on does not let go of what is.
+    fleet.move_base("new").await;
+    fleet.build_task("mid", true).await;
+    fleet.build_task("app", true).await;
+    fleet.build_task("test", false).await;
+    promote::run_pass(&fleet.inner.app).await.unwrap();
+    assert_eq!(
+        fleet.newest_cascade().await.summary.promotion,
+        CascadePromotion::Staged
+    );
+    let staged = fleet.cascade_image("mid").await;
+    // Removing the promotion setting does not promote images that are already staged.
     let none = serde_json::from_value(json!({"retries": 0, "parallel": 1})).unwrap();
-    cascades::put_settings(&fleet.world.app, none)
+    cascades::put_settings(&fleet.inner.app, none)
         .await
         .unwrap();
 
-    fleet.world.moves(OTHER, "new").await;
-    fleet.begins().await;
-    let pins = fleet.build("app", true).await;
-    assert_eq!(pins[&held.name], held.after);
-    assert_eq!(pins[OTHER], sha("new"));
-    let detail = fleet.world.show(2).await;
+    fleet.inner.move_base(OTHER, "new").await;
+    fleet.start_cascade().await;
+    let pins = fleet.build_task("app", true).await;
+    assert_eq!(pins[&staged.name], staged.after);
+    assert_eq!(pins[OTHER], digest_of("new"));
+    let detail = fleet.inner.cascade(2).await;
     assert_eq!(detail.nodes.len(), 1, "{detail:?}");
-    assert!(detail.summary.holds);
+    assert!(detail.summary.stages_images);
     fleet
 }
 
-async fn what_stands_on_held_images_is_held_until_these_have_tags(place: Place, registry: String) {
-    let mut fleet = on_what_is_held(place, &registry).await;
-    let before = fleet.tags().await;
-    gate::pass(&fleet.world.app).await.unwrap();
-    let waits = fleet.world.show(2).await.summary;
-    assert_eq!(waits.promotion, CascadePromotion::Held);
+async fn dependents_of_staged_images_wait_for_their_promotion(db: TestDb, registry: String) {
+    let mut fleet = cascade_on_staged_images(db, &registry).await;
+    let before = fleet.resolve_tags().await;
+    promote::run_pass(&fleet.inner.app).await.unwrap();
+    let waits = fleet.inner.cascade(2).await.summary;
+    assert_eq!(waits.promotion, CascadePromotion::Staged);
     assert_eq!(
         waits.promotion_note.as_deref(),
-        Some("it stands on images that cascade 1 holds back")
+        Some("it depends on staged images of cascade 1")
     );
-    let refused = gate::promote(&fleet.world.app, 2, "ann").await.unwrap_err();
+    let refused = promote::promote(&fleet.inner.app, 2, "ann")
+        .await
+        .unwrap_err();
     assert_eq!(
         refused.to_string(),
-        "cascade 2 cannot be promoted: it stands on images that cascade 1 holds back; `acrtask cascade promote 1` lets \
-         these go first"
+        "cascade 2 cannot be promoted: it depends on staged images of cascade 1; promote that one first: \
+         `acrtask cascade promote 1`"
     );
-    assert_eq!(fleet.tags().await, before);
-    gate::promote(&fleet.world.app, 1, "ann").await.unwrap();
-    gate::pass(&fleet.world.app).await.unwrap();
-    let last = fleet.world.show(2).await;
+    assert_eq!(fleet.resolve_tags().await, before);
+    promote::promote(&fleet.inner.app, 1, "ann").await.unwrap();
+    promote::run_pass(&fleet.inner.app).await.unwrap();
+    let last = fleet.inner.cascade(2).await;
     assert_eq!(last.summary.promotion, CascadePromotion::Promoted);
-    let tags = fleet.tags().await;
+    let tags = fleet.resolve_tags().await;
     assert_ne!(tags[0], before[0]);
     assert_eq!(tags[1].as_ref(), Some(&last.images[0].after));
-    fleet.rests_after(2).await;
+    fleet.assert_idle_after(2).await;
 }
 
-async fn what_stands_on_held_images_is_given_up_with_them(place: Place, registry: String) {
-    let mut fleet = on_what_is_held(place, &registry).await;
-    let before = fleet.tags().await;
-    gate::rollback(&fleet.world.app, 1, "ann").await.unwrap();
-    let refused = gate::promote(&fleet.world.app, 2, "ann").await.unwrap_err();
+async fn dependents_of_staged_images_are_discarded_with_them(db: TestDb, registry: String) {
+    let mut fleet = cascade_on_staged_images(db, &registry).await;
+    let before = fleet.resolve_tags().await;
+    promote::rollback(&fleet.inner.app, 1, "ann").await.unwrap();
+    let refused = promote::promote(&fleet.inner.app, 2, "ann")
+        .await
+        .unwrap_err();
     assert!(
         refused
             .to_string()
-            .ends_with("of cascade 1, which was given up, and so is what stands on it"),
+            .ends_with("of cascade 1, which was discarded together with its dependents"),
         "{refused}"
     );
-    gate::pass(&fleet.world.app).await.unwrap();
-    let last = fleet.world.show(2).await.summary;
-    assert_eq!(last.promotion, CascadePromotion::Dropped);
-    assert_eq!(fleet.tags().await, before);
-    // Neither is built again from the same digests, and the next base builds all of it.
-    fleet.rests_after(2).await;
-    fleet.base_moves("newer").await;
+    promote::run_pass(&fleet.inner.app).await.unwrap();
+    let last = fleet.inner.cascade(2).await.summary;
+    assert_eq!(last.promotion, CascadePromotion::Discarded);
+    assert_eq!(fleet.resolve_tags().await, before);
+    // Neither cascade is built again from the same digests. The next base digest rebuilds all
+    // tasks.
+    fleet.assert_idle_after(2).await;
+    fleet.move_base("newer").await;
     for name in ["mid", "app", "test"] {
-        fleet.build(name, true).await;
+        fleet.build_task(name, true).await;
     }
-    let after = fleet.tags().await;
+    let after = fleet.resolve_tags().await;
     assert!(after[0] != before[0] && after[1] != before[1]);
-    fleet.rests_after(3).await;
+    fleet.assert_idle_after(3).await;
 }
 
-async fn what_nobody_retries_is_given_up(place: Place, registry: String) {
-    let settings =
-        json!({"retries": 0, "healSecs": 0, "promotion": {"tasks": "", "tests": ["app"]}});
-    let mut fleet = Fleet::new(place, &registry, settings).await;
-    let before = fleet.tags().await;
-    fleet.base_moves("new").await;
-    fleet.build("mid", true).await;
-    fleet.build("app", false).await;
-    gate::pass(&fleet.world.app).await.unwrap();
-    assert_eq!(fleet.show().await.summary.promotion, CascadePromotion::Held);
-    fleet.world.wait(25 * 3600 * SECOND);
-    fleet.settle().await;
-    gate::pass(&fleet.world.app).await.unwrap();
+async fn failed_cascade_without_a_retry_is_discarded(db: TestDb, registry: String) {
+    let settings = json!({"retries": 0, "retryFailedAfterSecs": 0, "promotion": {"tasks": "", "tests": ["app"]}});
+    let mut fleet = RegistryFleet::new(db, &registry, settings).await;
+    let before = fleet.resolve_tags().await;
+    fleet.move_base("new").await;
+    fleet.build_task("mid", true).await;
+    fleet.build_task("app", false).await;
+    promote::run_pass(&fleet.inner.app).await.unwrap();
     assert_eq!(
-        fleet.show().await.summary.promotion,
-        CascadePromotion::Dropped
+        fleet.newest_cascade().await.summary.promotion,
+        CascadePromotion::Staged
     );
-    let why = fleet.shown("mid").await.why;
+    fleet.inner.advance_clock(25 * 3600 * SECOND);
+    fleet.poll_and_run_pass().await;
+    promote::run_pass(&fleet.inner.app).await.unwrap();
+    assert_eq!(
+        fleet.newest_cascade().await.summary.promotion,
+        CascadePromotion::Discarded
+    );
+    let why = fleet.cascade_image("mid").await.reason;
     assert_eq!(why.as_deref(), Some("app failed: a step failed"));
-    fleet.rests_after(1).await;
-    assert_eq!(fleet.tags().await, before);
+    fleet.assert_idle_after(1).await;
+    assert_eq!(fleet.resolve_tags().await, before);
 }
 
-async fn what_is_canceled_is_given_up_and_not_built_again(place: Place, registry: String) {
-    let mut fleet = Fleet::new(place, &registry, json!({"promotion": {"tasks": "app"}})).await;
-    let before = fleet.tags().await;
-    fleet.base_moves("new").await;
-    fleet.build("mid", true).await;
+async fn canceled_cascade_is_discarded_and_not_rebuilt(db: TestDb, registry: String) {
+    let mut fleet = RegistryFleet::new(db, &registry, json!({"promotion": {"tasks": "app"}})).await;
+    let before = fleet.resolve_tags().await;
+    fleet.move_base("new").await;
+    fleet.build_task("mid", true).await;
     let cancel = Event::Cancel {
         cascade: CascadeId(1),
         by: "ann".into(),
     };
-    fleet.world.tell(cancel).await.unwrap();
-    fleet.settle().await;
-    gate::pass(&fleet.world.app).await.unwrap();
-    let over = fleet.show().await;
-    assert_eq!(over.summary.promotion, CascadePromotion::Dropped);
-    let image = fleet.shown("mid").await;
-    assert_eq!(image.state, CascadeImageState::Dropped);
+    fleet.inner.apply_command(cancel).await.unwrap();
+    fleet.poll_and_run_pass().await;
+    promote::run_pass(&fleet.inner.app).await.unwrap();
+    let finished = fleet.newest_cascade().await;
+    assert_eq!(finished.summary.promotion, CascadePromotion::Discarded);
+    let image = fleet.cascade_image("mid").await;
+    assert_eq!(image.state, CascadeImageState::Discarded);
     assert_eq!(
-        image.why.as_deref(),
+        image.reason.as_deref(),
         Some("its cascade was canceled by ann")
     );
-    fleet.rests_after(1).await;
-    assert_eq!(fleet.tags().await, before);
-    assert_eq!(Some(fleet.recorded("mid").await.0), before[0]);
-    let refused = gate::rollback(&fleet.world.app, 1, "ann")
+    fleet.assert_idle_after(1).await;
+    assert_eq!(fleet.resolve_tags().await, before);
+    assert_eq!(Some(fleet.recorded_digests("mid").await.0), before[0]);
+    let refused = promote::rollback(&fleet.inner.app, 1, "ann")
         .await
         .unwrap_err();
     assert!(
-        refused.to_string().contains("nothing to put back"),
+        refused.to_string().contains("nothing to roll back"),
         "{refused}"
     );
-    let unknown = gate::rollback(&fleet.world.app, 7, "ann")
+    let unknown = promote::rollback(&fleet.inner.app, 7, "ann")
         .await
         .unwrap_err();
     assert!(matches!(unknown, CommandError::Unknown(7)));
 }
 
-async fn a_tag_that_cannot_move_keeps_no_other_and_is_tried_again(place: Place, registry: String) {
-    let mut fleet = Fleet::new(place, &registry, json!({"promotion": {"tasks": "app"}})).await;
-    let before = fleet.tags().await;
-    fleet.base_moves("new").await;
-    // The registry has not got what the first run says that it pushed.
-    fleet.lose = true;
-    fleet.build("mid", true).await;
-    fleet.lose = false;
-    fleet.build("app", true).await;
-    let next = gate::pass(&fleet.world.app).await.unwrap();
-    assert_eq!(next, Some(fleet.world.now() + 5 * SECOND));
-    let part = fleet.show().await;
-    assert_eq!(part.summary.promotion, CascadePromotion::Held);
-    let note = part.summary.promotion_note.unwrap();
+async fn tag_that_cannot_move_is_retried_and_blocks_no_other(db: TestDb, registry: String) {
+    let mut fleet = RegistryFleet::new(db, &registry, json!({"promotion": {"tasks": "app"}})).await;
+    let before = fleet.resolve_tags().await;
+    fleet.move_base("new").await;
+    // The registry does not receive the image that the first run reports as pushed.
+    fleet.loses_pushes = true;
+    fleet.build_task("mid", true).await;
+    fleet.loses_pushes = false;
+    fleet.build_task("app", true).await;
+    let next = promote::run_pass(&fleet.inner.app).await.unwrap();
+    assert_eq!(next, Some(fleet.inner.now() + 5 * SECOND));
+    let partial = fleet.newest_cascade().await;
+    assert_eq!(partial.summary.promotion, CascadePromotion::Staged);
+    let note = partial.summary.promotion_note.unwrap();
     assert!(
-        note.starts_with("its tags are being moved, which has to be tried again: ")
+        note.starts_with("moving its tags; retrying after an error: ")
             && note.contains("does not have it"),
         "{note}"
     );
-    let tags = fleet.tags().await;
+    let tags = fleet.resolve_tags().await;
     assert_eq!(tags[0], before[0]);
     assert_ne!(tags[1], before[1]);
-    let mid = fleet.shown("mid").await;
-    assert_eq!(mid.state, CascadeImageState::Held);
-    assert!(mid.why.unwrap().contains("does not have it"));
-    // Not before its time.
-    fleet.push_lost().await;
-    gate::pass(&fleet.world.app).await.unwrap();
-    assert_eq!(fleet.tags().await[0], before[0]);
-    fleet.world.wait(5 * SECOND);
-    assert_eq!(gate::pass(&fleet.world.app).await.unwrap(), None);
-    assert_ne!(fleet.tags().await[0], before[0]);
-    assert_eq!(fleet.shown("mid").await.why, None);
+    let mid = fleet.cascade_image("mid").await;
+    assert_eq!(mid.state, CascadeImageState::Staged);
+    assert!(mid.reason.unwrap().contains("does not have it"));
+    // The retry waits for its backoff of 5 seconds.
+    fleet.push_lost_images().await;
+    promote::run_pass(&fleet.inner.app).await.unwrap();
+    assert_eq!(fleet.resolve_tags().await[0], before[0]);
+    fleet.inner.advance_clock(5 * SECOND);
+    assert_eq!(promote::run_pass(&fleet.inner.app).await.unwrap(), None);
+    assert_ne!(fleet.resolve_tags().await[0], before[0]);
+    assert_eq!(fleet.cascade_image("mid").await.reason, None);
     assert_eq!(
-        fleet.show().await.summary.promotion,
+        fleet.newest_cascade().await.summary.promotion,
         CascadePromotion::Promoted
     );
 }
 
-async fn what_an_ordinary_cascade_moved_goes_back_too(place: Place, registry: String) {
-    let mut fleet = Fleet::new(place, &registry, json!({})).await;
-    let before = fleet.tags().await;
-    fleet.base_moves("new").await;
-    fleet.build("mid", true).await;
-    let refused = gate::rollback(&fleet.world.app, 1, "ann")
+async fn cascade_without_staging_can_be_rolled_back(db: TestDb, registry: String) {
+    let mut fleet = RegistryFleet::new(db, &registry, json!({})).await;
+    let before = fleet.resolve_tags().await;
+    fleet.move_base("new").await;
+    fleet.build_task("mid", true).await;
+    let refused = promote::rollback(&fleet.inner.app, 1, "ann")
         .await
         .unwrap_err();
     assert!(refused.to_string().contains("still building"), "{refused}");
-    fleet.build("app", true).await;
-    let after = fleet.tags().await;
+    fleet.build_task("app", true).await;
+    let after = fleet.resolve_tags().await;
     assert!(after[0] != before[0] && after[1] != before[1]);
-    let refused = gate::promote(&fleet.world.app, 1, "ann").await.unwrap_err();
+    let refused = promote::promote(&fleet.inner.app, 1, "ann")
+        .await
+        .unwrap_err();
     assert!(
-        refused.to_string().contains("holds nothing back"),
+        refused.to_string().contains("has staged no images"),
         "{refused}"
     );
-    // Of one image nobody knows what was there before, and the tag of the other has moved on.
-    let foreign = fleet.foreign("app").await;
-    gate::rollback(&fleet.world.app, 1, "ann").await.unwrap();
-    let app = fleet.shown("app").await;
-    assert_eq!(app.state, CascadeImageState::Moved);
-    assert!(app.why.unwrap().contains("somebody else has pushed"));
+    // Another push moves the tag of `app` before the rollback.
+    let foreign = fleet.push_foreign_image("app").await;
+    promote::rollback(&fleet.inner.app, 1, "ann").await.unwrap();
+    let app = fleet.cascade_image("app").await;
+    assert_eq!(app.state, CascadeImageState::Promoted);
+    assert!(app.reason.unwrap().contains("from another push"));
     assert_eq!(
-        fleet.shown("mid").await.state,
+        fleet.cascade_image("mid").await.state,
         CascadeImageState::RolledBack
     );
-    let tags = fleet.tags().await;
+    let tags = fleet.resolve_tags().await;
     assert_eq!(tags, [before[0].clone(), Some(foreign)]);
     assert_eq!(
-        fleet.show().await.summary.promotion,
+        fleet.newest_cascade().await.summary.promotion,
         CascadePromotion::RolledBack
     );
-    fleet.rests_after(1).await;
+    fleet.assert_idle_after(1).await;
 }
 
-async fn something_newer_is_not_overwritten(place: Place, registry: String) {
+async fn newer_image_is_not_overwritten(db: TestDb, registry: String) {
     let settings = json!({"retries": 0, "promotion": {"tasks": "", "tests": ["app"]}});
-    let mut fleet = Fleet::new(place, &registry, settings).await;
-    fleet.base_moves("new").await;
-    fleet.build("mid", true).await;
-    fleet.build("app", false).await;
-    gate::pass(&fleet.world.app).await.unwrap();
-    // Somebody builds the image meanwhile, and that is not held back.
-    fleet.world.wait(SECOND);
+    let mut fleet = RegistryFleet::new(db, &registry, settings).await;
+    fleet.move_base("new").await;
+    fleet.build_task("mid", true).await;
+    fleet.build_task("app", false).await;
+    promote::run_pass(&fleet.inner.app).await.unwrap();
+    // A manual run builds the image in the meantime, without staging it.
+    fleet.inner.advance_clock(SECOND);
     fleet.salt = "by hand".into();
-    fleet.world.by_hand("mid").await;
-    fleet.build("mid", true).await;
-    let own = fleet.tags().await[0].clone();
-    gate::pass(&fleet.world.app).await.unwrap();
-    let mid = fleet.shown("mid").await;
-    assert_eq!(mid.state, CascadeImageState::Dropped);
+    fleet.inner.enqueue_run("mid").await;
+    fleet.build_task("mid", true).await;
+    let own = fleet.resolve_tags().await[0].clone();
+    promote::run_pass(&fleet.inner.app).await.unwrap();
+    let mid = fleet.cascade_image("mid").await;
+    assert_eq!(mid.state, CascadeImageState::Discarded);
     assert_eq!(
-        mid.why.as_deref(),
-        Some("something newer was pushed meanwhile")
+        mid.reason.as_deref(),
+        Some("a newer image was pushed in the meantime")
     );
     assert_eq!(
-        fleet.show().await.summary.promotion,
-        CascadePromotion::Dropped
+        fleet.newest_cascade().await.summary.promotion,
+        CascadePromotion::Discarded
     );
-    assert_eq!(fleet.tags().await[0], own);
+    assert_eq!(fleet.resolve_tags().await[0], own);
 }

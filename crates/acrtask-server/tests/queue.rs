@@ -1,8 +1,11 @@
-//! The queue, from a request to its end: a real listener, a real database, runners that say what a test tells them to.
-//! Each test runs on SQLite, and on PostgreSQL where `ACRTASK_TEST_POSTGRES` names one.
+//! Tests of the queue with a real listener, a real database and simulated runners.
+//!
+//! Each test runs on SQLite, and on PostgreSQL if `ACRTASK_TEST_POSTGRES` names a server.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+#[path = "queue/assignment.rs"]
+mod assignment;
 #[path = "queue/faults.rs"]
 mod faults;
 #[path = "queue/limits.rs"]
@@ -11,10 +14,6 @@ mod limits;
 mod listener;
 #[path = "queue/logs.rs"]
 mod logs;
-#[path = "queue/order.rs"]
-mod order;
-#[path = "queue/place.rs"]
-mod place;
 #[path = "queue/rate.rs"]
 mod rate;
 #[path = "queue/registration.rs"]
@@ -23,3 +22,5 @@ mod registration;
 mod servers;
 #[path = "queue/support.rs"]
 mod support;
+#[path = "queue/test_db.rs"]
+mod test_db;

@@ -1,15 +1,14 @@
-//! Timers under a clock that the tests set: downtime, daylight saving, servers whose clocks differ, and servers that are
-//! killed between any two steps. Each test runs on SQLite, and on PostgreSQL where `ACRTASK_TEST_POSTGRES` names one.
+//! Tests of timers with a simulated clock. They cover downtime, daylight saving time, servers with
+//! different clocks and killed servers.
+//!
+//! Each test runs on SQLite, and on PostgreSQL if `ACRTASK_TEST_POSTGRES` names a server.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
-#![allow(
-    clippy::print_stdout,
-    reason = "a test that fails says from which seed"
-)]
+#![allow(clippy::print_stdout, reason = "a failing test prints its seed")]
 
-#[path = "queue/place.rs"]
-#[allow(dead_code, reason = "the tests of the queue use all of it")]
-mod place;
+#[path = "queue/test_db.rs"]
+#[allow(dead_code, reason = "only the tests of the queue use all of it")]
+mod test_db;
 
 use std::{
     collections::BTreeMap,
@@ -19,33 +18,33 @@ use std::{
     time::{Duration, Instant},
 };
 
-use acrtask_api::task::{MissedTicks, TaskDefinition, Timer};
+use acrtask_api::task::{MissedFirings, TaskDefinition, Timer};
 use acrtask_model::RunId;
 use acrtask_server::{App, Config, blobs::Blobs, clock::Clock, serve, timers, vault::Vault};
 use acrtask_store::{Ms, RunFilter, Store, TriggerRow};
 use acrtask_trigger::timer::Schedule;
 use jiff::Timestamp;
-use place::Place;
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
+use test_db::TestDb;
 
 const MINUTE: Ms = 60_000;
 const HOUR: Ms = 60 * MINUTE;
 const DAY: Ms = 24 * HOUR;
 
-/// Runs the same test on both databases.
+/// Creates one test per database from a function that takes a [`TestDb`].
 macro_rules! on_both {
     ($($name:ident),+ $(,)?) => {
         mod sqlite {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                super::$name(crate::place::Place::sqlite()).await;
+                super::$name(crate::test_db::TestDb::sqlite()).await;
             })+
         }
         mod postgres {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                if let Some(place) = crate::place::Place::postgres() {
-                    super::$name(place).await;
+                if let Some(db) = crate::test_db::TestDb::postgres() {
+                    super::$name(db).await;
                 }
             })+
         }
@@ -53,25 +52,25 @@ macro_rules! on_both {
 }
 
 on_both!(
-    a_month_of_downtime_is_one_run,
-    a_month_of_downtime_is_skipped,
-    clocks_are_put_forward,
-    clocks_are_put_back,
-    jitter_moves_the_start_alone,
-    two_servers_whose_clocks_differ,
-    a_server_is_killed_between_any_two_steps,
-    what_cannot_run_is_suppressed_with_a_reason,
-    a_storm_loses_no_tick_and_doubles_none,
-    a_server_wakes_for_a_tick,
+    month_of_downtime_leads_to_one_run,
+    month_of_downtime_is_skipped,
+    firing_in_the_hour_skipped_by_daylight_saving_is_moved,
+    firing_in_the_hour_repeated_by_daylight_saving_happens_once,
+    jitter_delays_the_start_but_not_the_scheduled_time,
+    two_servers_with_different_clocks_fire_once,
+    server_killed_at_any_step_loses_no_firing,
+    firing_of_an_invalid_task_is_ignored_with_a_reason,
+    random_crashes_lose_and_repeat_no_firing,
+    server_wakes_for_a_firing,
 );
 
-fn at(text: &str) -> Ms {
+fn parse_time(text: &str) -> Ms {
     text.parse::<Timestamp>().unwrap().as_millisecond()
 }
 
-/// A control plane without its loops, whose clock stands still.
-async fn app(place: &Place, now: Ms) -> App {
-    let options = place.options(Config::default());
+/// Opens a server without loops and with a fixed clock.
+async fn open_app(db: &TestDb, now: Ms) -> App {
+    let options = db.options(Config::default());
     App::new(
         options.config,
         Store::open(&options.database).await.unwrap(),
@@ -81,14 +80,14 @@ async fn app(place: &Place, now: Ms) -> App {
     )
 }
 
-fn timer(schedule: &str, missed: MissedTicks) -> Timer {
+fn new_timer(schedule: &str, missed: MissedFirings) -> Timer {
     Timer {
         missed,
         ..Timer::new(schedule)
     }
 }
 
-fn definition(timers: &[(&str, Timer)]) -> TaskDefinition {
+fn new_definition(timers: &[(&str, Timer)]) -> TaskDefinition {
     let mut definition: TaskDefinition =
         serde_json::from_value(serde_json::json!({"name": "app", "cmd": "alpine true"})).unwrap();
     definition.triggers.timers = timers
@@ -98,30 +97,30 @@ fn definition(timers: &[(&str, Timer)]) -> TaskDefinition {
     definition
 }
 
-async fn task(app: &App, definition: &TaskDefinition) {
+async fn create_task(app: &App, definition: &TaskDefinition) {
     let now = app.clock.now_ms();
     app.store
         .create_task("t1", definition, None, now)
         .await
         .unwrap();
-    timers::pass(app).await.unwrap();
+    timers::handle_due(app).await.unwrap();
 }
 
-/// A task with one timer, at a server whose clock stands at `now`.
-async fn one(place: &Place, timer: Timer, now: Ms) -> App {
-    let app = app(place, now).await;
-    task(&app, &definition(&[("night", timer)])).await;
+/// Opens a server at `now` and creates a task with one timer.
+async fn open_app_with_timer(db: &TestDb, timer: Timer, now: Ms) -> App {
+    let app = open_app(db, now).await;
+    create_task(&app, &new_definition(&[("night", timer)])).await;
     app
 }
 
-/// The clock is `now`, and the server looks at its timers.
-async fn pass(app: &App, now: Ms) {
+/// Sets the clock to `now` and handles the due firings.
+async fn handle_due_at(app: &App, now: Ms) {
     app.clock.set(now);
-    timers::pass(app).await.unwrap();
+    timers::handle_due(app).await.unwrap();
 }
 
-/// All triggers of the task, the oldest first.
-async fn triggers(store: &Store) -> Vec<TriggerRow> {
+/// Returns all triggers of the task, oldest first.
+async fn list_triggers(store: &Store) -> Vec<TriggerRow> {
     let mut all = Vec::new();
     let mut cursor: Option<String> = None;
     loop {
@@ -139,9 +138,9 @@ async fn triggers(store: &Store) -> Vec<TriggerRow> {
     all
 }
 
-/// The scheduled times that led to runs, as they are said in UTC.
-async fn ran(store: &Store) -> Vec<String> {
-    let mut ran: Vec<Ms> = triggers(store)
+/// Returns the scheduled times of all firings that started a run, in UTC.
+async fn list_run_times(store: &Store) -> Vec<String> {
+    let mut ran: Vec<Ms> = list_triggers(store)
         .await
         .into_iter()
         .filter(|row| row.run.is_some())
@@ -153,29 +152,33 @@ async fn ran(store: &Store) -> Vec<String> {
         .collect()
 }
 
-async fn all_is_accounted_for(app: &App) {
+async fn assert_all_accounted(app: &App) {
     let left = app
         .store
-        .unaccounted(app.clock.now_ms() + 1, 0)
+        .unaccounted_triggers(app.clock.now_ms() + 1, 0)
         .await
         .unwrap();
     assert_eq!(left, []);
 }
 
-async fn a_month_of_downtime_is_one_run(place: Place) {
-    let begin = at("2026-03-01T00:10:00Z");
-    let before = one(&place, timer("0 * * * *", MissedTicks::RunOnce), begin).await;
-    pass(&before, begin + HOUR).await;
-    assert_eq!(ran(&before.store).await, ["2026-03-01T01:00:00Z"]);
+async fn month_of_downtime_leads_to_one_run(db: TestDb) {
+    let begin = parse_time("2026-03-01T00:10:00Z");
+    let before =
+        open_app_with_timer(&db, new_timer("0 * * * *", MissedFirings::RunOnce), begin).await;
+    handle_due_at(&before, begin + HOUR).await;
+    assert_eq!(
+        list_run_times(&before.store).await,
+        ["2026-03-01T01:00:00Z"]
+    );
     drop(before);
-    let later = app(&place, begin + HOUR + 31 * DAY).await;
+    let later = open_app(&db, begin + HOUR + 31 * DAY).await;
     for _ in 0..3 {
-        timers::pass(&later).await.unwrap();
+        timers::handle_due(&later).await.unwrap();
     }
-    let all = triggers(&later.store).await;
+    let all = list_triggers(&later.store).await;
     assert_eq!(all.len(), 2);
     let last = &all[1];
-    assert_eq!(last.scheduled_at, Some(at("2026-04-01T01:00:00Z")));
+    assert_eq!(last.scheduled_at, Some(parse_time("2026-04-01T01:00:00Z")));
     assert_eq!(last.stands_for, Some(31 * 24));
     let run = later
         .store
@@ -183,76 +186,82 @@ async fn a_month_of_downtime_is_one_run(place: Place) {
         .await
         .unwrap();
     assert_eq!(run.trigger, "timer");
-    assert_eq!(run.spec.facts.triggered_by, "Timer");
+    assert_eq!(run.spec.variables.triggered_by, "Timer");
     assert_eq!(
         last.detail.as_deref(),
         Some(
-            "the timer night ticked at 2026-04-01T01:00:00Z; it stands for more: no server handled 743 ticks in time, \
+            "the timer night fired at 2026-04-01T01:00:00Z, also for missed firings: no server handled 743 firings in time, \
              from 2026-03-01T02:00:00Z to 2026-04-01T00:00:00Z"
         )
     );
-    pass(&later, begin + 2 * HOUR + 31 * DAY).await;
-    assert_eq!(ran(&later.store).await.len(), 3);
-    all_is_accounted_for(&later).await;
+    handle_due_at(&later, begin + 2 * HOUR + 31 * DAY).await;
+    assert_eq!(list_run_times(&later.store).await.len(), 3);
+    assert_all_accounted(&later).await;
 }
 
-async fn a_month_of_downtime_is_skipped(place: Place) {
-    let begin = at("2026-03-01T00:10:00Z");
-    let before = one(&place, timer("*/5 * * * *", MissedTicks::Skip), begin).await;
+async fn month_of_downtime_is_skipped(db: TestDb) {
+    let begin = parse_time("2026-03-01T00:10:00Z");
+    let before =
+        open_app_with_timer(&db, new_timer("*/5 * * * *", MissedFirings::Skip), begin).await;
     drop(before);
-    let later = app(&place, begin + 31 * DAY + 6 * MINUTE).await;
+    let later = open_app(&db, begin + 31 * DAY + 6 * MINUTE).await;
     for _ in 0..3 {
-        timers::pass(&later).await.unwrap();
+        timers::handle_due(&later).await.unwrap();
     }
-    // The last one is on time, and what came before it is skipped; there are more than are counted.
-    let all = triggers(&later.store).await;
+    // The last firing is on time. All earlier firings are skipped. The server counts at most 1000
+    // of them.
+    let all = list_triggers(&later.store).await;
     assert_eq!(all.len(), 2);
     let (skipped, ran): (Vec<_>, Vec<_>) = all.into_iter().partition(|row| row.run.is_none());
     assert_eq!(skipped[0].stands_for, Some(1000));
     assert_eq!(
-        skipped[0].suppressed.as_deref(),
+        skipped[0].ignored.as_deref(),
         Some(
-            "no server handled 1000 or more ticks in time, from 2026-03-01T00:15:00Z to 2026-04-01T00:10:00Z, \
-             and the timer skips what is missed"
+            "no server handled 1000 or more firings in time, from 2026-03-01T00:15:00Z to 2026-04-01T00:10:00Z, \
+             and the timer skips missed firings"
         )
     );
     assert_eq!(ran[0].stands_for, Some(1));
-    assert_eq!(ran[0].scheduled_at, Some(at("2026-04-01T00:15:00Z")));
-    all_is_accounted_for(&later).await;
-    // One that comes rarely is skipped whole.
-    let rare = definition(&[("night", timer("0 3 * * *", MissedTicks::Skip))]);
+    assert_eq!(
+        ran[0].scheduled_at,
+        Some(parse_time("2026-04-01T00:15:00Z"))
+    );
+    assert_all_accounted(&later).await;
+    // Both firings of a daily timer are skipped, because none of them is on time.
+    let rare = new_definition(&[("night", new_timer("0 3 * * *", MissedFirings::Skip))]);
     later
         .store
         .update_task("app", &rare, None, None, later.clock.now_ms())
         .await
         .unwrap();
-    timers::pass(&later).await.unwrap();
-    pass(&later, begin + 33 * DAY).await;
-    pass(&later, begin + 33 * DAY + HOUR).await;
-    let last = triggers(&later.store).await.pop().unwrap();
+    timers::handle_due(&later).await.unwrap();
+    handle_due_at(&later, begin + 33 * DAY).await;
+    handle_due_at(&later, begin + 33 * DAY + HOUR).await;
+    let last = list_triggers(&later.store).await.pop().unwrap();
     assert_eq!((last.run, last.stands_for), (None, Some(2)));
-    all_is_accounted_for(&later).await;
+    assert_all_accounted(&later).await;
 }
 
-/// What a timer at half past two in Berlin did in these days, looked at every ten minutes.
-async fn berlin(place: &Place, schedule: &str, from: &str, to: &str) -> Vec<String> {
+/// Passes every 10 minutes between two times. Returns the firings of a timer in Berlin that started
+/// a run.
+async fn run_times_in_berlin(db: &TestDb, schedule: &str, from: &str, to: &str) -> Vec<String> {
     let timer = Timer {
         timezone: Some("Europe/Berlin".into()),
         ..Timer::new(schedule)
     };
-    let mut now = at(from);
-    let app = one(place, timer, now).await;
-    while now < at(to) {
+    let mut now = parse_time(from);
+    let app = open_app_with_timer(db, timer, now).await;
+    while now < parse_time(to) {
         now += 10 * MINUTE;
-        pass(&app, now).await;
+        handle_due_at(&app, now).await;
     }
-    all_is_accounted_for(&app).await;
-    ran(&app.store).await
+    assert_all_accounted(&app).await;
+    list_run_times(&app.store).await
 }
 
-async fn clocks_are_put_forward(place: Place) {
-    let ran = berlin(
-        &place,
+async fn firing_in_the_hour_skipped_by_daylight_saving_is_moved(db: TestDb) {
+    let ran = run_times_in_berlin(
+        &db,
         "30 2 * * *",
         "2026-03-27T12:00:00Z",
         "2026-03-30T12:00:00Z",
@@ -262,16 +271,16 @@ async fn clocks_are_put_forward(place: Place) {
         ran,
         [
             "2026-03-28T01:30:00Z",
-            // There is no half past two; this is three o'clock.
+            // 02:30 does not exist on this day. The timer fires at 03:00 local time.
             "2026-03-29T01:00:00Z",
             "2026-03-30T00:30:00Z"
         ]
     );
 }
 
-async fn clocks_are_put_back(place: Place) {
-    let ran = berlin(
-        &place,
+async fn firing_in_the_hour_repeated_by_daylight_saving_happens_once(db: TestDb) {
+    let ran = run_times_in_berlin(
+        &db,
         "30 2 * * *",
         "2026-10-23T12:00:00Z",
         "2026-10-26T12:00:00Z",
@@ -281,15 +290,15 @@ async fn clocks_are_put_back(place: Place) {
         ran,
         [
             "2026-10-24T00:30:00Z",
-            // The first of two.
+            // 02:30 exists twice on this day. The timer fires at the first one.
             "2026-10-25T00:30:00Z",
             "2026-10-26T01:30:00Z"
         ]
     );
 }
 
-async fn jitter_moves_the_start_alone(place: Place) {
-    let begin = at("2026-03-01T00:00:00Z");
+async fn jitter_delays_the_start_but_not_the_scheduled_time(db: TestDb) {
+    let begin = parse_time("2026-03-01T00:00:00Z");
     let jittered = Timer {
         jitter: Some("50m".into()),
         ..Timer::new("0 1 * * *")
@@ -298,30 +307,35 @@ async fn jitter_moves_the_start_alone(place: Place) {
     let tick: Timestamp = "2026-03-01T01:00:00Z".parse().unwrap();
     let start = schedule.starts_at(tick).as_millisecond();
     assert!(start > tick.as_millisecond(), "choose another name");
-    let app = one(&place, jittered, begin).await;
-    pass(&app, start - 1).await;
-    assert_eq!(ran(&app.store).await.len(), 0);
-    assert_eq!(timers::pass(&app).await.unwrap(), Some(start));
-    pass(&app, start).await;
-    assert_eq!(ran(&app.store).await, ["2026-03-01T01:00:00Z"]);
-    assert_eq!(timers::pass(&app).await.unwrap(), Some(start + DAY));
+    let app = open_app_with_timer(&db, jittered, begin).await;
+    handle_due_at(&app, start - 1).await;
+    assert_eq!(list_run_times(&app.store).await.len(), 0);
+    assert_eq!(timers::handle_due(&app).await.unwrap(), Some(start));
+    handle_due_at(&app, start).await;
+    assert_eq!(list_run_times(&app.store).await, ["2026-03-01T01:00:00Z"]);
+    assert_eq!(timers::handle_due(&app).await.unwrap(), Some(start + DAY));
 }
 
-async fn two_servers_whose_clocks_differ(place: Place) {
-    let begin = at("2026-03-01T00:00:00Z");
-    let ahead = one(&place, timer("* * * * *", MissedTicks::RunOnce), begin).await;
-    let behind = app(&place, begin).await;
+async fn two_servers_with_different_clocks_fire_once(db: TestDb) {
+    let begin = parse_time("2026-03-01T00:00:00Z");
+    let ahead =
+        open_app_with_timer(&db, new_timer("* * * * *", MissedFirings::RunOnce), begin).await;
+    let behind = open_app(&db, begin).await;
     for step in 0..150 {
         let now = begin + step * 2_000;
-        tokio::join!(pass(&ahead, now + 5_000), pass(&behind, now));
+        tokio::join!(
+            handle_due_at(&ahead, now + 5_000),
+            handle_due_at(&behind, now)
+        );
     }
-    let ran = ran(&behind.store).await;
+    let ran = list_run_times(&behind.store).await;
     let expected: Vec<String> = (1..=5)
         .map(|minute| format!("2026-03-01T00:0{minute}:00Z"))
         .collect();
-    // What is ahead has seen the fifth minute already, and nothing came twice.
+    // The clock that is ahead reached the fifth minute before the test ended. No minute fired
+    // twice.
     assert_eq!(ran, expected);
-    all_is_accounted_for(&ahead).await;
+    assert_all_accounted(&ahead).await;
     let (runs, _) = ahead
         .store
         .runs(RunFilter {
@@ -333,9 +347,9 @@ async fn two_servers_whose_clocks_differ(place: Place) {
     assert_eq!(runs.len(), 5);
 }
 
-/// Lets the server take so many steps, and kills it. Says whether it came to the end.
-async fn killed_after(app: &App, steps: usize) -> bool {
-    let mut pass = pin!(timers::pass(app));
+/// Polls a pass `steps` times and drops it. Returns `true` if the pass completed before that.
+async fn run_partial_pass(app: &App, steps: usize) -> bool {
+    let mut pass = pin!(timers::handle_due(app));
     let mut left = steps;
     std::future::poll_fn(|context| {
         if left == 0 {
@@ -347,36 +361,36 @@ async fn killed_after(app: &App, steps: usize) -> bool {
     .await
 }
 
-async fn a_server_is_killed_between_any_two_steps(place: Place) {
-    let begin = at("2026-03-01T00:00:00Z");
+async fn server_killed_at_any_step_loses_no_firing(db: TestDb) {
+    let begin = parse_time("2026-03-01T00:00:00Z");
     let timers = [
-        ("a", timer("0 * * * *", MissedTicks::RunOnce)),
-        ("b", timer("0 * * * *", MissedTicks::Skip)),
+        ("a", new_timer("0 * * * *", MissedFirings::RunOnce)),
+        ("b", new_timer("0 * * * *", MissedFirings::Skip)),
     ];
-    let first = app(&place, begin).await;
-    task(&first, &definition(&timers)).await;
+    let first = open_app(&db, begin).await;
+    create_task(&first, &new_definition(&timers)).await;
     drop(first);
     let mut hours = 0;
     let mut steps = 0;
     loop {
         hours += 1;
         let now = begin + hours * HOUR;
-        // The definition changes too, so that the timers are made again.
-        let doomed = app(&place, now).await;
-        let mut changed = definition(&timers);
+        // The definition changes too, so that the server recreates the timers.
+        let killed = open_app(&db, now).await;
+        let mut changed = new_definition(&timers);
         changed.description = format!("hour {hours}");
-        doomed
+        killed
             .store
             .update_task("app", &changed, None, None, now)
             .await
             .unwrap();
-        let ended = killed_after(&doomed, steps).await;
-        drop(doomed);
-        let next = app(&place, now + 1).await;
-        timers::pass(&next).await.unwrap();
-        all_is_accounted_for(&next).await;
+        let ended = run_partial_pass(&killed, steps).await;
+        drop(killed);
+        let next = open_app(&db, now + 1).await;
+        timers::handle_due(&next).await.unwrap();
+        assert_all_accounted(&next).await;
         let mut ran: BTreeMap<(String, Ms), Vec<RunId>> = BTreeMap::new();
-        for row in triggers(&next.store).await {
+        for row in list_triggers(&next.store).await {
             let run = row.run.map(|(run, _)| run);
             ran.entry((row.timer.unwrap(), row.scheduled_at.unwrap()))
                 .or_default()
@@ -391,63 +405,62 @@ async fn a_server_is_killed_between_any_two_steps(place: Place) {
         }
         steps += 1;
     }
-    assert!(steps > 5, "{steps} steps are hardly all");
+    assert!(steps > 5, "a pass has more than {steps} steps");
 }
 
-async fn what_cannot_run_is_suppressed_with_a_reason(place: Place) {
-    let begin = at("2026-03-01T00:10:00Z");
-    let app = one(&place, timer("0 * * * *", MissedTicks::RunOnce), begin).await;
-    let change = async |how: fn(&mut TaskDefinition)| {
-        let mut definition = definition(&[("night", timer("0 * * * *", MissedTicks::RunOnce))]);
-        how(&mut definition);
+async fn firing_of_an_invalid_task_is_ignored_with_a_reason(db: TestDb) {
+    let begin = parse_time("2026-03-01T00:10:00Z");
+    let app = open_app_with_timer(&db, new_timer("0 * * * *", MissedFirings::RunOnce), begin).await;
+    let change = async |change: fn(&mut TaskDefinition)| {
+        let mut definition =
+            new_definition(&[("night", new_timer("0 * * * *", MissedFirings::RunOnce))]);
+        change(&mut definition);
         let now = app.clock.now_ms();
         app.store
             .update_task("app", &definition, None, None, now)
             .await
             .unwrap();
     };
-    let last = async || triggers(&app.store).await.pop().unwrap();
+    let last = async || list_triggers(&app.store).await.pop().unwrap();
     change(|task| task.enabled = false).await;
-    pass(&app, begin + HOUR).await;
+    handle_due_at(&app, begin + HOUR).await;
     assert_eq!(
-        last().await.suppressed.as_deref(),
+        last().await.ignored.as_deref(),
         Some("the task is disabled")
     );
-    pass(&app, begin + 5 * HOUR).await;
+    handle_due_at(&app, begin + 5 * HOUR).await;
     let suppressed = last().await;
     assert_eq!(
-        suppressed.suppressed.as_deref(),
-        Some("the task is disabled (4 ticks)")
+        suppressed.ignored.as_deref(),
+        Some("the task is disabled (4 firings)")
     );
     assert_eq!(suppressed.stands_for, Some(4));
-    // What came while it was off is over.
+    // Firings of the time in which the task was disabled are not made up for.
     change(|_| {}).await;
-    pass(&app, begin + 5 * HOUR + MINUTE).await;
-    assert_eq!(ran(&app.store).await.len(), 0);
+    handle_due_at(&app, begin + 5 * HOUR + MINUTE).await;
+    assert_eq!(list_run_times(&app.store).await.len(), 0);
     change(|task| {
         task.secrets.insert("token".into(), "not-there".into());
     })
     .await;
-    pass(&app, begin + 6 * HOUR).await;
+    handle_due_at(&app, begin + 6 * HOUR).await;
     assert_eq!(
-        last().await.suppressed.as_deref(),
-        Some(
-            "there is no secret `not-there`; set it with `acrtask secret set not-there --task app`"
-        )
+        last().await.ignored.as_deref(),
+        Some("missing secret `not-there`; set it with `acrtask secret set not-there --task app`")
     );
     change(|_| {}).await;
-    pass(&app, begin + 7 * HOUR).await;
-    assert_eq!(ran(&app.store).await, ["2026-03-01T07:00:00Z"]);
-    all_is_accounted_for(&app).await;
+    handle_due_at(&app, begin + 7 * HOUR).await;
+    assert_eq!(list_run_times(&app.store).await, ["2026-03-01T07:00:00Z"]);
+    assert_all_accounted(&app).await;
 }
 
-/// Two servers at once, whose clocks differ and jump, that are killed and started again; in the end each tick is stood
-/// for once.
-async fn a_storm_loses_no_tick_and_doubles_none(place: Place) {
+/// Runs two servers whose clocks differ and jump, and kills and restarts both. Each firing is
+/// accounted for exactly once in the end.
+async fn random_crashes_lose_and_repeat_no_firing(db: TestDb) {
     let seed: u64 = rand::random();
     println!("seed {seed}");
     let mut rng = StdRng::seed_from_u64(seed);
-    let begin = at("2026-03-28T00:00:00Z");
+    let begin = parse_time("2026-03-28T00:00:00Z");
     let berlin = Timer {
         timezone: Some("Europe/Berlin".into()),
         jitter: Some("3m".into()),
@@ -455,12 +468,12 @@ async fn a_storm_loses_no_tick_and_doubles_none(place: Place) {
     };
     let timers = [
         ("berlin", berlin),
-        ("once", timer("*/15 * * * *", MissedTicks::RunOnce)),
-        ("skip", timer("7 */2 * * *", MissedTicks::Skip)),
+        ("once", new_timer("*/15 * * * *", MissedFirings::RunOnce)),
+        ("skip", new_timer("7 */2 * * *", MissedFirings::Skip)),
     ];
-    let mut ahead = app(&place, begin).await;
-    let mut behind = app(&place, begin).await;
-    task(&ahead, &definition(&timers)).await;
+    let mut ahead = open_app(&db, begin).await;
+    let mut behind = open_app(&db, begin).await;
+    create_task(&ahead, &new_definition(&timers)).await;
     let mut now = begin;
     for _ in 0..60 {
         now += match rng.random_range(0..10) {
@@ -471,48 +484,54 @@ async fn a_storm_loses_no_tick_and_doubles_none(place: Place) {
         ahead.clock.set(now + 5_000);
         behind.clock.set(now);
         let (steps, other) = (rng.random_range(0..60), rng.random_range(0..60));
-        let (one, two) = tokio::join!(killed_after(&ahead, steps), killed_after(&behind, other));
+        let (one, two) = tokio::join!(
+            run_partial_pass(&ahead, steps),
+            run_partial_pass(&behind, other)
+        );
         if !one {
-            ahead = app(&place, now).await;
+            ahead = open_app(&db, now).await;
         }
         if !two {
-            behind = app(&place, now).await;
+            behind = open_app(&db, now).await;
         }
     }
-    pass(&behind, now + 10_000).await;
-    all_is_accounted_for(&behind).await;
-    let handled = behind.store.handled_ticks("t1").await.unwrap();
+    handle_due_at(&behind, now + 10_000).await;
+    assert_all_accounted(&behind).await;
+    let handled = behind.store.handled_firings("t1").await.unwrap();
     for (name, timer) in &timers {
         let schedule = Schedule::new("t1", name, timer).unwrap();
         let until = acrtask_store::timestamp(handled[*name]);
-        let expected = schedule.ticks(acrtask_store::timestamp(begin), until, usize::MAX);
-        let rows = triggers(&behind.store).await;
+        let expected = schedule.firings(acrtask_store::timestamp(begin), until, usize::MAX);
+        let rows = list_triggers(&behind.store).await;
         let of_timer = rows
             .iter()
             .filter(|row| row.timer.as_deref() == Some(*name));
-        let stood_for: u64 = of_timer.map(|row| row.stands_for.unwrap()).sum();
-        assert_eq!(stood_for, expected.len() as u64, "{name}, seed {seed}");
+        let counted: u64 = of_timer.map(|row| row.stands_for.unwrap()).sum();
+        assert_eq!(counted, expected.len() as u64, "{name}, seed {seed}");
     }
 }
 
-/// The loop of a whole server, woken when a task is made and when its tick has come.
-async fn a_server_wakes_for_a_tick(place: Place) {
-    let begin = at("2026-03-01T00:10:00Z");
+/// Tests the loop of a whole server. A new task and a due firing both wake it.
+async fn server_wakes_for_a_firing(db: TestDb) {
+    let begin = parse_time("2026-03-01T00:10:00Z");
     let clock = Clock::fixed(begin);
-    let mut options = place.options(Config::default());
+    let mut options = db.options(Config::default());
     options.clock = clock.clone();
     let server = serve::start(options).await.unwrap();
     let app: Arc<App> = server.app().clone();
-    let task = definition(&[("night", timer("0 * * * *", MissedTicks::RunOnce))]);
+    let task = new_definition(&[("night", new_timer("0 * * * *", MissedFirings::RunOnce))]);
     app.store
         .create_task("t1", &task, None, begin)
         .await
         .unwrap();
     app.timers.notify_one();
-    let begun = Instant::now();
+    let started = Instant::now();
     let mut hours = 0;
-    while ran(&app.store).await.len() < 2 {
-        assert!(begun.elapsed() < Duration::from_secs(20), "no tick came");
+    while list_run_times(&app.store).await.len() < 2 {
+        assert!(
+            started.elapsed() < Duration::from_secs(20),
+            "the timer did not fire"
+        );
         if app.store.next_timer().await.unwrap() > Some(clock.now_ms()) {
             hours += 1;
             clock.set(begin + hours * HOUR);

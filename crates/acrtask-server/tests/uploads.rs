@@ -1,6 +1,7 @@
-//! A large context over a real connection: it is streamed to its place, whatever its size, and never sits in memory.
+//! A test that uploads a large context over a real connection.
 //!
-//! A binary of its own, because it looks at the memory of the whole process.
+//! The server streams a context of any size to storage and does not keep it in memory.
+//! The test has its own binary, because it measures the memory of the whole process.
 
 use std::sync::Arc;
 
@@ -11,12 +12,12 @@ use sha2::{Digest as _, Sha256};
 
 const MIB: usize = 1 << 20;
 const PARTS: usize = 3;
-const PART: usize = 48 * MIB;
-/// What the process may need beside what it needed before.
-const MOST: usize = 72 * MIB;
+const PART_SIZE: usize = 48 * MIB;
+/// Limit of the additional peak memory, in bytes.
+const MAX_GROWTH: usize = 72 * MIB;
 
-/// The highest memory of this process so far, in bytes.
-fn peak() -> usize {
+/// Returns the peak memory of this process, in bytes.
+fn peak_memory() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").expect("Linux");
     let line = status.lines().find(|line| line.starts_with("VmHWM:"));
     let kib = line.and_then(|line| line.split_whitespace().nth(1));
@@ -25,12 +26,12 @@ fn peak() -> usize {
         * 1024
 }
 
-fn piece(at: usize) -> bytes::Bytes {
-    bytes::Bytes::from(vec![u8::try_from(at % 251).expect("small"); MIB])
+fn new_piece(index: usize) -> bytes::Bytes {
+    bytes::Bytes::from(vec![u8::try_from(index % 251).expect("small"); MIB])
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_large_context_does_not_sit_in_memory() {
+async fn large_context_is_streamed_to_storage() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
     let store = Store::open(&format!("sqlite:{}", path("db")))
@@ -43,9 +44,9 @@ async fn a_large_context_does_not_sit_in_memory() {
         store,
         blobs,
         vault,
-        Clock::real(),
+        Clock::system(),
     ));
-    let token = auth::bootstrap(&app).await.unwrap().unwrap().0;
+    let token = auth::create_first_token(&app).await.unwrap().unwrap().0;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}/api/v1", listener.local_addr().unwrap());
     let router = api::router(app.clone());
@@ -54,14 +55,14 @@ async fn a_large_context_does_not_sit_in_memory() {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
 
     let mut hash = Sha256::new();
-    let all = PARTS * PART / MIB;
-    (0..all).for_each(|at| hash.update(piece(at)));
+    let count = PARTS * PART_SIZE / MIB;
+    (0..count).for_each(|index| hash.update(new_piece(index)));
     let hex: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
-    let before = peak();
+    let before = peak_memory();
     let mut context: Context = client
         .post(format!("{base}/contexts"))
         .bearer_auth(&token)
-        .json(&serde_json::json!({"size": PARTS * PART, "digest": format!("sha256:{hex}")}))
+        .json(&serde_json::json!({"size": PARTS * PART_SIZE, "digest": format!("sha256:{hex}")}))
         .send()
         .await
         .unwrap()
@@ -70,8 +71,9 @@ async fn a_large_context_does_not_sit_in_memory() {
         .unwrap();
     while !context.complete {
         let first = usize::try_from(context.received).unwrap() / MIB;
-        let pieces = (first..first + PART / MIB).map(|at| Ok::<_, std::io::Error>(piece(at)));
-        let answer = client
+        let pieces =
+            (first..first + PART_SIZE / MIB).map(|index| Ok::<_, std::io::Error>(new_piece(index)));
+        let response = client
             .patch(format!("{base}/contexts/{}", context.id))
             .bearer_auth(&token)
             .header("upload-offset", context.received)
@@ -79,12 +81,12 @@ async fn a_large_context_does_not_sit_in_memory() {
             .send()
             .await
             .unwrap();
-        assert_eq!(answer.status(), 200, "{}", answer.text().await.unwrap());
-        context = answer.json().await.unwrap();
+        assert_eq!(response.status(), 200, "{}", response.text().await.unwrap());
+        context = response.json().await.unwrap();
     }
-    let grown = peak() - before;
-    assert!(grown < MOST, "{} MiB more", grown / MIB);
+    let growth = peak_memory() - before;
+    assert!(growth < MAX_GROWTH, "{} MiB more", growth / MIB);
     let row = app.store.context(&context.id).await.unwrap();
     assert_eq!(row.parts.len(), PARTS);
-    assert_eq!(row.received, (PARTS * PART) as u64);
+    assert_eq!(row.received, (PARTS * PART_SIZE) as u64);
 }

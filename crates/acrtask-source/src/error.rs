@@ -1,10 +1,10 @@
-//! Why a context could not be had.
+//! Errors of fetching contexts.
 
 use std::path::PathBuf;
 
 use acrtask_registry::{RegistryError, net::ForbiddenAddress};
 
-/// The help where an address is refused because it is private.
+/// Help for a refused private address.
 pub(crate) const PRIVATE_ADDRESS_HELP: &str = "an operator who trusts it allows private addresses: `acrtask runner start --allow-private-addresses`";
 
 /// Returns `true` if the error, or a cause of it, is a private address.
@@ -13,176 +13,176 @@ fn is_private_address(error: &(dyn std::error::Error + 'static)) -> bool {
         .any(|error| error.is::<ForbiddenAddress>())
 }
 
-/// What went wrong. Each text says what was attempted on what, and never shows a password or a signed
-/// URL; [`SourceError::help`] says what to do.
+/// Error of fetching a context. Each text names the attempt and its target, and never contains a
+/// password or a signed URL. [`SourceError::help`] advises the user.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// There is no such folder or file.
+    /// The folder or file does not exist.
     #[error("cannot read the context {}", path.display())]
     Missing {
-        /// The path.
+        /// Path of the folder or file.
         path: PathBuf,
-        /// What the system says.
+        /// Error of the operating system.
         source: std::io::Error,
     },
     /// The program `git` cannot be started.
     #[error("cannot start the program `git` to fetch {url}")]
     NoGit {
-        /// The repository.
+        /// URL of the repository.
         url: String,
-        /// What the system says.
+        /// Error of the operating system.
         source: std::io::Error,
     },
-    /// Git gave up.
+    /// Git failed.
     #[error("cannot {attempt}: {message}")]
     Git {
-        /// What was attempted on what.
+        /// Attempted operation and its target.
         attempt: String,
-        /// What git said.
+        /// Error message of git.
         message: String,
-        /// What to do about it.
+        /// Advice to the user.
         help: Option<String>,
-        /// Whether it did not get as far as the server.
+        /// `true` if git could not connect to the server.
         unreachable: bool,
     },
-    /// No branch, tag, commit or other reference of that name.
+    /// The repository has no branch, tag, commit or other reference of this name.
     #[error("{url} has no branch, tag, commit or pull request `{reference}`")]
     NoSuchReference {
-        /// The repository.
+        /// URL of the repository.
         url: String,
-        /// The name.
+        /// Name of the reference.
         reference: String,
     },
-    /// A commit that is not, or no more, in the repository.
+    /// The repository does not contain the commit, or no longer.
     #[error("{url} has no commit {commit}{}", reference.as_ref().map(|reference| format!(" in the history of `{reference}`")).unwrap_or_default())]
     CommitGone {
-        /// The repository.
+        /// URL of the repository.
         url: String,
-        /// The commit.
+        /// Full name of the commit.
         commit: String,
-        /// Where it was looked for; nothing: in all branches and tags.
+        /// Searched reference. `None` if git searched all branches and tags.
         reference: Option<String>,
     },
-    /// A submodule that cannot be had.
+    /// A submodule cannot be checked out.
     #[error("the submodule `{path}` of {url}: {reason}")]
     Submodule {
-        /// The repository that it is in.
+        /// URL of the parent repository.
         url: String,
-        /// Its folder.
+        /// Folder of the submodule.
         path: String,
-        /// What is wrong.
+        /// Description of the problem.
         reason: String,
-        /// What to do instead.
+        /// Advice to the user.
         help: String,
     },
-    /// A submodule whose repository cannot be had.
+    /// The repository of a submodule cannot be fetched.
     #[error("cannot check out the submodule `{path}` of {url}")]
     InSubmodule {
-        /// The repository that it is in.
+        /// URL of the parent repository.
         url: String,
-        /// Its folder.
+        /// Folder of the submodule.
         path: String,
-        /// What happened.
+        /// Cause.
         source: Box<SourceError>,
     },
-    /// A file of Git LFS that cannot be had.
+    /// A file cannot be fetched from Git LFS.
     #[error("cannot fetch {} of {url} from Git LFS: {reason}", path.as_ref().map_or_else(|| "the files".to_owned(), |path| format!("the file `{path}`")))]
     Lfs {
-        /// The repository.
+        /// URL of the repository.
         url: String,
-        /// The file; nothing: it is about all of them.
+        /// Path of the file. `None` if the problem concerns all files.
         path: Option<String>,
-        /// What is wrong.
+        /// Description of the problem.
         reason: String,
-        /// Whether the server could not be reached.
+        /// `true` if the server is unreachable.
         unreachable: bool,
-        /// What to do about it.
+        /// Advice to the user.
         help: Option<String>,
     },
-    /// There is no such folder in the context, or it is outside, or it is a file.
+    /// The subfolder does not exist in the context, leads out of it, or is a file.
     #[error("the folder `{folder}` of {context}: {reason}")]
     SubFolder {
-        /// The context.
+        /// Text of the context.
         context: String,
-        /// The folder.
+        /// Path of the subfolder.
         folder: String,
-        /// What is wrong with it.
+        /// Description of the problem.
         reason: String,
     },
-    /// A download that did not come through.
+    /// The download failed.
     #[error("cannot download {url}")]
     Download {
-        /// The URL, for people.
+        /// URL without secrets.
         url: String,
-        /// What happened.
+        /// Cause.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A server that answers, but not with the context.
+    /// The server responded with something else than the context.
     #[error("cannot download {url}: {reason}")]
-    Answer {
-        /// The URL, for people.
+    UnexpectedResponse {
+        /// URL without secrets.
         url: String,
-        /// What it answers.
+        /// Description of the response.
         reason: String,
     },
-    /// Not allowed, by a rule of ours.
+    /// A policy does not permit the context.
     #[error("the context {context} is refused: {reason}")]
     Refused {
-        /// The context.
+        /// Text of the context.
         context: String,
-        /// The rule.
+        /// Violated rule.
         reason: String,
-        /// What to do instead.
+        /// Advice to the user.
         help: String,
     },
-    /// An archive that is broken, or that reaches out of its folder.
+    /// The archive is broken, or leads out of its folder.
     #[error("cannot unpack {context}: {}{reason}", entry.as_ref().map(|entry| format!("entry `{entry}`: ")).unwrap_or_default())]
     Archive {
-        /// The context.
+        /// Text of the context.
         context: String,
-        /// The entry that is to blame.
+        /// Invalid entry. `None` if the problem concerns the whole archive.
         entry: Option<String>,
-        /// What is wrong.
+        /// Description of the problem.
         reason: String,
     },
-    /// Bigger than one of the limits.
+    /// The context exceeds a limit.
     #[error("{context} has more than {limit} {unit}")]
     TooLarge {
-        /// The context.
+        /// Text of the context.
         context: String,
-        /// The limit.
+        /// Exceeded limit, in `unit`.
         limit: u64,
-        /// Of what: `bytes to download`.
+        /// Unit of the limit: `bytes to download`.
         unit: &'static str,
     },
-    /// Not finished in time.
+    /// Fetching exceeded its time limit.
     #[error("{context} could not be fetched within {} s", limit.as_secs())]
     TimedOut {
-        /// The context.
+        /// Text of the context.
         context: String,
-        /// The limit.
+        /// Exceeded time limit.
         limit: std::time::Duration,
     },
-    /// A registry's answer.
+    /// A registry reported an error.
     #[error("cannot fetch {context}")]
     Registry {
-        /// The context.
+        /// Text of the context.
         context: String,
-        /// What happened.
+        /// Cause.
         source: Box<RegistryError>,
     },
-    /// The machine's own trouble.
+    /// An operation of the operating system failed.
     #[error("cannot {attempt}")]
     Io {
-        /// What was attempted on what.
+        /// Attempted operation and its target.
         attempt: String,
-        /// What the system says.
+        /// Error of the operating system.
         source: std::io::Error,
     },
 }
 
 impl SourceError {
-    /// What to do about it, where something can be done.
+    /// Returns advice to the user. `None` if the user can do nothing about the error.
     pub fn help(&self) -> Option<String> {
         match self {
             Self::Download { .. } | Self::Registry { .. } if is_private_address(self) => {
@@ -191,8 +191,8 @@ impl SourceError {
             Self::Missing { .. } => Some("name a folder, an archive, a git URL, oci://..., `-` or /dev/null".into()),
             Self::NoGit { .. } => Some("install git 2.37 or newer".into()),
             Self::Git { help, .. } => help.clone(),
-            Self::NoSuchReference { .. } => Some("write URL#REF:FOLDER with a REF that exists; a short commit needs a server that shows its branch".into()),
-            Self::CommitGone { .. } => Some("it was taken away by a force-push, its branch was deleted, or it never was there: run what the branch has now".into()),
+            Self::NoSuchReference { .. } => Some("write URL#REF:FOLDER with a REF that exists; for a short commit, a branch of the server must contain it".into()),
+            Self::CommitGone { .. } => Some("a force-push or a deleted branch removed it, or it never existed: run the current commit of the branch".into()),
             Self::Refused { help, .. } | Self::Submodule { help, .. } => Some(help.clone()),
             Self::InSubmodule { source, .. } => {
                 const WITHOUT: &str = "`--submodules=false` leaves submodules out";
@@ -207,7 +207,7 @@ impl SourceError {
         }
     }
 
-    /// Whether somebody else's machine could not be reached, as opposed to a context that is wrong.
+    /// Returns `true` if a remote server is unreachable, in contrast to an invalid context.
     pub fn is_unreachable(&self) -> bool {
         match self {
             Self::Download { .. } | Self::TimedOut { .. } => true,
@@ -224,7 +224,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_private_address_names_the_flag_that_allows_it() {
+    fn help_for_a_private_address_names_the_flag_that_allows_it() {
         let forbidden = ForbiddenAddress {
             host: "internal".into(),
             address: [10, 0, 0, 1].into(),

@@ -1,4 +1,4 @@
-//! A context by URL.
+//! Download of a context by URL.
 
 use std::{io, path::Path};
 
@@ -11,42 +11,43 @@ use url::Url;
 use crate::{
     Options, Origin, Progress, archive,
     error::{PRIVATE_ADDRESS_HELP, SourceError},
-    spec::shown_url,
+    spec::redact_url,
 };
 
-/// Downloads `url` and unpacks it into `target` as it comes.
+/// Downloads `url`, and unpacks it into `target` as it arrives.
 pub(crate) async fn download(
     url: &Url,
     target: &Path,
     options: &Options,
 ) -> Result<(), SourceError> {
-    let shown = shown_url(url);
+    let shown = redact_url(url);
     check_policy(url, options, &shown)?;
     let failed = |error: reqwest::Error| SourceError::Download {
         url: shown.clone(),
         source: Box::new(error.without_url()),
     };
-    let client = net::client(options.addresses(), true).map_err(failed)?;
-    // User and password of the URL become a header, which a redirect to another host does not get.
+    let client = net::client(options.address_policy(), true).map_err(failed)?;
+    // The client sends the user and password of the URL as a header. A redirect to another host
+    // drops it.
     let response = client.get(url.clone()).send().await.map_err(failed)?;
     let status = response.status();
-    let answer = |reason: String| SourceError::Answer {
+    let unexpected = |reason: String| SourceError::UnexpectedResponse {
         url: shown.clone(),
         reason,
     };
     if !status.is_success() {
-        return Err(answer(format!("the server answers {status}")));
+        return Err(unexpected(format!("the server responded with {status}")));
     }
     let content_type = response
         .headers()
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok());
     if content_type.is_some_and(|text| text.starts_with("text/html")) {
-        return Err(answer("it is a web page, neither an archive nor a Dockerfile; a git repository's URL ends with `.git`".into()));
+        return Err(unexpected("it is a web page, neither an archive nor a Dockerfile; the URL of a git repository ends with `.git`".into()));
     }
     let total = response.content_length();
     if let Some(total) = total.filter(|total| *total > options.limits.download_bytes) {
-        tracing::debug!(total, "refused by its announced size");
+        tracing::debug!(total, "refusing a download by its announced size");
         return Err(SourceError::TooLarge {
             context: shown,
             limit: options.limits.download_bytes,
@@ -71,7 +72,7 @@ pub(crate) async fn download(
     Ok(())
 }
 
-/// Refuses what the origin may not do.
+/// Checks that the policy of the origin permits `url`.
 pub(crate) fn check_policy(url: &Url, options: &Options, shown: &str) -> Result<(), SourceError> {
     let refuse = |reason: String, help: &str| {
         Err(SourceError::Refused {
@@ -83,22 +84,22 @@ pub(crate) fn check_policy(url: &Url, options: &Options, shown: &str) -> Result<
     let here = url.host_str().is_some_and(net::is_loopback);
     if url.scheme() == "http" && options.origin == Origin::TaskFile && !here {
         return refuse(
-            "http:// has neither encryption nor a way to know the server".into(),
+            "http:// has neither encryption nor server authentication".into(),
             "write https://",
         );
     }
-    // A token alone stands where the user does.
+    // A token without a password is in the place of the user name.
     let has_secret = !url.username().is_empty() || url.password().is_some();
     if url.scheme() == "http" && !here && has_secret {
         return refuse(
-            "its password would go over the network in clear".into(),
+            "its password would be sent without encryption".into(),
             "write https://",
         );
     }
-    // Names are checked by the client when it resolves them.
-    match net::check_literal(options.addresses(), url) {
+    // The client checks names when it resolves them.
+    match net::check_literal(options.address_policy(), url) {
         Err(error) => refuse(error.to_string(), PRIVATE_ADDRESS_HELP),
-        Ok(()) if here && options.addresses() == AddressPolicy::PublicOnly => {
+        Ok(()) if here && options.address_policy() == AddressPolicy::PublicOnly => {
             refuse("it is on this machine".into(), PRIVATE_ADDRESS_HELP)
         }
         Ok(()) => Ok(()),
@@ -110,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn neither_a_password_nor_a_token_goes_in_clear() {
+    fn check_policy_refuses_secrets_without_tls() {
         for (url, allowed) in [
             ("http://example.com/c.tar", true),
             ("http://user:hunter2@example.com/c.tar", false),

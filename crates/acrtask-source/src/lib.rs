@@ -1,29 +1,29 @@
-//! Contexts: from what a user or a task file names to a folder on this machine.
+//! Contexts: resolution of a user's or a task file's text to a folder on this machine.
 //!
 //! Invariants:
-//! - What was fetched lies in a folder of its own, only for this user, and is removed with its [`Workspace`]; what
-//!   a process that was killed left, by [`remove_leftovers`]. A folder that is named is pointed at and never
-//!   written to.
-//! - Nothing of a context is executed while it is fetched: no hooks, no filters, no remote helpers, no `git-lfs`.
-//!   Submodules and files of Git LFS come only where [`GitOptions`] asks for them, and whatever names them, a
-//!   repository's own files, is held to the same rules as the URL of the context.
-//! - An archive cannot reach out of its folder, and every amount has a limit ([`Limits`]).
-//! - Passwords are in no argument, no URL, no file and no error. Git gets them in the environment of the one
-//!   child that needs them, bound to the host they are for.
-//! - Where a task file names the context ([`Origin::TaskFile`]), private and metadata addresses are
-//!   refused, and the address that was checked is the one connected to.
+//! - A fetched context is in its own folder, accessible to this user only, and is removed with its
+//!   [`Workspace`]. [`remove_orphans`] removes the folders of killed processes. A local folder is
+//!   used in place, and never written to.
+//! - Fetching executes nothing of a context: no hooks, no filters, no remote helpers, no `git-lfs`.
+//!   Submodules and files of Git LFS are fetched only if [`GitOptions`] requests them. The
+//!   repository's own files name their URLs, which must satisfy the same policy as the URL of the
+//!   context.
+//! - An archive cannot write outside of its folder, and all amounts have a limit ([`Limits`]).
+//! - Passwords are in no argument, URL, file or error. Git reads them from memory through a file
+//!   descriptor of the one process that needs them. Each one is bound to its host.
+//! - If a task file names the context ([`Origin::TaskFile`]), private and metadata addresses are
+//!   refused, and the connection uses the checked address.
+//! - An SSH key is not stored in a file either. An agent stores it during the fetch. The host's key
+//!   is verified.
+//! - The disk and memory usage of git is measured while it runs. Git is killed beyond the limits.
 //!
-//! - An SSH key is in no file either: an agent that lives as long as the fetch has it. The key of a host is checked.
-//!
-//! - What git keeps on disk and in memory is measured while it runs, and ends it beyond the limits.
-//!
-//! Left out: ranges and resuming of downloads,
-//! artifacts that are an index, extensions and other transfers of Git LFS than `basic`.
+//! Left out: ranges and resumption of downloads, artifacts that are an index, and extensions and
+//! transfers of Git LFS other than `basic`.
 
 pub mod archive;
 mod error;
-pub mod facts;
 mod git;
+pub mod git_variables;
 mod http;
 mod lfs;
 mod login;
@@ -44,35 +44,37 @@ use acrtask_registry::{AddressPolicy, Credentials};
 use tokio::io::AsyncRead;
 
 pub use error::SourceError;
-pub use facts::GitFacts;
-pub use login::{CommitId, GitCredential, GitOptions, NotACommit, SshKey};
-pub use scratch::{Scratch, remove_leftovers};
+pub use git_variables::GitVariables;
+pub use login::{CommitId, GitCredential, GitOptions, InvalidCommitId, SshKey};
+pub use scratch::{Scratch, remove_orphans};
 pub use spec::{ContextSpec, GitTransport, GitUrl, ParseError};
 
-/// Who named the context.
+/// Source of a context's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Origin {
-    /// Whoever runs this program; may name whatever this machine reaches.
+    /// The operator of this program, who may name everything that this machine can access.
     #[default]
     Operator,
-    /// A task file, whose author need not be trusted with this machine's network, files and keys.
+    /// A task file. Its author need not be trusted with this machine's network, files and keys.
     TaskFile,
 }
 
-/// How much is taken at most.
+/// Limits of one fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of one download, as they come over the wire.
+    /// Maximum size of one download, in bytes, as transferred.
     pub download_bytes: u64,
-    /// Bytes of all files of an archive, unpacked.
+    /// Maximum size of all unpacked files of an archive, in bytes.
     pub unpacked_bytes: u64,
-    /// Entries of an archive.
+    /// Maximum number of entries of an archive.
     pub entries: u64,
-    /// Unpacked bytes for each packed one, checked from [`archive::RATIO_FROM`] unpacked bytes on.
+    /// Maximum ratio of unpacked to packed bytes, checked from [`archive::RATIO_FROM`] unpacked
+    /// bytes on.
     pub ratio: u64,
-    /// Bytes of memory of git and what it starts, which keep what a server makes up: references, trees.
+    /// Maximum memory of git and its child processes, in bytes. They store data that the server
+    /// chooses: references and trees.
     pub memory_bytes: u64,
-    /// Time for all of it.
+    /// Maximum duration of the fetch.
     pub time: Duration,
 }
 
@@ -89,52 +91,54 @@ impl Default for Limits {
     }
 }
 
-/// What is happening, for a progress display.
+/// Progress of a fetch, for a display.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Progress {
-    /// Begun. The text is for people: `fetching https://example.com/a.git#main`.
+    /// The fetch has begun. The text is for users: `fetching https://example.com/a.git#main`.
     Started(String),
-    /// Bytes that have come so far, and how many there will be, if that is known.
+    /// More bytes have arrived.
     Received {
-        /// So far.
+        /// Number of received bytes.
         bytes: u64,
-        /// In all.
+        /// Total number of bytes. `None` if unknown.
         total: Option<u64>,
     },
 }
 
-/// Is told of progress; must not block.
-pub type OnProgress = Arc<dyn Fn(Progress) + Send + Sync>;
+/// Callback for progress. It must not block.
+pub type ProgressCallback = Arc<dyn Fn(Progress) + Send + Sync>;
 
-/// How to fetch.
+/// Options of a fetch.
 #[derive(Clone)]
 pub struct Options {
-    /// Who named the context.
+    /// Source of the context's name.
     pub origin: Origin,
-    /// Lets a task file's context be at a private address.
+    /// Allows a task file's context to be at a private address.
     pub allow_private_addresses: bool,
-    /// For registries. What was given explicitly for a git host serves git over https too.
+    /// Credentials of registries. An explicit credential for a git host also applies to git over
+    /// https.
     pub credentials: Credentials,
-    /// Registries without TLS, besides loopback.
+    /// Registries without TLS, in addition to loopback.
     pub insecure_registries: Vec<String>,
-    /// Registries that the operator named, which may be at private addresses also where a task file names the
-    /// context: the run's own registry. The insecure ones count as such anyway.
-    pub known_registries: Vec<String>,
-    /// For git over https.
+    /// Registries that the operator named. They may be at private addresses even if a task file
+    /// names the context, as the run's own registry does. Insecure registries always count as such.
+    pub operator_registries: Vec<String>,
+    /// Credentials for git over https.
     pub git_credentials: Vec<GitCredential>,
-    /// For git over ssh. Where one is for the host, ssh runs with it alone, and without the operator's configuration.
+    /// Keys for git over ssh. If one is for the host, ssh uses only this key, and not the
+    /// operator's configuration.
     pub ssh_keys: Vec<SshKey>,
-    /// What to take of a git repository.
+    /// Parts of a git repository to fetch.
     pub git: GitOptions,
-    /// The SSH agent's socket. Without it the operator's own contexts use ssh as it is set up, and a
-    /// task file's may not use ssh at all.
+    /// Socket of the SSH agent. Without it, the operator's own contexts use ssh with its
+    /// configuration, and a task file's contexts cannot use ssh.
     pub ssh_agent: Option<PathBuf>,
-    /// How much is taken at most.
+    /// Limits of the fetch.
     pub limits: Limits,
-    /// Where folders for what is fetched are made.
+    /// Parent folder of the folders for fetched contexts.
     pub scratch_dir: PathBuf,
-    /// Is told of progress.
-    pub progress: Option<OnProgress>,
+    /// Receiver of progress.
+    pub progress: Option<ProgressCallback>,
 }
 
 impl Default for Options {
@@ -144,7 +148,7 @@ impl Default for Options {
             allow_private_addresses: false,
             credentials: Credentials::new(),
             insecure_registries: Vec::new(),
-            known_registries: Vec::new(),
+            operator_registries: Vec::new(),
             git_credentials: Vec::new(),
             ssh_keys: Vec::new(),
             git: GitOptions::default(),
@@ -168,7 +172,7 @@ impl fmt::Debug for Options {
 }
 
 impl Options {
-    pub(crate) fn addresses(&self) -> AddressPolicy {
+    pub(crate) fn address_policy(&self) -> AddressPolicy {
         match self.origin {
             Origin::TaskFile if !self.allow_private_addresses => AddressPolicy::PublicOnly,
             Origin::TaskFile | Origin::Operator => AddressPolicy::Any,
@@ -181,34 +185,34 @@ impl Options {
         }
     }
 
-    fn scratch(&self) -> Result<Scratch, SourceError> {
+    fn create_scratch(&self) -> Result<Scratch, SourceError> {
         Scratch::new(&self.scratch_dir).map_err(|source| SourceError::Io {
-            attempt: format!("make a folder in {}", self.scratch_dir.display()),
+            attempt: format!("create a folder in {}", self.scratch_dir.display()),
             source,
         })
     }
 }
 
-/// A context on this machine.
+/// Context on this machine.
 #[derive(Debug)]
 pub struct Workspace {
-    /// The folder, absolute and without links in its path.
+    /// Folder of the context: an absolute path without links.
     pub root: PathBuf,
-    /// What git knows about it.
-    pub facts: GitFacts,
-    /// Whether it is a folder of the user's, that is not ours to change.
+    /// Run variables from git.
+    pub variables: GitVariables,
+    /// `true` for a local folder of the user, which must not be changed.
     pub borrowed: bool,
-    /// Removes it.
+    /// Guard that removes the folder.
     _scratch: Option<Scratch>,
 }
 
 impl Workspace {
-    /// The path of `relative` inside the workspace, with every link on the way followed.
+    /// Returns the path of `relative` inside the workspace, with all links resolved.
     ///
     /// # Errors
-    /// [`SourceError::SubFolder`] if that leads out of the workspace. The file need not exist.
+    /// [`SourceError::SubFolder`] if the path leads out of the workspace. The file may be missing.
     pub fn path(&self, relative: &Path) -> Result<PathBuf, SourceError> {
-        paths::inside(&self.root, relative).map_err(|error| SourceError::SubFolder {
+        paths::resolve_inside(&self.root, relative).map_err(|error| SourceError::SubFolder {
             context: self.root.display().to_string(),
             folder: relative.display().to_string(),
             reason: error.to_string(),
@@ -216,15 +220,15 @@ impl Workspace {
     }
 }
 
-/// Brings `spec` onto this machine.
+/// Fetches `spec` to this machine.
 ///
 /// # Errors
-/// [`SourceError`]. Dropping the future stops everything and removes what was fetched.
+/// [`SourceError`]. Dropping the future stops all processes and removes the fetched files.
 pub async fn fetch(spec: &ContextSpec, options: &Options) -> Result<Workspace, SourceError> {
     fetch_with_input(spec, options, tokio::io::stdin()).await
 }
 
-/// As [`fetch`], with `input` in the place of standard input.
+/// Fetches `spec` like [`fetch`], with `input` instead of standard input.
 ///
 /// # Errors
 /// [`SourceError`].
@@ -233,7 +237,7 @@ pub async fn fetch_with_input(
     options: &Options,
     input: impl AsyncRead + Unpin + Send,
 ) -> Result<Workspace, SourceError> {
-    match tokio::time::timeout(options.limits.time, fetch_any(spec, options, input)).await {
+    match tokio::time::timeout(options.limits.time, fetch_spec(spec, options, input)).await {
         Ok(result) => result,
         Err(_) => Err(SourceError::TimedOut {
             context: spec.to_string(),
@@ -242,14 +246,14 @@ pub async fn fetch_with_input(
     }
 }
 
-/// Whether a git repository can be read, and has the reference that `url` names, with all rules that hold when it is
-/// fetched. Nothing is fetched. Returns the new address of a repository that the server redirects.
+/// Checks that a git repository is readable and has the reference of `url`, with the policy of a
+/// fetch. Fetches nothing. Returns the new address of a repository that the server redirects.
 ///
 /// # Errors
 /// [`SourceError`].
 pub async fn probe(url: &GitUrl, options: &Options) -> Result<Option<GitUrl>, SourceError> {
     let probing = async {
-        let scratch = options.scratch()?;
+        let scratch = options.create_scratch()?;
         git::probe(url, scratch.path(), options).await
     };
     match tokio::time::timeout(options.limits.time, probing).await {
@@ -261,16 +265,17 @@ pub async fn probe(url: &GitUrl, options: &Options) -> Result<Option<GitUrl>, So
     }
 }
 
-/// Unpacks what was packed of a folder on another machine and uploaded from there: a tar, perhaps compressed, or a
-/// single Dockerfile. Unlike in a [`ContextSpec::Stdin`], links may lead anywhere, as in the folder that they come from.
+/// Unpacks the upload of a folder from another machine: a tar archive, possibly compressed, or a
+/// single Dockerfile. Unlike in a [`ContextSpec::Stdin`], links may lead anywhere, as in the
+/// uploaded folder.
 ///
 /// # Errors
-/// [`SourceError`]. Dropping the future removes what was unpacked.
+/// [`SourceError`]. Dropping the future removes the unpacked files.
 pub async fn unpack_upload(
     input: impl AsyncRead + Unpin + Send,
     options: &Options,
 ) -> Result<Workspace, SourceError> {
-    let scratch = options.scratch()?;
+    let scratch = options.create_scratch()?;
     let (context, limits) = ("the uploaded context", &options.limits);
     let links = archive::Links::Anywhere;
     let unpacking = archive::unpack_with(input, scratch.path(), context, limits, links);
@@ -283,10 +288,10 @@ pub async fn unpack_upload(
             });
         }
     };
-    owned(scratch)
+    wrap_scratch(scratch)
 }
 
-async fn fetch_any(
+async fn fetch_spec(
     spec: &ContextSpec,
     options: &Options,
     input: impl AsyncRead + Unpin + Send,
@@ -299,43 +304,43 @@ async fn fetch_any(
         return Err(SourceError::Refused {
             context,
             reason: "only a git repository has commits, submodules and files of Git LFS".into(),
-            help: "name a git URL, or ask for none of them".into(),
+            help: "name a git URL, or request none of them".into(),
         });
     }
     match spec {
         ContextSpec::Folder(path) | ContextSpec::TarballFile(path) => {
-            from_path(path, options).await
+            open_path(path, options).await
         }
         ContextSpec::Git(url) => {
-            let scratch = options.scratch()?;
-            let (root, facts) = git::check_out(url, scratch.path(), options).await?;
+            let scratch = options.create_scratch()?;
+            let (root, variables) = git::check_out(url, scratch.path(), options).await?;
             Ok(Workspace {
                 root,
-                facts,
+                variables,
                 borrowed: false,
                 _scratch: Some(scratch),
             })
         }
         ContextSpec::HttpTarball(url) => {
-            let scratch = options.scratch()?;
+            let scratch = options.create_scratch()?;
             http::download(url, scratch.path(), options).await?;
-            owned(scratch)
+            wrap_scratch(scratch)
         }
         ContextSpec::Oci(reference) => {
-            let scratch = options.scratch()?;
+            let scratch = options.create_scratch()?;
             oci::download(reference, scratch.path(), options).await?;
-            owned(scratch)
+            wrap_scratch(scratch)
         }
         ContextSpec::Stdin => {
-            let scratch = options.scratch()?;
+            let scratch = options.create_scratch()?;
             archive::unpack(input, scratch.path(), &context, &options.limits).await?;
-            owned(scratch)
+            wrap_scratch(scratch)
         }
-        ContextSpec::None => owned(options.scratch()?),
+        ContextSpec::None => wrap_scratch(options.create_scratch()?),
     }
 }
 
-async fn from_path(path: &Path, options: &Options) -> Result<Workspace, SourceError> {
+async fn open_path(path: &Path, options: &Options) -> Result<Workspace, SourceError> {
     let context = path.display().to_string();
     let missing = |source| SourceError::Missing {
         path: path.to_owned(),
@@ -350,28 +355,28 @@ async fn from_path(path: &Path, options: &Options) -> Result<Workspace, SourceEr
     }
     let root = std::fs::canonicalize(path).map_err(missing)?;
     if root.is_dir() {
-        let facts = facts::of_folder(&root);
+        let variables = git_variables::read_folder(&root);
         return Ok(Workspace {
             root,
-            facts,
+            variables,
             borrowed: true,
             _scratch: None,
         });
     }
     let file = tokio::fs::File::open(&root).await.map_err(missing)?;
-    let scratch = options.scratch()?;
+    let scratch = options.create_scratch()?;
     archive::unpack(file, scratch.path(), &context, &options.limits).await?;
-    owned(scratch)
+    wrap_scratch(scratch)
 }
 
-fn owned(scratch: Scratch) -> Result<Workspace, SourceError> {
+fn wrap_scratch(scratch: Scratch) -> Result<Workspace, SourceError> {
     let root = std::fs::canonicalize(scratch.path()).map_err(|source| SourceError::Io {
         attempt: format!("find the folder {}", scratch.path().display()),
         source,
     })?;
     Ok(Workspace {
         root,
-        facts: GitFacts::default(),
+        variables: GitVariables::default(),
         borrowed: false,
         _scratch: Some(scratch),
     })

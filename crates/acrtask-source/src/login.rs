@@ -1,4 +1,4 @@
-//! What opens a private repository, and which commit of it is wanted.
+//! Logins for private repositories, and options for a commit.
 
 use std::{fmt, str::FromStr};
 
@@ -6,39 +6,40 @@ use acrtask_model::Secret;
 
 use crate::spec::{GitTransport, GitUrl};
 
-/// A user and a password, or a token in its place, for a git host over https.
+/// User and password, or a token instead, for a git host over https.
 #[derive(Debug, Clone)]
 pub struct GitCredential {
-    /// Exactly the host of the URL: `github.com`.
+    /// Exact host of the URL: `github.com`.
     pub host: String,
-    /// The user; with a token most forges take any.
+    /// User name. Most forges accept any with a token.
     pub username: String,
-    /// The password or token.
+    /// Password or token.
     pub password: Secret,
 }
 
-/// A private key for a git host over ssh, and how that host is known.
+/// Private key for a git host over ssh, and the keys of the host.
 #[derive(Debug, Clone)]
 pub struct SshKey {
-    /// Exactly the host of the URL, `git.example.com`; with a port where one key is for that port alone.
+    /// Exact host of the URL: `git.example.com`. With a port, the key applies to this port only.
     pub host: String,
-    /// The private key, without a passphrase, as `ssh-keygen` writes it.
+    /// Private key without a passphrase, as `ssh-keygen` writes it.
     pub private_key: Secret,
-    /// Lines of a `known_hosts` file that alone say which keys the host may have. Without them only the hosts of
-    /// [`SshKey::is_well_known`] are known.
+    /// Lines of a `known_hosts` file with the only keys that the host may have. If `None`, only
+    /// hosts of [`SshKey::has_builtin_keys`] are accepted.
     pub known_hosts: Option<String>,
 }
 
 impl SshKey {
-    /// Whether what a stored login has in the place of a password is a private key: every one in PEM begins so.
-    pub fn is_key(password: &Secret) -> bool {
+    /// Returns `true` if the password of a stored login is a private key. Every key in PEM begins
+    /// with `-----BEGIN`.
+    pub fn is_private_key(password: &Secret) -> bool {
         password.expose().trim_start().starts_with("-----BEGIN")
     }
 
-    /// The key that a stored login is; nothing where it holds a password or a token. Behind the private key's last line
-    /// may stand lines of a `known_hosts` file.
+    /// Parses the key of a stored login. `None` if it is a password or a token. Lines of a
+    /// `known_hosts` file may follow the last line of the private key.
     pub fn from_login(host: &str, password: &Secret) -> Option<Self> {
-        if !Self::is_key(password) {
+        if !Self::is_private_key(password) {
             return None;
         }
         let text = password.expose();
@@ -54,18 +55,19 @@ impl SshKey {
         })
     }
 
-    /// Whether the keys of `host` are built in, so that [`SshKey::known_hosts`] may be missing.
-    pub fn is_well_known(host: &str) -> bool {
-        crate::git::is_well_known(host)
+    /// Returns `true` if the keys of `host` are built in. [`SshKey::known_hosts`] may then be
+    /// missing.
+    pub fn has_builtin_keys(host: &str) -> bool {
+        crate::git::has_builtin_keys(host)
     }
 
-    /// Whether `url` is reached by ssh, and the key is for its host.
-    pub fn opens(&self, url: &GitUrl) -> bool {
-        url.transport == GitTransport::Ssh && self.is_for(&url.host, url.port())
+    /// Returns `true` if `url` uses ssh and the key is for its host.
+    pub fn matches_url(&self, url: &GitUrl) -> bool {
+        url.transport == GitTransport::Ssh && self.matches_host(&url.host, url.port())
     }
 
-    /// Whether it is for this host and port; exactly, not for a part of a name.
-    pub(crate) fn is_for(&self, host: &str, port: u16) -> bool {
+    /// Returns `true` if the key is for exactly this host and port.
+    pub(crate) fn matches_host(&self, host: &str, port: u16) -> bool {
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         [
             host.to_owned(),
@@ -78,12 +80,12 @@ impl SshKey {
     }
 }
 
-/// The full name of a commit: 40 or, in repositories with SHA-256, 64 hexadecimal digits.
+/// Full name of a commit: 40 hexadecimal digits, or 64 in repositories with SHA-256.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommitId(String);
 
 impl CommitId {
-    /// The digits, in lower case.
+    /// Returns the digits, in lower case.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -95,32 +97,32 @@ impl fmt::Display for CommitId {
     }
 }
 
-/// Why a text names no commit.
+/// Error for a text that is not a full commit name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not the full name of a commit, which is 40 or 64 hexadecimal digits")]
-pub struct NotACommit(String);
+pub struct InvalidCommitId(String);
 
 impl FromStr for CommitId {
-    type Err = NotACommit;
+    type Err = InvalidCommitId;
 
-    fn from_str(text: &str) -> Result<Self, NotACommit> {
+    fn from_str(text: &str) -> Result<Self, InvalidCommitId> {
         let full = matches!(text.len(), 40 | 64) && text.bytes().all(|b| b.is_ascii_hexdigit());
         if full {
             Ok(Self(text.to_ascii_lowercase()))
         } else {
-            Err(NotACommit(text.chars().take(80).collect()))
+            Err(InvalidCommitId(text.chars().take(80).collect()))
         }
     }
 }
 
-/// What to take of a git repository, besides what its URL says.
+/// Options for a git repository, in addition to its URL.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct GitOptions {
-    /// This commit and no other, whatever the URL's reference points at by now.
+    /// Exact commit to check out, regardless of the URL's reference.
     pub commit: Option<CommitId>,
-    /// Submodules too, and theirs.
+    /// Check out submodules, including nested ones.
     pub submodules: bool,
-    /// The files that stand in Git LFS too, in place of their pointers.
+    /// Replace the pointers of Git LFS by their files.
     pub lfs: bool,
 }
 
@@ -129,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_commit_is_a_full_name() {
+    fn commit_id_requires_a_full_name() {
         for (text, good) in [
             ("a".repeat(40), true),
             ("A".repeat(64), true),
@@ -145,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_told_by_its_text_and_belongs_to_one_host() {
+    fn from_login_detects_keys_and_binds_them_to_one_host() {
         let key = "-----BEGIN OPENSSH PRIVATE KEY-----\nabc\n-----END OPENSSH PRIVATE KEY-----";
         let of = |host: &str| SshKey::from_login(host, &Secret::new(key)).unwrap();
         assert!(SshKey::from_login("h", &Secret::new("ghp_token")).is_none());
@@ -172,7 +174,7 @@ mod tests {
             ("[::1]:2222", "[::1]", 2222, true),
         ] {
             assert_eq!(
-                of(stored).is_for(host, port),
+                of(stored).matches_host(host, port),
                 good,
                 "{stored} {host} {port}"
             );

@@ -1,8 +1,8 @@
-//! A context that is an artifact in a registry, as ORAS and `az acr` store one.
+//! Context from an artifact in a registry, as ORAS and `az acr` store one.
 //!
-//! An artifact of one layer is an archive, or a file. Of several layers those are unpacked that say so by the
-//! annotation `io.deis.oras.content.unpack`, or that have no title; the others are files by their title. Every
-//! layer is checked against its digest.
+//! An artifact with one layer is an archive or a file. With several layers, a layer is unpacked if
+//! it has the annotation `io.deis.oras.content.unpack`, or no title. Other layers are files named
+//! by their title. Every layer is checked against its digest.
 
 use std::{io, path::Path};
 
@@ -15,11 +15,11 @@ use tokio_util::io::StreamReader;
 
 use crate::{Options, Progress, archive, error::SourceError, paths};
 
-/// The name of the file that a layer is.
+/// Annotation with the file name of a layer.
 ///
 /// Source: OCI image specification, "Pre-Defined Annotation Keys".
 const TITLE: &str = "org.opencontainers.image.title";
-/// "true" where ORAS packed a folder.
+/// Annotation that ORAS sets to "true" for a packed folder.
 const UNPACK: &str = "io.deis.oras.content.unpack";
 
 /// Downloads the artifact `reference` into `target`.
@@ -40,10 +40,10 @@ pub(crate) async fn download(
     };
     let settings = Settings {
         insecure: options.insecure_registries.clone(),
-        addresses: if is_known(reference.registry(), options) {
+        addresses: if is_operator_registry(reference.registry(), options) {
             AddressPolicy::Any
         } else {
-            options.addresses()
+            options.address_policy()
         },
     };
     let registry = Registry::new(options.credentials.clone(), settings).map_err(failed)?;
@@ -52,7 +52,7 @@ pub(crate) async fn download(
         ManifestBody::Image(image) => image,
         ManifestBody::Index(_) => {
             return Err(broken(
-                "it is an index of images, and a context is one artifact",
+                "it is an index of images, but a context is one artifact",
             ));
         }
     };
@@ -86,7 +86,7 @@ pub(crate) async fn download(
                 total: Some(total),
             });
         });
-        store(
+        store_layer(
             StreamReader::new(stream),
             layer,
             single,
@@ -99,16 +99,16 @@ pub(crate) async fn download(
     Ok(())
 }
 
-/// Whether the operator, and not a task file alone, named this registry. A credential for it says nothing: a
-/// task file may bring some along.
-fn is_known(host: &str, options: &Options) -> bool {
-    [&options.known_registries, &options.insecure_registries]
+/// Returns `true` if the operator named this registry, not only a task file. A credential for the
+/// registry proves nothing, because a task file may contain one.
+fn is_operator_registry(host: &str, options: &Options) -> bool {
+    [&options.operator_registries, &options.insecure_registries]
         .into_iter()
         .flatten()
-        .any(|known| canonical_host(known) == host)
+        .any(|name| canonical_host(name) == host)
 }
 
-async fn store(
+async fn store_layer(
     mut content: impl AsyncRead + Unpin + Send,
     layer: &Descriptor,
     single: bool,
@@ -143,9 +143,10 @@ async fn store(
         attempt: format!("find the folder {}", target.display()),
         source,
     })?;
-    let path = paths::inside(&root, Path::new(title)).map_err(|error| broken(error.to_string()))?;
+    let path = paths::resolve_inside(&root, Path::new(title))
+        .map_err(|error| broken(error.to_string()))?;
     if path == root {
-        return Err(broken("its title is no file's name".into()));
+        return Err(broken("its title is not a file name".into()));
     }
     let written = async {
         if let Some(parent) = path.parent() {

@@ -1,4 +1,4 @@
-//! Paths that must not leave a folder.
+//! Paths that must stay inside a folder.
 
 use std::{
     collections::VecDeque,
@@ -8,31 +8,31 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// Links that are followed for one path, as Linux does.
+/// Maximum number of links on one path, as on Linux.
 const MAX_LINKS: usize = 40;
 
-/// Why a path is not inside.
+/// Failure to resolve a path inside a folder.
 #[derive(Debug, thiserror::Error)]
-pub enum Outside {
-    /// It, or a link on its way, leads out.
+pub enum PathError {
+    /// The path, or a link on it, leads out.
     #[error("it leads out of the context")]
     Escapes,
-    /// Links that lead to each other.
+    /// The links form a loop.
     #[error("it has more than {MAX_LINKS} links on its way")]
     Loop,
-    /// A link that cannot be read.
+    /// A link is unreadable.
     #[error("it cannot be followed: {0}")]
     Io(#[from] std::io::Error),
 }
 
-/// Returns the path of a regular file of the folder `root`, without links. A task may have made it a link that leads out,
-/// or to a device without an end.
+/// Returns the path of a regular file in the folder `root`, without links. A task may have replaced
+/// the file by a link that leads out, or to an endless device.
 ///
 /// # Errors
-/// The file is not there, or is not a regular file of the folder.
+/// The file does not exist, or is not a regular file of the folder.
 pub fn file_inside(root: &Path, relative: &Path) -> io::Result<PathBuf> {
     let invalid = |reason: String| io::Error::new(io::ErrorKind::InvalidData, reason);
-    let path = inside(&root.canonicalize()?, relative);
+    let path = resolve_inside(&root.canonicalize()?, relative);
     let path = path.map_err(|error| invalid(error.to_string()))?;
     if path.metadata()?.is_file() {
         Ok(path)
@@ -41,10 +41,10 @@ pub fn file_inside(root: &Path, relative: &Path) -> io::Result<PathBuf> {
     }
 }
 
-/// Reads a regular file of the folder `root`, of at most `limit` bytes.
+/// Reads a regular file in the folder `root` of at most `limit` bytes.
 ///
 /// # Errors
-/// As [`file_inside`]; the file has more bytes.
+/// Same errors as [`file_inside`], or the file is larger.
 pub fn read_inside(root: &Path, relative: &Path, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(file_inside(root, relative)?)?
@@ -57,26 +57,26 @@ pub fn read_inside(root: &Path, relative: &Path, limit: u64) -> io::Result<Vec<u
     Ok(bytes)
 }
 
-/// Where `relative` leads to from `root`, with the links on its way followed, the last one too. What does
-/// not exist is taken as it is written. An absolute path, or a `..` or link that leads above `root`
-/// on the way, is an error even if a later part would lead back in.
+/// Resolves `relative` from `root`, including all links on the path and the last one. Keeps missing
+/// components as written. An absolute path is an error. So is a `..` or a link that leads above
+/// `root`, even if a later part leads back.
 ///
-/// `root` has to be absolute and without links. The answer holds as long as nobody changes the folder.
+/// `root` must be absolute and without links. The result is valid until the folder changes.
 ///
 /// # Errors
-/// [`Outside`].
-pub fn inside(root: &Path, relative: &Path) -> Result<PathBuf, Outside> {
+/// [`PathError`].
+pub fn resolve_inside(root: &Path, relative: &Path) -> Result<PathBuf, PathError> {
     enum Step {
         Down(OsString),
         Up,
     }
-    fn steps(path: &Path) -> Result<Vec<Step>, Outside> {
+    fn steps(path: &Path) -> Result<Vec<Step>, PathError> {
         path.components()
             .filter(|part| *part != Component::CurDir)
             .map(|part| match part {
                 Component::Normal(name) => Ok(Step::Down(name.to_owned())),
                 Component::ParentDir => Ok(Step::Up),
-                _ => Err(Outside::Escapes),
+                _ => Err(PathError::Escapes),
             })
             .collect()
     }
@@ -86,7 +86,7 @@ pub fn inside(root: &Path, relative: &Path) -> Result<PathBuf, Outside> {
     let mut at = root.to_owned();
     while let Some(step) = todo.pop_front() {
         match step {
-            Step::Up if depth == 0 => return Err(Outside::Escapes),
+            Step::Up if depth == 0 => return Err(PathError::Escapes),
             Step::Up => {
                 at.pop();
                 depth -= 1;
@@ -97,7 +97,7 @@ pub fn inside(root: &Path, relative: &Path) -> Result<PathBuf, Outside> {
                 if is_link {
                     links += 1;
                     if links > MAX_LINKS {
-                        return Err(Outside::Loop);
+                        return Err(PathError::Loop);
                     }
                     for step in steps(&std::fs::read_link(&next)?)?.into_iter().rev() {
                         todo.push_front(step);
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn follows_links_and_never_out() {
+    fn resolve_inside_follows_links_but_never_out() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().canonicalize().unwrap();
         std::fs::create_dir_all(root.join("a/b")).unwrap();
@@ -148,7 +148,7 @@ mod tests {
             ("a/sly", None),
             ("loop1", None),
         ] {
-            let got = inside(&root, Path::new(path)).ok();
+            let got = resolve_inside(&root, Path::new(path)).ok();
             let expected = expected.map(|path| {
                 if path.is_empty() {
                     root.clone()

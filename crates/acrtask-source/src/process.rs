@@ -1,7 +1,7 @@
-//! One child process with bounded output, that does not outlive the future which waits for it.
+//! Child process with bounded output that does not outlive the waiting future.
 //!
-//! What it writes to disk and keeps in memory is measured while it runs ([`Bounds`]): a server decides how much a git
-//! command takes, and git has no limits of its own.
+//! The disk and memory usage of the process is measured while it runs ([`Bounds`]). The server
+//! decides how much a git command needs, and git has no limits of its own.
 
 use std::{
     fs, io,
@@ -20,28 +20,28 @@ use tokio::{
 };
 use walkdir::WalkDir;
 
-/// How much of the error stream is kept, in bytes.
+/// Maximum size of the error stream, in bytes.
 const MAX_STDERR: u64 = 64 << 10;
 
-/// First wait until a child is measured, and shortest wait between two measurements.
+/// Wait before the first measurement of a child, and minimum wait between two measurements.
 const MEASURE: Duration = Duration::from_millis(250);
-/// Measuring takes at most one part in this many of the time.
+/// Minimum ratio of the wait to the duration of a measurement.
 const SPACING: u32 = 20;
 
-/// What a child and all that it starts may take.
+/// Limits of a child and its descendants.
 #[derive(Debug, Clone)]
 pub(crate) struct Bounds {
-    /// The folder that they write to.
+    /// Folder that the processes write to.
     pub(crate) folder: PathBuf,
-    /// Bytes of all files in it.
+    /// Maximum size of all files in the folder, in bytes.
     pub(crate) bytes: u64,
-    /// Files and folders in it.
+    /// Maximum number of files and folders in the folder.
     pub(crate) entries: u64,
-    /// Bytes of memory of all processes.
+    /// Maximum memory of all processes, in bytes.
     pub(crate) memory: u64,
 }
 
-/// A bound that was exceeded; travels inside an [`io::Error`].
+/// Exceeded bound, wrapped in an [`io::Error`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("more than {limit} {unit}")]
 pub(crate) struct Exceeded {
@@ -50,8 +50,8 @@ pub(crate) struct Exceeded {
 }
 
 impl Bounds {
-    /// Returns once the processes of `group` have exceeded a bound.
-    async fn watch(&self, group: Option<Pid>) -> Exceeded {
+    /// Waits until the processes of `group` exceed a bound.
+    async fn wait_until_exceeded(&self, group: Option<Pid>) -> Exceeded {
         let mut wait = MEASURE;
         loop {
             tokio::time::sleep(wait).await;
@@ -65,16 +65,16 @@ impl Bounds {
         }
     }
 
-    /// Measures once; the memory of `group` where there is one.
+    /// Measures once. Includes the memory of `group` if there is one.
     pub(crate) fn measure(&self, group: Option<Pid>) -> Result<(), Exceeded> {
-        if group.is_some_and(|group| memory_of(group) > self.memory) {
+        if group.is_some_and(|group| measure_memory(group) > self.memory) {
             return Err(Exceeded {
                 limit: self.memory,
                 unit: "bytes of memory",
             });
         }
         let (mut bytes, mut entries) = (0u64, 0u64);
-        // Files come and go meanwhile; what is gone counts as nothing.
+        // Files may disappear during the measurement. A missing file counts as empty.
         for entry in WalkDir::new(&self.folder).into_iter().flatten() {
             entries += 1;
             bytes = bytes.saturating_add(entry.metadata().map_or(0, |of| of.len()));
@@ -95,32 +95,33 @@ impl Bounds {
     }
 }
 
-/// Bytes of memory of all processes of a group. 0 where `/proc` does not tell.
-fn memory_of(group: Pid) -> u64 {
+/// Returns the memory of all processes of a group, in bytes. 0 if `/proc` is unreadable.
+fn measure_memory(group: Pid) -> u64 {
     let Ok(processes) = fs::read_dir("/proc") else {
         return 0;
     };
     let sizes = processes.flatten().filter_map(|process| {
         let name = process.file_name();
         name.to_str()?.parse::<u32>().ok()?;
-        in_group(&process.path(), group)
+        process_memory(&process.path(), group)
     });
     sizes.sum()
 }
 
-/// Bytes of memory of the process `folder`, if it belongs to `group`.
+/// Returns the memory of the process `folder` in bytes. `None` if it does not belong to `group`.
 ///
 /// Source: proc_pid_stat(5), proc_pid_status(5).
-fn in_group(folder: &Path, group: Pid) -> Option<u64> {
+fn process_memory(folder: &Path, group: Pid) -> Option<u64> {
     let stat = fs::read_to_string(folder.join("stat")).ok()?;
-    // The name of the program stands in parentheses and may hold anything; state, parent and group follow it.
+    // The name of the program is in parentheses and may contain any text. State, parent and group
+    // follow it.
     let (_, rest) = stat.rsplit_once(')')?;
     let of: i32 = rest.split_whitespace().nth(2)?.parse().ok()?;
     if of != group.as_raw() {
         return None;
     }
     let status = fs::read_to_string(folder.join("status")).ok()?;
-    // Not the pages of files, which are packs that git maps.
+    // Excludes the pages of files, because these are packs that git maps.
     let line = status
         .lines()
         .find_map(|line| line.strip_prefix("RssAnon:"))?;
@@ -128,33 +129,33 @@ fn in_group(folder: &Path, group: Pid) -> Option<u64> {
     Some(kib << 10)
 }
 
-/// What a child left.
+/// Result of a finished child.
 pub(crate) struct Output {
     pub(crate) success: bool,
     pub(crate) stdout: Vec<u8>,
     pub(crate) stderr: String,
 }
 
-/// Kills the child with all that it started, unless it has been waited for.
-struct Group(Option<Pid>);
+/// Guard that kills the child and its descendants, unless the child has been waited for.
+struct KillGuard(Option<Pid>);
 
-impl Drop for Group {
+impl Drop for KillGuard {
     fn drop(&mut self) {
         if let Some(group) = self.0 {
-            // The group is gone if the child ended in the meantime, which is as good.
+            // If the child has ended in the meantime, its group may not exist.
             let _ = killpg(group, Signal::SIGKILL);
         }
     }
 }
 
-/// Runs `command` in a process group of its own, without input, and keeps at most `limit` bytes of its output. More
-/// than that is read and thrown away, and [`Output::stdout`] is then one byte longer than `limit`. Ends it with
-/// [`Exceeded`] where it exceeds `bounds`.
+/// Runs `command` in its own process group, without input. Keeps at most `limit` bytes of output
+/// and drops the rest. [`Output::stdout`] is one byte longer than `limit` if more arrived. Fails
+/// with [`Exceeded`] if the command exceeds `bounds`.
 pub(crate) async fn run(command: Command, limit: u64, bounds: &Bounds) -> io::Result<Output> {
     run_child(command, None, limit, Some(bounds)).await
 }
 
-/// As [`run`], with `input`, which should be short: a program may end without reading it.
+/// Runs `command` like [`run`], with a short `input`. A program may end without reading it.
 pub(crate) async fn run_with_input(
     command: Command,
     input: &[u8],
@@ -185,19 +186,22 @@ async fn run_child(
         .id()
         .and_then(|id| i32::try_from(id).ok())
         .map(Pid::from_raw);
-    let mut group = Group(pid);
+    let mut group = KillGuard(pid);
     if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
-        // A program that has ended says itself why.
+        // A program that has ended reports the reason itself.
         let _ = stdin.write_all(input).await;
     }
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let ending = async {
-        let (stdout, stderr) = tokio::try_join!(read(stdout, limit + 1), read(stderr, MAX_STDERR))?;
+        let (stdout, stderr) = tokio::try_join!(
+            read_limited(stdout, limit + 1),
+            read_limited(stderr, MAX_STDERR)
+        )?;
         Ok::<_, io::Error>((stdout, stderr, child.wait().await?))
     };
     let watching = async {
         match bounds {
-            Some(bounds) => bounds.watch(pid).await,
+            Some(bounds) => bounds.wait_until_exceeded(pid).await,
             None => std::future::pending().await,
         }
     };
@@ -213,7 +217,7 @@ async fn run_child(
     })
 }
 
-async fn read(stream: Option<impl AsyncRead + Unpin>, limit: u64) -> io::Result<Vec<u8>> {
+async fn read_limited(stream: Option<impl AsyncRead + Unpin>, limit: u64) -> io::Result<Vec<u8>> {
     let mut kept = Vec::new();
     if let Some(mut stream) = stream {
         (&mut stream).take(limit).read_to_end(&mut kept).await?;
@@ -240,9 +244,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn child_ends_where_it_exceeds_a_bound() {
+    async fn child_that_exceeds_a_bound_is_killed() {
         for (script, unit) in [
-            // It keeps the last line, which never ends.
+            // `tail` stores the last line, which never ends.
             ("tail /dev/zero", "bytes of memory"),
             ("tail /dev/zero | cat", "bytes of memory"),
             ("cat /dev/zero > file", "bytes on disk"),

@@ -1,6 +1,7 @@
-//! What a context's text means.
+//! Parser for the text of a context.
 //!
-//! Source: the argument of `docker build` (`PATH | URL | -`), with `oci://` and `/dev/null` of `az acr run`.
+//! Source: the argument of `docker build` (`PATH \| URL \| -`), with `oci://` and `/dev/null` of
+//! `az acr run`.
 
 use std::{
     fmt,
@@ -10,60 +11,62 @@ use std::{
 use acrtask_model::{ImageRef, Secret};
 use url::Url;
 
-/// A context, as its text names it. Nothing was looked at yet. Printed, also for debugging, it shows no password.
+/// Parsed text of a context, without access to its content. `Display` and `Debug` output contains
+/// no password.
 #[derive(Clone)]
 pub enum ContextSpec {
-    /// A path without the ending of an archive. What it is, the file system decides.
+    /// Path without the ending of an archive. The file system decides its kind.
     Folder(PathBuf),
-    /// A git repository: `URL#ref:folder`.
+    /// Git repository: `URL#ref:folder`.
     Git(GitUrl),
-    /// An archive, or a single Dockerfile, by URL.
+    /// URL of an archive or a single Dockerfile.
     HttpTarball(Url),
-    /// A path with the ending of an archive. What it is, the file system decides.
+    /// Path with the ending of an archive. The file system decides its kind.
     TarballFile(PathBuf),
-    /// An artifact in a registry: `oci://REF`.
+    /// Artifact in a registry: `oci://REF`.
     Oci(ImageRef),
-    /// `-`: an archive or a single Dockerfile on standard input.
+    /// `-`: archive or single Dockerfile on standard input.
     Stdin,
-    /// `/dev/null`: nothing.
+    /// `/dev/null`: empty context.
     None,
 }
 
-/// A git repository, and what to take of it. Every part has been checked to be harmless as an argument.
+/// Git repository, with the parts to check out. Every part is checked to be harmless as an
+/// argument.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct GitUrl {
-    /// What is given to git. Never has a password in it.
+    /// URL for git, without a password.
     pub url: String,
-    /// The protocol.
+    /// Protocol of the URL.
     pub transport: GitTransport,
-    /// The host; empty for [`GitTransport::File`].
+    /// Host. Empty for [`GitTransport::File`].
     pub host: String,
-    /// User and password that stood in the URL.
+    /// User and password from the URL.
     pub credential: Option<(String, Secret)>,
-    /// Branch, tag, commit or pull request; the default branch without it.
+    /// Branch, tag, commit or pull request. `None`: the default branch.
     pub reference: Option<String>,
-    /// A folder inside the repository, relative to its root, without `..`.
+    /// Folder inside the repository, relative to its root, without `..`.
     pub folder: Option<String>,
 }
 
-/// How a repository is reached.
+/// Protocol of a git repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GitTransport {
     /// `https://`
     Https,
-    /// `http://`, in clear.
+    /// `http://`, without encryption.
     Http,
     /// `ssh://`, `git@host:path`
     Ssh,
-    /// `git://`, in clear and without authentication.
+    /// `git://`, without encryption and authentication.
     Git,
     /// `file://`
     File,
 }
 
 impl GitTransport {
-    /// Git's name for it, in its `protocol.<name>.allow`.
+    /// Returns git's name of the protocol, as in `protocol.<name>.allow`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Https => "https",
@@ -75,35 +78,36 @@ impl GitTransport {
     }
 }
 
-/// Why a text is no context.
+/// Error for a text that is not a context.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not a context: {reason}")]
 pub struct ParseError {
-    /// The text, without a password.
+    /// Text, without a password.
     pub text: String,
-    /// What is wrong.
+    /// Description of the problem.
     pub reason: String,
-    /// What to write instead.
+    /// Advice to the user.
     pub help: String,
 }
 
-/// Hosts whose pages for people, `https://HOST/OWNER/REPOSITORY`, are easily taken for a repository's URL.
+/// Hosts with web pages at `https://HOST/OWNER/REPOSITORY`, which users confuse with the
+/// repository's URL.
 const FORGES: [&str; 4] = ["github.com", "gitlab.com", "bitbucket.org", "codeberg.org"];
 
-/// Endings of archives.
+/// File name endings of archives.
 const ARCHIVES: [&str; 9] = [
     ".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst", ".tar.bz2", ".tbz2", ".tar.xz", ".txz",
 ];
 
 impl ContextSpec {
-    /// Reads a context's text.
+    /// Parses the text of a context.
     ///
     /// # Errors
-    /// [`ParseError`], which says what to write instead.
+    /// [`ParseError`] with advice.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
         let fail = |reason: &str, help: &str| {
             Err(ParseError {
-                text: shown_text(text),
+                text: redact_text(text),
                 reason: reason.into(),
                 help: help.into(),
             })
@@ -115,7 +119,7 @@ impl ContextSpec {
             );
         }
         if text.chars().any(char::is_control) {
-            return fail("it has control characters in it", "write a path or a URL");
+            return fail("it contains control characters", "write a path or a URL");
         }
         match text {
             "-" => return Ok(Self::Stdin),
@@ -124,7 +128,7 @@ impl ContextSpec {
         }
         if text.starts_with('-') {
             return fail(
-                "it begins with `-`, as an option does",
+                "it begins with `-`, like an option",
                 &format!("write `./{text}` for a folder of that name"),
             );
         }
@@ -138,7 +142,7 @@ impl ContextSpec {
             && !helper.contains(['/', '.'])
         {
             return fail(
-                "remote helpers of git are not run",
+                "remote helpers of git are not supported",
                 "write an https:// or ssh:// URL, or `git@HOST:PATH`",
             );
         }
@@ -164,7 +168,7 @@ impl ContextSpec {
     fn parse_url(text: &str, scheme: &str) -> Result<Self, ParseError> {
         let fail = |reason: String, help: &str| {
             Err(ParseError {
-                text: shown_text(text),
+                text: redact_text(text),
                 reason,
                 help: help.into(),
             })
@@ -176,7 +180,7 @@ impl ContextSpec {
             "http" | "https" => {}
             other => {
                 return fail(
-                    format!("`{other}://` is not a protocol that contexts come over"),
+                    format!("`{other}://` is not a supported protocol for contexts"),
                     "use https://, ssh://, git@HOST:PATH, oci://, or a path",
                 );
             }
@@ -191,12 +195,12 @@ impl ContextSpec {
                 );
             }
         };
-        // Azure DevOps has no `.git` at the end.
+        // Repositories of Azure DevOps do not end with `.git`.
         if url.path().ends_with(".git") || url.path().contains("/_git/") {
             if url.query().is_some() {
                 return fail(
                     "a git URL has no `?`".into(),
-                    "write what to check out behind a `#`: URL#REF:FOLDER",
+                    "write the reference and the folder after a `#`: URL#REF:FOLDER",
                 );
             }
             return Self::parse_git(text, text);
@@ -208,14 +212,14 @@ impl ContextSpec {
             let path = url.path().trim_end_matches('/');
             let host = url.host_str().unwrap_or_default();
             return fail(
-                "this is the page of a repository, for people".into(),
+                "this is the web page of a repository".into(),
                 &format!("write https://{host}{path}.git"),
             );
         }
         if url.fragment().is_some() {
             return fail(
-                "only git URLs have a `#`, and a git URL ends with `.git`".into(),
-                "write URL.git#REF:FOLDER, or leave out what follows `#`",
+                "only a git URL has a `#`, and it ends with `.git`".into(),
+                "write URL.git#REF:FOLDER, or remove the `#` and the text after it",
             );
         }
         Ok(Self::HttpTarball(url))
@@ -225,14 +229,14 @@ impl ContextSpec {
         GitUrl::parse(url)
             .map(Self::Git)
             .map_err(|(reason, help)| ParseError {
-                text: shown_text(text),
+                text: redact_text(text),
                 reason,
                 help,
             })
     }
 }
 
-/// A problem and what to write instead.
+/// Reason and advice.
 type Problem = (String, String);
 
 impl GitUrl {
@@ -243,7 +247,7 @@ impl GitUrl {
         };
         let (reference, folder) =
             match fragment.map(|fragment| fragment.split_once(':').unwrap_or((fragment, ""))) {
-                Some((reference, folder)) => (checked_ref(reference)?, checked_folder(folder)?),
+                Some((reference, folder)) => (check_reference(reference)?, check_folder(folder)?),
                 None => (None, None),
             };
         let (url, transport, host, credential) = if is_scp_form(address) {
@@ -264,11 +268,12 @@ impl GitUrl {
 }
 
 impl GitUrl {
-    /// Parses the URL of a submodule or a redirect: a full URL or `user@host:path`, without a reference and a folder.
+    /// Parses the URL of a submodule or a redirect: a full URL or `user@host:path`, without a
+    /// reference and a folder.
     ///
     /// # Errors
-    /// The reason, and what to write instead.
-    pub fn of_remote(text: &str) -> Result<Self, (String, String)> {
+    /// The reason and the advice.
+    pub fn parse_remote_url(text: &str) -> Result<Self, (String, String)> {
         let help =
             || "write a full https:// or ssh:// URL, or one relative to the repository".to_owned();
         let text = text.strip_prefix("git+").unwrap_or(text);
@@ -278,12 +283,12 @@ impl GitUrl {
         }
         let scheme = text.find(|c: char| !c.is_ascii_alphanumeric() && !"+-.".contains(c));
         if scheme.is_some_and(|end| text[end..].starts_with("::")) {
-            return Err(("remote helpers of git are not run".into(), help()));
+            return Err(("remote helpers of git are not supported".into(), help()));
         }
         Self::parse(text)
     }
 
-    /// The port that the repository is at.
+    /// Returns the port of the repository.
     pub(crate) fn port(&self) -> u16 {
         let url = Url::parse(&self.url).ok();
         let default = match self.transport {
@@ -315,7 +320,7 @@ fn parse_remote(address: &str) -> Result<Remote, Problem> {
         "file" => GitTransport::File,
         other => {
             return Err(problem(format!(
-                "`{other}://` is not a protocol that git is used with"
+                "`{other}://` is not a supported protocol for git"
             )));
         }
     };
@@ -337,17 +342,17 @@ fn parse_remote(address: &str) -> Result<Remote, Problem> {
     if url.path().trim_matches('/').is_empty() {
         return Err(problem("the URL has no path".into()));
     }
-    let password = url.password().map(percent_decoded);
+    let password = url.password().map(percent_decode);
     let mut credential = None;
     match transport {
         GitTransport::Https | GitTransport::Http => {
             if !url.username().is_empty() {
-                // A token alone stands where the user does.
+                // A token without a password is in the place of the user name.
                 credential = Some(match password {
-                    Some(password) => (percent_decoded(url.username()), Secret::new(password)),
+                    Some(password) => (percent_decode(url.username()), Secret::new(password)),
                     None => (
                         "x-access-token".into(),
-                        Secret::new(percent_decoded(url.username())),
+                        Secret::new(percent_decode(url.username())),
                     ),
                 });
             }
@@ -362,7 +367,7 @@ fn parse_remote(address: &str) -> Result<Remote, Problem> {
     Ok((url.to_string(), transport, host, credential))
 }
 
-/// `user@host:path`, as ssh writes it.
+/// Returns `true` for the form `user@host:path` of ssh.
 fn is_scp_form(text: &str) -> bool {
     let Some((before, _)) = text.split_once(':') else {
         return false;
@@ -375,7 +380,7 @@ fn scp_host(address: &str) -> Result<String, Problem> {
     let (user, host) = login.split_once('@').unwrap_or(("", login));
     if user.is_empty() || host.is_empty() || path.is_empty() || path.starts_with('-') {
         return Err((
-            "it looks like `user@host:path` and is not".into(),
+            "it resembles `user@host:path`, but is not valid".into(),
             "write `git@HOST:PATH`".into(),
         ));
     }
@@ -384,8 +389,8 @@ fn scp_host(address: &str) -> Result<String, Problem> {
     Ok(host.to_owned())
 }
 
-/// A host or a user of ssh: what ssh would take for an option, and what a shell would take for more than a
-/// word, is none.
+/// Checks a host or a user of ssh. Refuses a word that ssh would parse as an option, or a shell as
+/// several words.
 fn check_word(word: &str) -> Result<(), Problem> {
     let word = word
         .strip_prefix('[')
@@ -401,11 +406,11 @@ fn check_word(word: &str) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Git's rules on the names of references, as far as they keep a name from being something else: an
-/// option, a pattern, a range, an expression.
+/// Checks the name of a reference with git's rules. The check prevents a name from being an option,
+/// a pattern, a range or an expression.
 ///
 /// Source: git-check-ref-format(1).
-fn checked_ref(reference: &str) -> Result<Option<String>, Problem> {
+fn check_reference(reference: &str) -> Result<Option<String>, Problem> {
     if reference.is_empty() {
         return Ok(None);
     }
@@ -422,7 +427,7 @@ fn checked_ref(reference: &str) -> Result<Option<String>, Problem> {
         .chars()
         .find(|c| c.is_control() || " ~^:?*[\\".contains(*c))
     {
-        return problem(&format!("it has `{}` in it", bad.escape_default()));
+        return problem(&format!("it contains `{}`", bad.escape_default()));
     }
     if reference.len() > 1024 {
         return problem("it is too long");
@@ -439,28 +444,29 @@ fn checked_ref(reference: &str) -> Result<Option<String>, Problem> {
     Ok(Some(reference.to_owned()))
 }
 
-fn checked_folder(folder: &str) -> Result<Option<String>, Problem> {
+fn check_folder(folder: &str) -> Result<Option<String>, Problem> {
     let parts: Vec<&str> = folder
         .split('/')
         .filter(|part| !matches!(*part, "" | "."))
         .collect();
     if parts.contains(&"..") {
         return Err((
-            format!("the folder `{folder}` has `..` in it"),
+            format!("the folder `{folder}` contains `..`"),
             "write a folder inside the repository".into(),
         ));
     }
     Ok((!parts.is_empty()).then(|| parts.join("/")))
 }
 
-fn percent_decoded(text: &str) -> String {
+fn percent_decode(text: &str) -> String {
     percent_encoding::percent_decode_str(text)
         .decode_utf8_lossy()
         .into_owned()
 }
 
-/// A URL's text without what stands before `@` in its authority, unless that is a bare user of ssh.
-pub(crate) fn without_password(text: &str) -> String {
+/// Removes the user and password from a URL's authority, unless it is a user of ssh without a
+/// password.
+pub(crate) fn remove_password(text: &str) -> String {
     let Some((scheme, rest)) = text.split_once("://") else {
         return text.to_owned();
     };
@@ -486,7 +492,7 @@ impl fmt::Display for GitUrl {
     }
 }
 
-/// The context's text, without passwords.
+/// Formats the text of the context, without passwords.
 impl fmt::Display for ContextSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = |f: &mut fmt::Formatter<'_>, path: &Path| write!(f, "{}", path.display());
@@ -494,7 +500,7 @@ impl fmt::Display for ContextSpec {
             Self::Folder(folder) => path(f, folder),
             Self::TarballFile(file) => path(f, file),
             Self::Git(git) => git.fmt(f),
-            Self::HttpTarball(url) => f.write_str(&shown_url(url)),
+            Self::HttpTarball(url) => f.write_str(&redact_url(url)),
             Self::Oci(reference) => write!(f, "oci://{reference}"),
             Self::Stdin => f.write_str("-"),
             Self::None => f.write_str("/dev/null"),
@@ -508,13 +514,13 @@ impl fmt::Debug for ContextSpec {
     }
 }
 
-/// A download's URL for people: no password, and no query, which is where signatures are.
-pub(crate) fn shown_url(url: &Url) -> String {
-    shown_text(url.as_str())
+/// Formats the URL of a download without its password and its query, which may contain a signature.
+pub(crate) fn redact_url(url: &Url) -> String {
+    redact_text(url.as_str())
 }
 
-fn shown_text(text: &str) -> String {
-    let text = without_password(text);
+fn redact_text(text: &str) -> String {
+    let text = remove_password(text);
     match text.split_once('?') {
         Some((before, _)) if before.contains("://") => format!("{before}?..."),
         _ => text,

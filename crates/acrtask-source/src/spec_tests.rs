@@ -1,10 +1,10 @@
-//! What contexts mean, and which texts are none.
+//! Tests of valid and invalid contexts.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// Kind, text, and for git its parts.
+/// Describes the kind and the text of a context, and the parts of a git URL.
 fn shown(text: &str) -> String {
     match ContextSpec::parse(text) {
         Err(error) => format!("refused: {} | {}", error.reason, error.help),
@@ -32,7 +32,7 @@ fn shown(text: &str) -> String {
 }
 
 #[test]
-fn reads_contexts() {
+fn parse_accepts_all_kinds_of_contexts() {
     for (text, expected) in [
         (".", "folder ."),
         ("sub/folder", "folder sub/folder"),
@@ -124,7 +124,7 @@ fn reads_contexts() {
 }
 
 #[test]
-fn says_what_to_write_instead() {
+fn parse_errors_give_advice() {
     let texts = [
         "",
         "https://github.com/a/b",
@@ -148,9 +148,9 @@ fn says_what_to_write_instead() {
     insta::assert_snapshot!(all.join("\n"));
 }
 
-/// Every text here has made some program that hands URLs to git or ssh run a command.
+/// Every text here has made a program that passes URLs to git or ssh run a command.
 #[test]
-fn refuses_what_git_or_ssh_would_take_for_an_option_or_a_command() {
+fn parse_refuses_options_and_commands_of_git_and_ssh() {
     for text in [
         "--upload-pack=touch /tmp/x",
         "-oProxyCommand=touch /tmp/x",
@@ -189,7 +189,7 @@ fn refuses_what_git_or_ssh_would_take_for_an_option_or_a_command() {
 }
 
 #[test]
-fn errors_and_texts_have_no_password() {
+fn errors_and_texts_contain_no_password() {
     for text in [
         "https://me:hunter2@example.com/a.git#bad..ref",
         "https://me:hunter2@example.com/a.git",
@@ -209,11 +209,11 @@ fn errors_and_texts_have_no_password() {
 }
 
 proptest! {
-    /// Whatever is let through can stand in git's arguments behind `--`, and is one line.
+    /// An accepted URL is one line, and is safe after `--` in git's arguments.
     #[test]
-    fn what_is_let_through_is_harmless(text in "\\PC{0,40}|(https|ssh|git|ext|file)(://|::|@)[-a-z$%@:./']{0,20}(\\.git)?(#[-a-z.:/^*~@{}]{0,12})?") {
+    fn accepted_git_urls_are_harmless(text in "\\PC{0,40}|(https|ssh|git|ext|file)(://|::|@)[-a-z$%@:./']{0,20}(\\.git)?(#[-a-z.:/^*~@{}]{0,12})?") {
         if let Ok(ContextSpec::Git(git)) = ContextSpec::parse(&text) {
-            // How git recognizes a remote helper.
+            // Git detects a remote helper in this way.
             let scheme_end = git.url.find(|c: char| !c.is_ascii_alphanumeric() && !"+-.".contains(c)).unwrap_or(0);
             prop_assert!(!git.url.starts_with('-') && !git.url[scheme_end..].starts_with("::"), "{}", git.url);
             prop_assert!(!git.host.starts_with('-'));
@@ -227,9 +227,9 @@ proptest! {
         }
     }
 
-    /// A context's own text means the same again.
+    /// Parsing the text of a context returns the same context.
     #[test]
-    fn the_text_of_a_context_is_the_context(text in "https://example\\.com/[a-z]{1,8}\\.git(#[a-z]{1,5}(/[a-z]{1,3})?(:[a-z]{1,4})?)?") {
+    fn display_and_parse_round_trip(text in "https://example\\.com/[a-z]{1,8}\\.git(#[a-z]{1,5}(/[a-z]{1,3})?(:[a-z]{1,4})?)?") {
         let spec = ContextSpec::parse(&text).unwrap();
         prop_assert_eq!(spec.to_string(), text);
     }

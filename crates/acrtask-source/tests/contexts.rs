@@ -64,7 +64,7 @@ fn is_empty(folder: &Path) -> bool {
     std::fs::read_dir(folder).unwrap().next().is_none()
 }
 
-/// The error with its causes.
+/// Formats the error with its causes.
 fn chain(error: &SourceError) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
@@ -76,14 +76,14 @@ fn chain(error: &SourceError) -> String {
 }
 
 #[tokio::test]
-async fn a_folder_is_pointed_at_with_what_git_knows_of_it() {
+async fn local_folder_is_used_in_place_with_its_git_variables() {
     let folder = tempfile::tempdir().unwrap();
     let (scratch_folder, options) = scratch();
     let context = spec(folder.path().to_str().unwrap());
     let workspace = fetch(&context, &options).await.unwrap();
     assert_eq!(workspace.root, folder.path().canonicalize().unwrap());
     assert!(workspace.borrowed);
-    assert_eq!(workspace.facts, acrtask_source::GitFacts::default());
+    assert_eq!(workspace.variables, acrtask_source::GitVariables::default());
     drop(workspace);
     assert!(folder.path().is_dir() && is_empty(scratch_folder.path()));
 
@@ -95,12 +95,12 @@ async fn a_folder_is_pointed_at_with_what_git_knows_of_it() {
     repository
         .remote("origin", "https://me:hunter2@example.com/a.git")
         .unwrap();
-    let facts = fetch(&context, &options).await.unwrap().facts;
+    let variables = fetch(&context, &options).await.unwrap().variables;
     assert_eq!(
-        facts.repository.as_deref(),
+        variables.repository.as_deref(),
         Some("https://example.com/a.git")
     );
-    assert_eq!(facts.commit, None);
+    assert_eq!(variables.commit, None);
 
     let author = git2::Signature::now("A", "a@example.com").unwrap();
     let tree = repository
@@ -113,17 +113,17 @@ async fn a_folder_is_pointed_at_with_what_git_knows_of_it() {
     repository.tag("v1", &object, &author, "v1", false).unwrap();
     let sub = folder.path().join("sub");
     std::fs::create_dir(&sub).unwrap();
-    let facts = fetch(&spec(sub.to_str().unwrap()), &options)
+    let variables = fetch(&spec(sub.to_str().unwrap()), &options)
         .await
         .unwrap()
-        .facts;
-    assert_eq!(facts.commit, Some(commit.to_string()));
-    assert_eq!(facts.branch.as_deref(), Some("trunk"));
-    assert_eq!(facts.tag.as_deref(), Some("v1"));
+        .variables;
+    assert_eq!(variables.commit, Some(commit.to_string()));
+    assert_eq!(variables.branch.as_deref(), Some("trunk"));
+    assert_eq!(variables.tag.as_deref(), Some("v1"));
 }
 
 #[tokio::test]
-async fn a_path_inside_never_leads_out() {
+async fn workspace_path_refuses_links_that_lead_out() {
     let folder = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink("/etc/passwd", folder.path().join("Dockerfile")).unwrap();
     let (_scratch, options) = scratch();
@@ -139,7 +139,7 @@ async fn a_path_inside_never_leads_out() {
 }
 
 #[tokio::test]
-async fn an_archive_a_dockerfile_or_nothing() {
+async fn fetch_accepts_archives_dockerfiles_and_empty_contexts() {
     let (folder, options) = scratch();
     let bytes = tar_gz(&[("Dockerfile", "FROM scratch\n"), ("src/a", "a")]).await;
     let archive = tempfile::tempdir().unwrap();
@@ -159,7 +159,7 @@ async fn an_archive_a_dockerfile_or_nothing() {
             .unwrap()
             .borrowed
     );
-    // What a path is, the file system says, and not its ending.
+    // The content of a file decides its kind, not its ending.
     let odd = archive.path().join("context");
     std::fs::write(&odd, &bytes).unwrap();
     assert_eq!(
@@ -196,7 +196,7 @@ async fn an_archive_a_dockerfile_or_nothing() {
 }
 
 #[tokio::test]
-async fn downloads() {
+async fn fetch_downloads_archives_and_dockerfiles() {
     let server = MockServer::start().await;
     let bytes = tar_gz(&[("Dockerfile", "FROM scratch\n"), ("a", "a")]).await;
     let respond = |body: &[u8], media_type: &str| {
@@ -204,7 +204,7 @@ async fn downloads() {
     };
     for (at, response) in [
         ("/c.tar.gz", respond(&bytes, "application/octet-stream")),
-        // The bytes count, and not what the server calls them.
+        // The content decides its kind, not the media type of the server.
         ("/odd", respond(&bytes, "text/plain")),
         ("/Dockerfile", respond(b"FROM scratch\n", "text/plain")),
         ("/page", respond(b"<html>", "text/html; charset=utf-8")),
@@ -234,8 +234,8 @@ async fn downloads() {
         ("/moved", Ok(vec!["Dockerfile", "a"])),
         ("/Dockerfile", Ok(vec!["Dockerfile"])),
         ("/page", Err("it is a web page")),
-        ("/none", Err("the server answers 404")),
-        ("/out", Err("the server answers 302")),
+        ("/none", Err("the server responded with 404")),
+        ("/out", Err("the server responded with 302")),
     ] {
         let url = format!("http://{}{at}", server.address());
         match (fetch(&spec(&url), &options).await, expected) {
@@ -257,7 +257,7 @@ async fn downloads() {
 }
 
 #[tokio::test]
-async fn a_download_gives_nothing_away_and_stays_in_its_bounds() {
+async fn download_keeps_secrets_and_enforces_its_limits() {
     let storage = MockServer::start().await;
     let bytes = tar_gz(&[("a", "a")]).await;
     Mock::given(any())
@@ -273,8 +273,8 @@ async fn a_download_gives_nothing_away_and_stays_in_its_bounds() {
     let url = format!("http://me:hunter2@{}/c.tar?sig=hunter2", server.address());
     let (_folder, mut options) = scratch();
     fetch(&spec(&url), &options).await.unwrap();
-    let asked: &Request = &server.received_requests().await.unwrap()[0];
-    assert!(asked.headers.contains_key("authorization"));
+    let initial: &Request = &server.received_requests().await.unwrap()[0];
+    assert!(initial.headers.contains_key("authorization"));
     let followed: &Request = &storage.received_requests().await.unwrap()[0];
     assert!(
         !followed.headers.contains_key("authorization")
@@ -313,7 +313,8 @@ async fn a_download_gives_nothing_away_and_stays_in_its_bounds() {
     }
 }
 
-/// The variable's value. None only where the tests were told to do without an engine.
+/// Returns the value of the variable. `None` only if `ACRTASK_TEST_SKIP_ENGINE` allows to skip the
+/// test.
 fn setting(name: &str) -> Option<String> {
     match std::env::var(name) {
         Ok(value) => Some(value),
@@ -327,7 +328,7 @@ fn setting(name: &str) -> Option<String> {
     }
 }
 
-/// Pushes an artifact of `layers`: content, title, and whether ORAS packed a folder.
+/// Pushes an artifact of `layers`: content, title, and `true` for a folder that ORAS packed.
 async fn push_artifact(host: &str, layers: &[(&[u8], Option<&str>, bool)]) -> ImageRef {
     let reference: ImageRef = format!("{host}/test-source/artifact:{}", &uuid())
         .parse()
@@ -365,7 +366,7 @@ async fn push_artifact(host: &str, layers: &[(&[u8], Option<&str>, bool)]) -> Im
     reference
 }
 
-/// A tag that no other test uses.
+/// Returns a tag that no other test uses.
 fn uuid() -> String {
     let nanos = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
@@ -375,7 +376,7 @@ fn uuid() -> String {
 }
 
 #[tokio::test]
-async fn artifacts() {
+async fn fetch_unpacks_artifacts() {
     let Some(host) = setting("ACRTASK_TEST_REGISTRY") else {
         return;
     };
@@ -413,9 +414,9 @@ async fn artifacts() {
     for (layers, expected) in cases {
         let reference = push_artifact(&host, &layers).await;
         let (folder, mut options) = scratch();
-        // Named by the operator, so that it may be on this machine.
+        // The operator names the registry, so it may be on this machine.
         options.origin = Origin::TaskFile;
-        options.known_registries.push(host.clone());
+        options.operator_registries.push(host.clone());
         match (
             fetch(&spec(&format!("oci://{reference}")), &options).await,
             &expected,
@@ -431,7 +432,7 @@ async fn artifacts() {
 }
 
 #[tokio::test]
-async fn an_artifact_with_another_digest_is_refused() {
+async fn artifact_with_another_digest_is_refused() {
     let server = MockServer::start().await;
     let archive = tar_gz(&[("a", "a")]).await;
     let manifest = format!(

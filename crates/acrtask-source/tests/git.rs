@@ -1,4 +1,4 @@
-//! Checking out from real repositories: by path, and over HTTP from git's own server.
+//! Checkouts of real repositories: by path, and over HTTP from git's own server.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -16,8 +16,9 @@ use acrtask_source::{
 use tempfile::TempDir;
 use wiremock::{Mock, MockServer, Request, Respond, ResponseTemplate, matchers::any};
 
-/// A bare repository with a history:
-/// `main` has three commits, `feature/x` one more; `v1` is an annotated tag of the first; a pull request.
+/// Bare repository with a history:
+/// `main` has three commits, `feature/x` one more. `v1` is an annotated tag of the first commit.
+/// There is also a pull request.
 struct TestRepository {
     folder: TempDir,
     first: String,
@@ -123,7 +124,7 @@ fn file(workspace: &Workspace) -> String {
 }
 
 #[tokio::test]
-async fn checks_out_whatever_a_reference_can_be() {
+async fn fetch_checks_out_every_kind_of_reference() {
     let origin = repository();
     let short = &origin.main[..9];
     for (reference, content, branch, tag) in [
@@ -144,12 +145,12 @@ async fn checks_out_whatever_a_reference_can_be() {
             .await
             .unwrap();
         assert_eq!(file(&workspace), content, "{reference}");
-        let facts = &workspace.facts;
-        assert_eq!(facts.branch.as_deref(), branch, "{reference}");
-        assert_eq!(facts.tag.as_deref(), tag, "{reference}");
-        assert_eq!(facts.repository.as_deref(), Some(origin.url().as_str()));
+        let variables = &workspace.variables;
+        assert_eq!(variables.branch.as_deref(), branch, "{reference}");
+        assert_eq!(variables.tag.as_deref(), tag, "{reference}");
+        assert_eq!(variables.repository.as_deref(), Some(origin.url().as_str()));
         assert_eq!(
-            facts.commit,
+            variables.commit,
             Some(git(&workspace.root, &["rev-parse", "HEAD"]))
         );
         assert!(!workspace.borrowed);
@@ -163,7 +164,7 @@ async fn checks_out_whatever_a_reference_can_be() {
 }
 
 #[tokio::test]
-async fn fetches_no_more_than_one_commit() {
+async fn fetch_is_shallow() {
     let origin = repository();
     let (_folder, options) = scratch();
     let workspace = fetched(&format!("{}#main", origin.url()), &options)
@@ -174,14 +175,14 @@ async fn fetches_no_more_than_one_commit() {
 }
 
 #[tokio::test]
-async fn a_sub_folder_stays_in_the_repository() {
+async fn subfolder_must_stay_in_the_repository() {
     let origin = repository();
     for (folder, expected) in [
         ("sub/app", Ok("sub/app")),
         ("sub/alias", Ok("sub/app")),
         ("sub/etc", Err("it leads out of the context")),
         ("file", Err("it is not a folder")),
-        ("missing", Err("there is no such folder")),
+        ("missing", Err("it does not exist")),
     ] {
         let (_scratch, options) = scratch();
         match (
@@ -198,7 +199,7 @@ async fn a_sub_folder_stays_in_the_repository() {
 }
 
 #[tokio::test]
-async fn says_what_is_missing() {
+async fn errors_name_the_missing_object() {
     let origin = repository();
     let empty = origin.folder.path().join("empty.git");
     git(
@@ -235,7 +236,7 @@ async fn says_what_is_missing() {
 }
 
 #[tokio::test]
-async fn submodules_and_filters_are_left_alone() {
+async fn submodules_and_filters_are_ignored_by_default() {
     let origin = repository();
     let work = origin.folder.path().join("work");
     std::fs::write(work.join(".gitattributes"), "file filter=evil\n").unwrap();
@@ -271,17 +272,17 @@ async fn submodules_and_filters_are_left_alone() {
 }
 
 #[tokio::test]
-async fn a_task_file_gets_neither_files_nor_keys_nor_this_machine() {
+async fn task_file_cannot_use_local_files_keys_or_addresses() {
     let origin = repository();
     for (url, expected) in [
         (origin.url(), "cannot name a path of this machine"),
         (
             "ssh://git@example.com/a.git".into(),
-            "does not get this machine's SSH keys",
+            "cannot use this machine's SSH keys",
         ),
         (
             "git@example.com:a.git".into(),
-            "does not get this machine's SSH keys",
+            "cannot use this machine's SSH keys",
         ),
         ("git://example.com/a.git".into(), "neither encryption"),
         ("http://example.com/a.git".into(), "neither encryption"),
@@ -309,7 +310,8 @@ async fn a_task_file_gets_neither_files_nor_keys_nor_this_machine() {
 struct Backend {
     root: PathBuf,
     authorization: Option<String>,
-    /// Speaks the newest version of the protocol; the first one gives out no commit that is not a reference's.
+    /// Supports the newest version of the protocol. The first version sends only commits with a
+    /// reference.
     newest: bool,
 }
 
@@ -404,7 +406,7 @@ fn password(host: &str) -> GitCredential {
     }
 }
 
-/// Every file below `folder` that has `text` in it.
+/// Returns every file below `folder` that contains `text`.
 fn files_with(folder: &Path, text: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -421,7 +423,7 @@ fn files_with(folder: &Path, text: &str) -> Vec<PathBuf> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn over_http_with_and_without_a_password() {
+async fn fetch_over_http_works_with_and_without_a_password() {
     let origin = repository();
     let open = server(&origin, None).await;
     let (_folder, options) = scratch();
@@ -455,7 +457,10 @@ async fn over_http_with_and_without_a_password() {
     let (_folder, mut options) = scratch();
     let in_url = format!("http://user:hunter2@{}/repo.git", private.address());
     let workspace = fetched(&in_url, &options).await.unwrap();
-    assert_eq!(workspace.facts.repository.as_deref(), Some(url.as_str()));
+    assert_eq!(
+        workspace.variables.repository.as_deref(),
+        Some(url.as_str())
+    );
 
     options.git_credentials.push(GitCredential {
         password: Secret::new("wrong-one"),
@@ -466,7 +471,7 @@ async fn over_http_with_and_without_a_password() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_commit_is_found_also_where_the_server_does_not_give_it_out_by_itself() {
+async fn commit_is_found_if_the_server_refuses_it_by_name() {
     let origin = repository();
     for newest in [true, false] {
         let server = serve(Backend {
@@ -481,7 +486,7 @@ async fn a_commit_is_found_also_where_the_server_does_not_give_it_out_by_itself(
             let workspace = fetched(&url, &options).await.unwrap();
             assert_eq!(file(&workspace), "middle");
             assert_eq!(
-                workspace.facts.commit.as_deref(),
+                workspace.variables.commit.as_deref(),
                 Some(origin.middle.as_str())
             );
             let shallow = workspace.root.join(".git/shallow").exists();
@@ -491,7 +496,7 @@ async fn a_commit_is_found_also_where_the_server_does_not_give_it_out_by_itself(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_password_does_not_follow_a_redirect() {
+async fn password_does_not_follow_a_redirect() {
     let origin = repository();
     let elsewhere = server(&origin, None).await;
     let redirecting = MockServer::start().await;
@@ -523,7 +528,7 @@ async fn a_password_does_not_follow_a_redirect() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_task_file_may_name_this_machine_where_the_operator_allows_it() {
+async fn task_file_may_use_private_addresses_if_the_operator_allows_it() {
     let origin = repository();
     let open = server(&origin, None).await;
     let url = format!("http://{}/repo.git", open.address());
@@ -535,7 +540,7 @@ async fn a_task_file_may_name_this_machine_where_the_operator_allows_it() {
     fetched(&url, &options).await.unwrap();
 }
 
-/// Whether a process has `text` in its command line.
+/// Returns `true` if a process has `text` in its command line.
 fn is_running(text: &str) -> bool {
     std::fs::read_dir("/proc").unwrap().flatten().any(|entry| {
         std::fs::read(entry.path().join("cmdline"))
@@ -544,7 +549,7 @@ fn is_running(text: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_never_answers_leaves_no_process_behind() {
+async fn silent_server_leaves_no_process_behind() {
     let silent = MockServer::start().await;
     Mock::given(any())
         .respond_with(ResponseTemplate::new(200).set_delay(Duration::from_secs(60)))

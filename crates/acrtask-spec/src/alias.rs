@@ -1,8 +1,8 @@
-//! Aliases: `$Name` in the text of a task file from `v1.1.0` on, and image names for the first word of a
-//! cmd.
+//! Aliases: `$Name` in the text of a task file from `v1.1.0` on, and image names as the first word
+//! of a cmd.
 //!
-//! Everything here works on lines and characters, before YAML: the `alias:` block is cut out, and the
-//! rest is searched, inside quotes too. What a place was before is kept in a [`Patched`].
+//! This module works on lines and characters, before YAML is parsed. It cuts the `alias:` block out
+//! and searches the rest, inside quotes too. A [`Patched`] records where each byte came from.
 
 use std::{collections::BTreeMap, ops::Range};
 
@@ -10,14 +10,14 @@ use acrtask_template::Sources;
 
 use crate::{
     diagnostic::Diagnostic,
-    facts::{BUILTIN_IMAGES, Lookup, RunFacts},
     origin::Patched,
     read::{Fields, Report, Text},
     resolve::MAX_FILE,
+    run_variables::{BUILTIN_IMAGES, Lookup, RunVariables},
     yaml::{self, Kind},
 };
 
-/// Names that stand for a fact of the run.
+/// Names of the predefined aliases, each of a run variable.
 pub(crate) const PREDEFINED: [&str; 9] = [
     "ID",
     "SharedVolume",
@@ -35,32 +35,33 @@ pub(crate) const PREDEFINED: [&str; 9] = [
 pub(crate) struct Aliases {
     directive: char,
     values: BTreeMap<String, String>,
-    /// The untrusted ranges of the values, by the name of the alias.
+    /// The untrusted ranges of the values, by alias name.
     pub(crate) untrusted: BTreeMap<String, Vec<(Range<usize>, Sources)>>,
 }
 
 impl Aliases {
-    /// Those that a file has without an `alias:` block.
-    pub(crate) fn predefined(facts: &RunFacts) -> Self {
+    /// Returns the aliases of a file without an `alias:` block.
+    pub(crate) fn predefined(variables: &RunVariables) -> Self {
         let builtin = BUILTIN_IMAGES
             .iter()
             .map(|(name, image)| ((*name).to_owned(), (*image).to_owned()));
-        let images = facts
+        let images = variables
             .images
             .iter()
             .map(|(name, image)| (name.clone(), image.clone()));
-        let run_facts = PREDEFINED
+        let run_variables = PREDEFINED
             .iter()
             .map(|name| ((*name).to_owned(), format!("{{{{.Run.{name}}}}}")));
         Self {
             directive: '$',
-            // Of two with one name the later one is kept.
-            values: builtin.chain(images).chain(run_facts).collect(),
+            // A later entry overwrites an earlier one of the same name.
+            values: builtin.chain(images).chain(run_variables).collect(),
             untrusted: BTreeMap::new(),
         }
     }
 
-    /// The image that the bare word `name` stands for at the beginning of a cmd.
+    /// Returns the image that replaces the word `name` at the start of a cmd. `None` if it is not
+    /// an alias, or if it is the alias of a run variable.
     pub(crate) fn image(&self, name: &str) -> Option<&str> {
         if PREDEFINED.contains(&name) {
             return None;
@@ -69,15 +70,15 @@ impl Aliases {
     }
 }
 
-/// A task file taken apart: the `alias:` block and the rest, both without their comment lines.
-pub(crate) struct Separated {
+/// A task file split into its `alias:` block and the rest, both without comment lines.
+pub(crate) struct SplitFile {
     pub(crate) block: Patched,
     pub(crate) rest: Patched,
 }
 
 /// Cuts the `alias:` block out of `text`: its lines up to the next top-level key.
-pub(crate) fn separate(text: &str) -> Separated {
-    let mut separated = Separated {
+pub(crate) fn split_alias_block(text: &str) -> SplitFile {
+    let mut separated = SplitFile {
         block: Patched::default(),
         rest: Patched::default(),
     };
@@ -116,10 +117,10 @@ pub(crate) fn separate(text: &str) -> Separated {
     separated
 }
 
-/// Reads the rendered `alias:` block and what it names in `src`.
-pub(crate) fn read(
+/// Reads the rendered `alias:` block and the sources that its `src` lists.
+pub(crate) fn read_block(
     block: &str,
-    facts: &RunFacts,
+    variables: &RunVariables,
     lookup: &dyn Lookup,
     report: &mut Report<'_>,
 ) -> Aliases {
@@ -134,22 +135,22 @@ pub(crate) fn read(
             if let Some(root) = &document.root {
                 let example = "alias:\n  values:\n    name: value";
                 if let Some(mut top) = Fields::open(root, "the alias block", example, block, report)
-                    && let Some(node) = top.node("alias")
-                    && let Some(fields) = top.inner(node, "`alias`", example)
+                    && let Some(node) = top.take_node("alias")
+                    && let Some(fields) = top.open_inner(node, "`alias`", example)
                 {
                     read_fields(fields, lookup, &mut aliases);
                 }
             }
         }
     }
-    for (name, value) in Aliases::predefined(facts).values {
+    for (name, value) in Aliases::predefined(variables).values {
         aliases.values.entry(name).or_insert(value);
     }
     aliases
 }
 
 fn read_fields(mut fields: Fields<'_, '_, '_>, lookup: &dyn Lookup, aliases: &mut Aliases) {
-    if let Some(directive) = fields.text("directive") {
+    if let Some(directive) = fields.take_text("directive") {
         let mut chars = directive.value.chars();
         match (chars.next(), chars.next()) {
             (Some(c), None) if !c.is_ascii_alphanumeric() => aliases.directive = c,
@@ -157,7 +158,7 @@ fn read_fields(mut fields: Fields<'_, '_, '_>, lookup: &dyn Lookup, aliases: &mu
                 Diagnostic::error(
                     "alias-directive",
                     format!(
-                        "`directive` takes one character that is no letter or digit, not `{}`",
+                        "`directive` is one character that is not a letter or digit, not `{}`",
                         directive.value
                     ),
                 )
@@ -166,15 +167,16 @@ fn read_fields(mut fields: Fields<'_, '_, '_>, lookup: &dyn Lookup, aliases: &mu
             ),
         }
     }
-    if let Some(node) = fields.node("values")
-        && let Some(values) = fields.inner(node, "`values`", "values:\n  name: value")
+    if let Some(node) = fields.take_node("values")
+        && let Some(values) = fields.open_inner(node, "`values`", "values:\n  name: value")
     {
         read_values(values, aliases);
     }
-    let sources = fields.texts("src");
-    // A later source wins over an earlier one; what is set already wins over both.
+    let sources = fields.take_texts("src");
+    // A later source takes precedence over an earlier one. Values of the block take precedence over
+    // both.
     for source in sources.iter().rev() {
-        match load(&source.value, lookup) {
+        match load_source(&source.value, lookup) {
             Ok(values) => {
                 for (name, value) in values {
                     aliases.values.entry(name).or_insert(value);
@@ -186,7 +188,7 @@ fn read_fields(mut fields: Fields<'_, '_, '_>, lookup: &dyn Lookup, aliases: &mu
                     format!("the aliases of `{}` cannot be read: {reason}", source.value),
                 )
                 .at(source.span.clone(), "named here")
-                .help("name a file or an http(s) URL that holds lines like `name: value`"),
+                .help("name a file or an http(s) URL that contains lines like `name: value`"),
             ),
         }
     }
@@ -213,14 +215,14 @@ fn read_values(mut values: Fields<'_, '_, '_>, aliases: &mut Aliases) {
             );
             continue;
         }
-        if let Some(Text { value, .. }) = values.text_of(value, name) {
+        if let Some(Text { value, .. }) = values.read_text(value, name) {
             aliases.values.insert(name.to_owned(), value);
         }
     }
 }
 
-/// Reads a map of names to texts from outside.
-fn load(location: &str, lookup: &dyn Lookup) -> Result<Vec<(String, String)>, String> {
+/// Reads a map of names to texts from a file or URL.
+fn load_source(location: &str, lookup: &dyn Lookup) -> Result<Vec<(String, String)>, String> {
     let text = lookup.alias_source(location)?;
     let document = yaml::parse(&text).map_err(|d| {
         let line = crate::diagnostic::Position::of(&text, d.start()).line;
@@ -231,7 +233,7 @@ fn load(location: &str, lookup: &dyn Lookup) -> Result<Vec<(String, String)>, St
     };
     let Kind::Map(pairs) = &root.kind else {
         return Err(format!(
-            "it holds {}, not a map of names and values",
+            "it contains {}, not a map of names and values",
             root.describe()
         ));
     };
@@ -251,12 +253,13 @@ fn load(location: &str, lookup: &dyn Lookup) -> Result<Vec<(String, String)>, St
         .collect()
 }
 
-/// Replaces each alias in `text`. A doubled directive stands for itself, and an unknown name stays.
+/// Replaces each alias in `text`. A doubled directive becomes a single one. Unknown names stay
+/// unchanged.
 ///
 /// # Errors
 ///
-/// Where the result would be too large.
-pub(crate) fn replace(text: &str, aliases: &Aliases) -> Result<Patched, Diagnostic> {
+/// Returns a diagnostic if the result would be larger than [`MAX_FILE`].
+pub(crate) fn replace_aliases(text: &str, aliases: &Aliases) -> Result<Patched, Diagnostic> {
     let mut out = Patched::default();
     let mut copied = 0;
     let mut rest = text.char_indices().peekable();
@@ -299,7 +302,8 @@ pub(crate) fn replace(text: &str, aliases: &Aliases) -> Result<Patched, Diagnost
         } else if let Some((_, next)) = rest.peek()
             && *next == aliases.directive
         {
-            // After an unknown name a directive begins nothing: the reference executor has spent it.
+            // The reference executor consumes a directive after an unknown name, so it starts no
+            // alias.
             rest.next();
         }
     }
@@ -307,8 +311,8 @@ pub(crate) fn replace(text: &str, aliases: &Aliases) -> Result<Patched, Diagnost
     Ok(out)
 }
 
-/// The cmd line with the image in place of its first word, where that is an alias, and by how much
-/// the bytes after it moved.
+/// Replaces the first word of a cmd line by its image if the word is an alias. Also returns the
+/// range of that word in `line`.
 pub(crate) fn expand_image(line: &str, aliases: &Aliases) -> Option<(String, Range<usize>)> {
     let trimmed = line.trim();
     let word = trimmed.split(' ').next().unwrap_or_default();
@@ -339,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn replaces_as_the_reference_does() {
+    fn aliases_are_replaced_as_by_the_reference_executor() {
         for (text, expected) in [
             ("x $A y", "x 1 y"),
             ("$A$A", "11"),
@@ -357,18 +361,21 @@ mod tests {
             ("a $A", "a 1"),
         ] {
             assert_eq!(
-                replace(text, &aliases('$')).unwrap().text,
+                replace_aliases(text, &aliases('$')).unwrap().text,
                 expected,
                 "{text}"
             );
         }
-        assert_eq!(replace("§A $A §§", &aliases('§')).unwrap().text, "1 $A §");
+        assert_eq!(
+            replace_aliases("§A $A §§", &aliases('§')).unwrap().text,
+            "1 $A §"
+        );
     }
 
     #[test]
-    fn cuts_the_block_out() {
+    fn alias_block_is_split_from_the_rest() {
         let text = "version: v1.1.0\nalias:\n  # gone\n  values:\n    a: b\n\nsteps:\r\n  - cmd: x\n#c\n  - cmd: y";
-        let separated = separate(text);
+        let separated = split_alias_block(text);
         assert_eq!(separated.block.text, "alias:\n  values:\n    a: b\n\n");
         assert_eq!(
             separated.rest.text,

@@ -1,17 +1,17 @@
-//! The words of a build step, `docker build ARGS`, understood.
-
+//! The parsed words of a build step, `docker build ARGS`.
 //!
-//! Words are split as a shell does, but no shell sees them: see [`parse`]. Left out: what needs a shell
-//! (variables, `&&`, redirections), and flags that change what the command does (`--check`, `--call`).
+//! Words are split as by a shell, but no shell reads them: see [`parse`]. Left out: everything that
+//! needs a shell (variables, `&&`, redirections), and flags that change what the command does
+//! (`--check`, `--call`).
 
 use std::time::Duration;
 
 mod parse;
 
-pub(crate) use parse::{context_ref, flags};
+pub(crate) use parse::{context_ref, split_flags};
 pub use parse::{from_words, parse, parse_at};
 
-/// Where a build's files come from, as the line names it.
+/// The source of a build's files, as the line names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ContextRef {
     /// A folder of the run's own context: `.`, `sub/folder`.
@@ -22,20 +22,20 @@ pub enum ContextRef {
     Http(String),
     /// An artifact in a registry: `oci://REF`.
     Oci(String),
-    /// `-`: nothing but the Dockerfile, or what the run was given on standard input.
+    /// `-`: an empty context with only the Dockerfile, or the standard input of the run.
     Stdin,
 }
 
-/// A build, as asked for by the flags of `docker build`.
+/// A build as described by the flags of `docker build`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BuildLine {
-    /// The context.
+    /// Source of the build's files.
     pub context: ContextRef,
-    /// `-f`: relative to the context; `-` for standard input.
+    /// `-f`: relative to the context. `-` means standard input.
     pub file: Option<String>,
     /// `-t`, as written.
     pub tags: Vec<String>,
-    /// `--build-arg NAME[=VALUE]`; a name alone takes its value from the step's environment.
+    /// `--build-arg NAME[=VALUE]`. A name alone gets its value from the step's environment.
     pub build_args: Vec<(String, Option<String>)>,
     /// `--label`.
     pub labels: Vec<(String, String)>,
@@ -51,7 +51,7 @@ pub struct BuildLine {
     pub pull: bool,
     /// `--push`: push as part of the build.
     pub push: bool,
-    /// `--secret`, each as its `key=value` pairs.
+    /// `--secret`, one entry for each flag.
     pub secrets: Vec<SecretSpec>,
     /// `--ssh ID[=PATH,...]`.
     pub ssh: Vec<String>,
@@ -69,11 +69,11 @@ pub struct BuildLine {
     pub ulimits: Vec<String>,
     /// `--build-context NAME=VALUE`.
     pub build_contexts: Vec<(String, String)>,
-    /// `--provenance` and `--attest type=provenance`: attributes, or `Some("false")` to turn it off.
+    /// `--provenance` and `--attest type=provenance`: attributes. `Some("false")` turns it off.
     pub provenance: Option<String>,
     /// `--sbom` and `--attest type=sbom`.
     pub sbom: Option<String>,
-    /// `--output`, each as written.
+    /// `--output`, as written.
     pub outputs: Vec<String>,
     /// `--iidfile`: a file in the workspace.
     pub iidfile: Option<String>,
@@ -81,14 +81,15 @@ pub struct BuildLine {
     pub metadata_file: Option<String>,
     /// `--quiet`.
     pub quiet: bool,
-    /// Flags that are accepted and do nothing here, each with the sentence to warn with.
+    /// Accepted flags without effect, each with the sentence of its warning.
     pub ignored: Vec<(String, String)>,
-    /// Limit of the whole build, where a flag gives one.
+    /// Limit of the whole build. `None` if no flag sets one.
     pub timeout: Option<Duration>,
 }
 
 impl BuildLine {
-    /// Paths of the context, of the Dockerfile and of named contexts, without those of files elsewhere.
+    /// Returns the paths of the context, of the Dockerfile and of named contexts. Leaves out those
+    /// that are not local.
     pub fn local_paths(&self) -> impl Iterator<Item = &str> {
         let context = match &self.context {
             ContextRef::Path(path) => Some(path.as_str()),
@@ -113,18 +114,18 @@ impl BuildLine {
 /// `--secret id=ID[,src=FILE|,env=NAME][,type=...]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SecretSpec {
-    /// Its id.
+    /// Id by which the Dockerfile refers to the secret.
     pub id: String,
-    /// A file in the workspace.
+    /// File in the workspace.
     pub src: Option<String>,
-    /// A variable of the step's environment.
+    /// Variable of the step's environment.
     pub env: Option<String>,
 }
 
 /// `--cache-from` and `--cache-to`: `type=registry,ref=...`, or a bare reference.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheSpec {
-    /// `registry`, `inline`, `local` ...
+    /// Backend, such as `registry`, `inline` or `local`.
     pub kind: String,
     /// The other attributes, in order.
     pub attrs: Vec<(String, String)>,

@@ -1,5 +1,6 @@
-//! From a task as it was read to a [`Plan`]: checks, defaults, order. All problems are noted; there is a
-//! plan only where none of them is an error.
+//! Checks, defaults and order of a parsed task.
+//!
+//! Each problem is reported. A [`Plan`] is made only if none of them is an error.
 
 mod declared;
 mod images;
@@ -15,59 +16,64 @@ use std::{
 
 use acrtask_model::Secret;
 
-pub(crate) use self::declared::secrets;
-pub use self::paths::{mounted, normalize_path};
+pub(crate) use self::declared::check_secrets;
+pub use self::paths::{find_mount, normalize_path};
 use self::{
-    declared::{check_mounts, mount, networks, volumes},
-    images::merge_without_registry,
-    lines::step_kind,
+    declared::{check_mounts, read_networks, read_volumes, to_volume_mount},
+    images::merge_empty_registry_refusals,
+    lines::read_step_kind,
     order::{check_order, step_ids},
-    paths::BuildPlace,
+    paths::BuildInputs,
 };
 use crate::{
     alias::Aliases,
-    diagnostic::{Diagnostic, nearest},
+    diagnostic::{Diagnostic, find_nearest},
     env::{self, Quoting},
-    facts::RunFacts,
+    lexer::BEGIN_WITH_VERSION,
     plan::{ContainerOptions, Network, Plan, Step, Version},
     read::{Int, MAX_PROBLEMS, Report, Text},
+    run_variables::RunVariables,
     task::{RawStep, RawTask},
     version,
-    words::BEGIN_WITH_VERSION,
 };
 
-/// The bridge network that is made where a file declares none.
+/// Name of the bridge network that is created if a file declares no network.
 pub const DEFAULT_NETWORK: &str = "acb_default_network";
 
-/// Bytes that the steps may get from the task in all.
-const MAX_HANDED_DOWN: usize = 16 << 20;
+/// Maximum size in bytes of what all steps together inherit from the task.
+const MAX_INHERITED_BYTES: usize = 16 << 20;
 
 const DEFAULT_STEP_TIMEOUT: i64 = 600;
 const DEFAULT_RETRY_DELAY: i64 = 5;
 
-/// What a check of a task needs to know besides the task.
+/// Inputs of a check besides the task.
 pub(crate) struct Context<'c> {
-    pub(crate) facts: &'c RunFacts,
+    pub(crate) variables: &'c RunVariables,
     pub(crate) aliases: Option<&'c Aliases>,
-    /// The text that the task was read from.
+    /// Text that the task was parsed from.
     pub(crate) source: &'c str,
-    /// The line breaks of the author's text, for line numbers.
+    /// Offsets of the line breaks in the author's text, for line numbers.
     pub(crate) line_breaks: &'c [usize],
     pub(crate) secrets: &'c [Secret],
 }
 
-/// Checks `task` and makes the plan. Lines that cannot be run are in the second part, as errors.
-pub(crate) fn plan(
+/// Checks `task` and makes its plan. The second part contains the refusals of single lines, as
+/// errors.
+pub(crate) fn make_plan(
     task: &RawTask,
     context: &Context<'_>,
     report: &mut Report<'_>,
 ) -> (Option<Plan>, Vec<Diagnostic>) {
     let version = check_version(task, context, report);
     let mut refusals = Vec::new();
-    let volumes = volumes(&task.volumes, report, &mut refusals);
-    let (networks, default_network) = networks(task, context, report, &mut refusals);
+    let volumes = read_volumes(&task.volumes, report, &mut refusals);
+    let (networks, default_network) = read_networks(task, context, report, &mut refusals);
     let mut task_env = read_env(&task.env, env::read_entries, report);
-    merge_env(&mut task_env, &from_flags(&context.facts.env), report);
+    merge_env(
+        &mut task_env,
+        &split_flag_env(&context.variables.env),
+        report,
+    );
 
     let ids = step_ids(&task.steps, report);
     let edges = check_order(&task.steps, &ids, report);
@@ -78,7 +84,7 @@ pub(crate) fn plan(
         step_timeout
     };
 
-    if !check_handed_down(task, &task_env, report) {
+    if !check_inherited_size(task, &task_env, report) {
         return (None, refusals);
     }
     let mut steps = Vec::new();
@@ -90,13 +96,17 @@ pub(crate) fn plan(
         let working_directory = text(&raw.working_directory)
             .or_else(|| text(&task.working_directory))
             .unwrap_or_default();
-        let place = BuildPlace {
+        let inputs = BuildInputs {
             working_directory: &working_directory,
-            mounts: raw.volume_mounts.iter().filter_map(mount).collect(),
+            mounts: raw
+                .volume_mounts
+                .iter()
+                .filter_map(to_volume_mount)
+                .collect(),
             volumes: &volumes,
         };
-        let kind = step_kind(raw, next, &ids[i], &place, context, report, &mut refusals);
-        let volume_mounts = place.mounts;
+        let kind = read_step_kind(raw, next, &ids[i], &inputs, context, report, &mut refusals);
+        let volume_mounts = inputs.mounts;
         let mut env = read_env(
             &raw.env,
             |entry, quoting| vec![env::read_entry(entry, quoting)],
@@ -123,15 +133,15 @@ pub(crate) fn plan(
             env: texts(&env),
             working_directory,
             disable_working_directory_override: raw.disable_working_directory_override,
-            timeout: seconds(raw.timeout.as_ref(), step_timeout),
-            start_delay: seconds(raw.start_delay.as_ref(), 0),
-            retries: count(raw.retries.as_ref()),
-            retry_delay: seconds(raw.retry_delay.as_ref(), DEFAULT_RETRY_DELAY),
+            timeout: to_duration(raw.timeout.as_ref(), step_timeout),
+            start_delay: to_duration(raw.start_delay.as_ref(), 0),
+            retries: to_count(raw.retries.as_ref()),
+            retry_delay: to_duration(raw.retry_delay.as_ref(), DEFAULT_RETRY_DELAY),
             retry_on_errors: texts(&raw.retry_on_errors),
-            repeat: count(raw.repeat.as_ref()),
+            repeat: to_count(raw.repeat.as_ref()),
             ignore_errors: raw.ignore_errors,
             network: text(&raw.network).or_else(|| default_network.clone()),
-            line: line(&raw.span, context, report),
+            line: line_number(&raw.span, context, report),
             container: ContainerOptions {
                 detach: raw.detach,
                 keep: raw.keep,
@@ -143,15 +153,15 @@ pub(crate) fn plan(
                 isolation: text(&raw.isolation),
                 cpus: text(&raw.cpus),
                 pull: raw.pull,
-                download_retries: count(raw.download_retries.as_ref()),
-                download_retry_delay: seconds(raw.download_retry_delay.as_ref(), 0),
+                download_retries: to_count(raw.download_retries.as_ref()),
+                download_retry_delay: to_duration(raw.download_retry_delay.as_ref(), 0),
                 volume_mounts,
             },
         });
     }
-    merge_without_registry(&mut refusals);
+    merge_empty_registry_refusals(&mut refusals);
     if hides_version(task, context) {
-        correct_help(&mut refusals);
+        replace_version_help(&mut refusals);
     }
     refusals.truncate(MAX_PROBLEMS);
     if report.has_errors() {
@@ -170,13 +180,13 @@ pub(crate) fn plan(
     (plan, refusals)
 }
 
-/// What every step gets a copy of may not grow with the square of the file.
-fn check_handed_down(task: &RawTask, env: &[Text], report: &mut Report<'_>) -> bool {
+/// Limits what the steps inherit from the task, because its size grows with the square of the file.
+fn check_inherited_size(task: &RawTask, env: &[Text], report: &mut Report<'_>) -> bool {
     let texts = env.iter().chain(&task.working_directory);
-    // An entry of many short variables becomes as many texts, each with an overhead of its own.
+    // An entry of many short variables becomes as many texts. Each text has an overhead.
     let size = |text: &Text| text.value.len() + 48 * (1 + text.value.matches(',').count());
     let bytes = texts.map(size).sum::<usize>() * task.steps.len();
-    if bytes > MAX_HANDED_DOWN {
+    if bytes > MAX_INHERITED_BYTES {
         report.push(
             Diagnostic::error(
                 "too-large",
@@ -188,20 +198,20 @@ fn check_handed_down(task: &RawTask, env: &[Text], report: &mut Report<'_>) -> b
             .help("set them on the steps that need them"),
         );
     }
-    bytes <= MAX_HANDED_DOWN
+    bytes <= MAX_INHERITED_BYTES
 }
 
-/// Returns the position of a span's first line in the author's text, from 1.
-fn line(span: &Range<usize>, context: &Context<'_>, report: &Report<'_>) -> usize {
+/// Returns the line number of a span's start in the author's text, from 1.
+fn line_number(span: &Range<usize>, context: &Context<'_>, report: &Report<'_>) -> usize {
     let start = report.author_span(span.clone()).start;
     1 + context.line_breaks.partition_point(|at| *at < start)
 }
 
-fn line_of(span: &Range<usize>) -> Range<usize> {
+fn first_byte(span: &Range<usize>) -> Range<usize> {
     span.start..span.start + 1
 }
 
-/// Returns the place of a word in the text of a line, or the whole text.
+/// Returns the range of a word in the text of a line, or that of the whole text.
 fn span_of_word(text: &str, word: &str) -> Range<usize> {
     match text.find(word) {
         Some(at) if !word.is_empty() => at..at + word.len(),
@@ -209,19 +219,19 @@ fn span_of_word(text: &str, word: &str) -> Range<usize> {
     }
 }
 
-/// The help on how aliases are turned on.
+/// Help that explains how to turn aliases on.
 const VERSION_LINE: &str = "write `version: v1.1.0` once, as the first line, without indent, braces and tags: only a line \
                             like that turns aliases on";
 
-/// Returns `true` if the file has a version with aliases that is not in a line by which they are turned on.
+/// Returns `true` if the file declares a version with aliases in a form that does not turn them on.
 fn hides_version(task: &RawTask, context: &Context<'_>) -> bool {
     let version = task.version.as_ref();
     let version = version.and_then(|text| version::parse(&text.value));
     context.aliases.is_none() && version == Some(Version::V1_1_0)
 }
 
-/// Replaces the help that asks for a version which the file has already.
-fn correct_help(refusals: &mut [Diagnostic]) {
+/// Replaces help that asks for a version which the file already declares.
+fn replace_version_help(refusals: &mut [Diagnostic]) {
     for refused in refusals {
         let help = refused.help.take();
         refused.help = help.map(|help| match help.split_once(BEGIN_WITH_VERSION) {
@@ -276,7 +286,7 @@ fn check_version(
         report.push(
             Diagnostic::error(
                 "version",
-                format!("there is no version `{}` of the task language", text.value),
+                format!("`{}` is not a version of the task language", text.value),
             )
             .at(
                 text.span.clone(),
@@ -284,7 +294,7 @@ fn check_version(
             )
             .help(format!(
                 "write `version: {}`",
-                version::nearest(&text.value).as_str()
+                version::guess_version(&text.value).as_str()
             )),
         );
     }
@@ -300,7 +310,7 @@ fn check_step(raw: &RawStep, networks: &[Network], report: &mut Report<'_>) {
                     format!("`{name}` is a number of times, and cannot be {}", int.value),
                 )
                 .at(int.span.clone(), "0 or more")
-                .help(format!("write `{name}: 0`, or take the line away")),
+                .help(format!("write `{name}: 0`, or remove the line")),
             );
         }
     }
@@ -325,17 +335,19 @@ fn check_step(raw: &RawStep, networks: &[Network], report: &mut Report<'_>) {
             report.push(
                 Diagnostic::warning("no-effect", "`cache` has an effect on build steps only")
                     .at(cache.span.clone(), "it is ignored")
-                    .help("take the line away"),
+                    .help("remove the line"),
             );
         }
     }
     if let Some(network) = &raw.network
-        && !networks.iter().any(|known| known.name == network.value)
+        && !networks
+            .iter()
+            .any(|declared| declared.name == network.value)
         && !["host", "none", "bridge"].contains(&network.value.as_str())
     {
-        let help = match nearest(
+        let help = match find_nearest(
             &network.value,
-            networks.iter().map(|known| known.name.as_str()),
+            networks.iter().map(|declared| declared.name.as_str()),
         ) {
             Some(near) => format!("write `network: {near}`"),
             None => format!(
@@ -348,14 +360,14 @@ fn check_step(raw: &RawStep, networks: &[Network], report: &mut Report<'_>) {
                 "network",
                 format!("the file declares no network `{}`", network.value),
             )
-            .at(network.span.clone(), "the engine may not know it either")
+            .at(network.span.clone(), "the engine may not have it either")
             .help(help),
         );
     }
 }
 
-/// Returns the entries that `--env` gave. They are not quoted: a shell has read them already.
-fn from_flags(env: &[String]) -> Vec<Text> {
+/// Returns the entries of `--env`. They are not unquoted, because a shell has already done so.
+fn split_flag_env(env: &[String]) -> Vec<Text> {
     let entries = env.iter().flat_map(|entry| entry.split(','));
     let text = |value: &str| Text {
         value: value.to_owned(),
@@ -364,7 +376,7 @@ fn from_flags(env: &[String]) -> Vec<Text> {
     entries.map(text).collect()
 }
 
-/// Reads the entries of an `env`, each of which may become several.
+/// Reads the entries of an `env`. Each may yield several.
 fn read_env(
     env: &[Text],
     read: fn(&str, Quoting) -> Vec<String>,
@@ -382,8 +394,8 @@ fn read_env(
     entries
 }
 
-/// Adds the variables of `more` that `env` lacks. Entries need a `=` only where there is something to merge, as in the
-/// reference executor.
+/// Adds the variables of `more` that `env` lacks. As in the reference executor, an entry needs a
+/// `=` only if `more` has entries.
 fn merge_env(env: &mut Vec<Text>, more: &[Text], report: &mut Report<'_>) {
     if more.is_empty() {
         return;
@@ -418,12 +430,12 @@ fn merge_env(env: &mut Vec<Text>, more: &[Text], report: &mut Report<'_>) {
     }
 }
 
-fn seconds(int: Option<&Int>, default: i64) -> Duration {
+fn to_duration(int: Option<&Int>, default: i64) -> Duration {
     let value = int.map_or(0, |int| int.value);
     let value = if value <= 0 { default } else { value };
     Duration::from_secs(u64::try_from(value).unwrap_or(0))
 }
 
-fn count(int: Option<&Int>) -> u32 {
+fn to_count(int: Option<&Int>) -> u32 {
     int.map_or(0, |int| u32::try_from(int.value.max(0)).unwrap_or(u32::MAX))
 }

@@ -1,4 +1,5 @@
-//! The line of a cmd step, understood: a small closed grammar that never needs a shell of the runner.
+//! The parsed line of a cmd step. Its grammar is small and closed, so it never needs a shell of the
+//! runner.
 //!
 //! ```text
 //! line     = pipeline { ("&&" | "||" | ";") pipeline }
@@ -6,9 +7,9 @@
 //! command  = container | docker-word | builtin, with redirections
 //! ```
 //!
-//! The first command is always a container or a `docker` word; a line break is a `;`. Later commands may
-//! also be one of [`BUILTINS`]. Everything else that a shell would do is refused, with the rewrite that
-//! gives the line to a shell inside the container.
+//! The first command is always a container or a `docker` command. A line break counts as `;`. Later
+//! commands may also be one of [`BUILTINS`]. Everything else that a shell could do is refused. The
+//! help then shows how to pass the line to a shell inside the container.
 
 mod docker;
 mod parse;
@@ -18,16 +19,16 @@ pub use docker::docker_word_supported;
 pub use parse::{BUILTINS, container_from_words, parse};
 pub(crate) use parse::{container_from_words_unchecked, is_script_flag, parse_unchecked};
 
-/// A whole line.
+/// A parsed cmd line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CmdLine {
     /// The first pipeline.
     pub first: Pipeline,
-    /// The others, each with what must hold before it runs.
+    /// The other pipelines, each with the condition for running it.
     pub rest: Vec<(Joiner, Pipeline)>,
 }
 
-/// What stands between two pipelines.
+/// Operator between two pipelines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Joiner {
     /// `&&`: only after success.
@@ -45,39 +46,39 @@ pub struct Pipeline {
     pub commands: Vec<Command>,
 }
 
-/// One command with its redirections.
+/// A command with its redirections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Command {
-    /// What runs.
+    /// Container, `docker` command or builtin to run.
     pub kind: CommandKind,
     /// Redirections, in order.
     pub redirects: Vec<Redirect>,
 }
 
-/// What a command is.
+/// The kind of a command and its words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CommandKind {
     /// `[docker run flags] IMAGE [ARGS]`.
     Container(Box<ContainerLine>),
-    /// `docker WORD ...`, without the word `docker`: carried out by the executor itself where
-    /// [`docker_word_supported`] says so.
+    /// `docker WORD ...`, without the word `docker`. The executor runs it if
+    /// [`docker_word_supported`] returns `true`.
     Docker(Vec<Word>),
     /// `true false echo exit pwd ls cat date`.
     Builtin(Vec<Word>),
 }
 
-/// A container, as asked for by the flags of `docker run`.
+/// A container as described by the flags of `docker run`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ContainerLine {
     /// Flags before the image.
     pub flags: RunFlags,
     /// The image.
     pub image: Word,
-    /// What follows it.
+    /// Words after the image.
     pub args: Vec<Word>,
 }
 
-/// The flags of `docker run` that a line may carry.
+/// Flags of `docker run` before the image.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RunFlags {
     /// `-e NAME[=VALUE]`.
@@ -106,21 +107,21 @@ pub struct RunFlags {
     pub labels: Vec<Word>,
     /// `--privileged`.
     pub privileged: bool,
-    /// Other flags, with their values: carried where the engine's API has them.
+    /// Other flags with their values. They are passed on if the engine's API supports them.
     pub other: Vec<(String, Word)>,
 }
 
-/// A word, of which parts are known only when it is used.
+/// A word. Some of its parts get their text only when the step runs.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Word {
-    /// Its parts, in order.
+    /// Parts in order.
     pub parts: Vec<WordPart>,
 }
 
 /// A part of a word.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WordPart {
-    /// As it is.
+    /// Literal text.
     Text(String),
     /// `$HOME`.
     Home,
@@ -128,23 +129,23 @@ pub enum WordPart {
     Date(String),
 }
 
-/// Where output goes, or input comes from.
+/// Redirection of an input or an output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Redirect {
     /// `>` or `>>`, `2>` or `2>>`.
     Output {
-        /// 1 or 2.
+        /// File descriptor, 1 or 2.
         fd: u8,
         /// A file in the workspace, or `/dev/null`.
         to: Word,
-        /// `>>`.
+        /// `true` for `>>`.
         append: bool,
     },
     /// `2>&1`, `1>&2`.
     Duplicate {
-        /// The one that is redirected.
+        /// File descriptor that is redirected.
         fd: u8,
-        /// Where it goes.
+        /// File descriptor that receives the output.
         onto: u8,
     },
     /// `<`.

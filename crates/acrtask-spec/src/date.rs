@@ -1,14 +1,15 @@
-//! `$(date +FORMAT)`, the one command that a line may substitute.
+//! Expansion of `$(date +FORMAT)`, the only command substitution that a line may contain.
 
 use jiff::{Timestamp, fmt::strtime, tz::TimeZone};
 
 use crate::cmd_line::{Word, WordPart};
 
-/// Returns what `date +FORMAT` prints in UTC, without the line end. No format: as `date` alone.
+/// Returns the output of `date +FORMAT` in UTC, without a line break. An empty format gives that of
+/// plain `date`.
 ///
 /// # Errors
 ///
-/// The format cannot be used.
+/// Returns a message if the format is invalid.
 pub fn format_date(format: &str, now: Timestamp) -> Result<String, String> {
     let format = format.strip_prefix('+').unwrap_or(format);
     let format = if format.is_empty() {
@@ -21,11 +22,11 @@ pub fn format_date(format: &str, now: Timestamp) -> Result<String, String> {
 }
 
 impl Word {
-    /// Writes the dates of the word out.
+    /// Replaces the dates in the word by text.
     ///
     /// # Errors
     ///
-    /// As [`format_date`].
+    /// Same as [`format_date`].
     pub fn with_dates(&self, now: Timestamp) -> Result<Self, String> {
         let parts = self.parts.iter().map(|part| match part {
             WordPart::Date(format) => format_date(format, now).map(WordPart::Text),

@@ -1,8 +1,11 @@
-//! What is wrong with a task file, as data.
+//! Problems of a task file, as data.
 //!
-//! Invariants: spans are bytes of the text that the author wrote, whatever aliases and templates
-//! made of it later; a code never changes its meaning; messages hold no secret that was resolved
-//! (`resolve` masks them). Pictures are made by [`crate::render`], not here.
+//! Invariants:
+//! - Spans are byte ranges of the author's text, before aliases and templates.
+//! - A code never changes its meaning.
+//! - Messages contain no resolved secret, because `resolve` masks them.
+//!
+//! [`crate::render`] formats diagnostics for people.
 
 use std::{borrow::Cow, ops::Range};
 
@@ -11,42 +14,42 @@ use serde_json::{Value, json};
 
 use crate::TaskSource;
 
-/// How bad it is.
+/// Severity of a diagnostic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// The file can be used; something in it does nothing, or not what it seems to.
+    /// The file is usable, but a part of it has no effect or an unexpected one.
     Warning,
-    /// The file cannot be used.
+    /// The file is unusable.
     Error,
 }
 
-/// A place in the text with a few words about it.
+/// A span of the text with a short remark.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Label {
-    /// Bytes of the author's text.
+    /// Byte range of the author's text.
     pub span: Range<usize>,
-    /// What is there; may be empty.
+    /// Remark about the span. May be empty.
     pub text: String,
 }
 
-/// One problem.
+/// A problem of a task file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostic {
-    /// Which kind of problem: stable, for programs and for search, like `unknown-key`.
+    /// Stable kind of the problem for programs and search, such as `unknown-key`.
     pub code: Cow<'static, str>,
-    /// How bad it is.
+    /// Severity of the problem.
     pub severity: Severity,
-    /// What is wrong, in one sentence without a full stop.
+    /// Description of the problem in one sentence, without a full stop.
     pub message: String,
-    /// Where. The first is the place to go to; empty where the whole file is meant.
+    /// Places of the problem, the main one first. Empty if the whole file is meant.
     pub labels: Vec<Label>,
-    /// What to write instead.
+    /// Help: what to write instead.
     pub help: Option<String>,
 }
 
 impl Diagnostic {
-    /// An error without a place yet.
+    /// Creates an error without labels.
     pub fn error(code: &'static str, message: impl Into<String>) -> Self {
         Self {
             code: Cow::Borrowed(code),
@@ -57,7 +60,7 @@ impl Diagnostic {
         }
     }
 
-    /// A warning without a place yet.
+    /// Creates a warning without labels.
     pub fn warning(code: &'static str, message: impl Into<String>) -> Self {
         Self {
             severity: Severity::Warning,
@@ -65,7 +68,7 @@ impl Diagnostic {
         }
     }
 
-    /// Adds a place.
+    /// Adds a label.
     #[must_use]
     pub fn at(mut self, span: Range<usize>, text: impl Into<String>) -> Self {
         self.labels.push(Label {
@@ -75,26 +78,26 @@ impl Diagnostic {
         self
     }
 
-    /// Says what to write instead.
+    /// Sets the help.
     #[must_use]
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
         self
     }
 
-    /// Whether it stands in the way of a plan.
+    /// Returns `true` if the problem prevents a plan.
     pub fn is_error(&self) -> bool {
         self.severity == Severity::Error
     }
 
-    /// Where its first label begins, or the beginning of the file.
+    /// Returns the start of the first label, or 0 without labels.
     pub fn start(&self) -> usize {
         self.labels.first().map_or(0, |label| label.span.start)
     }
 
-    /// The same with each place cut to whole characters of `text`.
+    /// Extends each label to whole characters of `text`.
     #[must_use]
-    pub(crate) fn within(mut self, text: &str) -> Self {
+    pub(crate) fn clamped_to(mut self, text: &str) -> Self {
         for label in &mut self.labels {
             let start = text.floor_char_boundary(label.span.start);
             label.span = start..text.ceil_char_boundary(label.span.end.max(start));
@@ -102,7 +105,7 @@ impl Diagnostic {
         self
     }
 
-    /// The same with `change` applied to every text a person reads.
+    /// Applies `change` to every text that is shown to people.
     #[must_use]
     pub(crate) fn map_texts(mut self, change: impl Fn(&str) -> String) -> Self {
         self.message = change(&self.message);
@@ -113,9 +116,11 @@ impl Diagnostic {
         self
     }
 
-    /// The form for programs: `code`, `severity`, `message`, `help` where there is one, `file`, and
-    /// where there is a place `line`, `column`, `endLine`, `endColumn` (all from 1, columns in
-    /// characters, the end after the last character). Further places are in `notes`.
+    /// Converts the diagnostic to JSON for programs.
+    ///
+    /// Always contains `code`, `severity`, `message` and `file`; `help` if present. With a label,
+    /// it contains `line`, `column`, `endLine` and `endColumn`. These count from 1, columns in
+    /// characters; the end is after the last character. Further labels are in `notes`.
     pub fn to_json(&self, source: &TaskSource) -> Value {
         let mut out = json!({
             "code": self.code,
@@ -152,7 +157,7 @@ impl Diagnostic {
     }
 }
 
-/// A place as people count: from 1.
+/// Line and column of a byte in a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
     /// Line, from 1.
@@ -162,14 +167,14 @@ pub struct Position {
 }
 
 impl Position {
-    /// The place of the byte at `offset`; past the end is the end.
+    /// Returns the position of the byte at `offset`. An offset past the end gives the end.
     pub fn of(text: &str, offset: usize) -> Self {
         let before = &text.as_bytes()[..offset.min(text.len())];
         let line_start = before
             .iter()
             .rposition(|b| *b == b'\n')
             .map_or(0, |i| i + 1);
-        // Bytes that continue a character are not counted.
+        // Skip bytes that continue a character.
         let is_first = |b: &&u8| (**b & 0xC0) != 0x80;
         Self {
             line: 1 + before.iter().filter(|b| **b == b'\n').count(),
@@ -178,10 +183,11 @@ impl Position {
     }
 }
 
-/// The nearest of the first two hundred of `known` to `given`, where one is near enough to be meant.
-pub(crate) fn nearest<'a>(
+/// Returns the candidate that is nearest to `given`, if one is similar enough. Checks the first 200
+/// candidates.
+pub(crate) fn find_nearest<'a>(
     given: &str,
-    known: impl IntoIterator<Item = &'a str>,
+    candidates: impl IntoIterator<Item = &'a str>,
 ) -> Option<&'a str> {
     let plain = |text: &str| {
         text.chars()
@@ -193,7 +199,7 @@ pub(crate) fn nearest<'a>(
     let near = |candidate: &&'a str| {
         let candidate_plain = plain(candidate);
         let allowed = 1.max(candidate.len().min(given.len()) / 3);
-        // `retry` for `retries`: the same word with another ending.
+        // Accept another ending of the same word: `retry` for `retries`.
         let same = given_plain
             .bytes()
             .zip(candidate_plain.bytes())
@@ -206,7 +212,7 @@ pub(crate) fn nearest<'a>(
         let distance = strsim::osa_distance(&given_plain, &candidate_plain);
         (ending || distance <= allowed).then_some((distance, *candidate))
     };
-    known
+    candidates
         .into_iter()
         .take(200)
         .filter(|candidate| candidate.len() < 100 && given.len() < 100)
@@ -239,8 +245,8 @@ mod tests {
     }
 
     #[test]
-    fn finds_the_nearest() {
-        let known = ["when", "workingDirectory", "entryPoint", "retries", "id"];
+    fn find_nearest_matches_misspelled_names() {
+        let candidates = ["when", "workingDirectory", "entryPoint", "retries", "id"];
         for (given, expected) in [
             ("When", Some("when")),
             ("working-directory", Some("workingDirectory")),
@@ -250,7 +256,7 @@ mod tests {
             ("dockerfile", None),
             ("Id", Some("id")),
         ] {
-            assert_eq!(nearest(given, known), expected, "{given}");
+            assert_eq!(find_nearest(given, candidates), expected, "{given}");
         }
     }
 }

@@ -1,28 +1,29 @@
-//! Reads entries of `env` as `sh` reads a word, which is how ACR hands them to a container.
+//! Parsing of `env` entries. ACR passes them to a container as words of `sh`.
 //!
-//! An entry that `sh` would not read as one word stays as it is: `A=b c` sets `b c`. No variable and no command is
-//! expanded. Unlike for `sh`, quotes count only where the author wrote them: a value that a template puts in, such as a
-//! password with a quote or a backslash, stays as it is.
+//! An entry of several words stays as it is: `A=b c` sets `b c`. Variables and commands are not
+//! expanded. Unlike in `sh`, only quotes of the author count. A value from a template stays
+//! unchanged, such as a password with a quote or a backslash.
 
 use std::iter::Peekable;
 use std::str::Chars;
 
-/// Characters by which quotes and escapes begin.
+/// Characters that start a quote or an escape.
 const QUOTES: [char; 3] = ['\'', '"', '\\'];
 
-/// The quotes that the author of an entry wrote, without those that templates put in.
+/// The quotes that the author wrote in an entry, without those from templates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Quoting {
-    /// None, and no escape.
+    /// Neither quotes nor escapes.
     None,
-    /// One pair, around a value that templates fill: `NAME='{{...}}'`.
+    /// A pair of quotes around a value from templates: `NAME='{{...}}'`.
     AroundTemplates,
-    /// Any.
+    /// Any other quotes or escapes.
     Word,
 }
 
 impl Quoting {
-    /// Finds the quotes of an entry. `written` is the scalar as the file has it, with the quotes of YAML.
+    /// Classifies the quotes of an entry. `written` is the scalar as in the file, with its YAML
+    /// quotes.
     pub(crate) fn of(written: &str) -> Self {
         let text = without_yaml_quotes(written.trim());
         let literal = without_templates(&text);
@@ -38,7 +39,7 @@ impl Quoting {
     }
 }
 
-/// Reads one entry, `NAME=VALUE`, without its quotes and escapes.
+/// Reads one entry, `NAME=VALUE`, and removes its quotes and escapes.
 pub(crate) fn read_entry(entry: &str, quoting: Quoting) -> String {
     let read = match quoting {
         Quoting::None => None,
@@ -48,7 +49,7 @@ pub(crate) fn read_entry(entry: &str, quoting: Quoting) -> String {
     read.unwrap_or_else(|| entry.to_owned())
 }
 
-/// Reads an entry of the task's `env`, which may hold several, separated by commas outside of quotes.
+/// Reads an entry of the task's `env`. Commas outside of quotes separate several variables.
 pub(crate) fn read_entries(entry: &str, quoting: Quoting) -> Vec<String> {
     let parts = match quoting {
         Quoting::None => entry.split(',').collect(),
@@ -59,7 +60,7 @@ pub(crate) fn read_entries(entry: &str, quoting: Quoting) -> Vec<String> {
     parts.map(|part| read_entry(part, quoting)).collect()
 }
 
-/// Returns the entry without the one pair of quotes around its value.
+/// Removes the pair of quotes around the value of an entry.
 fn unquoted_value(entry: &str) -> Option<String> {
     let (name, value) = entry.split_once('=')?;
     let quote = value.chars().next()?;
@@ -67,7 +68,7 @@ fn unquoted_value(entry: &str) -> Option<String> {
     Some(format!("{name}={inner}"))
 }
 
-/// Returns the text of a scalar, of which YAML's quotes and their escapes are taken away.
+/// Returns the text of a scalar without its YAML quotes and escapes.
 fn without_yaml_quotes(written: &str) -> String {
     let inner = |quote: char| written.strip_prefix(quote)?.strip_suffix(quote);
     if let Some(text) = inner('"') {
@@ -79,8 +80,10 @@ fn without_yaml_quotes(written: &str) -> String {
     }
 }
 
-/// Returns a text without its template actions. An action that quotes its value leaves the quotes, unless the text begins
-/// with it: these are quotes of YAML.
+/// Returns a text without its template actions.
+///
+/// An action that quotes its value leaves quotes behind. At the start of the text it does not,
+/// because YAML reads those quotes.
 fn without_templates(text: &str) -> String {
     let mut literal = String::new();
     let mut rest = text;
@@ -90,7 +93,7 @@ fn without_templates(text: &str) -> String {
         let action = action.trim_end_matches('-').trim_end();
         match action.rsplit('|').next().map(str::trim) {
             _ if literal.is_empty() => {}
-            // It escapes what is in it.
+            // `quote` escapes the value between its quotes.
             Some("quote") => literal.push_str("\"_\""),
             Some("squote") => literal.push_str("''"),
             _ => {}
@@ -100,7 +103,7 @@ fn without_templates(text: &str) -> String {
     literal + rest
 }
 
-/// Splits at commas that no quote contains. Quotes do not count if one of them stays open.
+/// Splits at commas outside of quotes. If a quote is not closed, all commas count.
 fn split_at_commas(entry: &str) -> Vec<&str> {
     let mut parts = Vec::new();
     let mut start = 0;
@@ -125,7 +128,8 @@ fn split_at_commas(entry: &str) -> Vec<&str> {
     parts
 }
 
-/// Returns the word that `sh` reads in `text`. `None` if there are several, or a quote stays open.
+/// Returns the word that `sh` reads in `text`. `None` if there are several words, or a quote is not
+/// closed.
 fn read_word(text: &str) -> Option<String> {
     if !text.contains(['\'', '"', '\\']) {
         return None;
@@ -155,7 +159,7 @@ fn read_word(text: &str) -> Option<String> {
     Some(word)
 }
 
-/// Reads up to the closing quote. `None` if there is none.
+/// Reads up to the closing quote. `None` if it is missing.
 fn read_double_quoted(chars: &mut Peekable<Chars<'_>>, word: &mut String) -> Option<()> {
     loop {
         match chars.next()? {
@@ -178,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn entries_are_words_of_a_shell() {
+    fn entries_are_read_as_words_of_a_shell() {
         for (entry, read) in [
             ("MY_SECRET='pa55word'", "MY_SECRET=pa55word"),
             (r#"A="b c""#, "A=b c"),
@@ -202,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_that_are_no_single_word_stay() {
+    fn entries_of_several_words_stay_unchanged() {
         for entry in [
             "A=b c",
             "A=b ",

@@ -1,16 +1,16 @@
-//! Flags of Docker's commands, read as its command line does: `--name value`, `--name=value`, `-n value`,
-//! `-nvalue`, and short ones without a value run together.
+//! Parser of the flags of Docker commands. Supports `--name value`, `--name=value`, `-n value`,
+//! `-nvalue`, and combined short flags without values.
 
 use std::ops::Range;
 
 use crate::{
     cmd_line::{Word, WordPart},
-    diagnostic::nearest,
+    diagnostic::find_nearest,
+    lexer::refusal,
     plan::LineRefusal,
-    words::refusal,
 };
 
-/// A flag that a command knows.
+/// A flag of a command.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Flag {
     pub(crate) long: &'static str,
@@ -18,7 +18,7 @@ pub(crate) struct Flag {
     pub(crate) takes_value: bool,
 }
 
-/// A flag with a value.
+/// Defines a flag with a value.
 pub(crate) const fn value(long: &'static str) -> Flag {
     Flag {
         long,
@@ -27,7 +27,7 @@ pub(crate) const fn value(long: &'static str) -> Flag {
     }
 }
 
-/// A flag that is given or not.
+/// Defines a flag without a value.
 pub(crate) const fn switch(long: &'static str) -> Flag {
     Flag {
         long,
@@ -37,43 +37,43 @@ pub(crate) const fn switch(long: &'static str) -> Flag {
 }
 
 impl Flag {
-    /// The same with a letter.
-    pub(crate) const fn or(mut self, short: char) -> Self {
+    /// Adds a one-letter form.
+    pub(crate) const fn with_short(mut self, short: char) -> Self {
         self.short = Some(short);
         self
     }
 }
 
-/// A flag that was given.
+/// A flag in a line.
 #[derive(Debug)]
-pub(crate) struct Given {
+pub(crate) struct GivenFlag {
     pub(crate) name: &'static str,
-    /// The name as written: `-m` or `--memory`.
+    /// Name as written: `-m` or `--memory`.
     pub(crate) written: String,
-    /// Of a switch: `true`, or what stands after `=`.
+    /// Value of the flag. For a switch: `true`, or the text after `=`.
     pub(crate) value: Word,
     pub(crate) span: Range<usize>,
 }
 
-/// A word and its place in the line.
-pub(crate) type Placed = (Word, Range<usize>);
+/// A word and its range in the line.
+pub(crate) type PlacedWord = (Word, Range<usize>);
 
-/// Where flags end.
+/// Position at which flags end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FlagsEnd {
-    /// At the first word that is none, as for `docker run`.
+    /// Flags end at the first other word, as in `docker run`.
     AtFirstWord,
-    /// They may stand anywhere, as for `docker build`.
+    /// Flags may be anywhere, as in `docker build`.
     Anywhere,
 }
 
-/// Tells the flags in `words` from the other words.
-pub(crate) fn read(
+/// Separates the flags in `words` from the other words.
+pub(crate) fn split_flags(
     command: &str,
     table: &[Flag],
-    words: &[Placed],
+    words: &[PlacedWord],
     end: FlagsEnd,
-) -> Result<(Vec<Given>, Vec<Placed>), LineRefusal> {
+) -> Result<(Vec<GivenFlag>, Vec<PlacedWord>), LineRefusal> {
     let mut given = Vec::new();
     let mut others = Vec::new();
     let mut rest = words.iter();
@@ -91,19 +91,19 @@ pub(crate) fn read(
         }
         if let Some(name) = head.strip_prefix("--") {
             let (name, attached) = match name.split_once('=') {
-                Some((name, _)) => (name, Some(word.after(2 + name.len() + 1))),
+                Some((name, _)) => (name, Some(word.without_prefix(2 + name.len() + 1))),
                 None => (name, None),
             };
             let flag = table
                 .iter()
                 .find(|flag| flag.long == name)
-                .ok_or_else(|| unknown(command, table, name, span))?;
+                .ok_or_else(|| unknown_flag(command, table, name, span))?;
             let value = match attached {
                 Some(value) => value,
-                None if flag.takes_value => next(&mut rest, &format!("--{name}"), span)?,
+                None if flag.takes_value => next_value(&mut rest, &format!("--{name}"), span)?,
                 None => Word::text("true"),
             };
-            given.push(Given {
+            given.push(GivenFlag {
                 name: flag.long,
                 written: format!("--{name}"),
                 value,
@@ -117,18 +117,18 @@ pub(crate) fn read(
             let flag = table
                 .iter()
                 .find(|flag| flag.short == Some(letter))
-                .ok_or_else(|| unknown(command, table, head.trim_start_matches('-'), span))?;
-            let attached = word.after(after);
+                .ok_or_else(|| unknown_flag(command, table, head.trim_start_matches('-'), span))?;
+            let attached = word.without_prefix(after);
             let name = flag.long;
             if flag.takes_value {
                 let value = if attached.parts.is_empty() {
-                    next(&mut rest, &format!("-{letter}"), span)?
+                    next_value(&mut rest, &format!("-{letter}"), span)?
                 } else if attached.head().starts_with('=') {
-                    attached.after(1)
+                    attached.without_prefix(1)
                 } else {
                     attached
                 };
-                given.push(Given {
+                given.push(GivenFlag {
                     name,
                     written: format!("-{letter}"),
                     value,
@@ -136,7 +136,7 @@ pub(crate) fn read(
                 });
                 break;
             }
-            given.push(Given {
+            given.push(GivenFlag {
                 name,
                 written: format!("-{letter}"),
                 value: Word::text("true"),
@@ -149,8 +149,8 @@ pub(crate) fn read(
     Ok((given, others))
 }
 
-fn next<'w>(
-    rest: &mut impl Iterator<Item = &'w Placed>,
+fn next_value<'w>(
+    rest: &mut impl Iterator<Item = &'w PlacedWord>,
     flag: &str,
     span: &Range<usize>,
 ) -> Result<Word, LineRefusal> {
@@ -163,28 +163,30 @@ fn next<'w>(
         })
 }
 
-fn unknown(command: &str, table: &[Flag], name: &str, span: &Range<usize>) -> LineRefusal {
+fn unknown_flag(command: &str, table: &[Flag], name: &str, span: &Range<usize>) -> LineRefusal {
     let dashes = if name.chars().count() == 1 { "-" } else { "--" };
     let mut refused = refusal(
         format!("`{command}` has no flag `{dashes}{name}`"),
         span.clone(),
     );
-    refused.help = Some(match nearest(name, table.iter().map(|flag| flag.long)) {
-        Some(near) => format!("write `--{near}`"),
-        None => format!("see `{command} --help` for the flags there are"),
-    });
+    refused.help = Some(
+        match find_nearest(name, table.iter().map(|flag| flag.long)) {
+            Some(near) => format!("write `--{near}`"),
+            None => format!("see `{command} --help` for the flags there are"),
+        },
+    );
     refused
 }
 
 impl Word {
-    /// A word of known text.
+    /// Creates a word of literal text.
     pub fn text(text: impl Into<String>) -> Self {
         Self {
             parts: vec![WordPart::Text(text.into())],
         }
     }
 
-    /// The text, where all of it is known before the run.
+    /// Returns the text of the word. `None` if a part is expanded only in the run.
     pub fn literal(&self) -> Option<String> {
         self.parts
             .iter()
@@ -195,7 +197,7 @@ impl Word {
             .collect()
     }
 
-    /// The known text that the word begins with.
+    /// Returns the literal text at the start of the word.
     pub(crate) fn head(&self) -> &str {
         match self.parts.first() {
             Some(WordPart::Text(text)) => text,
@@ -203,8 +205,8 @@ impl Word {
         }
     }
 
-    /// The word without its first `bytes`, which are known text.
-    pub(crate) fn after(&self, bytes: usize) -> Self {
+    /// Returns the word without its first `bytes`, which must be literal text.
+    pub(crate) fn without_prefix(&self, bytes: usize) -> Self {
         let mut parts = self.parts.clone();
         if let Some(WordPart::Text(text)) = parts.first_mut() {
             *text = text.get(bytes..).unwrap_or_default().to_owned();

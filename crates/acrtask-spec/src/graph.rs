@@ -1,4 +1,4 @@
-//! The order of the steps: who waits for whom, and whether that can be.
+//! Order of the steps: edges, cycles and waves.
 
 use std::collections::{HashMap, HashSet};
 
@@ -6,12 +6,12 @@ use acrtask_model::StepId;
 
 use crate::{plan::Step, task::RawStep};
 
-/// The token that stands for 'at once' in `when`.
+/// Entry of `when` that starts a step at once.
 pub(crate) const AT_ONCE: &str = "-";
 
-/// For each step the positions of those it waits for. `position` finds a step by its id; unknown ids are
-/// left out, they have been reported.
-pub(crate) fn edges(
+/// Returns for each step the positions of the steps it waits for. `position` finds a step by its
+/// id. Unknown ids are skipped, because they are reported elsewhere.
+pub(crate) fn collect_edges(
     steps: &[RawStep],
     position: impl Fn(&str) -> Option<usize>,
 ) -> Vec<Vec<usize>> {
@@ -34,8 +34,9 @@ pub(crate) fn edges(
     edges
 }
 
-/// A cycle, if there is one: each position waits for the next one, and the last for the first.
-pub(crate) fn cycle(edges: &[Vec<usize>]) -> Option<Vec<usize>> {
+/// Returns a cycle, if there is one. Each position waits for the next one, and the last for the
+/// first.
+pub(crate) fn find_cycle(edges: &[Vec<usize>]) -> Option<Vec<usize>> {
     #[derive(Clone, Copy, PartialEq)]
     enum Mark {
         New,
@@ -44,7 +45,7 @@ pub(crate) fn cycle(edges: &[Vec<usize>]) -> Option<Vec<usize>> {
     }
     let mut marks = vec![Mark::New; edges.len()];
     for start in 0..edges.len() {
-        // The path from `start`, each with how many of its edges have been followed.
+        // The path from `start`. The numbers count the followed edges of each node.
         let mut path = vec![(start, 0)];
         while let Some((node, followed)) = path.last_mut() {
             let node = *node;
@@ -74,8 +75,9 @@ pub(crate) fn cycle(edges: &[Vec<usize>]) -> Option<Vec<usize>> {
     None
 }
 
-/// For each step its wave: 0 starts at once, N when the last of what it waits for is of wave N-1.
-pub(crate) fn waves(steps: &[Step]) -> Vec<usize> {
+/// Returns the wave of each step. Wave 0 starts at once. Wave N waits for a step of wave N-1, and
+/// for none of a later wave.
+pub(crate) fn assign_waves(steps: &[Step]) -> Vec<usize> {
     let positions: HashMap<&StepId, usize> = steps
         .iter()
         .enumerate()
@@ -89,7 +91,7 @@ pub(crate) fn waves(steps: &[Step]) -> Vec<usize> {
         }
     }
     let mut waves = vec![0; steps.len()];
-    // A plan has no cycle, so that everybody gets a turn.
+    // A plan has no cycle, so every step becomes ready.
     let mut ready: Vec<usize> = (0..steps.len()).filter(|i| waiting[*i] == 0).collect();
     while let Some(at) = ready.pop() {
         for follower in &followers[at] {
@@ -108,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_cycles() {
+    fn cycles_are_found() {
         for (edges, expected) in [
             (vec![vec![], vec![0], vec![0, 1]], None),
             (vec![vec![1], vec![0]], Some(vec![0, 1])),
@@ -118,11 +120,11 @@ mod tests {
             ),
             (vec![vec![0]], Some(vec![0])),
         ] {
-            assert_eq!(cycle(&edges), expected);
+            assert_eq!(find_cycle(&edges), expected);
         }
         let long: Vec<Vec<usize>> = (0..100_000usize)
             .map(|i| i.checked_sub(1).into_iter().collect())
             .collect();
-        assert_eq!(cycle(&long), None);
+        assert_eq!(find_cycle(&long), None);
     }
 }

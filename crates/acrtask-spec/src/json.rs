@@ -1,4 +1,4 @@
-//! A plan for programs: what `acrtask plan -o json` prints.
+//! A plan as JSON, the output of `acrtask plan -o json`.
 
 use acrtask_model::StepId;
 use serde_json::{Map, Value, json};
@@ -8,8 +8,8 @@ use crate::{
     plan::{Plan, Step, StepKind},
 };
 
-/// The plan with every default filled in:
-/// `{"ok":true,"version":...,"networks":[...],"steps":[...]}`. Secrets stand in it as the lines hold them.
+/// Returns the plan with all defaults: `{"ok":true,"version":...,"networks":[...],"steps":[...]}`.
+/// Secrets are not masked.
 pub fn plan_json(plan: &Plan) -> Value {
     json!({
         "ok": true,
@@ -30,7 +30,7 @@ fn step_json(step: &Step) -> Value {
     let (mut tags, mut build_args, mut cache) = (Vec::new(), Vec::new(), "");
     match &step.kind {
         StepKind::Build(build) => {
-            let shown = Shown::of(&build.raw, build.line.as_ref().ok());
+            let shown = BuildSummary::of(&build.raw, build.line.as_ref().ok());
             put("type", json!("build"));
             put("build", json!(build.raw));
             put("context", json!(shown.context));
@@ -87,9 +87,9 @@ fn step_json(step: &Step) -> Value {
     Value::Object(out)
 }
 
-/// What is shown of a build line.
+/// The parts of a build line that the JSON contains.
 #[derive(Default)]
-struct Shown {
+struct BuildSummary {
     tags: Vec<String>,
     build_args: Vec<String>,
     dockerfile: Option<String>,
@@ -97,10 +97,10 @@ struct Shown {
     context: String,
 }
 
-impl Shown {
+impl BuildSummary {
     fn of(raw: &str, line: Option<&BuildLine>) -> Self {
         let Some(line) = line else {
-            return Self::guessed(raw);
+            return Self::guess(raw);
         };
         let context = match &line.context {
             ContextRef::Path(text)
@@ -125,9 +125,9 @@ impl Shown {
         }
     }
 
-    /// Of a line that is refused: what its words seem to say, split at white space, as the reference
-    /// executor reads every line.
-    fn guessed(raw: &str) -> Self {
+    /// Guesses the parts of a refused line. Splits it at white space, as the reference executor
+    /// does with every line.
+    fn guess(raw: &str) -> Self {
         let mut shown = Self {
             context: ".".to_owned(),
             ..Self::default()

@@ -1,13 +1,23 @@
-//! From the text of a task file to a [`plan::Plan`], or to diagnostics.
+//! Resolves the text of a task file to a [`plan::Plan`], or to diagnostics.
 //!
-//! The way of a file: its version is found, aliases are replaced, the text is rendered as a template, read
-//! as YAML, checked, and put in order; each build and cmd line is taken apart into types. [`resolve`] goes
-//! all of it; [`render_diagnostics`] and [`plan_text`] make pictures for people, [`plan_json`] and
-//! [`Diagnostic::to_json`] data for programs.
+//! [`resolve`] processes a file in these steps:
 //!
-//! Invariants: no I/O, no clock, no environment: what a file may ask for comes through [`Lookup`], and time
-//! through [`RunFacts`]. What [`UntrustedFacts`] names never becomes structure of the plan. Every place in a diagnostic is one of the author's text. Work and memory are
-//! bounded, whatever the text.
+//! 1. Find its version.
+//! 2. Replace aliases.
+//! 3. Render the text as a template.
+//! 4. Parse YAML.
+//! 5. Check the task and order its steps.
+//! 6. Parse each build and cmd line into types.
+//!
+//! [`render_diagnostics`] and [`plan_text`] format results for people, [`plan_json`] and
+//! [`Diagnostic::to_json`] for programs.
+//!
+//! Invariants:
+//! - This crate uses no I/O, no clock and no environment. [`Lookup`] provides external texts,
+//!   [`RunVariables`] the time.
+//! - Values in [`UntrustedVariables`] never become structure of the plan.
+//! - Every span in a diagnostic is a range of the author's text.
+//! - Work and memory are bounded for any text.
 
 pub mod build_line;
 pub mod cmd_line;
@@ -18,42 +28,42 @@ mod check;
 mod date;
 mod diagnostic;
 mod env;
-mod facts;
 mod flags;
 mod graph;
 mod json;
+mod lexer;
 mod origin;
-mod picture;
+mod plan_text;
 mod read;
 mod render;
 mod resolve;
+mod run_variables;
 mod task;
 mod untrusted;
 mod values;
 mod version;
-mod words;
 mod yaml;
 
-pub use check::{DEFAULT_NETWORK, mounted, normalize_path};
+pub use check::{DEFAULT_NETWORK, find_mount, normalize_path};
 pub use date::format_date;
 pub use diagnostic::{Diagnostic, Label, Position, Severity};
-pub use facts::{
-    BUILTIN_IMAGES, Lookup, RunFacts, SecretDeclaration, SecretSource, UntrustedFacts,
-};
 pub use json::plan_json;
-pub use picture::plan_text;
+pub use plan_text::plan_text;
 pub use render::render_diagnostics;
 pub use resolve::{MAX_FILE, Resolution, render_image, resolve};
+pub use run_variables::{
+    BUILTIN_IMAGES, Lookup, RunVariables, SecretDeclaration, SecretSource, UntrustedVariables,
+};
 pub use values::{ValuesFile, values_from_yaml};
 
-/// The JSON Schema of `acr-task.yaml`, for editors: its keys, and what they hold.
+/// The JSON Schema of `acr-task.yaml` for editors.
 pub const FILE_SCHEMA: &str = include_str!("acr-task.schema.json");
 
-/// A task file.
+/// A task file and its displayed path.
 #[derive(Debug, Clone, Default)]
 pub struct TaskSource {
-    /// Its path as it is shown.
+    /// Path to show in messages.
     pub name: String,
-    /// What it holds.
+    /// Content of the file.
     pub text: String,
 }

@@ -1,34 +1,34 @@
-//! Where the bytes of a derived text came from.
+//! Mapping of derived texts back to the author's text.
 //!
-//! A task file goes through up to two rewritings before YAML is read: aliases are replaced, then the
-//! template is rendered. Every place found afterwards is carried back through both, so that a
-//! diagnostic points at what the author wrote.
+//! A task file is rewritten up to twice before YAML is parsed. First aliases are replaced, then the
+//! template is rendered. Each later span maps back through both steps, so that a diagnostic shows
+//! what the author wrote.
 
 use std::ops::Range;
 
 use acrtask_template::{SourceMap, Sources};
 
-/// A piece of a text that was put together from pieces of another one.
+/// A piece of a text that is composed of pieces of another text.
 #[derive(Debug, Clone, Copy)]
 struct Piece {
     out: usize,
     source: usize,
     source_len: usize,
-    /// Copied byte for byte; otherwise the whole piece stands for the whole source range.
+    /// `true` if copied byte for byte. Otherwise the whole piece maps to the whole source range.
     verbatim: bool,
 }
 
-/// A text put together from pieces of another one.
+/// A text that is composed of pieces of another text.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Patched {
     pub(crate) text: String,
     pieces: Vec<Piece>,
-    /// The ranges of `text` that came from untrusted input, in order.
+    /// Ranges of `text` that come from untrusted input, in order.
     pub(crate) untrusted: Vec<(Range<usize>, Sources)>,
 }
 
 impl Patched {
-    /// Copies `range` of `source`.
+    /// Appends a copy of `range` of `source`.
     pub(crate) fn copy(&mut self, source: &str, range: Range<usize>) {
         if range.is_empty() {
             return;
@@ -51,7 +51,7 @@ impl Patched {
         }
     }
 
-    /// Puts `replacement` where `range` stood.
+    /// Appends `replacement` for the source `range`.
     pub(crate) fn replace(&mut self, range: Range<usize>, replacement: &str) {
         if replacement.is_empty() {
             return;
@@ -65,7 +65,7 @@ impl Patched {
         self.text.push_str(replacement);
     }
 
-    /// The bytes of the source that the byte at `offset` stands for.
+    /// Returns the source range of the byte at `offset`.
     fn source_of(&self, offset: usize) -> Range<usize> {
         let after = self.pieces.partition_point(|piece| piece.out <= offset);
         let Some(piece) = after.checked_sub(1).and_then(|i| self.pieces.get(i)) else {
@@ -80,12 +80,12 @@ impl Patched {
     }
 }
 
-/// The way from a text back to the author's.
+/// Mapping from a derived text to the author's text.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Origin<'a> {
-    /// What the author wrote.
+    /// Text as the author wrote it.
     author: &'a str,
-    /// The rewritings, the last one first.
+    /// Rewritings, the last one first.
     layers: Vec<Layer<'a>>,
 }
 
@@ -96,7 +96,7 @@ enum Layer<'a> {
 }
 
 impl<'a> Origin<'a> {
-    /// The author's own text.
+    /// Creates the mapping of the author's text to itself.
     pub(crate) fn of(author: &'a str) -> Self {
         Self {
             author,
@@ -104,12 +104,12 @@ impl<'a> Origin<'a> {
         }
     }
 
-    /// One more rewriting, after those so far: pieces put together.
+    /// Adds a rewriting by composition, after the existing ones.
     pub(crate) fn patched(&self, by: &'a Patched) -> Self {
         self.with(Layer::Patched(by))
     }
 
-    /// One more rewriting, after those so far: `template` rendered.
+    /// Adds a rewriting by rendering `template`, after the existing ones.
     pub(crate) fn rendered(&self, template: &'a str, map: &'a SourceMap) -> Self {
         self.with(Layer::Rendered(template, map))
     }
@@ -123,14 +123,14 @@ impl<'a> Origin<'a> {
         }
     }
 
-    /// What the author wrote for `span`.
+    /// Returns the author's text of `span`.
     pub(crate) fn written(&self, span: Range<usize>) -> &'a str {
         let span = self.span(span);
         self.author.get(span).unwrap_or_default()
     }
 
-    /// Returns what the author wrote for `span`, from the beginning of its line on. An alias without a text at the start of
-    /// `span` is in it.
+    /// Returns the author's text of `span`, from the start of its line. This includes an alias that
+    /// became an empty text at the start of `span`.
     pub(crate) fn written_line(&self, span: Range<usize>) -> &'a str {
         let span = self.span(span);
         let before = self.author.get(..span.start).unwrap_or_default();
@@ -138,7 +138,7 @@ impl<'a> Origin<'a> {
         self.author.get(start..span.end).unwrap_or_default()
     }
 
-    /// The author's bytes behind `span`; never empty where the span is not.
+    /// Returns the author's range of `span`. It is not empty unless `span` is.
     pub(crate) fn span(&self, span: Range<usize>) -> Range<usize> {
         let mut span = span;
         for layer in &self.layers {
@@ -159,7 +159,7 @@ impl<'a> Origin<'a> {
     }
 }
 
-/// The end of what stands at `start` of a template: of the whole action, or of one character.
+/// Returns the end of the action or character at `start` of a template.
 fn end_of_action(template: &str, start: usize) -> usize {
     let rest = template.get(start..).unwrap_or_default();
     let len = if rest.starts_with("{{") {
@@ -170,12 +170,15 @@ fn end_of_action(template: &str, start: usize) -> usize {
     start + len
 }
 
-/// How far [`align`] looks for the next character: farther than any indentation, near enough to stay linear.
+/// Maximum distance in bytes at which [`align`] searches the next character. It exceeds any
+/// indentation, and keeps the search linear.
 const WINDOW: usize = 512;
 
-/// For each byte of `value` (and its end) the byte of `source` that it was read from, for a YAML scalar
-/// `value` written as `source`: quotes, indentation, folding and escapes are skipped over. An escape that
-/// stands for other characters than it shows moves what follows by a few bytes at most.
+/// Aligns a YAML scalar with its source. Returns for each byte of `value`, and for its end, the
+/// byte of `source` that it was read from.
+///
+/// Skips quotes, indentation, folding and escapes. An escape that encodes other characters than it
+/// shows shifts the following bytes by a few at most.
 pub(crate) fn align(value: &str, source: &str) -> Vec<usize> {
     let mut map = Vec::with_capacity(value.len() + 1);
     let mut at = 0;
@@ -186,7 +189,7 @@ pub(crate) fn align(value: &str, source: &str) -> Vec<usize> {
         } else {
             rest.find(c)
         };
-        // A character that stands nowhere came out of an escape: stay.
+        // A character that is not in the source comes from an escape, so the position stays.
         let start = found.map_or(at, |i| at + i);
         map.extend(std::iter::repeat_n(start, c.len_utf8()));
         if found.is_some() {
@@ -202,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn carries_places_back() {
+    fn spans_map_back_to_the_author_text() {
         let source = "ab $X cd\n# gone\nef";
         let mut patched = Patched::default();
         patched.copy(source, 0..3);
@@ -220,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn aligns_scalars() {
+    fn scalars_align_with_their_source() {
         for (value, source, expected) in [
             ("a b", "a b", vec![0, 1, 2, 3]),
             ("a\nb", "|\n  a\n  b", vec![4, 5, 8, 9]),

@@ -1,7 +1,10 @@
-//! The Plan: a task that has been read, resolved and checked.
+//! The plan: a parsed, resolved and checked task.
 //!
-//! Everything here is typed as the executor needs it. Invariants: step ids are unique; `after` names
-//! steps of the same plan and has no cycle; defaults are filled in; no alias or template is left.
+//! Its types fit the executor. Invariants:
+//! - Step ids are unique.
+//! - `after` lists steps of the same plan and has no cycle.
+//! - Defaults are set.
+//! - Aliases and templates are replaced.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -16,7 +19,7 @@ pub enum Version {
     /// `1.0-preview-1`.
     #[serde(rename = "1.0-preview-1")]
     Preview1,
-    /// `v1.0.0`, which is also meant where a file gives none.
+    /// `v1.0.0`, the default of a file without a version.
     #[serde(rename = "v1.0.0")]
     V1_0_0,
     /// `v1.1.0`: adds aliases.
@@ -24,26 +27,27 @@ pub enum Version {
     V1_1_0,
 }
 
-/// A task, ready to be executed.
+/// A task that is ready to be executed.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// The version of the language that the file is written in.
+    /// Version of the task language.
     pub version: Version,
-    /// The networks to create; never empty.
+    /// Networks to create. Never empty.
     pub networks: Vec<Network>,
-    /// The volumes that steps mount, by name.
+    /// Volumes that steps may mount.
     pub volumes: Vec<Volume>,
-    /// The registry credentials that the file itself declares. Always empty today: the language has no key
-    /// for them, and the reference executor takes them from its command line alone.
+    /// Registry credentials that the file declares. Always empty, because the language has no key
+    /// for them. The reference executor gets them from its command line only.
     pub credentials: Vec<Credential>,
     /// The steps, in file order.
     pub steps: Vec<Step>,
-    /// Values that must never be seen in output, from `secrets` and `--set-secret`.
+    /// Values to mask in all output, from `secrets` and `--set-secret`.
     pub secrets: Vec<Secret>,
-    /// The whole run's limit, where `--timeout` or the file gives one.
+    /// Limit of the whole run, from `--timeout` or the file. `None`: no such limit.
     pub timeout: Option<Duration>,
-    /// Images that stand for others: where a build or a container would take the name, with its tag, it takes the
-    /// digest. Empty but for a run that repeats another one. What the run itself builds under the name comes first.
+    /// Digests that replace images. A build or container that uses the name with this tag gets the
+    /// digest instead. Images that the run itself builds under the name take precedence. Only
+    /// filled for a run that repeats another one.
     pub pins: BTreeMap<ImageRef, Digest>,
 }
 
@@ -51,24 +55,27 @@ pub struct Plan {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Network {
-    /// Its name in the file; the executor's own name has the run's id before it.
+    /// Name in the file. The executor prefixes it with the run's id.
     pub name: String,
-    /// `bridge` where the file says nothing.
+    /// Driver of the network, `bridge` by default.
     pub driver: String,
-    /// Whether it carries IPv6.
+    /// `true` if the network carries IPv6.
     pub ipv6: bool,
-    /// The engine had it before the run; the run neither creates nor removes it.
+    /// `true` if the network exists before the run, which neither creates nor removes it.
     pub skip_creation: bool,
-    /// Whether steps that name no network join this one.
+    /// `true` if steps without a network join this one.
     pub is_default: bool,
-    /// Position of its first line in the file, from 1. `None` for the network that a file without any gets.
+    /// Line number of the declaration, from 1. `None` for the default network of a file without
+    /// networks.
     #[serde(skip)]
     pub line: Option<usize>,
 }
 
 impl Network {
-    /// Returns why only the operator of the machine can allow this network. `None` if the run creates a bridge of its
-    /// own, which leads to no other container and no device of the machine.
+    /// Returns why only the operator of the machine can allow this network.
+    ///
+    /// `None` if the run creates a bridge of its own. It reaches no other container and no device
+    /// of the machine.
     pub fn needs_operator(&self) -> Option<String> {
         let Self { name, driver, .. } = self;
         if self.skip_creation {
@@ -83,7 +90,7 @@ impl Network {
         })
     }
 
-    /// The help for [`Self::needs_operator`].
+    /// Help for [`Self::needs_operator`].
     pub const OPERATOR_HELP: &str = "declare it with its name alone, for a network of the run; an operator who trusts \
                                      this task allows it with `--allow host-network`";
 }
@@ -91,64 +98,67 @@ impl Network {
 /// A volume with files from secrets.
 #[derive(Debug, Clone)]
 pub struct Volume {
-    /// Its name: `[A-Za-z0-9_-]+`.
+    /// Name of the volume: `[A-Za-z0-9_-]+`.
     pub name: String,
-    /// File name to its content, decoded from base 64.
+    /// Contents by file name, decoded from base 64.
     pub files: BTreeMap<String, Secret>,
 }
 
-/// A credential that the task file declares for a registry.
+/// A registry credential of the task file.
 #[derive(Debug, Clone)]
 pub struct Credential {
-    /// Host and port.
+    /// Host and port of the registry.
     pub registry: String,
-    /// User name.
+    /// Name of the user.
     pub username: Secret,
     /// Password or token.
     pub password: Secret,
 }
 
-/// One step.
+/// A step of a plan.
 #[derive(Debug, Clone)]
 pub struct Step {
-    /// Unique in the plan.
+    /// Id, unique in the plan.
     pub id: StepId,
-    /// What it does.
+    /// Build, cmd or push, with its line.
     pub kind: StepKind,
-    /// The steps that must have finished before it starts.
+    /// Steps that must finish before this one starts.
     pub after: Vec<StepId>,
-    /// `KEY=VALUE` for its containers and `docker build`'s environment; the task's own merged in.
+    /// Variables for containers and `docker build`, as `KEY=VALUE`. Includes those of the task.
     pub env: Vec<String>,
-    /// As written; joined to `/workspace` for cmd steps and to the context for build steps.
+    /// Working directory as written. Relative to `/workspace` for cmd steps, and to the context for
+    /// build steps.
     pub working_directory: String,
-    /// Keep the image's own working directory.
+    /// `true` to keep the image's own working directory.
     pub disable_working_directory_override: bool,
-    /// Limit of one attempt.
+    /// Limit of one step attempt.
     pub timeout: Duration,
-    /// Wait before the first attempt.
+    /// Delay before the first step attempt.
     pub start_delay: Duration,
-    /// Attempts after the first one that failed.
+    /// Maximum number of further step attempts after a failed one.
     pub retries: u32,
-    /// Wait between attempts.
+    /// Delay between step attempts.
     pub retry_delay: Duration,
-    /// Retry only where the output contains one of these; empty: always.
+    /// Texts that the output must contain for a retry. Empty: always retry.
     pub retry_on_errors: Vec<String>,
-    /// Runs after the first one that succeeded.
+    /// Number of further executions after a successful one.
     pub repeat: u32,
-    /// A failure does not fail the run.
+    /// `true` if a failure of the step does not fail the run.
     pub ignore_errors: bool,
-    /// The network that its container joins: the one the step names, else the task's default one. Nothing
-    /// where the file declares networks and marks none of them as the default: then the engine's own.
+    /// Network of the step's container: that of the step, or the task's default network.
+    ///
+    /// `None` if the file declares networks and none of them is the default. The engine then
+    /// chooses.
     pub network: Option<String>,
-    /// Position of the step's first line in the file, from 1.
+    /// Line number of the step, from 1.
     pub line: usize,
-    /// Everything that only containers use.
+    /// Settings for containers only.
     pub container: ContainerOptions,
 }
 
 impl Plan {
-    /// Why steps cannot be run, each with its step. A run with one of these is refused before it starts; as
-    /// diagnostics with their places they are in [`crate::Resolution::refusals`].
+    /// Returns the refusals of all lines, each with its step. A run with a refusal does not start.
+    /// [`crate::Resolution::refusals`] has them as diagnostics.
     pub fn refusals(&self) -> impl Iterator<Item = (&Step, &LineRefusal)> {
         self.steps
             .iter()
@@ -157,7 +167,7 @@ impl Plan {
 }
 
 impl Step {
-    /// Why this step cannot be run.
+    /// Returns the refusals of this step's line.
     pub fn refusals(&self) -> impl Iterator<Item = &LineRefusal> {
         let (line, images) = match &self.kind {
             StepKind::Build(build) => (build.line.as_ref().err(), [].as_slice()),
@@ -169,14 +179,14 @@ impl Step {
     }
 }
 
-/// The kinds of steps.
+/// The kinds of steps, with their lines.
 #[derive(Debug, Clone)]
 pub enum StepKind {
-    /// `docker build` through BuildKit.
+    /// A `docker build` through BuildKit.
     Build(Box<BuildStep>),
-    /// Containers.
+    /// Containers of a cmd line.
     Cmd(Box<CmdStep>),
-    /// Images to their registries.
+    /// A push of images to their registries.
     Push(PushStep),
 }
 
@@ -185,18 +195,19 @@ pub enum StepKind {
 pub struct BuildStep {
     /// The line, after aliases and templates.
     pub raw: String,
-    /// Its words, understood. An `Err` says why `acrtask run` refuses it; `acrtask plan` still shows the step.
+    /// The parsed line. For an `Err`, `acrtask run` refuses the run; `acrtask plan` still shows the
+    /// step.
     pub line: Result<BuildLine, LineRefusal>,
-    /// The step's registry cache, where `cache: enabled` or the run asks for one.
+    /// Registry cache of the step, if `cache: enabled` or the run requests one.
     pub cache: Option<StepCache>,
 }
 
-/// A cache of layers in a registry. One that cannot be read or written fails no build.
+/// A layer cache in a registry. Errors of reading or writing it do not fail the build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StepCache {
-    /// Where it is.
+    /// Image reference of the cache.
     pub reference: ImageRef,
-    /// Whether the build's layers are added to it; else they are only taken from it.
+    /// `true` to write the build's layers to the cache. Otherwise it is only read.
     pub export: bool,
 }
 
@@ -205,58 +216,59 @@ pub struct StepCache {
 pub struct CmdStep {
     /// The line, after aliases and templates.
     pub raw: String,
-    /// Its words, understood; as for [`BuildStep::line`].
+    /// The parsed line, as in [`BuildStep::line`].
     pub line: Result<CmdLine, LineRefusal>,
 }
 
 /// A push step.
 #[derive(Debug, Clone)]
 pub struct PushStep {
-    /// The images with their tags, without duplicates, in file order. An `Err` for a name that is no reference.
+    /// Images with their tags, without duplicates, in file order. An `Err` is an invalid reference.
     pub images: Vec<Result<ImageRef, LineRefusal>>,
-    /// The names as the plan shows them.
+    /// Names as the plan shows them.
     pub raw: Vec<String>,
 }
 
-/// Why a line cannot be run. The reference executor accepts the file, so the plan is shown, and a run is refused.
+/// Reason why a line cannot run. The reference executor accepts such a file, so the plan is shown
+/// and only the run is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LineRefusal {
-    /// What is wrong.
+    /// Description of the problem.
     pub message: String,
-    /// Bytes of the raw line that it is about.
+    /// Byte range of the raw line.
     pub span: std::ops::Range<usize>,
-    /// What to write instead.
+    /// Help: what to write instead.
     pub help: Option<String>,
 }
 
-/// The settings of a step that reach only its container.
+/// Settings of a step for its container only.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ContainerOptions {
-    /// Started, not waited for, stopped when the run ends.
+    /// `true` to start the container without waiting for it. The run stops it at its end.
     pub detach: bool,
-    /// Not removed at the end of the run.
+    /// `true` to keep the container after the run.
     pub keep: bool,
-    /// Replaces the image's entry point.
+    /// Replacement of the image's entry point.
     pub entry_point: Option<String>,
     /// User name or id.
     pub user: Option<String>,
-    /// Published ports, as `docker run -p` takes them.
+    /// Published ports in the format of `docker run -p`.
     pub ports: Vec<String>,
     /// Exposed ports.
     pub expose: Vec<String>,
-    /// Asked for; refused unless the operator allowed it.
+    /// `true` to request a privileged container. Refused unless the operator allows it.
     pub privileged: bool,
-    /// `default`, `process`, `hyperv`; only the first means something on Linux.
+    /// `default`, `process` or `hyperv`. Only `default` has an effect on Linux.
     pub isolation: Option<String>,
     /// Number of CPUs.
     pub cpus: Option<String>,
-    /// Pull the image even where it is present.
+    /// `true` to pull the image even if it is present.
     pub pull: bool,
-    /// Attempts at pulling the image.
+    /// Maximum number of further attempts to pull the image.
     pub download_retries: u32,
-    /// Wait between those.
+    /// Delay between attempts to pull.
     pub download_retry_delay: Duration,
-    /// Volume name and absolute path in the container.
+    /// Mounted volumes.
     pub volume_mounts: Vec<VolumeMount>,
 }
 
@@ -264,8 +276,8 @@ pub struct ContainerOptions {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeMount {
-    /// The volume.
+    /// Name of the volume.
     pub name: String,
-    /// Where in the container.
+    /// Absolute path in the container.
     pub mount_path: String,
 }

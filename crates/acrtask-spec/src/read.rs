@@ -1,17 +1,18 @@
-//! Typed reading of YAML nodes: a wrong type is noted with what to write instead, and reading goes on.
+//! Typed access to YAML nodes. A wrong type is reported with what to write instead, and reading
+//! continues.
 
 use std::{collections::HashSet, ops::Range, rc::Rc};
 
 use crate::{
-    diagnostic::{Diagnostic, nearest},
+    diagnostic::{Diagnostic, find_nearest},
     origin::Origin,
     yaml::{Kind, Meaning, Node},
 };
 
-/// Problems of one file that are noted; an error is noted in any case.
+/// Maximum number of reported problems of one file. The first error is reported in any case.
 pub(crate) const MAX_PROBLEMS: usize = 100;
 
-/// Collects problems; places are carried back to the author's text as they come.
+/// The problems found so far, with spans of the author's text.
 pub(crate) struct Report<'a> {
     origin: Origin<'a>,
     pub(crate) diagnostics: Vec<Diagnostic>,
@@ -25,40 +26,41 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// Notes a problem whose spans are bytes of the text that is read now. Of more than [`MAX_PROBLEMS`]
-    /// only the first error counts.
+    /// Adds a problem with spans of the current text. Once [`MAX_PROBLEMS`] are reported, only a
+    /// first error is added.
     pub(crate) fn push(&mut self, diagnostic: Diagnostic) {
         if self.is_full() && (self.has_errors() || !diagnostic.is_error()) {
             return;
         }
-        let placed = self.placed(diagnostic);
+        let placed = self.with_author_spans(diagnostic);
         self.diagnostics.push(placed);
     }
 
-    /// The same problem at the author's places.
-    pub(crate) fn placed(&self, mut diagnostic: Diagnostic) -> Diagnostic {
+    /// Returns the diagnostic with spans of the author's text.
+    pub(crate) fn with_author_spans(&self, mut diagnostic: Diagnostic) -> Diagnostic {
         for label in &mut diagnostic.labels {
             label.span = self.origin.span(label.span.clone());
         }
         diagnostic
     }
 
-    /// The author's bytes behind `span`.
+    /// Returns the range of the author's text for `span`.
     pub(crate) fn author_span(&self, span: Range<usize>) -> Range<usize> {
         self.origin.span(span)
     }
 
-    /// What the author wrote for `span`, before aliases and templates.
+    /// Returns the author's text of `span`, before aliases and templates, without white space
+    /// around it.
     pub(crate) fn written(&self, span: Range<usize>) -> &'a str {
         self.origin.written(span).trim()
     }
 
-    /// Returns what the author wrote for `span`, from the beginning of its line on.
+    /// Returns the author's text of `span`, from the start of its line.
     pub(crate) fn written_line(&self, span: Range<usize>) -> &'a str {
         self.origin.written_line(span)
     }
 
-    /// Whether enough problems have been noted.
+    /// Returns `true` if [`MAX_PROBLEMS`] problems are reported.
     pub(crate) fn is_full(&self) -> bool {
         self.diagnostics.len() >= MAX_PROBLEMS
     }
@@ -68,24 +70,24 @@ impl<'a> Report<'a> {
     }
 }
 
-/// A text and where it stands.
+/// A text and its span.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Text {
     pub(crate) value: String,
     pub(crate) span: Range<usize>,
 }
 
-/// A number and where it stands.
+/// A number and its span.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Int {
     pub(crate) value: i64,
     pub(crate) span: Range<usize>,
 }
 
-/// A map that is read key by key.
+/// A map whose keys are read one by one.
 pub(crate) struct Fields<'n, 'r, 'a> {
     report: &'r mut Report<'a>,
-    /// The whole text, to show what was written.
+    /// The whole text, for quotes in messages.
     source: &'r str,
     entries: Vec<(&'n Node, &'n Node)>,
     taken: HashSet<&'static str>,
@@ -93,7 +95,7 @@ pub(crate) struct Fields<'n, 'r, 'a> {
 }
 
 impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
-    /// Opens `node` as a map; `what` says in a message what should have been one.
+    /// Opens `node` as a map. `what` is its name in a message.
     pub(crate) fn open(
         node: &'n Node,
         what: &str,
@@ -111,7 +113,7 @@ impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
                     ),
                 )
                 .at(
-                    first_line(node.span.clone(), source),
+                    first_line_span(node.span.clone(), source),
                     "expected `key: value`",
                 )
                 .help(format!("write it like this:\n{example}")),
@@ -120,7 +122,7 @@ impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
         }
         let mut entries = Vec::new();
         let mut seen = HashSet::new();
-        merged_entries(node, &mut entries, &mut seen, report);
+        collect_entries(node, &mut entries, &mut seen, report);
         Some(Self {
             report,
             source,
@@ -130,7 +132,7 @@ impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
         })
     }
 
-    fn take(&mut self, key: &'static str) -> Option<&'n Node> {
+    fn take_key(&mut self, key: &'static str) -> Option<&'n Node> {
         self.taken.insert(key);
         self.entries
             .iter()
@@ -139,7 +141,7 @@ impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
             .filter(|value| !value.is_null())
     }
 
-    /// Where the key itself stands.
+    /// Returns the span of a key.
     pub(crate) fn key_span(&self, key: &str) -> Option<Range<usize>> {
         self.entries
             .iter()
@@ -147,25 +149,25 @@ impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
             .map(|(name, _)| name.span.clone())
     }
 
-    /// A node to be read by the caller.
-    pub(crate) fn node(&mut self, key: &'static str) -> Option<&'n Node> {
-        self.take(key)
+    /// Returns the node of a key.
+    pub(crate) fn take_node(&mut self, key: &'static str) -> Option<&'n Node> {
+        self.take_key(key)
     }
 
-    /// All entries, for maps whose keys are the author's own.
+    /// Returns all entries, for maps whose keys the author chooses.
     pub(crate) fn pairs(&self) -> Vec<(&'n Node, &'n Node)> {
         self.entries.clone()
     }
 
-    /// A text; an empty one is as good as none.
-    pub(crate) fn text(&mut self, key: &'static str) -> Option<Text> {
-        let node = self.take(key)?;
-        text(node, key, self.source, self.report).filter(|text| !text.value.is_empty())
+    /// Reads a text. An empty one counts as missing.
+    pub(crate) fn take_text(&mut self, key: &'static str) -> Option<Text> {
+        let node = self.take_key(key)?;
+        read_text(node, key, self.source, self.report).filter(|text| !text.value.is_empty())
     }
 
-    /// A list of texts.
-    pub(crate) fn texts(&mut self, key: &'static str) -> Vec<Text> {
-        let Some(node) = self.take(key) else {
+    /// Reads a list of texts.
+    pub(crate) fn take_texts(&mut self, key: &'static str) -> Vec<Text> {
+        let Some(node) = self.take_key(key) else {
             return Vec::new();
         };
         let Kind::List(items) = &node.kind else {
@@ -175,7 +177,7 @@ impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
                     format!("write a list: `{key}: [{written}]`")
                 }
                 Some(_) if !written.is_empty() && !written.contains('\n') => {
-                    format!("write a list: `{key}: [{}]`", quoted(written))
+                    format!("write a list: `{key}: [{}]`", quote_yaml(written))
                 }
                 _ if written.starts_with('{') => format!("write a list: `{key}: ['{written}']`"),
                 _ => format!("write a list:\n{key}:\n  - ..."),
@@ -186,7 +188,7 @@ impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
                     format!("`{key}` takes a list of texts, this is {}", node.describe()),
                 )
                 .at(
-                    first_line(node.span.clone(), self.source),
+                    first_line_span(node.span.clone(), self.source),
                     "expected a list",
                 )
                 .help(help),
@@ -200,16 +202,16 @@ impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
                     value: String::new(),
                     span: item.span.clone(),
                 });
-            } else if let Some(text) = text(item, key, self.source, self.report) {
+            } else if let Some(text) = read_text(item, key, self.source, self.report) {
                 texts.push(text);
             }
         }
         texts
     }
 
-    /// A list of nodes.
-    pub(crate) fn nodes(&mut self, key: &'static str, example: &str) -> &'n [Rc<Node>] {
-        match self.take(key) {
+    /// Returns the nodes of a list.
+    pub(crate) fn take_nodes(&mut self, key: &'static str, example: &str) -> &'n [Rc<Node>] {
+        match self.take_key(key) {
             None => &[],
             Some(Node {
                 kind: Kind::List(items),
@@ -222,7 +224,7 @@ impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
                         format!("`{key}` takes a list, this is {}", node.describe()),
                     )
                     .at(
-                        first_line(node.span.clone(), self.source),
+                        first_line_span(node.span.clone(), self.source),
                         "expected a list",
                     )
                     .help(format!("begin each entry with a dash:\n{example}")),
@@ -232,19 +234,19 @@ impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
         }
     }
 
-    /// A whole number.
-    pub(crate) fn int(&mut self, key: &'static str) -> Option<Int> {
-        let node = self.take(key)?;
+    /// Reads a whole number.
+    pub(crate) fn take_int(&mut self, key: &'static str) -> Option<Int> {
+        let node = self.take_key(key)?;
         let value = match node.meaning() {
             Some(Meaning::Int(int)) => int,
-            // The reference executor cuts the fraction off.
+            // The reference executor truncates the fraction, too.
             #[expect(
                 clippy::cast_possible_truncation,
                 reason = "checked against the range of i64"
             )]
             Some(Meaning::Float(float)) if float.abs() < 9.0e18 => float as i64,
             _ => {
-                let meant = node.scalar().and_then(seconds).map_or_else(
+                let meant = node.scalar().and_then(parse_seconds).map_or_else(
                     || format!("write a number: `{key}: 5`"),
                     |number| format!("write the bare number: `{key}: {number}`"),
                 );
@@ -258,7 +260,7 @@ impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
                         format!("`{key}` takes a whole number, this is {found}"),
                     )
                     .at(
-                        first_line(node.span.clone(), self.source),
+                        first_line_span(node.span.clone(), self.source),
                         "expected a number",
                     )
                     .help(meant),
@@ -272,9 +274,9 @@ impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
         })
     }
 
-    /// `true` or `false`.
-    pub(crate) fn flag(&mut self, key: &'static str) -> Option<bool> {
-        let node = self.take(key)?;
+    /// Reads `true` or `false`.
+    pub(crate) fn take_flag(&mut self, key: &'static str) -> Option<bool> {
+        let node = self.take_key(key)?;
         if let Some(Meaning::Bool(value)) = node.meaning() {
             return Some(value);
         }
@@ -288,7 +290,7 @@ impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
                 format!("`{key}` takes true or false, this is {}", node.describe()),
             )
             .at(
-                first_line(node.span.clone(), self.source),
+                first_line_span(node.span.clone(), self.source),
                 "expected true or false",
             )
             .help(format!("write `{key}: {meant}`")),
@@ -296,18 +298,24 @@ impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
         None
     }
 
-    /// Ends the reading: warns about every key that nobody took. `elsewhere` may say for a key what it
-    /// is, where it is known but means nothing here.
+    /// Warns about every key that was not read. `elsewhere` returns help for a key that is valid in
+    /// another map.
     pub(crate) fn finish(self, what: &str, elsewhere: impl Fn(&str) -> Option<String>) {
         for (key, value) in &self.entries {
-            // What stands there to be named by `*alias`, or is marked as nobody's key, is meant so.
+            // Anchored nodes are used through `*alias`, and keys with `x-` are for other tools.
             if value.anchored || key.scalar().is_some_and(|name| name.starts_with("x-")) {
                 continue;
             }
             let Some(name) = key.scalar() else {
                 self.report.push(
-                    Diagnostic::warning("unknown-key", format!("{what} has a key that is no text"))
-                        .at(first_line(key.span.clone(), self.source), "it is ignored"),
+                    Diagnostic::warning(
+                        "unknown-key",
+                        format!("{what} has a key that is not text"),
+                    )
+                    .at(
+                        first_line_span(key.span.clone(), self.source),
+                        "it is ignored",
+                    ),
                 );
                 continue;
             };
@@ -316,30 +324,30 @@ impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
             }
             let warning = Diagnostic::warning("unknown-key", format!("{what} has no key `{name}`"))
                 .at(key.span.clone(), "it is ignored");
-            let mut known: Vec<&str> = self.taken.iter().copied().collect();
-            known.sort_unstable();
+            let mut keys: Vec<&str> = self.taken.iter().copied().collect();
+            keys.sort_unstable();
             self.report.push(match elsewhere(name) {
                 Some(help) => warning.help(help),
-                None => match nearest(name, known.iter().copied()) {
+                None => match find_nearest(name, keys.iter().copied()) {
                     Some(near) => warning.help(format!("write `{near}`")),
-                    None => warning.help(format!("the keys here are: {}", known.join(", "))),
+                    None => warning.help(format!("the keys here are: {}", keys.join(", "))),
                 },
             });
         }
     }
 
-    /// How many problems have been noted so far.
-    pub(crate) fn errors(&self) -> usize {
+    /// Returns the number of problems reported so far.
+    pub(crate) fn problem_count(&self) -> usize {
         self.report.diagnostics.len()
     }
 
-    /// Notes a problem.
+    /// Adds a problem.
     pub(crate) fn report(&mut self, diagnostic: Diagnostic) {
         self.report.push(diagnostic);
     }
 
-    /// Opens a part of this map as a map.
-    pub(crate) fn inner<'s>(
+    /// Opens a node of this map as a map.
+    pub(crate) fn open_inner<'s>(
         &'s mut self,
         node: &'n Node,
         what: &str,
@@ -348,15 +356,16 @@ impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
         Fields::open(node, what, example, self.source, self.report)
     }
 
-    /// Reads a part of this map as text.
-    pub(crate) fn text_of(&mut self, node: &Node, key: &str) -> Option<Text> {
-        text(node, key, self.source, self.report)
+    /// Reads a node of this map as text.
+    pub(crate) fn read_text(&mut self, node: &Node, key: &str) -> Option<Text> {
+        read_text(node, key, self.source, self.report)
     }
 }
 
-/// The entries of a map with those of its `<<` merged in: own keys win, then earlier merges. The
-/// last of a key that is written twice counts, as in the reference executor.
-fn merged_entries<'n>(
+/// Collects the entries of a map, including those that `<<` merges. The map's own keys take
+/// precedence, then those of earlier merges. As in the reference executor, the last of several
+/// equal keys takes effect.
+fn collect_entries<'n>(
     node: &'n Node,
     entries: &mut Vec<(&'n Node, &'n Node)>,
     seen: &mut HashSet<&'n str>,
@@ -389,7 +398,7 @@ fn merged_entries<'n>(
         };
         for source in sources {
             if matches!(source.kind, Kind::Map(_)) {
-                merged_entries(source, entries, seen, report);
+                collect_entries(source, entries, seen, report);
             } else {
                 report.push(
                     Diagnostic::error(
@@ -397,15 +406,15 @@ fn merged_entries<'n>(
                         format!("`<<` merges maps, this is {}", source.describe()),
                     )
                     .at(source.span.clone(), "expected an alias of a map")
-                    .help("write `<<: *name`, where `&name` stands before a map"),
+                    .help("write `<<: *name`, where `&name` is written before a map"),
                 );
             }
         }
     }
 }
 
-/// A scalar as the text that was written.
-fn text(node: &Node, key: &str, source: &str, report: &mut Report<'_>) -> Option<Text> {
+/// Reads a scalar as the text that was written.
+fn read_text(node: &Node, key: &str, source: &str, report: &mut Report<'_>) -> Option<Text> {
     if let Some(value) = node.scalar() {
         return Some(Text {
             value: if node.is_null() {
@@ -424,10 +433,10 @@ fn text(node: &Node, key: &str, source: &str, report: &mut Report<'_>) -> Option
                 if words.len() > 1 && key == "cmd" {
                     format!(
                         "write one text, or one step for each: `{key}: {}`",
-                        quoted(&one)
+                        quote_yaml(&one)
                     )
                 } else {
-                    format!("write one text: `{key}: {}`", quoted(&one))
+                    format!("write one text: `{key}: {}`", quote_yaml(&one))
                 }
             })
         }
@@ -447,7 +456,7 @@ fn text(node: &Node, key: &str, source: &str, report: &mut Report<'_>) -> Option
             "wrong-type",
             format!("`{key}` takes text, this is {}", node.describe()),
         )
-        .at(first_line(node.span.clone(), source), "expected text")
+        .at(first_line_span(node.span.clone(), source), "expected text")
         .help(help.unwrap_or_else(|| {
             let example = match key {
                 "cmd" => "IMAGE ARGUMENTS",
@@ -460,8 +469,8 @@ fn text(node: &Node, key: &str, source: &str, report: &mut Report<'_>) -> Option
     None
 }
 
-/// A number of seconds, as people write it where a bare number is wanted.
-fn seconds(text: &str) -> Option<u64> {
+/// Parses seconds that are written with a unit where a bare number is required.
+fn parse_seconds(text: &str) -> Option<u64> {
     let text = text.trim();
     let split = text
         .find(|c: char| !c.is_ascii_digit())
@@ -476,8 +485,8 @@ fn seconds(text: &str) -> Option<u64> {
     number.checked_mul(unit)
 }
 
-/// `value` as YAML takes it inside `[...]` or after a colon.
-pub(crate) fn quoted(value: &str) -> String {
+/// Quotes `value` for YAML, as an item of `[...]` or a value of a key.
+pub(crate) fn quote_yaml(value: &str) -> String {
     if value.contains(['\\', '\n']) || value.contains('\'') && !value.contains('"') {
         format!("{:?}", value)
     } else {
@@ -485,8 +494,8 @@ pub(crate) fn quoted(value: &str) -> String {
     }
 }
 
-/// A span cut at the end of its first line, so that a label does not cover half the file.
-pub(crate) fn first_line(span: Range<usize>, source: &str) -> Range<usize> {
+/// Returns the first line of a span, so that a label does not cover half of the file.
+pub(crate) fn first_line_span(span: Range<usize>, source: &str) -> Range<usize> {
     let text = source.get(span.clone()).unwrap_or_default();
     let line = text.lines().next().unwrap_or_default().trim_end();
     span.start..span.start + line.len().max(usize::from(!text.is_empty()))

@@ -1,4 +1,4 @@
-//! Diagnostics as pictures for people: the line, a label under it, and what to write instead.
+//! Formatting of diagnostics for people: the source line with a label, and the help.
 
 use std::fmt;
 
@@ -12,11 +12,11 @@ use crate::{
     diagnostic::{Diagnostic, Position, Severity},
 };
 
-/// Longest line that is shown, in bytes.
+/// Maximum length of a shown source line, in bytes.
 const LONGEST_LINE: usize = 2000;
 
-/// All `diagnostics`, each with its place in `source`, and a line that counts them. `width` is that of the
-/// terminal, in columns.
+/// Formats `diagnostics` with their places in `source`, and a line with their counts. `width` is
+/// that of the terminal, in columns.
 pub fn render_diagnostics(
     source: &TaskSource,
     diagnostics: &[Diagnostic],
@@ -40,28 +40,29 @@ pub fn render_diagnostics(
         .with_break_words(false)
         .without_cause_chain();
     let code = NamedSource::new(printable(&source.name), printable(&source.text));
-    // Of a line that no terminal shows whole, the place is told instead.
+    // If a line is too long for a terminal, show its position instead.
     let showable = source.text.lines().all(|line| line.len() <= LONGEST_LINE);
     let mut out = String::new();
     for diagnostic in diagnostics {
         let diagnostic = diagnostic.clone().map_texts(printable);
-        let shown = Shown {
+        let shown = MietteDiagnostic {
             diagnostic: &diagnostic,
             code: &code,
             showable,
         };
         if handler.render_report(&mut out, &shown).is_err() {
-            // A place outside the text; the words are still worth showing.
+            // A label is outside of the text. Show at least the message.
             out.push_str(&diagnostic.message);
         }
         out.push('\n');
     }
-    out.push_str(&count(diagnostics));
+    out.push_str(&count_line(diagnostics));
     out
 }
 
-/// `text` without what would steer a terminal or turn the direction of writing around. Line breaks and tabs
-/// stay, and so does the place of each byte: what stands in for a character has its length.
+/// Replaces characters that control a terminal or reverse the direction of text.
+///
+/// Line breaks and tabs stay. A replacement has the same length, so byte offsets stay valid.
 pub(crate) fn printable(text: &str) -> String {
     let steers = |c: char| {
         c.is_control()
@@ -69,7 +70,7 @@ pub(crate) fn printable(text: &str) -> String {
     };
     let shown = |c: char| match c {
         '\n' | '\t' => c,
-        // Most stand before a line break, where nobody wants to see them.
+        // Most of them are before a line break, where a replacement would only disturb.
         '\r' => ' ',
         c if !steers(c) => c,
         c => match c.len_utf8() {
@@ -81,8 +82,8 @@ pub(crate) fn printable(text: &str) -> String {
     text.chars().map(shown).collect()
 }
 
-/// `2 errors, 1 warning`; nothing where there are none.
-fn count(diagnostics: &[Diagnostic]) -> String {
+/// Returns `2 errors, 1 warning`. Empty without diagnostics.
+fn count_line(diagnostics: &[Diagnostic]) -> String {
     let errors = diagnostics
         .iter()
         .filter(|diagnostic| diagnostic.is_error())
@@ -106,20 +107,20 @@ fn count(diagnostics: &[Diagnostic]) -> String {
     }
 }
 
-/// A diagnostic as miette wants it.
-struct Shown<'a> {
+/// Adapter of a diagnostic for miette.
+struct MietteDiagnostic<'a> {
     diagnostic: &'a Diagnostic,
     code: &'a NamedSource<String>,
     showable: bool,
 }
 
-impl fmt::Debug for Shown<'_> {
+impl fmt::Debug for MietteDiagnostic<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self.diagnostic, f)
     }
 }
 
-impl fmt::Display for Shown<'_> {
+impl fmt::Display for MietteDiagnostic<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.showable && !self.diagnostic.labels.is_empty() {
             let at = Position::of(self.code.inner(), self.diagnostic.start());
@@ -129,11 +130,11 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
-impl std::error::Error for Shown<'_> {}
+impl std::error::Error for MietteDiagnostic<'_> {}
 
-impl miette::Diagnostic for Shown<'_> {
+impl miette::Diagnostic for MietteDiagnostic<'_> {
     fn code<'b>(&'b self) -> Option<Box<dyn fmt::Display + 'b>> {
-        // The word too: a mark or a colour alone says little where there is no colour, and nothing to a search.
+        // The severity is spelled out for searches and for terminals without color.
         let word = match self.diagnostic.severity {
             Severity::Error => "error",
             Severity::Warning => "warning",
@@ -179,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_steers_a_terminal_is_not_printed() {
+    fn control_characters_are_not_printed() {
         for (text, expected) in [
             ("plain ä\n\tx", "plain ä\n\tx"),
             ("a\r\nb", "a \nb"),

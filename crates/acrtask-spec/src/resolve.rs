@@ -1,4 +1,4 @@
-//! The whole way from the text of a task file to a [`Plan`].
+//! Resolution of a task file: from its text to a [`Plan`].
 
 use std::{collections::BTreeMap, ops::Range};
 
@@ -13,47 +13,47 @@ use crate::{
     alias::{self, Aliases},
     check,
     diagnostic::{Diagnostic, Severity},
-    facts::{Lookup, RunFacts},
     origin::{Origin, Patched},
     plan::Plan,
     read::Report,
+    run_variables::{Lookup, RunVariables},
     task::{self, RawTask},
     untrusted::{self, Names, Rendering},
     version, yaml,
 };
 
-/// Largest task file, in bytes: as written, with its aliases replaced, and rendered. The largest real one has
-/// 8,000; one of this size is read within 50 ms.
+/// Maximum size of a task file in bytes: as written, with its aliases replaced, and rendered. The
+/// largest known file has 8,000 bytes. A file of this size is read within 50 ms.
 pub const MAX_FILE: usize = 128 << 10;
 
-/// Longest text of a diagnostic, in characters.
+/// Maximum length of a text in a diagnostic, in characters.
 const MAX_TEXT: usize = 2000;
 
-/// What became of a task file.
+/// The result of resolving a task file.
 #[derive(Debug)]
 pub struct Resolution {
-    /// The plan; nothing where a diagnostic is an error.
+    /// Plan of the task. `None` if a diagnostic is an error.
     pub plan: Option<Plan>,
     /// Errors and warnings, in the order of the file.
     pub diagnostics: Vec<Diagnostic>,
-    /// Lines that the plan holds and no run can carry out: errors for `acrtask run`.
+    /// Refusals of lines in the plan that no run can execute. Errors for `acrtask run`.
     pub refusals: Vec<Diagnostic>,
 }
 
 impl Resolution {
-    /// What `acrtask plan` shows: refused lines are warnings there.
+    /// Returns the diagnostics for `acrtask plan`, where refused lines are warnings.
     pub fn for_plan(&self) -> Vec<Diagnostic> {
         let refused = self.refusals.iter().cloned().map(|diagnostic| Diagnostic {
             severity: Severity::Warning,
             message: format!("{}; a run is refused", diagnostic.message),
             ..diagnostic
         });
-        in_order(self.diagnostics.iter().cloned().chain(refused).collect())
+        sort_diagnostics(self.diagnostics.iter().cloned().chain(refused).collect())
     }
 
-    /// What `acrtask run` shows; with an error among them nothing is started.
+    /// Returns the diagnostics for `acrtask run`. Nothing is started if one of them is an error.
     pub fn for_run(&self) -> Vec<Diagnostic> {
-        in_order(
+        sort_diagnostics(
             self.diagnostics
                 .iter()
                 .chain(&self.refusals)
@@ -63,28 +63,29 @@ impl Resolution {
     }
 }
 
-/// Reads `source` for a run with these facts. All problems that can be told apart are in the result: those of
-/// the version, of YAML and of the checks together; a template that cannot be rendered, or text that is no
-/// YAML, hides what would come after it.
+/// Resolves `source` for a run with `variables`.
 ///
-/// Does no I/O but through `lookup`.
-pub fn resolve(source: &TaskSource, facts: &RunFacts, lookup: &dyn Lookup) -> Resolution {
+/// Reports all problems of the version, of YAML and of the checks. A template that cannot be
+/// rendered hides the problems after it, and so does invalid YAML.
+///
+/// Performs no I/O except through `lookup`.
+pub fn resolve(source: &TaskSource, variables: &RunVariables, lookup: &dyn Lookup) -> Resolution {
     let mut secrets = Secrets {
-        known: facts.secrets.iter().cloned().collect(),
+        resolved: variables.secrets.iter().cloned().collect(),
         missing: Vec::new(),
-        order: facts.secrets.iter().map(|(id, _)| id.clone()).collect(),
+        order: variables.secrets.iter().map(|(id, _)| id.clone()).collect(),
     };
     let mut problems = Vec::new();
-    let done = run(source, facts, lookup, &mut secrets, &mut problems);
+    let done = resolve_file(source, variables, lookup, &mut secrets, &mut problems);
     let (plan, refusals) = done.unwrap_or_default();
-    let patterns = Patterns::new(secrets.known.values());
+    let patterns = Patterns::new(secrets.resolved.values());
     let masked = |diagnostics: Vec<Diagnostic>| {
-        in_order(
+        sort_diagnostics(
             diagnostics
                 .into_iter()
                 .map(|diagnostic| {
-                    diagnostic.within(&source.text).map_texts(|text| {
-                        shortened(hidden(&patterns, secrets.known.values(), text))
+                    diagnostic.clamped_to(&source.text).map_texts(|text| {
+                        truncate_text(mask_secrets(&patterns, secrets.resolved.values(), text))
                     })
                 })
                 .collect(),
@@ -98,8 +99,9 @@ pub fn resolve(source: &TaskSource, facts: &RunFacts, lookup: &dyn Lookup) -> Re
     }
 }
 
-/// A text of a diagnostic without secrets. It may quote them in pieces, as YAML was read up to an error.
-fn hidden<'s>(
+/// Masks secrets in a text of a diagnostic. The text may quote fragments of a secret, for example
+/// up to a YAML error.
+fn mask_secrets<'s>(
     patterns: &Patterns,
     secrets: impl Iterator<Item = &'s Secret>,
     text: &str,
@@ -107,8 +109,8 @@ fn hidden<'s>(
     mask_fragments(&patterns.mask(text), secrets)
 }
 
-/// A text of a diagnostic, cut where it quotes more of the file than anybody reads.
-fn shortened(mut text: String) -> String {
+/// Truncates a text of a diagnostic that quotes too much of the file.
+fn truncate_text(mut text: String) -> String {
     if let Some((cut, _)) = text.char_indices().nth(MAX_TEXT) {
         text.truncate(cut);
         text += "...";
@@ -116,17 +118,17 @@ fn shortened(mut text: String) -> String {
     text
 }
 
-fn in_order(mut diagnostics: Vec<Diagnostic>) -> Vec<Diagnostic> {
+fn sort_diagnostics(mut diagnostics: Vec<Diagnostic>) -> Vec<Diagnostic> {
     diagnostics.sort_by_key(Diagnostic::start);
     diagnostics.dedup();
     diagnostics
 }
 
-/// The values of secrets, as they become known.
+/// The values of the secrets that are resolved so far.
 struct Secrets {
-    known: BTreeMap<String, Secret>,
-    /// Ids that are declared and have no value. Something stands in for them, so that a line that needs one
-    /// is not refused a second time for being empty.
+    resolved: BTreeMap<String, Secret>,
+    /// Ids of declared secrets without a value. A placeholder replaces the value, so that a line
+    /// with it is not refused for being empty.
     missing: Vec<String>,
     order: Vec<String>,
 }
@@ -135,25 +137,29 @@ impl Secrets {
     fn values(&self) -> Vec<Secret> {
         self.order
             .iter()
-            .filter_map(|id| self.known.get(id))
+            .filter_map(|id| self.resolved.get(id))
             .cloned()
             .collect()
     }
 
-    fn data(&self, facts: &RunFacts) -> serde_json::Value {
+    fn data(&self, variables: &RunVariables) -> serde_json::Value {
         let stand_in = Secret::new("unknown");
         let missing = self.missing.iter().map(|id| (id.as_str(), &stand_in));
-        let known = self.known.iter().map(|(id, secret)| (id.as_str(), secret));
-        facts.template_data(known.chain(missing))
+        let resolved = self
+            .resolved
+            .iter()
+            .map(|(id, secret)| (id.as_str(), secret));
+        variables.template_data(resolved.chain(missing))
     }
 }
 
 type Planned = (Option<Plan>, Vec<Diagnostic>);
 
-/// The steps of the way; nothing where one of them ends it. What is wrong goes to `problems`.
-fn run(
+/// Resolves a file step by step, and adds its problems to `problems`. `None` if one of the steps
+/// fails.
+fn resolve_file(
     source: &TaskSource,
-    facts: &RunFacts,
+    variables: &RunVariables,
     lookup: &dyn Lookup,
     secrets: &mut Secrets,
     problems: &mut Vec<Diagnostic>,
@@ -164,11 +170,11 @@ fn run(
                 "too-large",
                 format!("the file has more than {} KiB", MAX_FILE >> 10),
             )
-            .help("a task file holds steps; data belongs into the context"),
+            .help("a task file contains steps; put data into the context"),
         );
         return None;
     }
-    // A byte order mark is no part of the text.
+    // A byte order mark is not part of the text.
     let mut whole = Patched::default();
     let mark = if source.text.starts_with('\u{feff}') {
         '\u{feff}'.len_utf8()
@@ -178,7 +184,7 @@ fn run(
     whole.copy(&source.text, mark..source.text.len());
     let origin = Origin::of(&source.text).patched(&whole);
 
-    if !version::find(&whole.text).is_some_and(version::has_aliases) {
+    if !version::find_version(&whole.text).is_some_and(version::has_aliases) {
         let task = Task {
             template: &whole.text,
             untrusted: &whole.untrusted,
@@ -186,16 +192,16 @@ fn run(
             aliases: None,
             author: &source.text,
         };
-        return task.resolve(facts, lookup, secrets, problems);
+        return task.resolve(variables, lookup, secrets, problems);
     }
-    let separated = alias::separate(&whole.text);
+    let separated = alias::split_alias_block(&whole.text);
     let block_origin = origin.patched(&separated.block);
     let aliases = {
-        let input = Input::new(facts, secrets, Vec::new());
-        let rendered = rendered(
+        let input = Input::new(variables, secrets, Vec::new());
+        let rendered = render_template(
             &separated.block.text,
             &input,
-            &limits(facts),
+            &limits(variables),
             &block_origin,
             problems,
         )?;
@@ -206,16 +212,16 @@ fn run(
             problems.append(&mut report.diagnostics);
             return None;
         }
-        let mut aliases = alias::read(&rendered.text, facts, lookup, &mut report);
+        let mut aliases = alias::read_block(&rendered.text, variables, lookup, &mut report);
         aliases.untrusted = untrusted;
         problems.append(&mut report.diagnostics);
         aliases
     };
     let rest_origin = origin.patched(&separated.rest);
-    let replaced = match alias::replace(&separated.rest.text, &aliases) {
+    let replaced = match alias::replace_aliases(&separated.rest.text, &aliases) {
         Ok(replaced) => replaced,
         Err(diagnostic) => {
-            problems.push(Report::new(rest_origin).placed(diagnostic));
+            problems.push(Report::new(rest_origin).with_author_spans(diagnostic));
             return None;
         }
     };
@@ -227,29 +233,29 @@ fn run(
         aliases: Some(&aliases),
         author: &source.text,
     };
-    task.resolve(facts, lookup, secrets, problems)
+    task.resolve(variables, lookup, secrets, problems)
 }
 
-/// Renders the name of an image that stands in no task file, such as the image of a stored task, with the
-/// templates and predefined aliases of task files.
+/// Renders an image name from outside of a task file, such as the image of a stored task. Supports
+/// the templates and predefined aliases of task files.
 ///
 /// # Errors
 ///
-/// What is wrong with its template, or with an untrusted value in it.
-pub fn render_image(text: &str, facts: &RunFacts) -> Result<String, Diagnostic> {
+/// Returns a problem of its template, or of an untrusted value in it.
+pub fn render_image(text: &str, variables: &RunVariables) -> Result<String, Diagnostic> {
     let secrets = Secrets {
-        known: facts.secrets.iter().cloned().collect(),
+        resolved: variables.secrets.iter().cloned().collect(),
         missing: Vec::new(),
         order: Vec::new(),
     };
-    let replaced = alias::replace(text, &Aliases::predefined(facts))?;
-    let input = Input::new(facts, &secrets, Vec::new());
+    let replaced = alias::replace_aliases(text, &Aliases::predefined(variables))?;
+    let input = Input::new(variables, &secrets, Vec::new());
     let mut problems = Vec::new();
     let origin = Origin::of(text);
-    let rendered = rendered(
+    let rendered = render_template(
         &replaced.text,
         &input,
-        &limits(facts),
+        &limits(variables),
         &origin,
         &mut problems,
     );
@@ -259,30 +265,32 @@ pub fn render_image(text: &str, facts: &RunFacts) -> Result<String, Diagnostic> 
     match (rendered, problems.pop()) {
         (Some(rendered), None) => Ok(rendered.text),
         (_, problem) => {
-            let patterns = Patterns::new(secrets.known.values());
+            let patterns = Patterns::new(secrets.resolved.values());
             let problem =
                 problem.unwrap_or_else(|| Diagnostic::error("template", "it cannot be rendered"));
             Err(Diagnostic {
                 labels: Vec::new(),
                 ..problem
             }
-            .map_texts(|text| shortened(hidden(&patterns, secrets.known.values(), text))))
+            .map_texts(|text| {
+                truncate_text(mask_secrets(&patterns, secrets.resolved.values(), text))
+            }))
         }
     }
 }
 
-fn limits(facts: &RunFacts) -> Limits {
+fn limits(variables: &RunVariables) -> Limits {
     Limits {
-        now: Some(facts.date),
+        now: Some(variables.date),
         output_bytes: MAX_FILE,
         ..Limits::default()
     }
 }
 
-/// The text of a task once its aliases are replaced.
+/// The text of a task with its aliases replaced.
 struct Task<'t> {
     template: &'t str,
-    /// The ranges of `template` that came from untrusted values of aliases.
+    /// Ranges of `template` that come from untrusted values of aliases.
     untrusted: &'t [(Range<usize>, Sources)],
     origin: &'t Origin<'t>,
     aliases: Option<&'t Aliases>,
@@ -292,47 +300,47 @@ struct Task<'t> {
 impl Task<'_> {
     fn resolve(
         &self,
-        facts: &RunFacts,
+        variables: &RunVariables,
         lookup: &dyn Lookup,
         secrets: &mut Secrets,
         problems: &mut Vec<Diagnostic>,
     ) -> Option<Planned> {
-        let limits = limits(facts);
-        // A file that declares secrets is rendered once to find them, and again with their values.
+        let limits = limits(variables);
+        // A file with secrets is rendered twice: to find the declarations, and with their values.
         if self.template.contains("secrets") {
-            let input = Input::new(facts, secrets, self.untrusted.to_vec());
-            let rendered = rendered(self.template, &input, &limits, self.origin, problems)?;
+            let input = Input::new(variables, secrets, self.untrusted.to_vec());
+            let rendered = render_template(self.template, &input, &limits, self.origin, problems)?;
             let mut report = Report::new(self.origin.rendered(self.template, &rendered.map));
             untrusted::check_task(&input.rendering(&rendered), self.aliases, &mut report);
             if report.has_errors() {
                 problems.append(&mut report.diagnostics);
                 return None;
             }
-            let found = read(&rendered.text, &mut report);
+            let found = read_task(&rendered.text, &mut report);
             let Some(found) = found else {
                 problems.append(&mut report.diagnostics);
                 return None;
             };
-            // Everything but the secrets is read again below; its problems would be noted twice.
+            // The second reading reports all other problems again.
             report.diagnostics.clear();
-            check::secrets(&found.secrets, &mut report);
+            check::check_secrets(&found.secrets, &mut report);
             if !report.has_errors() {
-                ask(&found, lookup, secrets, &mut report);
+                read_secrets(&found, lookup, secrets, &mut report);
             }
             problems.append(&mut report.diagnostics);
         }
-        let input = Input::new(facts, secrets, self.untrusted.to_vec());
-        let rendered = rendered(self.template, &input, &limits, self.origin, problems)?;
+        let input = Input::new(variables, secrets, self.untrusted.to_vec());
+        let rendered = render_template(self.template, &input, &limits, self.origin, problems)?;
         let text = &rendered.text;
         let mut report = Report::new(self.origin.rendered(self.template, &rendered.map));
         if text.is_empty() && !self.template.is_empty() {
             problems.push(
                 Diagnostic::error(
                     "template",
-                    "nothing is left of the file once it is rendered",
+                    "the file is empty after its template is rendered",
                 )
                 .at(self.origin.span(0..1), "this template")
-                .help("look at the conditions around the steps"),
+                .help("check the conditions around the steps"),
             );
             return None;
         }
@@ -344,35 +352,41 @@ impl Task<'_> {
         let values = secrets.values();
         let line_breaks: Vec<usize> = self.author.match_indices('\n').map(|(at, _)| at).collect();
         let context = check::Context {
-            facts,
+            variables,
             aliases: self.aliases,
             source: text,
             line_breaks: &line_breaks,
             secrets: &values,
         };
-        let planned = read(text, &mut report).map(|task| check::plan(&task, &context, &mut report));
+        let planned =
+            read_task(text, &mut report).map(|task| check::make_plan(&task, &context, &mut report));
         problems.append(&mut report.diagnostics);
         planned
     }
 }
 
-/// Gets the values of the secrets that nobody set.
-fn ask(task: &RawTask, lookup: &dyn Lookup, secrets: &mut Secrets, report: &mut Report<'_>) {
+/// Reads the values of the secrets that the run does not set.
+fn read_secrets(
+    task: &RawTask,
+    lookup: &dyn Lookup,
+    secrets: &mut Secrets,
+    report: &mut Report<'_>,
+) {
     let (declared, ids): (Vec<_>, Vec<_>) = task
         .secrets
         .iter()
         .filter_map(|raw| Some((raw.declaration()?, raw.id.as_ref()?)))
-        .filter(|(declared, _)| !secrets.known.contains_key(&declared.id))
+        .filter(|(declared, _)| !secrets.resolved.contains_key(&declared.id))
         .unzip();
     let values = lookup.secrets(&declared);
     for ((declared, id), value) in declared.into_iter().zip(ids).zip(values) {
         let why = match value {
             Ok(Some(value)) => {
                 secrets.order.push(declared.id.clone());
-                secrets.known.insert(declared.id, value);
+                secrets.resolved.insert(declared.id, value);
                 continue;
             }
-            Ok(None) => "nothing here reads its source".to_owned(),
+            Ok(None) => "its source cannot be read here".to_owned(),
             Err(why) => why,
         };
         secrets.missing.push(declared.id.clone());
@@ -390,7 +404,7 @@ fn ask(task: &RawTask, lookup: &dyn Lookup, secrets: &mut Secrets, report: &mut 
     }
 }
 
-/// What a template is rendered over.
+/// Inputs of a rendering.
 struct Input {
     data: serde_json::Value,
     untrusted: Untrusted,
@@ -398,12 +412,16 @@ struct Input {
 }
 
 impl Input {
-    /// `template`: the untrusted ranges of the template itself.
-    fn new(facts: &RunFacts, secrets: &Secrets, template: Vec<(Range<usize>, Sources)>) -> Self {
-        let (mut untrusted, names) = facts.untrusted_data();
+    /// Collects the inputs. `template` contains the untrusted ranges of the template itself.
+    fn new(
+        variables: &RunVariables,
+        secrets: &Secrets,
+        template: Vec<(Range<usize>, Sources)>,
+    ) -> Self {
+        let (mut untrusted, names) = variables.untrusted_data();
         untrusted.template = template;
         Self {
-            data: secrets.data(facts),
+            data: secrets.data(variables),
             untrusted,
             names,
         }
@@ -418,8 +436,8 @@ impl Input {
     }
 }
 
-/// Renders `template`; `origin` is the way from it to the author's text.
-fn rendered(
+/// Renders `template`. `origin` maps it to the author's text.
+fn render_template(
     template: &str,
     input: &Input,
     limits: &Limits,
@@ -436,14 +454,14 @@ fn rendered(
                 ..Diagnostic::error("template", error.message)
             };
             let report = Report::new(origin.clone());
-            problems.push(report.placed(diagnostic.at(error.span, "in this template")));
+            problems.push(report.with_author_spans(diagnostic.at(error.span, "in this template")));
             None
         }
     }
 }
 
-/// Reads a rendered task; nothing where it is no YAML.
-fn read(text: &str, report: &mut Report<'_>) -> Option<RawTask> {
+/// Reads a rendered task. `None` if it is not YAML.
+fn read_task(text: &str, report: &mut Report<'_>) -> Option<RawTask> {
     let document = match yaml::parse(text) {
         Ok(document) => document,
         Err(diagnostic) => {
@@ -455,7 +473,7 @@ fn read(text: &str, report: &mut Report<'_>) -> Option<RawTask> {
         report.push(
             Diagnostic::warning("no-effect", "only the first document of the file is read")
                 .at(span, "from here on nothing is read")
-                .help("take the line `---` away, or make two files"),
+                .help("remove the line `---`, or make two files"),
         );
     }
     let Some(root) = document.root else {
@@ -465,5 +483,5 @@ fn read(text: &str, report: &mut Report<'_>) -> Option<RawTask> {
         );
         return Some(RawTask::default());
     };
-    Some(task::read(&root, text, report))
+    Some(task::read_task(&root, text, report))
 }

@@ -1,15 +1,15 @@
-//! A task as its YAML says it: every key read and typed, nothing checked against anything else yet.
+//! A task as written in YAML. Every key is read and typed, but not yet checked against others.
 
 use std::ops::Range;
 
 use crate::{
     diagnostic::Diagnostic,
-    facts::{SecretDeclaration, SecretSource},
     read::{Fields, Int, Report, Text},
+    run_variables::{SecretDeclaration, SecretSource},
     yaml::Node,
 };
 
-/// What the keys of a task hold.
+/// The values of a task's keys.
 #[derive(Debug, Default)]
 pub(crate) struct RawTask {
     pub(crate) version: Option<Text>,
@@ -23,7 +23,7 @@ pub(crate) struct RawTask {
     pub(crate) working_directory: Option<Text>,
 }
 
-/// What the keys of a step hold.
+/// The values of a step's keys.
 #[derive(Debug)]
 pub(crate) struct RawStep {
     pub(crate) span: Range<usize>,
@@ -31,9 +31,9 @@ pub(crate) struct RawStep {
     pub(crate) cmd: Option<Text>,
     pub(crate) build: Option<Text>,
     pub(crate) push: Vec<Text>,
-    /// Whether build, cmd or push is there and could not be read; that has been noted.
+    /// `true` if build, cmd or push is present but has the wrong type, which is already reported.
     pub(crate) unread: bool,
-    /// Where the key `push` stands, if it does.
+    /// Span of the key `push`. `None` if it is missing.
     pub(crate) push_key: Option<Range<usize>>,
     pub(crate) working_directory: Option<Text>,
     pub(crate) entry_point: Option<Text>,
@@ -76,7 +76,7 @@ pub(crate) struct RawSecret {
 }
 
 impl RawSecret {
-    /// The entry with its one source, if it has an id and a source.
+    /// Returns the id and the source of the secret. `None` if one of them is missing.
     pub(crate) fn declaration(&self) -> Option<SecretDeclaration> {
         let source = match (&self.keyvault, &self.vault, &self.env, &self.file) {
             (Some(url), ..) => SecretSource::KeyVault {
@@ -111,7 +111,7 @@ pub(crate) struct RawNetwork {
 pub(crate) struct RawVolume {
     pub(crate) span: Range<usize>,
     pub(crate) name: Option<Text>,
-    /// File names and contents in base 64; nothing where the key `secret` is absent.
+    /// File names and their contents in base 64. `None` if the key `secret` is missing.
     pub(crate) secret: Option<Vec<(Text, Text)>>,
 }
 
@@ -125,58 +125,58 @@ pub(crate) struct RawMount {
 
 const STEPS_EXAMPLE: &str = "steps:\n  - build: -t {{.Run.Registry}}/app:{{.Run.ID}} .";
 
-/// Reads a task out of the first node of `source`.
-pub(crate) fn read(root: &Node, source: &str, report: &mut Report<'_>) -> RawTask {
+/// Reads a task from the root node of `source`.
+pub(crate) fn read_task(root: &Node, source: &str, report: &mut Report<'_>) -> RawTask {
     let mut task = RawTask::default();
     let Some(mut fields) = Fields::open(root, "a task file", STEPS_EXAMPLE, source, report) else {
         return task;
     };
-    task.version = fields.text("version");
-    task.step_timeout = fields.int("stepTimeout");
-    task.env = fields.texts("env");
-    task.working_directory = fields.text("workingDirectory");
+    task.version = fields.take_text("version");
+    task.step_timeout = fields.take_int("stepTimeout");
+    task.env = fields.take_texts("env");
+    task.working_directory = fields.take_text("workingDirectory");
     task.alias = fields.key_span("alias");
-    fields.node("alias");
+    fields.take_node("alias");
 
-    for node in fields.nodes(
+    for node in fields.take_nodes(
         "secrets",
         "secrets:\n  - id: token\n    keyvault: https://...",
     ) {
         if let Some(mut entry) =
-            fields.inner(node, "a secret", "- id: token\n  keyvault: https://...")
+            fields.open_inner(node, "a secret", "- id: token\n  keyvault: https://...")
         {
             task.secrets.push(RawSecret {
                 span: entry.span.clone(),
-                id: entry.text("id"),
-                keyvault: entry.text("keyvault"),
-                client_id: entry.text("clientID"),
-                vault: entry.text("vault"),
-                env: entry.text("env"),
-                file: entry.text("file"),
+                id: entry.take_text("id"),
+                keyvault: entry.take_text("keyvault"),
+                client_id: entry.take_text("clientID"),
+                vault: entry.take_text("vault"),
+                env: entry.take_text("env"),
+                file: entry.take_text("file"),
             });
             entry.finish("a secret", |key| {
                 (key == "akv").then(|| "write `keyvault`".to_owned())
             });
         }
     }
-    for node in fields.nodes("networks", "networks:\n  - name: backend") {
-        if let Some(mut entry) = fields.inner(node, "a network", "- name: backend") {
+    for node in fields.take_nodes("networks", "networks:\n  - name: backend") {
+        if let Some(mut entry) = fields.open_inner(node, "a network", "- name: backend") {
             task.networks.push(RawNetwork {
                 span: entry.span.clone(),
-                name: entry.text("name"),
-                driver: entry.text("driver"),
-                ipv6: entry.flag("ipv6").unwrap_or(false),
-                skip_creation: entry.flag("skipCreation").unwrap_or(false),
-                is_default: entry.flag("isDefault").unwrap_or(false),
+                name: entry.take_text("name"),
+                driver: entry.take_text("driver"),
+                ipv6: entry.take_flag("ipv6").unwrap_or(false),
+                skip_creation: entry.take_flag("skipCreation").unwrap_or(false),
+                is_default: entry.take_flag("isDefault").unwrap_or(false),
             });
             entry.finish("a network", |_| None);
         }
     }
-    for node in fields.nodes(
+    for node in fields.take_nodes(
         "volumes",
         "volumes:\n  - name: keys\n    secret:\n      key.txt: {{.Secrets.key | b64enc}}",
     ) {
-        if let Some(volume) = fields.inner(
+        if let Some(volume) = fields.open_inner(
             node,
             "a volume",
             "- name: keys\n  secret:\n    key.txt: ...",
@@ -184,12 +184,12 @@ pub(crate) fn read(root: &Node, source: &str, report: &mut Report<'_>) -> RawTas
             task.volumes.push(read_volume(volume));
         }
     }
-    for node in fields.nodes("steps", STEPS_EXAMPLE) {
-        if let Some(step) = fields.inner(node, "a step", "- cmd: alpine echo hello") {
+    for node in fields.take_nodes("steps", STEPS_EXAMPLE) {
+        if let Some(step) = fields.open_inner(node, "a step", "- cmd: alpine echo hello") {
             task.steps.push(read_step(step));
         }
     }
-    if fields.node("steps").is_none() {
+    if fields.take_node("steps").is_none() {
         let warning = Diagnostic::warning(
             "no-steps",
             "the file has no `steps`, so there is nothing to do",
@@ -202,7 +202,7 @@ pub(crate) fn read(root: &Node, source: &str, report: &mut Report<'_>) -> RawTas
         fields.report(warning);
     }
     fields.finish("a task file", |key| {
-        let renamed = match plain(key).as_str() {
+        let renamed = match normalize_key(key).as_str() {
             "environment" | "envs" | "envvars" | "variables" => "write `env: [\"NAME=VALUE\"]`",
             "steptimeoutinseconds" | "steptimeoutseconds" => "write `stepTimeout`, in seconds",
             "workdir" | "workingdir" => "write `workingDirectory`",
@@ -211,7 +211,7 @@ pub(crate) fn read(root: &Node, source: &str, report: &mut Report<'_>) -> RawTas
         if !renamed.is_empty() {
             return Some(renamed.to_owned());
         }
-        outside_the_file(key).or_else(|| {
+        help_for_setting_outside_file(key).or_else(|| {
             STEP_KEYS.contains(&key).then(|| {
                 format!("`{key}` belongs to a step: write it under one of `steps`, indented")
             })
@@ -222,15 +222,16 @@ pub(crate) fn read(root: &Node, source: &str, report: &mut Report<'_>) -> RawTas
 
 fn read_volume(mut fields: Fields<'_, '_, '_>) -> RawVolume {
     let span = fields.span.clone();
-    let name = fields.text("name");
+    let name = fields.take_text("name");
     let mut secret = None;
-    if let Some(node) = fields.node("secret")
-        && let Some(mut files) = fields.inner(node, "`secret`", "secret:\n  file.txt: aGVsbG8=")
+    if let Some(node) = fields.take_node("secret")
+        && let Some(mut files) =
+            fields.open_inner(node, "`secret`", "secret:\n  file.txt: aGVsbG8=")
     {
         let mut read = Vec::new();
         for (key, value) in files.pairs() {
-            let name = files.text_of(key, "secret");
-            let content = files.text_of(value, key.scalar().unwrap_or("secret"));
+            let name = files.read_text(key, "secret");
+            let content = files.read_text(value, key.scalar().unwrap_or("secret"));
             if let (Some(name), Some(content)) = (name, content) {
                 read.push((name, content));
             }
@@ -241,7 +242,7 @@ fn read_volume(mut fields: Fields<'_, '_, '_>) -> RawVolume {
     RawVolume { span, name, secret }
 }
 
-/// The keys of a step, as [`read_step`] takes them.
+/// Keys of a step that [`read_step`] reads.
 const STEP_KEYS: [&str; 34] = [
     "id",
     "cmd",
@@ -281,24 +282,24 @@ const STEP_KEYS: [&str; 34] = [
 
 fn read_step(mut fields: Fields<'_, '_, '_>) -> RawStep {
     let mut volume_mounts = Vec::new();
-    for node in fields.nodes(
+    for node in fields.take_nodes(
         "volumeMounts",
         "volumeMounts:\n  - name: keys\n    mountPath: /run/keys",
     ) {
         if let Some(mut mount) =
-            fields.inner(node, "a mount", "- name: keys\n  mountPath: /run/keys")
+            fields.open_inner(node, "a mount", "- name: keys\n  mountPath: /run/keys")
         {
             volume_mounts.push(RawMount {
                 span: mount.span.clone(),
-                name: mount.text("name"),
-                mount_path: mount.text("mountPath"),
+                name: mount.take_text("name"),
+                mount_path: mount.take_text("mountPath"),
             });
             mount.finish("a mount", |_| None);
         }
     }
     for key in ["exitedWith", "exitedWithout"] {
         if let Some(span) = fields.key_span(key) {
-            fields.node(key);
+            fields.take_node(key);
             fields.report(
                 Diagnostic::warning("no-effect", format!("`{key}` has no effect"))
                     .at(
@@ -309,48 +310,48 @@ fn read_step(mut fields: Fields<'_, '_, '_>) -> RawStep {
             );
         }
     }
-    let errors = fields.errors();
+    let errors = fields.problem_count();
     let (cmd, build, push) = (
-        fields.text("cmd"),
-        fields.text("build"),
-        fields.texts("push"),
+        fields.take_text("cmd"),
+        fields.take_text("build"),
+        fields.take_texts("push"),
     );
     let step = RawStep {
         span: fields.span.clone(),
-        unread: fields.errors() > errors,
-        id: fields.text("id"),
+        unread: fields.problem_count() > errors,
+        id: fields.take_text("id"),
         cmd,
         build,
         push_key: fields.key_span("push"),
         push,
-        working_directory: fields.text("workingDirectory"),
-        entry_point: fields.text("entryPoint"),
-        user: fields.text("user"),
-        network: fields.text("network"),
-        isolation: fields.text("isolation"),
-        cpus: fields.text("cpus"),
-        cache: fields.text("cache"),
+        working_directory: fields.take_text("workingDirectory"),
+        entry_point: fields.take_text("entryPoint"),
+        user: fields.take_text("user"),
+        network: fields.take_text("network"),
+        isolation: fields.take_text("isolation"),
+        cpus: fields.take_text("cpus"),
+        cache: fields.take_text("cache"),
         volume_mounts,
-        env: fields.texts("env"),
-        expose: fields.texts("expose"),
-        ports: fields.texts("ports"),
-        when: fields.texts("when"),
-        timeout: fields.int("timeout"),
-        download_retries: fields.int("cmdDownloadRetries"),
-        download_retry_delay: fields.int("cmdDownloadRetryDelay"),
-        start_delay: fields.int("startDelay"),
-        retry_delay: fields.int("retryDelay"),
-        retries: fields.int("retries"),
-        retry_on_errors: fields.texts("retryOnErrors"),
-        repeat: fields.int("repeat"),
-        keep: fields.flag("keep").unwrap_or(false),
-        detach: fields.flag("detach").unwrap_or(false),
-        privileged: fields.flag("privileged").unwrap_or(false),
-        ignore_errors: fields.flag("ignoreErrors").unwrap_or(false),
+        env: fields.take_texts("env"),
+        expose: fields.take_texts("expose"),
+        ports: fields.take_texts("ports"),
+        when: fields.take_texts("when"),
+        timeout: fields.take_int("timeout"),
+        download_retries: fields.take_int("cmdDownloadRetries"),
+        download_retry_delay: fields.take_int("cmdDownloadRetryDelay"),
+        start_delay: fields.take_int("startDelay"),
+        retry_delay: fields.take_int("retryDelay"),
+        retries: fields.take_int("retries"),
+        retry_on_errors: fields.take_texts("retryOnErrors"),
+        repeat: fields.take_int("repeat"),
+        keep: fields.take_flag("keep").unwrap_or(false),
+        detach: fields.take_flag("detach").unwrap_or(false),
+        privileged: fields.take_flag("privileged").unwrap_or(false),
+        ignore_errors: fields.take_flag("ignoreErrors").unwrap_or(false),
         disable_working_directory_override: fields
-            .flag("disableWorkingDirectoryOverride")
+            .take_flag("disableWorkingDirectoryOverride")
             .unwrap_or(false),
-        pull: fields.flag("pull").unwrap_or(false),
+        pull: fields.take_flag("pull").unwrap_or(false),
     };
     fields.finish("a step", |key| {
         let help = match key {
@@ -361,9 +362,9 @@ fn read_step(mut fields: Fields<'_, '_, '_>) -> RawStep {
                 "a build is one line, as `docker build` takes it: `build: -t IMAGE -f Dockerfile .`"
             }
             "secret" | "secrets" => "`secrets` belongs to the task, beside `steps`",
-            _ => match of_other_systems(key) {
+            _ => match help_for_foreign_key(key) {
                 Some(help) => help,
-                None => return outside_the_file(key),
+                None => return help_for_setting_outside_file(key),
             },
         };
         Some(help.to_owned())
@@ -372,13 +373,13 @@ fn read_step(mut fields: Fields<'_, '_, '_>) -> RawStep {
 }
 
 /// Returns the key in lower case, without `-` and `_`.
-fn plain(key: &str) -> String {
+fn normalize_key(key: &str) -> String {
     key.replace(['-', '_'], "").to_lowercase()
 }
 
-/// Keys of a step as other systems name them.
-fn of_other_systems(key: &str) -> Option<&'static str> {
-    Some(match plain(key).as_str() {
+/// Returns help for a step key of another system.
+fn help_for_foreign_key(key: &str) -> Option<&'static str> {
+    Some(match normalize_key(key).as_str() {
         "dependson" | "needs" | "after" | "waitfor" | "requires" => {
             "write `when: [ID]`, with the ids of the steps to wait for; `when: [\"-\"]` waits for none"
         }
@@ -406,8 +407,9 @@ fn of_other_systems(key: &str) -> Option<&'static str> {
     })
 }
 
-/// Settings of the cloud service's task resource, which people put into the file.
-fn outside_the_file(key: &str) -> Option<String> {
+/// Returns help for a setting of the cloud service's task resource, which does not belong into the
+/// file.
+fn help_for_setting_outside_file(key: &str) -> Option<String> {
     let flag = match key {
         "platform" | "os" | "architecture" => "use `--platform`",
         "timeout" => "the limit of one step is `stepTimeout`; that of the run is `--timeout`",

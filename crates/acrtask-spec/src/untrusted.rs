@@ -1,12 +1,18 @@
-//! Checks that untrusted values stay text: none of them becomes structure of the task.
+//! Checks that untrusted values stay text, and that none of them changes the structure of the task.
 //!
-//! A rendering records which of its bytes were computed from untrusted input. This module replaces each such
-//! range by an opaque placeholder and reads both texts. The two YAML trees, and the words of each line, must be
-//! equal but for the placeholders. Then each value is checked against the rule of the place that it fills.
+//! A rendering records which of its bytes were computed from untrusted input. This module replaces
+//! each of these ranges by a placeholder and parses both texts. The two YAML trees, and the words
+//! of each line, must be equal except for the placeholders. Each value is then checked against the
+//! rule for its place.
 //!
-//! Invariants: a value is never part of a key, never decides which words, flags or commands a line has, and
-//! never contains a character that a shell or another interpreter acts on, except as the value of a variable.
-//! Left out: conditions. A template may branch on an untrusted value, because its author wrote each branch.
+//! Invariants:
+//! - A value is never part of a key.
+//! - A value never changes which words, flags or commands a line has.
+//! - A value never contains a character that an interpreter such as a shell acts on, except as the
+//!   value of a variable.
+//!
+//! Left out: conditions. A template may branch on an untrusted value, because its author wrote each
+//! branch.
 
 mod lines;
 mod marks;
@@ -34,7 +40,7 @@ use crate::{
 
 pub(crate) use marks::Names;
 
-/// A part of the way from the root of a task to a value.
+/// A part of the path from the root of a task to a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part<'n> {
     Key(&'n str),
@@ -49,34 +55,38 @@ pub(crate) struct Rendering<'r> {
     pub(crate) names: &'r Names,
 }
 
-/// Checks a rendered task. Problems go to `report`, whose spans are bytes of the rendering.
+/// Checks a rendered task. Spans of the reported problems are ranges of the rendering.
 pub(crate) fn check_task(
     rendering: &Rendering<'_>,
     aliases: Option<&Aliases>,
     report: &mut Report<'_>,
 ) {
-    check(rendering, Block::Task(aliases), report);
+    check_rendering(rendering, Block::Task(aliases), report);
 }
 
 /// The untrusted ranges of the values of aliases, by the name of the alias.
 pub(crate) type UntrustedAliases = BTreeMap<String, Vec<(Range<usize>, Sources)>>;
 
-/// Checks a rendered `alias:` block, and returns the untrusted ranges of the values in it.
+/// Checks a rendered `alias:` block. Returns the untrusted ranges of its values.
 pub(crate) fn check_aliases(
     rendering: &Rendering<'_>,
     report: &mut Report<'_>,
 ) -> UntrustedAliases {
-    check(rendering, Block::Aliases, report)
+    check_rendering(rendering, Block::Aliases, report)
 }
 
-/// Kind of a rendering.
+/// The kind of a rendering.
 #[derive(Debug, Clone, Copy)]
 enum Block<'c> {
     Task(Option<&'c Aliases>),
     Aliases,
 }
 
-fn check(rendering: &Rendering<'_>, block: Block<'_>, report: &mut Report<'_>) -> UntrustedAliases {
+fn check_rendering(
+    rendering: &Rendering<'_>,
+    block: Block<'_>,
+    report: &mut Report<'_>,
+) -> UntrustedAliases {
     let Some(marks) = Marks::new(rendering) else {
         return BTreeMap::new();
     };
@@ -90,19 +100,19 @@ fn check(rendering: &Rendering<'_>, block: Block<'_>, report: &mut Report<'_>) -
     };
     let roots = match (yaml::parse(rendering.text), yaml::parse(&marks.text)) {
         (Ok(real), Ok(marked)) => Some((real.root, marked.root)),
-        // The reader of the task reports a text that is not YAML.
+        // The reader of the task reports invalid YAML.
         (Err(_), Err(_)) => return BTreeMap::new(),
         _ => None,
     };
     match roots {
         Some((Some(real), Some(marked))) => {
             checker.collect_ids(&real, &marked);
-            checker.node(&real, &marked, &mut Vec::new());
+            checker.check_node(&real, &marked, &mut Vec::new());
         }
         Some((None, None)) => {}
         _ => {
             let whole = 0..rendering.text.len();
-            checker.add(Err(changes_structure(marks.all())), whole);
+            checker.add_fault(Err(structure_fault(marks.all_sources())), whole);
         }
     }
     for diagnostic in checker.problems {
@@ -122,7 +132,7 @@ pub(crate) fn check_image(rendering: &Rendering<'_>) -> Option<Diagnostic> {
     })
 }
 
-fn changes_structure(sources: Sources) -> Fault {
+fn structure_fault(sources: Sources) -> Fault {
     Fault::new(sources, "it would change the structure of the task file")
         .help("give a value without line breaks, quotes and other marks of YAML")
 }
@@ -130,7 +140,7 @@ fn changes_structure(sources: Sources) -> Fault {
 struct Checker<'c> {
     marks: &'c Marks<'c>,
     block: Block<'c>,
-    /// The ids of the steps: as they are, and with placeholders.
+    /// Step ids in the real text and in the text with placeholders.
     ids: Vec<(String, String)>,
     aliases: UntrustedAliases,
     /// The id of the step that is being checked.
@@ -139,7 +149,7 @@ struct Checker<'c> {
 }
 
 impl<'c> Checker<'c> {
-    fn add(&mut self, checked: Checked, span: Range<usize>) {
+    fn add_fault(&mut self, checked: Checked, span: Range<usize>) {
         if let Err(fault) = checked {
             let diagnostic = self.marks.diagnostic(&fault, span, self.step.as_deref());
             self.problems.push(diagnostic);
@@ -148,11 +158,11 @@ impl<'c> Checker<'c> {
 
     fn collect_ids(&mut self, real: &Node, marked: &Node) {
         let steps = |root: &Node| -> Vec<String> {
-            let Some(Kind::List(steps)) = entry(root, "steps").map(|node| &node.kind) else {
+            let Some(Kind::List(steps)) = map_entry(root, "steps").map(|node| &node.kind) else {
                 return Vec::new();
             };
             let id = |(i, step): (usize, &std::rc::Rc<Node>)| {
-                let id = entry(step, "id").and_then(Node::scalar);
+                let id = map_entry(step, "id").and_then(Node::scalar);
                 id.map_or_else(|| StepId::default_at(i).to_string(), str::to_owned)
             };
             steps.iter().enumerate().map(id).collect()
@@ -160,8 +170,8 @@ impl<'c> Checker<'c> {
         self.ids = steps(real).into_iter().zip(steps(marked)).collect();
     }
 
-    /// Compares a node with the same one with placeholders, and checks the values in it.
-    fn node<'n>(&mut self, real: &'n Node, marked: &'n Node, path: &mut Vec<Part<'n>>) {
+    /// Compares a node with its counterpart with placeholders, and checks the values in it.
+    fn check_node<'n>(&mut self, real: &'n Node, marked: &'n Node, path: &mut Vec<Part<'n>>) {
         match (&real.kind, &marked.kind) {
             (Kind::List(real), Kind::List(others)) if real.len() == others.len() => {
                 for (i, (real, marked)) in real.iter().zip(others).enumerate() {
@@ -169,7 +179,7 @@ impl<'c> Checker<'c> {
                         self.step = self.ids.get(i).map(|(id, _)| id.clone());
                     }
                     path.push(Part::Item);
-                    self.node(real, marked, path);
+                    self.check_node(real, marked, path);
                     path.pop();
                 }
                 if path.len() == 1 {
@@ -183,17 +193,17 @@ impl<'c> Checker<'c> {
                     let name = match (real_key.scalar(), key.scalar()) {
                         (Some(real), Some(name)) if real == name => name,
                         _ => {
-                            let fault = changes_structure(self.marks.all());
-                            self.add(Err(fault), real_key.span.clone());
+                            let fault = structure_fault(self.marks.all_sources());
+                            self.add_fault(Err(fault), real_key.span.clone());
                             continue;
                         }
                     };
-                    // What `<<` merges has the keys of the map around it.
+                    // Merged entries count as those of the map around `<<`.
                     let is_merge = name == "<<";
                     if !is_merge {
                         path.push(Part::Key(name));
                     }
-                    self.node(real, marked, path);
+                    self.check_node(real, marked, path);
                     if !is_merge {
                         path.pop();
                     }
@@ -213,30 +223,30 @@ impl<'c> Checker<'c> {
                             "it means `null` in YAML, so the key would have no value",
                         ))
                     } else {
-                        self.scalar(text, marked_text, path)
+                        self.check_scalar(text, marked_text, path)
                     };
-                    self.add(checked, real.span.clone());
+                    self.add_fault(checked, real.span.clone());
                 }
             }
             _ => {
                 let sources = match marked.scalar() {
                     Some(text) if self.marks.is_marked(text) => self.marks.sources_of(text),
-                    _ => self.marks.all(),
+                    _ => self.marks.all_sources(),
                 };
-                self.add(Err(changes_structure(sources)), real.span.clone());
+                self.add_fault(Err(structure_fault(sources)), real.span.clone());
             }
         }
     }
 
-    /// Checks a text with placeholders against the rule of its place.
-    fn scalar(&mut self, real: &str, marked: &str, path: &[Part<'_>]) -> Checked {
+    /// Checks a text with placeholders against the rule for its place.
+    fn check_scalar(&mut self, real: &str, marked: &str, path: &[Part<'_>]) -> Checked {
         use Part::{Item, Key};
         let marks = self.marks;
         let aliases = match self.block {
             Block::Task(aliases) => aliases,
             Block::Aliases => {
                 let [Key("alias"), Key("values"), Key(name)] = path else {
-                    return marks.forbid(marked, "what the alias block says");
+                    return marks.forbid(marked, "a setting of the alias block");
                 };
                 marks.check_characters(marked, ALIAS)?;
                 let fault = |message| Err(Fault::new(marks.sources_of(marked), message));
@@ -312,11 +322,11 @@ impl<'c> Checker<'c> {
                 marks.check_characters(marked, SETTING)
             }
             [Key(name), ..] => marks.forbid(marked, &format!("`{name}` of the step")),
-            _ => marks.forbid(marked, "what the step is"),
+            _ => marks.forbid(marked, "the kind of the step"),
         }
     }
 
-    /// Checks a step to wait for: it must be the same step whatever the value is.
+    /// Checks an entry of `when`. Any value must lead to the same step.
     fn check_when(&self, real: &str, marked: &str) -> Checked {
         let position = |found: &dyn Fn(&(String, String)) -> bool| self.ids.iter().position(found);
         let by_real = position(&|(id, _)| id == real);
@@ -333,7 +343,7 @@ impl<'c> Checker<'c> {
 }
 
 /// Returns the value of a key of a map.
-fn entry<'n>(node: &'n Node, name: &str) -> Option<&'n Node> {
+fn map_entry<'n>(node: &'n Node, name: &str) -> Option<&'n Node> {
     let Kind::Map(entries) = &node.kind else {
         return None;
     };

@@ -1,7 +1,8 @@
-//! Values files, read as `yaml.v2` reads them: the first document, the last of equal keys, numbers of YAML 1.1.
+//! Values files, read like `yaml.v2`: the first document, the last of equal keys, numbers of YAML
+//! 1.1.
 //!
-//! A text that is read as something other than it looks like is a warning. Left out: the order in which `yaml.v2` merges; a key
-//! that is written wins over one that is merged.
+//! A scalar whose meaning differs from its look causes a warning. Left out: the merge order of
+//! `yaml.v2`. A written key takes precedence over a merged one.
 
 use std::{collections::HashMap, rc::Rc};
 
@@ -17,17 +18,17 @@ const CODE: &str = "values";
 /// A values file.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ValuesFile {
-    /// The values.
+    /// Values by name.
     pub values: Map<String, Value>,
-    /// Texts that are read as something other than they look like.
+    /// Warnings, for example about a text that is read as a number.
     pub warnings: Vec<Diagnostic>,
 }
 
-/// Reads a values file: a map of anything.
+/// Parses a values file, which is a map.
 ///
 /// # Errors
 ///
-/// The text is not YAML or not a map; the place is in `text`.
+/// Returns a diagnostic with spans of `text` if it is not YAML or not a map.
 pub fn values_from_yaml(text: &str) -> Result<ValuesFile, Diagnostic> {
     let document = yaml::parse(text).map_err(|diagnostic| Diagnostic {
         code: CODE.into(),
@@ -39,7 +40,7 @@ pub fn values_from_yaml(text: &str) -> Result<ValuesFile, Diagnostic> {
         reader.warnings.push(
             Diagnostic::warning(CODE, "a second document begins here, which is not read")
                 .at(second, "the values end before this")
-                .help("take the line away, or write a file of its own for these values"),
+                .help("remove the line, or write these values to a separate file"),
         );
     }
     let root = match document.root.as_deref() {
@@ -55,7 +56,7 @@ pub fn values_from_yaml(text: &str) -> Result<ValuesFile, Diagnostic> {
         .at(root.span.clone(), "expected a map")
         .help("write one value on each line: `name: value`"));
     }
-    let values = reader.map(root)?;
+    let values = reader.read_map(root)?;
     Ok(reader.finish(values))
 }
 
@@ -66,7 +67,7 @@ struct Reader {
 
 impl Reader {
     fn finish(mut self, values: Map<String, Value>) -> ValuesFile {
-        // A node that several aliases name is read several times.
+        // A node with several aliases is read several times.
         self.warnings.sort_by_key(Diagnostic::start);
         self.warnings.dedup();
         ValuesFile {
@@ -75,26 +76,26 @@ impl Reader {
         }
     }
 
-    fn value(&mut self, node: &Node) -> Result<Value, Diagnostic> {
+    fn read_value(&mut self, node: &Node) -> Result<Value, Diagnostic> {
         match &node.kind {
-            Kind::Map(_) => Ok(Value::Object(self.map(node)?)),
+            Kind::Map(_) => Ok(Value::Object(self.read_map(node)?)),
             Kind::List(items) => {
-                let items = items.iter().map(|item| self.value(item));
+                let items = items.iter().map(|item| self.read_value(item));
                 Ok(Value::Array(items.collect::<Result<_, _>>()?))
             }
-            Kind::Scalar { text, .. } => Ok(self.scalar(node, text)),
+            Kind::Scalar { text, .. } => Ok(self.read_scalar(node, text)),
         }
     }
 
-    fn scalar(&mut self, node: &Node, text: &str) -> Value {
+    fn read_scalar(&mut self, node: &Node, text: &str) -> Value {
         let number = match node.meaning() {
             Some(Meaning::Null) => return Value::Null,
             Some(Meaning::Bool(value)) => return Value::Bool(value),
             Some(Meaning::Int(value)) => Number::from(value),
-            Some(Meaning::Float(value)) => match (unsigned(text), Number::from_f64(value)) {
+            Some(Meaning::Float(value)) => match (parse_unsigned(text), Number::from_f64(value)) {
                 (Some(value), _) => Number::from(value),
                 (None, Some(value)) => value,
-                // As Go prints them.
+                // Infinite values and NaN become texts, as Go prints them.
                 (None, None) if value.is_nan() => return "NaN".into(),
                 (None, None) if value > 0.0 => return "+Inf".into(),
                 (None, None) => return "-Inf".into(),
@@ -118,7 +119,7 @@ impl Reader {
         Value::Number(number)
     }
 
-    /// Warns of a text that looks like a number, such as the commit `5e12345`.
+    /// Warns about a text that looks like a number, such as the commit `5e12345`.
     fn warn_of_large_number(&mut self, node: &Node, text: &str) {
         let is_plain = matches!(node.kind, Kind::Scalar { plain: true, .. });
         let digits = text.replace('_', "");
@@ -137,7 +138,7 @@ impl Reader {
         }
     }
 
-    fn map(&mut self, node: &Node) -> Result<Map<String, Value>, Diagnostic> {
+    fn read_map(&mut self, node: &Node) -> Result<Map<String, Value>, Diagnostic> {
         let Kind::Map(pairs) = &node.kind else {
             return Ok(Map::new());
         };
@@ -161,7 +162,7 @@ impl Reader {
                     .at(before.span.clone(), "this one is ignored"),
                 );
             }
-            let value = self.value(value)?;
+            let value = self.read_value(value)?;
             values.insert(name.to_owned(), value);
         }
         for (_, value) in pairs.iter().filter(|(key, _)| is_merge(key)) {
@@ -178,7 +179,7 @@ impl Reader {
                     .at(source.span.clone(), "expected an alias of a map")
                     .help("write `<<: *name`, where `&name` is written before a map"));
                 }
-                for (name, value) in self.map(source)? {
+                for (name, value) in self.read_map(source)? {
                     values.entry(name).or_insert(value);
                 }
             }
@@ -191,8 +192,8 @@ fn is_merge(key: &Node) -> bool {
     matches!(&key.kind, Kind::Scalar { text, plain: true } if text == "<<")
 }
 
-/// A whole number that only fits without a sign.
-fn unsigned(text: &str) -> Option<u64> {
+/// Parses a whole number that fits only an unsigned type.
+fn parse_unsigned(text: &str) -> Option<u64> {
     text.replace('_', "").trim_start_matches('+').parse().ok()
 }
 
@@ -203,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn values_are_those_of_yaml_v2() {
+    fn values_equal_those_of_yaml_v2() {
         for (text, value, warns) in [
             ("5e12345", json!("5e12345"), true),
             ("685_230.15", json!(685_230.15), true),
@@ -239,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_document_and_the_last_key_count() {
+    fn first_document_and_last_duplicate_key_win() {
         let file = values_from_yaml("a: 1\nb: 2\na: 3\n---\nc: [\n").unwrap();
         assert_eq!(Value::Object(file.values), json!({"a": 3, "b": 2}));
         let messages: Vec<&str> = file.warnings.iter().map(|w| w.message.as_str()).collect();
@@ -263,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_values_has_none() {
+    fn empty_files_have_no_values() {
         for text in ["", "# nothing\n", "---\n", "~\n"] {
             assert_eq!(
                 values_from_yaml(text).unwrap(),
@@ -274,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_map_is_refused_with_its_place() {
+    fn other_nodes_than_maps_are_refused_with_their_span() {
         for text in ["- a", "a: 1\nb: [\n", "text", "{[a]: b}", "a: {<<: 1}"] {
             let error = values_from_yaml(text).unwrap_err();
             assert_eq!(error.code, "values", "{text}");

@@ -1,10 +1,10 @@
-//! The version of a task file: found in the raw text before anything else is read, because it decides
-//! whether aliases exist; checked again as a key of the task.
+//! The version of a task file. It is searched in the raw text first, because it turns aliases on.
+//! The task's key is checked later.
 
 use crate::plan::Version;
 
-/// The version as text: the value of the first line that starts at column 0 with `version:`.
-pub(crate) fn find(text: &str) -> Option<&str> {
+/// Returns the value of the first line that starts with `version:` at column 0.
+pub(crate) fn find_version(text: &str) -> Option<&str> {
     let quotes = ['\'', '"'];
     text.lines()
         .filter(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#'))
@@ -15,13 +15,14 @@ pub(crate) fn find(text: &str) -> Option<&str> {
         .map(|(_, value)| value.trim().trim_matches(quotes))
 }
 
-/// Whether a file of this version, compared as text, has aliases. Of a version that does not exist, the one that was
-/// most likely meant decides too, so that what follows is checked as the author meant it.
+/// Returns `true` if a file of this version, compared as text, has aliases.
+///
+/// An unknown version counts as the one that the author most likely meant.
 pub(crate) fn has_aliases(version: &str) -> bool {
-    version >= "v1.1.0" || (parse(version).is_none() && nearest(version) == Version::V1_1_0)
+    version >= "v1.1.0" || (parse(version).is_none() && guess_version(version) == Version::V1_1_0)
 }
 
-/// Reads a version, in any case.
+/// Parses a version, ignoring case.
 pub(crate) fn parse(text: &str) -> Option<Version> {
     Some(match text.to_lowercase().as_str() {
         "1.0-preview-1" => Version::Preview1,
@@ -31,8 +32,8 @@ pub(crate) fn parse(text: &str) -> Option<Version> {
     })
 }
 
-/// The version that was most likely meant by `text`.
-pub(crate) fn nearest(text: &str) -> Version {
+/// Returns the version that the author most likely meant.
+pub(crate) fn guess_version(text: &str) -> Version {
     let number = text.trim_start_matches(['v', 'V']);
     if text.contains("preview") {
         Version::Preview1
@@ -44,7 +45,7 @@ pub(crate) fn nearest(text: &str) -> Version {
 }
 
 impl Version {
-    /// As a task file writes it.
+    /// Returns the version as written in a task file.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Preview1 => "1.0-preview-1",
@@ -59,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_the_line() {
+    fn version_line_is_found_at_column_0() {
         for (text, expected) in [
             ("version: v1.1.0\n", Some("v1.1.0")),
             ("# c\n\n'version' : \"v1.1.0\"\nsteps:\n", Some("v1.1.0")),
@@ -69,7 +70,7 @@ mod tests {
             ("version\n", None),
             ("version: v1.1.0\r\n", Some("v1.1.0")),
         ] {
-            assert_eq!(find(text), expected, "{text:?}");
+            assert_eq!(find_version(text), expected, "{text:?}");
         }
         assert!(has_aliases("v1.1.0") && has_aliases("v2") && !has_aliases("V1.1.0"));
         assert!(!has_aliases("v1.0.0") && !has_aliases("1.0-preview-1") && !has_aliases("1.0"));
@@ -80,14 +81,14 @@ mod tests {
     }
 
     #[test]
-    fn guesses() {
+    fn unknown_versions_are_guessed() {
         for (text, expected) in [
             ("1.0.0", "v1.0.0"),
             ("1.1", "v1.1.0"),
             ("v1.0", "v1.0.0"),
             ("1.0.0-preview", "1.0-preview-1"),
         ] {
-            assert_eq!(nearest(text).as_str(), expected);
+            assert_eq!(guess_version(text).as_str(), expected);
         }
     }
 }

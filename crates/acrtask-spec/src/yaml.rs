@@ -1,13 +1,14 @@
-//! YAML as a tree that knows where each node was written.
+//! YAML as a tree with source spans.
 //!
-//! The events come from `granit-parser`; what they mean follows YAML 1.1, as the reference executor
-//! reads it: `yes` and `off` are booleans, `010` is eight, `<<` merges, anchors may be used again, and of
-//! several documents the first one counts.
+//! The events come from `granit-parser`. Their meaning follows YAML 1.1, like the reference
+//! executor: `yes` and `off` are booleans, `010` is eight, `<<` merges, anchors may be reused, and
+//! only the first document counts.
 //!
-//! Invariants: an alias shares the node it names, so that memory grows with the text and not with
-//! what it expands to; a tree that would expand to more than [`MAX_NODES`] or nest deeper than
-//! [`MAX_DEPTH`] is refused. Left out: `!!binary`, sets, ordered maps and time stamps, which no key of a
-//! task file takes.
+//! Invariants:
+//! - An alias shares the node it names, so memory grows with the text and not with its expansion.
+//! - A tree that expands to more than [`MAX_NODES`] or nests deeper than [`MAX_DEPTH`] is refused.
+//!
+//! Left out: `!!binary`, sets, ordered maps and time stamps, which no key of a task file accepts.
 
 mod explain;
 mod quoted;
@@ -19,38 +20,39 @@ use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, Tag};
 use self::explain::scan_error;
 use crate::diagnostic::Diagnostic;
 
-/// Nodes that a file may expand to. The largest real file has under a thousand.
+/// Maximum number of nodes that a file may expand to. The largest known file has fewer than a
+/// thousand.
 pub(crate) const MAX_NODES: u64 = 100_000;
 
-/// Deepest nesting, aliases followed.
+/// Maximum nesting depth, with aliases followed.
 pub(crate) const MAX_DEPTH: u32 = 200;
 
-/// A node and where it stands.
+/// A node and its span.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) kind: Kind,
-    /// Bytes of the text that was read. Of an alias: those of the node it names.
+    /// Byte range of the parsed text. For an alias: that of the node it names.
     pub(crate) span: Range<usize>,
-    /// Written with `&name`, to be named elsewhere.
+    /// `true` if the node has an anchor `&name`.
     pub(crate) anchored: bool,
-    /// Nodes in it, aliases expanded.
+    /// Number of nodes in it, with aliases expanded.
     weight: u64,
     depth: u32,
 }
 
-/// What a node is.
+/// The kind and content of a node.
 #[derive(Debug)]
 pub(crate) enum Kind {
     Scalar {
         text: String,
-        /// Written without quotes and without a tag that makes it text.
+        /// `true` if written without quotes and without a tag that makes it text.
         plain: bool,
     },
     List(Vec<Rc<Node>>),
     Map(Vec<(Rc<Node>, Rc<Node>)>),
 }
 
-/// What a scalar means.
+/// The value that YAML 1.1 assigns to a scalar.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Meaning {
     Null,
@@ -61,7 +63,7 @@ pub(crate) enum Meaning {
 }
 
 impl Node {
-    /// The scalar's text, where it is one.
+    /// Returns the text of a scalar. `None` for other nodes.
     pub(crate) fn scalar(&self) -> Option<&str> {
         match &self.kind {
             Kind::Scalar { text, .. } => Some(text),
@@ -69,21 +71,21 @@ impl Node {
         }
     }
 
-    /// What a scalar means; a list or a map is no scalar and means `Text` to nobody.
+    /// Returns the value of a scalar. `None` for a list or a map.
     pub(crate) fn meaning(&self) -> Option<Meaning> {
         match &self.kind {
-            Kind::Scalar { text, plain: true } => Some(meaning_of(text)),
+            Kind::Scalar { text, plain: true } => Some(resolve_scalar(text)),
             Kind::Scalar { .. } => Some(Meaning::Text),
             _ => None,
         }
     }
 
-    /// Whether nothing was written.
+    /// Returns `true` if the node is null.
     pub(crate) fn is_null(&self) -> bool {
         self.meaning() == Some(Meaning::Null)
     }
 
-    /// What it is, for a message.
+    /// Returns the kind of the node for a message.
     pub(crate) fn describe(&self) -> &'static str {
         match &self.kind {
             Kind::List(_) => "a list",
@@ -98,8 +100,8 @@ impl Node {
     }
 }
 
-/// YAML 1.1's reading of a plain scalar.
-fn meaning_of(text: &str) -> Meaning {
+/// Resolves a plain scalar by the rules of YAML 1.1.
+fn resolve_scalar(text: &str) -> Meaning {
     match text {
         "" | "~" | "null" | "Null" | "NULL" => return Meaning::Null,
         "y" | "Y" | "yes" | "Yes" | "YES" | "true" | "True" | "TRUE" | "on" | "On" | "ON" => {
@@ -119,21 +121,21 @@ fn meaning_of(text: &str) -> Meaning {
         return Meaning::Text;
     }
     let digits = text.replace('_', "");
-    if let Some(int) = integer(&digits) {
+    if let Some(int) = parse_integer(&digits) {
         return Meaning::Int(int);
     }
     let float_like = digits
         .bytes()
         .all(|b| b.is_ascii_digit() || matches!(b, b'+' | b'-' | b'.' | b'e' | b'E'));
     match digits.parse::<f64>() {
-        // One that is too large is text, such as the commit `5e12345`.
+        // A number that is too large is text, such as the commit `5e12345`.
         Ok(float) if float_like && float.is_finite() => Meaning::Float(float),
         _ => Meaning::Text,
     }
 }
 
-/// Decimal, `0x`, `0b`, `0o` and, as YAML 1.1 has it, octal after a plain `0`.
-fn integer(text: &str) -> Option<i64> {
+/// Parses decimal numbers, `0x`, `0b`, `0o` and, as in YAML 1.1, octal numbers with a plain `0`.
+fn parse_integer(text: &str) -> Option<i64> {
     let (sign, digits) = match text.as_bytes().first()? {
         b'-' => ("-", &text[1..]),
         b'+' => ("", &text[1..]),
@@ -155,20 +157,20 @@ fn integer(text: &str) -> Option<i64> {
     i64::from_str_radix(&format!("{sign}{digits}"), radix).ok()
 }
 
-/// What was read: the first document, and what is odd about the rest.
+/// The first document of a text.
 #[derive(Debug)]
 pub(crate) struct Document {
-    /// Nothing where the text holds no document, or an empty one.
+    /// Root of the document. `None` if the text has no document, or an empty one.
     pub(crate) root: Option<Rc<Node>>,
-    /// Where a second document begins, which nobody reads.
+    /// Start of a second document, which is not read.
     pub(crate) second: Option<Range<usize>>,
 }
 
-/// Reads the first document of `text`. The spans of the diagnostic are bytes of `text`.
+/// Parses the first document of `text`. Spans of a diagnostic are ranges of `text`.
 pub(crate) fn parse(text: &str) -> Result<Document, Diagnostic> {
-    // `[-]` is a list of one `-` to libyaml, and an error to the parser. So is a quoted scalar whose
-    // next line is not deeper than its key. A text of the same length on one line replaces such a
-    // scalar, and the builder replaces it by the value.
+    // libyaml accepts some scalars that the parser refuses: `[-]`, and quoted scalars whose next
+    // line is not deeper than their key. Each such scalar is replaced by a text of the same length
+    // on one line. The builder then restores the value.
     let mut patched = Cow::Borrowed(text);
     let mut values = HashMap::new();
     loop {
@@ -180,21 +182,21 @@ pub(crate) fn parse(text: &str) -> Result<Document, Diagnostic> {
         if values.len() * text.len() >= MAX_REREAD || values.contains_key(&at.start) {
             return Err(*refusal);
         }
-        let stand_in = match at.len() {
+        let placeholder = match at.len() {
             1 => "x".to_owned(),
-            length => quoted::stand_in(length),
+            length => quoted::placeholder(length),
         };
-        patched.to_mut().replace_range(at.clone(), &stand_in);
+        patched.to_mut().replace_range(at.clone(), &placeholder);
         values.insert(at.start, value);
     }
 }
 
-/// Bytes that may be read again for scalars that libyaml accepts.
+/// Maximum number of bytes to parse again for scalars that only libyaml accepts.
 const MAX_REREAD: usize = 2 << 20;
 
-/// Why reading stopped.
+/// The reason why parsing stopped.
 enum Stop {
-    /// At a scalar with this value, which libyaml accepts and the parser does not.
+    /// A scalar that libyaml accepts and the parser does not, with its value.
     Accepted(Range<usize>, String, Box<Diagnostic>),
     Refused(Box<Diagnostic>),
 }
@@ -205,7 +207,7 @@ impl From<Diagnostic> for Stop {
     }
 }
 
-/// Reads `text`, which is `original` but for the scalars with these `values`, by their first byte.
+/// Parses `text`. It equals `original` except for the scalars in `values`, by their first byte.
 fn parse_events(
     text: &str,
     original: &str,
@@ -218,7 +220,7 @@ fn parse_events(
     let mut done = false;
     for event in Parser::new_from_str_with_options(text, options) {
         if done {
-            // What follows the first document is not held to be YAML.
+            // The rest of the file need not be YAML.
             if let Ok((Event::DocumentStart(..), span)) = &event {
                 let start = span.start.byte_offset().unwrap_or(text.len());
                 let line = text[start..].find('\n').map_or(text.len(), |i| start + i);
@@ -237,7 +239,7 @@ fn parse_events(
             Err(error) => {
                 let at = error.marker().byte_offset().unwrap_or(0);
                 let dash = error.kind() == &ErrorKind::PlainScalarStartsWithDashFlowIndicator;
-                if let Some(at) = dash.then(|| dash_at(text, at)).flatten() {
+                if let Some(at) = dash.then(|| find_dash(text, at)).flatten() {
                     let refusal =
                         Diagnostic::error("yaml", "this is not YAML: a `-` alone in a list")
                             .at(at..at + 1, "it stops making sense here")
@@ -259,7 +261,7 @@ fn parse_events(
                     Some(value) => value.clone(),
                     None => value.into_owned(),
                 };
-                // Where the file ends without a line break, so does a block.
+                // A block ends without a line break if the file does.
                 if matches!(style, ScalarStyle::Literal | ScalarStyle::Folded)
                     && span.end >= text.len()
                     && ends_in_a_line
@@ -268,16 +270,16 @@ fn parse_events(
                     value.pop();
                 }
                 let kind = Kind::Scalar { text: value, plain };
-                builder.add(kind, span, anchor)?;
+                builder.add_node(kind, span, anchor)?;
             }
             Event::SequenceStart(_, anchor, _) => {
-                builder.open(Kind::List(Vec::new()), span, anchor, text)?;
+                builder.open_node(Kind::List(Vec::new()), span, anchor, text)?;
             }
             Event::MappingStart(_, anchor, _) => {
-                builder.open(Kind::Map(Vec::new()), span, anchor, text)?;
+                builder.open_node(Kind::Map(Vec::new()), span, anchor, text)?;
             }
-            Event::SequenceEnd | Event::MappingEnd => builder.close(span)?,
-            Event::Alias(id) => builder.alias(id, span)?,
+            Event::SequenceEnd | Event::MappingEnd => builder.close_node(span)?,
+            Event::Alias(id) => builder.add_alias(id, span)?,
             Event::DocumentEnd => done = true,
             _ => {}
         }
@@ -288,8 +290,8 @@ fn parse_events(
     })
 }
 
-/// The dash that the parser stumbled over at `at`, or just before it.
-fn dash_at(text: &str, at: usize) -> Option<usize> {
+/// Returns the position of a dash at `at` or directly before it.
+fn find_dash(text: &str, at: usize) -> Option<usize> {
     let bytes = text.as_bytes();
     [Some(at), at.checked_sub(1)]
         .into_iter()
@@ -297,7 +299,7 @@ fn dash_at(text: &str, at: usize) -> Option<usize> {
         .find(|at| bytes.get(*at) == Some(&b'-'))
 }
 
-/// `!!str`, `!` and tags of somebody's own make a plain scalar text.
+/// Returns `true` for tags that make a plain scalar text: `!!str`, `!` and custom ones.
 fn is_text_tag(tag: Option<&Tag>) -> bool {
     tag.is_some_and(|tag| !matches!(tag.core_suffix(), Some("null" | "bool" | "int" | "float")))
 }
@@ -313,12 +315,17 @@ struct Open {
     kind: Kind,
     span: Range<usize>,
     anchor: usize,
-    /// A key that still lacks its value.
+    /// A key whose value is not read yet.
     key: Option<Rc<Node>>,
 }
 
 impl Builder {
-    fn add(&mut self, kind: Kind, span: Range<usize>, anchor: usize) -> Result<(), Diagnostic> {
+    fn add_node(
+        &mut self,
+        kind: Kind,
+        span: Range<usize>,
+        anchor: usize,
+    ) -> Result<(), Diagnostic> {
         let children: Box<dyn Iterator<Item = &Rc<Node>>> = match &kind {
             Kind::Scalar { .. } => Box::new(std::iter::empty()),
             Kind::List(items) => Box::new(items.iter()),
@@ -337,18 +344,18 @@ impl Builder {
         if anchor != 0 {
             self.anchors.insert(anchor, Some(node.clone()));
         }
-        self.place(node.clone(), node.span.clone())
+        self.attach_node(node.clone(), node.span.clone())
     }
 
-    /// Puts a finished node where it belongs. `at` is where it was named.
-    fn place(&mut self, node: Rc<Node>, at: Range<usize>) -> Result<(), Diagnostic> {
+    /// Adds a finished node to the open node. `at` is the range that refers to it.
+    fn attach_node(&mut self, node: Rc<Node>, at: Range<usize>) -> Result<(), Diagnostic> {
         if node.weight > MAX_NODES {
             return Err(Diagnostic::error(
                 "too-large",
                 format!("the file expands to more than {MAX_NODES} values"),
             )
             .at(at, "with this")
-            .help("use fewer aliases (`*name`) of nodes that hold aliases themselves"));
+            .help("use fewer aliases (`*name`) of nodes that contain aliases themselves"));
         }
         if node.depth > MAX_DEPTH {
             return Err(too_deep(at));
@@ -375,7 +382,7 @@ impl Builder {
         Ok(())
     }
 
-    fn open(
+    fn open_node(
         &mut self,
         kind: Kind,
         span: Range<usize>,
@@ -398,11 +405,11 @@ impl Builder {
         Ok(())
     }
 
-    fn close(&mut self, end: Range<usize>) -> Result<(), Diagnostic> {
+    fn close_node(&mut self, end: Range<usize>) -> Result<(), Diagnostic> {
         let Some(done) = self.open.pop() else {
             return Ok(());
         };
-        // A block ends where its last child does, not where the next line begins.
+        // A block ends with its last child, not at the start of the next line.
         let last = match &done.kind {
             Kind::List(items) => items.last(),
             Kind::Map(pairs) => pairs.last().map(|(_, value)| value),
@@ -412,18 +419,18 @@ impl Builder {
             Some(child) if end.is_empty() && child.span.start >= done.span.start => child.span.end,
             _ => end.end,
         };
-        self.add(
+        self.add_node(
             done.kind,
             done.span.start..end.max(done.span.end),
             done.anchor,
         )
     }
 
-    fn alias(&mut self, id: usize, at: Range<usize>) -> Result<(), Diagnostic> {
+    fn add_alias(&mut self, id: usize, at: Range<usize>) -> Result<(), Diagnostic> {
         match self.anchors.get(&id) {
             Some(Some(node)) => {
                 let node = node.clone();
-                self.place(node, at)
+                self.attach_node(node, at)
             }
             _ => Err(
                 Diagnostic::error("yaml", "an alias is used inside the node that it names")
@@ -448,7 +455,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scalars_mean_what_yaml_1_1_says() {
+    fn plain_scalars_are_resolved_by_yaml_1_1() {
         for (text, meaning) in [
             ("", Meaning::Null),
             ("~", Meaning::Null),
@@ -473,12 +480,12 @@ mod tests {
             ("08", Meaning::Float(8.0)),
             ("infinity", Meaning::Text),
         ] {
-            assert_eq!(meaning_of(text), meaning, "{text:?}");
+            assert_eq!(resolve_scalar(text), meaning, "{text:?}");
         }
     }
 
     #[test]
-    fn aliases_share_and_bombs_are_refused() {
+    fn aliases_share_nodes_and_bombs_are_refused() {
         let document = parse("a: &x [1, 2]\nb: *x\n").unwrap();
         let Kind::Map(pairs) = &document.root.as_ref().unwrap().kind else {
             panic!("a map")
@@ -501,7 +508,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_the_file_ends_a_block() {
+    fn blocks_end_at_the_end_of_the_file() {
         for (text, expected) in [
             ("a: |\n  b", "b"),
             ("a: |\n  b\n", "b\n"),

@@ -1,25 +1,25 @@
-//! Texts made to cost time and memory. This file is a program of its own, so that its peak memory is that
-//! of these tests.
+//! Texts that would cost much time and memory. This file is a separate program, so that its peak
+//! memory is that of these tests.
 
 mod common;
 
 use std::time::{Duration, Instant};
 
 use acrtask_spec::{TaskSource, plan_text, render_diagnostics, resolve};
-use common::{World, facts};
+use common::{TestLookup, run_variables};
 
-/// What each may take: 50 ms, and more where the compiler did not optimize.
+/// Maximum time for each text: 50 ms, or 1.5 s without optimization.
 const LIMIT: Duration = Duration::from_millis(if cfg!(debug_assertions) { 1500 } else { 50 });
 
-/// Peak memory of this process so far, in KiB.
-fn peak() -> u64 {
+/// Returns the peak memory of this process, in KiB.
+fn peak_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok())
         .unwrap_or(0)
 }
 
-fn laughs(depth: usize, width: usize) -> String {
+fn nested_aliases(depth: usize, width: usize) -> String {
     let mut text = String::from("a0: &a0 [x]\n");
     for i in 1..depth {
         text += &format!("a{i}: &a{i} [{}]\n", format!("*a{}, ", i - 1).repeat(width));
@@ -30,8 +30,8 @@ fn laughs(depth: usize, width: usize) -> String {
 #[test]
 fn bombs_are_refused_in_time() {
     let bombs: Vec<(&str, String, Option<&str>)> = vec![
-        ("aliases", laughs(30, 9), Some("too-large")),
-        ("a chain of aliases", laughs(4000, 1), Some("too-deep")),
+        ("aliases", nested_aliases(30, 9), Some("too-large")),
+        ("a chain of aliases", nested_aliases(4000, 1), Some("too-deep")),
         ("merges", {
             let mut text = String::from("a0: &a0 {x: 1}\n");
             for i in 1..25 {
@@ -67,23 +67,23 @@ fn bombs_are_refused_in_time() {
         ), Some("too-large")),
         ("many quotes", format!("steps:\n- cmd: a {} $X\n", "\\\"".repeat(60_000)), None),
     ];
-    let before = peak();
+    let before = peak_kib();
     for (name, text, code) in bombs {
         let source = TaskSource {
             name: name.into(),
             text,
         };
         let started = Instant::now();
-        let resolution = resolve(&source, &facts(), &World);
+        let resolution = resolve(&source, &run_variables(), &TestLookup);
         let took = started.elapsed();
         let shown = render_diagnostics(&source, &resolution.for_plan(), false, 100);
-        let pictured = resolution
+        let text_of_plan = resolution
             .plan
             .as_ref()
             .map(|plan| plan_text(plan, false, 100));
-        let size = shown.len() + pictured.map_or(0, |picture| picture.len());
-        assert!(size < 2 << 20, "{name} is answered with {size} bytes");
-        println!("{name}: {took:?}, peak {} KiB", peak());
+        let size = shown.len() + text_of_plan.map_or(0, |text| text.len());
+        assert!(size < 2 << 20, "{name} produces {size} bytes");
+        println!("{name}: {took:?}, peak {} KiB", peak_kib());
         let codes: Vec<&str> = resolution.diagnostics.iter().map(|d| &*d.code).collect();
         match code {
             Some(code) => assert!(
@@ -95,6 +95,6 @@ fn bombs_are_refused_in_time() {
         }
         assert!(took < LIMIT, "{name} took {took:?}");
     }
-    let used = peak() - before;
+    let used = peak_kib() - before;
     assert!(used < 64 << 10, "{used} KiB");
 }

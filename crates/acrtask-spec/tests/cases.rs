@@ -1,4 +1,5 @@
-//! Task files in `tests/cases`, each with its diagnostics, its plan as JSON and as a picture.
+//! Task files in `tests/cases`. Each has a snapshot of its diagnostics, its plan as JSON and its
+//! plan as text.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests, outside of a #[test]")]
 
@@ -7,20 +8,20 @@ mod common;
 use std::path::Path;
 
 use acrtask_spec::{TaskSource, plan_json, plan_text, render_diagnostics, resolve};
-use common::{World, facts};
+use common::{TestLookup, run_variables};
 
-fn snapshot(name: &str, text: String) {
+fn assert_snapshot(name: &str, text: String) {
     let source = TaskSource {
         name: format!("{name}.yaml"),
         text,
     };
-    let resolution = resolve(&source, &facts(), &World);
+    let resolution = resolve(&source, &run_variables(), &TestLookup);
     let mut out = render_diagnostics(&source, &resolution.for_plan(), false, 100);
     if let Some(plan) = &resolution.plan {
         out += &format!("\n{}", plan_text(plan, false, 100));
         out += "\n";
         for step in plan_json(plan)["steps"].as_array().unwrap() {
-            // Only what differs from an empty value: the corpus shows every key.
+            // Only values that are not empty. The corpus covers every key.
             let shown: Vec<String> = step
                 .as_object()
                 .unwrap()
@@ -47,7 +48,7 @@ fn snapshot(name: &str, text: String) {
 }
 
 #[test]
-fn files() {
+fn task_files_match_their_snapshots() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
     let mut paths: Vec<_> = std::fs::read_dir(folder)
         .unwrap()
@@ -58,47 +59,47 @@ fn files() {
         })
         .collect();
     paths.sort();
-    assert!(paths.len() > 20, "the cases are there");
+    assert!(paths.len() > 20, "the cases are missing");
     for path in paths {
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
-        snapshot(&name, std::fs::read_to_string(&path).unwrap());
+        assert_snapshot(&name, std::fs::read_to_string(&path).unwrap());
     }
 }
 
 /// Bytes that an editor would change.
 #[test]
-fn odd_bytes() {
-    snapshot(
+fn unusual_bytes_match_their_snapshots() {
+    assert_snapshot(
         "byte-order-mark",
         "\u{feff}version: v1.1.0\nsteps:\n  - cmd: bash echo $ID\n    When: [x]\n".into(),
     );
-    snapshot(
+    assert_snapshot(
         "crlf",
         "version: v1.1.0\r\n# a comment\r\nsteps:\r\n  - cmd: |\r\n      bash echo one \\\r\n        two $ID\r\n    tiemout: 5\r\n".into(),
     );
-    snapshot(
+    assert_snapshot(
         "crlf-v1.0.0",
         "version: v1.0.0\r\nsteps:\r\n  - build: >\r\n      -t app\r\n      .\r\n".into(),
     );
-    snapshot("tabs", "steps:\n\t- cmd: alpine\n".into());
-    snapshot(
+    assert_snapshot("tabs", "steps:\n\t- cmd: alpine\n".into());
+    assert_snapshot(
         "tab-in-step",
         "steps:\n  - cmd: alpine\n\t  timeout: 5\n".into(),
     );
-    snapshot("empty", String::new());
-    snapshot(
+    assert_snapshot("empty", String::new());
+    assert_snapshot(
         "no-end-of-line",
         "steps:\n  - build: |\n      -t app .".into(),
     );
 }
 
 #[test]
-fn diagnostics_for_programs() {
+fn diagnostics_convert_to_json() {
     let source = TaskSource {
         name: "task.yaml".into(),
         text: "steps:\n  - id: ä\n    cmd: alpine\n    When: x\n  - id: ä\n    build: .\n    cmd: alpine\n".into(),
     };
-    let resolution = resolve(&source, &facts(), &World);
+    let resolution = resolve(&source, &run_variables(), &TestLookup);
     let json: Vec<_> = resolution
         .for_plan()
         .iter()
@@ -108,16 +109,16 @@ fn diagnostics_for_programs() {
 }
 
 #[test]
-fn colors() {
+fn diagnostics_and_plan_are_colored() {
     let source = TaskSource {
         name: "task.yaml".into(),
         text: "steps:\n  - cmd: alpine $X\n    When: x\n".into(),
     };
-    let resolution = resolve(&source, &facts(), &World);
+    let resolution = resolve(&source, &run_variables(), &TestLookup);
     let shown = render_diagnostics(&source, &resolution.for_run(), true, 60);
-    let picture = plan_text(resolution.plan.as_ref().unwrap(), true, 60);
+    let text = plan_text(resolution.plan.as_ref().unwrap(), true, 60);
     insta::with_settings!({ omit_expression => true }, {
-        insta::assert_snapshot!(format!("{shown}{picture}").replace('\u{1b}', "<esc>"));
+        insta::assert_snapshot!(format!("{shown}{text}").replace('\u{1b}', "<esc>"));
     });
 }
 
@@ -132,7 +133,7 @@ fn long_lines_are_not_shown() {
     };
     let shown = render_diagnostics(
         &source,
-        &resolve(&source, &facts(), &World).for_plan(),
+        &resolve(&source, &run_variables(), &TestLookup).for_plan(),
         false,
         80,
     );
@@ -143,12 +144,12 @@ fn long_lines_are_not_shown() {
     assert!(shown.len() < 500);
 }
 
-/// A run without `-r` is one mistake, wherever the registry is used.
+/// A missing `-r` is one error, however often the registry is used.
 #[test]
-fn an_empty_registry_is_one_error() {
-    let facts = acrtask_spec::RunFacts {
+fn empty_registry_is_one_error() {
+    let variables = acrtask_spec::RunVariables {
         registry: String::new(),
-        ..facts()
+        ..run_variables()
     };
     let source = TaskSource {
         name: "task.yaml".into(),
@@ -156,7 +157,7 @@ fn an_empty_registry_is_one_error() {
                - cmd: $Registry/app:$ID test\n  - push: [$Registry/app:$ID]\n"
             .into(),
     };
-    let resolution = resolve(&source, &facts, &World);
+    let resolution = resolve(&source, &variables, &TestLookup);
     let refused: Vec<_> = resolution
         .for_run()
         .into_iter()
@@ -168,10 +169,10 @@ fn an_empty_registry_is_one_error() {
     assert_eq!(refused[0].labels.len(), 3);
 }
 
-/// What the flags of a run change.
+/// Settings of a run that change the plan.
 #[test]
-fn facts_of_a_run() {
-    let facts = acrtask_spec::RunFacts {
+fn run_settings_change_the_plan() {
+    let variables = acrtask_spec::RunVariables {
         images: [
             ("bash".into(), "mirror.example.com/bash:1".into()),
             ("own".into(), "own:1".into()),
@@ -183,7 +184,7 @@ fn facts_of_a_run() {
         values: acrtask_spec::values_from_yaml("{v: file, w: [1, two]}")
             .unwrap()
             .values,
-        ..facts()
+        ..run_variables()
     };
     let text = "version: v1.1.0\nenv: [A=file]\nsecrets: [{id: unknown, keyvault: x}]\nsteps:\n  \
                 - cmd: bash {{.Values.v}} {{index .Values.w 1}} {{.Secrets.unknown}}\n  - cmd: own\n";
@@ -191,7 +192,7 @@ fn facts_of_a_run() {
         name: "task.yaml".into(),
         text: text.into(),
     };
-    let resolution = resolve(&source, &facts, &World);
+    let resolution = resolve(&source, &variables, &TestLookup);
     let plan = plan_json(resolution.plan.as_ref().unwrap());
     assert_eq!(
         plan["steps"][0]["cmd"],

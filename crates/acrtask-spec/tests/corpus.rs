@@ -1,14 +1,14 @@
-//! Every file of the corpus against what the reference executor made of it.
+//! Comparison of every corpus file with the plan of the reference executor.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests, outside of a #[test]")]
 
 mod common;
 
 use acrtask_spec::{TaskSource, plan_json, render_diagnostics, resolve};
-use common::{World, cases, corpus, facts};
+use common::{TestLookup, corpus_folder, read_cases, run_variables};
 use serde_json::Value;
 
-/// Where `docker build` is right and the naive splitter behind `expect` is not.
+/// Keys in which `docker build` is right and the naive splitter behind `expect` is not.
 const EXCEPTIONS: &[(&str, &str, &str)] = &[
     (
         "e-unknown-repo__id55258685993",
@@ -28,7 +28,7 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ),
 ];
 
-fn differences(name: &str, expected: &Value, got: &Value) -> Vec<String> {
+fn find_differences(name: &str, expected: &Value, got: &Value) -> Vec<String> {
     let mut found = Vec::new();
     for key in ["version", "networks"] {
         if expected[key] != got[key] {
@@ -75,25 +75,27 @@ fn differences(name: &str, expected: &Value, got: &Value) -> Vec<String> {
 }
 
 #[test]
-fn agrees_with_the_reference_executor() {
-    let Some(folder) = corpus() else { return };
-    let cases = cases(&folder);
+fn corpus_plans_equal_those_of_the_reference_executor() {
+    let Some(folder) = corpus_folder() else {
+        return;
+    };
+    let cases = read_cases(&folder);
     assert_eq!(cases.len(), 299);
     let mut found = Vec::new();
     for case in &cases {
-        let facts = acrtask_spec::RunFacts {
+        let variables = acrtask_spec::RunVariables {
             set: case.set.clone(),
-            ..facts()
+            ..run_variables()
         };
         let source = TaskSource {
             name: format!("{}.yaml", case.name),
             text: case.text.clone(),
         };
-        let resolution = resolve(&source, &facts, &World);
+        let resolution = resolve(&source, &variables, &TestLookup);
         let shown = || render_diagnostics(&source, &resolution.for_plan(), false, 100);
         match (&resolution.plan, case.expect["ok"].as_bool().unwrap()) {
             (Some(plan), true) => {
-                found.extend(differences(&case.name, &case.expect, &plan_json(plan)))
+                found.extend(find_differences(&case.name, &case.expect, &plan_json(plan)))
             }
             (None, false) => {
                 for diagnostic in resolution.diagnostics.iter().filter(|d| d.is_error()) {

@@ -1,4 +1,4 @@
-//! What lines mean: the small grammar of a cmd, and the flags of a build.
+//! Grammar of cmd lines, and flags of build lines.
 
 use std::fmt::Write as _;
 
@@ -7,7 +7,7 @@ use acrtask_spec::{
     cmd_line::{self, CmdLine, Command, CommandKind, Joiner, Redirect, RunFlags, Word, WordPart},
 };
 
-fn word(word: &Word) -> String {
+fn format_word(word: &Word) -> String {
     let parts = word.parts.iter().map(|part| match part {
         WordPart::Text(text) => text.clone(),
         WordPart::Home => "<HOME>".into(),
@@ -16,14 +16,14 @@ fn word(word: &Word) -> String {
     format!("[{}]", parts.collect::<String>())
 }
 
-fn words(list: &[Word]) -> String {
-    list.iter().map(word).collect::<Vec<_>>().join(" ")
+fn format_words(list: &[Word]) -> String {
+    list.iter().map(format_word).collect::<Vec<_>>().join(" ")
 }
 
-fn command(command: &Command) -> String {
+fn format_command(command: &Command) -> String {
     let mut out = match &command.kind {
-        CommandKind::Docker(list) => format!("docker {}", words(list)),
-        CommandKind::Builtin(list) => format!("builtin {}", words(list)),
+        CommandKind::Docker(list) => format!("docker {}", format_words(list)),
+        CommandKind::Builtin(list) => format!("builtin {}", format_words(list)),
         CommandKind::Container(container) => {
             let flags = if container.flags == RunFlags::default() {
                 String::new()
@@ -33,25 +33,30 @@ fn command(command: &Command) -> String {
             };
             format!(
                 "run {flags}{} {}",
-                word(&container.image),
-                words(&container.args)
+                format_word(&container.image),
+                format_words(&container.args)
             )
         }
     };
     for redirect in &command.redirects {
         match redirect {
             Redirect::Output { fd, to, append } => {
-                write!(out, " {fd}{}{}", if *append { ">>" } else { ">" }, word(to))
+                write!(
+                    out,
+                    " {fd}{}{}",
+                    if *append { ">>" } else { ">" },
+                    format_word(to)
+                )
             }
             Redirect::Duplicate { fd, onto } => write!(out, " {fd}>&{onto}"),
-            Redirect::Input { from } => write!(out, " <{}", word(from)),
+            Redirect::Input { from } => write!(out, " <{}", format_word(from)),
         }
         .expect("a String takes everything");
     }
     out.trim_end().to_owned()
 }
 
-/// Only the flags that are set.
+/// Debug output of the flags that are set.
 struct Flags<'a>(&'a RunFlags);
 
 impl std::fmt::Debug for Flags<'_> {
@@ -69,7 +74,7 @@ impl std::fmt::Debug for Flags<'_> {
             .iter()
             .flat_map(|(name, list)| {
                 list.iter()
-                    .map(move |value| format!("{name}={}", word(value)))
+                    .map(move |value| format!("{name}={}", format_word(value)))
             })
             .collect();
         for (name, value) in [
@@ -79,13 +84,17 @@ impl std::fmt::Debug for Flags<'_> {
             ("user", &flags.user),
             ("network", &flags.network),
         ] {
-            parts.extend(value.iter().map(|value| format!("{name}={}", word(value))));
+            parts.extend(
+                value
+                    .iter()
+                    .map(|value| format!("{name}={}", format_word(value))),
+            );
         }
         parts.extend(
             flags
                 .other
                 .iter()
-                .map(|(name, value)| format!("{name}={}", word(value))),
+                .map(|(name, value)| format!("{name}={}", format_word(value))),
         );
         parts.extend(flags.detach.then(|| "detach".into()));
         parts.extend(flags.privileged.then(|| "privileged".into()));
@@ -93,12 +102,12 @@ impl std::fmt::Debug for Flags<'_> {
     }
 }
 
-fn line(line: &CmdLine) -> String {
+fn format_line(line: &CmdLine) -> String {
     let pipeline = |pipeline: &cmd_line::Pipeline| {
         pipeline
             .commands
             .iter()
-            .map(command)
+            .map(format_command)
             .collect::<Vec<_>>()
             .join(" | ")
     };
@@ -115,7 +124,7 @@ fn line(line: &CmdLine) -> String {
 }
 
 #[test]
-fn cmd_lines() {
+fn cmd_lines_parse_as_in_the_snapshot() {
     let alias = |name: &str| (name == "az").then(|| "azure:1".to_owned());
     let mut out = String::new();
     for text in [
@@ -184,7 +193,7 @@ fn cmd_lines() {
     ] {
         writeln!(out, "{}", text.escape_debug()).unwrap();
         match cmd_line::parse(text, &alias) {
-            Ok(parsed) => writeln!(out, "      {}", line(&parsed)).unwrap(),
+            Ok(parsed) => writeln!(out, "      {}", format_line(&parsed)).unwrap(),
             Err(refused) => {
                 let at = text[refused.span.clone()].escape_debug();
                 writeln!(out, "  no: {}\n      at   {at}", refused.message).unwrap();
@@ -201,7 +210,7 @@ fn cmd_lines() {
 }
 
 #[test]
-fn build_lines() {
+fn build_flags_parse_as_in_the_snapshot() {
     let full = build_line::parse(
         "-t a:1 --tag=b -f docker/Dockerfile --target prod --build-arg A=1 --build-arg 'B=two words' --build-arg C \
          --label x=y --platform linux/amd64,linux/arm64 --platform linux/s390x --no-cache --pull=false -q \
@@ -216,7 +225,25 @@ fn build_lines() {
 }
 
 #[test]
-fn words_of_docker() {
+fn sbom_names_one_scanner() {
+    for hidden in [
+        "--sbom generator=docker/scanner,generator=other",
+        "--sbom '\"generator=other\"' ",
+        "--attest type=sbom,generator=docker/scanner,generator=other",
+        "--attest 'type=sbom,\"generator=other\"'",
+    ] {
+        let refused = build_line::parse(&format!("{hidden} .")).unwrap_err();
+        assert!(
+            refused.message.contains("one scanner"),
+            "{hidden}: {}",
+            refused.message
+        );
+    }
+    assert!(build_line::parse("--sbom generator=docker/scanner .").is_ok());
+}
+
+#[test]
+fn supported_docker_commands_are_recognized() {
     for (line, supported) in [
         ("pull x", true),
         ("manifest create a b", true),

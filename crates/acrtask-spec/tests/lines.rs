@@ -1,4 +1,4 @@
-//! The cmd lines of the corpus that no run carries out.
+//! Lines of the corpus that no run executes.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests, outside of a #[test]")]
 
@@ -7,19 +7,19 @@ mod common;
 use std::fmt::Write as _;
 
 use acrtask_spec::{
-    RunFacts, TaskSource,
+    RunVariables, TaskSource,
     cmd_line::{CmdLine, CommandKind, RunFlags, WordPart},
     plan::StepKind,
     resolve,
 };
-use common::{World, cases, corpus, facts};
+use common::{TestLookup, corpus_folder, read_cases, run_variables};
 
-/// Whether the reference executor's shell does more with the line than to split it.
-fn leans_on_a_shell(line: &CmdLine) -> bool {
+/// Returns `true` if the reference executor's shell does more with the line than split it.
+fn needs_shell_features(line: &CmdLine) -> bool {
     let [command] = line.first.commands.as_slice() else {
         return true;
     };
-    let known = |words: &[acrtask_spec::cmd_line::Word]| {
+    let is_literal = |words: &[acrtask_spec::cmd_line::Word]| {
         words
             .iter()
             .flat_map(|word| &word.parts)
@@ -27,29 +27,31 @@ fn leans_on_a_shell(line: &CmdLine) -> bool {
     };
     let plain = match &command.kind {
         CommandKind::Container(container) => {
-            container.flags == RunFlags::default() && known(&container.args)
+            container.flags == RunFlags::default() && is_literal(&container.args)
         }
-        CommandKind::Docker(words) | CommandKind::Builtin(words) => known(words),
+        CommandKind::Docker(words) | CommandKind::Builtin(words) => is_literal(words),
     };
     !line.rest.is_empty() || !command.redirects.is_empty() || !plain
 }
 
 #[test]
-fn refused_lines_of_the_corpus() {
-    let Some(folder) = corpus() else { return };
+fn refused_corpus_lines_match_the_snapshot() {
+    let Some(folder) = corpus_folder() else {
+        return;
+    };
     let mut seen = Vec::new();
     let mut out = String::new();
     let (mut cmds, mut builds, mut accepted, mut refused_cmds) = (0, 0, 0, 0);
-    for case in cases(&folder) {
-        let facts = RunFacts {
+    for case in read_cases(&folder) {
+        let variables = RunVariables {
             set: case.set.clone(),
-            ..facts()
+            ..run_variables()
         };
         let source = TaskSource {
             name: case.name.clone(),
             text: case.text,
         };
-        let Some(plan) = resolve(&source, &facts, &World).plan else {
+        let Some(plan) = resolve(&source, &variables, &TestLookup).plan else {
             continue;
         };
         for step in &plan.steps {
@@ -61,7 +63,7 @@ fn refused_lines_of_the_corpus() {
                 StepKind::Cmd(cmd) => {
                     cmds += 1;
                     match &cmd.line {
-                        Ok(line) => accepted += usize::from(leans_on_a_shell(line)),
+                        Ok(line) => accepted += usize::from(needs_shell_features(line)),
                         Err(_) => refused_cmds += 1,
                     }
                     ("cmd", &cmd.raw, cmd.line.as_ref().err())
@@ -94,7 +96,7 @@ fn refused_lines_of_the_corpus() {
         }
     }
     insta::assert_snapshot!(format!(
-        "{cmds} cmds: {accepted} lean on a shell and are carried out, {refused_cmds} are refused; {builds} builds
+        "{cmds} cmds: {accepted} use features of a shell and run, {refused_cmds} are refused; {builds} builds
 refused, each once:
 {out}"
     ));

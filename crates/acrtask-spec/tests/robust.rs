@@ -1,22 +1,22 @@
-//! Whatever the text: an answer, never a panic, and places that are in the text.
+//! Property tests: any text leads to a result without a panic, with spans inside the text.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests, outside of a #[test]")]
 
 mod common;
 
 use acrtask_spec::{
-    RunFacts, TaskSource, build_line, cmd_line, plan_json, plan_text, render_diagnostics, resolve,
-    values_from_yaml,
+    RunVariables, TaskSource, build_line, cmd_line, plan_json, plan_text, render_diagnostics,
+    resolve, values_from_yaml,
 };
-use common::{World, cases, corpus, facts};
+use common::{TestLookup, corpus_folder, read_cases, run_variables};
 use proptest::prelude::*;
 
-fn survives(text: String, facts: &RunFacts) {
+fn assert_resolves_without_panic(text: String, variables: &RunVariables) {
     let source = TaskSource {
         name: "task.yaml".into(),
         text,
     };
-    let resolution = resolve(&source, facts, &World);
+    let resolution = resolve(&source, variables, &TestLookup);
     let diagnostics = resolution.for_run();
     for diagnostic in &diagnostics {
         for label in &diagnostic.labels {
@@ -46,7 +46,7 @@ fn survives(text: String, facts: &RunFacts) {
     }
 }
 
-/// Pieces that files are made of, and that break them.
+/// Pieces of task files, valid and malformed.
 fn piece() -> impl Strategy<Value = String> {
     prop_oneof![
         3 => prop::sample::select(vec![
@@ -64,17 +64,17 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_text(text in any::<String>()) {
-        survives(text, &facts());
+    fn any_text_resolves_without_panic(text in any::<String>()) {
+        assert_resolves_without_panic(text, &run_variables());
     }
 
     #[test]
-    fn pieces_of_task_files(pieces in prop::collection::vec(piece(), 0..40)) {
-        survives(pieces.concat(), &facts());
+    fn pieces_of_task_files_resolve_without_panic(pieces in prop::collection::vec(piece(), 0..40)) {
+        assert_resolves_without_panic(pieces.concat(), &run_variables());
     }
 
     #[test]
-    fn any_line(pieces in prop::collection::vec(piece(), 0..12)) {
+    fn any_line_parses_without_panic(pieces in prop::collection::vec(piece(), 0..12)) {
         let line = pieces.concat();
         if let Err(refused) = cmd_line::parse(&line, &|_| None) {
             prop_assert!(line.get(refused.span.clone()).is_some(), "{refused:?}");
@@ -86,13 +86,15 @@ proptest! {
     }
 }
 
-/// Each file of the corpus with a byte taken out, a character put in, or its end cut off.
+/// Mutates each corpus file: removes a range, inserts a character, or cuts the end off.
 #[test]
-fn mutated_corpus() {
-    let Some(folder) = corpus() else { return };
+fn mutated_corpus_files_resolve_without_panic() {
+    let Some(folder) = corpus_folder() else {
+        return;
+    };
     let mut state = 1u64;
     let mut random = move |below: usize| {
-        // An xorshift: the same mutations every time.
+        // An xorshift generator, so that the mutations are the same every time.
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
@@ -102,10 +104,10 @@ fn mutated_corpus() {
         "\"", "'", "{{", "}}", "[", "]", "\t", "\n", ":", "- ", "$", "&a ", "*a ", "\u{feff}", "ä",
         "#",
     ];
-    for case in cases(&folder) {
-        let facts = RunFacts {
+    for case in read_cases(&folder) {
+        let variables = RunVariables {
             set: case.set.clone(),
-            ..facts()
+            ..run_variables()
         };
         for _ in 0..8 {
             let mut text = case.text.clone();
@@ -123,7 +125,7 @@ fn mutated_corpus() {
                     }
                 }
             }
-            survives(text, &facts);
+            assert_resolves_without_panic(text, &variables);
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The JSON Schema of task files: it knows the keys that the reader knows, and takes the files that the reader takes.
+//! Tests of the JSON Schema of task files. It must contain the keys that the reader accepts, and
+//! accept its files.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests, outside of a #[test]")]
 
@@ -7,24 +8,24 @@ mod common;
 use std::{collections::BTreeSet, path::Path};
 
 use acrtask_spec::{FILE_SCHEMA, Resolution, TaskSource, resolve};
-use common::{World, cases, corpus, facts};
+use common::{TestLookup, corpus_folder, read_cases, run_variables};
 use serde_json::Value;
 
-fn schema() -> Value {
+fn load_schema() -> Value {
     serde_json::from_str(FILE_SCHEMA).unwrap()
 }
 
-fn read(text: &str) -> Resolution {
+fn resolve_text(text: &str) -> Resolution {
     let source = TaskSource {
         name: "acr-task.yaml".into(),
         text: text.into(),
     };
-    resolve(&source, &facts(), &World)
+    resolve(&source, &run_variables(), &TestLookup)
 }
 
-/// The keys that the reader suggests or refuses to know at one place of a file.
-fn is_known(text: &str) -> bool {
-    let resolution = read(text);
+/// Returns `true` if the reader accepts all keys of the file.
+fn is_accepted(text: &str) -> bool {
+    let resolution = resolve_text(text);
     !resolution
         .diagnostics
         .iter()
@@ -38,7 +39,7 @@ fn keys(schema: &Value, at: &str) -> BTreeSet<String> {
     properties.keys().cloned().collect()
 }
 
-/// A file that has `key` at a place.
+/// Returns a file with `key` at a place of the schema.
 fn with_key(place: &str, key: &str) -> String {
     let step = "steps:\n  - cmd: alpine true\n";
     match place {
@@ -66,25 +67,25 @@ const PLACES: [&str; 7] = [
 ];
 
 #[test]
-fn every_key_of_the_schema_is_one_of_the_reader() {
-    let schema = schema();
+fn schema_keys_are_accepted_by_the_reader() {
+    let schema = load_schema();
     for place in PLACES {
         for key in keys(&schema, place) {
             let text = with_key(place, &key);
-            assert!(is_known(&text), "{place} {key}:\n{text}");
+            assert!(is_accepted(&text), "{place} {key}:\n{text}");
         }
-        assert!(!is_known(&with_key(place, "nonsense")), "{place}");
+        assert!(!is_accepted(&with_key(place, "nonsense")), "{place}");
     }
 }
 
 #[test]
-fn every_key_that_anybody_uses_and_the_reader_knows_is_in_the_schema() {
-    let schema = schema();
+fn reader_keys_are_in_the_schema() {
+    let schema = load_schema();
     let mut all: BTreeSet<String> = PLACES
         .iter()
         .flat_map(|place| keys(&schema, place))
         .collect();
-    // Names of the reader's source, whether or not they are keys somewhere.
+    // All names in the reader's source, whether or not they are keys.
     for file in ["task.rs", "alias.rs", "read.rs"] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src").join(file);
         let source = std::fs::read_to_string(path).unwrap();
@@ -98,17 +99,21 @@ fn every_key_that_anybody_uses_and_the_reader_knows_is_in_the_schema() {
         );
     }
     for place in PLACES {
-        let known = keys(&schema, place);
+        let schema_keys = keys(&schema, place);
         for key in &all {
-            if is_known(&with_key(place, key)) {
-                assert!(known.contains(key), "{place}: `{key}` is not in the schema");
+            if is_accepted(&with_key(place, key)) {
+                assert!(
+                    schema_keys.contains(key),
+                    "{place}: `{key}` is not in the schema"
+                );
             }
         }
     }
 }
 
-/// What the schema says against a file; nothing for one that is no YAML before its template is rendered.
-fn refused(validator: &jsonschema::Validator, text: &str) -> Option<Vec<String>> {
+/// Returns the schema's errors for a file. `None` if the file is not YAML before its template is
+/// rendered.
+fn schema_errors(validator: &jsonschema::Validator, text: &str) -> Option<Vec<String>> {
     let value: Value = serde_yaml::from_str(text).ok()?;
     let problems = validator
         .iter_errors(&value)
@@ -117,8 +122,8 @@ fn refused(validator: &jsonschema::Validator, text: &str) -> Option<Vec<String>>
 }
 
 #[test]
-fn the_examples_conform() {
-    let validator = jsonschema::validator_for(&schema()).unwrap();
+fn examples_conform_to_the_schema() {
+    let validator = jsonschema::validator_for(&load_schema()).unwrap();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
     let mut seen = 0;
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -128,7 +133,7 @@ fn the_examples_conform() {
         }
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(
-            refused(&validator, &text),
+            schema_errors(&validator, &text),
             Some(Vec::new()),
             "{}",
             path.display()
@@ -139,8 +144,8 @@ fn the_examples_conform() {
 }
 
 #[test]
-fn mistakes_do_not_conform() {
-    let validator = jsonschema::validator_for(&schema()).unwrap();
+fn mistakes_violate_the_schema() {
+    let validator = jsonschema::validator_for(&load_schema()).unwrap();
     for text in [
         "steps:\n  - cmd: alpine\n    wen: [a]\n",
         "steps:\n  - cmd: alpine\n    build: .\n",
@@ -152,23 +157,26 @@ fn mistakes_do_not_conform() {
         "version: v2\nsteps: []\n",
         "jobs: []\n",
     ] {
-        let problems = refused(&validator, text).unwrap();
+        let problems = schema_errors(&validator, text).unwrap();
         assert!(!problems.is_empty(), "{text}");
     }
 }
 
-/// Real files that are YAML as they stand: what the reader finds nothing to say about, the schema takes.
+/// Files of the corpus that are YAML before rendering. The schema must accept those without
+/// diagnostics.
 #[test]
-fn real_files_conform() {
-    let Some(folder) = corpus() else { return };
-    let validator = jsonschema::validator_for(&schema()).unwrap();
+fn corpus_files_conform_to_the_schema() {
+    let Some(folder) = corpus_folder() else {
+        return;
+    };
+    let validator = jsonschema::validator_for(&load_schema()).unwrap();
     let (mut taken, mut wrong) = (0, Vec::new());
-    for case in cases(&folder) {
-        let resolution = read(&case.text);
+    for case in read_cases(&folder) {
+        let resolution = resolve_text(&case.text);
         if resolution.plan.is_none() || !resolution.diagnostics.is_empty() {
             continue;
         }
-        match refused(&validator, &case.text) {
+        match schema_errors(&validator, &case.text) {
             None => {}
             Some(problems) if problems.is_empty() => taken += 1,
             Some(problems) => wrong.push(format!("{}: {}", case.name, problems.join("; "))),

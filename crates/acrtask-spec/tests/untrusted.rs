@@ -1,4 +1,4 @@
-//! Untrusted values never become structure of a plan.
+//! Tests that untrusted values never become structure of a plan.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,34 +11,36 @@ mod common;
 use std::collections::BTreeSet;
 
 use acrtask_model::Secret;
-use acrtask_spec::{RunFacts, TaskSource, UntrustedFacts, plan_json, render_image, resolve};
-use common::{World, cases, corpus, facts};
+use acrtask_spec::{
+    RunVariables, TaskSource, UntrustedVariables, plan_json, render_image, resolve,
+};
+use common::{TestLookup, corpus_folder, read_cases, run_variables};
 use proptest::prelude::*;
 use serde_json::Value;
 
-/// The facts of a run whose starter set `.Values.x` and chose the branch.
-fn hostile(x: &str) -> RunFacts {
-    RunFacts {
+/// Returns the variables of a run whose starter sets `.Values.x` and the branch.
+fn hostile_variables(x: &str) -> RunVariables {
+    RunVariables {
         set: vec![
             ("x".into(), x.into()),
             ("trusted".into(), "a; alpine ".into()),
         ],
         branch: x.into(),
-        untrusted: UntrustedFacts {
+        untrusted: UntrustedVariables {
             values: BTreeSet::from(["x".to_owned()]),
             git: true,
         },
-        ..facts()
+        ..run_variables()
     }
 }
 
-/// The plan, or the codes and messages of what refuses it.
-fn plan(text: &str, facts: &RunFacts) -> Result<Value, String> {
+/// Returns the plan, or the codes and messages of its errors.
+fn resolve_plan(text: &str, variables: &RunVariables) -> Result<Value, String> {
     let source = TaskSource {
         name: "task.yaml".into(),
         text: text.into(),
     };
-    let resolution = resolve(&source, facts, &World);
+    let resolution = resolve(&source, variables, &TestLookup);
     let problems: Vec<String> = resolution
         .for_run()
         .iter()
@@ -51,30 +53,31 @@ fn plan(text: &str, facts: &RunFacts) -> Result<Value, String> {
     }
 }
 
-fn refuses(text: &str, x: &str) {
-    match plan(text, &hostile(x)) {
+fn assert_refused(text: &str, x: &str) {
+    match resolve_plan(text, &hostile_variables(x)) {
         Ok(plan) => panic!("{text}\nwith {x:?} was planned: {plan:#}"),
         Err(problems) => assert!(
             problems.contains("untrusted-value") && problems.contains(".Values.x"),
             "{text}\nwith {x:?}: {problems}"
         ),
     }
-    let trusted = RunFacts {
-        untrusted: UntrustedFacts::default(),
-        ..hostile(x)
+    let trusted = RunVariables {
+        untrusted: UntrustedVariables::default(),
+        ..hostile_variables(x)
     };
-    if let Err(problems) = plan(text, &trusted) {
+    if let Err(problems) = resolve_plan(text, &trusted) {
         assert!(!problems.contains("untrusted-value"), "{problems}");
     }
 }
 
-fn allows(text: &str, x: &str) {
-    let trusted = RunFacts {
-        untrusted: UntrustedFacts::default(),
-        ..hostile(x)
+fn assert_allowed(text: &str, x: &str) {
+    let trusted = RunVariables {
+        untrusted: UntrustedVariables::default(),
+        ..hostile_variables(x)
     };
-    let expected = plan(text, &trusted).unwrap_or_else(|problems| panic!("{text}: {problems}"));
-    match plan(text, &hostile(x)) {
+    let expected =
+        resolve_plan(text, &trusted).unwrap_or_else(|problems| panic!("{text}: {problems}"));
+    match resolve_plan(text, &hostile_variables(x)) {
         Ok(plan) => assert_eq!(plan, expected, "{text}"),
         Err(problems) => panic!("{text}\nwith {x:?} was refused: {problems}"),
     }
@@ -119,7 +122,7 @@ fn ordinary_values_are_allowed() {
         ("# {{.Values.x}}\nsteps:\n  - cmd: alpine true\n".into(), "a; b"),
         ("steps:\n  - cmd: alpine echo {{ with .Values.x }}yes{{ else }}no; alpine{{ end }}\n".into(), "a; b"),
     ] {
-        allows(&text, x);
+        assert_allowed(&text, x);
     }
 }
 
@@ -127,7 +130,7 @@ fn ordinary_values_are_allowed() {
 fn values_that_would_change_the_structure_are_refused() {
     let evil = "0\"\n  - id: evil\n    cmd: alpine env\n  - cmd: \"alpine x";
     for (text, x) in [
-        // More steps, more keys.
+        // More steps and keys.
         (cmd("\"alpine sleep {{.Values.x}}\""), evil),
         (cmd("alpine sleep {{.Values.x}}"), "v1\n  - id: evil\n    cmd: alpine env"),
         (cmd("alpine sleep {{.Values.x}}"), "1\n    privileged: true"),
@@ -195,7 +198,7 @@ fn values_that_would_change_the_structure_are_refused() {
         ("steps:\n  - push: [\"reg.io/app:{{.Values.x}}\"]\n".into(), "1@sha256:0123456789012345678901234567890123456789012345678901234567890123"),
         ("steps:\n  - push: [\"{{.Values.x}}:1\"]\n".into(), "evil.io/app"),
         ("steps:\n  - push: [{{.Values.x}}]\n".into(), "reg.io/a, reg.io/b"),
-        // Flags and context of a build.
+        // Flags and the context of a build.
         ("steps:\n  - build: -t app {{.Values.x}}\n".into(), "--secret=id=a"),
         ("steps:\n  - build: -t app {{.Values.x}}\n".into(), "https://evil.io/x.git"),
         ("steps:\n  - build: -t app {{.Values.x}}\n".into(), "-"),
@@ -213,7 +216,7 @@ fn values_that_would_change_the_structure_are_refused() {
         ("steps:\n  - cmd: docker build -t app {{.Values.x}}\n".into(), "https://evil.io/x.git"),
         ("steps:\n  - cmd: docker {{.Values.x}} app\n".into(), "push"),
         ("steps:\n  - cmd: docker tag app {{.Values.x}}:1\n".into(), "evil.io/app"),
-        // What the task declares, and in which order.
+        // Declarations and the order of steps.
         ("secrets:\n  - id: a\n    env: {{.Values.x}}\nsteps:\n  - cmd: alpine true\n".into(), "HOME"),
         ("secrets:\n  - id: a\n    env: \"A{{.Values.x}}\"\nsteps:\n  - cmd: alpine true\n".into(), "\"\n  - id: b\n    env: \"B"),
         ("networks:\n  - name: {{.Values.x}}\nsteps:\n  - cmd: alpine true\n".into(), "a"),
@@ -227,7 +230,7 @@ fn values_that_would_change_the_structure_are_refused() {
         ("env: [\"A='{{.Values.x}}'\"]\nsteps:\n  - cmd: alpine true\n".into(), "1',PATH='/evil"),
         ("env: [\"A={{.Values.x}},PATH={{.Values.x}}\"]\nsteps:\n  - cmd: alpine true\n".into(), "'"),
         ("steps:\n  - cmd: {{.Values.x}}\n    build: .\n".into(), "null"),
-        // On a detour through the template.
+        // Through aliases, variables and functions of the template.
         ("version: v1.1.0\nalias:\n  values:\n    tag: '{{.Values.x}}'\nsteps:\n  - cmd: alpine echo $tag\n".into(), "{{.Secrets.a}}"),
         ("version: v1.1.0\nalias:\n  values:\n    tag: \"{{.Values.x}}\"\nsteps:\n  - cmd: alpine echo $tag\n".into(), "a\n    b: c"),
         ("version: v1.1.0\nalias:\n  values:\n    a: \"{{.Values.x}}\"\nsteps:\n  - cmd: app:$a true\n".into(), "1@sha256:0123456789012345678901234567890123456789012345678901234567890123"),
@@ -254,23 +257,23 @@ fn values_that_would_change_the_structure_are_refused() {
         (cmd("alpine echo {{ ternary .Values.x \"b\" true }}"), "a; b"),
         (cmd("alpine echo {{ .ValuesJSON }}"), "a'; b"),
     ] {
-        refuses(&text, x);
+        assert_refused(&text, x);
     }
 }
 
 #[test]
-fn a_hostile_branch_is_refused_and_named() {
+fn hostile_branches_are_refused_and_named() {
     for text in [
         cmd("alpine sh -c 'echo {{.Run.Branch}}'"),
         format!("version: v1.1.0\n{}", cmd("alpine echo $Branch")),
         cmd("alpine echo {{.Run.Branch}}"),
         cmd("alpine echo {{.RunJSON}}"),
     ] {
-        let facts = RunFacts {
+        let variables = RunVariables {
             set: Vec::new(),
-            ..hostile("x;echo${IFS}$S|rev")
+            ..hostile_variables("x;echo${IFS}$S|rev")
         };
-        let problems = plan(&text, &facts).unwrap_err();
+        let problems = resolve_plan(&text, &variables).unwrap_err();
         assert!(
             problems.contains("untrusted-value") && problems.contains(".Run.Branch"),
             "{text}: {problems}"
@@ -280,28 +283,28 @@ fn a_hostile_branch_is_refused_and_named() {
 
 #[test]
 fn secrets_of_an_untrusted_starter_are_untrusted() {
-    let facts = RunFacts {
+    let variables = RunVariables {
         secrets: vec![("x".into(), Secret::new("a; alpine evil"))],
         set: Vec::new(),
-        ..hostile("main")
+        ..hostile_variables("main")
     };
     for text in [
         cmd("alpine echo {{.Secrets.x}}"),
         cmd("alpine echo {{.Values.x}}"),
     ] {
-        let problems = plan(&text, &facts).unwrap_err();
+        let problems = resolve_plan(&text, &variables).unwrap_err();
         assert!(problems.contains("untrusted-value"), "{text}: {problems}");
         assert!(!problems.contains("alpine evil"), "{problems}");
     }
 }
 
 #[test]
-fn the_diagnostic_names_value_step_place_and_remedy() {
+fn diagnostic_names_value_step_place_and_remedy() {
     let source = TaskSource {
         name: "task.yaml".into(),
         text: "steps:\n  - id: test\n    cmd: alpine echo {{.Values.x}}\n".into(),
     };
-    let resolution = resolve(&source, &hostile("a; alpine evil"), &World);
+    let resolution = resolve(&source, &hostile_variables("a; alpine evil"), &TestLookup);
     let [diagnostic] = resolution.diagnostics.as_slice() else {
         panic!("{:?}", resolution.diagnostics)
     };
@@ -317,7 +320,7 @@ fn the_diagnostic_names_value_step_place_and_remedy() {
 }
 
 #[test]
-fn names_of_images_keep_untrusted_values_in_their_place() {
+fn image_names_keep_untrusted_values_in_their_part() {
     for (text, x, good) in [
         ("app:$Branch", "main", true),
         ("app:{{.Values.x}}", "v1", true),
@@ -326,28 +329,31 @@ fn names_of_images_keep_untrusted_values_in_their_place() {
         ("{{.Values.x}}:1", "evil.io/app", false),
         ("app:{{.Values.x}}", "a b", false),
     ] {
-        let rendered = render_image(text, &hostile(x));
+        let rendered = render_image(text, &hostile_variables(x));
         assert_eq!(rendered.is_ok(), good, "{text} with {x}: {rendered:?}");
     }
 }
 
 #[test]
-fn the_corpus_resolves_the_same_with_untrusted_values() {
-    // Each takes the place of a secret from a value: its starter would choose whose secret the task gets.
+fn corpus_resolves_equally_with_untrusted_values() {
+    // Each value selects the source of a secret, so the starter would choose whose secret the task
+    // gets.
     const REFUSED: [&str; 3] = [
         "f-RapTapApp__ExtDepAcr-2-Target__acr-task",
         "f-phillipf__hello-world__acr-task",
         "h-phillipf__hello-world__acr-task__at_d74797e5",
     ];
-    let Some(folder) = corpus() else { return };
+    let Some(folder) = corpus_folder() else {
+        return;
+    };
     let mut found = Vec::new();
-    for case in cases(&folder) {
-        let trusted = RunFacts {
+    for case in read_cases(&folder) {
+        let trusted = RunVariables {
             set: case.set.clone(),
-            ..facts()
+            ..run_variables()
         };
-        let untrusted = RunFacts {
-            untrusted: UntrustedFacts {
+        let untrusted = RunVariables {
+            untrusted: UntrustedVariables {
                 values: case.set.iter().map(|(name, _)| name.clone()).collect(),
                 git: true,
             },
@@ -357,8 +363,8 @@ fn the_corpus_resolves_the_same_with_untrusted_values() {
             name: case.name.clone(),
             text: case.text.clone(),
         };
-        let expected = resolve(&source, &trusted, &World);
-        let resolved = resolve(&source, &untrusted, &World);
+        let expected = resolve(&source, &trusted, &TestLookup);
+        let resolved = resolve(&source, &untrusted, &TestLookup);
         let plans =
             [&expected, &resolved].map(|resolution| resolution.plan.as_ref().map(plan_json));
         if REFUSED.contains(&case.name.as_str()) {
@@ -370,7 +376,7 @@ fn the_corpus_resolves_the_same_with_untrusted_values() {
     assert!(found.is_empty(), "{}:\n{}", found.len(), found.join("\n"));
 }
 
-/// What places of a task a generated template uses the value in.
+/// Templates that use the value in many places of a task.
 fn templates() -> impl Strategy<Value = String> {
     let value = prop::sample::select(vec![
         "{{.Values.x}}",
@@ -485,8 +491,8 @@ fn values() -> impl Strategy<Value = String> {
     prop::collection::vec(piece, 1..6).prop_map(|pieces| pieces.concat())
 }
 
-/// Checks that two plans differ only inside texts.
-fn same_but_for_texts(one: &Value, other: &Value, path: &str) -> Result<(), String> {
+/// Checks that two plans differ only in texts.
+fn compare_except_texts(one: &Value, other: &Value, path: &str) -> Result<(), String> {
     let differs = || Err(format!("{path}: {one} is not {other}"));
     match (one, other) {
         (Value::Object(one), Value::Object(other)) => {
@@ -494,7 +500,7 @@ fn same_but_for_texts(one: &Value, other: &Value, path: &str) -> Result<(), Stri
                 return differs();
             }
             for (key, value) in one {
-                same_but_for_texts(value, &other[key], &format!("{path}.{key}"))?;
+                compare_except_texts(value, &other[key], &format!("{path}.{key}"))?;
             }
             Ok(())
         }
@@ -503,7 +509,7 @@ fn same_but_for_texts(one: &Value, other: &Value, path: &str) -> Result<(), Stri
                 return differs();
             }
             for (value, other) in one.iter().zip(other) {
-                same_but_for_texts(value, other, path)?;
+                compare_except_texts(value, other, path)?;
             }
             Ok(())
         }
@@ -513,13 +519,13 @@ fn same_but_for_texts(one: &Value, other: &Value, path: &str) -> Result<(), Stri
     }
 }
 
-/// The words of all lines, with the kinds of their commands.
-fn shape(text: &str, facts: &RunFacts) -> Option<String> {
+/// Returns the words of all lines without their texts, and the kinds of their commands.
+fn plan_shape(text: &str, variables: &RunVariables) -> Option<String> {
     let source = TaskSource {
         name: "task.yaml".into(),
         text: text.into(),
     };
-    let resolution = resolve(&source, facts, &World);
+    let resolution = resolve(&source, variables, &TestLookup);
     if !resolution.refusals.is_empty() {
         return None;
     }
@@ -530,7 +536,7 @@ fn shape(text: &str, facts: &RunFacts) -> Option<String> {
             acrtask_spec::plan::StepKind::Cmd(cmd) => format!("{:?}", cmd.line),
             acrtask_spec::plan::StepKind::Push(push) => format!("push of {}", push.images.len()),
         };
-        // Everything but the texts themselves.
+        // Everything except the texts.
         let mut outside = String::new();
         let (mut in_text, mut escaped) = (false, false);
         for c in kind.chars() {
@@ -551,19 +557,19 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_hostile_value_changes_texts_or_is_refused(template in templates(), value in values()) {
-        let Ok(hostile_plan) = plan(&template, &hostile(&value)) else { return Ok(()) };
+    fn hostile_values_change_only_texts_or_are_refused(template in templates(), value in values()) {
+        let Ok(hostile_plan) = resolve_plan(&template, &hostile_variables(&value)) else { return Ok(()) };
         let commas = value.matches(',').count();
         let harmless = vec!["v1"; commas + 1].join(",");
         let harmless = if template.contains("splitList") { harmless } else { "v1".to_owned() };
-        let Ok(harmless_plan) = plan(&template, &hostile(&harmless)) else {
-            // A place that takes no ordinary value took this one: it must be a plain one.
+        let Ok(harmless_plan) = resolve_plan(&template, &hostile_variables(&harmless)) else {
+            // A place that refuses ordinary values accepted this one, so it must be a plain value.
             prop_assert!(value.chars().all(|c| c.is_alphanumeric() || "._/:@+-,".contains(c)), "{template}\n{value:?}");
             return Ok(());
         };
-        if let Err(difference) = same_but_for_texts(&harmless_plan, &hostile_plan, "") {
+        if let Err(difference) = compare_except_texts(&harmless_plan, &hostile_plan, "") {
             prop_assert!(false, "{template}\n{value:?}\n{difference}");
         }
-        prop_assert_eq!(shape(&template, &hostile(&value)), shape(&template, &hostile(&harmless)), "{}\n{:?}", template, value);
+        prop_assert_eq!(plan_shape(&template, &hostile_variables(&value)), plan_shape(&template, &hostile_variables(&harmless)), "{}\n{:?}", template, value);
     }
 }

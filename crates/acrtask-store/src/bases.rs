@@ -1,15 +1,19 @@
-//! Base tags that are watched: who looks at which when, what was seen, and which images are stale because of it.
+//! Watches of base tags: poll leases, poll results, and staleness of images.
 //!
-//! Invariants: each tag has one row for each login that it is looked at with; a server writes what it saw only while it
-//! holds the row's lease, so that of two that look at once one wins; a digest that is known stays known when the tag
-//! vanishes. What a look came to is written down in `looks.rs`. Left out: speaking to registries, and which images a move
-//! makes stale (`stale.rs`).
+//! Invariants:
+//! - Each tag has one row for each login that polls it.
+//! - A server records a poll only while it has the row's lease, so that of two concurrent polls one
+//!   wins.
+//! - A known digest stays known if the tag vanishes.
+//!
+//! `polls.rs` records poll results. Left out: requests to registries, and the images that a digest
+//! change makes stale (`stale.rs`).
 
-mod looks;
+mod polls;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use acrtask_api::image::{BaseChange, BaseStatus};
+use acrtask_api::image::{BaseStatus, BaseTagChange};
 use acrtask_model::{Digest, ImageRef, events::BaseRole};
 use sqlx::FromRow;
 
@@ -17,86 +21,87 @@ use crate::{
     Ms, Result, Store, StoreError,
     db::{Arg, Sql, args, one_of},
     from_json,
-    images::{digest, word},
-    lives, timestamp,
+    images::{digest, parse_enum},
+    run_state, timestamp,
 };
 
-/// The digest of each platform of an index.
+/// Digests of the platforms of an index.
 pub(crate) type Platforms = BTreeMap<String, Digest>;
 
-/// A tag that nobody needs is watched for so long, so that a list that was read a moment ago removes no new one.
-const YOUNG_MS: i64 = 60_000;
+/// Time for which an unused tag stays watched, in milliseconds. A list of used tags that is
+/// slightly outdated must not remove a new watch.
+const UNUSED_GRACE_MS: i64 = 60_000;
 
-/// A tag that is watched.
+/// A base watch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WatchRow {
-    /// Its id.
+    /// Id of the watch.
     pub id: i64,
     /// Registry, repository and tag.
     pub name: String,
-    /// The registry.
+    /// Name of the registry.
     pub registry: String,
-    /// The task whose own login is used; empty: that of all tasks, or none.
+    /// Task whose own login is used. Empty: the login for all tasks, or none.
     pub scope: String,
-    /// What it held when that was last known.
+    /// Last known digest.
     pub digest: Option<Digest>,
-    /// What the registry called that.
+    /// Entity tag of the registry for that digest.
     pub etag: Option<String>,
-    /// How it stands.
+    /// Status of the last poll.
     pub status: BaseStatus,
-    /// Why, where it is not well.
+    /// Reason of a status other than `ok`.
     pub detail: Option<String>,
-    /// It is not looked at.
+    /// Polling is paused.
     pub paused: bool,
-    /// Looks without an answer, one after the other.
+    /// Number of failed polls since the last success.
     pub failures: u32,
-    /// When it was last looked at.
+    /// Time of the last poll.
     pub checked_at: Option<Ms>,
-    /// When it was found to have moved.
+    /// Time of the last digest change.
     pub changed_at: Option<Ms>,
-    /// When it is looked at again.
+    /// Time of the next poll.
     pub next_check_at: Ms,
-    /// Until then a server looks at it.
+    /// End of a server's poll lease.
     pub lease_until: Option<Ms>,
-    /// Newest images that were built from it, whatever login they need.
+    /// Number of newest images that were built from the tag, whatever login they need.
     pub used_by: u64,
 }
 
-/// What a look at a tag came to.
+/// Result of polling a tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Seen {
-    /// It holds what it held.
-    Same,
-    /// It holds this.
+pub enum PollResult {
+    /// The digest has not changed.
+    Unchanged,
+    /// The tag has this digest.
     Digest {
-        /// The digest of the index or manifest.
+        /// Digest of the index or manifest.
         digest: Digest,
-        /// What the registry calls that.
+        /// Entity tag of the registry.
         etag: Option<String>,
-        /// The digest of each platform, where that could be read.
+        /// Digests of the platforms, if they could be read.
         platforms: Option<Platforms>,
     },
-    /// That could not be found out.
+    /// The poll failed.
     Failed {
-        /// How it stands.
+        /// Status to store.
         status: BaseStatus,
-        /// Why.
+        /// Reason for the user.
         detail: String,
     },
 }
 
-/// Which watched tags a list shows.
+/// Filter of a list of watches.
 #[derive(Debug, Clone, Default)]
 pub struct WatchFilter {
     /// Only this name.
     pub name: Option<String>,
-    /// Only names behind this one.
+    /// Only names after this one.
     pub after: Option<String>,
-    /// At most so many.
+    /// At most this number of watches.
     pub limit: u32,
 }
 
-/// The columns of [`RawWatch`].
+/// Returns the columns of [`RawWatch`].
 macro_rules! watch_columns {
     () => {
         "id, name, registry, scope, digest, etag, status, detail, paused, failures, checked_at, changed_at, next_check_at, \
@@ -138,7 +143,7 @@ impl TryFrom<RawWatch> for WatchRow {
             })?,
             detail: raw.detail,
             paused: raw.paused != 0,
-            failures: lives::small(raw.failures)?,
+            failures: run_state::to_u32(raw.failures)?,
             checked_at: raw.checked_at,
             changed_at: raw.changed_at,
             next_check_at: raw.next_check_at,
@@ -152,19 +157,19 @@ impl TryFrom<RawWatch> for WatchRow {
 struct RawChange {
     old: String,
     new: String,
-    at: i64,
+    changed_at: i64,
     moved_back: i64,
     platforms: String,
 }
 
-impl TryFrom<RawChange> for BaseChange {
+impl TryFrom<RawChange> for BaseTagChange {
     type Error = StoreError;
 
     fn try_from(raw: RawChange) -> Result<Self> {
         Ok(Self {
-            old: digest(&raw.old)?,
-            new: digest(&raw.new)?,
-            at: timestamp(raw.at),
+            from: digest(&raw.old)?,
+            to: digest(&raw.new)?,
+            changed_at: timestamp(raw.changed_at),
             moved_back: raw.moved_back != 0,
             platforms: from_json(&raw.platforms)?,
         })
@@ -172,11 +177,12 @@ impl TryFrom<RawChange> for BaseChange {
 }
 
 impl Store {
-    /// What the images of tasks stand on: the tag, the login that it needs, the task, and what the base is to its images.
+    /// Returns the bases of the newest images of tasks: tag, required login, task, and role of the
+    /// base.
     pub async fn wanted_bases(&self) -> Result<Vec<(String, String, String, BaseRole)>> {
         let rows: Vec<(String, String, String, String)> = self
             .db
-            .rows(
+            .fetch_all(
                 "SELECT DISTINCT b.name, CASE WHEN EXISTS (SELECT 1 FROM credentials c WHERE c.scope = i.task_id \
                  AND c.host = b.registry) THEN i.task_id ELSE '' END, i.task_id, b.role FROM image_bases b \
                  JOIN images i ON i.id = b.image_id JOIN tasks t ON t.id = i.task_id \
@@ -185,38 +191,38 @@ impl Store {
             )
             .await?;
         rows.into_iter()
-            .map(|(name, scope, task, role)| Ok((name, scope, task, word(&role)?)))
+            .map(|(name, scope, task, role)| Ok((name, scope, task, parse_enum(&role)?)))
             .collect()
     }
 
-    /// Watches these tags, each with a login, and no others. Says how many are new.
+    /// Watches exactly these tags, each with a login. Returns the number of new watches.
     pub async fn set_watches(&self, wanted: &BTreeSet<(String, String)>, now: Ms) -> Result<u64> {
-        let there: Vec<(i64, String, String, i64)> = self
+        let stored: Vec<(i64, String, String, i64)> = self
             .db
-            .rows(
+            .fetch_all(
                 "SELECT id, name, scope, created_at FROM base_watches",
                 args![],
             )
             .await?;
-        let known: BTreeSet<(&str, &str)> = there
+        let watched: BTreeSet<(&str, &str)> = stored
             .iter()
             .map(|(_, name, scope, _)| (name.as_str(), scope.as_str()))
             .collect();
         let missing: Vec<&(String, String)> = wanted
             .iter()
-            .filter(|(name, scope)| !known.contains(&(name.as_str(), scope.as_str())))
+            .filter(|(name, scope)| !watched.contains(&(name.as_str(), scope.as_str())))
             .collect();
-        let left: Vec<i64> = there
+        let unused: Vec<i64> = stored
             .iter()
             .filter(|(_, name, scope, created)| {
-                *created < now - YOUNG_MS && !wanted.contains(&(name.clone(), scope.clone()))
+                *created < now - UNUSED_GRACE_MS && !wanted.contains(&(name.clone(), scope.clone()))
             })
             .map(|(id, ..)| *id)
             .collect();
-        if missing.is_empty() && left.is_empty() {
+        if missing.is_empty() && unused.is_empty() {
             return Ok(0);
         }
-        let mut tx = self.db.write().await?;
+        let mut tx = self.db.begin().await?;
         let mut made = 0;
         for (name, scope) in missing {
             let registry = name
@@ -232,10 +238,10 @@ impl Store {
                 )
                 .await?;
         }
-        if !left.is_empty() {
+        if !unused.is_empty() {
             tx.exec(
                 one_of!("DELETE FROM base_watches WHERE id", "$1", ""),
-                args![left],
+                args![unused],
             )
             .await?;
         }
@@ -243,9 +249,9 @@ impl Store {
         Ok(made)
     }
 
-    /// Takes tags that are due, at most `limit`: nobody else looks at them for `lease_ms`.
+    /// Leases at most `limit` due tags for polling. Other servers do not poll them for `lease_ms`.
     pub async fn claim_watches(&self, now: Ms, lease_ms: i64, limit: u32) -> Result<Vec<WatchRow>> {
-        const CLAIM: Sql = Sql::of(
+        const CLAIM: Sql = Sql::new(
             concat!(
                 "UPDATE base_watches SET lease_until = $2 WHERE id IN (SELECT id FROM base_watches WHERE paused = 0 \
                  AND next_check_at <= $1 AND (lease_until IS NULL OR lease_until < $1) ORDER BY next_check_at, id LIMIT $3) \
@@ -261,7 +267,7 @@ impl Store {
         );
         let due: Option<(i64,)> = self
             .db
-            .row(
+            .fetch_optional(
                 "SELECT CAST(1 AS BIGINT) FROM base_watches WHERE paused = 0 AND next_check_at <= $1 LIMIT 1",
                 args![now],
             )
@@ -269,14 +275,16 @@ impl Store {
         if due.is_none() {
             return Ok(Vec::new());
         }
-        let mut tx = self.db.write().await?;
-        let rows: Vec<RawWatch> = tx.rows(CLAIM, args![now, now + lease_ms, limit]).await?;
+        let mut tx = self.db.begin().await?;
+        let rows: Vec<RawWatch> = tx
+            .fetch_all(CLAIM, args![now, now + lease_ms, limit])
+            .await?;
         tx.commit().await?;
         rows.into_iter().map(WatchRow::try_from).collect()
     }
 
-    /// Gives a tag back without having looked at it.
-    pub async fn unwatched(&self, watch: &WatchRow, next: Ms) -> Result<()> {
+    /// Returns the lease of a tag that was not polled.
+    pub async fn release_watch(&self, watch: &WatchRow, next: Ms) -> Result<()> {
         self.db
             .exec(
                 "UPDATE base_watches SET lease_until = NULL, next_check_at = $3 WHERE id = $1 AND lease_until = $2",
@@ -286,15 +294,15 @@ impl Store {
             .map(drop)
     }
 
-    /// Looks at nothing of a registry with this login before `until`. The tag that the registry said so of is `limited`.
-    pub async fn postpone(&self, registry: &str, scope: &str, until: Ms) -> Result<()> {
-        const POSTPONE: Sql = Sql::of(
+    /// Postpones all polls of a registry with this login until `until`.
+    pub async fn postpone_registry(&self, registry: &str, scope: &str, until: Ms) -> Result<()> {
+        const POSTPONE: Sql = Sql::new(
             "UPDATE base_watches SET next_check_at = $3 WHERE registry = $1 AND scope = $2 AND next_check_at < $3",
             "UPDATE base_watches SET next_check_at = $3 WHERE id IN (SELECT id FROM base_watches WHERE registry = $1 \
              AND scope = $2 AND next_check_at < $3 ORDER BY id FOR UPDATE)",
         );
         let args = || args![registry, scope, until];
-        let mut tx = self.db.write().await?;
+        let mut tx = self.db.begin().await?;
         tx.exec(POSTPONE, args()).await?;
         tx.exec(
             "UPDATE tag_lists SET next_check_at = $3 WHERE registry = $1 AND scope = $2 AND next_check_at < $3",
@@ -304,9 +312,9 @@ impl Store {
         tx.commit().await
     }
 
-    /// Digests that images were built from under these tags and whose platforms nobody has read yet, at most `limit` of
-    /// each.
-    pub async fn unread_digests<'w>(
+    /// Returns digests of these tags that images were built from and whose platforms are unknown.
+    /// At most `limit` for each tag.
+    pub async fn digests_without_platforms<'w>(
         &self,
         watches: &'w [WatchRow],
         limit: usize,
@@ -323,7 +331,7 @@ impl Store {
             " ORDER BY w.id, b.digest"
         );
         let ids: Vec<i64> = of.keys().copied().collect();
-        let rows: Vec<(i64, String)> = self.db.rows(sql, args![ids]).await?;
+        let rows: Vec<(i64, String)> = self.db.fetch_all(sql, args![ids]).await?;
         let mut found = Vec::new();
         let mut last = (0, 0);
         for (id, text) in rows {
@@ -335,25 +343,25 @@ impl Store {
         Ok(found)
     }
 
-    /// Writes down the platforms of a digest that a tag held once; nothing: they cannot be read.
-    pub async fn put_platforms(
+    /// Stores the platforms of an earlier digest of a tag. `None`: they cannot be read.
+    pub async fn put_base_platforms(
         &self,
         watch: &WatchRow,
         digest: &Digest,
         platforms: Option<&Platforms>,
         now: Ms,
     ) -> Result<()> {
-        let mut tx = self.db.write().await?;
-        let there: Option<(i64,)> = tx
-            .row("SELECT id FROM base_watches WHERE id = $1", args![watch.id])
+        let mut tx = self.db.begin().await?;
+        let found: Option<(i64,)> = tx
+            .fetch_optional("SELECT id FROM base_watches WHERE id = $1", args![watch.id])
             .await?;
-        if there.is_some() {
-            looks::put_digest(&mut tx, watch.id, digest, platforms, now).await?;
+        if found.is_some() {
+            polls::put_digest(&mut tx, watch.id, digest, platforms, now).await?;
         }
         tx.commit().await
     }
 
-    /// Watched tags by name and login.
+    /// Returns watches by name and login.
     pub async fn watches(&self, filter: WatchFilter) -> Result<Vec<WatchRow>> {
         let mut args = args![filter.after.as_deref().unwrap_or("")];
         let mut text = concat!(
@@ -368,7 +376,7 @@ impl Store {
         }
         args.push(Arg::from(filter.limit));
         text += &format!(" ORDER BY name, scope LIMIT ${}", args.len());
-        let rows: Vec<RawWatch> = self.db.rows(Sql::built(text), args).await?;
+        let rows: Vec<RawWatch> = self.db.fetch_all(Sql::dynamic(text), args).await?;
         let rows: Result<Vec<WatchRow>> = rows.into_iter().map(WatchRow::try_from).collect();
         let mut rows = rows?;
         let names: Vec<String> = rows.iter().map(|row| row.name.clone()).collect();
@@ -378,31 +386,31 @@ impl Store {
             "$1",
             " GROUP BY b.name"
         );
-        let counts: Vec<(String, i64)> = self.db.rows(sql, args![names]).await?;
+        let counts: Vec<(String, i64)> = self.db.fetch_all(sql, args![names]).await?;
         let counts: HashMap<String, i64> = counts.into_iter().collect();
         for row in &mut rows {
-            row.used_by = lives::size(counts.get(&row.name).copied().unwrap_or(0))?;
+            row.used_by = run_state::to_u64(counts.get(&row.name).copied().unwrap_or(0))?;
         }
         Ok(rows)
     }
 
-    /// How a tag moved, the newest first.
-    pub async fn base_changes(&self, watch: i64, limit: u32) -> Result<Vec<BaseChange>> {
+    /// Returns the digest changes of a tag, newest first.
+    pub async fn base_changes(&self, watch: i64, limit: u32) -> Result<Vec<BaseTagChange>> {
         let rows: Vec<RawChange> = self
             .db
-            .rows(
-                "SELECT old, new, at, moved_back, platforms FROM base_changes WHERE watch_id = $1 ORDER BY id DESC LIMIT $2",
+            .fetch_all(
+                "SELECT old, new, changed_at, moved_back, platforms FROM base_changes WHERE watch_id = $1 ORDER BY id DESC LIMIT $2",
                 args![watch, limit],
             )
             .await?;
-        rows.into_iter().map(BaseChange::try_from).collect()
+        rows.into_iter().map(BaseTagChange::try_from).collect()
     }
 
-    /// The platforms of what a tag holds, as far as they are known.
+    /// Returns the known platforms of the current digest of a tag.
     pub async fn base_platforms(&self, watch: &WatchRow) -> Result<Platforms> {
         let row: Option<(Option<String>,)> = self
             .db
-            .row(
+            .fetch_optional(
                 "SELECT platforms FROM base_digests WHERE watch_id = $1 AND digest = $2",
                 args![watch.id, watch.digest.as_ref().map(Digest::as_str)],
             )
@@ -413,8 +421,8 @@ impl Store {
         }
     }
 
-    /// Lets a tag be looked at or not, with every login. Says how many rows that were.
-    pub async fn pause_watch(&self, name: &str, paused: bool, now: Ms) -> Result<u64> {
+    /// Pauses or resumes the polling of a tag with every login. Returns the number of rows.
+    pub async fn set_watch_paused(&self, name: &str, paused: bool, now: Ms) -> Result<u64> {
         self.db
             .exec(
                 "UPDATE base_watches SET paused = $2, next_check_at = CASE WHEN $2 = 1 THEN next_check_at ELSE $3 END \
@@ -424,9 +432,11 @@ impl Store {
             .await
     }
 
-    /// Makes tags due that are not paused: all, or those with these names. A look that is under way counts no more, since it
-    /// may have seen what was there before. Says how many.
-    pub async fn hurry_watches(&self, names: Option<Vec<String>>, now: Ms) -> Result<u64> {
+    /// Marks watches as due that are not paused: all, or those with these names. Returns their
+    /// number.
+    ///
+    /// Also revokes the lease of a poll in progress, which may have read the previous digest.
+    pub async fn mark_watches_due(&self, names: Option<Vec<String>>, now: Ms) -> Result<u64> {
         match names {
             None => {
                 self.db
@@ -449,8 +459,8 @@ impl Store {
         }
     }
 
-    /// The same for every tag of a repository.
-    pub async fn hurry_repository(&self, repository: &str, now: Ms) -> Result<u64> {
+    /// Marks all watches of a repository as due, as [`Store::mark_watches_due`] does.
+    pub async fn mark_repository_due(&self, repository: &str, now: Ms) -> Result<u64> {
         self.db
             .exec(
                 "UPDATE base_watches SET next_check_at = $3, lease_until = NULL WHERE paused = 0 \

@@ -1,4 +1,4 @@
-//! Uploaded contexts: parts that are blobs, in order, and whether all of them are there.
+//! Uploaded contexts: ordered parts in blobs, and completeness.
 
 use acrtask_api::quota::{QuotaKind, QuotaSubject};
 use acrtask_model::{Digest, Principal, count};
@@ -8,36 +8,36 @@ use crate::{
     Ms, Result, Store, StoreError,
     db::{Tx, args, locked},
     error::is_unique_violation,
-    from_json, lives, quotas,
+    from_json, quotas, run_state,
 };
 
 /// A part of a context.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
-    /// Where it begins.
+    /// Position in the context, in bytes.
     pub offset: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub length: u64,
-    /// The blob that holds it.
+    /// Key of the blob.
     pub blob: String,
 }
 
 /// An uploaded context.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ContextRow {
-    /// Its id.
+    /// Id of the context.
     pub id: String,
-    /// Bytes in all.
+    /// Total size in bytes.
     pub size: u64,
-    /// Of all of it.
+    /// Digest of the whole context.
     pub digest: Digest,
-    /// Bytes that are there.
+    /// Number of stored bytes.
     pub received: u64,
-    /// All of it is there and its digest is right.
+    /// All bytes are stored and the digest is verified.
     pub complete: bool,
-    /// Its parts, in order.
+    /// Parts in order.
     pub parts: Vec<Part>,
-    /// The principal that uploads it. `None`: that is not recorded, and the files serve only reruns.
+    /// Principal that uploads it. `None`: not recorded; only reruns can use the files.
     pub owner: Option<Principal>,
 }
 
@@ -53,21 +53,20 @@ struct RawContext {
 
 type RawPart = (i64, i64, String);
 
-const PARTS: &str =
-    "SELECT begins, length, blob FROM context_parts WHERE context_id = $1 ORDER BY begins";
+const PARTS: &str = "SELECT offset_bytes, length, blob FROM context_parts WHERE context_id = $1 ORDER BY offset_bytes";
 
 fn context(raw: RawContext, parts: Vec<RawPart>) -> Result<ContextRow> {
     let parts = parts.into_iter().map(|(offset, length, blob)| {
         Ok(Part {
-            offset: lives::size(offset)?,
-            length: lives::size(length)?,
+            offset: run_state::to_u64(offset)?,
+            length: run_state::to_u64(length)?,
             blob,
         })
     });
     Ok(ContextRow {
-        size: lives::size(raw.size)?,
+        size: run_state::to_u64(raw.size)?,
         digest: raw.digest.parse().map_err(StoreError::corrupt)?,
-        received: lives::size(raw.received)?,
+        received: run_state::to_u64(raw.received)?,
         complete: raw.complete != 0,
         owner: match raw.owner.as_str() {
             "" => None,
@@ -82,10 +81,10 @@ fn missing(id: &str) -> StoreError {
     StoreError::not_found(format!("context {id}"))
 }
 
-/// A context, locked until the end of the transaction.
-async fn lock(tx: &mut Tx, id: &str) -> Result<ContextRow> {
+/// Reads a context and locks it until the end of the transaction.
+async fn lock_context(tx: &mut Tx, id: &str) -> Result<ContextRow> {
     let raw: Option<RawContext> = tx
-        .row(
+        .fetch_optional(
             locked!(
                 "SELECT id, size, digest, received, complete, owner FROM contexts WHERE id = $1"
             ),
@@ -93,13 +92,14 @@ async fn lock(tx: &mut Tx, id: &str) -> Result<ContextRow> {
         )
         .await?;
     let raw = raw.ok_or_else(|| missing(id))?;
-    let parts = tx.rows(PARTS, args![id]).await?;
+    let parts = tx.fetch_all(PARTS, args![id]).await?;
     context(raw, parts)
 }
 
 impl Store {
-    /// Creates a context of `owner`, or returns the complete one of the same owner that has this digest and size. Those of
-    /// others are not found: their digests say nothing, and give nothing.
+    /// Creates a context of `owner`, or returns a complete one of the same owner with the same
+    /// digest and size. Contexts of other owners are never returned: knowing a digest gives no
+    /// access.
     pub async fn create_context(
         &self,
         id: &str,
@@ -112,7 +112,8 @@ impl Store {
             .await
     }
 
-    /// Creates a context as [`Store::create_context`] does, and counts it against the quotas of `charged_to`.
+    /// Creates a context as [`Store::create_context`] does, and counts it against the quotas of
+    /// `charged_to`.
     pub async fn create_context_within(
         &self,
         id: &str,
@@ -123,9 +124,9 @@ impl Store {
         now: Ms,
     ) -> Result<ContextRow> {
         let owner = owner.key();
-        let mut tx = self.db.write().await?;
-        let same: Option<(String,)> = tx
-            .row(
+        let mut tx = self.db.begin().await?;
+        let existing: Option<(String,)> = tx
+            .fetch_optional(
                 locked!(
                     "SELECT id FROM contexts WHERE digest = $1 AND size = $2 AND owner = $3 AND complete = 1 \
                      ORDER BY id LIMIT 1"
@@ -133,14 +134,14 @@ impl Store {
                 args![digest.as_str(), size, owner.as_str()],
             )
             .await?;
-        let id = match same {
-            Some((same,)) => {
+        let id = match existing {
+            Some((existing,)) => {
                 tx.exec(
                     "UPDATE contexts SET last_used_at = $2 WHERE id = $1",
-                    args![same.as_str(), now],
+                    args![existing.as_str(), now],
                 )
                 .await?;
-                same
+                existing
             }
             None => {
                 if let Some(by) = charged_to {
@@ -150,7 +151,7 @@ impl Store {
                         (QuotaKind::ContextBytes, size),
                         (QuotaKind::UnfinishedContexts, 1),
                     ] {
-                        quotas::need(&mut tx, &by, kind, more, now).await?;
+                        quotas::check_quota(&mut tx, &by, kind, more, now).await?;
                     }
                 }
                 let made = tx
@@ -171,26 +172,26 @@ impl Store {
                 id.to_owned()
             }
         };
-        let row = lock(&mut tx, &id).await?;
+        let row = lock_context(&mut tx, &id).await?;
         tx.commit().await?;
         Ok(row)
     }
 
-    /// A context.
+    /// Returns one context.
     pub async fn context(&self, id: &str) -> Result<ContextRow> {
         let raw: Option<RawContext> = self
             .db
-            .row(
+            .fetch_optional(
                 "SELECT id, size, digest, received, complete, owner FROM contexts WHERE id = $1",
                 args![id],
             )
             .await?;
         let raw = raw.ok_or_else(|| missing(id))?;
-        let parts = self.db.rows(PARTS, args![id]).await?;
+        let parts = self.db.fetch_all(PARTS, args![id]).await?;
         context(raw, parts)
     }
 
-    /// Adds a part; `Conflict` unless it begins where the last one ended.
+    /// Adds a part. Fails with `Conflict` unless the part starts at the end of the last one.
     pub async fn add_part(
         &self,
         id: &str,
@@ -199,29 +200,31 @@ impl Store {
         blob: &str,
         now: Ms,
     ) -> Result<ContextRow> {
-        let mut tx = self.db.write().await?;
-        let there = lock(&mut tx, id).await?;
-        if there.complete {
+        let mut tx = self.db.begin().await?;
+        let existing = lock_context(&mut tx, id).await?;
+        if existing.complete {
             return Err(StoreError::conflict(format!("context {id} is complete")));
         }
-        if offset != there.received {
+        if offset != existing.received {
             return Err(StoreError::conflict(format!(
-                "the next part of context {id} begins at {}, not at {offset}",
-                there.received
+                "the next part of context {id} starts at {}, not at {offset}",
+                existing.received
             )));
         }
-        let end = offset.checked_add(length).filter(|end| *end <= there.size);
+        let end = offset
+            .checked_add(length)
+            .filter(|end| *end <= existing.size);
         let Some(end) = end else {
             return Err(StoreError::Invalid {
                 what: format!(
-                    "a part of {} at {offset} goes beyond the {} of context {id}",
+                    "a part of {} at {offset} goes upper_bound the {} of context {id}",
                     count(length, "byte"),
-                    count(there.size, "byte")
+                    count(existing.size, "byte")
                 ),
             });
         };
         tx.exec(
-            "INSERT INTO context_parts (context_id, begins, length, blob) VALUES ($1, $2, $3, $4)",
+            "INSERT INTO context_parts (context_id, offset_bytes, length, blob) VALUES ($1, $2, $3, $4)",
             args![id, offset, length, blob],
         )
         .await?;
@@ -230,20 +233,21 @@ impl Store {
             args![id, end, now],
         )
         .await?;
-        let row = lock(&mut tx, id).await?;
+        let row = lock_context(&mut tx, id).await?;
         tx.commit().await?;
         Ok(row)
     }
 
-    /// Says that all of it is there and that its digest was right; `Conflict` unless every byte is there.
+    /// Marks a context as complete after its digest was verified. Fails with `Conflict` if bytes
+    /// are missing.
     pub async fn complete_context(&self, id: &str, now: Ms) -> Result<ContextRow> {
-        let mut tx = self.db.write().await?;
-        let there = lock(&mut tx, id).await?;
-        if there.received != there.size {
+        let mut tx = self.db.begin().await?;
+        let existing = lock_context(&mut tx, id).await?;
+        if existing.received != existing.size {
             return Err(StoreError::conflict(format!(
                 "context {id} has {} of its {}",
-                there.received,
-                count(there.size, "byte")
+                existing.received,
+                count(existing.size, "byte")
             )));
         }
         tx.exec(
@@ -251,16 +255,17 @@ impl Store {
             args![id, now],
         )
         .await?;
-        let row = lock(&mut tx, id).await?;
+        let row = lock_context(&mut tx, id).await?;
         tx.commit().await?;
         Ok(row)
     }
 
-    /// Its digest was wrong: it begins anew. Gives the blobs to delete.
+    /// Removes all parts after a digest mismatch, so that the upload can restart. Returns the blobs
+    /// to delete.
     pub async fn reset_context(&self, id: &str) -> Result<Vec<String>> {
-        let mut tx = self.db.write().await?;
-        let there = lock(&mut tx, id).await?;
-        if there.complete {
+        let mut tx = self.db.begin().await?;
+        let existing = lock_context(&mut tx, id).await?;
+        if existing.complete {
             return Err(StoreError::conflict(format!("context {id} is complete")));
         }
         tx.exec("DELETE FROM context_parts WHERE context_id = $1", args![id])
@@ -268,6 +273,6 @@ impl Store {
         tx.exec("UPDATE contexts SET received = 0 WHERE id = $1", args![id])
             .await?;
         tx.commit().await?;
-        Ok(there.parts.into_iter().map(|part| part.blob).collect())
+        Ok(existing.parts.into_iter().map(|part| part.blob).collect())
     }
 }

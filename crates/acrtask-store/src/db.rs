@@ -1,9 +1,13 @@
-//! The two databases behind one set of words: a statement has one text for both, or one for each where they differ; its
-//! arguments and rows are the same. Everything above this file is written once.
+//! SQLite and PostgreSQL behind one interface. A statement has one text for both, or one per
+//! database where they differ. Its arguments and rows are the same, so that the modules above are
+//! written once.
 //!
-//! Invariants: SQLite has one connection that writes, and each of its transactions begins by taking the lock for
-//! writing, so that none finds the database busy half-way. PostgreSQL gives up a transaction whose server sleeps in it, so
-//! that no lock is held for ever; and nobody waits for ever for a PostgreSQL that has gone without a word.
+//! Invariants:
+//! - SQLite has one writing connection. Each of its transactions starts by acquiring the write
+//!   lock, so that none finds the database busy halfway.
+//! - PostgreSQL ends a transaction whose server is idle in it, so that no lock is kept forever.
+//! - Every wait for PostgreSQL has a time limit, also if the server disappears without closing its
+//!   connections.
 
 mod migrate;
 mod private_files;
@@ -30,29 +34,29 @@ use crate::{Result, StoreError};
 static SQLITE: Migrator = sqlx::migrate!("migrations/sqlite");
 static POSTGRES: Migrator = sqlx::migrate!("migrations/postgres");
 
-/// How long a call waits for a connection, or for another writer.
-const WAIT: Duration = Duration::from_secs(5);
-/// How long PostgreSQL may take for a statement. A machine that is switched off, or a network that is cut, tells no end of
-/// a connection, and who waits there would wait for ever.
-const ANSWER: Duration = Duration::from_secs(60);
-/// Rows of one statement of [`Tx::each`] on PostgreSQL.
+/// Longest wait for a connection or for another writer.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest duration of a statement on PostgreSQL. A machine that is switched off, or a network that
+/// is cut, does not close its connections; without the limit a call would wait forever.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Largest number of rows in one statement of [`Tx::exec_each`] on PostgreSQL.
 const ROWS: usize = 5_000;
 
-/// A database that is open.
+/// An open database.
 #[derive(Debug, Clone)]
 pub(crate) enum Db {
-    /// Many that read and one that writes.
+    /// Several reading connections and one writing connection.
     Sqlite { read: SqlitePool, write: SqlitePool },
-    /// The options serve those who need a connection of their own.
+    /// The options open additional connections, for example for listeners.
     Postgres {
         pool: PgPool,
         options: Box<PgConnectOptions>,
-        /// What takes longer has failed.
-        answer: Duration,
+        /// Time limit of a statement.
+        statement_timeout: Duration,
     },
 }
 
-/// A statement's text for each database.
+/// Text of a statement, per database.
 #[derive(Debug, Clone)]
 pub(crate) struct Sql {
     pub(crate) sqlite: Cow<'static, str>,
@@ -61,28 +65,28 @@ pub(crate) struct Sql {
 
 impl From<&'static str> for Sql {
     fn from(text: &'static str) -> Self {
-        Self::of(text, text)
+        Self::new(text, text)
     }
 }
 
 impl Sql {
-    pub(crate) const fn of(sqlite: &'static str, postgres: &'static str) -> Self {
+    pub(crate) const fn new(sqlite: &'static str, postgres: &'static str) -> Self {
         Self {
             sqlite: Cow::Borrowed(sqlite),
             postgres: Cow::Borrowed(postgres),
         }
     }
 
-    /// Returns both texts followed by a text that was put together from texts of this crate.
-    pub(crate) fn with(&self, rest: &str) -> Self {
+    /// Returns both texts followed by `rest`, which consists only of texts of this crate.
+    pub(crate) fn append(&self, rest: &str) -> Self {
         Self {
             sqlite: Cow::Owned(format!("{}{rest}", self.sqlite)),
             postgres: Cow::Owned(format!("{}{rest}", self.postgres)),
         }
     }
 
-    /// A text that was put together from texts of this crate.
-    pub(crate) fn built(text: String) -> Self {
+    /// Returns a statement from `text`, which consists only of texts of this crate.
+    pub(crate) fn dynamic(text: String) -> Self {
         Self {
             sqlite: Cow::Owned(text.clone()),
             postgres: Cow::Owned(text),
@@ -90,17 +94,18 @@ impl Sql {
     }
 }
 
-fn text(sql: Cow<'static, str>) -> SqlStr {
+fn into_sql_str(sql: Cow<'static, str>) -> SqlStr {
     match sql {
         Cow::Borrowed(text) => text.into_sql_str(),
         Cow::Owned(text) => AssertSqlSafe(text).into_sql_str(),
     }
 }
 
-/// A text with `BEFORE is one of the list PARAMETER AFTER`; what follows `lock` is for PostgreSQL alone.
+/// Builds a text of the form `BEFORE is one of the list PARAMETER AFTER`. The part after `lock`
+/// applies to PostgreSQL only.
 macro_rules! one_of {
     ($before:expr, $parameter:literal, $after:literal $(, lock $lock:literal)?) => {
-        $crate::db::Sql::of(
+        $crate::db::Sql::new(
             concat!($before, " IN (SELECT value FROM json_each(", $parameter, "))", $after),
             concat!($before, " = ANY(", $parameter, ")", $after $(, " ", $lock)?),
         )
@@ -108,18 +113,20 @@ macro_rules! one_of {
 }
 pub(crate) use one_of;
 
-/// A text whose rows are locked until the end of the transaction; SQLite's writer is alone anyway.
+/// Builds a text that locks its rows until the end of the transaction. SQLite needs no lock: it has
+/// one writer.
 macro_rules! locked {
     ($text:expr) => {
-        $crate::db::Sql::of($text, concat!($text, " FOR UPDATE"))
+        $crate::db::Sql::new($text, concat!($text, " FOR UPDATE"))
     };
 }
 pub(crate) use locked;
 
-/// A text about runs that SQLite answers from this index; PostgreSQL, which keeps counts, chooses it by itself.
+/// Builds a query of runs with a fixed index for SQLite. PostgreSQL collects statistics and chooses
+/// the index automatically.
 macro_rules! runs_by {
     ($index:literal, $columns:literal, $conditions:literal) => {
-        $crate::db::Sql::of(
+        $crate::db::Sql::new(
             concat!(
                 "SELECT ",
                 $columns,
@@ -134,13 +141,13 @@ macro_rules! runs_by {
 }
 pub(crate) use runs_by;
 
-/// Arguments of a statement, in order.
+/// Builds the arguments of a statement, in order.
 macro_rules! args {
     ($($value:expr),* $(,)?) => { vec![$($crate::db::Arg::from($value)),*] };
 }
 pub(crate) use args;
 
-/// An argument of a statement.
+/// Argument of a statement.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Arg {
     Int(Option<i64>),
@@ -167,15 +174,15 @@ macro_rules! arg {
     };
 }
 arg!(Int: i64 => |value| value, u32 => |value| value.into(), bool => |value| value.into(),
-    // No size or offset of ours comes near the end of the range.
+    // No size or offset of this crate reaches the end of the range.
     u64 => |value| i64::try_from(value).unwrap_or(i64::MAX));
-arg!(Text: &str => |value| storable(value.to_owned()), String => |value| storable(value),
-    &String => |value| storable(value.clone()));
+arg!(Text: &str => |value| replace_nul(value.to_owned()), String => |value| replace_nul(value),
+    &String => |value| replace_nul(value.clone()));
 arg!(Blob: &[u8] => |value| value.to_vec(), Vec<u8> => |value| value);
 
-/// Without the one character that PostgreSQL stores in no text and takes in no argument: what people and forges send may
-/// hold it.
-fn storable(text: String) -> String {
+/// Replaces the NUL character, which PostgreSQL rejects in texts and arguments. Input from users
+/// and forges may contain it.
+fn replace_nul(text: String) -> String {
     if text.contains('\0') {
         text.replace('\0', "\u{fffd}")
     } else {
@@ -197,7 +204,7 @@ impl From<Vec<i64>> for Arg {
 
 impl From<Vec<String>> for Arg {
     fn from(list: Vec<String>) -> Self {
-        Self::Texts(list.into_iter().map(storable).collect())
+        Self::Texts(list.into_iter().map(replace_nul).collect())
     }
 }
 
@@ -228,16 +235,19 @@ impl Arg {
 
 fn sqlite_query(sql: Cow<'static, str>, args: Vec<Arg>) -> SqliteQuery {
     args.into_iter()
-        .fold(sqlx::query(text(sql)), |query, arg| arg.bind_sqlite(query))
+        .fold(sqlx::query(into_sql_str(sql)), |query, arg| {
+            arg.bind_sqlite(query)
+        })
 }
 
 fn postgres_query(sql: Cow<'static, str>, args: Vec<Arg>) -> PostgresQuery {
-    args.into_iter().fold(sqlx::query(text(sql)), |query, arg| {
-        arg.bind_postgres(query)
-    })
+    args.into_iter()
+        .fold(sqlx::query(into_sql_str(sql)), |query, arg| {
+            arg.bind_postgres(query)
+        })
 }
 
-/// A row of either database.
+/// Row of either database.
 pub(crate) trait Row:
     for<'r> FromRow<'r, SqliteRow> + for<'r> FromRow<'r, PgRow> + Send + Unpin
 {
@@ -246,7 +256,7 @@ pub(crate) trait Row:
 impl<T> Row for T where T: for<'r> FromRow<'r, SqliteRow> + for<'r> FromRow<'r, PgRow> + Send + Unpin
 {}
 
-fn parsed<T, R>(rows: Vec<R>) -> Result<Vec<T>>
+fn parse_rows<T, R>(rows: Vec<R>) -> Result<Vec<T>>
 where
     T: for<'r> FromRow<'r, R>,
     R: sqlx::Row,
@@ -256,24 +266,24 @@ where
         .collect()
 }
 
-/// A transaction that writes. Dropped before its end, it leaves nothing.
+/// Writing transaction. Rolled back when dropped before `commit`.
 pub(crate) enum Tx {
     Sqlite(Transaction<'static, Sqlite>),
-    /// With the time that a statement may take.
+    /// The duration is the time limit of a statement.
     Postgres(Transaction<'static, Postgres>, Duration),
 }
 
-/// Waits for PostgreSQL, but no longer than that.
-pub(crate) async fn answered<T>(
+/// Waits for a PostgreSQL statement, at most `limit`.
+pub(crate) async fn with_timeout<T>(
     limit: Duration,
     statement: impl Future<Output = Result<T, sqlx::Error>>,
 ) -> Result<T> {
-    let answer = tokio::time::timeout(limit, statement).await;
-    Ok(answer.unwrap_or_else(|_| Err(silent(limit)))?)
+    let result = tokio::time::timeout(limit, statement).await;
+    Ok(result.unwrap_or_else(|_| Err(timeout_error(limit)))?)
 }
 
-fn silent(limit: Duration) -> sqlx::Error {
-    let what = format!("it has not answered for {} s", limit.as_secs());
+fn timeout_error(limit: Duration) -> sqlx::Error {
+    let what = format!("the database has not responded for {} s", limit.as_secs());
     sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, what))
 }
 
@@ -282,7 +292,7 @@ impl Tx {
         matches!(self, Self::Postgres(..))
     }
 
-    /// Carries a statement out. Says how many rows it changed.
+    /// Executes a statement. Returns the number of changed rows.
     pub(crate) async fn exec(&mut self, sql: impl Into<Sql>, args: Vec<Arg>) -> Result<u64> {
         let sql = sql.into();
         Ok(match self {
@@ -292,38 +302,42 @@ impl Tx {
                 .rows_affected(),
             Self::Postgres(tx, limit) => {
                 let query = postgres_query(sql.postgres, args);
-                let done = answered(*limit, query.execute(&mut **tx)).await?;
+                let done = with_timeout(*limit, query.execute(&mut **tx)).await?;
                 done.rows_affected()
             }
         })
     }
 
-    pub(crate) async fn rows<T: Row>(
+    pub(crate) async fn fetch_all<T: Row>(
         &mut self,
         sql: impl Into<Sql>,
         args: Vec<Arg>,
     ) -> Result<Vec<T>> {
         let sql = sql.into();
         match self {
-            Self::Sqlite(tx) => parsed(sqlite_query(sql.sqlite, args).fetch_all(&mut **tx).await?),
+            Self::Sqlite(tx) => {
+                parse_rows(sqlite_query(sql.sqlite, args).fetch_all(&mut **tx).await?)
+            }
             Self::Postgres(tx, limit) => {
                 let query = postgres_query(sql.postgres, args);
-                parsed(answered(*limit, query.fetch_all(&mut **tx)).await?)
+                parse_rows(with_timeout(*limit, query.fetch_all(&mut **tx)).await?)
             }
         }
     }
 
-    pub(crate) async fn row<T: Row>(
+    pub(crate) async fn fetch_optional<T: Row>(
         &mut self,
         sql: impl Into<Sql>,
         args: Vec<Arg>,
     ) -> Result<Option<T>> {
-        Ok(self.rows(sql, args).await?.into_iter().next())
+        Ok(self.fetch_all(sql, args).await?.into_iter().next())
     }
 
-    /// Carries a statement out for each of these rows of arguments: one by one on SQLite, where that is quick; on
-    /// PostgreSQL with its columns as arrays, which the text is to unnest. Says how many rows were changed.
-    pub(crate) async fn each(&mut self, sql: Sql, rows: Vec<Vec<Arg>>) -> Result<u64> {
+    /// Executes a statement for each row of arguments. Returns the number of changed rows.
+    ///
+    /// SQLite executes it once per row, which is fast there. PostgreSQL gets the columns as arrays,
+    /// which the text has to unnest.
+    pub(crate) async fn exec_each(&mut self, sql: Sql, rows: Vec<Vec<Arg>>) -> Result<u64> {
         let mut changed = 0;
         match self {
             Self::Sqlite(tx) => {
@@ -336,8 +350,8 @@ impl Tx {
             }
             Self::Postgres(tx, limit) => {
                 for rows in rows.chunks(ROWS) {
-                    let query = columns(sql.postgres.clone(), rows);
-                    let done = answered(*limit, query.execute(&mut **tx)).await?;
+                    let query = bind_columns(sql.postgres.clone(), rows);
+                    let done = with_timeout(*limit, query.execute(&mut **tx)).await?;
                     changed += done.rows_affected();
                 }
             }
@@ -348,14 +362,14 @@ impl Tx {
     pub(crate) async fn commit(self) -> Result<()> {
         match self {
             Self::Sqlite(tx) => tx.commit().await?,
-            Self::Postgres(tx, limit) => answered(limit, tx.commit()).await?,
+            Self::Postgres(tx, limit) => with_timeout(limit, tx.commit()).await?,
         }
         Ok(())
     }
 }
 
-fn columns(sql: Cow<'static, str>, rows: &[Vec<Arg>]) -> PostgresQuery {
-    let mut query = sqlx::query(text(sql));
+fn bind_columns(sql: Cow<'static, str>, rows: &[Vec<Arg>]) -> PostgresQuery {
+    let mut query = sqlx::query(into_sql_str(sql));
     let Some(first) = rows.first() else {
         return query;
     };
@@ -395,47 +409,60 @@ impl Db {
     pub(crate) async fn open(url: &str) -> Result<Self> {
         match url.split_once(':') {
             Some(("sqlite", _)) => open_sqlite(url).await,
-            Some(("postgres" | "postgresql", _)) => open_postgres(url, ANSWER).await,
+            Some(("postgres" | "postgresql", _)) => open_postgres(url, STATEMENT_TIMEOUT).await,
             _ => Err(StoreError::Invalid {
                 what: "a database is `sqlite:PATH` or `postgres://USER@HOST/NAME`".into(),
             }),
         }
     }
 
-    pub(crate) async fn write(&self) -> Result<Tx> {
+    pub(crate) async fn begin(&self) -> Result<Tx> {
         Ok(match self {
             Self::Sqlite { write, .. } => Tx::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?),
-            Self::Postgres { pool, answer, .. } => {
-                Tx::Postgres(answered(*answer, pool.begin()).await?, *answer)
-            }
+            Self::Postgres {
+                pool,
+                statement_timeout,
+                ..
+            } => Tx::Postgres(
+                with_timeout(*statement_timeout, pool.begin()).await?,
+                *statement_timeout,
+            ),
         })
     }
 
-    /// One statement that reads.
-    pub(crate) async fn rows<T: Row>(&self, sql: impl Into<Sql>, args: Vec<Arg>) -> Result<Vec<T>> {
+    /// Executes one reading statement.
+    pub(crate) async fn fetch_all<T: Row>(
+        &self,
+        sql: impl Into<Sql>,
+        args: Vec<Arg>,
+    ) -> Result<Vec<T>> {
         let sql = sql.into();
         match self {
             Self::Sqlite { read, .. } => {
-                parsed(sqlite_query(sql.sqlite, args).fetch_all(read).await?)
+                parse_rows(sqlite_query(sql.sqlite, args).fetch_all(read).await?)
             }
-            Self::Postgres { pool, answer, .. } => {
+            Self::Postgres {
+                pool,
+                statement_timeout,
+                ..
+            } => {
                 let query = postgres_query(sql.postgres, args);
-                parsed(answered(*answer, query.fetch_all(pool)).await?)
+                parse_rows(with_timeout(*statement_timeout, query.fetch_all(pool)).await?)
             }
         }
     }
 
-    pub(crate) async fn row<T: Row>(
+    pub(crate) async fn fetch_optional<T: Row>(
         &self,
         sql: impl Into<Sql>,
         args: Vec<Arg>,
     ) -> Result<Option<T>> {
-        Ok(self.rows(sql, args).await?.into_iter().next())
+        Ok(self.fetch_all(sql, args).await?.into_iter().next())
     }
 
-    /// One statement that writes, as a transaction. Says how many rows it changed.
+    /// Executes one writing statement in its own transaction. Returns the number of changed rows.
     pub(crate) async fn exec(&self, sql: impl Into<Sql>, args: Vec<Arg>) -> Result<u64> {
-        let mut tx = self.write().await?;
+        let mut tx = self.begin().await?;
         let changed = tx.exec(sql, args).await?;
         tx.commit().await?;
         Ok(changed)
@@ -445,28 +472,30 @@ impl Db {
 async fn open_sqlite(url: &str) -> Result<Db> {
     let options = SqliteConnectOptions::from_str(url)
         .map_err(|error| StoreError::Invalid {
-            what: format!("`{url}` names no SQLite database: {error}"),
+            what: format!("`{url}` is not a URL of a SQLite database: {error}"),
         })?
         .create_if_missing(true)
         .foreign_keys(true)
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
-        .busy_timeout(WAIT);
+        .busy_timeout(ACQUIRE_TIMEOUT);
     let in_memory = url.contains(":memory:");
     if !in_memory {
-        private_files::keep_private(options.get_filename()).map_err(|error| {
+        private_files::restrict_permissions(options.get_filename()).map_err(|error| {
             StoreError::Invalid {
                 what: format!("the database of `{url}` cannot be opened: {error}"),
             }
         })?;
     }
-    // Pages go from the log to the database in large batches: a claim touches some that the next one touches again.
+    // Moves pages from the log to the database in large batches, because consecutive claims touch
+    // the same pages.
     let writer = options
         .clone()
         .pragma("cache_size", "-16000")
         .pragma("wal_autocheckpoint", "8000")
         .pragma("journal_size_limit", "67108864");
-    // Of several that open an empty database at once, one makes the tables and the others find them half made.
+    // If several processes open an empty database at once, one creates the tables and the others
+    // find them incomplete.
     let mut attempts = 0;
     let write = loop {
         attempts += 1;
@@ -477,7 +506,7 @@ async fn open_sqlite(url: &str) -> Result<Db> {
             {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
-            Err(error) => return Err(refused(error, &SQLITE)),
+            Err(error) => return Err(migration_error(error, &SQLITE)),
         }
     };
     let read = if in_memory {
@@ -485,7 +514,7 @@ async fn open_sqlite(url: &str) -> Result<Db> {
     } else {
         SqlitePoolOptions::new()
             .max_connections(4)
-            .acquire_timeout(WAIT)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
             .connect_with(options.pragma("query_only", "ON"))
             .await?
     };
@@ -495,7 +524,7 @@ async fn open_sqlite(url: &str) -> Result<Db> {
 async fn sqlite_writer(options: SqliteConnectOptions) -> Result<SqlitePool, MigrateError> {
     let pool = SqlitePoolOptions::new()
         .max_connections(1)
-        .acquire_timeout(WAIT)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
         .idle_timeout(None)
         .max_lifetime(None)
         .connect_with(options)
@@ -506,35 +535,35 @@ async fn sqlite_writer(options: SqliteConnectOptions) -> Result<SqlitePool, Migr
     Ok(pool)
 }
 
-/// Returns the options of a PostgreSQL URL.
+/// Parses the options of a PostgreSQL URL.
 fn postgres_options(url: &str) -> Result<PgConnectOptions> {
     let options = PgConnectOptions::from_str(url)
         .map_err(|error| StoreError::Invalid {
-            // Not the URL itself: it may hold a password.
+            // Omits the URL because it may contain a password.
             what: format!("this is not a PostgreSQL URL: {error}"),
         })?
         .application_name("acrtask");
-    check_protection(url, &options)?;
+    check_tls_mode(url, &options)?;
     Ok(options)
 }
 
-async fn open_postgres(url: &str, answer: Duration) -> Result<Db> {
+async fn open_postgres(url: &str, statement_timeout: Duration) -> Result<Db> {
     let options = postgres_options(url)?;
     let mut connection = PgConnection::connect_with(&options).await?;
     POSTGRES
         .run_direct(None, &mut connection, false)
         .await
-        .map_err(|error| refused(error, &POSTGRES))?;
+        .map_err(|error| migration_error(error, &POSTGRES))?;
     connection.close().await?;
     let pool = PgPoolOptions::new()
         .max_connections(10)
-        .acquire_timeout(WAIT)
-        // The pool itself asks a connection that comes back whether it lives, and waits for the answer for ever: the place
-        // of a dead one would be lost.
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        // The pool's own check of a returned connection has no time limit. A dead connection would
+        // occupy its slot forever.
         .after_release(|connection, _| {
             Box::pin(async move {
-                let alive = tokio::time::timeout(WAIT, connection.ping()).await;
-                alive.unwrap_or_else(|_| Err(silent(WAIT)))?;
+                let alive = tokio::time::timeout(ACQUIRE_TIMEOUT, connection.ping()).await;
+                alive.unwrap_or_else(|_| Err(timeout_error(ACQUIRE_TIMEOUT)))?;
                 Ok(true)
             })
         })
@@ -546,41 +575,41 @@ async fn open_postgres(url: &str, answer: Duration) -> Result<Db> {
     Ok(Db::Postgres {
         pool,
         options: Box::new(options),
-        answer,
+        statement_timeout,
     })
 }
 
-/// Refuses a database on another machine whose URL leaves it to that machine, and to whoever is between, whether the
-/// connection is encrypted: PostgreSQL's default is to go on in clear where TLS is not offered.
-fn check_protection(url: &str, options: &PgConnectOptions) -> Result<()> {
+/// Rejects the URL of a remote database that does not set `sslmode`. By default PostgreSQL
+/// continues in clear text if the server, or an attacker on the way, does not offer TLS.
+fn check_tls_mode(url: &str, options: &PgConnectOptions) -> Result<()> {
     let named = ["sslmode=", "ssl-mode="]
         .iter()
         .any(|key| url.contains(key))
         || std::env::var_os("PGSSLMODE").is_some();
     let host = options.get_host();
     let address = host.trim_start_matches('[').trim_end_matches(']');
-    let here = options.get_socket().is_some()
+    let is_local = options.get_socket().is_some()
         || host.starts_with('/')
         || host.eq_ignore_ascii_case("localhost")
         || address
             .parse::<std::net::IpAddr>()
             .is_ok_and(|address| address.is_loopback());
-    if named || here {
+    if named || is_local {
         return Ok(());
     }
     Err(StoreError::Invalid {
         what: format!(
-            "the PostgreSQL URL does not say how the connection to {host} is protected; append `?sslmode=verify-full`, \
-             or `?sslmode=disable` where the network is trusted"
+            "the PostgreSQL URL does not set the TLS mode of the connection to {host}; append `?sslmode=verify-full`, \
+             or `?sslmode=disable` if the network is trusted"
         ),
     })
 }
 
-fn refused(error: MigrateError, migrator: &Migrator) -> StoreError {
+fn migration_error(error: MigrateError, migrator: &Migrator) -> StoreError {
     match error {
         MigrateError::VersionMissing(found) => StoreError::Newer {
             found,
-            known: migrator
+            supported: migrator
                 .iter()
                 .map(|migration| migration.version)
                 .max()

@@ -1,4 +1,5 @@
-//! A PostgreSQL that goes without a word: what is sent arrives nowhere, and nothing is closed.
+//! Tests with a PostgreSQL that disappears silently: sent bytes get lost, and connections stay
+//! open.
 
 use std::sync::{
     Arc,
@@ -13,8 +14,8 @@ use tokio::{
 
 use super::*;
 
-/// Carries bytes until they are to be lost; from then on this connection carries none any more.
-async fn carry(
+/// Copies bytes until `lost` is set. Afterwards the connection copies nothing.
+async fn copy_until_lost(
     mut from: impl AsyncReadExt + Unpin,
     mut to: impl AsyncWriteExt + Unpin,
     lost: Arc<AtomicBool>,
@@ -30,23 +31,23 @@ async fn carry(
     }
 }
 
-/// A way to `server` on which everything can be lost; its port.
-async fn way(server: String, lost: Arc<AtomicBool>) -> u16 {
+/// Starts a proxy to `server` that can lose all bytes. Returns its port.
+async fn start_proxy(server: String, lost: Arc<AtomicBool>) -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
         while let Ok((near, _)) = listener.accept().await {
             let far = TcpStream::connect(&server).await.unwrap();
             let (near, far) = (near.into_split(), far.into_split());
-            tokio::spawn(carry(near.0, far.1, lost.clone()));
-            tokio::spawn(carry(far.0, near.1, lost.clone()));
+            tokio::spawn(copy_until_lost(near.0, far.1, lost.clone()));
+            tokio::spawn(copy_until_lost(far.0, near.1, lost.clone()));
         }
     });
     port
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_waits_for_ever_for_a_database_that_has_gone() {
+async fn statements_time_out_if_database_disappears() {
     let Ok(server) = std::env::var("ACRTASK_TEST_POSTGRES") else {
         assert!(std::env::var("ACRTASK_TEST_SKIP_ENGINE").is_ok());
         return;
@@ -54,30 +55,30 @@ async fn nobody_waits_for_ever_for_a_database_that_has_gone() {
     let options = PgConnectOptions::from_str(&server).unwrap();
     let name = format!("acrtask_test_gone_{}", std::process::id());
     let mut admin = PgConnection::connect_with(&options).await.unwrap();
-    let carried_out = async |admin: &mut PgConnection, text: String| {
+    let execute = async |admin: &mut PgConnection, text: String| {
         sqlx::query(AssertSqlSafe(text))
             .execute(admin)
             .await
             .unwrap();
     };
-    carried_out(&mut admin, format!("CREATE DATABASE {name}")).await;
+    execute(&mut admin, format!("CREATE DATABASE {name}")).await;
     let lost = Arc::new(AtomicBool::new(false));
     let address = format!("{}:{}", options.get_host(), options.get_port());
-    let port = way(address, lost.clone()).await;
+    let port = start_proxy(address, lost.clone()).await;
     let url = format!("postgres://postgres@127.0.0.1:{port}/{name}");
     let db = open_postgres(&url, Duration::from_secs(3)).await.unwrap();
 
-    // Every connection waits for an answer when the database goes.
+    // Every connection waits for a result when the database disappears.
     const SLOW: &str = "SELECT CAST(1 AS BIGINT) FROM pg_sleep(1)";
     let waiting: Vec<_> = (0..10)
         .map(|number| {
             let db = db.clone();
             tokio::spawn(async move {
                 if number % 2 == 0 {
-                    return db.rows::<(i64,)>(SLOW, Vec::new()).await;
+                    return db.fetch_all::<(i64,)>(SLOW, Vec::new()).await;
                 }
-                let mut tx = db.write().await?;
-                tx.rows::<(i64,)>(SLOW, Vec::new()).await
+                let mut tx = db.begin().await?;
+                tx.fetch_all::<(i64,)>(SLOW, Vec::new()).await
             })
         })
         .collect();
@@ -85,23 +86,26 @@ async fn nobody_waits_for_ever_for_a_database_that_has_gone() {
     lost.store(true, Ordering::SeqCst);
     for one in waiting {
         let failed = tokio::time::timeout(Duration::from_secs(20), one).await;
-        let error = failed.expect("it waits for ever").unwrap().unwrap_err();
+        let error = failed
+            .expect("the statement waits forever")
+            .unwrap()
+            .unwrap_err();
         assert!(error.is_unavailable(), "{error:?}");
     }
 
-    // It comes back, for those who connect anew: no place in the pool was lost.
+    // New connections succeed when it is back: no slot of the pool was lost.
     lost.store(false, Ordering::SeqCst);
     let back = Instant::now();
-    let ask = || async {
-        db.rows::<(i64,)>("SELECT CAST(1 AS BIGINT)", Vec::new())
+    let ping = || async {
+        db.fetch_all::<(i64,)>("SELECT CAST(1 AS BIGINT)", Vec::new())
             .await
     };
-    while let Err(error) = ask().await {
+    while let Err(error) = ping().await {
         assert!(back.elapsed() < Duration::from_secs(20), "{error:?}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    let all = futures::future::join_all((0..10).map(|_| ask())).await;
+    let all = futures::future::join_all((0..10).map(|_| ping())).await;
     assert!(all.iter().all(Result::is_ok), "{all:?}");
     drop(db);
-    carried_out(&mut admin, format!("DROP DATABASE {name} WITH (FORCE)")).await;
+    execute(&mut admin, format!("DROP DATABASE {name} WITH (FORCE)")).await;
 }

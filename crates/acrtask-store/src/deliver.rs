@@ -1,9 +1,11 @@
-//! Takes deliveries: their rows and all that they lead to, in one transaction, and those that have nothing to do with each
-//! other in the same statements.
+//! Stores deliveries and the decisions about them in one transaction. Independent deliveries share
+//! statements.
 //!
-//! Invariants: a delivery is stored once for each id that its sender gave it, and only that one time leads to anything;
-//! what it leads to for each task that was looked at is a run, a run that there was already, or a reason why nothing.
-//! Locks are taken in one order: bodies, lanes, groups, runs.
+//! Invariants:
+//! - A delivery is stored once per sender id, and only the first copy has an effect.
+//! - A decision about a task starts a run, joins an existing run, cancels runs, or ignores the
+//!   trigger with a reason.
+//! - Locks are acquired in one order: bodies, refs, groups, runs.
 
 mod plan;
 
@@ -18,93 +20,95 @@ use crate::{
     db::{Arg, Sql, Tx, args, one_of},
     enqueue,
     groups::membership,
-    lives::{self, Change},
     quotas::Admission,
+    run_state::{self, Change},
     runs,
 };
 
-/// A delivery that is to be stored.
+/// A delivery to be stored.
 #[derive(Debug, Clone)]
 pub struct NewDelivery {
-    /// Its id.
+    /// Id of the delivery.
     pub id: String,
-    /// The webhook that it came to.
+    /// Webhook that received it.
     pub webhook: String,
-    /// The sender's id of it.
+    /// Id that the sender assigned.
     pub sender_id: String,
-    /// What kind of thing happened.
+    /// Kind of the event.
     pub kind: String,
-    /// The repository that it happened to.
+    /// Repository of the event.
     pub repository: Option<String>,
-    /// What happened, in one sentence.
+    /// Summary of the event, in one sentence.
     pub summary: String,
-    /// Why no task was looked at.
+    /// Reason why the delivery was not evaluated for any task.
     pub note: Option<String>,
-    /// The delivery whose body this is.
+    /// Delivery that this one repeats.
     pub redelivery_of: Option<String>,
-    /// The headers that matter, as JSON.
+    /// JSON of the stored headers.
     pub headers: String,
-    /// The watched base images that a registry reported as pushed.
+    /// Watched base images that a registry reported as pushed.
     pub watches: Vec<String>,
-    /// Bytes of the body.
+    /// Size of the body in bytes.
     pub size: u64,
     /// SHA-256 of the body.
     pub sha256: String,
-    /// The body.
+    /// Body, or its location.
     pub body: StoredBody,
-    /// The age, in milliseconds, from which a delivery with the same body makes this one a replay. `None`: the
-    /// sender's ids are protected, so that the same body under another id is another delivery.
+    /// Minimum age in milliseconds of a delivery with the same body that makes this one a replay.
+    /// `None`: the sender's ids are authenticated, so the same body under another id is another
+    /// delivery.
     pub replay_age: Option<Ms>,
 }
 
-/// A task that a delivery was held against.
+/// Decision about one task for which a delivery was evaluated.
 #[derive(Debug, Clone)]
-pub struct Looked {
-    /// The task's name.
+pub struct TriggerDecision {
+    /// Name of the task.
     pub task: String,
-    /// What kind of trigger it is.
+    /// Kind of the trigger.
     pub kind: String,
-    /// Why, as a sentence.
+    /// Sentence with the reason.
     pub reason: String,
-    /// What it leads to.
-    pub leads_to: LeadsTo,
+    /// Effect of the decision.
+    pub action: TriggerAction,
 }
 
-/// What a delivery leads to for a task.
+/// Effect of a delivery on one task.
 #[derive(Debug, Clone)]
-pub enum LeadsTo {
-    /// A run.
+pub enum TriggerAction {
+    /// Starts a run, or joins an existing one.
     Run {
-        /// The run; its origin's delivery and reason are filled in here.
+        /// The run. The store fills in the delivery and the reason of its origin.
         new: Box<NewRun>,
-        /// Live runs of its lane are ended. If the run needs an approval, only those that need one too.
+        /// Cancels the live runs of the same ref. If the run needs an approval, cancels only those
+        /// that need one too.
         newest_wins: bool,
-        /// A live run of the same commit is joined if it is the newest run of the lane.
+        /// Joins a live run of the same commit if that is the newest run of the ref.
         may_join: bool,
-        /// Whom the forge is told through, as JSON; nothing: it is not told.
+        /// JSON of the target of the commit status. `None`: no commit status is sent.
         status: Option<String>,
     },
-    /// The end of the live runs of a lane.
+    /// Cancels live runs of a ref.
     Cancel {
-        /// The lane.
-        lane: String,
-        /// Runs that it ends.
-        ends: Ends,
+        /// Ref of the runs.
+        ref_key: String,
+        /// Runs to cancel.
+        scope: CancelScope,
     },
-    /// Nothing.
-    Nothing,
+    /// Has no effect.
+    Ignore,
 }
 
-/// The live runs of a lane that a delivery ends.
+/// Live runs of a ref that a delivery cancels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ends {
+pub enum CancelScope {
     /// All of them.
     All,
-    /// Those that wait for an approval: a stranger ends nothing that a maintainer let run.
+    /// Only those that wait for an approval. A fork cannot cancel a run that a maintainer approved.
     Unapproved,
 }
 
-const DELIVERY: Sql = Sql::of(
+const INSERT_DELIVERY: Sql = Sql::new(
     "INSERT INTO deliveries (id, webhook, sender_id, kind, repository, summary, note, redelivery_of, headers, size, sha256, \
      body, blob, received_at, watches) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) \
      ON CONFLICT (webhook, sender_id) DO NOTHING",
@@ -115,24 +119,24 @@ const DELIVERY: Sql = Sql::of(
      ON CONFLICT (webhook, sender_id) DO NOTHING",
 );
 
-const OUTCOME: Sql = Sql::of(
-    "INSERT INTO triggers (id, kind, task, received_at, run_id, joined, suppressed_reason, suppressed_at, delivery_id, place, \
+const INSERT_OUTCOME: Sql = Sql::new(
+    "INSERT INTO triggers (id, kind, task, received_at, run_id, joined, ignored_reason, ignored_at, delivery_id, place, \
      detail) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
-    "INSERT INTO triggers (id, kind, task, received_at, run_id, joined, suppressed_reason, suppressed_at, delivery_id, place, \
+    "INSERT INTO triggers (id, kind, task, received_at, run_id, joined, ignored_reason, ignored_at, delivery_id, place, \
      detail) SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::bigint[], $5::text[], $6::bigint[], $7::text[], \
      $8::bigint[], $9::text[], $10::bigint[], $11::text[])",
 );
 
-const STATUS: Sql = Sql::of(
+const INSERT_STATUS: Sql = Sql::new(
     "INSERT INTO commit_statuses (run_id, target, next_at) VALUES ($1, $2, $3)",
     "INSERT INTO commit_statuses (run_id, target, next_at) SELECT * FROM UNNEST($1::text[], $2::text[], $3::bigint[])",
 );
 
-/// A live run of a lane.
+/// A live run of a ref.
 #[derive(Debug, FromRow)]
-struct InLane {
+struct RefRun {
     id: String,
-    lane: String,
+    ref_key: String,
     commit_id: Option<String>,
     group_name: Option<String>,
     cancel_requested_at: Option<i64>,
@@ -140,32 +144,32 @@ struct InLane {
     newest: i64,
 }
 
-impl InLane {
-    fn is_ended_by(&self, ends: Ends) -> bool {
-        ends == Ends::All || self.approval.as_deref() == Some("pending")
+impl RefRun {
+    fn is_canceled_by(&self, scope: CancelScope) -> bool {
+        scope == CancelScope::All || self.approval.as_deref() == Some("pending")
     }
 }
 
-impl LeadsTo {
-    fn lane(&self) -> Option<&str> {
+impl TriggerAction {
+    fn ref_key(&self) -> Option<&str> {
         match self {
-            Self::Run { new, .. } => new.origin.lane.as_deref(),
-            Self::Cancel { lane, .. } => Some(lane),
-            Self::Nothing => None,
+            Self::Run { new, .. } => new.origin.ref_key.as_deref(),
+            Self::Cancel { ref_key, .. } => Some(ref_key),
+            Self::Ignore => None,
         }
     }
 
-    /// Whether it ends what is live in its lane.
-    fn clears(&self) -> bool {
+    /// Returns `true` if the action cancels live runs of its ref.
+    fn cancels_live_runs(&self) -> bool {
         match self {
             Self::Run { newest_wins, .. } => *newest_wins,
             Self::Cancel { .. } => true,
-            Self::Nothing => false,
+            Self::Ignore => false,
         }
     }
 }
 
-fn row(new: &NewDelivery, now: Ms) -> Vec<Arg> {
+fn delivery_args(new: &NewDelivery, now: Ms) -> Vec<Arg> {
     let (body, blob) = match &new.body {
         StoredBody::Inline(bytes) => (Some(bytes.clone()), None),
         StoredBody::Blob(key) => (None, Some(key.clone())),
@@ -189,22 +193,30 @@ fn row(new: &NewDelivery, now: Ms) -> Vec<Arg> {
     ]
 }
 
-/// Writes the rows of those that did not come before; the ids of these.
-async fn store(tx: &mut Tx, mut all: Vec<&NewDelivery>, now: Ms) -> Result<HashSet<String>> {
-    // In one order, so that of two servers none waits for the other one's rows.
+/// Stores the rows of new deliveries. Returns their ids.
+async fn store_deliveries(
+    tx: &mut Tx,
+    mut all: Vec<&NewDelivery>,
+    now: Ms,
+) -> Result<HashSet<String>> {
+    // A fixed order prevents two servers from waiting for each other's rows.
     all.sort_by_key(|delivery| (&delivery.webhook, &delivery.sender_id));
     let ids: Vec<String> = all.iter().map(|delivery| delivery.id.clone()).collect();
-    let rows = all.into_iter().map(|delivery| row(delivery, now)).collect();
-    if tx.each(DELIVERY, rows).await? == ids.len() as u64 {
+    let rows = all
+        .into_iter()
+        .map(|delivery| delivery_args(delivery, now))
+        .collect();
+    if tx.exec_each(INSERT_DELIVERY, rows).await? == ids.len() as u64 {
         return Ok(ids.into_iter().collect());
     }
     let sql = one_of!("SELECT id FROM deliveries WHERE id", "$1", "");
-    let stored: Vec<(String,)> = tx.rows(sql, args![ids]).await?;
+    let stored: Vec<(String,)> = tx.fetch_all(sql, args![ids]).await?;
     Ok(stored.into_iter().map(|(id,)| id).collect())
 }
 
-/// A webhook may have any number of deliveries: they are found by the body, and not in the order that they came in.
-const SAME_BODY: Sql = Sql::of(
+/// A webhook may have any number of deliveries. The statement finds them by their body, and not in
+/// order of receipt.
+const SAME_BODY: Sql = Sql::new(
     "SELECT id FROM deliveries INDEXED BY deliveries_body \
      WHERE webhook = $1 AND sha256 = $2 AND id <> $3 AND received_at <= $5 AND redelivery_of IS NULL \
      ORDER BY received_at LIMIT $4",
@@ -213,8 +225,9 @@ const SAME_BODY: Sql = Sql::of(
      ORDER BY received_at + 0 LIMIT $4",
 );
 
-/// Returns the delivery that `new` replays: one with the same body that is old enough, and not one of `later`.
-async fn replayed(
+/// Returns the delivery that `new` replays: one with the same body that is old enough and not in
+/// `later`.
+async fn find_replayed(
     tx: &mut Tx,
     new: &NewDelivery,
     later: &HashSet<String>,
@@ -223,10 +236,10 @@ async fn replayed(
     let Some(age) = new.replay_age else {
         return Ok(None);
     };
-    // Of those that came with the same body, at most so many are of `later`.
+    // At most `later.len()` of the deliveries with this body are in `later`.
     let limit = later.len() as u64 + 1;
     let rows: Vec<(String,)> = tx
-        .rows(
+        .fetch_all(
             SAME_BODY,
             args![
                 new.webhook.as_str(),
@@ -241,10 +254,10 @@ async fn replayed(
     Ok(before.find(|id| !later.contains(id)))
 }
 
-/// The delivery that came with the same id before.
-async fn earlier(tx: &mut Tx, new: &NewDelivery) -> Result<String> {
+/// Returns the delivery that was stored with the same sender id.
+async fn find_earlier(tx: &mut Tx, new: &NewDelivery) -> Result<String> {
     let row: Option<(String,)> = tx
-        .row(
+        .fetch_optional(
             "SELECT id FROM deliveries WHERE webhook = $1 AND sender_id = $2",
             args![new.webhook.as_str(), new.sender_id.as_str()],
         )
@@ -253,25 +266,25 @@ async fn earlier(tx: &mut Tx, new: &NewDelivery) -> Result<String> {
         .ok_or_else(|| StoreError::conflict("the delivery is being stored now"))
 }
 
-/// The live runs that a new one may join, and those of lanes that are cleared. A lane may have many runs that wait, which
-/// are none of this delivery's business.
+/// Selects live runs that a new run may join, and live runs of refs with cancellations. Any number
+/// of other runs may wait for the same ref; the statement skips them.
 const LIVE: Sql = {
     macro_rules! columns {
         ($runs:literal) => {
             concat!(
-                "SELECT id, lane, commit_id, group_name, cancel_requested_at, approval, \
-                 CAST(CASE WHEN seq = (SELECT MAX(newer.seq) FROM runs newer WHERE newer.lane = runs.lane) \
+                "SELECT id, ref_key, commit_id, group_name, cancel_requested_at, approval, \
+                 CAST(CASE WHEN seq = (SELECT MAX(newer.seq) FROM runs newer WHERE newer.ref_key = runs.ref_key) \
                  THEN 1 ELSE 0 END AS BIGINT) AS newest FROM ",
                 $runs,
-                " WHERE lane IS NOT NULL AND state IN ('queued', 'leased', 'running') AND lane"
+                " WHERE ref_key IS NOT NULL AND state IN ('queued', 'leased', 'running') AND ref_key"
             )
         };
     }
-    Sql::of(
+    Sql::new(
         concat!(
-            columns!("runs INDEXED BY runs_lane"),
+            columns!("runs INDEXED BY runs_ref"),
             " IN (SELECT value FROM json_each($1)) AND commit_id IN (SELECT value FROM json_each($2)) UNION ",
-            columns!("runs INDEXED BY runs_lane"),
+            columns!("runs INDEXED BY runs_ref"),
             " IN (SELECT value FROM json_each($3)) ORDER BY id"
         ),
         concat!(
@@ -283,16 +296,16 @@ const LIVE: Sql = {
     )
 };
 
-async fn live(
+async fn find_live_runs(
     tx: &mut Tx,
-    looked: &[&Looked],
-    lanes: &BTreeSet<&str>,
-    clearing: &HashSet<&str>,
-) -> Result<Vec<InLane>> {
-    if lanes.is_empty() {
+    decisions: &[&TriggerDecision],
+    ref_keys: &BTreeSet<&str>,
+    canceling: &HashSet<&str>,
+) -> Result<Vec<RefRun>> {
+    if ref_keys.is_empty() {
         return Ok(Vec::new());
     }
-    let commits: BTreeSet<&str> = looked
+    let commits: BTreeSet<&str> = decisions
         .iter()
         .copied()
         .filter_map(new_run)
@@ -301,50 +314,57 @@ async fn live(
     let texts = |names: &mut dyn Iterator<Item = &&str>| -> Vec<String> {
         names.map(|name| (*name).to_owned()).collect()
     };
-    tx.rows(
+    tx.fetch_all(
         LIVE,
         args![
-            texts(&mut lanes.iter()),
+            texts(&mut ref_keys.iter()),
             texts(&mut commits.iter()),
-            texts(&mut clearing.iter())
+            texts(&mut canceling.iter())
         ],
     )
     .await
 }
 
-/// Locks all that deliveries may change, and gives the live runs of their lanes, and those of them that may end.
-async fn lock(tx: &mut Tx, looked: &[&Looked]) -> Result<(Vec<InLane>, Vec<lives::Living>)> {
-    let lanes: BTreeSet<&str> = looked
+/// Locks all runs that the deliveries may change. Returns the live runs of their refs, and the
+/// locked runs.
+async fn lock_affected_runs(
+    tx: &mut Tx,
+    decisions: &[&TriggerDecision],
+) -> Result<(Vec<RefRun>, Vec<run_state::LockedRun>)> {
+    let ref_keys: BTreeSet<&str> = decisions
         .iter()
-        .filter_map(|one| one.leads_to.lane())
+        .filter_map(|one| one.action.ref_key())
         .collect();
-    lives::lock_groups(
+    run_state::lock_groups(
         tx,
-        lanes.iter().map(|lane| format!("lane {lane}")).collect(),
+        ref_keys
+            .iter()
+            .map(|ref_key| format!("ref_key {ref_key}"))
+            .collect(),
     )
     .await?;
-    let clearing: HashSet<&str> = looked
+    let canceling: HashSet<&str> = decisions
         .iter()
-        .filter(|one| one.leads_to.clears())
-        .filter_map(|one| one.leads_to.lane())
+        .filter(|one| one.action.cancels_live_runs())
+        .filter_map(|one| one.action.ref_key())
         .collect();
-    let live = live(tx, looked, &lanes, &clearing).await?;
-    let ending: Vec<&InLane> = live
+    let live = find_live_runs(tx, decisions, &ref_keys, &canceling).await?;
+    let to_cancel: Vec<&RefRun> = live
         .iter()
-        .filter(|run| clearing.contains(run.lane.as_str()))
+        .filter(|run| canceling.contains(run.ref_key.as_str()))
         .collect();
-    let new: Vec<&NewRun> = looked.iter().copied().filter_map(new_run).collect();
+    let new: Vec<&NewRun> = decisions.iter().copied().filter_map(new_run).collect();
     let groups = new
         .iter()
         .filter_map(|new| membership(new))
         .map(|group| group.key);
     let groups: BTreeSet<String> = groups
-        .chain(ending.iter().filter_map(|run| run.group_name.clone()))
+        .chain(to_cancel.iter().filter_map(|run| run.group_name.clone()))
         .collect();
-    lives::lock_groups(tx, groups).await?;
+    run_state::lock_groups(tx, groups).await?;
     let mut ids: BTreeSet<RunId> = BTreeSet::new();
-    for run in &ending {
-        ids.insert(runs::id(run.id.clone())?);
+    for run in &to_cancel {
+        ids.insert(runs::parse_run_id(run.id.clone())?);
     }
     let superseding: Vec<String> = new
         .iter()
@@ -354,210 +374,223 @@ async fn lock(tx: &mut Tx, looked: &[&Looked]) -> Result<(Vec<InLane>, Vec<lives
         .collect();
     if tx.is_postgres() && !superseding.is_empty() {
         let members: Vec<(String,)> = tx
-            .rows(
+            .fetch_all(
                 "SELECT id FROM runs WHERE group_name = ANY($1) AND state IN ('queued', 'leased', 'running')",
                 args![superseding],
             )
             .await?;
         for (id,) in members {
-            ids.insert(runs::id(id)?);
+            ids.insert(runs::parse_run_id(id)?);
         }
     }
     let locked = if ids.is_empty() {
         Vec::new()
     } else {
-        lives::lock_runs(tx, &ids.iter().collect()).await?
+        run_state::lock_runs(tx, &ids.iter().collect()).await?
     };
     Ok((live, locked))
 }
 
-fn new_run(looked: &Looked) -> Option<&NewRun> {
-    match &looked.leads_to {
-        LeadsTo::Run { new, .. } => Some(new),
+fn new_run(decision: &TriggerDecision) -> Option<&NewRun> {
+    match &decision.action {
+        TriggerAction::Run { new, .. } => Some(new),
         _ => None,
     }
 }
 
 impl Store {
-    /// Stores a delivery and all that it leads to, in one transaction. One that its sender sent before leads to nothing.
-    pub async fn deliver(
+    /// Stores a delivery and its effects in one transaction. A repeated delivery has no effect.
+    pub async fn record_delivery(
         &self,
         delivery: NewDelivery,
-        looked: Vec<Looked>,
+        decisions: Vec<TriggerDecision>,
         now: Ms,
     ) -> Result<Delivered> {
-        let mut all = self.deliver_many(vec![(delivery, looked)], now).await?;
+        let mut all = self
+            .record_deliveries(vec![(delivery, decisions)], now)
+            .await?;
         all.pop()
-            .ok_or_else(|| StoreError::corrupt("a delivery that was just stored is not there"))
+            .ok_or_else(|| StoreError::corrupt("a delivery that was just stored is missing"))
     }
 
-    /// The same for many, in one transaction: as if they had come one after the other.
-    pub async fn deliver_many(
+    /// Stores deliveries as [`Store::record_delivery`] does, in one transaction. The result is the
+    /// same as for one delivery after the other.
+    pub async fn record_deliveries(
         &self,
-        all: Vec<(NewDelivery, Vec<Looked>)>,
+        all: Vec<(NewDelivery, Vec<TriggerDecision>)>,
         now: Ms,
     ) -> Result<Vec<Delivered>> {
-        let mut tx = self.db.write().await?;
-        let stored = store(&mut tx, all.iter().map(|(one, _)| one).collect(), now).await?;
+        let mut tx = self.db.begin().await?;
+        let stored =
+            store_deliveries(&mut tx, all.iter().map(|(one, _)| one).collect(), now).await?;
         let mut done: Vec<Option<Delivered>> = Vec::with_capacity(all.len());
         let mut new = Vec::new();
-        for (place, (delivery, looked)) in all.into_iter().enumerate() {
+        for (index, (delivery, decisions)) in all.into_iter().enumerate() {
             if stored.contains(&delivery.id) {
                 done.push(None);
-                new.push(Led {
-                    place,
+                new.push(StoredDelivery {
+                    index,
                     delivery,
-                    looked,
+                    decisions,
                 });
             } else {
-                done.push(Some(Delivered::Seen(earlier(&mut tx, &delivery).await?)));
+                done.push(Some(Delivered::Duplicate(
+                    find_earlier(&mut tx, &delivery).await?,
+                )));
             }
         }
         let bodies = new.iter().filter(|one| one.may_be_replayed());
-        lives::lock_groups(&mut tx, bodies.map(Led::body).collect()).await?;
-        let runs = new.iter().flat_map(|one| &one.looked).filter_map(new_run);
+        run_state::lock_groups(&mut tx, bodies.map(StoredDelivery::body_key).collect()).await?;
+        let runs = new
+            .iter()
+            .flat_map(|one| &one.decisions)
+            .filter_map(new_run);
         let mut admission = Admission::load(&mut tx, runs, now).await?;
-        let rounds = rounds(new);
+        let rounds = split_into_rounds(new);
         if rounds.len() > 1 {
-            let all = rounds.iter().flatten().flat_map(|one| &one.looked);
-            lock(&mut tx, &all.collect::<Vec<_>>()).await?;
+            let all = rounds.iter().flatten().flat_map(|one| &one.decisions);
+            lock_affected_runs(&mut tx, &all.collect::<Vec<_>>()).await?;
         }
         let mut later = stored;
         for round in rounds {
-            for (place, delivered) in lead(&mut tx, round, &mut later, &mut admission, now).await? {
-                done[place] = Some(delivered);
+            for (index, delivered) in
+                write_effects(&mut tx, round, &mut later, &mut admission, now).await?
+            {
+                done[index] = Some(delivered);
             }
         }
         admission.store(&mut tx, now).await?;
         tx.commit().await?;
         done.into_iter()
             .collect::<Option<_>>()
-            .ok_or_else(|| StoreError::corrupt("a delivery that was just stored led to nothing"))
+            .ok_or_else(|| StoreError::corrupt("a delivery that was just stored has no result"))
     }
 }
 
-/// A delivery whose row is there, and what it leads to.
-struct Led {
-    /// Its place among all.
-    place: usize,
+/// A delivery whose row is stored, and the decisions about it.
+struct StoredDelivery {
+    /// Index in the batch.
+    index: usize,
     delivery: NewDelivery,
-    looked: Vec<Looked>,
+    decisions: Vec<TriggerDecision>,
 }
 
-impl Led {
+impl StoredDelivery {
     /// Returns `true` if an earlier delivery with the same body matters.
     fn may_be_replayed(&self) -> bool {
         self.delivery.replay_age.is_some()
             && self
-                .looked
+                .decisions
                 .iter()
-                .any(|one| !matches!(one.leads_to, LeadsTo::Nothing))
+                .any(|one| !matches!(one.action, TriggerAction::Ignore))
     }
 
-    fn body(&self) -> String {
+    fn body_key(&self) -> String {
         format!("body {} {}", self.delivery.webhook, self.delivery.sha256)
     }
 
-    /// All by which one delivery can matter to another one.
-    fn concerns(&self) -> HashSet<String> {
-        let lanes = self.looked.iter().filter_map(|one| one.leads_to.lane());
-        let new = self.looked.iter().filter_map(new_run);
+    /// Returns the keys by which two deliveries can conflict.
+    fn conflict_keys(&self) -> HashSet<String> {
+        let ref_keys = self.decisions.iter().filter_map(|one| one.action.ref_key());
+        let new = self.decisions.iter().filter_map(new_run);
         let groups = new.filter_map(membership);
-        lanes
-            .map(|lane| format!("lane {lane}"))
+        ref_keys
+            .map(|ref_key| format!("ref_key {ref_key}"))
             .chain(groups.map(|group| format!("group {}", group.key)))
-            .chain(self.may_be_replayed().then(|| self.body()))
+            .chain(self.may_be_replayed().then(|| self.body_key()))
             .collect()
     }
 }
 
-/// The deliveries in order, cut where one concerns what another one before it does.
-fn rounds(all: Vec<Led>) -> Vec<Vec<Led>> {
-    let mut rounds: Vec<Vec<Led>> = Vec::new();
+/// Splits the deliveries, in order, before each one that conflicts with the current round.
+fn split_into_rounds(all: Vec<StoredDelivery>) -> Vec<Vec<StoredDelivery>> {
+    let mut rounds: Vec<Vec<StoredDelivery>> = Vec::new();
     let mut taken = HashSet::new();
     for one in all {
-        let concerns = one.concerns();
+        let keys = one.conflict_keys();
         match rounds.last_mut() {
-            Some(round) if taken.is_disjoint(&concerns) => round.push(one),
+            Some(round) if taken.is_disjoint(&keys) => round.push(one),
             _ => {
                 taken.clear();
                 rounds.push(vec![one]);
             }
         }
-        taken.extend(concerns);
+        taken.extend(keys);
     }
     rounds
 }
 
-/// Writes what deliveries lead to that do not concern each other. `later` are those that were stored in this transaction
-/// and led to nothing yet.
-async fn lead(
+/// Writes the effects of deliveries that do not conflict. `later` contains the deliveries of this
+/// transaction whose effects are not written yet.
+async fn write_effects(
     tx: &mut Tx,
-    round: Vec<Led>,
+    round: Vec<StoredDelivery>,
     later: &mut HashSet<String>,
     admission: &mut Admission,
     now: Ms,
 ) -> Result<Vec<(usize, Delivered)>> {
-    let looked: Vec<&Looked> = round.iter().flat_map(|one| &one.looked).collect();
-    let (live, locked) = lock(tx, &looked).await?;
-    let in_lane: HashMap<&str, &InLane> = live.iter().map(|run| (run.id.as_str(), run)).collect();
+    let decisions: Vec<&TriggerDecision> = round.iter().flat_map(|one| &one.decisions).collect();
+    let (live, locked) = lock_affected_runs(tx, &decisions).await?;
+    let ref_runs: HashMap<&str, &RefRun> = live.iter().map(|run| (run.id.as_str(), run)).collect();
     let mut plan = Plan::default();
     let mut done = Vec::with_capacity(round.len());
     for one in round {
         later.remove(&one.delivery.id);
         let replayed = if one.may_be_replayed() {
-            replayed(tx, &one.delivery, later, now).await?
+            find_replayed(tx, &one.delivery, later, now).await?
         } else {
             None
         };
-        let Led {
-            place,
+        let StoredDelivery {
+            index,
             delivery,
-            looked,
+            decisions,
         } = one;
-        let lanes: HashSet<String> = looked
+        let ref_keys: HashSet<String> = decisions
             .iter()
-            .filter_map(|one| one.leads_to.lane().map(str::to_owned))
+            .filter_map(|one| one.action.ref_key().map(str::to_owned))
             .collect();
         let outcomes = plan.add(
             &delivery,
-            looked,
+            decisions,
             &live,
             replayed.as_deref(),
             admission,
             now,
         );
-        done.push((place, outcomes, lanes));
+        done.push((index, outcomes, ref_keys));
     }
     let mut canceled: Vec<(RunId, &str)> = Vec::new();
-    let mut changes: Vec<Change> = locked.into_iter().map(Change::of).collect();
+    let mut changes: Vec<Change> = locked.into_iter().map(Change::new).collect();
     for change in &mut changes {
         let id = &change.run.id;
-        if let Some(run) = in_lane.get(id.as_str())
-            && let Some((ends, reason)) = plan.ends.get(&run.lane)
-            && run.is_ended_by(*ends)
-            && change.run.life.cancel(reason, now)
+        if let Some(run) = ref_runs.get(id.as_str())
+            && let Some((scope, reason)) = plan.cancellations.get(&run.ref_key)
+            && run.is_canceled_by(*scope)
+            && change.run.machine.cancel(reason, now)
         {
-            canceled.push((id.clone(), &run.lane));
+            canceled.push((id.clone(), &run.ref_key));
         }
     }
-    lives::save(tx, &changes, "canceled", now).await?;
-    for (lane, by) in &plan.newer {
-        let older = canceled.iter().filter(|(_, canceled)| canceled == lane);
+    run_state::save_changes(tx, &changes, "canceled", now).await?;
+    for (ref_key, by) in &plan.newer {
+        let older = canceled.iter().filter(|(_, canceled)| canceled == ref_key);
         let older = older.map(|(id, _)| id.to_string()).collect();
         enqueue::mark_superseded(tx, older, by).await?;
     }
-    enqueue::insert(tx, &plan.new, now).await?;
+    enqueue::insert_runs(tx, &plan.new, now).await?;
     if !plan.triggers.is_empty() {
-        tx.each(OUTCOME, plan.triggers).await?;
+        tx.exec_each(INSERT_OUTCOME, plan.triggers).await?;
     }
     if !plan.statuses.is_empty() {
-        tx.each(STATUS, plan.statuses).await?;
+        tx.exec_each(INSERT_STATUS, plan.statuses).await?;
     }
-    let delivered = done.into_iter().map(|(place, outcomes, lanes)| {
-        let canceled = canceled.iter().filter(|(_, lane)| lanes.contains(*lane));
+    let delivered = done.into_iter().map(|(index, outcomes, ref_keys)| {
+        let canceled = canceled
+            .iter()
+            .filter(|(_, ref_key)| ref_keys.contains(*ref_key));
         let canceled = canceled.map(|(id, _)| id.clone()).collect();
-        (place, Delivered::New { outcomes, canceled })
+        (index, Delivered::New { outcomes, canceled })
     });
     Ok(delivered.collect())
 }

@@ -1,110 +1,111 @@
-//! Deliveries as rows: what a forge or a registry sent, and what it led to. How they come in is in `deliver.rs`.
+//! Deliveries as rows: requests of forges and registries, and the decisions about them.
+//! `deliver.rs` stores them.
 
 use std::collections::HashMap;
 
-use acrtask_api::webhook::OutcomeKind;
+use acrtask_api::webhook::DecisionAction;
 use acrtask_model::RunId;
 use sqlx::FromRow;
 
 use crate::{
     Ms, Result, Store, StoreError,
     db::{Sql, Tx, args, one_of},
-    from_json, lives, runs,
+    from_json, run_state, runs,
 };
 
-/// Where the body of a delivery is.
+/// Location of the body of a delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoredBody {
-    /// With its row.
+    /// In the row of the delivery.
     Inline(Vec<u8>),
-    /// In the blob with this key, which was written before.
+    /// In the blob with this key, which already exists.
     Blob(String),
 }
 
-/// What came of a delivery.
+/// Result of storing a delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Delivered {
-    /// It is stored now.
+    /// The delivery is new.
     New {
-        /// What it led to, for each task that was looked at.
+        /// Decisions about the tasks that the delivery was evaluated for.
         outcomes: Vec<OutcomeRow>,
-        /// Runs whose end was asked for.
+        /// Runs whose cancellation the delivery requested.
         canceled: Vec<RunId>,
     },
-    /// It was stored before, with this id.
-    Seen(String),
+    /// The delivery is stored already, with this id.
+    Duplicate(String),
 }
 
-/// What a trigger led to.
+/// Decision about one task, with its trigger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutcomeRow {
-    /// The trigger's id.
+    /// Id of the trigger.
     pub trigger: String,
-    /// The task's name.
+    /// Name of the task.
     pub task: String,
-    /// What kind of trigger it was.
+    /// Kind of the trigger.
     pub kind: String,
-    /// When it came.
+    /// Time of the trigger.
     pub received_at: Ms,
-    /// The delivery that it came with.
+    /// Id of the delivery, if any.
     pub delivery: Option<String>,
-    /// What it led to.
-    pub what: OutcomeKind,
-    /// The run.
+    /// Kind of the decision.
+    pub what: DecisionAction,
+    /// Run that was started or joined.
     pub run: Option<RunId>,
-    /// Why.
+    /// Reason of the decision.
     pub reason: String,
 }
 
-/// A delivery that is stored.
+/// A stored delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeliveryRow {
-    /// Its id.
+    /// Id of the delivery.
     pub id: String,
-    /// The webhook that it came to.
+    /// Webhook that received it.
     pub webhook: String,
-    /// The sender's id of it.
+    /// Id that the sender assigned.
     pub sender_id: String,
-    /// What kind of thing happened.
+    /// Kind of the event.
     pub kind: String,
-    /// The repository that it happened to.
+    /// Repository of the event.
     pub repository: Option<String>,
-    /// What happened.
+    /// Summary of the event, in one sentence.
     pub summary: String,
-    /// Why no task was looked at.
+    /// Reason why the delivery was not evaluated for any task.
     pub note: Option<String>,
-    /// The delivery whose body this is.
+    /// Delivery that this one repeats.
     pub redelivery_of: Option<String>,
-    /// The headers that matter, as JSON.
+    /// JSON of the stored headers.
     pub headers: String,
-    /// Bytes of the body.
+    /// Size of the body in bytes.
     pub size: u64,
     /// SHA-256 of the body.
     pub sha256: String,
-    /// When it came.
+    /// Time of receipt.
     pub received_at: Ms,
-    /// The watched base images that a registry reported as pushed.
+    /// Watched base images that a registry reported as pushed.
     pub watches: Vec<String>,
-    /// What it led to.
+    /// Decisions about tasks.
     pub outcomes: Vec<OutcomeRow>,
 }
 
-/// Which deliveries a list shows.
+/// Filter of a list of deliveries.
 #[derive(Debug, Clone, Default)]
 pub struct DeliveryFilter {
-    /// Only those of this webhook.
+    /// Only deliveries to this webhook.
     pub webhook: Option<String>,
     /// Only deliveries that were received at this time or later.
     pub since: Option<Ms>,
     /// Only deliveries that were received before this time.
     pub until: Option<Ms>,
-    /// What an earlier page gave as its cursor.
+    /// Cursor from the previous page.
     pub before: Option<String>,
-    /// At most so many.
+    /// At most this number of deliveries.
     pub limit: u32,
 }
 
-/// The columns of [`RawDelivery`].
+/// Returns the columns of [`RawDelivery`].
 macro_rules! delivery_columns {
     () => {
         "id, webhook, sender_id, kind, repository, summary, note, redelivery_of, headers, size, sha256, received_at, \
@@ -112,10 +113,10 @@ macro_rules! delivery_columns {
     };
 }
 
-/// The columns of [`RawOutcome`].
+/// Returns the columns of [`RawOutcome`].
 macro_rules! outcome_columns {
     () => {
-        "id, kind, task, received_at, run_id, joined, suppressed_reason, delivery_id, detail"
+        "id, kind, task, received_at, run_id, joined, ignored_reason, delivery_id, detail"
     };
 }
 
@@ -144,7 +145,7 @@ struct RawOutcome {
     received_at: i64,
     run_id: Option<String>,
     joined: i64,
-    suppressed_reason: Option<String>,
+    ignored_reason: Option<String>,
     delivery_id: Option<String>,
     detail: Option<String>,
 }
@@ -153,7 +154,7 @@ impl TryFrom<RawOutcome> for OutcomeRow {
     type Error = StoreError;
 
     fn try_from(raw: RawOutcome) -> Result<Self> {
-        let run = raw.run_id.map(runs::id).transpose()?;
+        let run = raw.run_id.map(runs::parse_run_id).transpose()?;
         Ok(Self {
             trigger: raw.id,
             task: raw.task.unwrap_or_default(),
@@ -161,22 +162,22 @@ impl TryFrom<RawOutcome> for OutcomeRow {
             received_at: raw.received_at,
             delivery: raw.delivery_id,
             what: match (&run, raw.joined) {
-                (Some(_), 0) => OutcomeKind::Run,
-                (Some(_), _) => OutcomeKind::Joined,
-                (None, _) => OutcomeKind::Suppressed,
+                (Some(_), 0) => DecisionAction::RunStarted,
+                (Some(_), _) => DecisionAction::ExistingRun,
+                (None, _) => DecisionAction::Ignored,
             },
             run,
-            reason: raw.suppressed_reason.or(raw.detail).unwrap_or_default(),
+            reason: raw.ignored_reason.or(raw.detail).unwrap_or_default(),
         })
     }
 }
 
 impl Store {
-    /// A delivery.
+    /// Returns one delivery.
     pub async fn delivery(&self, id: &str) -> Result<DeliveryRow> {
         let raw: Option<RawDelivery> = self
             .db
-            .row(
+            .fetch_optional(
                 concat!(
                     "SELECT ",
                     delivery_columns!(),
@@ -191,11 +192,11 @@ impl Store {
             .ok_or_else(|| StoreError::not_found(format!("delivery {id}")))
     }
 
-    /// The body of a delivery.
+    /// Returns the body of a delivery.
     pub async fn delivery_body(&self, id: &str) -> Result<StoredBody> {
         let raw: Option<(Option<Vec<u8>>, Option<String>)> = self
             .db
-            .row("SELECT body, blob FROM deliveries WHERE id = $1", args![id])
+            .fetch_optional("SELECT body, blob FROM deliveries WHERE id = $1", args![id])
             .await?;
         match raw {
             Some((Some(bytes), _)) => Ok(StoredBody::Inline(bytes)),
@@ -204,7 +205,7 @@ impl Store {
         }
     }
 
-    /// A page of deliveries, newest first, and the cursor of the next one.
+    /// Returns a page of deliveries, newest first, and the cursor of the next page.
     pub async fn deliveries(
         &self,
         filter: DeliveryFilter,
@@ -232,7 +233,7 @@ impl Store {
                 .and_then(|(at, id)| Some((at.parse::<i64>().ok()?, id)))
                 .ok_or_else(|| StoreError::Invalid {
                     what: format!(
-                        "`{before}` is no cursor; give back what the page before gave as `next`"
+                        "`{before}` is not a cursor; pass the `next` value of the previous page"
                     ),
                 })?;
             args.push(at.into());
@@ -244,7 +245,7 @@ impl Store {
             );
         }
         text += " ORDER BY received_at DESC, id DESC LIMIT $1";
-        let mut raw: Vec<RawDelivery> = self.db.rows(Sql::built(text), args).await?;
+        let mut raw: Vec<RawDelivery> = self.db.fetch_all(Sql::dynamic(text), args).await?;
         let more = raw.len() > filter.limit as usize;
         raw.truncate(filter.limit as usize);
         let next = raw
@@ -268,7 +269,7 @@ impl Store {
             "$1",
             " ORDER BY delivery_id, place"
         );
-        let found: Vec<RawOutcome> = self.db.rows(sql, args![ids]).await?;
+        let found: Vec<RawOutcome> = self.db.fetch_all(sql, args![ids]).await?;
         let mut outcomes: HashMap<String, Vec<OutcomeRow>> = HashMap::new();
         for raw in found {
             let row = OutcomeRow::try_from(raw)?;
@@ -288,7 +289,7 @@ impl Store {
                     note: raw.note,
                     redelivery_of: raw.redelivery_of,
                     headers: raw.headers,
-                    size: lives::size(raw.size)?,
+                    size: run_state::to_u64(raw.size)?,
                     sha256: raw.sha256,
                     received_at: raw.received_at,
                     watches: from_json(&raw.watches)?,
@@ -297,21 +298,21 @@ impl Store {
             .collect()
     }
 
-    /// Grows with each change of a task.
+    /// Returns a number that grows with each change of a task.
     pub async fn task_version(&self) -> Result<i64> {
         let row: Option<(i64,)> = self
             .db
-            .row("SELECT version FROM task_version", args![])
+            .fetch_optional("SELECT version FROM task_version", args![])
             .await?;
         Ok(row.map_or(0, |(version,)| version))
     }
 }
 
-/// Removes deliveries that came before `before`, at most `limit`, with the triggers that led to no run. Says
-/// how many, and gives their blobs.
+/// Removes at most `limit` deliveries that were received before `before`, with their triggers that
+/// led to no run. Returns their number and their blobs.
 pub(crate) async fn expire(tx: &mut Tx, before: Ms, limit: u32) -> Result<(u64, Vec<String>)> {
     let old: Vec<(String, Option<String>)> = tx
-        .rows(
+        .fetch_all(
             "SELECT id, blob FROM deliveries WHERE received_at < $1 ORDER BY received_at, id LIMIT $2",
             args![before, limit],
         )

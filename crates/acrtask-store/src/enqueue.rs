@@ -1,5 +1,5 @@
-//! How runs come in: the accepted trigger, the run and its concurrency group, in one transaction. And the conservation
-//! law, which finds triggers that are accounted for by nothing.
+//! Adds runs: trigger, run and concurrency group in one transaction. Also audits triggers that led
+//! neither to a run nor to a reason.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -10,29 +10,29 @@ use crate::{
     DEFAULT_POOL, Ms, NewRun, PRIORITY_MS, Result, RunRow, Store, StoreError,
     db::{Arg, Sql, Tx, args, one_of},
     groups::membership,
-    lives::{self, Change},
     quotas::Admission,
+    run_state::{self, Change},
     runs, to_json,
 };
 
-/// What came of a request for a run.
+/// Result of a request for a run.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Enqueued {
-    /// A new run.
+    /// The request created the run.
     New(RunRow),
-    /// The run of an earlier request with the same idempotency key.
+    /// An earlier request with the same idempotency key created the run.
     Existing(RunRow),
 }
 
 impl Enqueued {
-    /// The run.
+    /// Returns the run.
     pub fn row(&self) -> &RunRow {
         match self {
             Self::New(row) | Self::Existing(row) => row,
         }
     }
 
-    /// The run.
+    /// Returns the run.
     pub fn into_row(self) -> RunRow {
         match self {
             Self::New(row) | Self::Existing(row) => row,
@@ -40,18 +40,18 @@ impl Enqueued {
     }
 }
 
-/// An accepted trigger that nothing accounts for.
+/// An accepted trigger whose result is missing or overdue.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unaccounted {
-    /// The trigger's id.
+pub struct UnaccountedTrigger {
+    /// Id of the trigger.
     pub trigger: String,
-    /// Its run, where it names one.
+    /// Run of the trigger, if it names one.
     pub run: Option<RunId>,
-    /// What is wrong, in one sentence.
+    /// Description of the problem, in one sentence.
     pub why: String,
 }
 
-const TRIGGER: Sql = Sql::of(
+const INSERT_TRIGGER: Sql = Sql::new(
     "INSERT INTO triggers (id, kind, task, received_at, idempotency_key, run_id, delivery_id, place, detail) \
      VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (idempotency_key) DO NOTHING",
     "INSERT INTO triggers (id, kind, task, received_at, idempotency_key, run_id, delivery_id, place, detail) \
@@ -59,21 +59,21 @@ const TRIGGER: Sql = Sql::of(
      $9::text[]) ON CONFLICT (idempotency_key) DO NOTHING",
 );
 
-const RUN: Sql = Sql::of(
-    "INSERT INTO runs (id, task_id, task_name, spec, queue, class_id, context_id, secrets, started_by, requested_by, rerun_of, \
-     timeout_secs, traceparent, warm_key, max_attempts, group_name, group_max, order_key, created_at, held, lane, commit_id, \
-     approval, notify, trust_domain, charged_to, pending_facts) \
+const INSERT_RUN: Sql = Sql::new(
+    "INSERT INTO runs (id, task_id, task_name, spec, queue, requirement_id, context_id, secrets, started_by, requested_by, rerun_of, \
+     timeout_secs, traceparent, affinity_key, max_attempts, group_name, group_max, queue_rank, created_at, blocked, ref_key, commit_id, \
+     approval, notify, trust_domain, charged_to, pending_variables) \
      VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27)",
-    "INSERT INTO runs (id, task_id, task_name, spec, queue, class_id, context_id, secrets, started_by, requested_by, rerun_of, \
-     timeout_secs, traceparent, warm_key, max_attempts, group_name, group_max, order_key, created_at, held, lane, commit_id, \
-     approval, notify, trust_domain, charged_to, pending_facts) \
+    "INSERT INTO runs (id, task_id, task_name, spec, queue, requirement_id, context_id, secrets, started_by, requested_by, rerun_of, \
+     timeout_secs, traceparent, affinity_key, max_attempts, group_name, group_max, queue_rank, created_at, blocked, ref_key, commit_id, \
+     approval, notify, trust_domain, charged_to, pending_variables) \
      SELECT * FROM UNNEST($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bigint[], $7::text[], $8::bytea[], \
      $9::text[], $10::text[], $11::text[], $12::bigint[], $13::text[], $14::text[], $15::bigint[], $16::text[], \
      $17::bigint[], $18::bigint[], $19::bigint[], $20::bigint[], $21::text[], $22::text[], $23::text[], $24::bigint[], $25::text[], $26::text[], $27::text[])",
 );
 
-/// Its class: pool, platform, labels as JSON.
-fn class(new: &NewRun) -> Result<(String, String, String)> {
+/// Returns the runner requirement: pool, platform, and labels as JSON.
+fn requirement_key(new: &NewRun) -> Result<(String, String, String)> {
     Ok((
         new.queue
             .pool
@@ -84,30 +84,33 @@ fn class(new: &NewRun) -> Result<(String, String, String)> {
     ))
 }
 
-async fn class_id(tx: &mut Tx, (pool, platform, labels): &(String, String, String)) -> Result<i64> {
+async fn find_or_insert_requirement(
+    tx: &mut Tx,
+    (pool, platform, labels): &(String, String, String),
+) -> Result<i64> {
     for _ in 0..2 {
         let found: Option<(i64,)> = tx
-            .row(
-                "SELECT id FROM classes WHERE pool = $1 AND platform = $2 AND labels = $3",
+            .fetch_optional(
+                "SELECT id FROM runner_requirements WHERE pool = $1 AND platform = $2 AND labels = $3",
                 args![pool, platform, labels],
             )
             .await?;
         if let Some((id,)) = found {
             return Ok(id);
         }
-        // Another server may be quicker, which is as well.
+        // Another server may have inserted the row meanwhile.
         tx.exec(
-            "INSERT INTO classes (pool, platform, labels) VALUES ($1, $2, $3) ON CONFLICT (pool, platform, labels) DO NOTHING",
+            "INSERT INTO runner_requirements (pool, platform, labels) VALUES ($1, $2, $3) ON CONFLICT (pool, platform, labels) DO NOTHING",
             args![pool, platform, labels],
         )
         .await?;
     }
     Err(StoreError::corrupt(
-        "a class that was just made is not there",
+        "a runner requirement that was just inserted is missing",
     ))
 }
 
-fn trigger_row(new: &NewRun, now: Ms) -> Vec<Arg> {
+fn trigger_args(new: &NewRun, now: Ms) -> Vec<Arg> {
     args![
         &new.id,
         new.trigger.as_str(),
@@ -121,12 +124,12 @@ fn trigger_row(new: &NewRun, now: Ms) -> Vec<Arg> {
     ]
 }
 
-fn run_row(new: &NewRun, class: i64, now: Ms) -> Result<Vec<Arg>> {
+fn run_args(new: &NewRun, requirement_id: i64, now: Ms) -> Result<Vec<Arg>> {
     let group = membership(new);
     let origin = &new.origin;
     let head_start = i64::from(new.queue.priority) * PRIORITY_MS;
-    let pending_facts = match origin.needs_approval {
-        true => Some(to_json(&new.spec.facts)?),
+    let pending_variables = match origin.needs_approval {
+        true => Some(to_json(&new.spec.variables)?),
         false => None,
     };
     Ok(args![
@@ -135,7 +138,7 @@ fn run_row(new: &NewRun, class: i64, now: Ms) -> Result<Vec<Arg>> {
         new.task_name.as_deref(),
         to_json(&new.spec)?,
         to_json(&new.queue)?,
-        class,
+        requirement_id,
         new.context_id.as_deref(),
         new.secrets.clone(),
         new.trigger.as_str(),
@@ -143,65 +146,69 @@ fn run_row(new: &NewRun, class: i64, now: Ms) -> Result<Vec<Arg>> {
         new.rerun_of.as_ref().map(RunId::as_str),
         new.timeout_secs,
         new.traceparent.as_str(),
-        new.warm_key.as_str(),
+        new.affinity_key.as_str(),
         new.max_attempts.max(1),
         group.as_ref().map(|group| group.key.as_str()),
         group.as_ref().map(|group| group.max),
         now - head_start,
         now,
-        // Held until its group says that there is room, which it does in the same transaction.
+        // Blocked until `release_blocked` finds a free slot, within the same transaction.
         group.is_some(),
-        origin.lane.as_deref(),
+        origin.ref_key.as_deref(),
         origin.commit.as_deref(),
         origin.needs_approval.then_some("pending"),
         origin.notify,
         new.trust_domain.key(),
         origin.charged_to.as_deref(),
-        pending_facts,
+        pending_variables,
     ])
 }
 
-/// Writes its trigger. Gives the id of the run that an earlier trigger with the same key led to.
-async fn accept(tx: &mut Tx, new: &NewRun, now: Ms) -> Result<Option<RunId>> {
-    if tx.each(TRIGGER, vec![trigger_row(new, now)]).await? == 1 {
+/// Stores the trigger. Returns the run of an earlier trigger with the same key.
+async fn insert_trigger(tx: &mut Tx, new: &NewRun, now: Ms) -> Result<Option<RunId>> {
+    if tx
+        .exec_each(INSERT_TRIGGER, vec![trigger_args(new, now)])
+        .await?
+        == 1
+    {
         return Ok(None);
     }
     let key = new.idempotency_key.as_deref();
     let earlier: Option<(Option<String>,)> = tx
-        .row(
+        .fetch_optional(
             "SELECT run_id FROM triggers WHERE idempotency_key = $1",
             args![key],
         )
         .await?;
     match earlier {
-        Some((Some(run),)) => runs::id(run).map(Some),
+        Some((Some(run),)) => runs::parse_run_id(run).map(Some),
         _ => Err(StoreError::conflict(
             "a trigger with this idempotency key was accepted before and led to no run",
         )),
     }
 }
 
-/// Cancels the runs that came before `new` in its group.
+/// Cancels the earlier runs of the group of `new`.
 async fn supersede(tx: &mut Tx, group: &str, new: &NewRun, now: Ms) -> Result<()> {
-    let members = lives::members(tx, group).await?;
-    let mut changes: Vec<Change> = members.into_iter().map(Change::of).collect();
+    let members = run_state::live_group_members(tx, group).await?;
+    let mut changes: Vec<Change> = members.into_iter().map(Change::new).collect();
     let mut canceled = Vec::new();
     for change in &mut changes {
-        // The reason is shown to whom the run is shown: it names no run of another task.
+        // Every reader of the run sees the reason, so it must not name a run of another task.
         let reason = if change.run.task == new.task_name {
             format!("superseded by {}", new.id)
         } else {
             "superseded by a newer run of its group".to_owned()
         };
-        if change.run.life.cancel(&reason, now) {
+        if change.run.machine.cancel(&reason, now) {
             canceled.push(change.run.id.to_string());
         }
     }
-    lives::save(tx, &changes, "canceled", now).await?;
+    run_state::save_changes(tx, &changes, "canceled", now).await?;
     mark_superseded(tx, canceled, &new.id).await
 }
 
-/// Stores which run canceled these because it is newer.
+/// Stores which newer run superseded these runs.
 pub(crate) async fn mark_superseded(tx: &mut Tx, runs: Vec<String>, by: &RunId) -> Result<()> {
     if runs.is_empty() {
         return Ok(());
@@ -210,30 +217,30 @@ pub(crate) async fn mark_superseded(tx: &mut Tx, runs: Vec<String>, by: &RunId) 
     tx.exec(sql, args![runs, by]).await.map(drop)
 }
 
-/// Returns `true` if an earlier request had the idempotency key of this one.
+/// Returns `true` if an earlier request had the same idempotency key.
 async fn is_repeated(tx: &mut Tx, new: &NewRun) -> Result<bool> {
     let Some(key) = new.idempotency_key.as_deref() else {
         return Ok(false);
     };
     let sql = "SELECT id FROM triggers WHERE idempotency_key = $1";
-    let earlier: Option<(String,)> = tx.row(sql, args![key]).await?;
+    let earlier: Option<(String,)> = tx.fetch_optional(sql, args![key]).await?;
     Ok(earlier.is_some())
 }
 
-async fn check_contexts(tx: &mut Tx, new: &[NewRun], now: Ms) -> Result<()> {
+async fn lock_contexts(tx: &mut Tx, new: &[NewRun], now: Ms) -> Result<()> {
     let contexts: BTreeSet<&str> = new
         .iter()
         .filter_map(|new| new.context_id.as_deref())
         .collect();
     for id in contexts {
-        // Written, not only read: the row stays until this transaction has ended.
-        let there = tx
+        // The update locks the row until the end of the transaction.
+        let updated = tx
             .exec(
                 "UPDATE contexts SET last_used_at = $2 WHERE id = $1 AND complete = 1",
                 args![id, now],
             )
             .await?;
-        if there == 0 {
+        if updated == 0 {
             return Err(StoreError::not_found(format!(
                 "context {id} that is complete"
             )));
@@ -243,23 +250,23 @@ async fn check_contexts(tx: &mut Tx, new: &[NewRun], now: Ms) -> Result<()> {
 }
 
 #[derive(Debug, FromRow)]
-struct Lost {
+struct SuspectTrigger {
     id: String,
     run_id: Option<String>,
     state: Option<String>,
 }
 
 impl Store {
-    /// Stores a trigger and its run; `NotFound` where the context is not complete.
+    /// Stores a trigger and its run. Fails with `NotFound` if the context is incomplete.
     pub async fn enqueue(&self, new: NewRun, now: Ms) -> Result<Enqueued> {
         let mut all = self.enqueue_many(vec![new], now).await?;
         all.pop()
-            .ok_or_else(|| StoreError::corrupt("a run that was just stored is not there"))
+            .ok_or_else(|| StoreError::corrupt("a run that was just stored is missing"))
     }
 
-    /// The same for many, in one transaction.
+    /// Stores triggers and runs as [`Store::enqueue`] does, in one transaction.
     pub async fn enqueue_many(&self, new: Vec<NewRun>, now: Ms) -> Result<Vec<Enqueued>> {
-        let mut tx = self.db.write().await?;
+        let mut tx = self.db.begin().await?;
         let mut admission = Admission::load(&mut tx, new.iter(), now).await?;
         for one in &new {
             if let Err(exceeded) = admission.admit(one)
@@ -269,16 +276,19 @@ impl Store {
             }
         }
         let groups = new.iter().filter_map(membership);
-        lives::lock_groups(&mut tx, groups.map(|group| group.key).collect()).await?;
-        lives::lock_members(&mut tx, superseding(&new)).await?;
-        let ids = insert(&mut tx, &new, now).await?;
+        run_state::lock_groups(&mut tx, groups.map(|group| group.key).collect()).await?;
+        run_state::lock_group_members(&mut tx, superseding_groups(&new)).await?;
+        let ids = insert_runs(&mut tx, &new, now).await?;
         admission.store(&mut tx, now).await?;
         let wanted = ids.iter().map(|(id, _)| id.to_string()).collect();
-        let rows = runs::find_all(&mut tx, wanted).await?;
+        let rows = runs::find_runs(&mut tx, wanted).await?;
         tx.commit().await?;
         ids.into_iter()
             .map(|(id, new)| {
-                let row = rows.get(&id).cloned().ok_or_else(|| runs::missing(&id))?;
+                let row = rows
+                    .get(&id)
+                    .cloned()
+                    .ok_or_else(|| runs::missing_run(&id))?;
                 Ok(if new {
                     Enqueued::New(row)
                 } else {
@@ -288,46 +298,50 @@ impl Store {
             .collect()
     }
 
-    /// Triggers that are accounted for by nothing: the run is missing, or its deadline is past by more than `slack_ms`, or
-    /// it is held though its group has room, or no run and no reason is written down. Ticks without a trigger too, and
-    /// timers whose tick nobody has handled.
-    pub async fn unaccounted(&self, now: Ms, slack_ms: i64) -> Result<Vec<Unaccounted>> {
-        let rows: Vec<Lost> = self
+    /// Returns triggers without a proper result. Their run is missing, overdue by more than
+    /// `slack_ms`, or blocked in a group with a free slot; or neither a run nor a reason is stored.
+    /// Includes firings without a trigger, and timers with an overdue firing.
+    pub async fn unaccounted_triggers(
+        &self,
+        now: Ms,
+        slack_ms: i64,
+    ) -> Result<Vec<UnaccountedTrigger>> {
+        let rows: Vec<SuspectTrigger> = self
             .db
-            .rows(
+            .fetch_all(
                 "SELECT t.id, t.run_id, r.state FROM triggers t LEFT JOIN runs r ON r.id = t.run_id \
-                 WHERE t.suppressed_reason IS NULL AND t.received_at < $1 AND (r.id IS NULL \
+                 WHERE t.ignored_reason IS NULL AND t.received_at < $1 AND (r.id IS NULL \
                  OR (r.state IN ('leased', 'running') AND r.deadline < $1) \
-                 OR (r.held = 1 AND (r.approval IS NULL OR r.approval <> 'pending') AND NOT EXISTS (SELECT 1 FROM runs o WHERE o.group_name = r.group_name \
-                 AND o.state IN ('queued', 'leased', 'running') AND o.held = 0))) ORDER BY t.received_at, t.id",
+                 OR (r.blocked = 1 AND (r.approval IS NULL OR r.approval <> 'pending') AND NOT EXISTS (SELECT 1 FROM runs o WHERE o.group_name = r.group_name \
+                 AND o.state IN ('queued', 'leased', 'running') AND o.blocked = 0))) ORDER BY t.received_at, t.id",
                 args![now - slack_ms],
             )
             .await?;
         let runs = rows.into_iter().map(|lost| {
             let why = match (&lost.run_id, lost.state.as_deref()) {
-                (None, _) => "it led to no run, and no reason is written down".into(),
+                (None, _) => "it led to no run, and no reason is stored".into(),
                 (Some(run), None) => format!("its run {run} is missing"),
                 (Some(run), Some("queued")) => {
-                    format!("its run {run} is held, though its group has room")
+                    format!("its run {run} is blocked although its group has a free slot")
                 }
                 (Some(run), Some(state)) => {
-                    format!("its run {run} is {state}, though its deadline is past")
+                    format!("its run {run} is {state} although its deadline has passed")
                 }
             };
-            Ok(Unaccounted {
+            Ok(UnaccountedTrigger {
                 trigger: lost.id,
-                run: lost.run_id.map(runs::id).transpose()?,
+                run: lost.run_id.map(runs::parse_run_id).transpose()?,
                 why,
             })
         });
-        let mut found: Vec<Unaccounted> = runs.collect::<Result<_>>()?;
-        found.extend(self.unaccounted_ticks(now - slack_ms).await?);
+        let mut found: Vec<UnaccountedTrigger> = runs.collect::<Result<_>>()?;
+        found.extend(self.unaccounted_firings(now - slack_ms).await?);
         Ok(found)
     }
 }
 
-/// Returns the groups whose earlier runs are canceled by new ones.
-pub(crate) fn superseding(new: &[NewRun]) -> BTreeSet<String> {
+/// Returns the groups in which new runs supersede earlier ones.
+pub(crate) fn superseding_groups(new: &[NewRun]) -> BTreeSet<String> {
     new.iter()
         .filter_map(membership)
         .filter(|group| group.supersedes)
@@ -335,63 +349,72 @@ pub(crate) fn superseding(new: &[NewRun]) -> BTreeSet<String> {
         .collect()
 }
 
-/// Writes triggers and runs, in order. The groups of the runs are locked, and the members of those that supersede. Gives
-/// the run of each request, and whether it is new.
-pub(crate) async fn insert(tx: &mut Tx, new: &[NewRun], now: Ms) -> Result<Vec<(RunId, bool)>> {
-    check_contexts(tx, new, now).await?;
-    let mut classes = HashMap::new();
+/// Stores triggers and runs, in order. The caller has locked the groups of the runs, and the
+/// members of superseding groups. Returns the run of each request, and `true` if it is new.
+pub(crate) async fn insert_runs(
+    tx: &mut Tx,
+    new: &[NewRun],
+    now: Ms,
+) -> Result<Vec<(RunId, bool)>> {
+    lock_contexts(tx, new, now).await?;
+    let mut requirements = HashMap::new();
     let mut ids = Vec::with_capacity(new.len());
-    // Triggers and runs that nothing depends on are written together, in order.
-    let mut plain = (Vec::new(), Vec::new());
+    // Independent triggers and runs are written together, in order.
+    let mut independent = (Vec::new(), Vec::new());
     for new in new {
-        let key = class(new)?;
-        let class = match classes.get(&key) {
+        let key = requirement_key(new)?;
+        let requirement_id = match requirements.get(&key) {
             Some(id) => *id,
             None => {
-                let id = class_id(tx, &key).await?;
-                classes.insert(key, id);
+                let id = find_or_insert_requirement(tx, &key).await?;
+                requirements.insert(key, id);
                 id
             }
         };
         let group = membership(new);
         if group.is_none() && new.idempotency_key.is_none() {
-            plain.0.push(trigger_row(new, now));
-            plain.1.push(run_row(new, class, now)?);
+            independent.0.push(trigger_args(new, now));
+            independent.1.push(run_args(new, requirement_id, now)?);
             ids.push((new.id.clone(), true));
             continue;
         }
-        flush(tx, &mut plain).await?;
-        if let Some(earlier) = accept(tx, new, now).await? {
+        flush_rows(tx, &mut independent).await?;
+        if let Some(earlier) = insert_trigger(tx, new, now).await? {
             ids.push((earlier, false));
             continue;
         }
         if let Some(group) = group.as_ref().filter(|group| group.supersedes) {
             supersede(tx, &group.key, new, now).await?;
         }
-        tx.each(RUN, vec![run_row(new, class, now)?]).await?;
+        tx.exec_each(INSERT_RUN, vec![run_args(new, requirement_id, now)?])
+            .await?;
         if let Some(group) = &group {
-            lives::release(tx, &group.key).await?;
+            run_state::release_blocked(tx, &group.key).await?;
         }
         ids.push((new.id.clone(), true));
     }
-    flush(tx, &mut plain).await?;
+    flush_rows(tx, &mut independent).await?;
     Ok(ids)
 }
 
-/// Writes one with all locks that it needs. Gives its run, and whether it is new.
-pub(crate) async fn start(tx: &mut Tx, run: NewRun, now: Ms) -> Result<(RunId, bool)> {
+/// Stores one run and acquires all locks that it needs. Returns its id, and `true` if it is new.
+pub(crate) async fn insert_locked_run(tx: &mut Tx, run: NewRun, now: Ms) -> Result<(RunId, bool)> {
     let new = [run];
     let group = membership(&new[0]).map(|group| group.key);
-    lives::lock_groups(tx, group.into_iter().collect()).await?;
-    lives::lock_members(tx, superseding(&new)).await?;
-    let started = insert(tx, &new, now).await?.pop();
-    started.ok_or_else(|| StoreError::corrupt("a run that was just stored is not there"))
+    run_state::lock_groups(tx, group.into_iter().collect()).await?;
+    run_state::lock_group_members(tx, superseding_groups(&new)).await?;
+    let started = insert_runs(tx, &new, now).await?.pop();
+    started.ok_or_else(|| StoreError::corrupt("a run that was just stored is missing"))
 }
 
-async fn flush(tx: &mut Tx, (triggers, runs): &mut (Vec<Vec<Arg>>, Vec<Vec<Arg>>)) -> Result<()> {
+async fn flush_rows(
+    tx: &mut Tx,
+    (triggers, runs): &mut (Vec<Vec<Arg>>, Vec<Vec<Arg>>),
+) -> Result<()> {
     if !runs.is_empty() {
-        tx.each(TRIGGER, std::mem::take(triggers)).await?;
-        tx.each(RUN, std::mem::take(runs)).await?;
+        tx.exec_each(INSERT_TRIGGER, std::mem::take(triggers))
+            .await?;
+        tx.exec_each(INSERT_RUN, std::mem::take(runs)).await?;
     }
     Ok(())
 }

@@ -1,55 +1,55 @@
-//! Why the store could not do what it was asked for. Callers tell apart what they can answer for themselves (not found,
-//! conflict, invalid) from what may pass (unavailable) and from what is a fault (database).
+//! Errors of the store. Callers can handle some of them: not found, conflict and invalid.
+//! "Unavailable" errors may disappear on a retry; "database" errors are faults.
 
 use sqlx::error::{DatabaseError, ErrorKind};
 
 use crate::QuotaExceeded;
 
-/// Why the store could not do what it was asked for.
+/// Error of a store operation.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// There is no such thing.
+    /// The requested entity does not exist.
     #[error("there is no {what}")]
     NotFound {
-        /// What was looked for: `run rabc`.
+        /// Kind and name of the entity, such as `run rabc`.
         what: String,
     },
-    /// Something that is there already, or was changed meanwhile, is in the way.
+    /// An existing entity or a concurrent change prevents the operation.
     #[error("{what}")]
     Conflict {
-        /// In one sentence without a full stop.
+        /// Message: one sentence without a full stop.
         what: String,
     },
-    /// What the caller gave can mean nothing.
+    /// An argument is invalid.
     #[error("{what}")]
     Invalid {
-        /// In one sentence without a full stop.
+        /// Message: one sentence without a full stop.
         what: String,
     },
-    /// A quota is used up.
+    /// A quota is exceeded.
     #[error(transparent)]
     Quota(Box<QuotaExceeded>),
-    /// The database was made by a newer program.
+    /// A newer program created the database.
     #[error(
-        "the database is newer than this program: it has the migration {found}, this program ends at {known}; \
+        "the database is newer than this program: it has the migration {found}, this program ends at {supported}; \
          start the program that made it, or a newer one"
     )]
     Newer {
-        /// The first migration that this program does not know.
+        /// First migration that this program does not have.
         found: i64,
-        /// The last one that it does know.
-        known: i64,
+        /// Last migration of this program.
+        supported: i64,
     },
-    /// The database cannot be reached now; it may be again later.
+    /// The database is unreachable. A later call may succeed.
     #[error("the database cannot be reached")]
     Unavailable(#[source] sqlx::Error),
-    /// The database refused, or holds what this program cannot read.
+    /// The database rejected the operation, or contains a value that this program cannot read.
     #[error("the database failed")]
     Database(#[source] sqlx::Error),
 }
 
-/// What the store's functions return.
+/// Result of a store operation.
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 
 impl StoreError {
@@ -61,12 +61,12 @@ impl StoreError {
         Self::Conflict { what: what.into() }
     }
 
-    /// A row that holds what nothing of this program wrote.
+    /// Returns the error for a stored value that this program cannot have written.
     pub(crate) fn corrupt(what: impl std::fmt::Display) -> Self {
         Self::Database(sqlx::Error::Decode(what.to_string().into()))
     }
 
-    /// True where the same call may succeed later without anybody's help.
+    /// Returns `true` if the same call may succeed later without intervention.
     pub fn is_unavailable(&self) -> bool {
         matches!(self, Self::Unavailable(_))
     }
@@ -80,17 +80,17 @@ impl From<QuotaExceeded> for StoreError {
 
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
-        let passing = match &error {
+        let is_temporary = match &error {
             sqlx::Error::Io(_)
             | sqlx::Error::Tls(_)
             | sqlx::Error::Protocol(_)
             | sqlx::Error::PoolTimedOut
             | sqlx::Error::PoolClosed
             | sqlx::Error::WorkerCrashed => true,
-            sqlx::Error::Database(error) => is_passing(error.as_ref()),
+            sqlx::Error::Database(error) => is_temporary(error.as_ref()),
             _ => false,
         };
-        if passing {
+        if is_temporary {
             Self::Unavailable(error)
         } else {
             Self::Database(error)
@@ -98,10 +98,12 @@ impl From<sqlx::Error> for StoreError {
     }
 }
 
-/// PostgreSQL: connections (08), resources (53), shutting down or starting (57P0x), a deadlock (40), a lock that another
-/// server holds for too long (55P03), a transaction that was given up because we slept in it (25P03).
-/// SQLite: busy, locked, out of space.
-fn is_passing(error: &dyn DatabaseError) -> bool {
+/// Returns `true` for errors that may disappear on a retry.
+///
+/// PostgreSQL: connections (08), resources (53), shutdown or startup (57P0x), a deadlock (40), a
+/// lock that another server keeps too long (55P03), and a transaction that the database ended
+/// because this server was idle in it (25P03). SQLite: busy, locked, out of space.
+fn is_temporary(error: &dyn DatabaseError) -> bool {
     let Some(code) = error.code() else {
         return false;
     };
@@ -115,7 +117,7 @@ fn is_passing(error: &dyn DatabaseError) -> bool {
     }
 }
 
-/// True where a row with the same unique key is there already.
+/// Returns `true` if a row with the same unique key exists.
 pub(crate) fn is_unique_violation(error: &StoreError) -> bool {
     matches!(error, StoreError::Database(sqlx::Error::Database(error))
         if error.kind() == ErrorKind::UniqueViolation)

@@ -1,7 +1,7 @@
-//! Concurrency groups: whose runs take turns.
+//! Concurrency groups: limits on concurrent runs.
 //!
-//! Invariant: a name that a user chooses is only ever [`RunGroup::Named`], so that no task reaches a group that the server
-//! makes for its own purposes.
+//! Invariant: a name from a user is always a [`RunGroup::Named`], so that no task can join a group
+//! that the server creates for its own purposes.
 
 use std::fmt;
 
@@ -13,19 +13,19 @@ const NAMED: &str = "named ";
 const REF: &str = "ref ";
 const APPROVAL: &str = "approval ";
 
-/// A concurrency group.
+/// Concurrency group.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum RunGroup {
-    /// The group that a task or a run names; for a task that names none its own name.
+    /// Group that a task or run names. By default the name of the task.
     Named(String),
-    /// Runs of one branch, tag or pull request of a task: the lane of their [`crate::Origin`].
+    /// Runs of one branch, tag or pull request of a task: the `ref_key` of their [`crate::Origin`].
     Ref(String),
-    /// The run alone, while its commit waits for an approval.
+    /// A single run, while it waits for an approval.
     Approval(RunId),
 }
 
 impl RunGroup {
-    /// Checks the parts of a name between slashes, as patterns of tokens read them.
+    /// Checks the slash-separated parts of a name, which patterns of tokens match.
     ///
     /// # Errors
     /// A sentence for the user.
@@ -45,7 +45,7 @@ impl RunGroup {
     pub(crate) fn key(&self) -> String {
         match self {
             Self::Named(name) => format!("{NAMED}{name}"),
-            Self::Ref(lane) => format!("{REF}{lane}"),
+            Self::Ref(ref_key) => format!("{REF}{ref_key}"),
             Self::Approval(run) => format!("{APPROVAL}{run}"),
         }
     }
@@ -54,10 +54,10 @@ impl RunGroup {
     pub(crate) fn parse(key: &str) -> Result<Self> {
         if let Some(name) = key.strip_prefix(NAMED) {
             Ok(Self::Named(name.to_owned()))
-        } else if let Some(lane) = key.strip_prefix(REF) {
-            Ok(Self::Ref(lane.to_owned()))
+        } else if let Some(ref_key) = key.strip_prefix(REF) {
+            Ok(Self::Ref(ref_key.to_owned()))
         } else if let Some(run) = key.strip_prefix(APPROVAL) {
-            runs::id(run.to_owned()).map(Self::Approval)
+            runs::parse_run_id(run.to_owned()).map(Self::Approval)
         } else {
             Err(StoreError::corrupt(format_args!(
                 "a concurrency group cannot be `{key}`"
@@ -76,21 +76,21 @@ impl fmt::Display for RunGroup {
     }
 }
 
-/// The place of a new run in its group.
+/// Membership of a new run in a concurrency group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Membership {
-    /// The column `group_name`.
+    /// Value of the column `group_name`.
     pub(crate) key: String,
-    /// Runs of the group that may run at once.
+    /// Number of runs of the group that may run at once.
     pub(crate) max: u32,
-    /// The run cancels those of the group that came before it.
+    /// The run cancels earlier runs of the group.
     pub(crate) supersedes: bool,
 }
 
-/// Returns the group of a new run.
+/// Returns the concurrency group of a new run.
 ///
-/// A run that waits for an approval always has one: its group blocks it. It supersedes no other run,
-/// because the author of a pull request asked for it.
+/// A run that waits for an approval always has a group, which blocks it. It supersedes no other
+/// run, because the author of a pull request requested it.
 pub(crate) fn membership(new: &NewRun) -> Option<Membership> {
     let named = new.queue.concurrency.as_ref().and_then(|concurrency| {
         let name = concurrency.group.as_ref().or(new.task_name.as_ref())?;
@@ -108,8 +108,8 @@ pub(crate) fn membership(new: &NewRun) -> Option<Membership> {
     let origin = &new.origin;
     named
         .or_else(|| {
-            let lane = origin.lane.clone().filter(|_| origin.one_at_a_time)?;
-            Some(alone(RunGroup::Ref(lane)))
+            let ref_key = origin.ref_key.clone().filter(|_| origin.one_at_a_time)?;
+            Some(alone(RunGroup::Ref(ref_key)))
         })
         .or_else(|| {
             origin
@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_of_a_name_name_no_other_group() {
+    fn names_with_empty_or_dot_parts_are_rejected() {
         for name in [
             "deploy",
             "team/deploy",
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn no_chosen_name_is_a_group_of_the_server() {
+    fn named_groups_never_collide_with_server_groups() {
         let run = RunId::new("rabc").unwrap();
         let own = [
             RunGroup::Ref("t1 branch main".into()),

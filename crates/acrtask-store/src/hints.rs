@@ -1,5 +1,5 @@
-//! Hints between servers: they save time and may all be lost. PostgreSQL carries them by NOTIFY; with SQLite there is no
-//! other server, so none is sent and none comes.
+//! Hints between servers. They save time, and all of them may be lost. PostgreSQL transports them
+//! with NOTIFY. With SQLite there is only one server, so hints are neither sent nor received.
 
 use std::{collections::VecDeque, time::Duration};
 
@@ -9,60 +9,60 @@ use sqlx::postgres::{PgListener, PgPoolOptions};
 
 use crate::{
     Result, Store,
-    db::{Db, answered},
+    db::{Db, with_timeout},
     to_json,
 };
 
-/// Something that another server may want to look at before its next poll.
+/// News that another server may want to read before its next poll.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Hint {
     /// Runs may be ready.
     Enqueued,
-    /// Somebody wants this run to end.
+    /// The cancellation of this run was requested.
     Cancel(RunId),
-    /// The log of this run grew, or the run is over.
+    /// The log of this run has grown, or the run has finished.
     Log(RunId),
-    /// Stored tasks changed.
+    /// Stored tasks have changed.
     Tasks,
 }
 
-/// Where hints go on PostgreSQL.
+/// Channel of the hints on PostgreSQL.
 const CHANNEL: &str = "acrtask";
-/// What one notification may hold is 8,000 bytes.
+/// Largest payload of a notification. The limit of PostgreSQL is 8,000 bytes.
 const PAYLOAD: usize = 7_900;
 
-/// The hints of all servers, the own ones too.
+/// Receiver of the hints of all servers, including this one.
 #[derive(Debug)]
 pub struct Hints {
     listener: Option<PgListener>,
-    came: VecDeque<Hint>,
+    pending: VecDeque<Hint>,
 }
 
 impl Hints {
-    /// The next hint. With SQLite it never comes. While PostgreSQL cannot be reached none comes either; when it can be
-    /// again, one does, because others may have been lost.
+    /// Returns the next hint. Never returns with SQLite, or while PostgreSQL is unreachable.
+    /// Returns a hint after a reconnection, because others may have been lost.
     pub async fn next(&mut self) -> Hint {
         let Some(listener) = &mut self.listener else {
             return std::future::pending().await;
         };
         loop {
-            if let Some(hint) = self.came.pop_front() {
+            if let Some(hint) = self.pending.pop_front() {
                 return hint;
             }
             match listener.try_recv().await {
                 Ok(Some(notification)) => {
-                    // What another version sends and this one does not know is passed over.
+                    // Ignores hints of other versions that this one does not know.
                     let hints: Vec<serde_json::Value> =
                         serde_json::from_str(notification.payload()).unwrap_or_default();
-                    let known = hints
+                    let parsed = hints
                         .into_iter()
                         .filter_map(|hint| serde_json::from_value(hint).ok());
-                    self.came.extend(known);
+                    self.pending.extend(parsed);
                 }
                 Ok(None) => return Hint::Enqueued,
                 Err(error) => {
-                    tracing::warn!(%error, "no hints from other servers until the database answers again");
+                    tracing::warn!(%error, "receiving no hints from other servers until the database is reachable again");
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
             }
@@ -71,8 +71,8 @@ impl Hints {
 }
 
 impl Store {
-    /// Listens for hints from now on.
-    pub async fn hints(&self) -> Result<Hints> {
+    /// Starts to listen for hints.
+    pub async fn listen_for_hints(&self) -> Result<Hints> {
         let listener = match &self.db {
             Db::Sqlite { .. } => None,
             Db::Postgres { options, .. } => {
@@ -89,13 +89,18 @@ impl Store {
         };
         Ok(Hints {
             listener,
-            came: VecDeque::new(),
+            pending: VecDeque::new(),
         })
     }
 
     /// Sends hints to all servers.
-    pub async fn hint(&self, hints: &[Hint]) -> Result<()> {
-        let Db::Postgres { pool, answer, .. } = &self.db else {
+    pub async fn send_hints(&self, hints: &[Hint]) -> Result<()> {
+        let Db::Postgres {
+            pool,
+            statement_timeout,
+            ..
+        } = &self.db
+        else {
             return Ok(());
         };
         let mut payloads = Vec::new();
@@ -120,6 +125,8 @@ impl Store {
             sqlx::query("SELECT pg_notify($1, payload) FROM UNNEST($2::text[]) AS payload")
                 .bind(CHANNEL)
                 .bind(payloads);
-        answered(*answer, notify.execute(pool)).await.map(drop)
+        with_timeout(*statement_timeout, notify.execute(pool))
+            .await
+            .map(drop)
     }
 }

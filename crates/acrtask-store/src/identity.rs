@@ -1,9 +1,9 @@
-//! The key and the blob store that the servers of a database share.
+//! Key and blob store that all servers of a database share.
 
 use crate::{Result, Store, StoreError, db::args};
 
 impl Store {
-    /// Records `value` under `name` unless something is recorded there, and returns what is.
+    /// Stores `value` under `name` unless a value exists, and returns the stored value.
     pub async fn claim_identity(&self, name: &str, value: &str) -> Result<String> {
         self.db
             .exec(
@@ -13,13 +13,13 @@ impl Store {
             .await?;
         let row: Option<(String,)> = self
             .db
-            .row("SELECT value FROM identity WHERE name = $1", args![name])
+            .fetch_optional("SELECT value FROM identity WHERE name = $1", args![name])
             .await?;
         row.map(|(value,)| value)
             .ok_or_else(|| StoreError::not_found(format!("recorded {name}")))
     }
 
-    /// Records `value` under `name` in place of what is there.
+    /// Stores `value` under `name` and replaces an existing value.
     pub async fn set_identity(&self, name: &str, value: &str) -> Result<()> {
         self.db
             .exec(

@@ -1,16 +1,19 @@
-//! Images that runs pushed, and what they were built from.
+//! Images that runs pushed, and the bases they were built from.
 //!
-//! Written with the end of a run that succeeded, in the same transaction. Invariants: a name has one row, that of the run
-//! that pushed it last; `newest` holds of the images of the last run of their task that pushed any; a base that was
-//! built in the same run is replaced by its own bases, so that no image stands on a sibling that never moves alone.
+//! Invariants:
+//! - Images are stored in the same transaction as the end of a successful run.
+//! - A name has one row, written by the last run that pushed it.
+//! - `newest` is set for the images of the last run of their task that pushed any.
+//! - A base from the same run is replaced by its own bases, so that no image depends on a sibling
+//!   that never changes alone.
 
-mod standing;
+mod result_bases;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use acrtask_api::{
     run::RunResult,
-    spec::{RunSpec, Work},
+    spec::{RunSource, RunSpec},
 };
 use acrtask_model::{
     Digest, RunId, RunState,
@@ -18,94 +21,95 @@ use acrtask_model::{
 };
 use sqlx::FromRow;
 
-pub(crate) use self::standing::bases_under;
-use self::standing::{bases_of, by_name};
+pub(crate) use self::result_bases::bases_of_name;
+use self::result_bases::{bases_of, images_by_name};
 use crate::{
-    Ms, Report, Reported, Result, Store, StoreError, Verdict, cascades,
+    AttemptReport, Ms, Report, Result, Store, StoreError, Verdict, cascades,
     db::{Arg, Sql, Tx, args, one_of},
     from_json,
-    lives::Change,
-    runs::{self, beyond},
+    run_state::Change,
+    runs::{self, upper_bound},
     tags, to_json,
 };
 
-/// An image as it was pushed last.
+/// State of an image after its last push.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageRow {
     /// Registry, repository and tag.
     pub name: String,
-    /// What was pushed.
+    /// Pushed digest.
     pub digest: Digest,
-    /// The task that it belongs to, if any.
+    /// Id of the task that built it, if any.
     pub task_id: Option<String>,
-    /// Its name; of a task that is gone, the name that it had.
+    /// Name of the task. After its removal, the last name.
     pub task_name: Option<String>,
-    /// The task is there.
-    pub task_lives: bool,
-    /// The run that pushed it.
+    /// The task exists.
+    pub task_exists: bool,
+    /// Run that pushed it.
     pub run: RunId,
-    /// When that run ended.
+    /// Time at which that run ended.
     pub built_at: Ms,
-    /// How long it took, in milliseconds.
+    /// Duration of that run in milliseconds.
     pub run_ms: Option<i64>,
-    /// The platforms that it is for; empty where that is not known.
+    /// Platforms of the image. Empty: unknown.
     pub platforms: Vec<String>,
-    /// No later run of its task has pushed without it.
+    /// No later run of its task pushed images without this one.
     pub newest: bool,
 }
 
-/// What an image was built from.
+/// A base of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageBaseRow {
-    /// Registry, repository and tag; a digest where it was named by one.
+    /// Registry, repository and tag. With a digest if the base was named by one.
     pub name: String,
-    /// What was used of it.
+    /// Digest that was used.
     pub digest: Digest,
-    /// What it is to the image.
+    /// Role of the base.
     pub role: BaseRole,
-    /// How that is known.
+    /// Evidence for the base.
     pub evidence: Evidence,
-    /// It was named by its digest.
+    /// The base was named by its digest.
     pub pinned: bool,
-    /// The platforms that it was used for; empty where that is not known.
+    /// Platforms for which the base was used. Empty: unknown.
     pub platforms: Vec<String>,
 }
 
-/// What was pushed under a name.
+/// A push of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageBuildRow {
-    /// The digest.
+    /// Pushed digest.
     pub digest: Digest,
-    /// The run.
+    /// Run that pushed it.
     pub run: RunId,
-    /// The name that its task had.
+    /// Name of the task at that time.
     pub task_name: Option<String>,
-    /// When the run ended.
+    /// Time at which the run ended.
     pub built_at: Ms,
 }
 
-/// Which images a list shows.
+/// Filter of a list of images.
 #[derive(Debug, Clone, Default)]
 pub struct ImageFilter {
-    /// Only names that begin so.
+    /// Only names with this prefix.
     pub prefix: Option<String>,
-    /// Only those of this task.
+    /// Only images of the task with this name.
     pub task: Option<String>,
-    /// Only those of the task with this name, or, where it ends in `*`, of tasks whose names begin so: the limit of a token.
+    /// Only images of tasks that match: a task name, or a prefix followed by `*`. The limit of a
+    /// token.
     pub pattern: Option<String>,
-    /// Only those that their task's last run pushed.
+    /// Only images that the last run of their task pushed.
     pub newest: bool,
-    /// Only names behind this one.
+    /// Only names after this one.
     pub after: Option<String>,
-    /// At most so many.
+    /// At most this number of images.
     pub limit: u32,
 }
 
-/// The columns of [`RawImage`].
+/// Selects the columns of [`RawImage`].
 macro_rules! select_images {
     () => {
         "SELECT i.id, i.name, i.digest, i.task_id, COALESCE(t.name, i.task_name) AS task_name, \
-         CAST(CASE WHEN t.id IS NULL THEN 0 ELSE 1 END AS BIGINT) AS task_lives, i.run_id, i.built_at, i.run_ms, \
+         CAST(CASE WHEN t.id IS NULL THEN 0 ELSE 1 END AS BIGINT) AS task_exists, i.run_id, i.built_at, i.run_ms, \
          i.platforms, i.newest FROM images i LEFT JOIN tasks t ON t.id = i.task_id "
     };
 }
@@ -117,7 +121,7 @@ struct RawImage {
     digest: String,
     task_id: Option<String>,
     task_name: Option<String>,
-    task_lives: i64,
+    task_exists: i64,
     run_id: String,
     built_at: i64,
     run_ms: Option<i64>,
@@ -134,8 +138,8 @@ impl TryFrom<RawImage> for ImageRow {
             digest: digest(&raw.digest)?,
             task_id: raw.task_id,
             task_name: raw.task_name,
-            task_lives: raw.task_lives != 0,
-            run: runs::id(raw.run_id)?,
+            task_exists: raw.task_exists != 0,
+            run: runs::parse_run_id(raw.run_id)?,
             built_at: raw.built_at,
             run_ms: raw.run_ms,
             platforms: from_json(&raw.platforms)?,
@@ -162,8 +166,8 @@ impl TryFrom<RawBase> for ImageBaseRow {
         Ok(Self {
             name: raw.name,
             digest: digest(&raw.digest)?,
-            role: word(&raw.role)?,
-            evidence: word(&raw.evidence)?,
+            role: parse_enum(&raw.role)?,
+            evidence: parse_enum(&raw.evidence)?,
             pinned: raw.pinned != 0,
             platforms: raw.platforms.as_deref().map_or(Ok(Vec::new()), from_json)?,
         })
@@ -179,7 +183,7 @@ struct RawBuild {
 }
 
 #[derive(Debug, FromRow)]
-struct RunOf {
+struct FinishedRun {
     id: String,
     task_id: Option<String>,
     task_name: Option<String>,
@@ -191,72 +195,73 @@ pub(crate) fn digest(text: &str) -> Result<Digest> {
     text.parse().map_err(StoreError::corrupt)
 }
 
-/// A unit variant as the JSON of events has it.
-pub(crate) fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T> {
+/// Parses a unit variant from its name in the JSON of events.
+pub(crate) fn parse_enum<T: serde::de::DeserializeOwned>(text: &str) -> Result<T> {
     serde_json::from_value(text.into()).map_err(StoreError::corrupt)
 }
 
-fn written(value: impl serde::Serialize) -> Result<String> {
+fn enum_text(value: impl serde::Serialize) -> Result<String> {
     match serde_json::to_value(value) {
         Ok(serde_json::Value::String(text)) => Ok(text),
         _ => Err(StoreError::Invalid {
-            what: "a word cannot be written down".into(),
+            what: "an enum value cannot be serialized as text".into(),
         }),
     }
 }
 
-/// Writes down what the runs pushed that have succeeded just now.
-pub(crate) async fn record(
+/// Stores the images of runs that these changes completed successfully.
+pub(crate) async fn record_images(
     tx: &mut Tx,
     changes: &[Change],
-    said: impl Iterator<Item = (&Reported, &Verdict)>,
+    reports: impl Iterator<Item = (&AttemptReport, &Verdict)>,
     now: Ms,
 ) -> Result<()> {
     let succeeded: BTreeSet<&RunId> = changes
         .iter()
         .filter(|change| {
-            !change.before.state.is_final() && change.run.life.state == RunState::Succeeded
+            !change.before.state.is_final() && change.run.machine.state == RunState::Succeeded
         })
         .map(|change| &change.run.id)
         .collect();
     let mut done: BTreeMap<&RunId, &RunResult> = BTreeMap::new();
-    for (said, verdict) in said {
-        if let (Report::Finished { result, .. }, Verdict::Done) = (&said.report, verdict)
-            && succeeded.contains(&said.run)
+    for (received, verdict) in reports {
+        if let (Report::Finished { result, .. }, Verdict::Done) = (&received.report, verdict)
+            && succeeded.contains(&received.run)
             && !result.images.is_empty()
         {
-            done.entry(&said.run).or_insert(result);
+            done.entry(&received.run).or_insert(result);
         }
     }
     if done.is_empty() {
         return Ok(());
     }
-    lock(tx).await?;
+    lock_images(tx).await?;
     let ids: Vec<String> = done.keys().map(|run| run.to_string()).collect();
-    let of_cascades = cascades::of_runs(tx, ids.clone()).await?;
+    let nodes = cascades::nodes_of_runs(tx, ids.clone()).await?;
     let sql = one_of!(
         "SELECT id, task_id, task_name, started_at, finished_at FROM runs WHERE id",
         "$1",
         ""
     );
-    let runs: Vec<RunOf> = tx.rows(sql, args![ids]).await?;
-    let runs: HashMap<String, RunOf> = runs.into_iter().map(|run| (run.id.clone(), run)).collect();
-    tags::took(tx, runs.keys().cloned().collect()).await?;
+    let runs: Vec<FinishedRun> = tx.fetch_all(sql, args![ids]).await?;
+    let runs: HashMap<String, FinishedRun> =
+        runs.into_iter().map(|run| (run.id.clone(), run)).collect();
+    tags::adopt_base_tags(tx, runs.keys().cloned().collect()).await?;
     for (run, result) in done {
-        if let Some(cascade) = of_cascades.get(run.as_str()) {
-            cascades::pushed(tx, cascade, run, &by_name(result), now).await?;
+        if let Some(node) = nodes.get(run.as_str()) {
+            cascades::record_pushed_images(tx, node, run, &images_by_name(result), now).await?;
         }
         if let Some(of) = runs.get(run.as_str()) {
-            // No tag has what is held back.
-            record_run(tx, of, result, false, now).await?;
+            // A staged image has no tag.
+            record_run_images(tx, of, result, false, now).await?;
         }
     }
     Ok(())
 }
 
-/// Waits until nobody else writes images down: two may write the same names in different orders. Whoever holds this waits
-/// for nobody.
-pub(crate) async fn lock(tx: &mut Tx) -> Result<()> {
+/// Waits for other transactions that store images, because two could write the same names in
+/// different orders. The holder of this lock waits for no other lock.
+pub(crate) async fn lock_images(tx: &mut Tx) -> Result<()> {
     if tx.is_postgres() {
         tx.exec(
             "SELECT pg_advisory_xact_lock(hashtextextended('images', 0))",
@@ -267,59 +272,65 @@ pub(crate) async fn lock(tx: &mut Tx) -> Result<()> {
     Ok(())
 }
 
-/// Writes down again what a run pushed, as at its end, from the result that is stored with it. False: the run is gone, or
-/// there is no result. The caller holds [`lock`].
-pub(crate) async fn record_stored(tx: &mut Tx, run: &RunId, now: Ms) -> Result<bool> {
-    let of: Option<RunOf> = tx
-        .row(
+/// Stores the images of a run again from its stored result, as at its end. Returns `false` if the
+/// run or its result does not exist. The caller has acquired [`lock_images`].
+pub(crate) async fn record_images_of_run(tx: &mut Tx, run: &RunId, now: Ms) -> Result<bool> {
+    let of: Option<FinishedRun> = tx
+        .fetch_optional(
             "SELECT id, task_id, task_name, started_at, finished_at FROM runs WHERE id = $1",
             args![run],
         )
         .await?;
     let result: Option<(Option<String>,)> = tx
-        .row("SELECT result FROM runs WHERE id = $1", args![run])
+        .fetch_optional("SELECT result FROM runs WHERE id = $1", args![run])
         .await?;
     let (Some(of), Some((Some(result),))) = (of, result) else {
         return Ok(false);
     };
-    record_run(tx, &of, &from_json(&result)?, true, now).await?;
+    record_run_images(tx, &of, &from_json(&result)?, true, now).await?;
     Ok(true)
 }
 
-/// The platform of a single image that a run has built: the run's own one. Steps of a task file may name others, so that
-/// of these nothing is known.
-async fn own_platform(tx: &mut Tx, run: &RunOf, result: &RunResult) -> Result<Option<String>> {
+/// Returns the platform of a single-platform image that a run built: the platform of the run.
+/// `None` for task files, whose steps may name other platforms.
+async fn platform_of_run(
+    tx: &mut Tx,
+    run: &FinishedRun,
+    result: &RunResult,
+) -> Result<Option<String>> {
     let spec: Option<(String,)> = tx
-        .row("SELECT spec FROM runs WHERE id = $1", args![&run.id])
+        .fetch_optional("SELECT spec FROM runs WHERE id = $1", args![&run.id])
         .await?;
     let Some((spec,)) = spec else {
         return Ok(None);
     };
     let spec: RunSpec = from_json(&spec)?;
-    let (os, architecture) = (&result.facts.os, &result.facts.architecture);
-    if !matches!(spec.work, Work::Build(_)) || os.is_empty() || architecture.is_empty() {
+    let (os, architecture) = (&result.variables.os, &result.variables.architecture);
+    if !matches!(spec.source, RunSource::Build(_)) || os.is_empty() || architecture.is_empty() {
         return Ok(None);
     }
-    let said = spec.platforms.first().cloned();
-    Ok(Some(said.unwrap_or_else(|| format!("{os}/{architecture}"))))
+    let requested = spec.platforms.first().cloned();
+    Ok(Some(
+        requested.unwrap_or_else(|| format!("{os}/{architecture}")),
+    ))
 }
 
-/// `held`: what was held back, too.
-async fn record_run(
+/// Stores the images of a run. `staged` includes staged images.
+async fn record_run_images(
     tx: &mut Tx,
-    run: &RunOf,
+    run: &FinishedRun,
     result: &RunResult,
-    held: bool,
+    staged: bool,
     now: Ms,
 ) -> Result<()> {
-    let mut images = by_name(result);
-    images.retain(|_, image| held || !image.held);
+    let mut images = images_by_name(result);
+    images.retain(|_, image| staged || !image.staged);
     if images.is_empty() {
         return Ok(());
     }
     let single = images.values().any(|image| image.platforms.is_empty());
     let own = if single {
-        own_platform(tx, run, result).await?
+        platform_of_run(tx, run, result).await?
     } else {
         None
     };
@@ -329,7 +340,7 @@ async fn record_run(
             platforms.extend(&own);
         }
         let row: Option<(i64,)> = tx
-            .row(
+            .fetch_optional(
                 "INSERT INTO images (name, digest, task_id, task_name, run_id, built_at, run_ms, platforms, newest) \
                  VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 1) ON CONFLICT (name) DO UPDATE SET digest = excluded.digest, \
                  task_id = excluded.task_id, task_name = excluded.task_name, run_id = excluded.run_id, \
@@ -365,8 +376,8 @@ async fn record_run(
                     id,
                     base.image.to_string(),
                     base.digest.as_str(),
-                    written(base.role)?,
-                    written(base.evidence)?,
+                    enum_text(base.role)?,
+                    enum_text(base.evidence)?,
                     base.image.registry(),
                     base.image.digest().is_some(),
                     to_json(&base.platforms)?
@@ -374,7 +385,7 @@ async fn record_run(
             )
             .await?;
         }
-        // Where others stand on it, its tag has moved now.
+        // If other images are built from this one, its watched tag has changed.
         tx.exec(
             "UPDATE base_watches SET next_check_at = $2 WHERE name = $1 AND next_check_at > $2",
             args![&name, now],
@@ -391,7 +402,7 @@ async fn record_run(
     Ok(())
 }
 
-/// Removes images that no task's last run pushed, and what was pushed under names before: at most `limit` of each.
+/// Removes images that their task's last run did not push, and old pushes. At most `limit` of each.
 pub(crate) async fn expire(tx: &mut Tx, before: Ms, limit: u32) -> Result<()> {
     tx.exec(
         "DELETE FROM images WHERE id IN (SELECT id FROM images WHERE built_at < $1 \
@@ -410,7 +421,7 @@ pub(crate) async fn expire(tx: &mut Tx, before: Ms, limit: u32) -> Result<()> {
 }
 
 impl Store {
-    /// Images by name.
+    /// Returns images by name.
     pub async fn images(&self, filter: ImageFilter) -> Result<Vec<ImageRow>> {
         let mut args = args![filter.after.as_deref().unwrap_or("")];
         let mut text = concat!(select_images!(), "WHERE i.name > $1").to_owned();
@@ -421,7 +432,7 @@ impl Store {
         let task = "COALESCE(t.name, i.task_name)";
         if let Some(prefix) = &filter.prefix {
             and(&mut text, "i.name >=", prefix.clone());
-            and(&mut text, "i.name <", beyond(prefix));
+            and(&mut text, "i.name <", upper_bound(prefix));
         }
         if let Some(name) = filter.task {
             and(&mut text, &format!("{task} ="), name);
@@ -430,7 +441,7 @@ impl Store {
             None => {}
             Some((_, Some(prefix))) => {
                 and(&mut text, &format!("{task} >="), prefix.to_owned());
-                and(&mut text, &format!("{task} <"), beyond(prefix));
+                and(&mut text, &format!("{task} <"), upper_bound(prefix));
             }
             Some((exact, None)) => and(&mut text, &format!("{task} ="), exact.to_owned()),
         }
@@ -439,20 +450,20 @@ impl Store {
         }
         args.push(Arg::from(filter.limit));
         text += &format!(" ORDER BY i.name LIMIT ${}", args.len());
-        let rows: Vec<RawImage> = self.db.rows(Sql::built(text), args).await?;
+        let rows: Vec<RawImage> = self.db.fetch_all(Sql::dynamic(text), args).await?;
         rows.into_iter().map(ImageRow::try_from).collect()
     }
 
-    /// An image by its full name, with what it was built from.
+    /// Returns an image by its full name, with its bases.
     pub async fn image(&self, name: &str) -> Result<(ImageRow, Vec<ImageBaseRow>)> {
         let raw: Option<RawImage> = self
             .db
-            .row(concat!(select_images!(), "WHERE i.name = $1"), args![name])
+            .fetch_optional(concat!(select_images!(), "WHERE i.name = $1"), args![name])
             .await?;
         let raw = raw.ok_or_else(|| StoreError::not_found(format!("image {name}")))?;
         let bases: Vec<RawBase> = self
             .db
-            .rows(
+            .fetch_all(
                 "SELECT image_id, name, digest, role, evidence, pinned, platforms FROM image_bases WHERE image_id = $1 \
                  ORDER BY name, role, digest",
                 args![raw.id],
@@ -463,11 +474,11 @@ impl Store {
         Ok((raw.try_into()?, bases?))
     }
 
-    /// What was pushed under a name, the newest first.
+    /// Returns the pushes of an image, newest first.
     pub async fn image_builds(&self, name: &str, limit: u32) -> Result<Vec<ImageBuildRow>> {
         let rows: Vec<RawBuild> = self
             .db
-            .rows(
+            .fetch_all(
                 "SELECT b.digest, b.run_id, b.task_name, b.built_at FROM image_builds b \
                  JOIN images i ON i.id = b.image_id WHERE i.name = $1 ORDER BY b.built_at DESC, b.run_id LIMIT $2",
                 args![name, limit],
@@ -477,7 +488,7 @@ impl Store {
             .map(|raw| {
                 Ok(ImageBuildRow {
                     digest: digest(&raw.digest)?,
-                    run: runs::id(raw.run_id)?,
+                    run: runs::parse_run_id(raw.run_id)?,
                     task_name: raw.task_name,
                     built_at: raw.built_at,
                 })
@@ -485,18 +496,18 @@ impl Store {
             .collect()
     }
 
-    /// Every image that is the newest of its task, or of none, with what it was built from, by name.
+    /// Returns the newest images with their bases, by name. Includes images without a task.
     pub async fn image_graph(&self) -> Result<Vec<(ImageRow, Vec<ImageBaseRow>)>> {
         let rows: Vec<RawImage> = self
             .db
-            .rows(
+            .fetch_all(
                 concat!(select_images!(), "WHERE i.newest = 1 ORDER BY i.name"),
                 args![],
             )
             .await?;
         let bases: Vec<RawBase> = self
             .db
-            .rows(
+            .fetch_all(
                 "SELECT b.image_id, b.name, b.digest, b.role, b.evidence, b.pinned, b.platforms FROM image_bases b \
                  JOIN images i ON i.id = b.image_id WHERE i.newest = 1 ORDER BY b.image_id, b.name, b.digest, b.role",
                 args![],

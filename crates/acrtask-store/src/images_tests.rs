@@ -1,4 +1,4 @@
-//! Tests of `images.rs`: which bases an image is said to stand on. Pure.
+//! Tests of the base resolution in `images.rs`. No I/O.
 
 use acrtask_api::run::{BaseResult, BuiltResult, ImageResult};
 use acrtask_model::StepId;
@@ -40,7 +40,7 @@ fn pushed(name: &str, digest: Digest) -> ImageResult {
         name: name.into(),
         digest,
         platforms: BTreeMap::new(),
-        held: false,
+        staged: false,
     }
 }
 
@@ -54,7 +54,7 @@ fn shown(result: &RunResult, image: usize) -> Vec<String> {
 }
 
 #[test]
-fn an_image_stands_on_what_its_own_step_used() {
+fn image_has_the_bases_of_its_own_step() {
     let result = RunResult {
         built: vec![
             built("one", &["r.io/one:1"], sha('1')),
@@ -62,7 +62,7 @@ fn an_image_stands_on_what_its_own_step_used() {
         ],
         images: vec![
             pushed("r.io/one:1", sha('1')),
-            // Tagged by a container, so that only the digest tells where it is from.
+            // A container tagged it, so only the digest identifies its step.
             pushed("r.io/other:1", sha('2')),
             pushed("r.io/unknown:1", sha('3')),
         ],
@@ -71,8 +71,8 @@ fn an_image_stands_on_what_its_own_step_used() {
             base("two", BaseRole::Runtime, "debian:12"),
             base("two", BaseRole::BuildTime, "golang:1"),
             base("two", BaseRole::Frontend, "docker/dockerfile:1"),
-            base("test", BaseRole::Ran, "r.io/one:1"),
-            base("test", BaseRole::Ran, "curl:8"),
+            base("test", BaseRole::Cmd, "r.io/one:1"),
+            base("test", BaseRole::Cmd, "curl:8"),
         ],
         ..RunResult::default()
     };
@@ -90,11 +90,11 @@ fn an_image_stands_on_what_its_own_step_used() {
             "Runtime docker.io/library/debian:12"
         ]
     );
-    assert_eq!(shown(&result, 2).len(), 5, "all that the run used");
+    assert_eq!(shown(&result, 2).len(), 5, "all bases of the run");
 }
 
 #[test]
-fn a_base_of_the_same_run_is_replaced_by_what_it_stands_on() {
+fn base_from_the_same_run_is_replaced_by_its_own_bases() {
     let result = RunResult {
         built: vec![
             built("base", &["r.io/base:1"], sha('1')),
@@ -110,7 +110,7 @@ fn a_base_of_the_same_run_is_replaced_by_what_it_stands_on() {
             base("tools", BaseRole::Runtime, "golang:1"),
             base("app", BaseRole::Runtime, "r.io/base:1"),
             base("app", BaseRole::BuildTime, "r.io/tools:1"),
-            // A step that says it stands on itself ends nevertheless.
+            // The resolution terminates even if a step claims to be its own base.
             base("app", BaseRole::Runtime, "r.io/app:1"),
         ],
         ..RunResult::default()

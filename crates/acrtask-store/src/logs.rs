@@ -1,35 +1,36 @@
-//! The index of logs: which blob holds which bytes. Chunks come in through `reports.rs`.
+//! Index of logs: the blobs of their chunks. `reports.rs` adds chunks.
 
 use acrtask_model::{RunId, RunState};
 
-use crate::{Result, Store, db::args, lives, runs};
+use crate::{Result, Store, db::args, run_state, runs};
 
-/// A part of a log.
+/// A chunk of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChunkRow {
-    /// The attempt.
+    /// Number of the attempt.
     pub attempt: u32,
-    /// Where it begins in that attempt's log.
+    /// Position in the log of the attempt, in bytes.
     pub offset: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub length: u32,
-    /// The blob that holds it.
+    /// Key of the blob.
     pub blob: String,
 }
 
-/// How far the log of a run is.
+/// Progress of a run's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogState {
-    /// The attempt that counts.
+    /// Current attempt.
     pub attempt: u32,
-    /// Bytes that are stored of its log.
+    /// Stored bytes of its log.
     pub length: u64,
-    /// Where the run stands: with a final state, the log grows no more.
+    /// State of the run. In a final state the log is complete.
     pub state: RunState,
 }
 
 impl Store {
-    /// Chunks of an attempt's log in order; the first one holds `from_offset`.
+    /// Returns chunks of an attempt's log in order, starting with the one that contains
+    /// `from_offset`.
     pub async fn log_chunks(
         &self,
         run: &RunId,
@@ -39,26 +40,26 @@ impl Store {
     ) -> Result<Vec<ChunkRow>> {
         let rows: Vec<(i64, i64, i64, String)> = self
             .db
-            .rows(
-                "SELECT attempt, begins, length, blob FROM log_chunks WHERE run_id = $1 AND attempt = $2 \
-                 AND begins >= COALESCE((SELECT MAX(begins) FROM log_chunks WHERE run_id = $1 AND attempt = $2 \
-                 AND begins <= $3), 0) AND begins + length > $3 ORDER BY begins LIMIT $4",
+            .fetch_all(
+                "SELECT attempt, offset_bytes, length, blob FROM log_chunks WHERE run_id = $1 AND attempt = $2 \
+                 AND offset_bytes >= COALESCE((SELECT MAX(offset_bytes) FROM log_chunks WHERE run_id = $1 AND attempt = $2 \
+                 AND offset_bytes <= $3), 0) AND offset_bytes + length > $3 ORDER BY offset_bytes LIMIT $4",
                 args![run, attempt, from_offset, limit],
             )
             .await?;
         rows.into_iter()
             .map(|(attempt, offset, length, blob)| {
                 Ok(ChunkRow {
-                    attempt: lives::small(attempt)?,
-                    offset: lives::size(offset)?,
-                    length: lives::small(length)?,
+                    attempt: run_state::to_u32(attempt)?,
+                    offset: run_state::to_u64(offset)?,
+                    length: run_state::to_u32(length)?,
                     blob,
                 })
             })
             .collect()
     }
 
-    /// Returns `true` if a blob holds a chunk of the log that begins at `offset`.
+    /// Returns `true` if the blob contains the log chunk at `offset`.
     pub async fn is_log_blob(
         &self,
         run: &RunId,
@@ -68,28 +69,28 @@ impl Store {
     ) -> Result<bool> {
         let row: Option<(i64,)> = self
             .db
-            .row(
-                "SELECT begins FROM log_chunks WHERE run_id = $1 AND attempt = $2 AND begins = $3 AND blob = $4",
+            .fetch_optional(
+                "SELECT offset_bytes FROM log_chunks WHERE run_id = $1 AND attempt = $2 AND offset_bytes = $3 AND blob = $4",
                 args![run, attempt, offset, blob],
             )
             .await?;
         Ok(row.is_some())
     }
 
-    /// How far the log of a run is.
+    /// Returns the progress of a run's log.
     pub async fn log_state(&self, run: &RunId) -> Result<LogState> {
         let row: Option<(i64, i64, String)> = self
             .db
-            .row(
+            .fetch_optional(
                 "SELECT attempt, log_length, state FROM runs WHERE id = $1",
                 args![run],
             )
             .await?;
-        let (attempt, length, state) = row.ok_or_else(|| runs::missing(run))?;
+        let (attempt, length, state) = row.ok_or_else(|| runs::missing_run(run))?;
         Ok(LogState {
-            attempt: lives::small(attempt)?,
-            length: lives::size(length)?,
-            state: lives::state(&state)?,
+            attempt: run_state::to_u32(attempt)?,
+            length: run_state::to_u64(length)?,
+            state: run_state::parse_state(&state)?,
         })
     }
 }

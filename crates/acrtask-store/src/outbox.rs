@@ -1,8 +1,11 @@
-//! What the outside is told of runs: statuses of commits at forges, and notices of results.
+//! Outbox: commit statuses and result notifications to be sent.
 //!
-//! Invariants: what is to be told is derived from where the run stands, so that nothing has to be written down when a
-//! run moves; what was told is written down after it was told, so that it may be told twice, and is never left out. Who
-//! tells takes a row first, for some time, so that of several servers one does.
+//! Invariants:
+//! - The pending message is derived from the state of the run, so a state change writes nothing
+//!   here.
+//! - A result is stored after the message was sent. A message may be sent twice but is never lost.
+//! - A server leases an entry before it sends the message, so that only one of several servers
+//!   sends it.
 
 use acrtask_model::{RunId, RunState};
 use sqlx::FromRow;
@@ -10,30 +13,30 @@ use sqlx::FromRow;
 use crate::{
     Ms, Result, Store,
     db::{Sql, args, one_of},
-    lives, runs,
+    run_state, runs,
 };
 
-/// Something that is to be told.
+/// A leased message that is due.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Due {
-    /// The run.
+pub struct OutboxEntry {
+    /// Id of the run.
     pub run: RunId,
-    /// Which of the run's notices; 0 for the status of its commit.
+    /// Index of the notification among those of the run. 0 for a commit status.
     pub place: u32,
-    /// Whom, as JSON.
+    /// JSON of the target.
     pub target: String,
-    /// Where the run stands.
+    /// Current state of the run.
     pub state: RunState,
-    /// It waits for an approval.
+    /// The run waits for an approval.
     pub pending: bool,
-    /// Tries that failed since it was last told something.
+    /// Failed attempts since the last success.
     pub attempts: u32,
     next_at: Ms,
 }
 
-impl Due {
-    /// What is told, in one word.
-    fn word(&self) -> &'static str {
+impl OutboxEntry {
+    /// Returns the stored name of the status.
+    fn status_name(&self) -> &'static str {
         match self.state {
             RunState::Queued if self.pending => "pending",
             RunState::Leased => "running",
@@ -42,40 +45,40 @@ impl Due {
     }
 }
 
-/// How telling went.
+/// Result of sending a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Told {
-    /// It is known now.
-    Yes,
-    /// Not yet; again at this time.
-    Again {
-        /// Why not.
+pub enum DeliveryResult {
+    /// The target has received the message.
+    Delivered,
+    /// The message will be sent again.
+    Retry {
+        /// Error of the last attempt.
         error: String,
-        /// When.
+        /// Time of the next attempt.
         at: Ms,
     },
-    /// It never will be.
-    Never {
-        /// Why not.
+    /// The message will not be sent again.
+    GiveUp {
+        /// Error of the last attempt.
         error: String,
     },
 }
 
-/// A notice that could not be given, or a status that could not be set, for those who look for the reason.
+/// A notification or commit status that could not be sent, for diagnostics.
 #[derive(Debug, Clone, PartialEq, Eq, FromRow)]
-pub struct Untold {
-    /// The run.
+pub struct FailedNotification {
+    /// Id of the run.
     pub run_id: String,
-    /// Tries so far.
+    /// Number of attempts so far.
     pub attempts: i64,
-    /// Why not.
+    /// Error of the last attempt.
     pub last_error: String,
-    /// It is not tried again.
-    pub over: i64,
+    /// 1 if it will not be sent again, otherwise 0.
+    pub done: i64,
 }
 
 #[derive(Debug, FromRow)]
-struct RawDue {
+struct RawEntry {
     run_id: String,
     place: i64,
     target: String,
@@ -85,46 +88,46 @@ struct RawDue {
     next_at: i64,
 }
 
-impl RawDue {
-    fn parsed(self) -> Result<Due> {
-        Ok(Due {
-            run: runs::id(self.run_id)?,
-            place: lives::small(self.place)?,
+impl RawEntry {
+    fn parse(self) -> Result<OutboxEntry> {
+        Ok(OutboxEntry {
+            run: runs::parse_run_id(self.run_id)?,
+            place: run_state::to_u32(self.place)?,
             target: self.target,
-            state: lives::state(&self.state)?,
+            state: run_state::parse_state(&self.state)?,
             pending: self.pending != 0,
-            attempts: lives::small(self.attempts)?,
+            attempts: run_state::to_u32(self.attempts)?,
             next_at: self.next_at,
         })
     }
 }
 
-/// What a status says, in SQL; as [`Due::word`] has it.
-macro_rules! word {
+/// Returns the SQL expression that is equivalent to [`OutboxEntry::status_name`].
+macro_rules! status_name {
     () => {
         "CASE WHEN r.state = 'leased' THEN 'running' WHEN r.state = 'queued' AND r.approval = 'pending' THEN 'pending' \
          ELSE r.state END"
     };
 }
 
-const TAKE_STATUS: Sql = Sql::of(
-    "UPDATE commit_statuses SET next_at = $3 WHERE run_id = $1 AND next_at = $2 AND over = 0",
+const LEASE_STATUS: Sql = Sql::new(
+    "UPDATE commit_statuses SET next_at = $3 WHERE run_id = $1 AND next_at = $2 AND done = 0",
     "UPDATE commit_statuses SET next_at = n.until FROM UNNEST($1::text[], $2::bigint[], $3::bigint[]) \
-     AS n (run_id, was, until) WHERE commit_statuses.run_id = n.run_id AND next_at = n.was AND over = 0",
+     AS n (run_id, was, until) WHERE commit_statuses.run_id = n.run_id AND next_at = n.was AND done = 0",
 );
 
 impl Store {
-    /// Statuses that are to be sent, taken until `until` by who asks.
-    pub async fn take_statuses(&self, now: Ms, until: Ms, limit: u32) -> Result<Vec<Due>> {
-        let rows: Vec<RawDue> = self
+    /// Leases due commit statuses until `until`.
+    pub async fn lease_statuses(&self, now: Ms, until: Ms, limit: u32) -> Result<Vec<OutboxEntry>> {
+        let rows: Vec<RawEntry> = self
             .db
-            .rows(
+            .fetch_all(
                 concat!(
                     "SELECT s.run_id, CAST(0 AS BIGINT) AS place, s.target, r.state, \
                      CAST(CASE WHEN r.approval = 'pending' THEN 1 ELSE 0 END AS BIGINT) AS pending, s.attempts, s.next_at \
-                     FROM commit_statuses s JOIN runs r ON r.id = s.run_id WHERE s.over = 0 AND s.next_at <= $1 \
+                     FROM commit_statuses s JOIN runs r ON r.id = s.run_id WHERE s.done = 0 AND s.next_at <= $1 \
                      AND (s.sent IS NULL OR s.sent <> ",
-                    word!(),
+                    status_name!(),
                     ") ORDER BY s.next_at, s.run_id LIMIT $2"
                 ),
                 args![now, limit],
@@ -134,11 +137,11 @@ impl Store {
         if rows.is_empty() {
             return Ok(due);
         }
-        let mut tx = self.db.write().await?;
+        let mut tx = self.db.begin().await?;
         for raw in rows {
-            let one = raw.parsed()?;
+            let one = raw.parse()?;
             let row = vec![args![&one.run, one.next_at, until]];
-            if tx.each(TAKE_STATUS, row).await? == 1 {
+            if tx.exec_each(LEASE_STATUS, row).await? == 1 {
                 due.push(one);
             }
         }
@@ -146,30 +149,34 @@ impl Store {
         Ok(due)
     }
 
-    /// Writes down how sending statuses went.
-    pub async fn settle_statuses(&self, told: Vec<(Due, Told)>, now: Ms) -> Result<()> {
-        let mut tx = self.db.write().await?;
-        for (due, told) in told {
-            match told {
-                Told::Yes => {
-                    let over = due.state.is_final();
+    /// Stores the results of sending commit statuses.
+    pub async fn record_status_results(
+        &self,
+        results: Vec<(OutboxEntry, DeliveryResult)>,
+        now: Ms,
+    ) -> Result<()> {
+        let mut tx = self.db.begin().await?;
+        for (due, result) in results {
+            match result {
+                DeliveryResult::Delivered => {
+                    let done = due.state.is_final();
                     tx.exec(
-                        "UPDATE commit_statuses SET sent = $2, over = $3, attempts = 0, next_at = $4, last_error = NULL \
+                        "UPDATE commit_statuses SET sent = $2, done = $3, attempts = 0, next_at = $4, last_error = NULL \
                          WHERE run_id = $1",
-                        args![&due.run, due.word(), over, now],
+                        args![&due.run, due.status_name(), done, now],
                     )
                     .await?;
                 }
-                Told::Again { error, at } => {
+                DeliveryResult::Retry { error, at } => {
                     tx.exec(
                         "UPDATE commit_statuses SET attempts = attempts + 1, next_at = $2, last_error = $3 WHERE run_id = $1",
                         args![&due.run, at, error],
                     )
                     .await?;
                 }
-                Told::Never { error } => {
+                DeliveryResult::GiveUp { error } => {
                     tx.exec(
-                        "UPDATE commit_statuses SET attempts = attempts + 1, over = 1, last_error = $2 WHERE run_id = $1",
+                        "UPDATE commit_statuses SET attempts = attempts + 1, done = 1, last_error = $2 WHERE run_id = $1",
                         args![&due.run, error],
                     )
                     .await?;
@@ -179,34 +186,49 @@ impl Store {
         tx.commit().await
     }
 
-    /// Runs that are over and whose result nobody was told of yet: id, task and state.
-    pub async fn unnoticed(&self, limit: u32) -> Result<Vec<(RunId, Option<String>, RunState)>> {
+    /// Returns finished runs without notifications yet: id, task and state.
+    pub async fn runs_to_notify(
+        &self,
+        limit: u32,
+    ) -> Result<Vec<(RunId, Option<String>, RunState)>> {
         let rows: Vec<(String, Option<String>, String)> = self
             .db
-            .rows(
+            .fetch_all(
                 "SELECT id, task_name, state FROM runs WHERE notify = 1 AND finished_at IS NOT NULL \
                  ORDER BY finished_at LIMIT $1",
                 args![limit],
             )
             .await?;
         rows.into_iter()
-            .map(|(id, task, state)| Ok((runs::id(id)?, task, lives::state(&state)?)))
+            .map(|(id, task, state)| {
+                Ok((
+                    runs::parse_run_id(id)?,
+                    task,
+                    run_state::parse_state(&state)?,
+                ))
+            })
             .collect()
     }
 
-    /// Writes down whom to tell of the result of a run. The second time it does nothing.
-    pub async fn add_notices(&self, run: &RunId, targets: Vec<String>, now: Ms) -> Result<()> {
-        let mut tx = self.db.write().await?;
-        let mine = tx
+    /// Adds notifications about the result of a run, one per target. A second call for the run has
+    /// no effect.
+    pub async fn add_notifications(
+        &self,
+        run: &RunId,
+        targets: Vec<String>,
+        now: Ms,
+    ) -> Result<()> {
+        let mut tx = self.db.begin().await?;
+        let changed = tx
             .exec(
                 "UPDATE runs SET notify = 0 WHERE id = $1 AND notify = 1",
                 args![run],
             )
             .await?;
-        if mine == 1 {
+        if changed == 1 {
             for (place, target) in (0_u32..).zip(targets) {
                 tx.exec(
-                    "INSERT INTO notices (run_id, place, target, next_at) VALUES ($1, $2, $3, $4)",
+                    "INSERT INTO notifications (run_id, place, target, next_at) VALUES ($1, $2, $3, $4)",
                     args![run, place, target, now],
                 )
                 .await?;
@@ -215,13 +237,18 @@ impl Store {
         tx.commit().await
     }
 
-    /// Notices that are to be given, taken until `until` by who asks.
-    pub async fn take_notices(&self, now: Ms, until: Ms, limit: u32) -> Result<Vec<Due>> {
-        let rows: Vec<RawDue> = self
+    /// Leases due notifications until `until`.
+    pub async fn lease_notifications(
+        &self,
+        now: Ms,
+        until: Ms,
+        limit: u32,
+    ) -> Result<Vec<OutboxEntry>> {
+        let rows: Vec<RawEntry> = self
             .db
-            .rows(
+            .fetch_all(
                 "SELECT n.run_id, n.place, n.target, r.state, CAST(0 AS BIGINT) AS pending, n.attempts, n.next_at \
-                 FROM notices n JOIN runs r ON r.id = n.run_id WHERE n.over = 0 AND n.next_at <= $1 \
+                 FROM notifications n JOIN runs r ON r.id = n.run_id WHERE n.done = 0 AND n.next_at <= $1 \
                  ORDER BY n.next_at, n.run_id, n.place LIMIT $2",
                 args![now, limit],
             )
@@ -230,16 +257,16 @@ impl Store {
         if rows.is_empty() {
             return Ok(due);
         }
-        let mut tx = self.db.write().await?;
+        let mut tx = self.db.begin().await?;
         for raw in rows {
-            let one = raw.parsed()?;
-            let taken = tx
+            let one = raw.parse()?;
+            let leased = tx
                 .exec(
-                    "UPDATE notices SET next_at = $4 WHERE run_id = $1 AND place = $2 AND next_at = $3 AND over = 0",
+                    "UPDATE notifications SET next_at = $4 WHERE run_id = $1 AND place = $2 AND next_at = $3 AND done = 0",
                     args![&one.run, one.place, one.next_at, until],
                 )
                 .await?;
-            if taken == 1 {
+            if leased == 1 {
                 due.push(one);
             }
         }
@@ -247,42 +274,45 @@ impl Store {
         Ok(due)
     }
 
-    /// Writes down how giving notices went.
-    pub async fn settle_notices(&self, told: Vec<(Due, Told)>) -> Result<()> {
-        let mut tx = self.db.write().await?;
-        for (due, told) in told {
-            let (over, error, at) = match told {
-                Told::Yes => (true, None, due.next_at),
-                Told::Never { error } => (true, Some(error), due.next_at),
-                Told::Again { error, at } => (false, Some(error), at),
+    /// Stores the results of sending notifications.
+    pub async fn record_notification_results(
+        &self,
+        results: Vec<(OutboxEntry, DeliveryResult)>,
+    ) -> Result<()> {
+        let mut tx = self.db.begin().await?;
+        for (due, result) in results {
+            let (done, error, at) = match result {
+                DeliveryResult::Delivered => (true, None, due.next_at),
+                DeliveryResult::GiveUp { error } => (true, Some(error), due.next_at),
+                DeliveryResult::Retry { error, at } => (false, Some(error), at),
             };
             tx.exec(
-                "UPDATE notices SET over = $3, last_error = $4, next_at = $5, attempts = attempts + 1 \
+                "UPDATE notifications SET done = $3, last_error = $4, next_at = $5, attempts = attempts + 1 \
                  WHERE run_id = $1 AND place = $2",
-                args![&due.run, due.place, over, error, at],
+                args![&due.run, due.place, done, error, at],
             )
             .await?;
         }
         tx.commit().await
     }
 
-    /// What could not be told of these runs to people.
-    pub async fn untold_notices(&self, ids: Vec<String>) -> Result<Vec<Untold>> {
+    /// Returns the failed notifications of these runs.
+    pub async fn failed_notifications(&self, ids: Vec<String>) -> Result<Vec<FailedNotification>> {
         let sql = one_of!(
-            "SELECT run_id, attempts, last_error, over FROM notices WHERE last_error IS NOT NULL AND run_id",
+            "SELECT run_id, attempts, last_error, done FROM notifications WHERE last_error IS NOT NULL AND run_id",
             "$1",
             " ORDER BY run_id, place"
         );
-        self.db.rows(sql, args![ids]).await
+        self.db.fetch_all(sql, args![ids]).await
     }
 
-    /// What could not be told of these runs to forges.
-    pub async fn untold_statuses(&self, ids: Vec<String>) -> Result<Vec<Untold>> {
+    /// Returns the failed commit statuses of these runs.
+    pub async fn failed_statuses(&self, ids: Vec<String>) -> Result<Vec<FailedNotification>> {
         let sql = one_of!(
-            "SELECT run_id, attempts, last_error, over FROM commit_statuses WHERE last_error IS NOT NULL AND run_id",
+            "SELECT run_id, attempts, last_error, done FROM commit_statuses WHERE last_error IS NOT NULL AND run_id",
             "$1",
             " ORDER BY run_id"
         );
-        self.db.rows(sql, args![ids]).await
+        self.db.fetch_all(sql, args![ids]).await
     }
 }

@@ -1,8 +1,8 @@
-//! Runs that may have pushed an image: the causes of the pushes that registries report.
+//! Runs that may have pushed an image: possible causes of the pushes that registries report.
 //!
-//! A registry reports a push while the run that pushed still goes on, so results alone do not tell.
-//! Invariant: a run without a result counts only if it runs, and if a run of its task pushed to the same
-//! repository before.
+//! A registry reports a push while the run is still running, so results alone are not enough.
+//! Invariant: a run without a result counts only if it is running, and if a run of its task has
+//! pushed to the same repository before.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -16,13 +16,13 @@ use crate::{Ms, Result, Store, db::args, from_json, runs};
 const LATE_MS: Ms = 3600 * 1000;
 /// Largest number of runs of one query.
 const MAX_RUNS: u32 = 200;
-/// Number of earlier runs of a task that tell to which repositories it pushes.
+/// Number of earlier runs of a task whose results determine its repositories.
 const EARLIER_RUNS: u32 = 20;
 
-/// An image that a registry reported.
+/// An image push that a registry reported.
 #[derive(Debug, Clone, Copy)]
 pub struct ReportedPush<'p> {
-    /// The path inside the registry. The registry may know its own host by another name than runs do.
+    /// Path within the registry. The registry may use another host name for itself than runs do.
     pub repository: &'p str,
     /// Registry, repository and tag.
     pub name: &'p str,
@@ -51,15 +51,15 @@ impl ReportedPush<'_> {
 pub struct PusherRow {
     /// Id of the run.
     pub id: RunId,
-    /// The id of its task.
+    /// Id of its task.
     pub task_id: String,
-    /// The name of its task.
+    /// Name of its task.
     pub task_name: String,
-    /// Kind of the trigger, such as `registry-push`.
+    /// Kind of the trigger, such as `registryPush`.
     pub trigger: String,
     /// Values that the run was started with.
     pub set: BTreeMap<String, String>,
-    /// When it was created.
+    /// Time of its creation.
     pub created_at: Ms,
 }
 
@@ -80,7 +80,7 @@ impl TryFrom<RawPusher> for PusherRow {
     fn try_from(raw: RawPusher) -> Result<Self> {
         let spec: RunSpec = from_json(&raw.spec)?;
         Ok(Self {
-            id: runs::id(raw.id)?,
+            id: runs::parse_run_id(raw.id)?,
             task_id: raw.task_id,
             task_name: raw.task_name.unwrap_or_default(),
             trigger: raw.started_by,
@@ -90,20 +90,20 @@ impl TryFrom<RawPusher> for PusherRow {
     }
 }
 
-/// The runs that matter: those of one task, and those that a push started.
+/// Selects runs of one task, and runs that a registry push started.
 macro_rules! select_pushers {
     ($conditions:literal) => {
         concat!(
             "SELECT id, task_id, task_name, started_by, spec, result, created_at FROM runs \
-             WHERE task_id IS NOT NULL AND (task_id = $1 OR started_by = 'registry-push') AND created_at <= $2 AND ",
+             WHERE task_id IS NOT NULL AND (task_id = $1 OR started_by = 'registryPush') AND created_at <= $2 AND ",
             $conditions
         )
     };
 }
 
 impl Store {
-    /// Returns the runs of the task `task_id`, and runs that a push started, that may have pushed `push` by the
-    /// time `at`.
+    /// Returns runs that may have pushed `push` by the time `at`: runs of the task `task_id`, and
+    /// runs that a registry push started.
     pub async fn pushers(
         &self,
         task_id: &str,
@@ -115,7 +115,7 @@ impl Store {
             .map_or_else(|| push.name.to_owned(), ToString::to_string);
         let finished: Vec<RawPusher> = self
             .db
-            .rows(
+            .fetch_all(
                 select_pushers!(
                     "finished_at > $3 AND result LIKE $4 ORDER BY finished_at DESC LIMIT $5"
                 ),
@@ -140,7 +140,7 @@ impl Store {
         }
         let live: Vec<RawPusher> = self
             .db
-            .rows(
+            .fetch_all(
                 select_pushers!("state IN ('leased', 'running') ORDER BY seq LIMIT $3"),
                 args![task_id, at, MAX_RUNS],
             )
@@ -148,8 +148,8 @@ impl Store {
         let mut has_pushed: HashMap<String, bool> = HashMap::new();
         for raw in live {
             let name = raw.task_name.clone().unwrap_or_default();
-            let known = has_pushed.get(&name).copied();
-            let pushes = match known {
+            let cached = has_pushed.get(&name).copied();
+            let pushes = match cached {
                 Some(pushes) => pushes,
                 None => self.has_pushed_to_repository(&name, push).await?,
             };
@@ -169,7 +169,7 @@ impl Store {
     ) -> Result<bool> {
         let rows: Vec<(Option<String>,)> = self
             .db
-            .rows(
+            .fetch_all(
                 "SELECT result FROM runs WHERE task_name = $1 AND finished_at IS NOT NULL \
                  ORDER BY created_at DESC LIMIT $2",
                 args![task_name, EARLIER_RUNS],

@@ -1,6 +1,8 @@
-//! How runs are handed out: classes that have ready runs, and the claim. The order within a class is `order_key` (the
-//! moment of the request, less ten minutes for each level of priority) and then a sequence number: first come, first
-//! served within a priority, and nothing starves.
+//! Leasing of runs: runner requirements with ready runs, and claims.
+//!
+//! Runs with the same requirement are ordered by `queue_rank`, the creation time minus ten minutes
+//! per priority level, and then by a sequence number. Within a priority the order is first come,
+//! first served, and every run gets its turn.
 
 use std::collections::BTreeMap;
 
@@ -11,21 +13,21 @@ use crate::{
     Ms, Result, RunRow, Store, StoreError,
     db::{Sql, args},
     from_json,
-    lives::{self, Living, RawLife, life_columns},
+    run_state::{self, LockedRun, RawRunState, run_state_columns},
     runs,
 };
 
-/// The head start of one level of priority, in milliseconds.
+/// Head start of one priority level, in milliseconds.
 pub const PRIORITY_MS: i64 = 600_000;
 
-/// What a runner must have for a run. Runs refer to a class; a runner takes a set of them.
+/// Requirements that a runner must meet. Runs refer to one; a runner can meet several.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Class {
-    /// Its id.
+pub struct RunnerRequirement {
+    /// Id of the requirement.
     pub id: i64,
-    /// The pool of runners.
+    /// Pool of runners.
     pub pool: String,
-    /// `linux/amd64` ...; empty: any.
+    /// Platform such as `linux/amd64`. Empty: any.
     pub platform: String,
     /// Labels that a runner must have.
     pub labels: BTreeMap<String, String>,
@@ -34,48 +36,51 @@ pub struct Class {
 /// A ready run that may be claimed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
-    /// The run.
+    /// Id of the run.
     pub id: RunId,
-    /// Its class.
-    pub class: i64,
-    /// The name of its task.
+    /// Id of its runner requirement.
+    pub requirement_id: i64,
+    /// Name of the task.
     pub task: Option<String>,
-    /// Runs with the same key are warm on the same runner.
-    pub warm_key: String,
-    /// Its place in the queue.
-    pub order_key: i64,
+    /// Runs with the same key prefer the same runner, for its warm cache.
+    pub affinity_key: String,
+    /// Rank in the queue.
+    pub queue_rank: i64,
 }
 
-/// Who takes which run.
+/// Assignment of a run to a runner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claim {
-    /// The run.
+    /// Id of the run.
     pub run: RunId,
-    /// The runner.
+    /// Id of the runner.
     pub runner_id: String,
 }
 
-/// A class whose ready runs may be claimed.
+/// Runner requirement whose ready runs may be claimed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Claimable {
-    /// The id of the class.
-    pub class: i64,
-    /// Only runs of tasks that one of these names or prefixes takes in. `None`: all runs of the class.
+    /// Id of the requirement.
+    pub requirement_id: i64,
+    /// Only runs of matching tasks. `None`: all runs with the requirement.
     pub tasks: Option<TaskPatterns>,
 }
 
-/// Names of tasks, and what names begin with.
+/// Names and name prefixes of tasks.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TaskPatterns {
-    /// Whole names.
+    /// Complete names.
     pub names: Vec<String>,
-    /// Prefixes.
+    /// Prefixes of names.
     pub prefixes: Vec<String>,
 }
 
 impl From<i64> for Claimable {
-    fn from(class: i64) -> Self {
-        Self { class, tasks: None }
+    fn from(requirement_id: i64) -> Self {
+        Self {
+            requirement_id,
+            tasks: None,
+        }
     }
 }
 
@@ -83,19 +88,19 @@ macro_rules! ready {
     ($condition:literal) => {
         concat!(
             "SELECT ",
-            life_columns!(),
-            " FROM runs WHERE class_id = $1 AND state = 'queued' AND held = 0 ",
+            run_state_columns!(),
+            " FROM runs WHERE requirement_id = $1 AND state = 'queued' AND blocked = 0 ",
             $condition,
-            "ORDER BY order_key, seq LIMIT $2"
+            "ORDER BY queue_rank, seq LIMIT $2"
         )
     };
 }
 
-/// The head of a class, without what another server is giving away now.
-const READY: Sql = Sql::of(ready!(""), concat!(ready!(""), " FOR UPDATE SKIP LOCKED"));
+/// Selects the first runs with a requirement and skips those that another server is leasing.
+const READY: Sql = Sql::new(ready!(""), concat!(ready!(""), " FOR UPDATE SKIP LOCKED"));
 
-/// The same of some tasks alone.
-const READY_OF_TASKS: Sql = Sql::of(
+/// Selects them for matching tasks only.
+const READY_OF_TASKS: Sql = Sql::new(
     ready!(
         "AND (task_name IN (SELECT value FROM json_each($3)) OR EXISTS (SELECT 1 FROM json_each($4) AS prefix \
          WHERE substr(task_name, 1, length(prefix.value)) = prefix.value)) "
@@ -110,17 +115,17 @@ const READY_OF_TASKS: Sql = Sql::of(
 );
 
 #[derive(Debug, FromRow)]
-struct RawClass {
+struct RawRequirement {
     id: i64,
     pool: String,
     platform: String,
     labels: String,
 }
 
-impl TryFrom<RawClass> for Class {
+impl TryFrom<RawRequirement> for RunnerRequirement {
     type Error = StoreError;
 
-    fn try_from(raw: RawClass) -> Result<Self> {
+    fn try_from(raw: RawRequirement) -> Result<Self> {
         Ok(Self {
             id: raw.id,
             pool: raw.pool,
@@ -131,87 +136,94 @@ impl TryFrom<RawClass> for Class {
 }
 
 impl Store {
-    /// Classes that have ready runs now.
-    pub async fn ready_classes(&self) -> Result<Vec<Class>> {
-        // One look into the queue for each class: there are few.
-        let rows: Vec<RawClass> = self
+    /// Returns the requirements that have ready runs.
+    pub async fn ready_requirements(&self) -> Result<Vec<RunnerRequirement>> {
+        // One index lookup per requirement: there are few.
+        let rows: Vec<RawRequirement> = self
             .db
-            .rows(
-                "SELECT id, pool, platform, labels FROM classes WHERE (SELECT r.seq FROM runs r \
-                 WHERE r.class_id = classes.id AND r.state = 'queued' AND r.held = 0 \
-                 ORDER BY r.order_key, r.seq LIMIT 1) IS NOT NULL ORDER BY id",
+            .fetch_all(
+                "SELECT id, pool, platform, labels FROM runner_requirements WHERE (SELECT r.seq FROM runs r \
+                 WHERE r.requirement_id = runner_requirements.id AND r.state = 'queued' AND r.blocked = 0 \
+                 ORDER BY r.queue_rank, r.seq LIMIT 1) IS NOT NULL ORDER BY id",
                 args![],
             )
             .await?;
-        rows.into_iter().map(Class::try_from).collect()
+        rows.into_iter().map(RunnerRequirement::try_from).collect()
     }
 
-    /// Every class that a run ever had.
-    pub async fn classes(&self) -> Result<Vec<Class>> {
-        let rows: Vec<RawClass> = self
+    /// Returns every requirement that any run ever had.
+    pub async fn runner_requirements(&self) -> Result<Vec<RunnerRequirement>> {
+        let rows: Vec<RawRequirement> = self
             .db
-            .rows(
-                "SELECT id, pool, platform, labels FROM classes ORDER BY id",
+            .fetch_all(
+                "SELECT id, pool, platform, labels FROM runner_requirements ORDER BY id",
                 args![],
             )
             .await?;
-        rows.into_iter().map(Class::try_from).collect()
+        rows.into_iter().map(RunnerRequirement::try_from).collect()
     }
 
-    /// Gives the first `limit` ready runs of these classes to `place`, which says who takes which, and leases those for
-    /// `lease_ms`; a runner has to accept within `accept_ms`. One transaction.
+    /// Leases ready runs in one transaction. Passes the first `limit` ready runs with these
+    /// requirements to `assign`, and leases the runs that it returns for `lease_ms`. Each runner
+    /// must accept within `accept_ms`.
     pub async fn claim(
         &self,
-        classes: &[impl Clone + Into<Claimable> + Sync],
+        requirements: &[impl Clone + Into<Claimable> + Sync],
         limit: u32,
         now: Ms,
         lease_ms: i64,
         accept_ms: i64,
-        place: impl FnOnce(&[Candidate]) -> Vec<Claim> + Send,
+        assign: impl FnOnce(&[Candidate]) -> Vec<Claim> + Send,
     ) -> Result<Vec<RunRow>> {
-        if classes.is_empty() || limit == 0 {
+        if requirements.is_empty() || limit == 0 {
             return Ok(Vec::new());
         }
-        let mut tx = self.db.write().await?;
+        let mut tx = self.db.begin().await?;
         let mut ready = Vec::new();
-        for class in classes {
-            let Claimable { class, tasks } = class.clone().into();
-            let raw: Vec<RawLife> = match tasks {
-                None => tx.rows(READY, args![class, limit]).await?,
+        for claimable in requirements {
+            let Claimable {
+                requirement_id,
+                tasks,
+            } = claimable.clone().into();
+            let raw: Vec<RawRunState> = match tasks {
+                None => tx.fetch_all(READY, args![requirement_id, limit]).await?,
                 Some(TaskPatterns { names, prefixes }) => {
-                    tx.rows(READY_OF_TASKS, args![class, limit, names, prefixes])
-                        .await?
+                    tx.fetch_all(
+                        READY_OF_TASKS,
+                        args![requirement_id, limit, names, prefixes],
+                    )
+                    .await?
                 }
             };
             for raw in raw {
-                ready.push(Living::try_from(raw)?);
+                ready.push(LockedRun::try_from(raw)?);
             }
         }
-        ready.sort_by_key(|run| (run.order_key, run.seq));
+        ready.sort_by_key(|run| (run.queue_rank, run.seq));
         ready.truncate(limit as usize);
         let candidates: Vec<Candidate> = ready
             .iter()
             .map(|run| Candidate {
                 id: run.id.clone(),
-                class: run.class,
+                requirement_id: run.requirement_id,
                 task: run.task.clone(),
-                warm_key: run.warm_key.clone(),
-                order_key: run.order_key,
+                affinity_key: run.affinity_key.clone(),
+                queue_rank: run.queue_rank,
             })
             .collect();
         let claims = if candidates.is_empty() {
             Vec::new()
         } else {
-            place(&candidates)
+            assign(&candidates)
         };
-        let mut ready = lives::by_id(ready);
+        let mut ready = run_state::changes_by_id(ready);
         let mut changes = Vec::new();
         for claim in claims {
-            // What was not offered, or is given away twice, is not there.
+            // Ignores runs that were not offered, and the second claim of a run.
             if let Some(mut change) = ready.remove(&claim.run)
                 && change
                     .run
-                    .life
+                    .machine
                     .lease(&claim.runner_id, now, lease_ms, accept_ms)
             {
                 changes.push(change);
@@ -220,9 +232,9 @@ impl Store {
         if changes.is_empty() {
             return Ok(Vec::new());
         }
-        lives::save(&mut tx, &changes, "lost", now).await?;
+        run_state::save_changes(&mut tx, &changes, "lost", now).await?;
         let ids = changes.iter().map(|change| change.run.id.to_string());
-        let mut rows = runs::find_all(&mut tx, ids.collect()).await?;
+        let mut rows = runs::find_runs(&mut tx, ids.collect()).await?;
         tx.commit().await?;
         Ok(changes
             .iter()

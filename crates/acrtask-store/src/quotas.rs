@@ -1,11 +1,11 @@
-//! Quotas: limits, use, and the decision whether something more may be stored.
+//! Quotas: limits, use, and admission.
 //!
 //! Invariants:
-//! - A decision and what it allows are in one transaction.
-//! - Transactions that may use the same quota wait for each other, on PostgreSQL by advisory locks. They take these locks
-//!   before all others.
-//! - Counting is bounded by the limit: it reads no more rows than the limit allows.
-//! - A run that waits for its approval uses no quota of its task that other runs use.
+//! - A decision and the rows that it admits are in one transaction.
+//! - Transactions that may use the same quota wait for each other, on PostgreSQL through advisory
+//!   locks. They acquire these locks before all others.
+//! - Counting reads at most as many rows as the limit.
+//! - A run that waits for an approval uses no quota of its task that other runs use.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -15,19 +15,19 @@ use sqlx::FromRow;
 use crate::{
     Ms, NewRun, Result, Store, StoreError,
     db::{Sql, Tx, args},
-    lives,
+    run_state,
 };
 
 mod logs;
 mod usage;
 
-pub(crate) use logs::{LogRoom, give_back, logs_of_runs};
-use usage::{STORED, usage, used};
+pub(crate) use logs::{LogAllowance, logs_of_runs, release_log_bytes};
+use usage::{STORED, count_usage, load_usage};
 
-/// Period of the quotas that count a minute, in milliseconds.
+/// Period of the per-minute quotas, in milliseconds.
 const MINUTE: Ms = 60_000;
 
-/// Returns `true` for quotas that count what is created within a minute.
+/// Returns `true` for per-minute quotas.
 fn is_rate(kind: QuotaKind) -> bool {
     matches!(
         kind,
@@ -35,7 +35,7 @@ fn is_rate(kind: QuotaKind) -> bool {
     )
 }
 
-/// A refusal because of a quota.
+/// A rejection because of a quota.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the quota {kind} of {subject} is {limit}, and {used} are used")]
 pub struct QuotaExceeded {
@@ -45,12 +45,12 @@ pub struct QuotaExceeded {
     pub subject: QuotaSubject,
     /// Largest allowed use.
     pub limit: u64,
-    /// Present use.
+    /// Current use.
     pub used: u64,
 }
 
 impl QuotaExceeded {
-    /// Returns how an administrator raises the quota.
+    /// Returns advice for the user, including the command that raises the quota.
     pub fn help(&self) -> String {
         let until = match self.kind {
             QuotaKind::RunsPerMinute | QuotaKind::PendingApprovalsPerMinute => {
@@ -72,7 +72,7 @@ impl QuotaExceeded {
     }
 }
 
-/// Limits that an administrator set.
+/// Limits that administrators set.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Limits(BTreeMap<(QuotaSubject, QuotaKind), u64>);
 
@@ -90,17 +90,18 @@ impl Limits {
         let rows = rows.into_iter().map(|raw| {
             let subject: QuotaSubject = raw.subject.parse().map_err(StoreError::corrupt)?;
             let kind: QuotaKind = raw.kind.parse().map_err(StoreError::corrupt)?;
-            Ok(((subject, kind), lives::size(raw.value)?))
+            Ok(((subject, kind), run_state::to_u64(raw.value)?))
         });
         rows.collect::<Result<_>>().map(Self)
     }
 
     pub(crate) async fn load(tx: &mut Tx) -> Result<Self> {
-        Self::new(tx.rows(LIMITS, args![]).await?)
+        Self::new(tx.fetch_all(LIMITS, args![]).await?)
     }
 
-    /// Returns the limit of a subject: its own, that of each of its sort, or the default. `None` if it has no limit.
-    fn of(&self, subject: &QuotaSubject, kind: QuotaKind) -> Option<u64> {
+    /// Returns the limit of a subject: its own, the one for each subject of its kind, or the
+    /// default. `None`: unlimited.
+    fn limit(&self, subject: &QuotaSubject, kind: QuotaKind) -> Option<u64> {
         let each = match subject {
             QuotaSubject::Task(_) => Some(QuotaSubject::EachTask),
             QuotaSubject::Token(_) => Some(QuotaSubject::EachToken),
@@ -134,10 +135,11 @@ fn matches(pattern: &str, task: &str) -> bool {
     }
 }
 
-/// Returns the quotas that a new run counts against: of its task, of patterns that match the task, and of its principal.
+/// Returns the quotas that a new run counts against: of its task, of patterns that match the task,
+/// and of its principal.
 ///
-/// A run that waits for an approval was caused by someone without rights to the task. It counts against quotas of its own
-/// there, so that it keeps no other run of the task out.
+/// A run that waits for an approval was caused by an author without rights to the task. It counts
+/// against separate quotas of the task, so that it blocks no other run of the task.
 fn quotas_of(limits: &Limits, new: &NewRun) -> Vec<(QuotaSubject, QuotaKind)> {
     let (created, queued) = if new.origin.needs_approval {
         (
@@ -165,17 +167,18 @@ fn quotas_of(limits: &Limits, new: &NewRun) -> Vec<(QuotaSubject, QuotaKind)> {
     quotas
 }
 
-/// Quotas and their use, for the runs of a transaction.
+/// Quotas and their use for the runs of a transaction.
 #[derive(Debug, Default)]
 pub(crate) struct Admission {
     limits: Limits,
     used: HashMap<(QuotaSubject, QuotaKind), u64>,
-    /// Admitted runs, by the quota of a minute that they count against.
+    /// Number of admitted runs per per-minute quota.
     admitted: BTreeMap<(QuotaKind, QuotaSubject), u64>,
 }
 
 impl Admission {
-    /// Reads the use of the quotas of these runs. Call it before the transaction takes any other lock.
+    /// Loads the use of the quotas of these runs. Call it before the transaction acquires any other
+    /// lock.
     pub(crate) async fn load<'n>(
         tx: &mut Tx,
         new: impl Iterator<Item = &'n NewRun>,
@@ -186,8 +189,8 @@ impl Admission {
         for new in new {
             wanted.extend(quotas_of(&limits, new));
         }
-        lock(tx, wanted.iter().map(|(subject, _)| subject)).await?;
-        let used = used(tx, &limits, &wanted, STORED, now).await?;
+        lock_subjects(tx, wanted.iter().map(|(subject, _)| subject)).await?;
+        let used = load_usage(tx, &limits, &wanted, STORED, now).await?;
         Ok(Self {
             limits,
             used,
@@ -195,11 +198,11 @@ impl Admission {
         })
     }
 
-    /// Counts a new run, unless one of its quotas is used up.
+    /// Counts a new run. Returns an error if one of its quotas is exceeded.
     pub(crate) fn admit(&mut self, new: &NewRun) -> Result<(), QuotaExceeded> {
         let quotas = quotas_of(&self.limits, new);
         for (subject, kind) in &quotas {
-            let Some(limit) = self.limits.of(subject, *kind) else {
+            let Some(limit) = self.limits.limit(subject, *kind) else {
                 continue;
             };
             let used = self.used.get(&(subject.clone(), *kind)).copied();
@@ -225,7 +228,7 @@ impl Admission {
         Ok(())
     }
 
-    /// Stores the number of created runs.
+    /// Stores the number of admitted runs.
     pub(crate) async fn store(self, tx: &mut Tx, now: Ms) -> Result<()> {
         let since = now - now.rem_euclid(MINUTE);
         let rows = self
@@ -234,20 +237,20 @@ impl Admission {
             .map(|((kind, subject), count)| args![kind.name(), subject.to_string(), since, count]);
         let rows: Vec<_> = rows.collect();
         if !rows.is_empty() {
-            tx.each(CREATED, rows).await?;
+            tx.exec_each(ADD_ADMITTED, rows).await?;
         }
         Ok(())
     }
 }
 
-const CREATED: Sql = {
+const ADD_ADMITTED: Sql = {
     macro_rules! conflict {
         () => {
             " ON CONFLICT (kind, subject) DO UPDATE SET since = excluded.since, \
              used = CASE WHEN quota_usage.since = excluded.since THEN quota_usage.used ELSE 0 END + excluded.used"
         };
     }
-    Sql::of(
+    Sql::new(
         concat!(
             "INSERT INTO quota_usage (kind, subject, since, used) VALUES ($1, $2, $3, $4)",
             conflict!()
@@ -261,26 +264,30 @@ const CREATED: Sql = {
 };
 
 /// Waits for other transactions that may use quotas of these subjects.
-async fn lock<'s>(tx: &mut Tx, subjects: impl Iterator<Item = &'s QuotaSubject>) -> Result<()> {
+async fn lock_subjects<'s>(
+    tx: &mut Tx,
+    subjects: impl Iterator<Item = &'s QuotaSubject>,
+) -> Result<()> {
     let names = subjects.map(|subject| format!("quota {subject}")).collect();
-    lives::lock_groups(tx, names).await
+    run_state::lock_groups(tx, names).await
 }
 
-/// Refuses `more` of `kind` if one of the subjects has less left. Locks the subjects until the end of the transaction.
-pub(crate) async fn need(
+/// Returns an error if `more` of `kind` would exceed the quota of a subject. Locks the subjects
+/// until the end of the transaction.
+pub(crate) async fn check_quota(
     tx: &mut Tx,
     subjects: &[QuotaSubject],
     kind: QuotaKind,
     more: u64,
     now: Ms,
 ) -> Result<()> {
-    lock(tx, subjects.iter()).await?;
+    lock_subjects(tx, subjects.iter()).await?;
     let limits = Limits::load(tx).await?;
     for subject in subjects {
-        let Some(limit) = limits.of(subject, kind) else {
+        let Some(limit) = limits.limit(subject, kind) else {
             continue;
         };
-        let used = usage(tx, subject, kind, Some(limit), now).await?;
+        let used = count_usage(tx, subject, kind, Some(limit), now).await?;
         if used.saturating_add(more) > limit {
             return Err(QuotaExceeded {
                 kind,
@@ -302,7 +309,7 @@ impl Store {
         kind: QuotaKind,
         limit: Option<u64>,
     ) -> Result<()> {
-        let mut tx = self.db.write().await?;
+        let mut tx = self.db.begin().await?;
         tx.exec(
             "DELETE FROM quotas WHERE subject = $1 AND kind = $2",
             args![subject.to_string(), kind.name()],
@@ -318,28 +325,28 @@ impl Store {
         tx.commit().await
     }
 
-    /// Returns the quotas of these subjects with their use, and all quotas that an administrator set.
+    /// Returns the quotas of these subjects and all quotas that administrators set, with their use.
     pub async fn quotas(&self, subjects: &[QuotaSubject], now: Ms) -> Result<Vec<Quota>> {
-        let mut tx = self.db.write().await?;
+        let mut tx = self.db.begin().await?;
         let limits = Limits::load(&mut tx).await?;
         let mut wanted: BTreeSet<(QuotaSubject, QuotaKind)> = limits.0.keys().cloned().collect();
         for subject in subjects {
             for kind in QuotaKind::ALL {
-                if limits.of(subject, kind).is_some() {
+                if limits.limit(subject, kind).is_some() {
                     wanted.insert((subject.clone(), kind));
                 }
             }
         }
         let mut quotas = Vec::new();
         for (subject, kind) in wanted {
-            let Some(limit) = limits.of(&subject, kind) else {
+            let Some(limit) = limits.limit(&subject, kind) else {
                 continue;
             };
             let is_each = matches!(subject, QuotaSubject::EachTask | QuotaSubject::EachToken);
             let used = if is_each || kind == QuotaKind::LogBytesPerRun {
                 None
             } else {
-                Some(usage(&mut tx, &subject, kind, None, now).await?)
+                Some(count_usage(&mut tx, &subject, kind, None, now).await?)
             };
             quotas.push(Quota {
                 set: limits.0.contains_key(&(subject.clone(), kind)),

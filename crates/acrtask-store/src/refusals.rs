@@ -1,26 +1,26 @@
-//! Deliveries that were refused: how many of each kind, and the last one. A webhook has one row for each kind, so
-//! that senders without a proof cannot fill the database.
+//! Rejected deliveries: their number and the last one. A webhook has one row per kind of rejection,
+//! so that unauthenticated senders cannot fill the database.
 
 use sqlx::FromRow;
 
-use crate::{Ms, Result, Store, StoreError, db::args, lives};
+use crate::{Ms, Result, Store, StoreError, db::args, run_state};
 
-/// Deliveries to a webhook that were refused for the same reason.
+/// Deliveries to a webhook that were rejected for the same reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RefusalRow {
-    /// The webhook.
+    /// Name of the webhook.
     pub webhook: String,
-    /// The kind of refusal, as in a problem of the API.
+    /// Kind of the rejection, as in a problem of the API.
     pub code: String,
-    /// The message of the last one.
+    /// Message of the last rejection.
     pub message: String,
-    /// The address that the last one came from.
+    /// Sender address of the last rejection.
     pub address: String,
-    /// Number of refusals.
+    /// Number of rejections.
     pub refusals: u64,
-    /// Time of the first one.
+    /// Time of the first rejection.
     pub first_at: Ms,
-    /// Time of the last one.
+    /// Time of the last rejection.
     pub last_at: Ms,
 }
 
@@ -44,7 +44,7 @@ impl TryFrom<RawRefusal> for RefusalRow {
             code: raw.code,
             message: raw.message,
             address: raw.address,
-            refusals: lives::size(raw.refusals)?,
+            refusals: run_state::to_u64(raw.refusals)?,
             first_at: raw.first_at,
             last_at: raw.last_at,
         })
@@ -52,7 +52,8 @@ impl TryFrom<RawRefusal> for RefusalRow {
 }
 
 impl Store {
-    /// Adds refusals to those of the same webhook and kind. `row.first_at` counts only for the first ones.
+    /// Adds rejections to those of the same webhook and kind. `row.first_at` is used only for the
+    /// first ones.
     pub async fn add_refusals(&self, row: &RefusalRow) -> Result<()> {
         self.db
             .exec(
@@ -74,11 +75,11 @@ impl Store {
             .map(drop)
     }
 
-    /// Refusals of all webhooks, or of one, the last ones first.
+    /// Returns rejections of all webhooks, or of one, most recent first.
     pub async fn refusals(&self, webhook: Option<&str>) -> Result<Vec<RefusalRow>> {
         let rows: Vec<RawRefusal> = self
             .db
-            .rows(
+            .fetch_all(
                 "SELECT webhook, code, message, address, refusals, first_at, last_at FROM refused_deliveries \
                  WHERE webhook = COALESCE($1, webhook) ORDER BY last_at DESC, webhook, code LIMIT 1000",
                 args![webhook],

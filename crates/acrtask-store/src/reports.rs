@@ -1,5 +1,5 @@
-//! What runners say, and what the reaper finds when they say nothing. Each is decided by `transitions.rs` and written
-//! guarded by state and attempt. A batch is one transaction.
+//! Reports of runners, and expiry of leases without reports. `transitions.rs` decides; this module
+//! writes, guarded by state and attempt. A batch is one transaction.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -11,134 +11,134 @@ use crate::{
     Ms, Result, Store,
     db::{Sql, Tx, args, one_of, runs_by},
     images,
-    lives::{self, Change, Living, RawLife, life_columns},
-    quotas::{LogRoom, QuotaExceeded},
+    quotas::{LogAllowance, QuotaExceeded},
+    run_state::{self, Change, LockedRun, RawRunState, run_state_columns},
 };
 
-/// What a runner says about a run that it holds.
+/// Report of a runner about a run that it leases.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Report {
-    /// It has a slot for it.
+    /// The runner has reserved a slot.
     Accepted,
-    /// It begins.
+    /// The run starts.
     Started,
-    /// It cannot take it now: back to the queue.
+    /// The runner cannot execute the run now. The run returns to the queue.
     Declined {
-        /// Why.
+        /// Reason for the user.
         reason: String,
     },
-    /// It still works on it.
+    /// The runner still executes the run.
     Renewed,
-    /// More of the log is in the blob store.
+    /// The blob store contains another part of the log.
     LogChunk {
-        /// Where it begins in the log.
+        /// Position in the log, in bytes.
         offset: u64,
-        /// Bytes.
+        /// Length in bytes.
         length: u32,
-        /// The blob's name.
+        /// Key of the blob.
         blob: String,
     },
-    /// The log has reached a quota: it ends with this mark, and the run as an error.
+    /// The log has reached a quota. It ends with this mark, and the run ends as an error.
     LogFull {
-        /// Where the mark begins in the log.
+        /// Position of the mark in the log, in bytes.
         offset: u64,
-        /// Bytes of the mark.
+        /// Length of the mark in bytes.
         length: u32,
-        /// The mark's blob.
+        /// Key of the mark's blob.
         blob: String,
-        /// Why.
+        /// Reason for the user.
         reason: String,
     },
-    /// It is over.
+    /// The run is finished.
     Finished {
         /// A final state.
         state: RunState,
-        /// Why.
+        /// Reason of the state, if any.
         reason: Option<String>,
-        /// What came of it.
+        /// Result of the run.
         result: Box<RunResult>,
-        /// Bytes of the whole log.
+        /// Length of the complete log in bytes.
         log_length: u64,
-        /// Lower-case hexadecimal SHA-256 of the whole log.
+        /// Lower-case hexadecimal SHA-256 of the complete log.
         log_sha256: String,
     },
 }
 
-/// A report, with who says it about which attempt.
+/// A report, with its attempt and runner.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Reported {
-    /// The run.
+pub struct AttemptReport {
+    /// Id of the run.
     pub run: RunId,
-    /// The attempt.
+    /// Number of the attempt.
     pub attempt: u32,
-    /// The runner.
+    /// Id of the runner.
     pub runner_id: String,
-    /// What it says.
+    /// Content of the report.
     pub report: Report,
 }
 
-/// What a report led to.
+/// Result of storing a report.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// Written, or written before.
+    /// Stored, or stored earlier.
     Done,
-    /// The attempt is not that runner's any more, or the report cannot be true.
+    /// The runner does not lease that attempt, or the report contradicts the stored state.
     Refused {
-        /// Why.
+        /// Reason for the runner.
         reason: String,
     },
-    /// The log does not fit: it is stored up to here.
+    /// The offset does not match. The stored log ends here.
     LogAt(u64),
-    /// A quota for logs has no room for the chunk.
+    /// A quota of logs does not allow the chunk.
     LogFull(Box<QuotaExceeded>),
 }
 
 /// A lease that the reaper ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Reaped {
-    /// The run.
+pub struct ExpiredLease {
+    /// Id of the run.
     pub run: RunId,
-    /// The attempt that is over.
+    /// Number of the ended attempt.
     pub attempt: u32,
-    /// The runner that held it.
+    /// Id of the runner that leased the run.
     pub runner_id: String,
-    /// The run's state now: queued again, or final.
+    /// New state of the run: queued again, or final.
     pub to: RunState,
-    /// Why.
+    /// Reason of the new state.
     pub reason: String,
 }
 
 /// An attempt at a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AttemptRow {
-    /// Its number, from 1.
+    /// Number, from 1.
     pub attempt: u32,
-    /// The runner.
+    /// Id of the runner.
     pub runner_id: String,
-    /// That runner's name.
+    /// Name of the runner.
     pub runner_name: Option<String>,
-    /// When it was leased.
+    /// Time of the lease.
     pub leased_at: Ms,
-    /// When it started.
+    /// Time of the start.
     pub started_at: Option<Ms>,
-    /// When it ended.
+    /// Time of the end.
     pub ended_at: Option<Ms>,
-    /// How: a final state, `declined`, `lost`.
+    /// A final state, `declined` or `lost`. `None` until the attempt has ended.
     pub outcome: Option<String>,
-    /// Bytes of its log.
+    /// Length of its log in bytes.
     pub log_length: u64,
-    /// Of its whole log: lower-case hexadecimal.
+    /// Lower-case hexadecimal SHA-256 of its complete log.
     pub log_sha256: Option<String>,
 }
 
-const CHUNK: Sql = Sql::of(
-    "INSERT INTO log_chunks (run_id, attempt, begins, length, blob) VALUES ($1, $2, $3, $4, $5)",
-    "INSERT INTO log_chunks (run_id, attempt, begins, length, blob) \
+const INSERT_CHUNK: Sql = Sql::new(
+    "INSERT INTO log_chunks (run_id, attempt, offset_bytes, length, blob) VALUES ($1, $2, $3, $4, $5)",
+    "INSERT INTO log_chunks (run_id, attempt, offset_bytes, length, blob) \
      SELECT * FROM UNNEST($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[])",
 );
 
 impl Report {
-    /// It may free a place of the run's group.
+    /// Returns `true` if the report may free a slot of the run's group.
     fn may_free(&self) -> bool {
         matches!(
             self,
@@ -168,78 +168,90 @@ struct RawAttempt {
 }
 
 impl Store {
-    /// Writes down what runners say: one transaction, a verdict for each.
-    pub async fn report(&self, batch: &[Reported], now: Ms, lease_ms: i64) -> Result<Vec<Verdict>> {
+    /// Stores reports of runners in one transaction. Returns one verdict for each.
+    pub async fn report(
+        &self,
+        batch: &[AttemptReport],
+        now: Ms,
+        lease_ms: i64,
+    ) -> Result<Vec<Verdict>> {
         if batch.is_empty() {
             return Ok(Vec::new());
         }
-        let mut tx = self.db.write().await?;
+        let mut tx = self.db.begin().await?;
         let freeing: BTreeSet<&RunId> = batch
             .iter()
-            .filter(|said| said.report.may_free())
-            .map(|said| &said.run)
+            .filter(|received| received.report.may_free())
+            .map(|received| &received.run)
             .collect();
         if tx.is_postgres() && !freeing.is_empty() {
-            let groups = lives::groups_of(&mut tx, &freeing).await?;
-            lives::lock_groups(&mut tx, groups).await?;
+            let groups = run_state::groups_of_runs(&mut tx, &freeing).await?;
+            run_state::lock_groups(&mut tx, groups).await?;
         }
-        let ids = batch.iter().map(|said| &said.run).collect();
-        let mut runs = lives::by_id(lives::lock_runs(&mut tx, &ids).await?);
-        let mut room = log_room(&mut tx, batch, &runs).await?;
+        let ids = batch.iter().map(|received| &received.run).collect();
+        let mut runs = run_state::changes_by_id(run_state::lock_runs(&mut tx, &ids).await?);
+        let mut allowance = load_log_allowance(&mut tx, batch, &runs).await?;
         let mut chunks = Vec::new();
         let mut verdicts = Vec::with_capacity(batch.len());
-        for said in batch {
-            let Some(change) = runs.get_mut(&said.run) else {
+        for received in batch {
+            let Some(change) = runs.get_mut(&received.run) else {
                 verdicts.push(Verdict::Refused {
-                    reason: "there is no such run".into(),
+                    reason: "the run does not exist".into(),
                 });
                 continue;
             };
             let run = &mut change.run;
-            let before = matches!(said.report, Report::LogChunk { .. }).then(|| run.life.clone());
-            let life = &mut run.life;
-            let mut heard = life.hear(said.attempt, &said.runner_id, &said.report, now, lease_ms);
-            let chunk = heard.chunk.as_ref();
+            let before =
+                matches!(received.report, Report::LogChunk { .. }).then(|| run.machine.clone());
+            let machine = &mut run.machine;
+            let mut outcome = machine.apply_report(
+                received.attempt,
+                &received.runner_id,
+                &received.report,
+                now,
+                lease_ms,
+            );
+            let chunk = outcome.chunk.as_ref();
             let chunk = chunk.map(|chunk| (chunk.offset, u64::from(chunk.length)));
             if let (Some(before), Some((offset, length))) = (before, chunk) {
                 let (task, charged_to) = (run.task.as_deref(), run.charged_to.as_deref());
-                if let Err(full) = room.add(task, charged_to, offset, length) {
-                    run.life = before;
-                    heard.chunk = None;
-                    heard.verdict = Verdict::LogFull(Box::new(full));
+                if let Err(full) = allowance.add(task, charged_to, offset, length) {
+                    run.machine = before;
+                    outcome.chunk = None;
+                    outcome.verdict = Verdict::LogFull(Box::new(full));
                 }
             }
-            if let Some(chunk) = heard.chunk {
+            if let Some(chunk) = outcome.chunk {
                 chunks.push(args![
-                    &said.run,
+                    &received.run,
                     chunk.attempt,
                     chunk.offset,
                     chunk.length,
                     chunk.blob
                 ]);
             }
-            verdicts.push(heard.verdict);
+            verdicts.push(outcome.verdict);
         }
         let changes: Vec<Change> = runs.into_values().collect();
-        lives::save(&mut tx, &changes, "declined", now).await?;
-        images::record(&mut tx, &changes, batch.iter().zip(&verdicts), now).await?;
+        run_state::save_changes(&mut tx, &changes, "declined", now).await?;
+        images::record_images(&mut tx, &changes, batch.iter().zip(&verdicts), now).await?;
         if !chunks.is_empty() {
-            tx.each(CHUNK, chunks).await?;
+            tx.exec_each(INSERT_CHUNK, chunks).await?;
         }
-        room.store(&mut tx).await?;
+        allowance.store(&mut tx).await?;
         tx.commit().await?;
         Ok(verdicts)
     }
 
-    /// Ends leases whose deadline is past, at most `limit`: their runs are queued again, or final. What cannot be ended is
-    /// passed by, however much of it there is.
-    pub async fn reap(&self, now: Ms, limit: u32) -> Result<Vec<Reaped>> {
+    /// Ends at most `limit` leases whose deadline has passed. Their runs are queued again or final.
+    /// Any number of unreadable runs is skipped.
+    pub async fn expire_leases(&self, now: Ms, limit: u32) -> Result<Vec<ExpiredLease>> {
         let mut reaped = Vec::new();
         let mut after = (i64::MIN, i64::MIN);
         loop {
             let page: Vec<Overdue> = self
                 .db
-                .rows(
+                .fetch_all(
                     runs_by!(
                         "runs_deadline",
                         "id, seq, deadline",
@@ -253,16 +265,16 @@ impl Store {
                 return Ok(reaped);
             };
             after = (last.deadline, last.seq);
-            let whole = page.len() < limit as usize;
-            reaped.extend(self.reap_page(page, now).await?);
-            if whole || reaped.len() >= limit as usize {
+            let is_last = page.len() < limit as usize;
+            reaped.extend(self.expire_lease_page(page, now).await?);
+            if is_last || reaped.len() >= limit as usize {
                 return Ok(reaped);
             }
         }
     }
 
-    async fn reap_page(&self, page: Vec<Overdue>, now: Ms) -> Result<Vec<Reaped>> {
-        let mut tx = self.db.write().await?;
+    async fn expire_lease_page(&self, page: Vec<Overdue>, now: Ms) -> Result<Vec<ExpiredLease>> {
+        let mut tx = self.db.begin().await?;
         let ids: Vec<String> = page.into_iter().map(|overdue| overdue.id).collect();
         if tx.is_postgres() {
             let sql = one_of!(
@@ -270,75 +282,75 @@ impl Store {
                 "$1",
                 ""
             );
-            let groups: Vec<(String,)> = tx.rows(sql, args![ids.clone()]).await?;
+            let groups: Vec<(String,)> = tx.fetch_all(sql, args![ids.clone()]).await?;
             let groups = groups.into_iter().map(|(name,)| name).collect();
-            lives::lock_groups(&mut tx, groups).await?;
+            run_state::lock_groups(&mut tx, groups).await?;
         }
         let sql = one_of!(
-            concat!("SELECT ", life_columns!(), " FROM runs WHERE id"),
+            concat!("SELECT ", run_state_columns!(), " FROM runs WHERE id"),
             "$1",
             " ORDER BY id",
             lock "FOR UPDATE SKIP LOCKED"
         );
-        let rows: Vec<RawLife> = tx.rows(sql, args![ids]).await?;
+        let rows: Vec<RawRunState> = tx.fetch_all(sql, args![ids]).await?;
         let mut changes = Vec::new();
         for raw in rows {
-            match Living::try_from(raw) {
-                Ok(run) => changes.push(Change::of(run)),
-                Err(error) => tracing::error!(%error, "a run that cannot be read is not reaped"),
+            match LockedRun::try_from(raw) {
+                Ok(run) => changes.push(Change::new(run)),
+                Err(error) => tracing::error!(%error, "skipping a run that cannot be read"),
             }
         }
         let runners = changes
             .iter()
-            .filter_map(|change| change.run.life.runner_id.clone());
+            .filter_map(|change| change.run.machine.runner_id.clone());
         let names = runner_names(&mut tx, runners.collect()).await?;
         let mut reaped = Vec::new();
         for Change { run, .. } in &mut changes {
-            let (attempt, holder) = (run.life.attempt, run.life.runner_id.clone());
+            let (attempt, holder) = (run.machine.attempt, run.machine.runner_id.clone());
             let holder = holder.unwrap_or_default();
             let name = names.get(&holder).unwrap_or(&holder);
-            // Between the page and the lock, it may have been renewed or have ended.
-            if run.life.expire(name, now) {
-                reaped.push(Reaped {
+            // A runner may have renewed or finished the run between the page and the lock.
+            if run.machine.expire(name, now) {
+                reaped.push(ExpiredLease {
                     run: run.id.clone(),
                     attempt,
                     runner_id: holder,
-                    to: run.life.state,
-                    reason: run.life.reason.clone().unwrap_or_default(),
+                    to: run.machine.state,
+                    reason: run.machine.reason.clone().unwrap_or_default(),
                 });
             }
         }
-        lives::save(&mut tx, &changes, "lost", now).await?;
+        run_state::save_changes(&mut tx, &changes, "lost", now).await?;
         tx.commit().await?;
         Ok(reaped)
     }
 
-    /// Releases held runs of groups that have room. Says how many.
-    pub async fn release_groups(&self, now: Ms) -> Result<u64> {
+    /// Unblocks runs of groups with free slots. Returns their number.
+    pub async fn release_blocked_runs(&self, now: Ms) -> Result<u64> {
         let groups: Vec<(String,)> = self
             .db
-            .rows(
+            .fetch_all(
                 runs_by!(
                     "runs_group",
                     "group_name",
                     "group_name IS NOT NULL AND state IN ('queued', 'leased', 'running') \
-                     GROUP BY group_name HAVING SUM(CASE WHEN approval = 'pending' THEN 0 ELSE held END) > 0 AND SUM(1 - held) < MAX(group_max) ORDER BY group_name"
+                     GROUP BY group_name HAVING SUM(CASE WHEN approval = 'pending' THEN 0 ELSE blocked END) > 0 AND SUM(1 - blocked) < MAX(group_max) ORDER BY group_name"
                 ),
                 args![],
             )
             .await?;
         let mut released = 0;
         for (group,) in groups {
-            let mut tx = self.db.write().await?;
-            lives::lock_groups(&mut tx, BTreeSet::from([group.clone()])).await?;
-            let here = lives::release(&mut tx, &group).await?;
+            let mut tx = self.db.begin().await?;
+            run_state::lock_groups(&mut tx, BTreeSet::from([group.clone()])).await?;
+            let here = run_state::release_blocked(&mut tx, &group).await?;
             tx.commit().await?;
             if here > 0 {
                 tracing::warn!(
                     group,
                     released = here,
                     now,
-                    "held runs of a group with room were left over"
+                    "released blocked runs of a group that had free slots"
                 );
             }
             released += here;
@@ -346,12 +358,12 @@ impl Store {
         Ok(released)
     }
 
-    /// The attempts at a run, in order.
+    /// Returns the attempts at a run, in order.
     pub async fn attempts(&self, run: &RunId) -> Result<Vec<AttemptRow>> {
-        // What is stored of the current attempt's log is with the run until that attempt has ended.
+        // Until an attempt has ended, the length of its log is stored with the run.
         let rows: Vec<RawAttempt> = self
             .db
-            .rows(
+            .fetch_all(
                 "SELECT a.attempt, a.runner_id, n.name AS runner_name, a.leased_at, a.started_at, a.ended_at, a.outcome, \
                  CASE WHEN a.ended_at IS NULL AND r.attempt = a.attempt THEN r.log_length ELSE a.log_length END AS log_length, \
                  a.log_sha256 FROM attempts a JOIN runs r ON r.id = a.run_id LEFT JOIN runners n ON n.id = a.runner_id \
@@ -362,14 +374,14 @@ impl Store {
         rows.into_iter()
             .map(|raw| {
                 Ok(AttemptRow {
-                    attempt: lives::small(raw.attempt)?,
+                    attempt: run_state::to_u32(raw.attempt)?,
                     runner_id: raw.runner_id,
                     runner_name: raw.runner_name,
                     leased_at: raw.leased_at,
                     started_at: raw.started_at,
                     ended_at: raw.ended_at,
                     outcome: raw.outcome,
-                    log_length: lives::size(raw.log_length)?,
+                    log_length: run_state::to_u64(raw.log_length)?,
                     log_sha256: raw.log_sha256,
                 })
             })
@@ -377,22 +389,22 @@ impl Store {
     }
 }
 
-/// Reads what the runs of a batch may still log.
-async fn log_room(
+/// Loads the remaining log quotas of the runs of a batch.
+async fn load_log_allowance(
     tx: &mut Tx,
-    batch: &[Reported],
+    batch: &[AttemptReport],
     runs: &BTreeMap<RunId, Change>,
-) -> Result<LogRoom> {
+) -> Result<LogAllowance> {
     let logging: Vec<_> = batch
         .iter()
-        .filter(|said| matches!(said.report, Report::LogChunk { .. }))
-        .filter_map(|said| runs.get(&said.run))
+        .filter(|received| matches!(received.report, Report::LogChunk { .. }))
+        .filter_map(|received| runs.get(&received.run))
         .map(|change| (change.run.task.as_deref(), change.run.charged_to.as_deref()))
         .collect();
     if logging.is_empty() {
-        return Ok(LogRoom::default());
+        return Ok(LogAllowance::default());
     }
-    LogRoom::load(tx, &logging).await
+    LogAllowance::load(tx, &logging).await
 }
 
 async fn runner_names(tx: &mut Tx, ids: Vec<String>) -> Result<HashMap<String, String>> {
@@ -400,6 +412,6 @@ async fn runner_names(tx: &mut Tx, ids: Vec<String>) -> Result<HashMap<String, S
         return Ok(HashMap::new());
     }
     let sql = one_of!("SELECT id, name FROM runners WHERE id", "$1", "");
-    let rows: Vec<(String, String)> = tx.rows(sql, args![ids]).await?;
+    let rows: Vec<(String, String)> = tx.fetch_all(sql, args![ids]).await?;
     Ok(rows.into_iter().collect())
 }

@@ -1,4 +1,4 @@
-//! Retention: what is old goes, rows first and blobs after that, so that no row ever names a blob that is gone.
+//! Retention: removes old rows first and blobs afterwards, so that no row names a missing blob.
 
 use std::collections::HashSet;
 
@@ -8,7 +8,7 @@ use crate::{
     images, quotas, triggers,
 };
 
-/// What was removed.
+/// Numbers of removed rows, and blobs to remove.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Expired {
     /// Runs, with their triggers, attempts and chunks.
@@ -17,21 +17,21 @@ pub struct Expired {
     pub triggers: u64,
     /// Contexts, with their parts.
     pub contexts: u64,
-    /// Deliveries, with the triggers that led to no run.
+    /// Deliveries, with their triggers that led to no run.
     pub deliveries: u64,
-    /// The blobs that nothing names any more.
+    /// Blobs without references.
     pub blobs: Vec<String>,
 }
 
 impl Store {
-    /// Removes final runs that ended before `before`, contexts that no run uses and that were last used before it, and
-    /// deliveries that came before it: at most `limit` of each.
-    pub async fn expire(&self, before: Ms, limit: u32) -> Result<Expired> {
-        let mut tx = self.db.write().await?;
+    /// Removes runs that finished before `before`, unused contexts that were last used before it,
+    /// and deliveries that were received before it. At most `limit` of each.
+    pub async fn remove_expired(&self, before: Ms, limit: u32) -> Result<Expired> {
+        let mut tx = self.db.begin().await?;
         let mut expired = Expired::default();
-        runs(&mut tx, before, limit, &mut expired).await?;
+        expire_runs(&mut tx, before, limit, &mut expired).await?;
         expired.triggers = triggers::expire(&mut tx, before, limit).await?;
-        contexts(&mut tx, before, limit, &mut expired).await?;
+        expire_contexts(&mut tx, before, limit, &mut expired).await?;
         let bodies = crate::deliveries::expire(&mut tx, before, limit).await?;
         expired.deliveries = bodies.0;
         expired.blobs.extend(bodies.1);
@@ -43,17 +43,17 @@ impl Store {
 }
 
 impl Store {
-    /// Removes uploads that began before `before` and are not complete, at most `limit`.
+    /// Removes at most `limit` incomplete uploads that started before `before`.
     pub async fn expire_uploads(&self, before: Ms, limit: u32) -> Result<Expired> {
-        let mut tx = self.db.write().await?;
+        let mut tx = self.db.begin().await?;
         let mut expired = Expired::default();
         let ids: Vec<(String,)> = tx
-            .rows(
+            .fetch_all(
                 "SELECT id FROM contexts WHERE complete = 0 AND created_at < $1 ORDER BY created_at LIMIT $2",
                 args![before, limit],
             )
             .await?;
-        // One that was completed meanwhile stays.
+        // Keeps an upload that was completed meanwhile.
         let sql = one_of!(
             "DELETE FROM contexts WHERE complete = 0 AND created_at < $2 AND id",
             "$1",
@@ -65,7 +65,8 @@ impl Store {
     }
 }
 
-/// Removes contexts with their parts. `delete` gets the ids and `before`, and returns the ids of those that it removed.
+/// Removes contexts with their parts. `delete` gets the ids and `before`, and returns the ids of
+/// the removed rows.
 async fn remove_contexts(
     tx: &mut Tx,
     ids: Vec<(String,)>,
@@ -78,7 +79,7 @@ async fn remove_contexts(
     }
     let ids: Vec<String> = ids.into_iter().map(|(id,)| id).collect();
     let parts: Vec<(String, String)> = tx
-        .rows(
+        .fetch_all(
             one_of!(
                 "SELECT context_id, blob FROM context_parts WHERE context_id",
                 "$1",
@@ -87,7 +88,7 @@ async fn remove_contexts(
             args![ids.clone()],
         )
         .await?;
-    let gone: Vec<(String,)> = tx.rows(delete, args![ids, before]).await?;
+    let gone: Vec<(String,)> = tx.fetch_all(delete, args![ids, before]).await?;
     let gone: HashSet<String> = gone.into_iter().map(|(id,)| id).collect();
     expired.contexts = gone.len() as u64;
     let blobs = parts
@@ -97,9 +98,9 @@ async fn remove_contexts(
     Ok(())
 }
 
-async fn runs(tx: &mut Tx, before: Ms, limit: u32, expired: &mut Expired) -> Result<()> {
+async fn expire_runs(tx: &mut Tx, before: Ms, limit: u32, expired: &mut Expired) -> Result<()> {
     let ids: Vec<(String,)> = tx
-        .rows(
+        .fetch_all(
             "SELECT id FROM runs WHERE finished_at IS NOT NULL AND finished_at < $1 ORDER BY finished_at LIMIT $2",
             args![before, limit],
         )
@@ -108,15 +109,15 @@ async fn runs(tx: &mut Tx, before: Ms, limit: u32, expired: &mut Expired) -> Res
         return Ok(());
     }
     let ids: Vec<String> = ids.into_iter().map(|(id,)| id).collect();
-    // A final run never changes again, so its chunks are all there.
+    // A final run never changes, so all of its chunks are stored.
     let blobs: Vec<(String,)> = tx
-        .rows(
+        .fetch_all(
             one_of!("SELECT blob FROM log_chunks WHERE run_id", "$1", ""),
             args![ids.clone()],
         )
         .await?;
     expired.blobs.extend(blobs.into_iter().map(|(blob,)| blob));
-    triggers::forget_ticks(tx, ids.clone()).await?;
+    triggers::remove_firings(tx, ids.clone()).await?;
     let bytes = quotas::logs_of_runs(tx, ids.clone()).await?;
     tx.exec(
         one_of!("DELETE FROM triggers WHERE run_id", "$1", ""),
@@ -126,19 +127,19 @@ async fn runs(tx: &mut Tx, before: Ms, limit: u32, expired: &mut Expired) -> Res
     expired.runs = tx
         .exec(one_of!("DELETE FROM runs WHERE id", "$1", ""), args![ids])
         .await?;
-    quotas::give_back(tx, bytes).await?;
+    quotas::release_log_bytes(tx, bytes).await?;
     Ok(())
 }
 
-async fn contexts(tx: &mut Tx, before: Ms, limit: u32, expired: &mut Expired) -> Result<()> {
+async fn expire_contexts(tx: &mut Tx, before: Ms, limit: u32, expired: &mut Expired) -> Result<()> {
     let ids: Vec<(String,)> = tx
-        .rows(
+        .fetch_all(
             "SELECT id FROM contexts c WHERE last_used_at < $1 \
              AND NOT EXISTS (SELECT 1 FROM runs r WHERE r.context_id = c.id) ORDER BY last_used_at, id LIMIT $2",
             args![before, limit],
         )
         .await?;
-    // A run that is asked for meanwhile has written the time of use; then the context stays.
+    // A concurrent request for a run has updated the time of use, which keeps the context.
     let sql = one_of!(
         "DELETE FROM contexts WHERE last_used_at < $2 AND id",
         "$1",

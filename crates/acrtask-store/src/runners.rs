@@ -1,4 +1,5 @@
-//! Runners and the one-use tokens that register them. A removed runner stays as a row, so that its runs keep its name.
+//! Runners and their single-use registration tokens. The row of a removed runner stays, so that its
+//! runs keep its name.
 
 use std::collections::BTreeMap;
 
@@ -8,106 +9,107 @@ use crate::{
     DEFAULT_POOL, Ms, Result, Store, StoreError,
     db::{Sql, args, locked},
     error::is_unique_violation,
-    from_json, lives, to_json,
+    from_json, run_state, to_json,
 };
 
 /// A token that registers one runner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunnerTokenRow {
-    /// Its id.
+    /// Id of the token.
     pub id: String,
-    /// What it is checked by.
+    /// Hash that verifies the token.
     pub hash: Vec<u8>,
-    /// The pool that the runner will be in.
+    /// Pool of the runner.
     pub pool: Option<String>,
-    /// The labels of the runner.
+    /// Labels of the runner.
     pub labels: BTreeMap<String, String>,
-    /// Most slots of the runner. `None`: as many as any runner may have.
+    /// Largest number of slots. `None`: the general limit of a runner.
     pub max_slots: Option<u32>,
-    /// The only tasks whose runs the runner gets: a name, or a prefix with `*`. `None`: all runs of its pool.
+    /// Tasks whose runs the runner may get: a name, or a prefix followed by `*`. `None`: all runs
+    /// of its pool.
     pub tasks: Option<String>,
-    /// When it was made.
+    /// Time of its creation.
     pub created_at: Ms,
-    /// When it ends.
+    /// Time of its expiry.
     pub expires_at: Ms,
 }
 
-/// A runner that registers.
+/// A runner to register.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewRunner {
-    /// Its id.
+    /// Id of the runner.
     pub id: String,
-    /// Its name.
+    /// Name of the runner.
     pub name: String,
-    /// What its key is checked by.
+    /// Hash that verifies its key.
     pub key_hash: Vec<u8>,
 }
 
-/// What a runner says of itself when it connects.
+/// Properties that a runner sends when it connects.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HelloFacts {
-    /// Its pool: that of its registration token, else `default`; decided by the caller.
+pub struct RunnerHello {
+    /// Pool. The caller takes it from the registration token; otherwise `default`.
     pub pool: String,
-    /// Its labels: those of its registration token; decided by the caller.
+    /// Labels. The caller takes them from the registration token.
     pub labels: BTreeMap<String, String>,
-    /// `linux/amd64` ...
+    /// Platforms such as `linux/amd64`.
     pub platforms: Vec<String>,
-    /// Runs that it carries out at once.
+    /// Number of concurrent runs.
     pub slots: u32,
-    /// What its engine and builder are, and can do.
+    /// Properties of its engine and builder.
     pub features: BTreeMap<String, String>,
-    /// The version of its program.
+    /// Version of its program.
     pub version: String,
-    /// Bytes that are free where it keeps its files.
+    /// Free bytes on the disk of its files.
     pub free_disk: u64,
 }
 
-/// A runner.
+/// A stored runner.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunnerRow {
-    /// Its id.
+    /// Id of the runner.
     pub id: String,
-    /// Its name.
+    /// Name of the runner.
     pub name: String,
-    /// What its key is checked by.
+    /// Hash that verifies its key.
     pub key_hash: Vec<u8>,
-    /// The pool that its registration token said.
+    /// Pool of its registration token.
     pub token_pool: Option<String>,
-    /// The labels that its registration token said.
+    /// Labels of its registration token.
     pub token_labels: BTreeMap<String, String>,
-    /// Most slots that its registration token allows.
+    /// Largest number of slots of its registration token.
     pub max_slots: Option<u32>,
-    /// The only tasks whose runs it gets, as in [`RunnerTokenRow`].
+    /// Tasks whose runs it may get, as in [`RunnerTokenRow`].
     pub tasks: Option<String>,
-    /// Its pool.
+    /// Pool of the runner.
     pub pool: String,
-    /// Its labels.
+    /// Labels of the runner.
     pub labels: BTreeMap<String, String>,
-    /// `linux/amd64` ...
+    /// Platforms such as `linux/amd64`.
     pub platforms: Vec<String>,
-    /// Runs that it carries out at once.
+    /// Number of concurrent runs.
     pub slots: u32,
-    /// Runs that it holds now.
+    /// Number of currently leased runs.
     pub busy: u32,
-    /// What its engine and builder are, and can do.
+    /// Properties of its engine and builder.
     pub features: BTreeMap<String, String>,
-    /// The version of its program.
+    /// Version of its program.
     pub version: String,
-    /// It takes nothing new.
+    /// The runner gets no new runs.
     pub draining: bool,
-    /// Bytes that are free where it keeps its files.
+    /// Free bytes on the disk of its files.
     pub free_disk: u64,
-    /// When it was last heard of.
+    /// Time of its last message.
     pub last_seen_at: Option<Ms>,
-    /// The server that it was last connected to.
+    /// Server that it is connected to.
     pub server_id: Option<String>,
-    /// When it registered.
+    /// Time of its registration.
     pub registered_at: Ms,
-    /// When it was removed.
+    /// Time of its removal.
     pub removed_at: Option<Ms>,
 }
 
-/// The columns of [`RawToken`].
+/// Selects the columns of [`RawToken`].
 macro_rules! select_tokens {
     () => {
         "SELECT id, hash, pool, labels, max_slots, tasks, created_at, expires_at FROM runner_tokens WHERE id = $1 AND used_at IS NULL"
@@ -126,7 +128,7 @@ struct RawToken {
     expires_at: i64,
 }
 
-/// The columns of [`RawRunner`]; to be followed by conditions.
+/// Selects the columns of [`RawRunner`]. The caller appends conditions.
 macro_rules! select_runners {
     () => {
         "SELECT id, name, key_hash, token_pool, token_labels, max_slots, tasks, pool, labels, platforms, slots, features, version, draining, \
@@ -170,17 +172,17 @@ impl TryFrom<RawRunner> for RunnerRow {
             key_hash: raw.key_hash,
             token_pool: raw.token_pool,
             token_labels: from_json(&raw.token_labels)?,
-            max_slots: raw.max_slots.map(lives::small).transpose()?,
+            max_slots: raw.max_slots.map(run_state::to_u32).transpose()?,
             tasks: raw.tasks,
             pool: raw.pool,
             labels: from_json(&raw.labels)?,
             platforms: from_json(&raw.platforms)?,
-            slots: lives::small(raw.slots)?,
-            busy: lives::small(raw.busy)?,
+            slots: run_state::to_u32(raw.slots)?,
+            busy: run_state::to_u32(raw.busy)?,
             features: from_json(&raw.features)?,
             version: raw.version,
             draining: raw.draining != 0,
-            free_disk: lives::size(raw.free_disk)?,
+            free_disk: run_state::to_u64(raw.free_disk)?,
             last_seen_at: raw.last_seen_at,
             server_id: raw.server_id,
             registered_at: raw.registered_at,
@@ -189,13 +191,13 @@ impl TryFrom<RawRunner> for RunnerRow {
     }
 }
 
-fn token(raw: RawToken) -> Result<RunnerTokenRow> {
+fn parse_token(raw: RawToken) -> Result<RunnerTokenRow> {
     Ok(RunnerTokenRow {
         labels: from_json(&raw.labels)?,
         id: raw.id,
         hash: raw.hash,
         pool: raw.pool,
-        max_slots: raw.max_slots.map(lives::small).transpose()?,
+        max_slots: raw.max_slots.map(run_state::to_u32).transpose()?,
         tasks: raw.tasks,
         created_at: raw.created_at,
         expires_at: raw.expires_at,
@@ -206,7 +208,7 @@ fn missing(id: &str) -> StoreError {
     StoreError::not_found(format!("runner {id}"))
 }
 
-const SEEN: Sql = Sql::of(
+const UPDATE_SEEN: Sql = Sql::new(
     "UPDATE runners SET free_disk = $2, last_seen_at = $3, server_id = $4 WHERE id = $1",
     "UPDATE runners SET free_disk = n.free_disk, last_seen_at = n.seen, server_id = n.server \
      FROM UNNEST($1::text[], $2::bigint[], $3::bigint[], $4::text[]) AS n (id, free_disk, seen, server) \
@@ -214,7 +216,7 @@ const SEEN: Sql = Sql::of(
 );
 
 impl Store {
-    /// A new registration token.
+    /// Creates a registration token.
     pub async fn create_runner_token(&self, token: &RunnerTokenRow) -> Result<()> {
         self.db
             .exec(
@@ -235,29 +237,31 @@ impl Store {
             .map(drop)
     }
 
-    /// A registration token that has not been used; whether it has ended is checked again by `register_runner`.
+    /// Returns an unused registration token. `register_runner` checks its expiry.
     pub async fn runner_token(&self, id: &str) -> Result<Option<RunnerTokenRow>> {
-        let raw: Option<RawToken> = self.db.row(select_tokens!(), args![id]).await?;
-        raw.map(token).transpose()
+        let raw: Option<RawToken> = self.db.fetch_optional(select_tokens!(), args![id]).await?;
+        raw.map(parse_token).transpose()
     }
 
-    /// Registers a runner and uses its token up: `NotFound` where the token is used or has ended, `Conflict` where a
-    /// runner that has not been removed has the name.
+    /// Registers a runner and uses up its token. Fails with `NotFound` if the token is used or
+    /// expired, and with `Conflict` if another runner has the name.
     pub async fn register_runner(
         &self,
         token_id: &str,
         runner: &NewRunner,
         now: Ms,
     ) -> Result<RunnerRow> {
-        let mut tx = self.db.write().await?;
-        let raw: Option<RawToken> = tx.row(locked!(select_tokens!()), args![token_id]).await?;
+        let mut tx = self.db.begin().await?;
+        let raw: Option<RawToken> = tx
+            .fetch_optional(locked!(select_tokens!()), args![token_id])
+            .await?;
         let token = raw
-            .map(token)
+            .map(parse_token)
             .transpose()?
             .filter(|token| token.expires_at > now)
             .ok_or_else(|| {
                 StoreError::not_found(
-                    "registration token like this that is unused and has not ended",
+                    "registration token like this that is unused and has not expired",
                 )
             })?;
         tx.exec(
@@ -298,20 +302,20 @@ impl Store {
             .ok_or_else(|| missing(&runner.id))
     }
 
-    /// A runner, a removed one too.
+    /// Returns a runner, including removed ones.
     pub async fn runner_by_id(&self, id: &str) -> Result<Option<RunnerRow>> {
         let raw: Option<RawRunner> = self
             .db
-            .row(concat!(select_runners!(), "WHERE id = $1"), args![id])
+            .fetch_optional(concat!(select_runners!(), "WHERE id = $1"), args![id])
             .await?;
         raw.map(RunnerRow::try_from).transpose()
     }
 
-    /// A runner that has not been removed, by name.
+    /// Returns a runner by name, excluding removed ones.
     pub async fn runner_by_name(&self, name: &str) -> Result<Option<RunnerRow>> {
         let raw: Option<RawRunner> = self
             .db
-            .row(
+            .fetch_optional(
                 concat!(select_runners!(), "WHERE name = $1 AND removed_at IS NULL"),
                 args![name],
             )
@@ -319,11 +323,11 @@ impl Store {
         raw.map(RunnerRow::try_from).transpose()
     }
 
-    /// All runners that have not been removed, by name.
+    /// Returns all runners by name, excluding removed ones.
     pub async fn runners(&self) -> Result<Vec<RunnerRow>> {
         let rows: Vec<RawRunner> = self
             .db
-            .rows(
+            .fetch_all(
                 concat!(select_runners!(), "WHERE removed_at IS NULL ORDER BY name"),
                 args![],
             )
@@ -331,11 +335,11 @@ impl Store {
         rows.into_iter().map(RunnerRow::try_from).collect()
     }
 
-    /// A runner has connected to this server.
+    /// Stores the properties of a runner that has connected to the server `server_id`.
     pub async fn runner_hello(
         &self,
         id: &str,
-        facts: &HelloFacts,
+        hello: &RunnerHello,
         server_id: &str,
         now: Ms,
     ) -> Result<()> {
@@ -346,13 +350,13 @@ impl Store {
                  free_disk = $8, server_id = $9, last_seen_at = $10 WHERE id = $1 AND removed_at IS NULL",
                 args![
                     id,
-                    facts.pool.as_str(),
-                    to_json(&facts.labels)?,
-                    to_json(&facts.platforms)?,
-                    facts.slots,
-                    to_json(&facts.features)?,
-                    facts.version.as_str(),
-                    facts.free_disk,
+                    hello.pool.as_str(),
+                    to_json(&hello.labels)?,
+                    to_json(&hello.platforms)?,
+                    hello.slots,
+                    to_json(&hello.features)?,
+                    hello.version.as_str(),
+                    hello.free_disk,
                     server_id,
                     now,
                 ],
@@ -364,7 +368,7 @@ impl Store {
         Ok(())
     }
 
-    /// Records that these runners are connected to the server `server`, with their free disks.
+    /// Records that these runners are connected to the server `server`, with their free disk space.
     pub async fn runners_seen(&self, seen: &[(String, u64)], server: &str, now: Ms) -> Result<()> {
         if seen.is_empty() {
             return Ok(());
@@ -375,23 +379,24 @@ impl Store {
             .into_iter()
             .map(|(id, disk)| args![id, disk, now, server])
             .collect();
-        let mut tx = self.db.write().await?;
+        let mut tx = self.db.begin().await?;
         if tx.is_postgres() {
-            // In one order, so that two servers never wait for each other.
+            // A fixed order prevents two servers from waiting for each other.
             let sql = "SELECT id FROM runners WHERE id = ANY($1) ORDER BY id FOR UPDATE";
             tx.exec(sql, args![ids]).await?;
         }
-        tx.each(SEEN, rows).await?;
+        tx.exec_each(UPDATE_SEEN, rows).await?;
         tx.commit().await
     }
 
-    /// Records that a runner has left the server `server`, unless it is connected to another one by now.
+    /// Records that a runner has disconnected from the server `server`, unless it has connected to
+    /// another one.
     pub async fn runner_left(&self, id: &str, server: &str) -> Result<()> {
         let sql = "UPDATE runners SET server_id = NULL WHERE id = $1 AND server_id = $2";
         self.db.exec(sql, args![id, server]).await.map(drop)
     }
 
-    /// Whether a runner takes nothing new.
+    /// Starts or stops draining a runner. A draining runner gets no new runs.
     pub async fn set_draining(&self, id: &str, draining: bool) -> Result<()> {
         let sql = "UPDATE runners SET draining = $2 WHERE id = $1 AND removed_at IS NULL";
         match self.db.exec(sql, args![id, draining]).await? {
@@ -400,7 +405,7 @@ impl Store {
         }
     }
 
-    /// Removes a runner: its key is worth nothing from now on, and its name is free.
+    /// Removes a runner. Its key becomes invalid, and its name is available again.
     pub async fn remove_runner(&self, id: &str, now: Ms) -> Result<()> {
         let sql = "UPDATE runners SET removed_at = $2 WHERE id = $1 AND removed_at IS NULL";
         match self.db.exec(sql, args![id, now]).await? {

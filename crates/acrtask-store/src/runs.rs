@@ -1,11 +1,11 @@
-//! Runs as rows: what a run is when it is asked for, and what is known of it later; one run, lists of runs, and why one
-//! waits. How runs come in is in `enqueue.rs`, how they are handed out in `queue.rs`, how they go on in `reports.rs`.
+//! Runs as rows: requested runs, stored runs, and lists of runs. `enqueue.rs` adds runs, `queue.rs`
+//! leases them, and `reports.rs` changes their states.
 
 use std::collections::{BTreeSet, HashMap};
 
 use acrtask_api::{
     run::{Approval, Run, RunResult, RunSummary},
-    spec::{Facts, RunSpec},
+    spec::{RunSpec, Variables},
     task::QueueOptions,
 };
 use acrtask_model::{RunId, RunState, TrustDomain};
@@ -15,165 +15,166 @@ use crate::{
     Ms, Result, RunGroup, Store, StoreError,
     db::{Arg, Sql, Tx, args, one_of},
     from_json,
-    lives::{self, Change},
+    run_state::{self, Change},
     to_json,
 };
 
-/// A run that is asked for.
+/// A requested run.
 #[derive(Debug, Clone)]
 pub struct NewRun {
-    /// Its id.
+    /// Id of the run.
     pub id: RunId,
-    /// The stored task that it is a run of.
+    /// Id of the stored task.
     pub task_id: Option<String>,
-    /// That task's name.
+    /// Name of the stored task.
     pub task_name: Option<String>,
-    /// What it is to do.
+    /// Task file, variables and options of the run.
     pub spec: RunSpec,
-    /// Where and when it may run, with all that the task and the defaults say.
+    /// Queue options, complete with the defaults of the task and the server.
     pub queue: QueueOptions,
-    /// `linux/amd64` ...; empty: any.
+    /// Platform such as `linux/amd64`. Empty: any.
     pub platform: String,
-    /// The uploaded context that it needs.
+    /// Uploaded context that the run needs.
     pub context_id: Option<String>,
-    /// Encrypted: the values of its own secrets.
+    /// Encrypted values of the run's own secrets.
     pub secrets: Option<Vec<u8>>,
-    /// What started it: `manual`, `rerun`, `task` ...
+    /// Kind of the trigger: `manual`, `rerun`, `task` ...
     pub trigger: String,
-    /// Who asked for it.
+    /// Principal that requested the run.
     pub requested_by: Option<String>,
-    /// The run that it repeats.
+    /// Run that this one repeats.
     pub rerun_of: Option<RunId>,
-    /// A second request with the same key gets the first one's run.
+    /// A second request with the same key gets the run of the first one.
     pub idempotency_key: Option<String>,
-    /// Limit of the whole run.
+    /// Timeout of the whole run.
     pub timeout_secs: Option<u64>,
-    /// W3C traceparent; empty where nothing is traced.
+    /// W3C traceparent. Empty if tracing is off.
     pub traceparent: String,
-    /// Runs with the same key are warm on the same runner.
-    pub warm_key: String,
-    /// How often it may be lost with its runner before it is given up; at least 1.
+    /// Runs with the same key prefer the same runner, for its warm cache.
+    pub affinity_key: String,
+    /// Number of attempts that may be lost with their runner before the run fails; at least 1.
     pub max_attempts: u32,
-    /// What it comes from.
+    /// Source of the run.
     pub origin: Origin,
-    /// What it may share with other runs.
+    /// Boundary within which the run may share caches with other runs.
     pub trust_domain: TrustDomain,
 }
 
-/// What a run comes from, as far as that decides about it.
+/// Source of a run, as far as scheduling depends on it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Origin {
-    /// What moved: runs of one lane are of the same task and the same branch, tag or pull request.
-    pub lane: Option<String>,
-    /// The commit.
+    /// Task and branch, tag or pull request of the run.
+    pub ref_key: Option<String>,
+    /// Commit id.
     pub commit: Option<String>,
-    /// The token, or the identity of another issuer, whose quotas the run counts against. `None`: only those of its task.
+    /// Token, or identity of another issuer, whose quotas the run counts against. `None`: only the
+    /// quotas of its task apply.
     pub charged_to: Option<String>,
-    /// Runs of the lane take turns, unless the task has a concurrency group.
+    /// Executes runs of the same ref one at a time, unless the task has a concurrency group.
     pub one_at_a_time: bool,
-    /// It may not begin before somebody has approved it.
+    /// Blocks the run until an approval.
     pub needs_approval: bool,
-    /// Somebody wants to be told of its result.
+    /// Sends notifications about the result.
     pub notify: bool,
-    /// The delivery that it came with, and its place among what that delivery led to.
+    /// Delivery that started the run, and index of the decision within the delivery.
     pub delivery: Option<(String, u32)>,
-    /// Why it was started, as a sentence.
+    /// Sentence that explains why the run was started.
     pub reason: Option<String>,
 }
 
-/// A run that is stored.
+/// A stored run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RunRow {
-    /// Its id.
+    /// Id of the run.
     pub id: RunId,
-    /// The stored task that it is a run of.
+    /// Id of the stored task.
     pub task_id: Option<String>,
-    /// That task's name when the run was asked for.
+    /// Name of the task at the time of the request.
     pub task_name: Option<String>,
-    /// What it is to do.
+    /// Task file, variables and options of the run.
     pub spec: RunSpec,
-    /// Where and when it may run.
+    /// Queue options of the run.
     pub queue: QueueOptions,
-    /// Its class: what a runner must have for it.
-    pub class: i64,
-    /// The pool of its class.
+    /// Id of its runner requirement.
+    pub requirement_id: i64,
+    /// Pool of the runner requirement.
     pub pool: String,
-    /// `linux/amd64` ...; empty: any.
+    /// Platform such as `linux/amd64`. Empty: any.
     pub platform: String,
-    /// The uploaded context that it needs.
+    /// Uploaded context that the run needs.
     pub context_id: Option<String>,
-    /// Encrypted: the values of its own secrets.
+    /// Encrypted values of the run's own secrets.
     pub secrets: Option<Vec<u8>>,
-    /// What started it.
+    /// Kind of the trigger.
     pub trigger: String,
-    /// Who asked for it.
+    /// Principal that requested the run.
     pub requested_by: Option<String>,
-    /// The run that it repeats.
+    /// Run that this one repeats.
     pub rerun_of: Option<RunId>,
-    /// Limit of the whole run.
+    /// Timeout of the whole run.
     pub timeout_secs: Option<u64>,
-    /// W3C traceparent; empty where nothing is traced.
+    /// W3C traceparent. Empty if tracing is off.
     pub traceparent: String,
-    /// Runs with the same key are warm on the same runner.
-    pub warm_key: String,
-    /// How often it may be lost with its runner.
+    /// Runs with the same key prefer the same runner, for its warm cache.
+    pub affinity_key: String,
+    /// Number of attempts that may be lost with their runner.
     pub max_attempts: u32,
-    /// How often it was lost with a runner that had accepted it.
-    pub losses: u32,
-    /// Where it stands.
+    /// Number of attempts that were lost after the runner had accepted them.
+    pub lost_attempts: u32,
+    /// Current state.
     pub state: RunState,
-    /// Why it ended as it did, or why it is queued again.
+    /// Reason of a final state, or of the return to the queue.
     pub reason: Option<String>,
-    /// The group whose runs take turns.
+    /// Concurrency group.
     pub group: Option<RunGroup>,
-    /// Queued, but not ready: its group has no room.
-    pub held: bool,
-    /// The attempt that counts, from 1; 0 while it has not been leased.
+    /// Queued, but not ready: the concurrency group has no free slot.
+    pub blocked: bool,
+    /// Current attempt, from 1. 0 before the first lease.
     pub attempt: u32,
-    /// The runner that holds or held it.
+    /// Runner of the current or last lease.
     pub runner_id: Option<String>,
-    /// That runner's name.
+    /// Name of that runner.
     pub runner_name: Option<String>,
-    /// When its lease ends.
+    /// End of the lease.
     pub lease_until: Option<Ms>,
-    /// When the reaper acts; always there for a leased or running one.
+    /// Time at which the reaper acts. Always set for leased and running runs.
     pub deadline: Option<Ms>,
-    /// Its place in the queue: the moment it was asked for, less the head start of its priority.
-    pub order_key: i64,
-    /// When it was asked for.
+    /// Rank in the queue: creation time minus the head start of the priority, in milliseconds.
+    pub queue_rank: i64,
+    /// Time of the request.
     pub created_at: Ms,
-    /// When its current attempt was leased.
+    /// Time at which the current attempt was leased.
     pub leased_at: Option<Ms>,
-    /// When its current attempt started.
+    /// Time at which the current attempt started.
     pub started_at: Option<Ms>,
-    /// When it ended.
+    /// Time of the end.
     pub finished_at: Option<Ms>,
-    /// When somebody asked for its end.
+    /// Time of the cancellation request.
     pub cancel_requested_at: Option<Ms>,
-    /// What they said.
+    /// Reason of the cancellation request.
     pub cancel_reason: Option<String>,
-    /// Bytes that are stored of the current attempt's log.
+    /// Stored bytes of the current attempt's log.
     pub log_length: u64,
-    /// Of the whole log, once it is over: lower-case hexadecimal.
+    /// Lower-case hexadecimal SHA-256 of the complete log. `None` until the run has finished.
     pub log_sha256: Option<String>,
-    /// What came of it.
+    /// Result of the run.
     pub result: Option<RunResult>,
-    /// What moved, where a commit started it.
-    pub lane: Option<String>,
-    /// The commit that started it.
+    /// Task and branch, tag or pull request of a run that a commit started.
+    pub ref_key: Option<String>,
+    /// Commit that started the run.
     pub commit: Option<String>,
-    /// Whether a stranger's commit was approved; nothing: it needs no approval.
+    /// Approval of a commit from a fork. `None`: no approval is needed.
     pub approval: Option<Approval>,
-    /// Who approved it.
+    /// Principal that approved the run.
     pub approved_by: Option<String>,
-    /// What it may share with other runs.
+    /// Boundary within which the run may share caches with other runs.
     pub trust_domain: TrustDomain,
-    /// The run that canceled it because it is newer.
+    /// Newer run that superseded this one.
     pub superseded_by: Option<RunId>,
 }
 
 impl RunRow {
-    /// As the API shows it.
+    /// Converts to the representation of the API.
     pub fn to_api(&self) -> Run {
         Run {
             id: self.id.clone(),
@@ -196,47 +197,48 @@ impl RunRow {
             domain: self.trust_domain.to_string(),
             approval: self.approval,
             approved_by: self.approved_by.clone(),
-            tick: None,
+            firing: None,
             cascade: None,
         }
     }
 }
 
-/// Which runs a list shows.
+/// Filter of a list of runs.
 #[derive(Debug, Clone, Default)]
 pub struct RunFilter {
-    /// Only these states; empty: all.
+    /// Only these states. Empty: all states.
     pub states: Vec<RunState>,
     /// Only runs of the task with this name.
     pub task: Option<String>,
-    /// Only runs of tasks whose names begin so.
+    /// Only runs of tasks whose names start with this prefix.
     pub task_prefix: Option<String>,
     /// Only runs that were created at this time or later.
     pub since: Option<Ms>,
     /// Only runs that were created before this time.
     pub until: Option<Ms>,
-    /// What an earlier page gave as its cursor.
+    /// Cursor from the previous page.
     pub before: Option<String>,
-    /// At most so many.
+    /// At most this number of runs.
     pub limit: u32,
 }
 
-/// All of a run, with its class and its runner's name; to be followed by conditions.
+/// Selects all columns of runs, with their runner requirements and runner names. The caller appends
+/// conditions.
 macro_rules! select_runs {
     () => {
-        "SELECT r.id, r.task_id, r.task_name, r.spec, r.queue, r.class_id, c.pool, c.platform, r.context_id, r.secrets, \
-         r.started_by, r.requested_by, r.rerun_of, r.timeout_secs, r.traceparent, r.warm_key, r.max_attempts, r.losses, \
-         r.state, r.reason, r.group_name, r.held, r.attempt, r.runner_id, n.name AS runner_name, r.lease_until, r.deadline, \
-         r.order_key, r.created_at, r.leased_at, r.started_at, r.finished_at, r.cancel_requested_at, r.cancel_reason, \
-         r.log_length, r.log_sha256, r.result, r.lane, r.commit_id, r.approval, r.approved_by, r.superseded_by, r.trust_domain \
-         FROM runs r JOIN classes c ON c.id = r.class_id LEFT JOIN runners n ON n.id = r.runner_id "
+        "SELECT r.id, r.task_id, r.task_name, r.spec, r.queue, r.requirement_id, c.pool, c.platform, r.context_id, r.secrets, \
+         r.started_by, r.requested_by, r.rerun_of, r.timeout_secs, r.traceparent, r.affinity_key, r.max_attempts, r.lost_attempts, \
+         r.state, r.reason, r.group_name, r.blocked, r.attempt, r.runner_id, n.name AS runner_name, r.lease_until, r.deadline, \
+         r.queue_rank, r.created_at, r.leased_at, r.started_at, r.finished_at, r.cancel_requested_at, r.cancel_reason, \
+         r.log_length, r.log_sha256, r.result, r.ref_key, r.commit_id, r.approval, r.approved_by, r.superseded_by, r.trust_domain \
+         FROM runs r JOIN runner_requirements c ON c.id = r.requirement_id LEFT JOIN runners n ON n.id = r.runner_id "
     };
 }
 
-/// Columns of a list: none that may be large.
+/// Columns of a list, without those that may be large.
 const SUMMARIES: &str = "SELECT r.id, r.task_name, r.queue, r.started_by, r.requested_by, r.rerun_of, r.state, r.reason, \
     r.attempt, r.runner_id, n.name AS runner_name, r.created_at, r.started_at, r.finished_at, r.cancel_requested_at, \
-    r.log_length, r.approval, r.approved_by, CASE WHEN r.approval = 'pending' THEN r.pending_facts END AS facts \
+    r.log_length, r.approval, r.approved_by, CASE WHEN r.approval = 'pending' THEN r.pending_variables END AS variables \
     FROM runs r LEFT JOIN runners n ON n.id = r.runner_id ";
 
 #[derive(Debug, FromRow)]
@@ -259,32 +261,32 @@ struct RawSummary {
     log_length: i64,
     approval: Option<String>,
     approved_by: Option<String>,
-    facts: Option<String>,
+    variables: Option<String>,
 }
 
 impl TryFrom<RawSummary> for RunSummary {
     type Error = StoreError;
 
     fn try_from(raw: RawSummary) -> Result<Self> {
-        let facts: Option<Facts> = raw.facts.as_deref().map(from_json).transpose()?;
+        let variables: Option<Variables> = raw.variables.as_deref().map(from_json).transpose()?;
         Ok(Self {
-            revision: facts.and_then(|facts| facts.revision()),
-            id: id(raw.id)?,
+            revision: variables.and_then(|variables| variables.revision()),
+            id: parse_run_id(raw.id)?,
             task: raw.task_name,
-            state: lives::state(&raw.state)?,
+            state: run_state::parse_state(&raw.state)?,
             reason: raw.reason,
             trigger: raw.started_by,
             requested_by: raw.requested_by,
-            rerun_of: raw.rerun_of.map(id).transpose()?,
-            attempt: lives::small(raw.attempt)?,
+            rerun_of: raw.rerun_of.map(parse_run_id).transpose()?,
+            attempt: run_state::to_u32(raw.attempt)?,
             runner: raw.runner_name.or(raw.runner_id),
             queue: from_json(&raw.queue)?,
             created_at: crate::timestamp(raw.created_at),
             started_at: raw.started_at.map(crate::timestamp),
             finished_at: raw.finished_at.map(crate::timestamp),
             cancel_requested: raw.cancel_requested_at.is_some(),
-            log_length: lives::size(raw.log_length)?,
-            approval: raw.approval.as_deref().map(approval).transpose()?,
+            log_length: run_state::to_u64(raw.log_length)?,
+            approval: raw.approval.as_deref().map(parse_approval).transpose()?,
             approved_by: raw.approved_by,
             cascade: None,
         })
@@ -298,7 +300,7 @@ struct RawRun {
     task_name: Option<String>,
     spec: String,
     queue: String,
-    class_id: i64,
+    requirement_id: i64,
     pool: String,
     platform: String,
     context_id: Option<String>,
@@ -308,19 +310,19 @@ struct RawRun {
     rerun_of: Option<String>,
     timeout_secs: Option<i64>,
     traceparent: String,
-    warm_key: String,
+    affinity_key: String,
     max_attempts: i64,
-    losses: i64,
+    lost_attempts: i64,
     state: String,
     reason: Option<String>,
     group_name: Option<String>,
-    held: i64,
+    blocked: i64,
     attempt: i64,
     runner_id: Option<String>,
     runner_name: Option<String>,
     lease_until: Option<i64>,
     deadline: Option<i64>,
-    order_key: i64,
+    queue_rank: i64,
     created_at: i64,
     leased_at: Option<i64>,
     started_at: Option<i64>,
@@ -330,7 +332,7 @@ struct RawRun {
     log_length: i64,
     log_sha256: Option<String>,
     result: Option<String>,
-    lane: Option<String>,
+    ref_key: Option<String>,
     commit_id: Option<String>,
     approval: Option<String>,
     approved_by: Option<String>,
@@ -346,51 +348,51 @@ impl TryFrom<RawRun> for RunRow {
             spec: from_json(&raw.spec)?,
             queue: from_json(&raw.queue)?,
             result: raw.result.as_deref().map(from_json).transpose()?,
-            id: id(raw.id)?,
+            id: parse_run_id(raw.id)?,
             task_id: raw.task_id,
             task_name: raw.task_name,
-            class: raw.class_id,
+            requirement_id: raw.requirement_id,
             pool: raw.pool,
             platform: raw.platform,
             context_id: raw.context_id,
             secrets: raw.secrets,
             trigger: raw.started_by,
             requested_by: raw.requested_by,
-            rerun_of: raw.rerun_of.map(id).transpose()?,
-            timeout_secs: raw.timeout_secs.map(lives::size).transpose()?,
+            rerun_of: raw.rerun_of.map(parse_run_id).transpose()?,
+            timeout_secs: raw.timeout_secs.map(run_state::to_u64).transpose()?,
             traceparent: raw.traceparent,
-            warm_key: raw.warm_key,
-            max_attempts: lives::small(raw.max_attempts)?,
-            losses: lives::small(raw.losses)?,
-            state: lives::state(&raw.state)?,
+            affinity_key: raw.affinity_key,
+            max_attempts: run_state::to_u32(raw.max_attempts)?,
+            lost_attempts: run_state::to_u32(raw.lost_attempts)?,
+            state: run_state::parse_state(&raw.state)?,
             reason: raw.reason,
             group: raw.group_name.as_deref().map(RunGroup::parse).transpose()?,
-            superseded_by: raw.superseded_by.map(id).transpose()?,
-            held: raw.held != 0,
-            attempt: lives::small(raw.attempt)?,
+            superseded_by: raw.superseded_by.map(parse_run_id).transpose()?,
+            blocked: raw.blocked != 0,
+            attempt: run_state::to_u32(raw.attempt)?,
             runner_id: raw.runner_id,
             runner_name: raw.runner_name,
             lease_until: raw.lease_until,
             deadline: raw.deadline,
-            order_key: raw.order_key,
+            queue_rank: raw.queue_rank,
             created_at: raw.created_at,
             leased_at: raw.leased_at,
             started_at: raw.started_at,
             finished_at: raw.finished_at,
             cancel_requested_at: raw.cancel_requested_at,
             cancel_reason: raw.cancel_reason,
-            log_length: lives::size(raw.log_length)?,
+            log_length: run_state::to_u64(raw.log_length)?,
             log_sha256: raw.log_sha256,
-            lane: raw.lane,
+            ref_key: raw.ref_key,
             commit: raw.commit_id,
-            approval: raw.approval.as_deref().map(approval).transpose()?,
+            approval: raw.approval.as_deref().map(parse_approval).transpose()?,
             approved_by: raw.approved_by,
             trust_domain: TrustDomain::parse(&raw.trust_domain).map_err(StoreError::corrupt)?,
         })
     }
 }
 
-fn approval(text: &str) -> Result<Approval> {
+fn parse_approval(text: &str) -> Result<Approval> {
     match text {
         "pending" => Ok(Approval::Pending),
         "approved" => Ok(Approval::Approved),
@@ -398,23 +400,23 @@ fn approval(text: &str) -> Result<Approval> {
     }
 }
 
-/// An id as the database has it.
-pub(crate) fn id(text: String) -> Result<RunId> {
+/// Parses a stored run id.
+pub(crate) fn parse_run_id(text: String) -> Result<RunId> {
     RunId::new(text).map_err(StoreError::corrupt)
 }
 
-/// A run inside a transaction.
-pub(crate) async fn find(tx: &mut Tx, id: &RunId) -> Result<RunRow> {
+/// Reads a run within a transaction.
+pub(crate) async fn find_run(tx: &mut Tx, id: &RunId) -> Result<RunRow> {
     let raw: Option<RawRun> = tx
-        .row(concat!(select_runs!(), "WHERE r.id = $1"), args![id])
+        .fetch_optional(concat!(select_runs!(), "WHERE r.id = $1"), args![id])
         .await?;
-    raw.ok_or_else(|| missing(id))?.try_into()
+    raw.ok_or_else(|| missing_run(id))?.try_into()
 }
 
-/// Runs inside a transaction, by id.
-pub(crate) async fn find_all(tx: &mut Tx, ids: Vec<String>) -> Result<HashMap<RunId, RunRow>> {
+/// Reads runs within a transaction, by id.
+pub(crate) async fn find_runs(tx: &mut Tx, ids: Vec<String>) -> Result<HashMap<RunId, RunRow>> {
     let sql = one_of!(concat!(select_runs!(), "WHERE r.id"), "$1", "");
-    let rows: Vec<RawRun> = tx.rows(sql, args![ids]).await?;
+    let rows: Vec<RawRun> = tx.fetch_all(sql, args![ids]).await?;
     rows.into_iter()
         .map(|raw| {
             let row = RunRow::try_from(raw)?;
@@ -423,12 +425,12 @@ pub(crate) async fn find_all(tx: &mut Tx, ids: Vec<String>) -> Result<HashMap<Ru
         .collect()
 }
 
-pub(crate) fn missing(id: &RunId) -> StoreError {
+pub(crate) fn missing_run(id: &RunId) -> StoreError {
     StoreError::not_found(format!("run {id}"))
 }
 
-/// The place of a run in lists: `CREATED_AT:ID`.
-fn cursor(created_at: Ms, id: &RunId) -> String {
+/// Returns the cursor of a run in lists: `CREATED_AT:ID`.
+fn format_cursor(created_at: Ms, id: &RunId) -> String {
     format!("{created_at}:{id}")
 }
 
@@ -436,13 +438,15 @@ fn parse_cursor(text: &str) -> Result<(i64, RunId)> {
     text.split_once(':')
         .and_then(|(at, id)| Some((at.parse().ok()?, RunId::new(id).ok()?)))
         .ok_or_else(|| StoreError::Invalid {
-            what: format!("`{text}` is no cursor; give back what the page before gave as `next`"),
+            what: format!("`{text}` is not a cursor; pass the `next` value of the previous page"),
         })
 }
 
-/// The statement of one page. Each state has an index that has the order, so each is asked for its part of the page; but
-/// in one statement, so that a run that goes from one state to another meanwhile is neither missed nor seen twice.
-fn page(columns: &Sql, filter: &RunFilter) -> Result<(Sql, Vec<Arg>)> {
+/// Builds the statement of one page.
+///
+/// Each state has an index in list order, so the statement reads a partial page per state. It is
+/// one statement, so that a run whose state changes meanwhile is neither missed nor listed twice.
+fn page_statement(columns: &Sql, filter: &RunFilter) -> Result<(Sql, Vec<Arg>)> {
     let mut conditions = Vec::new();
     let mut args = args![i64::from(filter.limit) + 1];
     let mut parameter = |value: Arg| {
@@ -453,7 +457,10 @@ fn page(columns: &Sql, filter: &RunFilter) -> Result<(Sql, Vec<Arg>)> {
         conditions.push(format!("task_name = {}", parameter(task.into())));
     }
     if let Some(prefix) = &filter.task_prefix {
-        let (from, to) = (parameter(prefix.into()), parameter(beyond(prefix).into()));
+        let (from, to) = (
+            parameter(prefix.into()),
+            parameter(upper_bound(prefix).into()),
+        );
         conditions.push(format!("task_name >= {from} AND task_name < {to}"));
     }
     for (time, operator) in [(filter.since, ">="), (filter.until, "<")] {
@@ -490,10 +497,10 @@ fn page(columns: &Sql, filter: &RunFilter) -> Result<(Sql, Vec<Arg>)> {
         "JOIN ({}) AS page ON page.id = r.id ORDER BY r.created_at DESC, r.id DESC LIMIT $1",
         parts.join(" UNION ALL ")
     );
-    Ok((columns.with(&rest), args))
+    Ok((columns.append(&rest), args))
 }
 
-/// Cuts a page to its limit. Returns whether there is another one.
+/// Cuts a page to its limit. Returns `true` if another page follows.
 fn cut_page<T>(rows: &mut Vec<T>, filter: &RunFilter) -> bool {
     let limit = filter.limit as usize;
     let more = rows.len() > limit;
@@ -501,75 +508,77 @@ fn cut_page<T>(rows: &mut Vec<T>, filter: &RunFilter) -> bool {
     more
 }
 
-/// What no text that begins with `prefix` reaches.
-pub(crate) fn beyond(prefix: &str) -> String {
+/// Returns a text that sorts after every text that starts with `prefix`.
+pub(crate) fn upper_bound(prefix: &str) -> String {
     format!("{prefix}{}", char::MAX)
 }
 
 impl Store {
-    /// One run.
+    /// Returns one run.
     pub async fn run(&self, id: &RunId) -> Result<RunRow> {
         let raw: Option<RawRun> = self
             .db
-            .row(concat!(select_runs!(), "WHERE r.id = $1"), args![id])
+            .fetch_optional(concat!(select_runs!(), "WHERE r.id = $1"), args![id])
             .await?;
-        raw.ok_or_else(|| missing(id))?.try_into()
+        raw.ok_or_else(|| missing_run(id))?.try_into()
     }
 
-    /// A page of runs, newest first, and the cursor of the next one.
+    /// Returns a page of runs, newest first, and the cursor of the next page.
     pub async fn runs(&self, filter: RunFilter) -> Result<(Vec<RunRow>, Option<String>)> {
-        let (sql, args) = page(&Sql::from(select_runs!()), &filter)?;
-        let raw: Vec<RawRun> = self.db.rows(sql, args).await?;
+        let (sql, args) = page_statement(&Sql::from(select_runs!()), &filter)?;
+        let raw: Vec<RawRun> = self.db.fetch_all(sql, args).await?;
         let rows: Result<Vec<RunRow>> = raw.into_iter().map(RunRow::try_from).collect();
         let mut rows = rows?;
         let more = cut_page(&mut rows, &filter);
         let next = rows.last().filter(|_| more);
-        let next = next.map(|row| cursor(row.created_at, &row.id));
+        let next = next.map(|row| format_cursor(row.created_at, &row.id));
         Ok((rows, next))
     }
 
-    /// Returns the same page without specs, results and secrets. The statement does not read these columns.
+    /// Returns the same page without specs, results and secrets. The statement does not read these
+    /// columns.
     pub async fn run_summaries(
         &self,
         filter: RunFilter,
     ) -> Result<(Vec<RunSummary>, Option<String>)> {
-        let (sql, args) = page(&Sql::from(SUMMARIES), &filter)?;
-        let mut raw: Vec<RawSummary> = self.db.rows(sql, args).await?;
+        let (sql, args) = page_statement(&Sql::from(SUMMARIES), &filter)?;
+        let mut raw: Vec<RawSummary> = self.db.fetch_all(sql, args).await?;
         let more = cut_page(&mut raw, &filter);
         let last = raw.last().filter(|_| more);
         let last = last.map(|row| (row.created_at, row.id.clone()));
         let rows: Result<Vec<RunSummary>> = raw.into_iter().map(RunSummary::try_from).collect();
-        let next = last.map(|(at, last)| Ok::<_, StoreError>(cursor(at, &id(last)?)));
+        let next =
+            last.map(|(at, last)| Ok::<_, StoreError>(format_cursor(at, &parse_run_id(last)?)));
         Ok((rows?, next.transpose()?))
     }
 
-    /// Ends a queued run at once; of a leased or running one the runner is told. A final one is left alone. Gives the row
-    /// after that.
+    /// Cancels a queued run immediately, and requests the cancellation of a leased or running one.
+    /// Leaves a final run unchanged. Returns the resulting row.
     pub async fn request_cancel(&self, id: &RunId, reason: &str, now: Ms) -> Result<RunRow> {
-        let mut tx = self.db.write().await?;
+        let mut tx = self.db.begin().await?;
         let ids = BTreeSet::from([id]);
-        let groups = lives::groups_of(&mut tx, &ids).await?;
-        lives::lock_groups(&mut tx, groups).await?;
-        let mut changes: Vec<Change> = lives::lock_runs(&mut tx, &ids)
+        let groups = run_state::groups_of_runs(&mut tx, &ids).await?;
+        run_state::lock_groups(&mut tx, groups).await?;
+        let mut changes: Vec<Change> = run_state::lock_runs(&mut tx, &ids)
             .await?
             .into_iter()
-            .map(Change::of)
+            .map(Change::new)
             .collect();
         for change in &mut changes {
-            change.run.life.cancel(reason, now);
+            change.run.machine.cancel(reason, now);
         }
-        lives::save(&mut tx, &changes, "canceled", now).await?;
-        let row = find(&mut tx, id).await?;
+        run_state::save_changes(&mut tx, &changes, "canceled", now).await?;
+        let row = find_run(&mut tx, id).await?;
         tx.commit().await?;
         Ok(row)
     }
 
-    /// Lets a run begin that waits for its approval; from now on it does what `spec` says. `Conflict` where it does not
-    /// wait for that.
+    /// Approves a run and replaces its spec with `spec`. Fails with `Conflict` if the run does not
+    /// wait for an approval.
     pub async fn approve(&self, id: &RunId, spec: &RunSpec, by: &str, now: Ms) -> Result<RunRow> {
-        let mut tx = self.db.write().await?;
-        let groups = lives::groups_of(&mut tx, &BTreeSet::from([id])).await?;
-        lives::lock_groups(&mut tx, groups.clone()).await?;
+        let mut tx = self.db.begin().await?;
+        let groups = run_state::groups_of_runs(&mut tx, &BTreeSet::from([id])).await?;
+        run_state::lock_groups(&mut tx, groups.clone()).await?;
         let changed = tx
             .exec(
                 "UPDATE runs SET approval = 'approved', approved_by = $2, approved_at = $3, spec = $4 \
@@ -578,17 +587,17 @@ impl Store {
             )
             .await?;
         if changed == 0 {
-            let row = find(&mut tx, id).await?;
+            let row = find_run(&mut tx, id).await?;
             return Err(StoreError::conflict(match (row.approval, row.state) {
                 (None, _) => format!("the run {id} needs no approval"),
                 (Some(Approval::Approved), _) => format!("the run {id} is approved already"),
-                (Some(Approval::Pending), state) => format!("the run {id} is over: {state}"),
+                (Some(Approval::Pending), state) => format!("the run {id} has finished: {state}"),
             }));
         }
         for group in groups {
-            lives::release(&mut tx, &group).await?;
+            run_state::release_blocked(&mut tx, &group).await?;
         }
-        let row = find(&mut tx, id).await?;
+        let row = find_run(&mut tx, id).await?;
         tx.commit().await?;
         Ok(row)
     }

@@ -1,4 +1,5 @@
-//! Secrets and credentials, encrypted by the caller. Their scope is a task's id, or empty for all tasks.
+//! Secrets and credentials, encrypted by the caller. Their scope is the id of a task. An empty
+//! scope means all tasks.
 
 use acrtask_api::quota::{QuotaKind, QuotaSubject};
 use sqlx::FromRow;
@@ -9,53 +10,53 @@ use crate::{
     quotas,
 };
 
-/// A secret, without its value.
+/// A secret without its value.
 #[derive(Debug, Clone, PartialEq, Eq, FromRow)]
 pub struct SecretRow {
-    /// A task's id; empty: all tasks.
+    /// Id of a task. Empty: all tasks.
     pub scope: String,
-    /// Its name.
+    /// Name of the secret.
     pub name: String,
-    /// When it was last set.
+    /// Time of the last change.
     pub updated_at: Ms,
 }
 
-/// A login.
+/// A credential of a registry or host.
 #[derive(Debug, Clone, PartialEq, Eq, FromRow)]
 pub struct CredentialRow {
-    /// A task's id; empty: all tasks.
+    /// Id of a task. Empty: all tasks.
     pub scope: String,
     /// Host and port.
     pub host: String,
-    /// The user.
+    /// User name.
     pub username: String,
-    /// Encrypted.
+    /// Encrypted password.
     pub password: Vec<u8>,
-    /// When it was last set.
+    /// Time of the last change.
     pub updated_at: Ms,
 }
 
-/// Refuses one more secret or login of a task whose quota is used up.
-async fn need_secret(tx: &mut Tx, scope: &str, now: Ms) -> Result<()> {
+/// Returns an error if another secret or credential would exceed the quota of the task.
+async fn check_secret_quota(tx: &mut Tx, scope: &str, now: Ms) -> Result<()> {
     let sql = "SELECT name FROM tasks WHERE id = $1";
-    let task: Option<(String,)> = tx.row(sql, args![scope]).await?;
+    let task: Option<(String,)> = tx.fetch_optional(sql, args![scope]).await?;
     match task {
         Some((task,)) => {
             let task = [QuotaSubject::Task(task)];
-            quotas::need(tx, &task, QuotaKind::Secrets, 1, now).await
+            quotas::check_quota(tx, &task, QuotaKind::Secrets, 1, now).await
         }
         None => Ok(()),
     }
 }
 
 impl Store {
-    /// Sets a secret.
+    /// Creates or replaces a secret.
     pub async fn put_secret(&self, scope: &str, name: &str, value: &[u8], now: Ms) -> Result<()> {
-        let mut tx = self.db.write().await?;
-        let there = "SELECT name FROM secrets WHERE scope = $1 AND name = $2";
-        let there: Option<(String,)> = tx.row(there, args![scope, name]).await?;
-        if there.is_none() {
-            need_secret(&mut tx, scope, now).await?;
+        let mut tx = self.db.begin().await?;
+        let existing = "SELECT name FROM secrets WHERE scope = $1 AND name = $2";
+        let existing: Option<(String,)> = tx.fetch_optional(existing, args![scope, name]).await?;
+        if existing.is_none() {
+            check_secret_quota(&mut tx, scope, now).await?;
         }
         tx.exec(
             "INSERT INTO secrets (scope, name, value, updated_at) VALUES ($1, $2, $3, $4) \
@@ -66,11 +67,11 @@ impl Store {
         tx.commit().await
     }
 
-    /// The encrypted value of a secret.
+    /// Returns the encrypted value of a secret.
     pub async fn secret(&self, scope: &str, name: &str) -> Result<Option<Vec<u8>>> {
         let row: Option<(Vec<u8>,)> = self
             .db
-            .row(
+            .fetch_optional(
                 "SELECT value FROM secrets WHERE scope = $1 AND name = $2",
                 args![scope, name],
             )
@@ -78,19 +79,19 @@ impl Store {
         Ok(row.map(|(value,)| value))
     }
 
-    /// Secrets of a scope, or of all, by scope and name.
+    /// Returns the secrets of a scope, or of all scopes, by scope and name.
     pub async fn secrets(&self, scope: Option<&str>) -> Result<Vec<SecretRow>> {
         match scope {
             Some(scope) => self
                 .db
-                .rows(
+                .fetch_all(
                     "SELECT scope, name, updated_at FROM secrets WHERE scope = $1 ORDER BY name",
                     args![scope],
                 )
                 .await,
             None => {
                 self.db
-                    .rows(
+                    .fetch_all(
                         "SELECT scope, name, updated_at FROM secrets ORDER BY scope, name",
                         args![],
                     )
@@ -108,7 +109,7 @@ impl Store {
         }
     }
 
-    /// Sets a login.
+    /// Creates or replaces a credential.
     pub async fn put_credential(
         &self,
         scope: &str,
@@ -117,11 +118,11 @@ impl Store {
         password: &[u8],
         now: Ms,
     ) -> Result<()> {
-        let mut tx = self.db.write().await?;
-        let there = "SELECT host FROM credentials WHERE scope = $1 AND host = $2";
-        let there: Option<(String,)> = tx.row(there, args![scope, host]).await?;
-        if there.is_none() {
-            need_secret(&mut tx, scope, now).await?;
+        let mut tx = self.db.begin().await?;
+        let existing = "SELECT host FROM credentials WHERE scope = $1 AND host = $2";
+        let existing: Option<(String,)> = tx.fetch_optional(existing, args![scope, host]).await?;
+        if existing.is_none() {
+            check_secret_quota(&mut tx, scope, now).await?;
         }
         tx.exec(
                 "INSERT INTO credentials (scope, host, username, password, updated_at) VALUES ($1, $2, $3, $4, $5) \
@@ -133,7 +134,7 @@ impl Store {
         tx.commit().await
     }
 
-    /// The logins of these scopes, by scope and host.
+    /// Returns the credentials of these scopes by scope and host.
     pub async fn credentials_for(&self, scopes: &[&str]) -> Result<Vec<CredentialRow>> {
         let scopes: Vec<String> = scopes.iter().map(|scope| (*scope).to_owned()).collect();
         let sql = one_of!(
@@ -141,20 +142,20 @@ impl Store {
             "$1",
             " ORDER BY scope, host"
         );
-        self.db.rows(sql, args![scopes]).await
+        self.db.fetch_all(sql, args![scopes]).await
     }
 
-    /// All logins, by scope and host.
+    /// Returns all credentials by scope and host.
     pub async fn credentials(&self) -> Result<Vec<CredentialRow>> {
         self.db
-            .rows(
+            .fetch_all(
                 "SELECT scope, host, username, password, updated_at FROM credentials ORDER BY scope, host",
                 args![],
             )
             .await
     }
 
-    /// Removes a login.
+    /// Removes a credential.
     pub async fn delete_credential(&self, scope: &str, host: &str) -> Result<()> {
         let sql = "DELETE FROM credentials WHERE scope = $1 AND host = $2";
         match self.db.exec(sql, args![scope, host]).await? {

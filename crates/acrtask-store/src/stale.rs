@@ -1,9 +1,11 @@
-//! Which images stand on a base that has moved since they were built, and whether that move is one for the platforms in use.
+//! Images with a base whose tag has changed since they were built, and relevance of the change for
+//! the used platforms.
 //!
-//! Which these are is said by the build's provenance for each base, since a stage may run on another platform than the image
-//! is for; where it does not say, they are those of the image.
+//! The build's provenance names the platforms of each base, because a stage may run on another
+//! platform than the image is for. Without provenance, the platforms of the image apply.
 //!
-//! Nothing of it is stored: it is compared anew each time. Which of these moves count is for the task's policy to say.
+//! Nothing is stored: each call compares the current state. The task's policy decides which changes
+//! trigger a rebuild.
 
 use std::collections::BTreeSet;
 
@@ -15,30 +17,30 @@ use crate::{
     bases::Platforms,
     db::args,
     from_json,
-    images::{digest, word},
+    images::{digest, parse_enum},
 };
 
-/// A base of an image of a task that has moved since the image was built.
+/// A base of a task's image whose tag has another digest than the image was built from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Moved {
-    /// The image.
+pub struct StaleBaseRow {
+    /// Name of the image.
     pub image: String,
-    /// Its task's id.
+    /// Id of its task.
     pub task_id: String,
-    /// The base.
+    /// Name of the base.
     pub base: String,
-    /// What it is to the image.
+    /// Role of the base.
     pub role: BaseRole,
-    /// What the image was built from.
+    /// Digest that the image was built from.
     pub used: Digest,
-    /// What the tag holds now.
+    /// Current digest of the tag.
     pub now: Digest,
-    /// It holds another image for a platform that was used, as far as is known.
-    pub touched: bool,
+    /// The change affects a used platform, or that is unknown.
+    pub affects_platforms: bool,
 }
 
 #[derive(Debug, FromRow)]
-struct RawMoved {
+struct RawStaleBase {
     image: String,
     task_id: String,
     platforms: String,
@@ -51,8 +53,8 @@ struct RawMoved {
     now_platforms: Option<String>,
 }
 
-/// Registries say `linux/arm64/v8` and `linux/arm64` of the same.
-fn plain(platform: &str) -> &str {
+/// Normalizes a platform. Registries use both `linux/arm64/v8` and `linux/arm64`.
+fn normalize_platform(platform: &str) -> &str {
     if platform == "linux/arm64/v8" {
         "linux/arm64"
     } else {
@@ -63,12 +65,12 @@ fn plain(platform: &str) -> &str {
 fn digest_for<'p>(platforms: &'p Platforms, platform: &str) -> Option<&'p Digest> {
     let found = platforms
         .iter()
-        .find(|(name, _)| plain(name) == plain(platform));
+        .find(|(name, _)| normalize_platform(name) == normalize_platform(platform));
     found.map(|(_, digest)| digest)
 }
 
-/// Whether the step from one digest to another is one for who uses these platforms: where nothing is known, it is.
-fn touches(
+/// Returns `true` if a digest change affects one of the platforms `in_use`, or if that is unknown.
+fn affects(
     used: &Digest,
     before: Option<&Platforms>,
     now: Option<&Platforms>,
@@ -77,7 +79,7 @@ fn touches(
     let Some(now) = now.filter(|now| !now.is_empty()) else {
         return true;
     };
-    // It was built from the image for its platform, which the index still has.
+    // The image was built from the platform's own image, which the index still contains.
     if now.values().any(|digest| digest == used) {
         return false;
     }
@@ -85,7 +87,7 @@ fn touches(
         return true;
     };
     if in_use.is_empty() {
-        return !differ(before, now).is_empty();
+        return !changed_platforms(before, now).is_empty();
     }
     in_use.iter().any(|platform| {
         let before = digest_for(before, platform);
@@ -93,9 +95,13 @@ fn touches(
     })
 }
 
-/// The platforms that two indexes have different images for.
-pub(crate) fn differ(before: &Platforms, now: &Platforms) -> Vec<String> {
-    let all: BTreeSet<&str> = before.keys().chain(now.keys()).map(|p| plain(p)).collect();
+/// Returns the platforms for which two indexes have different images.
+pub(crate) fn changed_platforms(before: &Platforms, now: &Platforms) -> Vec<String> {
+    let all: BTreeSet<&str> = before
+        .keys()
+        .chain(now.keys())
+        .map(|p| normalize_platform(p))
+        .collect();
     all.into_iter()
         .filter(|platform| digest_for(before, platform) != digest_for(now, platform))
         .map(str::to_owned)
@@ -103,12 +109,12 @@ pub(crate) fn differ(before: &Platforms, now: &Platforms) -> Vec<String> {
 }
 
 impl Store {
-    /// Bases that have moved since the newest image of a task was built from them, by image and base. A tag that has
-    /// vanished, or that nobody may see, makes nothing stale.
-    pub async fn moved_bases(&self) -> Result<Vec<Moved>> {
-        let rows: Vec<RawMoved> = self
+    /// Returns the changed bases of the newest images of tasks, by image and base. A tag that
+    /// vanished or is inaccessible makes no image stale.
+    pub async fn stale_bases(&self) -> Result<Vec<StaleBaseRow>> {
+        let rows: Vec<RawStaleBase> = self
             .db
-            .rows(
+            .fetch_all(
                 "SELECT i.name AS image, i.task_id, i.platforms, b.platforms AS base_platforms, b.name AS base, b.role, \
                  b.digest AS used, w.digest AS now, \
                  du.platforms AS used_platforms, dn.platforms AS now_platforms FROM base_watches w \
@@ -133,20 +139,20 @@ impl Store {
                 if in_use.is_empty() {
                     in_use = from_json(&raw.platforms)?;
                 }
-                let touched = touches(
+                let affects_platforms = affects(
                     &used,
                     read(&raw.used_platforms)?.as_ref(),
                     read(&raw.now_platforms)?.as_ref(),
                     &in_use,
                 );
-                Ok(Moved {
+                Ok(StaleBaseRow {
                     image: raw.image,
                     task_id: raw.task_id,
                     base: raw.base,
-                    role: word(&raw.role)?,
+                    role: parse_enum(&raw.role)?,
                     used,
                     now: digest(&raw.now)?,
-                    touched,
+                    affects_platforms,
                 })
             })
             .collect()
@@ -171,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_counts_where_it_is_one_for_the_platform_in_use() {
+    fn change_counts_only_for_used_platforms() {
         let amd = ["linux/amd64".to_owned()];
         let arm = ["linux/arm64".to_owned()];
         let before = index(&[("linux/amd64", 'a'), ("linux/arm64/v8", 'b')]);
@@ -210,14 +216,21 @@ mod tests {
                 false,
             ),
             (
-                "before is not known",
+                "the previous digest is unknown",
                 'f',
                 None,
                 Some(&other),
                 &amd[..],
                 true,
             ),
-            ("now is not known", 'f', Some(&before), None, &amd[..], true),
+            (
+                "the current digest is unknown",
+                'f',
+                Some(&before),
+                None,
+                &amd[..],
+                true,
+            ),
             (
                 "built from the platform's own image",
                 'a',
@@ -227,10 +240,10 @@ mod tests {
                 false,
             ),
         ] {
-            assert_eq!(touches(&sha(used), from, to, image), expected, "{name}");
+            assert_eq!(affects(&sha(used), from, to, image), expected, "{name}");
         }
         let s390x = ["linux/s390x".to_owned()];
-        assert!(touches(&sha('f'), Some(&before), Some(&other), &s390x));
-        assert_eq!(differ(&before, &other), ["linux/arm64"]);
+        assert!(affects(&sha('f'), Some(&before), Some(&other), &s390x));
+        assert_eq!(changed_platforms(&before, &other), ["linux/arm64"]);
     }
 }

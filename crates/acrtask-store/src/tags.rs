@@ -1,9 +1,12 @@
-//! Newer tags of base images: which tags repositories have, which of them the rules of tasks allow in place of those in
-//! use, and the runs that try them.
+//! Newer tags of base images: tag lists of repositories, tags that rules of tasks allow, and runs
+//! that try them.
 //!
-//! Invariants: a list of tags has one row for each login, and is written only by the server that holds its lease; a tag is
-//! tried by one run of a task, whatever number of servers find it; a task's runs get a tag only after a run that tried it
-//! has succeeded. Which tag a rule chooses is for the caller to say.
+//! Invariants:
+//! - A tag list has one row per login. Only the server that has its lease writes it.
+//! - One run of a task tries a tag, regardless of the number of servers that find it.
+//! - The runs of a task use a tag only after a run that tried it has succeeded.
+//!
+//! The caller chooses the tag that a rule allows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,100 +17,101 @@ use sqlx::FromRow;
 use crate::{
     Ms, NewRun, Result, Store, StoreError,
     db::{Sql, Tx, args, locked, one_of},
-    enqueue, from_json, lives, runs, to_json,
+    enqueue, from_json, run_state, runs, to_json,
 };
 
-/// A list that nobody needs stays for so long, so that a look at what is wanted that is a moment old removes no new one.
-const YOUNG_MS: i64 = 60_000;
+/// Time for which an unused tag list stays, in milliseconds. A list of used repositories that is
+/// slightly outdated must not remove a new one.
+const UNUSED_GRACE_MS: i64 = 60_000;
 
 /// A repository whose tags are listed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TagListRow {
-    /// Its id.
+    /// Id of the tag list.
     pub id: i64,
     /// Registry and repository.
     pub repository: String,
-    /// The registry.
+    /// Name of the registry.
     pub registry: String,
-    /// The task whose own login is used; empty: that of all tasks, or none.
+    /// Task whose own login is used. Empty: the login for all tasks, or none.
     pub scope: String,
-    /// How it stands.
+    /// Status of the last listing.
     pub status: BaseStatus,
-    /// Why, where it is not well.
+    /// Reason of a status other than `ok`.
     pub detail: Option<String>,
-    /// Looks without an answer, one after the other.
+    /// Number of failures since the last success.
     pub failures: u32,
-    /// When it was last listed.
+    /// Time of the last listing.
     pub checked_at: Option<Ms>,
-    /// When it is listed again.
+    /// Time of the next listing.
     pub next_check_at: Ms,
-    /// Until then a server lists it.
+    /// End of a server's lease.
     pub lease_until: Option<Ms>,
 }
 
-/// What listing tags came to.
+/// Result of listing tags.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Listed {
-    /// All of them.
+pub enum TagListResult {
+    /// All tags of the repository.
     Tags(Vec<String>),
-    /// That could not be found out. What is known stays known.
+    /// The listing failed. Earlier tags stay stored.
     Failed {
-        /// How it stands.
+        /// Status to store.
         status: BaseStatus,
-        /// Why.
+        /// Reason for the user.
         detail: String,
     },
 }
 
-/// What a rule of a task found: the place that it is about.
+/// Subject of a proposal.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ProposalKey {
-    /// The task's id.
+    /// Id of the task.
     pub task_id: String,
     /// Registry and repository of the base.
     pub repository: String,
-    /// The tag in use.
+    /// Tag in use.
     pub used: String,
 }
 
-/// A newer tag that a rule of a task allows.
+/// Proposal of a newer tag that a rule of a task allows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProposalRow {
-    /// What it is about.
+    /// Subject of the proposal.
     pub key: ProposalKey,
-    /// The newest tag.
+    /// Newest allowed tag.
     pub newest: String,
-    /// When it was found.
+    /// Time of the discovery.
     pub found_at: Ms,
-    /// The run that tries it, and where that stands; no state: it is gone.
+    /// Run that tries the tag, and the state of that run if it still exists.
     pub run: Option<(RunId, Option<RunState>)>,
-    /// Why there could be no run.
+    /// Reason why no run could try the tag.
     pub blocked: Option<String>,
 }
 
-/// What becomes of a newer tag.
+/// Action for a newer tag.
 #[derive(Debug, Clone)]
-pub enum Try {
-    /// A person takes it.
+pub enum ProposalAction {
+    /// Leaves the change to a user.
     Propose,
-    /// This run tries it. Its idempotency key names task, repository and tag.
+    /// Starts this run to try the tag. Its idempotency key names task, repository and tag.
     Run(Box<NewRun>),
-    /// There can be no run.
+    /// No run can try the tag.
     Blocked {
-        /// Why, in one sentence without a full stop.
+        /// Reason: one sentence without a full stop.
         reason: String,
     },
 }
 
-/// The columns of [`RawList`].
-macro_rules! list_columns {
+/// Returns the columns of [`RawTagList`].
+macro_rules! tag_list_columns {
     () => {
         "id, repository, registry, scope, status, detail, failures, checked_at, next_check_at, lease_until"
     };
 }
 
 #[derive(Debug, FromRow)]
-struct RawList {
+struct RawTagList {
     id: i64,
     repository: String,
     registry: String,
@@ -120,10 +124,10 @@ struct RawList {
     lease_until: Option<i64>,
 }
 
-impl TryFrom<RawList> for TagListRow {
+impl TryFrom<RawTagList> for TagListRow {
     type Error = StoreError;
 
-    fn try_from(raw: RawList) -> Result<Self> {
+    fn try_from(raw: RawTagList) -> Result<Self> {
         Ok(Self {
             id: raw.id,
             repository: raw.repository,
@@ -133,7 +137,7 @@ impl TryFrom<RawList> for TagListRow {
                 StoreError::corrupt(format_args!("a list of tags cannot be `{}`", raw.status))
             })?,
             detail: raw.detail,
-            failures: lives::small(raw.failures)?,
+            failures: run_state::to_u32(raw.failures)?,
             checked_at: raw.checked_at,
             next_check_at: raw.next_check_at,
             lease_until: raw.lease_until,
@@ -157,7 +161,11 @@ impl TryFrom<RawProposal> for ProposalRow {
     type Error = StoreError;
 
     fn try_from(raw: RawProposal) -> Result<Self> {
-        let state = raw.state.as_deref().map(lives::state).transpose()?;
+        let state = raw
+            .state
+            .as_deref()
+            .map(run_state::parse_state)
+            .transpose()?;
         Ok(Self {
             key: ProposalKey {
                 task_id: raw.task_id,
@@ -168,7 +176,7 @@ impl TryFrom<RawProposal> for ProposalRow {
             found_at: raw.found_at,
             run: raw
                 .run_id
-                .map(|id| runs::id(id).map(|id| (id, state)))
+                .map(|id| runs::parse_run_id(id).map(|id| (id, state)))
                 .transpose()?,
             blocked: raw.blocked,
         })
@@ -176,26 +184,27 @@ impl TryFrom<RawProposal> for ProposalRow {
 }
 
 impl Store {
-    /// Lists the tags of these repositories, each with a login, and of no others. Says how many are new.
+    /// Lists the tags of exactly these repositories, each with a login. Returns the number of new
+    /// tag lists.
     pub async fn set_tag_lists(&self, wanted: &BTreeSet<(String, String)>, now: Ms) -> Result<u64> {
-        let there: Vec<(i64, String, String, i64)> = self
+        let stored: Vec<(i64, String, String, i64)> = self
             .db
-            .rows(
+            .fetch_all(
                 "SELECT id, repository, scope, created_at FROM tag_lists",
                 args![],
             )
             .await?;
         let mut missing = wanted.clone();
-        let mut left = Vec::new();
-        for (id, repository, scope, created) in there {
-            if !missing.remove(&(repository, scope)) && created < now - YOUNG_MS {
-                left.push(id);
+        let mut unused = Vec::new();
+        for (id, repository, scope, created) in stored {
+            if !missing.remove(&(repository, scope)) && created < now - UNUSED_GRACE_MS {
+                unused.push(id);
             }
         }
-        if missing.is_empty() && left.is_empty() {
+        if missing.is_empty() && unused.is_empty() {
             return Ok(0);
         }
-        let mut tx = self.db.write().await?;
+        let mut tx = self.db.begin().await?;
         let mut made = 0;
         for (repository, scope) in missing {
             let registry = repository
@@ -211,37 +220,37 @@ impl Store {
                 )
                 .await?;
         }
-        if !left.is_empty() {
+        if !unused.is_empty() {
             let sql = one_of!("DELETE FROM tag_lists WHERE id", "$1", "");
-            tx.exec(sql, args![left]).await?;
+            tx.exec(sql, args![unused]).await?;
         }
         tx.commit().await?;
         Ok(made)
     }
 
-    /// Takes lists that are due, at most `limit`: nobody else makes them for `lease_ms`.
+    /// Leases at most `limit` due tag lists. Other servers do not request them for `lease_ms`.
     pub async fn claim_tag_lists(
         &self,
         now: Ms,
         lease_ms: i64,
         limit: u32,
     ) -> Result<Vec<TagListRow>> {
-        const CLAIM: Sql = Sql::of(
+        const CLAIM: Sql = Sql::new(
             concat!(
                 "UPDATE tag_lists SET lease_until = $2 WHERE id IN (SELECT id FROM tag_lists WHERE next_check_at <= $1 \
                  AND (lease_until IS NULL OR lease_until < $1) ORDER BY next_check_at, id LIMIT $3) RETURNING ",
-                list_columns!()
+                tag_list_columns!()
             ),
             concat!(
                 "UPDATE tag_lists SET lease_until = $2 WHERE id IN (SELECT id FROM tag_lists WHERE next_check_at <= $1 \
                  AND (lease_until IS NULL OR lease_until < $1) ORDER BY next_check_at, id LIMIT $3 \
                  FOR UPDATE SKIP LOCKED) RETURNING ",
-                list_columns!()
+                tag_list_columns!()
             ),
         );
         let due: Option<(i64,)> = self
             .db
-            .row(
+            .fetch_optional(
                 "SELECT CAST(1 AS BIGINT) FROM tag_lists WHERE next_check_at <= $1 \
                  AND (lease_until IS NULL OR lease_until < $1) LIMIT 1",
                 args![now],
@@ -250,24 +259,26 @@ impl Store {
         if due.is_none() {
             return Ok(Vec::new());
         }
-        let mut tx = self.db.write().await?;
-        let rows: Vec<RawList> = tx.rows(CLAIM, args![now, now + lease_ms, limit]).await?;
+        let mut tx = self.db.begin().await?;
+        let rows: Vec<RawTagList> = tx
+            .fetch_all(CLAIM, args![now, now + lease_ms, limit])
+            .await?;
         tx.commit().await?;
         rows.into_iter().map(TagListRow::try_from).collect()
     }
 
-    /// Writes down what listing came to, and when it is done again. Nothing happens where the lease of `list` is not the
-    /// one that holds.
-    pub async fn listed(
+    /// Stores the result of a listing and the time of the next one. Does nothing if the lease of
+    /// `list` is outdated.
+    pub async fn record_tag_list(
         &self,
         list: &TagListRow,
-        listed: &Listed,
+        result: &TagListResult,
         now: Ms,
         next: Ms,
     ) -> Result<()> {
         let (id, lease) = (list.id, list.lease_until);
-        match listed {
-            Listed::Tags(tags) => {
+        match result {
+            TagListResult::Tags(tags) => {
                 self.db
                     .exec(
                         "UPDATE tag_lists SET tags = $5, status = 'ok', detail = NULL, failures = 0, checked_at = $3, \
@@ -276,7 +287,7 @@ impl Store {
                     )
                     .await
             }
-            Listed::Failed { status, detail } => {
+            TagListResult::Failed { status, detail } => {
                 self.db
                     .exec(
                         "UPDATE tag_lists SET status = $5, detail = $6, failures = failures + 1, checked_at = $3, \
@@ -289,8 +300,8 @@ impl Store {
         .map(drop)
     }
 
-    /// Gives a list back without having made it.
-    pub async fn unlisted(&self, list: &TagListRow, next: Ms) -> Result<()> {
+    /// Returns the lease of a tag list that was not requested.
+    pub async fn release_tag_list(&self, list: &TagListRow, next: Ms) -> Result<()> {
         self.db
             .exec(
                 "UPDATE tag_lists SET lease_until = NULL, next_check_at = $3 WHERE id = $1 AND lease_until = $2",
@@ -300,8 +311,13 @@ impl Store {
             .map(drop)
     }
 
-    /// Makes lists due: all, or those of these repositories. One that is being read counts no more. Says how many.
-    pub async fn hurry_tag_lists(&self, repositories: Option<Vec<String>>, now: Ms) -> Result<u64> {
+    /// Marks tag lists as due: all, or those of these repositories. Revokes the leases of requests
+    /// in progress. Returns the number of tag lists.
+    pub async fn mark_tag_lists_due(
+        &self,
+        repositories: Option<Vec<String>>,
+        now: Ms,
+    ) -> Result<u64> {
         match repositories {
             None => {
                 self.db
@@ -324,14 +340,14 @@ impl Store {
         }
     }
 
-    /// All repositories whose tags are listed, by name and login.
+    /// Returns all tag lists by repository and login.
     pub async fn tag_lists(&self) -> Result<Vec<TagListRow>> {
-        let rows: Vec<RawList> = self
+        let rows: Vec<RawTagList> = self
             .db
-            .rows(
+            .fetch_all(
                 concat!(
                     "SELECT ",
-                    list_columns!(),
+                    tag_list_columns!(),
                     " FROM tag_lists ORDER BY repository, scope"
                 ),
                 args![],
@@ -340,21 +356,21 @@ impl Store {
         rows.into_iter().map(TagListRow::try_from).collect()
     }
 
-    /// The tags of a list; none: they were never listed.
+    /// Returns the tags of a list. `None`: they were never listed.
     pub async fn tags(&self, list: &TagListRow) -> Result<Option<Vec<String>>> {
         let row: Option<(Option<String>,)> = self
             .db
-            .row("SELECT tags FROM tag_lists WHERE id = $1", args![list.id])
+            .fetch_optional("SELECT tags FROM tag_lists WHERE id = $1", args![list.id])
             .await?;
         let json = row.and_then(|(json,)| json);
         json.as_deref().map(from_json).transpose()
     }
 
-    /// Newer tags that are known, by task, repository and tag in use.
+    /// Returns all proposals by task, repository and tag in use.
     pub async fn proposals(&self) -> Result<Vec<ProposalRow>> {
         let rows: Vec<RawProposal> = self
             .db
-            .rows(
+            .fetch_all(
                 "SELECT p.task_id, p.repository, p.used, p.newest, p.found_at, p.run_id, r.state, p.blocked \
                  FROM base_proposals p LEFT JOIN runs r ON r.id = p.run_id ORDER BY p.task_id, p.repository, p.used",
                 args![],
@@ -363,23 +379,23 @@ impl Store {
         rows.into_iter().map(ProposalRow::try_from).collect()
     }
 
-    /// Writes down a newer tag, and starts the run that tries it, once. Gives that run where it is a new one.
+    /// Stores a proposal, and starts the run that tries it, once. Returns the run if it is new.
     pub async fn propose(
         &self,
         key: &ProposalKey,
         newest: &str,
-        attempt: Try,
+        attempt: ProposalAction,
         now: Ms,
     ) -> Result<Option<RunId>> {
         let (run, blocked) = match attempt {
-            Try::Propose => (None, None),
-            Try::Run(run) => (Some(run), None),
-            Try::Blocked { reason } => (None, Some(reason)),
+            ProposalAction::Propose => (None, None),
+            ProposalAction::Run(run) => (Some(run), None),
+            ProposalAction::Blocked { reason } => (None, Some(reason)),
         };
-        let mut tx = self.db.write().await?;
-        // Of two servers the second one waits here, and sees the first one's run.
-        let there: Option<(Option<String>,)> = tx
-            .row(
+        let mut tx = self.db.begin().await?;
+        // Of two servers, the second waits here and then finds the run of the first.
+        let proposal: Option<(Option<String>,)> = tx
+            .fetch_optional(
                 "INSERT INTO base_proposals (task_id, repository, used, newest, found_at, blocked) \
                  VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (task_id, repository, used) DO UPDATE SET \
                  found_at = CASE WHEN base_proposals.newest = excluded.newest THEN base_proposals.found_at \
@@ -396,15 +412,16 @@ impl Store {
                 ],
             )
             .await?;
-        let tried = there.is_some_and(|(run,)| run.is_some());
+        let tried = proposal.is_some_and(|(run,)| run.is_some());
         let mut started = None;
         if let Some(run) = run.filter(|_| !tried) {
-            let lives = locked!("SELECT id FROM tasks WHERE id = $1");
-            let task: Option<(String,)> = tx.row(lives, args![key.task_id.as_str()]).await?;
+            let sql = locked!("SELECT id FROM tasks WHERE id = $1");
+            let task: Option<(String,)> =
+                tx.fetch_optional(sql, args![key.task_id.as_str()]).await?;
             if task.is_none() {
                 return Ok(None);
             }
-            let (id, new) = enqueue::start(&mut tx, *run, now).await?;
+            let (id, new) = enqueue::insert_locked_run(&mut tx, *run, now).await?;
             tx.exec(
                 "UPDATE base_proposals SET run_id = $4 WHERE task_id = $1 AND repository = $2 AND used = $3",
                 args![
@@ -421,12 +438,12 @@ impl Store {
         Ok(started)
     }
 
-    /// Forgets newer tags that there are no more, or that are in use now.
+    /// Removes outdated proposals.
     pub async fn forget_proposals(&self, keys: &[ProposalKey]) -> Result<()> {
         if keys.is_empty() {
             return Ok(());
         }
-        let mut tx = self.db.write().await?;
+        let mut tx = self.db.begin().await?;
         for key in keys {
             tx.exec(
                 "DELETE FROM base_proposals WHERE task_id = $1 AND repository = $2 AND used = $3",
@@ -442,23 +459,23 @@ impl Store {
     }
 }
 
-/// The tags that these runs, which have succeeded, had tried are what later runs of their tasks get.
-pub(crate) async fn took(tx: &mut Tx, succeeded: Vec<String>) -> Result<()> {
+/// Stores the tags that these successful runs tried, for later runs of their tasks.
+pub(crate) async fn adopt_base_tags(tx: &mut Tx, succeeded: Vec<String>) -> Result<()> {
     let sql = one_of!(
         "SELECT task_id, spec FROM runs WHERE task_id IS NOT NULL AND spec LIKE '%\"baseTags\":%' AND id",
         "$1",
         " ORDER BY finished_at, id"
     );
-    let tried: Vec<(String, String)> = tx.rows(sql, args![succeeded]).await?;
+    let tried: Vec<(String, String)> = tx.fetch_all(sql, args![succeeded]).await?;
     for (task, spec) in tried {
         let spec: RunSpec = from_json(&spec)?;
-        let there: Option<(String,)> = tx
-            .row(
+        let found: Option<(String,)> = tx
+            .fetch_optional(
                 locked!("SELECT base_tags FROM tasks WHERE id = $1"),
                 args![task.as_str()],
             )
             .await?;
-        let Some((json,)) = there else { continue };
+        let Some((json,)) = found else { continue };
         let mut tags: BTreeMap<String, String> = from_json(&json)?;
         tags.extend(spec.base_tags);
         tx.exec(

@@ -1,4 +1,4 @@
-//! Stored tasks. A task keeps its id when it is renamed; its generation grows with each change.
+//! Stored tasks. A task keeps its id when it is renamed. Its generation grows with each change.
 
 use std::collections::BTreeMap;
 
@@ -11,24 +11,24 @@ use crate::{
     db::{Arg, Sql, Tx, args, locked, one_of},
     error::is_unique_violation,
     from_json, quotas,
-    runs::beyond,
+    runs::upper_bound,
     timestamp, to_json,
 };
 
-/// Which tasks a list shows.
+/// Filter of a list of tasks.
 #[derive(Debug, Clone, Default)]
 pub struct TaskFilter {
-    /// Only names that begin so.
+    /// Only names with this prefix.
     pub prefix: Option<String>,
-    /// Only this name, or, where it ends in `*`, names that begin so: the limit of a token.
+    /// Only this name, or names that start with the part before a final `*`. The limit of a token.
     pub pattern: Option<String>,
-    /// Only names behind this one.
+    /// Only names after this one.
     pub after: Option<String>,
-    /// At most so many.
+    /// At most this number of tasks.
     pub limit: u32,
 }
 
-/// The columns of [`RawTask`].
+/// Selects the columns of [`RawTask`].
 macro_rules! select_tasks {
     () => {
         "SELECT id, definition, generation, source, base_tags, created_at, updated_at FROM tasks "
@@ -66,7 +66,7 @@ fn missing(name: &str) -> StoreError {
     StoreError::not_found(format!("task {name}"))
 }
 
-fn unless_taken<T>(written: Result<T>, name: &str) -> Result<T> {
+fn map_name_conflict<T>(written: Result<T>, name: &str) -> Result<T> {
     written.map_err(|error| {
         if is_unique_violation(&error) {
             StoreError::conflict(format!("there is a task {name} already"))
@@ -76,9 +76,9 @@ fn unless_taken<T>(written: Result<T>, name: &str) -> Result<T> {
     })
 }
 
-async fn lock(tx: &mut Tx, name: &str) -> Result<Task> {
+async fn lock_task(tx: &mut Tx, name: &str) -> Result<Task> {
     let raw: Option<RawTask> = tx
-        .row(
+        .fetch_optional(
             locked!(concat!(select_tasks!(), "WHERE name = $1")),
             args![name],
         )
@@ -87,7 +87,7 @@ async fn lock(tx: &mut Tx, name: &str) -> Result<Task> {
 }
 
 impl Store {
-    /// A new task; `Conflict` where its name is taken.
+    /// Creates a task. Fails with `Conflict` if its name is taken.
     pub async fn create_task(
         &self,
         id: &str,
@@ -99,7 +99,8 @@ impl Store {
             .await
     }
 
-    /// Creates a task as [`Store::create_task`] does, for a token that is limited to the tasks of a pattern.
+    /// Creates a task as [`Store::create_task`] does, for a token that is limited to the tasks of a
+    /// pattern.
     pub async fn create_task_within(
         &self,
         id: &str,
@@ -109,44 +110,44 @@ impl Store {
         now: Ms,
     ) -> Result<Task> {
         let name = definition.name.as_str();
-        let mut tx = self.db.write().await?;
+        let mut tx = self.db.begin().await?;
         let patterns = std::iter::once("*").chain(pattern.filter(|it| it.ends_with('*')));
         let subjects: Vec<QuotaSubject> = patterns
             .map(|pattern| QuotaSubject::Tasks(pattern.to_owned()))
             .collect();
-        quotas::need(&mut tx, &subjects, QuotaKind::Tasks, 1, now).await?;
+        quotas::check_quota(&mut tx, &subjects, QuotaKind::Tasks, 1, now).await?;
         let written = tx
             .exec(
                 "INSERT INTO tasks (id, name, definition, source, created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $5)",
                 args![id, name, to_json(definition)?, source, now],
             )
             .await;
-        unless_taken(written, name)?;
+        map_name_conflict(written, name)?;
         tx.commit().await?;
         self.task(name).await
     }
 
-    /// A task by its name.
+    /// Returns a task by name.
     pub async fn task(&self, name: &str) -> Result<Task> {
         let raw: Option<RawTask> = self
             .db
-            .row(concat!(select_tasks!(), "WHERE name = $1"), args![name])
+            .fetch_optional(concat!(select_tasks!(), "WHERE name = $1"), args![name])
             .await?;
         raw.ok_or_else(|| missing(name))?.try_into()
     }
 
-    /// Tasks by name.
+    /// Returns tasks by name.
     pub async fn tasks(&self, filter: TaskFilter) -> Result<Vec<Task>> {
         let (mut from, mut to, mut exact) = (Vec::new(), Vec::new(), None);
         if let Some(prefix) = &filter.prefix {
             from.push(prefix.clone());
-            to.push(beyond(prefix));
+            to.push(upper_bound(prefix));
         }
         if let Some(pattern) = filter.pattern {
             match pattern.strip_suffix('*') {
                 Some(prefix) => {
                     from.push(prefix.to_owned());
-                    to.push(beyond(prefix));
+                    to.push(upper_bound(prefix));
                 }
                 None => exact = Some(pattern),
             }
@@ -164,31 +165,31 @@ impl Store {
         }
         args.push(Arg::from(filter.limit));
         text += &format!(" ORDER BY name LIMIT ${}", args.len());
-        let rows: Vec<RawTask> = self.db.rows(Sql::built(text), args).await?;
+        let rows: Vec<RawTask> = self.db.fetch_all(Sql::dynamic(text), args).await?;
         rows.into_iter().map(Task::try_from).collect()
     }
 
-    /// By which it is seen that a task was changed, for all tasks: the id, the generation, and the tags of base images that
-    /// its runs get, which runs of it change and nobody else.
+    /// Returns the values that change with each change of a task: id, generation, and tags of base
+    /// images. Only runs of a task change its tags.
     pub async fn task_generations(&self) -> Result<Vec<(String, i64, BTreeMap<String, String>)>> {
         let rows: Vec<(String, i64, String)> = self
             .db
-            .rows("SELECT id, generation, base_tags FROM tasks", args![])
+            .fetch_all("SELECT id, generation, base_tags FROM tasks", args![])
             .await?;
         rows.into_iter()
             .map(|(id, generation, tags)| Ok((id, generation, from_json(&tags)?)))
             .collect()
     }
 
-    /// The tasks with these ids that there are.
+    /// Returns the existing tasks with these ids.
     pub async fn tasks_by_id(&self, ids: Vec<String>) -> Result<Vec<Task>> {
         let sql = one_of!(concat!(select_tasks!(), "WHERE id"), "$1", "");
-        let rows: Vec<RawTask> = self.db.rows(sql, args![ids]).await?;
+        let rows: Vec<RawTask> = self.db.fetch_all(sql, args![ids]).await?;
         rows.into_iter().map(Task::try_from).collect()
     }
 
-    /// Changes a task. `source`: nothing leaves it as it is. `Conflict` where its generation is not the expected one, or
-    /// its new name is taken.
+    /// Changes a task. `source: None` leaves the source unchanged. Fails with `Conflict` if the
+    /// generation is not the expected one, or the new name is taken.
     pub async fn update_task(
         &self,
         name: &str,
@@ -197,26 +198,26 @@ impl Store {
         expected_generation: Option<i64>,
         now: Ms,
     ) -> Result<Task> {
-        let mut tx = self.db.write().await?;
-        let there = lock(&mut tx, name).await?;
+        let mut tx = self.db.begin().await?;
+        let current = lock_task(&mut tx, name).await?;
         if let Some(expected) = expected_generation
-            && expected != there.generation
+            && expected != current.generation
         {
             return Err(StoreError::conflict(format!(
                 "task {name} was changed meanwhile: its generation is {}, not {expected}",
-                there.generation
+                current.generation
             )));
         }
         let source = match source {
             Some(source) => source.map(str::to_owned),
-            None => there.source,
+            None => current.source,
         };
         let written = tx
             .exec(
                 "UPDATE tasks SET name = $2, definition = $3, source = $4, generation = generation + 1, updated_at = $5 \
                  WHERE id = $1",
                 args![
-                    there.id,
+                    current.id,
                     definition.name.as_str(),
                     to_json(definition)?,
                     source,
@@ -224,16 +225,16 @@ impl Store {
                 ],
             )
             .await;
-        unless_taken(written, &definition.name)?;
-        let row = lock(&mut tx, &definition.name).await?;
+        map_name_conflict(written, &definition.name)?;
+        let row = lock_task(&mut tx, &definition.name).await?;
         tx.commit().await?;
         Ok(row)
     }
 
-    /// Removes a task, with its own secrets and credentials, its timers and its URL. Its runs stay.
+    /// Removes a task with its secrets, credentials, timers and trigger URL, but not its runs.
     pub async fn delete_task(&self, name: &str) -> Result<()> {
-        let mut tx = self.db.write().await?;
-        let there = lock(&mut tx, name).await?;
+        let mut tx = self.db.begin().await?;
+        let current = lock_task(&mut tx, name).await?;
         for sql in [
             "DELETE FROM secrets WHERE scope = $1",
             "DELETE FROM credentials WHERE scope = $1",
@@ -242,7 +243,7 @@ impl Store {
             "DELETE FROM base_proposals WHERE task_id = $1",
             "DELETE FROM tasks WHERE id = $1",
         ] {
-            tx.exec(sql, args![there.id.as_str()]).await?;
+            tx.exec(sql, args![current.id.as_str()]).await?;
         }
         tx.commit().await
     }

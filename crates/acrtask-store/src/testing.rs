@@ -1,4 +1,4 @@
-//! What tests and benchmarks need of a database beside the store itself.
+//! Database functions for tests and benchmarks only.
 
 use std::{
     str::FromStr,
@@ -17,10 +17,10 @@ const TABLE: &str = "CREATE TABLE bare (id BIGINT PRIMARY KEY, state TEXT NOT NU
 const INDEX: &str = "CREATE INDEX bare_queue ON bare (id) WHERE state = 'queued'";
 const ROW: &str = "INSERT INTO bare (id, state) VALUES ($1, 'queued')";
 
-/// Returns every row of every table of a PostgreSQL database as JSON, bytes in hexadecimal.
+/// Returns every row of every table of a PostgreSQL database as JSON, with bytes in hexadecimal.
 ///
 /// # Errors
-/// The server cannot be reached, or refuses.
+/// The server is unreachable or rejects a statement.
 pub async fn dump(url: &str) -> Result<Vec<String>> {
     let mut connection = PgConnection::connect_with(&PgConnectOptions::from_str(url)?).await?;
     let tables: Vec<String> = sqlx::query_scalar(
@@ -39,10 +39,11 @@ pub async fn dump(url: &str) -> Result<Vec<String>> {
     Ok(rows)
 }
 
-/// Makes the empty database `name` on the server of `url`, in place of one that is there; its URL.
+/// Creates the empty database `name` on the server of `url`, replacing an existing one. Returns its
+/// URL.
 ///
 /// # Errors
-/// The server cannot be reached, or refuses.
+/// The server is unreachable or rejects a statement.
 pub async fn create_database(url: &str, name: &str) -> Result<String> {
     let options = PgConnectOptions::from_str(url).map_err(StoreError::from)?;
     let mut connection = PgConnection::connect_with(&options).await?;
@@ -58,12 +59,12 @@ pub async fn create_database(url: &str, name: &str) -> Result<String> {
     Ok(format!("{server}/{name}"))
 }
 
-/// Ends what filling a database leaves to be done later: its log is carried over, counts are made, rows are tidied. What
-/// is measured behind it is the database as it stands, not the end of filling it.
+/// Completes the deferred work after filling a database: checkpoints its log, updates statistics,
+/// and cleans up rows. A later benchmark then measures the database and not the filling.
 ///
 /// # Errors
 /// The database cannot be opened or written to.
-pub async fn settle(url: &str) -> Result<()> {
+pub async fn run_maintenance(url: &str) -> Result<()> {
     if url.starts_with("sqlite:") {
         let options = SqliteConnectOptions::from_str(url)?;
         let mut connection = SqliteConnection::connect_with(&options).await?;
@@ -80,8 +81,8 @@ pub async fn settle(url: &str) -> Result<()> {
     Ok(())
 }
 
-/// How long `claims` claims take that are nothing but claims: one row of an indexed table in each transaction, as durable
-/// as the store's own. The table is made for it; `url` names a database without one.
+/// Measures `claims` minimal claims: each updates one row of an indexed table in its own
+/// transaction, as durably as the store does. Creates that table in `url`, which must not have one.
 ///
 /// # Errors
 /// The database cannot be opened or written to.

@@ -1,9 +1,15 @@
-//! Timers and their ticks.
+//! Timers and their firings.
 //!
-//! The table of timers is made from the definitions of tasks, again and again, and holds what they do not say: which tick
-//! is handled. Invariants: a scheduled time of a timer is written down once, with its trigger and its run or the reason
-//! why there is none, in one transaction; of any number of servers that handle the same tick, one wins. When a timer
-//! ticks is for the caller to say. Left out: time zones, and what a missed tick leads to.
+//! The table of timers is repeatedly synchronized with the definitions of tasks. It adds the last
+//! handled firing of each timer.
+//!
+//! Invariants:
+//! - Each scheduled time of a timer is stored once, in one transaction with its trigger and its run
+//!   or reason.
+//! - Of any number of servers that handle the same firing, one wins.
+//! - The caller computes scheduled times.
+//!
+//! Left out: time zones, and the policy for missed firings.
 
 use std::collections::BTreeMap;
 
@@ -12,91 +18,92 @@ use acrtask_model::{RunId, RunState};
 use sqlx::FromRow;
 
 use crate::{
-    Ms, NewRun, Result, Store, StoreError, Unaccounted,
+    Ms, NewRun, Result, Store, StoreError, UnaccountedTrigger,
     db::{Sql, Tx, args},
-    enqueue, from_json, lives,
+    enqueue, from_json,
     quotas::Admission,
-    runs,
+    run_state, runs,
     tasks::RawTask,
     to_json,
 };
 
-/// A timer, and which of its ticks are handled.
+/// A timer, and its last handled firing.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TimerRow {
-    /// Its task, as it is now.
+    /// Current state of its task.
     pub task: Task,
-    /// Its name.
+    /// Name of the timer.
     pub name: String,
-    /// What it was when the table of timers was made last.
+    /// Definition at the last synchronization.
     pub timer: Timer,
-    /// The newest tick that is handled, or when the timer was made or changed.
+    /// Scheduled time of the newest handled firing. Before the first one, the time at which the
+    /// timer was created or changed.
     pub handled_at: Ms,
-    /// When there is something to do; nothing: never.
+    /// Time of the next work. `None`: never.
     pub next_at: Option<Ms>,
 }
 
-/// A place in the list of timers that have something to do.
+/// Position in the list of due timers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TimerPlace(Ms, String, String);
+pub struct TimerCursor(Ms, String, String);
 
-/// A tick that is to be written down, and those before it that it stands for.
+/// A firing to be stored, with the missed firings that it covers.
 #[derive(Debug, Clone)]
-pub struct NewTick {
-    /// Its scheduled time.
+pub struct NewFiring {
+    /// Scheduled time.
     pub scheduled_at: Ms,
-    /// The oldest tick that it stands for; itself where it stands for none.
+    /// Scheduled time of the oldest covered firing. Equal to `scheduled_at` if it covers no other.
     pub first_at: Ms,
-    /// How many ticks it stands for, with itself.
+    /// Number of covered firings, including itself.
     pub stands_for: u64,
-    /// What it leads to.
-    pub leads_to: TickLeadsTo,
+    /// Effect of the firing.
+    pub action: FiringAction,
 }
 
-/// What a tick leads to.
+/// Effect of a firing.
 #[derive(Debug, Clone)]
-pub enum TickLeadsTo {
-    /// A run.
+pub enum FiringAction {
+    /// Starts a run.
     Run(Box<NewRun>),
-    /// Nothing.
-    Nothing {
-        /// Why, in one sentence without a full stop.
+    /// Has no effect.
+    Ignore {
+        /// Reason: one sentence without a full stop.
         reason: String,
     },
 }
 
-/// Ticks that are handled now.
+/// Firings to be handled now.
 #[derive(Debug, Clone)]
-pub struct NewTicks {
-    /// The newest tick that is handled after this.
+pub struct NewFirings {
+    /// Scheduled time of the newest firing that is handled by this call.
     pub handled_at: Ms,
-    /// When there is something to do again.
+    /// Time of the next work.
     pub next_at: Option<Ms>,
-    /// The ticks.
-    pub ticks: Vec<NewTick>,
+    /// Firings to store.
+    pub firings: Vec<NewFiring>,
 }
 
-/// A tick that was handled.
+/// A handled firing.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TickRow {
-    /// The timer's name.
+pub struct FiringRow {
+    /// Name of the timer.
     pub timer: String,
-    /// Its scheduled time.
+    /// Scheduled time.
     pub scheduled_at: Ms,
-    /// The oldest tick that it stands for.
+    /// Scheduled time of the oldest covered firing.
     pub first_at: Ms,
-    /// How many ticks it stands for, with itself.
+    /// Number of covered firings, including itself.
     pub stands_for: u64,
-    /// When it was handled.
+    /// Time of handling.
     pub handled_at: Ms,
-    /// The run that it led to, and where that stands.
+    /// Run that the firing started, and the state of that run if it still exists.
     pub run: Option<(RunId, Option<RunState>)>,
-    /// Why it led to none.
-    pub suppressed: Option<String>,
+    /// Reason why the firing started no run.
+    pub ignored: Option<String>,
 }
 
 #[derive(Debug, FromRow)]
-struct Known {
+struct StoredTimer {
     task_id: String,
     name: String,
     definition: String,
@@ -129,7 +136,7 @@ impl TryFrom<RawTimer> for TimerRow {
 }
 
 #[derive(Debug, FromRow)]
-struct RawTick {
+struct RawFiring {
     timer: String,
     scheduled_at: i64,
     first_at: i64,
@@ -137,30 +144,34 @@ struct RawTick {
     handled_at: i64,
     run_id: Option<String>,
     state: Option<String>,
-    suppressed_reason: Option<String>,
+    ignored_reason: Option<String>,
 }
 
-impl TryFrom<RawTick> for TickRow {
+impl TryFrom<RawFiring> for FiringRow {
     type Error = StoreError;
 
-    fn try_from(raw: RawTick) -> Result<Self> {
-        let state = raw.state.as_deref().map(lives::state).transpose()?;
+    fn try_from(raw: RawFiring) -> Result<Self> {
+        let state = raw
+            .state
+            .as_deref()
+            .map(run_state::parse_state)
+            .transpose()?;
         Ok(Self {
             timer: raw.timer,
             scheduled_at: raw.scheduled_at,
             first_at: raw.first_at,
-            stands_for: lives::size(raw.stands_for)?,
+            stands_for: run_state::to_u64(raw.stands_for)?,
             handled_at: raw.handled_at,
             run: raw
                 .run_id
-                .map(|id| runs::id(id).map(|id| (id, state)))
+                .map(|id| runs::parse_run_id(id).map(|id| (id, state)))
                 .transpose()?,
-            suppressed: raw.suppressed_reason,
+            ignored: raw.ignored_reason,
         })
     }
 }
 
-const PUT: Sql = Sql::of(
+const UPSERT_TIMER: Sql = Sql::new(
     "INSERT INTO timers (task_id, name, definition, handled_at, next_at) VALUES ($1, $2, $3, $4, $5) \
      ON CONFLICT (task_id, name) DO UPDATE SET definition = excluded.definition, handled_at = excluded.handled_at, \
      next_at = excluded.next_at",
@@ -170,54 +181,57 @@ const PUT: Sql = Sql::of(
      next_at = excluded.next_at",
 );
 
-const DROP: Sql = Sql::of(
+const DELETE_TIMER: Sql = Sql::new(
     "DELETE FROM timers WHERE task_id = $1 AND name = $2",
     "DELETE FROM timers USING UNNEST($1::text[], $2::text[]) AS gone (task_id, name) \
      WHERE timers.task_id = gone.task_id AND timers.name = gone.name",
 );
 
-/// Whether its ticks are other ones than before.
-fn ticks_otherwise(before: &Timer, after: &Timer) -> bool {
+/// Returns `true` if the change affects scheduled times.
+fn changes_schedule(before: &Timer, after: &Timer) -> bool {
     before.schedule != after.schedule
         || before.timezone != after.timezone
         || before.enabled != after.enabled
 }
 
-/// The version of the tasks, and the one that the timers were made from.
+/// Current version of the tasks, and version at the last synchronization of timers.
 type Versions = (i64, i64);
 
-const VERSIONS: &str = "SELECT t.version, m.version FROM task_version t CROSS JOIN timers_made m";
+const VERSIONS: &str = "SELECT t.version, m.version FROM task_version t CROSS JOIN timer_sync m";
 
-fn current(versions: Option<Versions>) -> Result<Versions> {
+fn require_versions(versions: Option<Versions>) -> Result<Versions> {
     versions.ok_or_else(|| StoreError::corrupt("the version of the tasks is missing"))
 }
 
 impl Store {
-    /// Makes the table of timers what the definitions of the tasks say. A timer that is new, that was turned on, or whose
-    /// schedule is another one, begins when its task was changed. `next` says when a timer has something to do: of the
-    /// task's id, the timer's name, the timer, and the newest tick that is handled. Says whether there was anything to do.
-    pub async fn make_timers(
+    /// Synchronizes the table of timers with the definitions of tasks. Returns `false` if it was up
+    /// to date.
+    ///
+    /// A timer that is new, enabled again, or has another schedule starts at the change of its
+    /// task. `next` returns the time of the next work, from the task id, the timer's name, the
+    /// timer, and its last handled firing.
+    pub async fn sync_timers(
         &self,
         now: Ms,
         next: impl Fn(&str, &str, &Timer, Ms) -> Option<Ms>,
     ) -> Result<bool> {
-        let (tasks, made) = current(self.db.row(VERSIONS, args![]).await?)?;
+        let (tasks, made) = require_versions(self.db.fetch_optional(VERSIONS, args![]).await?)?;
         if tasks == made {
             return Ok(false);
         }
-        let mut tx = self.db.write().await?;
+        let mut tx = self.db.begin().await?;
         if tx.is_postgres() {
-            // One server at a time, so that what is written last is what was read last.
+            // Allows one server at a time, so that the last write contains the last read.
             tx.exec("SELECT pg_advisory_xact_lock(20026, 3)", args![])
                 .await?;
         }
-        let (version, made) = current(tx.row(VERSIONS, args![]).await?)?;
+        let (version, made) = require_versions(tx.fetch_optional(VERSIONS, args![]).await?)?;
         if version == made {
             return Ok(false);
         }
-        let mut known = known(&mut tx).await?;
+        let mut stored = load_stored_timers(&mut tx).await?;
         let tasks: Vec<(String, String, i64)> = tx
-            .rows(
+            .fetch_all(
                 "SELECT id, definition, updated_at FROM tasks WHERE definition LIKE '%\"timers\":%'",
                 args![],
             )
@@ -227,22 +241,22 @@ impl Store {
             let definition: TaskDefinition = match from_json(&definition) {
                 Ok(definition) => definition,
                 Err(error) => {
-                    // A newer program wrote it, and knows its timers; they stay as they are.
-                    tracing::error!(task = task_id, %error, "the definition of a task cannot be read");
-                    known.retain(|(task, _), _| *task != task_id);
+                    // A newer program wrote the definition. Its timers stay as they are.
+                    tracing::error!(task = task_id, %error, "cannot read the definition of a task");
+                    stored.retain(|(task, _), _| *task != task_id);
                     continue;
                 }
             };
-            let begins = updated_at.min(now);
+            let start = updated_at.min(now);
             for (name, timer) in definition.triggers.timers {
-                let before = known.remove(&(task_id.clone(), name.clone()));
+                let before = stored.remove(&(task_id.clone(), name.clone()));
                 let handled_at = match &before {
-                    Some((before, handled_at, _)) if !ticks_otherwise(before, &timer) => {
+                    Some((before, handled_at, _)) if !changes_schedule(before, &timer) => {
                         *handled_at
                     }
-                    // Not what was handled before: a clock that was far ahead must not stop it for ever, and a tick that
-                    // was handled is not handled again.
-                    _ => begins,
+                    // Ignores the previous firing. A clock far ahead must not stop the timer
+                    // forever, and the table of firings prevents a second run for the same time.
+                    _ => start,
                 };
                 let next_at = next(&task_id, &name, &timer, handled_at);
                 if before.as_ref() != Some(&(timer.clone(), handled_at, next_at)) {
@@ -252,35 +266,36 @@ impl Store {
             }
         }
         if !puts.is_empty() {
-            tx.each(PUT, puts).await?;
+            tx.exec_each(UPSERT_TIMER, puts).await?;
         }
-        let gone: Vec<_> = known
+        let gone: Vec<_> = stored
             .into_keys()
             .map(|(task_id, name)| args![task_id, name])
             .collect();
         if !gone.is_empty() {
-            tx.each(DROP, gone).await?;
+            tx.exec_each(DELETE_TIMER, gone).await?;
         }
-        tx.exec("UPDATE timers_made SET version = $1", args![version])
+        tx.exec("UPDATE timer_sync SET version = $1", args![version])
             .await?;
         tx.commit().await?;
         Ok(true)
     }
 
-    /// A page of the timers that have something to do at `now`, the most overdue first, and where the next page begins.
+    /// Returns a page of timers that are due at `now`, most overdue first, and the cursor of the
+    /// next page.
     pub async fn due_timers(
         &self,
         now: Ms,
-        after: Option<TimerPlace>,
+        after: Option<TimerCursor>,
         limit: u32,
-    ) -> Result<(Vec<TimerRow>, Option<TimerPlace>)> {
+    ) -> Result<(Vec<TimerRow>, Option<TimerCursor>)> {
         let (next_at, task_id, name) = match after {
-            Some(TimerPlace(next_at, task_id, name)) => (next_at, task_id, name),
+            Some(TimerCursor(next_at, task_id, name)) => (next_at, task_id, name),
             None => (Ms::MIN, String::new(), String::new()),
         };
         let rows: Vec<RawTimer> = self
             .db
-            .rows(
+            .fetch_all(
                 "SELECT t.id, t.definition, t.generation, t.source, t.base_tags, t.created_at, t.updated_at, m.name AS timer, \
                  m.definition AS timer_definition, m.handled_at, m.next_at FROM timers m JOIN tasks t ON t.id = m.task_id \
                  WHERE m.next_at IS NOT NULL AND m.next_at <= $1 AND (m.next_at, m.task_id, m.name) > ($2, $3, $4) \
@@ -290,26 +305,26 @@ impl Store {
             .await?;
         let next = rows.last().filter(|_| rows.len() == limit as usize);
         let next = next.map(|raw| {
-            TimerPlace(
+            TimerCursor(
                 raw.next_at.unwrap_or(Ms::MAX),
                 raw.task.id.clone(),
                 raw.timer.clone(),
             )
         });
         let rows = rows.into_iter().filter_map(|raw| {
-            // One that cannot be read holds up no other one, and is late in the books.
+            // An unreadable timer does not block the others. The audit reports it as overdue.
             TimerRow::try_from(raw)
-                .inspect_err(|error| tracing::error!(%error, "a timer cannot be read"))
+                .inspect_err(|error| tracing::error!(%error, "cannot read a timer"))
                 .ok()
         });
         Ok((rows.collect(), next))
     }
 
-    /// When a timer has something to do; nothing: never.
+    /// Returns the time of the next work of any timer. `None`: never.
     pub async fn next_timer(&self) -> Result<Option<Ms>> {
         let first: Option<(Option<i64>,)> = self
             .db
-            .row(
+            .fetch_optional(
                 "SELECT MIN(next_at) FROM timers WHERE next_at IS NOT NULL",
                 args![],
             )
@@ -317,11 +332,11 @@ impl Store {
         Ok(first.and_then(|(at,)| at))
     }
 
-    /// Which tick of each timer of a task is handled, by name.
-    pub async fn handled_ticks(&self, task_id: &str) -> Result<BTreeMap<String, Ms>> {
+    /// Returns the last handled firing of each timer of a task, by name.
+    pub async fn handled_firings(&self, task_id: &str) -> Result<BTreeMap<String, Ms>> {
         let rows: Vec<(String, i64)> = self
             .db
-            .rows(
+            .fetch_all(
                 "SELECT name, handled_at FROM timers WHERE task_id = $1",
                 args![task_id],
             )
@@ -329,10 +344,15 @@ impl Store {
         Ok(rows.into_iter().collect())
     }
 
-    /// Writes down that ticks of `row` were handled, with their triggers and runs. Gives the new runs; nothing where the
-    /// timer or its task was changed meanwhile, or another server was quicker.
-    pub async fn tick(&self, row: &TimerRow, new: NewTicks, now: Ms) -> Result<Option<Vec<RunId>>> {
-        let mut tx = self.db.write().await?;
+    /// Stores handled firings of `row` with their triggers and runs. Returns the new runs, or
+    /// `None` if the timer or its task has changed, or another server has handled the firings.
+    pub async fn record_firings(
+        &self,
+        row: &TimerRow,
+        new: NewFirings,
+        now: Ms,
+    ) -> Result<Option<Vec<RunId>>> {
+        let mut tx = self.db.begin().await?;
         let won = tx
             .exec(
                 "UPDATE timers SET handled_at = $5, next_at = $6 \
@@ -353,82 +373,87 @@ impl Store {
             return Ok(None);
         }
         let mut started = Vec::new();
-        for tick in new.ticks {
-            started.extend(write_tick(&mut tx, row, tick, now).await?);
+        for firing in new.firings {
+            started.extend(write_firing(&mut tx, row, firing, now).await?);
         }
         tx.commit().await?;
         Ok(Some(started))
     }
 
-    /// The newest tick of each timer that a task has.
-    pub async fn last_ticks(&self, task_id: &str) -> Result<Vec<TickRow>> {
-        let rows: Vec<RawTick> = self
+    /// Returns the newest firing of each timer of a task.
+    pub async fn last_firings(&self, task_id: &str) -> Result<Vec<FiringRow>> {
+        let rows: Vec<RawFiring> = self
             .db
-            .rows(
+            .fetch_all(
                 "SELECT k.timer, k.scheduled_at, k.first_at, k.stands_for, k.handled_at, t.run_id, r.state, \
-                 t.suppressed_reason FROM timers m JOIN ticks k ON k.task_id = m.task_id AND k.timer = m.name \
+                 t.ignored_reason FROM timers m JOIN timer_firings k ON k.task_id = m.task_id AND k.timer = m.name \
                  LEFT JOIN triggers t ON t.id = k.trigger_id LEFT JOIN runs r ON r.id = t.run_id \
                  WHERE m.task_id = $1 AND k.scheduled_at = \
-                 (SELECT MAX(o.scheduled_at) FROM ticks o WHERE o.task_id = m.task_id AND o.timer = m.name) \
+                 (SELECT MAX(o.scheduled_at) FROM timer_firings o WHERE o.task_id = m.task_id AND o.timer = m.name) \
                  ORDER BY k.timer",
                 args![task_id],
             )
             .await?;
-        rows.into_iter().map(TickRow::try_from).collect()
+        rows.into_iter().map(FiringRow::try_from).collect()
     }
 
-    /// The tick that led to a run.
-    pub async fn tick_of(&self, run: &RunId) -> Result<Option<TickRow>> {
-        let raw: Option<RawTick> = self
+    /// Returns the firing that started a run.
+    pub async fn firing_of_run(&self, run: &RunId) -> Result<Option<FiringRow>> {
+        let raw: Option<RawFiring> = self
             .db
-            .row(
+            .fetch_optional(
                 "SELECT k.timer, k.scheduled_at, k.first_at, k.stands_for, k.handled_at, r.id AS run_id, r.state, \
-                 CAST(NULL AS TEXT) AS suppressed_reason FROM ticks k LEFT JOIN runs r ON r.id = k.trigger_id \
+                 CAST(NULL AS TEXT) AS ignored_reason FROM timer_firings k LEFT JOIN runs r ON r.id = k.trigger_id \
                  WHERE k.trigger_id = $1",
                 args![run],
             )
             .await?;
-        raw.map(TickRow::try_from).transpose()
+        raw.map(FiringRow::try_from).transpose()
     }
 
-    /// Ticks without a trigger, and timers that nobody has looked at since `before`.
-    pub(crate) async fn unaccounted_ticks(&self, before: Ms) -> Result<Vec<Unaccounted>> {
+    /// Returns firings without a trigger, and timers that have been due since before `before`.
+    pub(crate) async fn unaccounted_firings(&self, before: Ms) -> Result<Vec<UnaccountedTrigger>> {
         let lost: Vec<(String, String)> = self
             .db
-            .rows(
-                "SELECT k.trigger_id, k.timer FROM ticks k LEFT JOIN triggers t ON t.id = k.trigger_id \
+            .fetch_all(
+                "SELECT k.trigger_id, k.timer FROM timer_firings k LEFT JOIN triggers t ON t.id = k.trigger_id \
                  WHERE t.id IS NULL AND k.handled_at < $1 ORDER BY k.handled_at, k.trigger_id",
                 args![before],
             )
             .await?;
         let late: Vec<(String, String, i64)> = self
             .db
-            .rows(
+            .fetch_all(
                 "SELECT t.name, m.name, m.next_at FROM timers m JOIN tasks t ON t.id = m.task_id \
                  WHERE m.next_at IS NOT NULL AND m.next_at < $1 ORDER BY m.next_at, m.task_id, m.name",
                 args![before],
             )
             .await?;
-        let lost = lost.into_iter().map(|(trigger, timer)| Unaccounted {
-            why: format!("a tick of the timer {timer} has no trigger"),
+        let lost = lost.into_iter().map(|(trigger, timer)| UnaccountedTrigger {
+            why: format!("a firing of the timer {timer} has no trigger"),
             trigger,
             run: None,
         });
-        let late = late.into_iter().map(|(task, timer, at)| Unaccounted {
-            trigger: format!("timer {timer} of {task}"),
-            run: None,
-            why: format!("nobody has handled its tick of {}", crate::timestamp(at)),
-        });
+        let late = late
+            .into_iter()
+            .map(|(task, timer, at)| UnaccountedTrigger {
+                trigger: format!("timer {timer} of {task}"),
+                run: None,
+                why: format!(
+                    "no server has handled its firing of {}",
+                    crate::timestamp(at)
+                ),
+            });
         Ok(lost.chain(late).collect())
     }
 }
 
-/// What is known of each timer by its task's id and its name: what it was, the tick that is handled, when the next one is.
-type KnownTimers = BTreeMap<(String, String), (Timer, Ms, Option<Ms>)>;
+/// Stored timers by task id and name: definition, last handled firing, and time of the next work.
+type StoredTimers = BTreeMap<(String, String), (Timer, Ms, Option<Ms>)>;
 
-async fn known(tx: &mut Tx) -> Result<KnownTimers> {
-    let rows: Vec<Known> = tx
-        .rows(
+async fn load_stored_timers(tx: &mut Tx) -> Result<StoredTimers> {
+    let rows: Vec<StoredTimer> = tx
+        .fetch_all(
             "SELECT task_id, name, definition, handled_at, next_at FROM timers",
             args![],
         )
@@ -444,39 +469,40 @@ async fn known(tx: &mut Tx) -> Result<KnownTimers> {
         .collect()
 }
 
-/// Writes down one tick with its trigger and its run. Gives the run; none where the tick is there already.
-async fn write_tick(
+/// Stores one firing with its trigger and its run. Returns the run, or `None` if the firing was
+/// stored before or started no run.
+async fn write_firing(
     tx: &mut Tx,
     row: &TimerRow,
-    mut tick: NewTick,
+    mut firing: NewFiring,
     now: Ms,
 ) -> Result<Option<RunId>> {
-    if let TickLeadsTo::Run(run) = &tick.leads_to {
+    if let FiringAction::Run(run) = &firing.action {
         let mut admission = Admission::load(tx, std::iter::once(&**run), now).await?;
         match admission.admit(run) {
             Ok(()) => admission.store(tx, now).await?,
             Err(exceeded) => {
                 let reason = format!("{exceeded}; {}", exceeded.help());
-                tick.leads_to = TickLeadsTo::Nothing { reason };
+                firing.action = FiringAction::Ignore { reason };
             }
         }
     }
-    let trigger = match &tick.leads_to {
-        TickLeadsTo::Run(run) => run.id.to_string(),
-        TickLeadsTo::Nothing { .. } => {
-            format!("tick/{}/{}/{}", row.task.id, row.name, tick.scheduled_at)
+    let trigger = match &firing.action {
+        FiringAction::Run(run) => run.id.to_string(),
+        FiringAction::Ignore { .. } => {
+            format!("tick/{}/{}/{}", row.task.id, row.name, firing.scheduled_at)
         }
     };
     let new = tx
         .exec(
-            "INSERT INTO ticks (task_id, timer, scheduled_at, first_at, stands_for, handled_at, trigger_id) \
+            "INSERT INTO timer_firings (task_id, timer, scheduled_at, first_at, stands_for, handled_at, trigger_id) \
              VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (task_id, timer, scheduled_at) DO NOTHING",
             args![
                 row.task.id.as_str(),
                 row.name.as_str(),
-                tick.scheduled_at,
-                tick.first_at,
-                tick.stands_for,
+                firing.scheduled_at,
+                firing.first_at,
+                firing.stands_for,
                 now,
                 trigger.as_str(),
             ],
@@ -485,15 +511,16 @@ async fn write_tick(
     if new == 0 {
         return Ok(None);
     }
-    match tick.leads_to {
-        TickLeadsTo::Run(run) => {
+    match firing.action {
+        FiringAction::Run(run) => {
             let id = run.id.clone();
-            enqueue::start(tx, *run, now).await?;
+            enqueue::insert_locked_run(tx, *run, now).await?;
             Ok(Some(id))
         }
-        TickLeadsTo::Nothing { reason } => {
+        FiringAction::Ignore { reason } => {
             let task = row.task.definition.name.as_str();
-            crate::triggers::suppress(tx, &trigger, "timer", task, &reason, now).await?;
+            crate::triggers::insert_ignored_trigger(tx, &trigger, "timer", task, &reason, now)
+                .await?;
             Ok(None)
         }
     }

@@ -1,39 +1,39 @@
-//! Tokens of the API, as hashes, and whose identity tokens are exchanged for them.
+//! Tokens of the API, as hashes, and federations, whose identity tokens are exchanged for them.
 
 use acrtask_api::admin::{Federation, Scope};
 
 use sqlx::FromRow;
 
-use crate::{Ms, Result, Store, StoreError, db::args, from_json, lives, to_json};
+use crate::{Ms, Result, Store, StoreError, db::args, from_json, run_state, to_json};
 
-/// A token.
+/// A stored token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenRow {
-    /// Its id.
+    /// Id of the token.
     pub id: String,
-    /// What it is for.
+    /// Name for the user.
     pub name: String,
-    /// What it is checked by.
+    /// Hash that verifies the token.
     pub hash: Vec<u8>,
-    /// What it may do.
+    /// Allowed scopes.
     pub scopes: Vec<Scope>,
-    /// Only tasks with this name, or, where it ends in `*`, with names that begin so.
+    /// Tasks that the token may access: a name, or a prefix followed by `*`. `None`: all tasks.
     pub tasks: Option<String>,
-    /// When it was made.
+    /// Time of its creation.
     pub created_at: Ms,
-    /// When it ends.
+    /// Time of its expiry. `None`: it does not expire.
     pub expires_at: Option<Ms>,
-    /// When it was last used.
+    /// Time of its last use.
     pub last_used_at: Option<Ms>,
-    /// The subject of the identity token that it was exchanged for.
+    /// Subject of the identity token that it was exchanged for.
     pub subject: Option<String>,
-    /// The issuer of that identity token.
+    /// Issuer of that identity token.
     pub issuer: Option<String>,
-    /// The pools that tasks may name beside the default one, where the token is limited to tasks.
+    /// Pools that tasks may name in addition to the default one, if the token is limited to tasks.
     pub pools: Vec<String>,
 }
 
-/// The columns of [`RawToken`].
+/// Selects the columns of [`RawToken`].
 macro_rules! select_tokens {
     () => {
         "SELECT id, name, hash, scopes, tasks, created_at, expires_at, last_used_at, subject, issuer, pools FROM tokens "
@@ -76,7 +76,7 @@ impl TryFrom<RawToken> for TokenRow {
 }
 
 impl Store {
-    /// A new token.
+    /// Creates a token.
     pub async fn create_token(&self, token: &TokenRow) -> Result<()> {
         self.db
             .exec(
@@ -100,11 +100,11 @@ impl Store {
             .map(drop)
     }
 
-    /// A token that has not been revoked. Whether it has ended is for the caller to see.
+    /// Returns a token that is not revoked. The caller checks its expiry.
     pub async fn token_by_id(&self, id: &str) -> Result<Option<TokenRow>> {
         let raw: Option<RawToken> = self
             .db
-            .row(
+            .fetch_optional(
                 concat!(select_tokens!(), "WHERE id = $1 AND revoked = 0"),
                 args![id],
             )
@@ -112,11 +112,11 @@ impl Store {
         raw.map(TokenRow::try_from).transpose()
     }
 
-    /// All tokens that have not been revoked, the oldest first.
+    /// Returns all tokens that are not revoked, oldest first.
     pub async fn tokens(&self) -> Result<Vec<TokenRow>> {
         let rows: Vec<RawToken> = self
             .db
-            .rows(
+            .fetch_all(
                 concat!(
                     select_tokens!(),
                     "WHERE revoked = 0 ORDER BY created_at, id"
@@ -136,7 +136,7 @@ impl Store {
         }
     }
 
-    /// Writes down that a token was used.
+    /// Stores the time of a token's last use.
     pub async fn touch_token(&self, id: &str, now: Ms) -> Result<()> {
         self.db
             .exec(
@@ -147,16 +147,19 @@ impl Store {
             .map(drop)
     }
 
-    /// How many tokens were ever made, the revoked ones too.
+    /// Counts all tokens ever created, including revoked ones.
     pub async fn count_tokens(&self) -> Result<u64> {
-        let count: Option<(i64,)> = self.db.row("SELECT COUNT(*) FROM tokens", args![]).await?;
-        lives::size(count.map_or(0, |(count,)| count))
+        let count: Option<(i64,)> = self
+            .db
+            .fetch_optional("SELECT COUNT(*) FROM tokens", args![])
+            .await?;
+        run_state::to_u64(count.map_or(0, |(count,)| count))
     }
 
-    /// Removes tokens that ended before `before` and that many programs ask for every day: those that identity tokens were
-    /// exchanged for, and those that register runners. Others stay, so that it is known that there was one.
-    pub async fn forget_tokens(&self, before: Ms) -> Result<u64> {
-        let mut tx = self.db.write().await?;
+    /// Removes tokens that expired before `before` and that programs request in large numbers:
+    /// exchanged tokens and registration tokens. Other tokens stay, as a record of their existence.
+    pub async fn remove_expired_tokens(&self, before: Ms) -> Result<u64> {
+        let mut tx = self.db.begin().await?;
         let exchanged = "DELETE FROM tokens WHERE subject IS NOT NULL AND expires_at < $1";
         let mut gone = tx.exec(exchanged, args![before]).await?;
         let registering = "DELETE FROM runner_tokens WHERE expires_at < $1";
@@ -165,7 +168,7 @@ impl Store {
         Ok(gone)
     }
 
-    /// Sets a federation.
+    /// Creates or replaces a federation.
     pub async fn put_federation(&self, federation: &Federation, now: Ms) -> Result<()> {
         self.db
             .exec(
@@ -177,11 +180,11 @@ impl Store {
             .map(drop)
     }
 
-    /// All federations, by name.
+    /// Returns all federations by name.
     pub async fn federations(&self) -> Result<Vec<Federation>> {
         let rows: Vec<(String,)> = self
             .db
-            .rows("SELECT definition FROM federations ORDER BY name", args![])
+            .fetch_all("SELECT definition FROM federations ORDER BY name", args![])
             .await?;
         rows.iter()
             .map(|(definition,)| from_json(definition))

@@ -1,38 +1,39 @@
-//! What happens to a run: pure functions from where it stands, what is said and the time to where it stands then. The
-//! rest of the crate reads rows, calls these and writes rows.
+//! State machine of a run: pure functions from the current state, an event and the time to the next
+//! state. The rest of the crate reads rows, calls these functions and writes rows.
 //!
-//! Invariants, held by the tests below:
-//! - a final state never changes;
-//! - what is said about an attempt that is not the current one, or by a runner that does not hold it, changes nothing;
-//! - what is not final is queued or has a deadline;
-//! - attempts only grow, and a log only grows within its attempt;
-//! - a run never succeeds with a log that is not whole.
+//! Invariants, checked by the tests below:
+//! - A final state never changes.
+//! - A report about an earlier attempt, or from another runner, changes nothing.
+//! - A run that is not final is queued or has a deadline.
+//! - Attempts only grow, and a log only grows within its attempt.
+//! - A run never succeeds with an incomplete log.
 
 use acrtask_model::RunState;
 
 use crate::{Ms, Report, Verdict};
 
-/// What the reaper leaves a run beyond its timeout: its runner ends it by itself before that.
+/// Grace period of the reaper after a run's timeout, in milliseconds. The runner normally ends the
+/// run earlier.
 pub(crate) const TIMEOUT_SLACK_MS: i64 = 60_000;
-/// What the reaper leaves a runner that was told to cancel.
+/// Grace period of the reaper after a cancellation request, in milliseconds.
 pub(crate) const CANCEL_SLACK_MS: i64 = 600_000;
 
-/// Where a run stands: what its life changes, and what its life depends on.
+/// State of a run, and the limits that its transitions depend on.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Life {
+pub(crate) struct RunStateMachine {
     pub(crate) state: RunState,
-    /// Queued, but its group has no room.
-    pub(crate) held: bool,
+    /// Queued, but not ready: the concurrency group has no free slot.
+    pub(crate) blocked: bool,
     pub(crate) reason: Option<String>,
     pub(crate) attempt: u32,
-    pub(crate) losses: u32,
+    pub(crate) lost_attempts: u32,
     pub(crate) max_attempts: u32,
     pub(crate) timeout_ms: Option<i64>,
     pub(crate) runner_id: Option<String>,
     pub(crate) lease_until: Option<Ms>,
-    /// Until then the runner has to accept; nothing once it has.
+    /// Deadline for the runner to accept the run. `None` after it has accepted.
     pub(crate) accept_by: Option<Ms>,
-    /// The end of its timeout, with some slack.
+    /// End of the timeout plus [`TIMEOUT_SLACK_MS`].
     pub(crate) run_until: Option<Ms>,
     pub(crate) leased_at: Option<Ms>,
     pub(crate) started_at: Option<Ms>,
@@ -41,11 +42,11 @@ pub(crate) struct Life {
     pub(crate) cancel_reason: Option<String>,
     pub(crate) log_length: u64,
     pub(crate) log_sha256: Option<String>,
-    /// JSON.
+    /// JSON of the result.
     pub(crate) result: Option<String>,
 }
 
-/// A chunk of the log that is to be stored.
+/// Log chunk to be stored.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Chunk {
     pub(crate) attempt: u32,
@@ -54,24 +55,24 @@ pub(crate) struct Chunk {
     pub(crate) blob: String,
 }
 
-/// What a report leads to. Where `verdict` is not `Done`, nothing was changed.
+/// Result of applying a report. If `verdict` is not `Done`, the run is unchanged.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Heard {
+pub(crate) struct ReportOutcome {
     pub(crate) verdict: Verdict,
     pub(crate) chunk: Option<Chunk>,
 }
 
-impl Life {
+impl RunStateMachine {
     pub(crate) fn is_leased(&self) -> bool {
         matches!(self.state, RunState::Leased | RunState::Running)
     }
 
-    /// It takes a place of its group.
-    pub(crate) fn takes_place(&self) -> bool {
-        !self.state.is_final() && !self.held
+    /// Returns `true` if the run occupies a slot of its concurrency group.
+    pub(crate) fn occupies_group_slot(&self) -> bool {
+        !self.state.is_final() && !self.blocked
     }
 
-    /// When the reaper acts.
+    /// Returns the time at which the reaper acts.
     pub(crate) fn deadline(&self) -> Option<Ms> {
         if !self.is_leased() {
             return None;
@@ -88,9 +89,9 @@ impl Life {
         .min()
     }
 
-    /// A runner gets it. Says whether it could.
+    /// Leases the run to `runner`. Returns `false` if the run is not ready.
     pub(crate) fn lease(&mut self, runner: &str, now: Ms, lease_ms: i64, accept_ms: i64) -> bool {
-        if self.state != RunState::Queued || self.held {
+        if self.state != RunState::Queued || self.blocked {
             return false;
         }
         self.state = RunState::Leased;
@@ -105,7 +106,7 @@ impl Life {
         true
     }
 
-    /// Somebody wants its end. Says whether that changed anything.
+    /// Requests the cancellation of the run. Returns `false` if nothing changed.
     pub(crate) fn cancel(&mut self, reason: &str, now: Ms) -> bool {
         if self.state.is_final() || self.cancel_requested_at.is_some() {
             return false;
@@ -113,12 +114,13 @@ impl Life {
         self.cancel_requested_at = Some(now);
         self.cancel_reason = Some(reason.to_owned());
         if self.state == RunState::Queued {
-            self.end(RunState::Canceled, Some(reason.to_owned()), now);
+            self.finish(RunState::Canceled, Some(reason.to_owned()), now);
         }
         true
     }
 
-    /// The reaper comes by. Says whether that changed anything. `runner` is the name of who holds it.
+    /// Applies the deadlines. `runner` is the name of the runner that leases the run. Returns
+    /// `false` if nothing changed.
     pub(crate) fn expire(&mut self, runner: &str, now: Ms) -> bool {
         if self.deadline().is_none_or(|deadline| deadline >= now) {
             return false;
@@ -132,65 +134,65 @@ impl Life {
         };
         if self.cancel_requested_at.is_some() {
             let reason = self.cancel_reason.clone();
-            self.end(RunState::Canceled, reason, now);
+            self.finish(RunState::Canceled, reason, now);
         } else if timed_out {
             let limit = self.timeout_ms.unwrap_or(0) / 1000;
-            self.end(
+            self.finish(
                 RunState::TimedOut,
                 Some(format!(
                     "it ran past its timeout of {limit} s and runner {runner} did not end it"
                 )),
                 now,
             );
-        } else if accepted && self.losses + 1 >= self.max_attempts {
-            self.losses += 1;
-            self.end(
+        } else if accepted && self.lost_attempts + 1 >= self.max_attempts {
+            self.lost_attempts += 1;
+            self.finish(
                 RunState::Error,
                 Some(format!("{lost}, and no attempt is left")),
                 now,
             );
         } else {
-            self.losses += u32::from(accepted);
+            self.lost_attempts += u32::from(accepted);
             self.requeue(lost);
         }
         true
     }
 
-    /// A runner says something about an attempt.
-    pub(crate) fn hear(
+    /// Applies a runner's report about an attempt.
+    pub(crate) fn apply_report(
         &mut self,
         attempt: u32,
         runner: &str,
         report: &Report,
         now: Ms,
         lease_ms: i64,
-    ) -> Heard {
-        let verdict = |verdict| Heard {
+    ) -> ReportOutcome {
+        let verdict = |verdict| ReportOutcome {
             verdict,
             chunk: None,
         };
         let refused = |reason: String| verdict(Verdict::Refused { reason });
         if attempt != self.attempt {
             return refused(format!(
-                "attempt {attempt} is over; the current one is {}",
+                "attempt {attempt} has ended; the current one is {}",
                 self.attempt
             ));
         }
         if self.runner_id.as_deref() != Some(runner) {
-            return refused("another runner holds it".into());
+            return refused("another runner leases the run".into());
         }
         if self.state.is_final() {
-            // The answer to the first time may have been lost.
+            // The runner repeats the report if it did not receive the first verdict.
             let repeated = matches!(report, Report::Finished { log_length, log_sha256, .. }
                 if self.log_sha256.as_ref() == Some(log_sha256) && self.log_length == *log_length);
             return if repeated {
                 verdict(Verdict::Done)
             } else {
-                refused(format!("the run is over: {}", self.state))
+                refused(format!("the run has finished: {}", self.state))
             };
         }
         if !self.is_leased() {
-            return refused("its lease has ended and it is queued again".into());
+            return refused("the lease has ended and the run is queued again".into());
         }
         match report {
             Report::Accepted => self.accept_by = None,
@@ -204,11 +206,11 @@ impl Life {
             }
             Report::Declined { reason } => {
                 if self.state == RunState::Running {
-                    return refused("it has started already".into());
+                    return refused("the run has started already".into());
                 }
                 if self.cancel_requested_at.is_some() {
                     let reason = self.cancel_reason.clone();
-                    self.end(RunState::Canceled, reason, now);
+                    self.finish(RunState::Canceled, reason, now);
                 } else {
                     self.requeue(format!("a runner declined it: {reason}"));
                 }
@@ -231,7 +233,7 @@ impl Life {
                         length: *length,
                         blob: blob.clone(),
                     });
-                    return Heard {
+                    return ReportOutcome {
                         verdict: Verdict::Done,
                         chunk,
                     };
@@ -254,8 +256,8 @@ impl Life {
                     length: *length,
                     blob: blob.clone(),
                 };
-                self.end(RunState::Error, Some(reason.clone()), now);
-                return Heard {
+                self.finish(RunState::Error, Some(reason.clone()), now);
+                return ReportOutcome {
                     verdict: Verdict::Done,
                     chunk: Some(chunk),
                 };
@@ -275,29 +277,29 @@ impl Life {
                 }
                 if *log_length < self.log_length {
                     return refused(format!(
-                        "its log has {} already, more than the {log_length} that it is said to have",
+                        "the stored log has {}, more than the reported {log_length}",
                         acrtask_model::count(self.log_length, "byte")
                     ));
                 }
                 let Ok(json) = serde_json::to_string(result) else {
-                    return refused("its result cannot be written down".into());
+                    return refused("the result cannot be serialized".into());
                 };
                 self.log_sha256 = Some(log_sha256.clone());
                 self.result = Some(json);
                 if self.cancel_requested_at.is_some() && *state != RunState::Succeeded {
                     let reason = self.cancel_reason.clone();
-                    self.end(RunState::Canceled, reason, now);
+                    self.finish(RunState::Canceled, reason, now);
                 } else {
-                    self.end(*state, reason.clone(), now);
+                    self.finish(*state, reason.clone(), now);
                 }
             }
         }
         verdict(Verdict::Done)
     }
 
-    fn end(&mut self, state: RunState, reason: Option<String>, now: Ms) {
+    fn finish(&mut self, state: RunState, reason: Option<String>, now: Ms) {
         self.state = state;
-        self.held = false;
+        self.blocked = false;
         self.reason = reason;
         self.finished_at = Some(now);
         self.lease_until = None;
@@ -327,13 +329,13 @@ mod tests {
     const LEASE: i64 = 30_000;
     const ACCEPT: i64 = 15_000;
 
-    fn fresh(max_attempts: u32, timeout_ms: Option<i64>) -> Life {
-        Life {
+    fn queued_run(max_attempts: u32, timeout_ms: Option<i64>) -> RunStateMachine {
+        RunStateMachine {
             state: RunState::Queued,
-            held: false,
+            blocked: false,
             reason: None,
             attempt: 0,
-            losses: 0,
+            lost_attempts: 0,
             max_attempts,
             timeout_ms,
             runner_id: None,
@@ -375,7 +377,7 @@ mod tests {
         Lease(u8),
         Cancel,
         Reap,
-        Say {
+        Report {
             attempt_back: u32,
             runner: u8,
             report: Report,
@@ -397,7 +399,7 @@ mod tests {
             3 => (0u8..2).prop_map(Move::Lease),
             1 => Just(Move::Cancel),
             2 => Just(Move::Reap),
-            8 => (0u32..2, 0u8..2, report).prop_map(|(attempt_back, runner, report)| Move::Say {
+            8 => (0u32..2, 0u8..2, report).prop_map(|(attempt_back, runner, report)| Move::Report {
                 attempt_back, runner, report
             }),
         ]
@@ -410,171 +412,173 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(2000))]
         #[test]
-        fn no_order_of_events_breaks_a_run(
+        fn invariants_survive_any_order_of_events(
             moves in prop::collection::vec(moves(), 1..60),
             max_attempts in 1u32..4,
             timeout in prop::option::of(1_000i64..90_000),
         ) {
-            let mut life = fresh(max_attempts, timeout);
+            let mut machine = queued_run(max_attempts, timeout);
             let mut now = 1_000_000;
             for step in moves {
-                let before = life.clone();
+                let before = machine.clone();
                 let mut stale = false;
                 match step {
                     Move::Wait(ms) => now += ms,
                     Move::Lease(number) => {
-                        let leased = life.lease(&runner(number), now, LEASE, ACCEPT);
+                        let leased = machine.lease(&runner(number), now, LEASE, ACCEPT);
                         prop_assert_eq!(leased, before.state == RunState::Queued);
                     }
                     Move::Cancel => {
-                        let changed = life.cancel("enough", now);
-                        prop_assert_eq!(changed, life != before);
+                        let changed = machine.cancel("enough", now);
+                        prop_assert_eq!(changed, machine != before);
                     }
                     Move::Reap => {
-                        let changed = life.expire("x", now);
-                        prop_assert_eq!(changed, life != before);
-                        // A reaper that has gone by leaves nothing whose time is over.
-                        prop_assert!(life.deadline().is_none_or(|deadline| deadline >= now));
+                        let changed = machine.expire("x", now);
+                        prop_assert_eq!(changed, machine != before);
+                        // The reaper leaves no deadline that has passed.
+                        prop_assert!(machine.deadline().is_none_or(|deadline| deadline >= now));
                     }
-                    Move::Say { attempt_back, runner: number, report } => {
-                        let attempt = life.attempt.saturating_sub(attempt_back);
+                    Move::Report { attempt_back, runner: number, report } => {
+                        let attempt = machine.attempt.saturating_sub(attempt_back);
                         let by = runner(number);
-                        stale = attempt != life.attempt || life.runner_id.as_ref() != Some(&by);
-                        let heard = life.hear(attempt, &by, &report, now, LEASE);
-                        if heard.verdict != Verdict::Done {
-                            prop_assert_eq!(&life, &before);
-                            prop_assert!(heard.chunk.is_none());
+                        stale = attempt != machine.attempt || machine.runner_id.as_ref() != Some(&by);
+                        let outcome = machine.apply_report(attempt, &by, &report, now, LEASE);
+                        if outcome.verdict != Verdict::Done {
+                            prop_assert_eq!(&machine, &before);
+                            prop_assert!(outcome.chunk.is_none());
                         } else {
                             prop_assert!(!stale);
-                            // A repeated report changes nothing. Only time renews. A repeated chunk is
-                            // answered with the offset that the log has reached.
-                            let after = life.clone();
+                            // A repeated report changes nothing, because only time renews a lease.
+                            // The verdict on a repeated chunk contains the current length of the
+                            // log.
+                            let after = machine.clone();
                             if !matches!(report, Report::Declined { .. }) {
-                                let again = life.hear(attempt, &by, &report, now, LEASE);
+                                let repeated = machine.apply_report(attempt, &by, &report, now, LEASE);
                                 let expected = match report {
                                     Report::LogChunk { length: 1.., .. } => {
-                                        Verdict::LogAt(life.log_length)
+                                        Verdict::LogAt(machine.log_length)
                                     }
                                     _ => Verdict::Done,
                                 };
-                                prop_assert_eq!(again.verdict, expected);
-                                prop_assert_eq!(again.chunk, None);
-                                prop_assert_eq!(&life, &after);
+                                prop_assert_eq!(repeated.verdict, expected);
+                                prop_assert_eq!(repeated.chunk, None);
+                                prop_assert_eq!(&machine, &after);
                             }
                         }
-                        if let Some(stored) = heard.chunk {
+                        if let Some(stored) = outcome.chunk {
                             prop_assert_eq!(stored.offset, before.log_length);
-                            prop_assert_eq!(stored.offset + u64::from(stored.length), life.log_length);
+                            prop_assert_eq!(stored.offset + u64::from(stored.length), machine.log_length);
                         }
-                        if life.state == RunState::Succeeded && before.state != life.state {
+                        if machine.state == RunState::Succeeded && before.state != machine.state {
                             let whole = matches!(report, Report::Finished { log_length, .. }
-                                if log_length == life.log_length);
+                                if log_length == machine.log_length);
                             prop_assert!(whole);
                         }
                     }
                 }
                 if stale || before.state.is_final() {
-                    prop_assert_eq!(&life, &before);
+                    prop_assert_eq!(&machine, &before);
                 }
-                prop_assert_eq!(life.deadline().is_some(), life.is_leased());
-                prop_assert_eq!(life.finished_at.is_some(), life.state.is_final());
-                prop_assert!(!life.is_leased() || life.runner_id.is_some());
-                prop_assert!(life.attempt >= before.attempt);
-                prop_assert!(life.attempt > before.attempt || life.log_length >= before.log_length);
-                prop_assert!(life.losses <= life.max_attempts);
-                let unexplained = life.state.is_final() && life.state != RunState::Succeeded && life.reason.is_none();
-                // Only a runner may leave the reason out.
-                prop_assert!(!unexplained || life.log_sha256.is_some());
+                prop_assert_eq!(machine.deadline().is_some(), machine.is_leased());
+                prop_assert_eq!(machine.finished_at.is_some(), machine.state.is_final());
+                prop_assert!(!machine.is_leased() || machine.runner_id.is_some());
+                prop_assert!(machine.attempt >= before.attempt);
+                prop_assert!(machine.attempt > before.attempt || machine.log_length >= before.log_length);
+                prop_assert!(machine.lost_attempts <= machine.max_attempts);
+                let unexplained = machine.state.is_final() && machine.state != RunState::Succeeded && machine.reason.is_none();
+                // Only a runner may omit the reason.
+                prop_assert!(!unexplained || machine.log_sha256.is_some());
             }
         }
     }
 
     #[test]
-    fn a_life_as_it_should_be() {
-        let mut life = fresh(3, Some(60_000));
-        assert!(life.lease("a", 0, LEASE, ACCEPT));
-        assert_eq!(life.deadline(), Some(ACCEPT));
-        let mut say = |report: &Report, now| life.hear(1, "a", report, now, LEASE).verdict;
-        assert_eq!(say(&Report::Accepted, 10), Verdict::Done);
-        assert_eq!(say(&Report::Renewed, 10_000), Verdict::Done);
-        assert_eq!(say(&Report::Started, 11_000), Verdict::Done);
-        assert_eq!(say(&chunk(0, 7), 12_000), Verdict::Done);
-        assert_eq!(say(&chunk(9, 1), 12_000), Verdict::LogAt(7));
-        assert_eq!(say(&chunk(5, 5), 12_000), Verdict::LogAt(7));
+    fn run_passes_from_lease_to_success() {
+        let mut machine = queued_run(3, Some(60_000));
+        assert!(machine.lease("a", 0, LEASE, ACCEPT));
+        assert_eq!(machine.deadline(), Some(ACCEPT));
+        let mut report =
+            |report: &Report, now| machine.apply_report(1, "a", report, now, LEASE).verdict;
+        assert_eq!(report(&Report::Accepted, 10), Verdict::Done);
+        assert_eq!(report(&Report::Renewed, 10_000), Verdict::Done);
+        assert_eq!(report(&Report::Started, 11_000), Verdict::Done);
+        assert_eq!(report(&chunk(0, 7), 12_000), Verdict::Done);
+        assert_eq!(report(&chunk(9, 1), 12_000), Verdict::LogAt(7));
+        assert_eq!(report(&chunk(5, 5), 12_000), Verdict::LogAt(7));
         let end = finished(RunState::Succeeded, 9);
-        assert_eq!(say(&end, 13_000), Verdict::LogAt(7));
-        assert_eq!(say(&chunk(7, 2), 14_000), Verdict::Done);
-        assert_eq!(say(&end, 15_000), Verdict::Done);
-        assert_eq!(say(&end, 16_000), Verdict::Done);
+        assert_eq!(report(&end, 13_000), Verdict::LogAt(7));
+        assert_eq!(report(&chunk(7, 2), 14_000), Verdict::Done);
+        assert_eq!(report(&end, 15_000), Verdict::Done);
+        assert_eq!(report(&end, 16_000), Verdict::Done);
         assert_eq!(
-            (life.state, life.finished_at),
+            (machine.state, machine.finished_at),
             (RunState::Succeeded, Some(15_000))
         );
     }
 
     #[test]
-    fn a_lease_that_is_not_accepted_costs_no_attempt() {
-        let mut life = fresh(1, None);
+    fn unaccepted_lease_is_not_a_lost_attempt() {
+        let mut machine = queued_run(1, None);
         for round in 1..5 {
-            assert!(life.lease("a", 0, LEASE, ACCEPT));
-            assert!(!life.expire("a", ACCEPT));
-            assert!(life.expire("a", ACCEPT + 1));
+            assert!(machine.lease("a", 0, LEASE, ACCEPT));
+            assert!(!machine.expire("a", ACCEPT));
+            assert!(machine.expire("a", ACCEPT + 1));
             assert_eq!(
-                (life.state, life.attempt, life.losses),
+                (machine.state, machine.attempt, machine.lost_attempts),
                 (RunState::Queued, round, 0)
             );
         }
-        assert!(life.lease("a", 0, LEASE, ACCEPT));
-        life.hear(5, "a", &Report::Accepted, 1, LEASE);
-        assert!(life.expire("a", LEASE + 1));
-        assert_eq!(life.state, RunState::Error);
+        assert!(machine.lease("a", 0, LEASE, ACCEPT));
+        machine.apply_report(5, "a", &Report::Accepted, 1, LEASE);
+        assert!(machine.expire("a", LEASE + 1));
+        assert_eq!(machine.state, RunState::Error);
         assert_eq!(
-            life.reason.as_deref(),
+            machine.reason.as_deref(),
             Some("runner a was lost, and no attempt is left")
         );
     }
 
     #[test]
-    fn what_was_canceled_ends_canceled_unless_it_succeeded() {
+    fn canceled_run_ends_canceled_unless_it_succeeds() {
         for (reported, stored) in [
             (RunState::Failed, RunState::Canceled),
             (RunState::TimedOut, RunState::Canceled),
             (RunState::Canceled, RunState::Canceled),
             (RunState::Succeeded, RunState::Succeeded),
         ] {
-            let mut life = fresh(3, None);
-            life.lease("a", 0, LEASE, ACCEPT);
-            life.hear(1, "a", &Report::Started, 1, LEASE);
-            assert!(life.cancel("by ann", 2));
-            assert!(!life.cancel("by bob", 3));
-            let heard = life.hear(1, "a", &finished(reported, 0), 4, LEASE);
-            assert_eq!((heard.verdict, life.state), (Verdict::Done, stored));
-            let by_ann = life.reason.as_deref() == Some("by ann");
+            let mut machine = queued_run(3, None);
+            machine.lease("a", 0, LEASE, ACCEPT);
+            machine.apply_report(1, "a", &Report::Started, 1, LEASE);
+            assert!(machine.cancel("by ann", 2));
+            assert!(!machine.cancel("by bob", 3));
+            let outcome = machine.apply_report(1, "a", &finished(reported, 0), 4, LEASE);
+            assert_eq!((outcome.verdict, machine.state), (Verdict::Done, stored));
+            let by_ann = machine.reason.as_deref() == Some("by ann");
             assert_eq!(by_ann, stored == RunState::Canceled);
         }
     }
 
     #[test]
-    fn a_runner_that_never_cancels_is_not_waited_for() {
-        let mut life = fresh(3, None);
-        life.lease("a", 0, LEASE, ACCEPT);
-        life.hear(1, "a", &Report::Started, 1, LEASE);
-        life.cancel("enough", 2);
-        life.hear(1, "a", &Report::Renewed, CANCEL_SLACK_MS, LEASE);
-        assert!(!life.expire("a", CANCEL_SLACK_MS + 2));
-        assert!(life.expire("a", CANCEL_SLACK_MS + 3));
-        assert_eq!(life.state, RunState::Canceled);
+    fn reaper_ends_canceled_run_after_grace_period() {
+        let mut machine = queued_run(3, None);
+        machine.lease("a", 0, LEASE, ACCEPT);
+        machine.apply_report(1, "a", &Report::Started, 1, LEASE);
+        machine.cancel("enough", 2);
+        machine.apply_report(1, "a", &Report::Renewed, CANCEL_SLACK_MS, LEASE);
+        assert!(!machine.expire("a", CANCEL_SLACK_MS + 2));
+        assert!(machine.expire("a", CANCEL_SLACK_MS + 3));
+        assert_eq!(machine.state, RunState::Canceled);
     }
 
     #[test]
-    fn a_run_past_its_timeout_is_ended_though_its_runner_lives() {
-        let mut life = fresh(3, Some(5_000));
-        life.lease("a", 0, LEASE, ACCEPT);
-        life.hear(1, "a", &Report::Started, 1_000, LEASE);
+    fn reaper_ends_run_past_timeout_despite_heartbeats() {
+        let mut machine = queued_run(3, Some(5_000));
+        machine.lease("a", 0, LEASE, ACCEPT);
+        machine.apply_report(1, "a", &Report::Started, 1_000, LEASE);
         let end = 1_000 + 5_000 + TIMEOUT_SLACK_MS;
-        life.hear(1, "a", &Report::Renewed, end, LEASE);
-        assert!(!life.expire("a", end));
-        assert!(life.expire("a", end + 1));
-        assert_eq!(life.state, RunState::TimedOut);
+        machine.apply_report(1, "a", &Report::Renewed, end, LEASE);
+        assert!(!machine.expire("a", end));
+        assert!(machine.expire("a", end + 1));
+        assert_eq!(machine.state, RunState::TimedOut);
     }
 }

@@ -1,28 +1,28 @@
-//! URLs that start runs of one task, as hashes.
+//! Trigger URLs, which start runs of one task, as hashes.
 
 use acrtask_api::task::Task;
 use sqlx::FromRow;
 
 use crate::{Ms, Result, Store, StoreError, db::args, tasks::RawTask};
 
-/// A URL that starts runs of one task and can do nothing else.
+/// A URL that can only start runs of one task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TriggerUrlRow {
-    /// The task's id.
+    /// Id of the task.
     pub task_id: String,
-    /// Its own id, which is in the URL.
+    /// Id of the URL, which is part of it.
     pub id: String,
-    /// What the rest of the URL is checked by.
+    /// Hash that verifies the rest of the URL.
     pub hash: Vec<u8>,
-    /// When it was made.
+    /// Time of its creation.
     pub created_at: Ms,
-    /// Who made it.
+    /// Principal that created it.
     pub created_by: Option<String>,
-    /// When it was last used.
+    /// Time of its last use.
     pub last_used_at: Option<Ms>,
-    /// Calls that were turned away because too many came.
+    /// Number of calls that were rejected because of the rate limit.
     pub turned_away: u64,
-    /// When that happened last.
+    /// Time of the last rejected call.
     pub turned_away_at: Option<Ms>,
 }
 
@@ -61,7 +61,7 @@ struct WithTask {
     task: RawTask,
 }
 
-/// The columns of [`RawUrl`].
+/// Returns the columns of [`RawUrl`].
 macro_rules! url_columns {
     () => {
         "u.task_id, u.id AS url_id, u.hash, u.created_at AS url_created_at, u.created_by, u.last_used_at, u.turned_away, \
@@ -70,7 +70,7 @@ macro_rules! url_columns {
 }
 
 impl Store {
-    /// Sets the URL of a task; the one before is worth nothing from then on.
+    /// Sets the URL of a task. The previous URL becomes invalid.
     pub async fn put_trigger_url(&self, row: &TriggerUrlRow) -> Result<()> {
         self.db
             .exec(
@@ -94,11 +94,11 @@ impl Store {
             .map(drop)
     }
 
-    /// The URL of a task.
+    /// Returns the URL of a task.
     pub async fn trigger_url(&self, task_id: &str) -> Result<Option<TriggerUrlRow>> {
         let raw: Option<RawUrl> = self
             .db
-            .row(
+            .fetch_optional(
                 concat!(
                     "SELECT ",
                     url_columns!(),
@@ -110,11 +110,11 @@ impl Store {
         Ok(raw.map(TriggerUrlRow::from))
     }
 
-    /// The URL with this id, and its task.
+    /// Returns the URL with this id, and its task.
     pub async fn trigger_url_by_id(&self, id: &str) -> Result<Option<(TriggerUrlRow, Task)>> {
         let raw: Option<WithTask> = self
             .db
-            .row(
+            .fetch_optional(
                 concat!(
                     "SELECT ",
                     url_columns!(),
@@ -128,7 +128,7 @@ impl Store {
             .transpose()
     }
 
-    /// Writes down that a URL was used.
+    /// Stores the time of a URL's last use.
     pub async fn touch_trigger_url(&self, id: &str, now: Ms) -> Result<()> {
         self.db
             .exec(
@@ -139,7 +139,7 @@ impl Store {
             .map(drop)
     }
 
-    /// Writes down that so many calls of a URL were turned away.
+    /// Adds `calls` calls of a URL that the rate limit rejected.
     pub async fn turn_away_trigger_url(&self, id: &str, calls: u64, now: Ms) -> Result<()> {
         self.db
             .exec(

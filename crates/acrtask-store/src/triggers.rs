@@ -1,5 +1,4 @@
-//! What was to start runs of a task, and what each of it led to. How triggers that lead to runs come in is in
-//! `enqueue.rs`.
+//! Triggers of runs and their results. `enqueue.rs` stores triggers that lead to runs.
 
 use acrtask_model::{RunId, RunState};
 use sqlx::FromRow;
@@ -7,33 +6,33 @@ use sqlx::FromRow;
 use crate::{
     Ms, Result, Store, StoreError,
     db::{Tx, args, one_of},
-    lives, runs,
+    run_state, runs,
 };
 
-/// A trigger, and what it led to.
+/// A trigger and its result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TriggerRow {
-    /// Its id.
+    /// Id of the trigger.
     pub id: String,
     /// `manual`, `timer`, `url` ...
     pub kind: String,
-    /// When it came.
+    /// Time of receipt.
     pub received_at: Ms,
-    /// The delivery that it came with.
+    /// Id of its delivery, if any.
     pub delivery: Option<String>,
-    /// The run that it led to, and where that stands.
+    /// Run that the trigger led to, and the state of that run if it still exists.
     pub run: Option<(RunId, Option<RunState>)>,
-    /// The run was there already.
+    /// The run existed before the trigger.
     pub joined: bool,
-    /// Why it led to none.
-    pub suppressed: Option<String>,
-    /// Why it led to one.
+    /// Reason why the trigger led to no run.
+    pub ignored: Option<String>,
+    /// Reason why the trigger led to a run.
     pub detail: Option<String>,
-    /// The timer whose tick it was.
+    /// Timer of a firing.
     pub timer: Option<String>,
-    /// That tick's scheduled time.
+    /// Scheduled time of the firing.
     pub scheduled_at: Option<Ms>,
-    /// How many ticks it stands for.
+    /// Number of scheduled times that the firing covers.
     pub stands_for: Option<u64>,
 }
 
@@ -46,7 +45,7 @@ struct RawTrigger {
     run_id: Option<String>,
     state: Option<String>,
     joined: i64,
-    suppressed_reason: Option<String>,
+    ignored_reason: Option<String>,
     detail: Option<String>,
     timer: Option<String>,
     scheduled_at: Option<i64>,
@@ -57,28 +56,33 @@ impl TryFrom<RawTrigger> for TriggerRow {
     type Error = StoreError;
 
     fn try_from(raw: RawTrigger) -> Result<Self> {
-        let state = raw.state.as_deref().map(lives::state).transpose()?;
+        let state = raw
+            .state
+            .as_deref()
+            .map(run_state::parse_state)
+            .transpose()?;
         Ok(Self {
             run: raw
                 .run_id
-                .map(|id| runs::id(id).map(|id| (id, state)))
+                .map(|id| runs::parse_run_id(id).map(|id| (id, state)))
                 .transpose()?,
             id: raw.id,
             kind: raw.kind,
             received_at: raw.received_at,
             delivery: raw.delivery_id,
             joined: raw.joined != 0,
-            suppressed: raw.suppressed_reason,
+            ignored: raw.ignored_reason,
             detail: raw.detail,
             timer: raw.timer,
             scheduled_at: raw.scheduled_at,
-            stands_for: raw.stands_for.map(lives::size).transpose()?,
+            stands_for: raw.stands_for.map(run_state::to_u64).transpose()?,
         })
     }
 }
 
 impl Store {
-    /// A page of what was to start runs of the task with this name, the newest first, and the cursor of the next one.
+    /// Returns a page of the triggers of the task `task`, newest first, and the cursor of the next
+    /// page.
     pub async fn triggers_of_task(
         &self,
         task: &str,
@@ -92,16 +96,16 @@ impl Store {
                 .and_then(|(at, id)| Some((at.parse().ok()?, id)))
                 .ok_or_else(|| StoreError::Invalid {
                     what: format!(
-                        "`{cursor}` is no cursor; give back what the page before gave as `next`"
+                        "`{cursor}` is not a cursor; pass the `next` value of the previous page"
                     ),
                 })?,
         };
         let rows: Vec<RawTrigger> = self
             .db
-            .rows(
-                "SELECT t.id, t.kind, t.received_at, t.delivery_id, t.run_id, r.state, t.joined, t.suppressed_reason, \
+            .fetch_all(
+                "SELECT t.id, t.kind, t.received_at, t.delivery_id, t.run_id, r.state, t.joined, t.ignored_reason, \
                  t.detail, k.timer, k.scheduled_at, k.stands_for FROM triggers t LEFT JOIN runs r ON r.id = t.run_id \
-                 LEFT JOIN ticks k ON k.trigger_id = t.id WHERE t.task = $1 AND (t.received_at, t.id) < ($2, $3) \
+                 LEFT JOIN timer_firings k ON k.trigger_id = t.id WHERE t.task = $1 AND (t.received_at, t.id) < ($2, $3) \
                  ORDER BY t.received_at DESC, t.id DESC LIMIT $4",
                 args![task, at, id, i64::from(limit) + 1],
             )
@@ -115,8 +119,8 @@ impl Store {
         Ok((rows, next))
     }
 
-    /// Writes down a trigger that starts nothing, and why.
-    pub async fn suppress_trigger(
+    /// Stores an ignored trigger with its reason.
+    pub async fn store_ignored_trigger(
         &self,
         id: &str,
         kind: &str,
@@ -124,14 +128,14 @@ impl Store {
         reason: &str,
         now: Ms,
     ) -> Result<()> {
-        let mut tx = self.db.write().await?;
-        suppress(&mut tx, id, kind, task, reason, now).await?;
+        let mut tx = self.db.begin().await?;
+        insert_ignored_trigger(&mut tx, id, kind, task, reason, now).await?;
         tx.commit().await
     }
 }
 
-/// Writes down a trigger that starts nothing, and why.
-pub(crate) async fn suppress(
+/// Stores an ignored trigger with its reason, within a transaction.
+pub(crate) async fn insert_ignored_trigger(
     tx: &mut Tx,
     id: &str,
     kind: &str,
@@ -140,7 +144,7 @@ pub(crate) async fn suppress(
     now: Ms,
 ) -> Result<()> {
     tx.exec(
-        "INSERT INTO triggers (id, kind, task, received_at, suppressed_reason, suppressed_at) \
+        "INSERT INTO triggers (id, kind, task, received_at, ignored_reason, ignored_at) \
          VALUES ($1, $2, $3, $4, $5, $4)",
         args![id, kind, task, now, reason],
     )
@@ -148,18 +152,18 @@ pub(crate) async fn suppress(
     .map(drop)
 }
 
-/// Removes triggers that came with no delivery and started nothing before `before`, `limit` at most, and their ticks.
-/// Says how many.
+/// Removes at most `limit` triggers without a delivery that were ignored before `before`, and their
+/// firings. Returns their number.
 pub(crate) async fn expire(tx: &mut Tx, before: Ms, limit: u32) -> Result<u64> {
     let ids: Vec<(String,)> = tx
-        .rows(
-            "SELECT id FROM triggers WHERE suppressed_at IS NOT NULL AND suppressed_at < $1 AND delivery_id IS NULL \
-             ORDER BY suppressed_at LIMIT $2",
+        .fetch_all(
+            "SELECT id FROM triggers WHERE ignored_at IS NOT NULL AND ignored_at < $1 AND delivery_id IS NULL \
+             ORDER BY ignored_at LIMIT $2",
             args![before, limit],
         )
         .await?;
     let ids: Vec<String> = ids.into_iter().map(|(id,)| id).collect();
-    forget_ticks(tx, ids.clone()).await?;
+    remove_firings(tx, ids.clone()).await?;
     tx.exec(
         one_of!("DELETE FROM triggers WHERE id", "$1", ""),
         args![ids],
@@ -167,10 +171,10 @@ pub(crate) async fn expire(tx: &mut Tx, before: Ms, limit: u32) -> Result<u64> {
     .await
 }
 
-/// Removes the ticks of these triggers.
-pub(crate) async fn forget_ticks(tx: &mut Tx, triggers: Vec<String>) -> Result<()> {
+/// Removes the firings of these triggers.
+pub(crate) async fn remove_firings(tx: &mut Tx, triggers: Vec<String>) -> Result<()> {
     tx.exec(
-        one_of!("DELETE FROM ticks WHERE trigger_id", "$1", ""),
+        one_of!("DELETE FROM timer_firings WHERE trigger_id", "$1", ""),
         args![triggers],
     )
     .await

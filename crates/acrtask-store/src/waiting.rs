@@ -1,4 +1,4 @@
-//! What waits: where a run stands in the queue, how much is in it, and which runs somebody wants to end.
+//! Waiting runs: queue positions, queue depth, and cancellation requests.
 
 use acrtask_model::{RunId, RunState};
 use sqlx::FromRow;
@@ -6,51 +6,51 @@ use sqlx::FromRow;
 use crate::{
     Result, Store,
     db::{args, runs_by},
-    lives,
-    runs::{id as run_id, missing},
+    run_state,
+    runs::{missing_run, parse_run_id},
 };
 
-/// Where a run stands in the queue.
+/// Position of a run in the queue.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Position {
-    /// Ready runs of its class that come before it.
+    /// Number of earlier ready runs with the same requirement.
     pub ahead: u64,
-    /// The run that its group waits for.
+    /// Run of the concurrency group that blocks this one.
     pub behind: Option<Blocker>,
 }
 
-/// A run that another run of its group waits for.
+/// A run that blocks another run of its concurrency group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Blocker {
-    /// The first run of the group in the order of the queue.
+    /// First run of the group in queue order.
     pub run: RunId,
-    /// The name of its task. A caller that may not see the task may not see the run.
+    /// Name of its task. A caller without access to the task must not see the run.
     pub task: Option<String>,
-    /// Runs of the group that take its places.
+    /// Number of runs that occupy slots of the group.
     pub count: u64,
 }
 
-/// A run that somebody wants to end, and the runner that holds it.
+/// A cancellation request for a run that a runner leases.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CancelRow {
-    /// The run.
+pub struct CancelRequestRow {
+    /// Id of the run.
     pub run: RunId,
-    /// The attempt that is to end.
+    /// Attempt to cancel.
     pub attempt: u32,
-    /// The runner that holds it.
+    /// Runner that leases the run.
     pub runner_id: String,
-    /// Why.
+    /// Reason of the request.
     pub reason: String,
 }
 
-/// Runs of a pool that are in one state.
+/// Number of runs of a pool in one state.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Depth {
-    /// The pool.
+pub struct QueueDepth {
+    /// Name of the pool.
     pub pool: String,
     /// Queued, leased or running.
     pub state: RunState,
-    /// How many.
+    /// Number of runs.
     pub count: u64,
 }
 
@@ -63,21 +63,21 @@ struct RawCancel {
 }
 
 #[derive(Debug, FromRow)]
-struct Place {
-    class_id: i64,
-    order_key: i64,
+struct QueueEntry {
+    requirement_id: i64,
+    queue_rank: i64,
     seq: i64,
     state: String,
-    held: i64,
+    blocked: i64,
     group_name: Option<String>,
 }
 
 impl Store {
-    /// Leased and running runs that somebody wants to end.
-    pub async fn cancels(&self) -> Result<Vec<CancelRow>> {
+    /// Returns leased and running runs with a cancellation request.
+    pub async fn cancel_requests(&self) -> Result<Vec<CancelRequestRow>> {
         let rows: Vec<RawCancel> = self
             .db
-            .rows(
+            .fetch_all(
                 runs_by!(
                     "runs_cancel",
                     "id, attempt, runner_id, cancel_reason",
@@ -88,9 +88,9 @@ impl Store {
             .await?;
         rows.into_iter()
             .map(|raw| {
-                Ok(CancelRow {
-                    run: run_id(raw.id)?,
-                    attempt: lives::small(raw.attempt)?,
+                Ok(CancelRequestRow {
+                    run: parse_run_id(raw.id)?,
+                    attempt: run_state::to_u32(raw.attempt)?,
                     runner_id: raw.runner_id,
                     reason: raw.cancel_reason.unwrap_or_default(),
                 })
@@ -98,79 +98,79 @@ impl Store {
             .collect()
     }
 
-    /// Whether somebody wants this run to end.
+    /// Returns `true` if the cancellation of the run was requested.
     pub async fn is_cancel_requested(&self, id: &RunId) -> Result<bool> {
         let row: Option<(Option<i64>,)> = self
             .db
-            .row(
+            .fetch_optional(
                 "SELECT cancel_requested_at FROM runs WHERE id = $1",
                 args![id],
             )
             .await?;
-        let (at,) = row.ok_or_else(|| missing(id))?;
+        let (at,) = row.ok_or_else(|| missing_run(id))?;
         Ok(at.is_some())
     }
 
-    /// Where a run stands in the queue.
+    /// Returns the position of a run in the queue.
     pub async fn position(&self, id: &RunId) -> Result<Position> {
-        let place: Option<Place> = self
+        let entry: Option<QueueEntry> = self
             .db
-            .row(
-                "SELECT class_id, order_key, seq, state, CASE WHEN approval = 'pending' THEN 0 ELSE held END AS held, group_name \
+            .fetch_optional(
+                "SELECT requirement_id, queue_rank, seq, state, CASE WHEN approval = 'pending' THEN 0 ELSE blocked END AS blocked, group_name \
                  FROM runs WHERE id = $1",
                 args![id],
             )
             .await?;
-        let place = place.ok_or_else(|| missing(id))?;
+        let entry = entry.ok_or_else(|| missing_run(id))?;
         let mut position = Position::default();
-        if place.state != RunState::Queued.as_str() {
+        if entry.state != RunState::Queued.as_str() {
             return Ok(position);
         }
         let ahead: Option<(i64,)> = self
             .db
-            .row(
-                "SELECT COUNT(*) FROM runs WHERE class_id = $1 AND state = 'queued' AND held = 0 \
-                 AND (order_key, seq) < ($2, $3)",
-                args![place.class_id, place.order_key, place.seq],
+            .fetch_optional(
+                "SELECT COUNT(*) FROM runs WHERE requirement_id = $1 AND state = 'queued' AND blocked = 0 \
+                 AND (queue_rank, seq) < ($2, $3)",
+                args![entry.requirement_id, entry.queue_rank, entry.seq],
             )
             .await?;
-        position.ahead = lives::size(ahead.map_or(0, |(count,)| count))?;
-        if place.held != 0 {
+        position.ahead = run_state::to_u64(ahead.map_or(0, |(count,)| count))?;
+        if entry.blocked != 0 {
             let behind: Option<(String, Option<String>, i64)> = self
                 .db
-                .row(
+                .fetch_optional(
                     "SELECT id, task_name, COUNT(*) OVER () FROM runs WHERE group_name = $1 \
-                     AND state IN ('queued', 'leased', 'running') AND held = 0 ORDER BY order_key, seq LIMIT 1",
-                    args![place.group_name],
+                     AND state IN ('queued', 'leased', 'running') AND blocked = 0 ORDER BY queue_rank, seq LIMIT 1",
+                    args![entry.group_name],
                 )
                 .await?;
             if let Some((id, task, count)) = behind {
                 position.behind = Some(Blocker {
-                    run: run_id(id)?,
+                    run: parse_run_id(id)?,
                     task,
-                    count: lives::size(count)?,
+                    count: run_state::to_u64(count)?,
                 });
             }
         }
         Ok(position)
     }
 
-    /// How many runs are queued, leased and running in each pool.
-    pub async fn queue_depth(&self) -> Result<Vec<Depth>> {
+    /// Counts queued, leased and running runs per pool.
+    pub async fn queue_depth(&self) -> Result<Vec<QueueDepth>> {
         let rows: Vec<(String, String, i64)> = self
             .db
-            .rows(
-                "SELECT c.pool, r.state, COUNT(*) FROM runs r JOIN classes c ON c.id = r.class_id \
+            .fetch_all(
+                "SELECT c.pool, r.state, COUNT(*) FROM runs r JOIN runner_requirements c ON c.id = r.requirement_id \
                  WHERE r.state IN ('queued', 'leased', 'running') GROUP BY c.pool, r.state ORDER BY c.pool, r.state",
                 args![],
             )
             .await?;
         rows.into_iter()
             .map(|(pool, state, count)| {
-                Ok(Depth {
+                Ok(QueueDepth {
                     pool,
-                    state: lives::state(&state)?,
-                    count: lives::size(count)?,
+                    state: run_state::parse_state(&state)?,
+                    count: run_state::to_u64(count)?,
                 })
             })
             .collect()

@@ -1,22 +1,23 @@
-//! Webhooks: where forges and registries send deliveries to. Their secrets come in and go out encrypted.
+//! Webhooks: endpoints for deliveries of forges and registries. Their secrets arrive and leave
+//! encrypted.
 
 use acrtask_api::webhook::WebhookDefinition;
 use sqlx::FromRow;
 
 use crate::{Ms, Result, Store, StoreError, db::args, from_json, to_json};
 
-/// A webhook.
+/// A stored webhook.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WebhookRow {
-    /// Its name.
+    /// Name of the webhook.
     pub name: String,
-    /// What it is.
+    /// Definition of the webhook.
     pub definition: WebhookDefinition,
-    /// Encrypted.
+    /// Encrypted secrets.
     pub secrets: Vec<u8>,
-    /// When it was made.
+    /// Time of its creation.
     pub created_at: Ms,
-    /// When it was last changed.
+    /// Time of the last change.
     pub updated_at: Ms,
 }
 
@@ -43,7 +44,7 @@ impl TryFrom<RawWebhook> for WebhookRow {
     }
 }
 
-/// The columns of [`RawWebhook`].
+/// Selects the columns of [`RawWebhook`].
 macro_rules! select_webhooks {
     () => {
         "SELECT name, definition, secrets, created_at, updated_at FROM webhooks "
@@ -55,7 +56,7 @@ fn missing(name: &str) -> StoreError {
 }
 
 impl Store {
-    /// Makes or changes a webhook.
+    /// Creates or replaces a webhook.
     pub async fn put_webhook(
         &self,
         name: &str,
@@ -74,27 +75,27 @@ impl Store {
         self.webhook(name).await
     }
 
-    /// A webhook.
+    /// Returns one webhook.
     pub async fn webhook(&self, name: &str) -> Result<WebhookRow> {
         let raw: Option<RawWebhook> = self
             .db
-            .row(concat!(select_webhooks!(), "WHERE name = $1"), args![name])
+            .fetch_optional(concat!(select_webhooks!(), "WHERE name = $1"), args![name])
             .await?;
         raw.ok_or_else(|| missing(name))?.try_into()
     }
 
-    /// All webhooks, by name.
+    /// Returns all webhooks by name.
     pub async fn webhooks(&self) -> Result<Vec<WebhookRow>> {
         let rows: Vec<RawWebhook> = self
             .db
-            .rows(concat!(select_webhooks!(), "ORDER BY name"), args![])
+            .fetch_all(concat!(select_webhooks!(), "ORDER BY name"), args![])
             .await?;
         rows.into_iter().map(WebhookRow::try_from).collect()
     }
 
-    /// Removes a webhook and its refusals. Its deliveries stay.
+    /// Removes a webhook and its refusals, but not its deliveries.
     pub async fn delete_webhook(&self, name: &str) -> Result<()> {
-        let mut tx = self.db.write().await?;
+        let mut tx = self.db.begin().await?;
         let sql = "DELETE FROM webhooks WHERE name = $1";
         if tx.exec(sql, args![name]).await? == 0 {
             return Err(missing(name));

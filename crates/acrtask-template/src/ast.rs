@@ -1,13 +1,16 @@
 //! The parsed template.
 //!
-//! Invariants: spans lie within the template's text; an `Ident` names a function that exists; `break` and `continue`
-//! stand inside a `range` of the same template; a pipeline has at least one command and a command at least one word.
+//! Invariants:
+//! - Spans are inside the template's text.
+//! - A function expression refers to an existing function.
+//! - `break` and `continue` are inside a `range` of the same template.
+//! - A pipeline has at least one command, and a command at least one word.
 
 use std::{ops::Range, sync::Arc};
 
 use crate::funcs::Function;
 
-/// A range of bytes of the template's text. 32 bits suffice: longer texts are refused.
+/// A byte range of the template's text. 32 bits suffice, because longer texts are refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Span {
     pub(crate) start: u32,
@@ -15,7 +18,7 @@ pub(crate) struct Span {
 }
 
 impl Span {
-    pub(crate) fn to(self, other: Span) -> Span {
+    pub(crate) fn extend_to(self, other: Span) -> Span {
         Span {
             start: self.start,
             end: other.end.max(self.start),
@@ -26,7 +29,7 @@ impl Span {
         self.start as usize..self.end as usize
     }
 
-    pub(crate) fn of(self, text: &str) -> &str {
+    pub(crate) fn slice(self, text: &str) -> &str {
         text.get(self.range()).unwrap_or_default()
     }
 }
@@ -34,7 +37,7 @@ impl Span {
 #[derive(Debug)]
 pub(crate) enum Node {
     Text(Span),
-    /// `{{pipeline}}`; `at` is the offset of its `{{`.
+    /// `{{pipeline}}`. `at` is the offset of its `{{`.
     Action {
         at: u32,
         pipeline: Pipeline,
@@ -51,7 +54,7 @@ pub(crate) enum Node {
     },
 }
 
-/// `if` or `with`, its `else if` or `else with` branches, and `else`.
+/// An `if` or `with` with its `else if` or `else with` branches and its `else`.
 #[derive(Debug)]
 pub(crate) struct Conditional {
     pub(crate) branches: Vec<(Pipeline, Vec<Node>)>,
@@ -69,14 +72,14 @@ pub(crate) struct RangeLoop {
 pub(crate) struct Pipeline {
     pub(crate) span: Span,
     pub(crate) variables: Vec<Variable>,
-    /// `=` instead of `:=`.
+    /// `true` for `=` instead of `:=`.
     pub(crate) assigns: bool,
     pub(crate) commands: Vec<Command>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Variable {
-    /// With its `$`.
+    /// Name with its `$`.
     pub(crate) name: Arc<str>,
     pub(crate) span: Span,
 }
@@ -102,7 +105,7 @@ pub(crate) enum ExprKind {
     Text(Arc<str>),
     /// `.A.B`
     Field(Vec<Arc<str>>),
-    /// `$x.A.B`; the name with its `$`.
+    /// `$x.A.B`. The name includes its `$`.
     Variable(Arc<str>, Vec<Arc<str>>),
     Function(&'static Function),
     Pipeline(Pipeline),
@@ -110,12 +113,12 @@ pub(crate) enum ExprKind {
     Chain(Box<Expr>, Vec<Arc<str>>),
 }
 
-/// A number as written: which types it can take is decided where it is used.
+/// A number literal. Its use decides which of its types counts.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Number {
     pub(crate) integer: Option<i64>,
     pub(crate) float: f64,
-    /// What it is where any type will do: a float if written as one.
+    /// Type of the number where any type is allowed. A float if written as one.
     pub(crate) ideal: Ideal,
 }
 
@@ -123,6 +126,6 @@ pub(crate) struct Number {
 pub(crate) enum Ideal {
     Integer,
     Float,
-    /// Fits 64 bits unsigned, but no `int`.
+    /// The number fits 64 bits unsigned, but not `int`.
     TooLarge,
 }

@@ -1,21 +1,21 @@
-//! What can go wrong, as data.
+//! Errors of parsing and rendering, as data.
 
 use std::ops::Range;
 
-/// Why a template was refused, and where.
+/// The reason why a template is refused, with its span.
 ///
-/// `message` says what Go's `text/template` says of the same fault, without its `template: name:line:` prefix: the
-/// place is in `span`.
+/// `message` is the text of Go's `text/template` for the same fault. It has no `template:
+/// name:line:` prefix, because `span` contains the place.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct TemplateError {
-    /// What is wrong.
+    /// Description of the fault.
     pub message: String,
-    /// The bytes of the template that are to blame.
+    /// Byte range of the template that causes the fault.
     pub span: Range<usize>,
-    /// What to write instead, where that can be known.
+    /// Help about what to write instead. `None` if unknown.
     pub help: Option<String>,
-    /// At which stage it was refused.
+    /// Stage at which the template is refused.
     pub kind: TemplateErrorKind,
 }
 
@@ -30,7 +30,7 @@ pub enum TemplateErrorKind {
     Limit,
 }
 
-/// A refusal by a function or a limit, before the executor adds the place.
+/// A refusal by a function or a limit, before the executor adds its span.
 #[derive(Debug)]
 pub(crate) struct Fault {
     pub(crate) kind: FaultKind,
@@ -40,9 +40,9 @@ pub(crate) struct Fault {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FaultKind {
-    /// The function refused what it was given.
+    /// The function refuses its arguments.
     Call,
-    /// A limit was reached.
+    /// A limit is exceeded.
     Limit,
 }
 

@@ -1,11 +1,11 @@
-//! Cuts a template into tokens, as Go's `text/template` does.
+//! Splits a template into tokens, as Go's `text/template` does.
 //!
-//! The whole text is cut at once. A fault ends the list with an `Error` token: the parser reports it when it gets there,
-//! so that a fault earlier in the text is reported first.
+//! The whole text is split at once. A fault ends the list with an `Error` token, which the parser
+//! reports when it reaches it. So faults earlier in the text are reported first.
 
 use crate::{ast::Span, error::TemplateErrorKind};
 
-/// Most tokens of a template; every space in an action is one.
+/// Maximum number of tokens in a template. Each run of spaces in an action is a token.
 const MAX_TOKENS: usize = 200_000;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub(crate) enum TokenKind {
     Pipe,
     LeftParen,
     RightParen,
-    /// A printable ASCII character with no meaning but (for a comma) in `range $i, $e`.
+    /// A printable ASCII character. Only the comma has a meaning, in `range $i, $e`.
     Char,
     Bool,
     CharConstant,
@@ -73,7 +73,7 @@ pub(crate) fn is_alphanumeric(c: char) -> bool {
     c == '_' || c.is_alphanumeric()
 }
 
-/// Writes a character as Go's `%#U` does.
+/// Formats a character like Go's `%#U`.
 pub(crate) fn describe_char(c: Option<char>) -> String {
     match c {
         None => "end of text".to_owned(),
@@ -90,8 +90,8 @@ pub(crate) struct Lexer<'a> {
 }
 
 impl<'a> Lexer<'a> {
-    /// The tokens of `text`, the last of which is `Eof` or `Error`.
-    pub(crate) fn tokens(text: &'a str) -> Vec<Token> {
+    /// Splits `text` into tokens. The last one is `Eof` or `Error`.
+    pub(crate) fn tokenize(text: &'a str) -> Vec<Token> {
         let mut lexer = Self {
             text,
             position: 0,
@@ -177,21 +177,21 @@ impl<'a> Lexer<'a> {
             let content = self.position + if trims { 2 } else { 0 };
             if self.text[content..].starts_with("/*") {
                 self.start = delimiter;
-                self.comment(content)?;
+                self.read_comment(content)?;
             } else {
                 self.start = delimiter;
                 self.emit(TokenKind::LeftDelim);
                 self.position = content;
                 self.start = content;
-                self.action(delimiter)?;
+                self.read_action(delimiter)?;
             }
         }
     }
 
-    fn comment(&mut self, content: usize) -> Result<(), LexError> {
+    fn read_comment(&mut self, content: usize) -> Result<(), LexError> {
         self.position = content + 2;
         let Some(length) = self.rest().find("*/") else {
-            return Err(error(
+            return Err(lex_error(
                 "unclosed comment",
                 Some("a comment ends with `*/}}`"),
             ));
@@ -200,18 +200,18 @@ impl<'a> Lexer<'a> {
         let rest = self.rest();
         let trims = has_right_trim(rest);
         if !rest[if trims { 2 } else { 0 }..].starts_with("}}") {
-            return Err(error(
+            return Err(lex_error(
                 "comment ends before closing delimiter",
                 Some("`}}` follows right after `*/`"),
             ));
         }
-        self.close(trims);
+        self.skip_delimiter(trims);
         self.start = self.position;
         Ok(())
     }
 
-    /// Moves behind the right delimiter and, where it trims, behind the spaces that follow.
-    fn close(&mut self, trims: bool) {
+    /// Skips the right delimiter and, if it trims, the spaces after it.
+    fn skip_delimiter(&mut self, trims: bool) {
         self.position += if trims { 4 } else { 2 };
         if trims {
             let rest = self.rest();
@@ -219,15 +219,15 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// Cuts the inside of an action, whose `{{` is at `opening`, and its right delimiter.
-    fn action(&mut self, opening: usize) -> Result<(), LexError> {
+    /// Splits the inside of an action and its right delimiter. The `{{` is at `opening`.
+    fn read_action(&mut self, opening: usize) -> Result<(), LexError> {
         let mut parens = 0_usize;
         loop {
             let rest = self.rest();
             let trims = has_right_trim(rest) && rest[2..].starts_with("}}");
             if trims || rest.starts_with("}}") {
                 if parens > 0 {
-                    return Err(error("unclosed left paren", None));
+                    return Err(lex_error("unclosed left paren", None));
                 }
                 if trims {
                     self.position += 2;
@@ -251,51 +251,54 @@ impl<'a> Lexer<'a> {
                 });
             }
             let Some(c) = self.next() else {
-                // The whole of an unclosed action is to blame, not the end of the file.
+                // The error covers the unclosed action, not the end of the file.
                 self.start = opening;
                 self.position = opening + 2;
-                return Err(error("unclosed action", Some("an action ends with `}}`")));
+                return Err(lex_error(
+                    "unclosed action",
+                    Some("an action ends with `}}`"),
+                ));
             };
             match c {
-                c if is_space(c) => self.space(),
+                c if is_space(c) => self.read_space(),
                 '=' => self.emit(TokenKind::Assign),
                 ':' => {
                     if !self.accept("=") {
-                        return Err(error("expected :=", None));
+                        return Err(lex_error("expected :=", None));
                     }
                     self.emit(TokenKind::Declare);
                 }
                 '|' => self.emit(TokenKind::Pipe),
-                '"' => self.quoted('"', "unterminated quoted string", TokenKind::Str)?,
-                '\'' => self.quoted(
+                '"' => self.read_quoted('"', "unterminated quoted string", TokenKind::Str)?,
+                '\'' => self.read_quoted(
                     '\'',
                     "unterminated character constant",
                     TokenKind::CharConstant,
                 )?,
-                '`' => self.raw_string()?,
-                '$' => self.field_or_variable(TokenKind::Variable)?,
+                '`' => self.read_raw_string()?,
+                '$' => self.read_field_or_variable(TokenKind::Variable)?,
                 '.' if !self.peek().is_some_and(|c| c.is_ascii_digit()) => {
-                    self.field_or_variable(TokenKind::Field)?
+                    self.read_field_or_variable(TokenKind::Field)?
                 }
                 '.' | '+' | '-' | '0'..='9' => {
                     self.position -= 1;
-                    self.number()?;
+                    self.read_number()?;
                 }
-                c if is_alphanumeric(c) => self.identifier()?,
+                c if is_alphanumeric(c) => self.read_identifier()?,
                 '(' => {
                     parens += 1;
                     self.emit(TokenKind::LeftParen);
                 }
                 ')' => {
                     let Some(left) = parens.checked_sub(1) else {
-                        return Err(error("unexpected right paren", None));
+                        return Err(lex_error("unexpected right paren", None));
                     };
                     parens = left;
                     self.emit(TokenKind::RightParen);
                 }
                 c if c.is_ascii_graphic() => self.emit(TokenKind::Char),
                 c => {
-                    return Err(error(
+                    return Err(lex_error(
                         &format!(
                             "unrecognized character in action: {}",
                             describe_char(Some(c))
@@ -308,8 +311,9 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    /// A run of spaces, of which the first was taken. The last one is left where it begins a trimming delimiter.
-    fn space(&mut self) {
+    /// Reads a run of spaces after its first one. Leaves the last one if a trimming delimiter
+    /// starts with it.
+    fn read_space(&mut self) {
         while let Some(c) = self.peek().filter(|c| is_space(*c)) {
             if has_right_trim(self.rest()) && self.rest()[2..].starts_with("}}") {
                 break;
@@ -319,7 +323,7 @@ impl<'a> Lexer<'a> {
         self.emit(TokenKind::Space);
     }
 
-    /// Whether a word may end here.
+    /// Returns `true` if a word may end here.
     fn at_terminator(&self) -> bool {
         match self.peek() {
             None | Some('.' | ',' | '|' | ':' | ')' | '(') => true,
@@ -327,7 +331,7 @@ impl<'a> Lexer<'a> {
         }
     }
 
-    fn identifier(&mut self) -> Result<(), LexError> {
+    fn read_identifier(&mut self) -> Result<(), LexError> {
         while self.peek().is_some_and(is_alphanumeric) {
             self.next();
         }
@@ -351,7 +355,7 @@ impl<'a> Lexer<'a> {
         Ok(())
     }
 
-    fn field_or_variable(&mut self, kind: TokenKind) -> Result<(), LexError> {
+    fn read_field_or_variable(&mut self, kind: TokenKind) -> Result<(), LexError> {
         if self.at_terminator() {
             self.emit(if kind == TokenKind::Variable {
                 TokenKind::Variable
@@ -374,7 +378,7 @@ impl<'a> Lexer<'a> {
         }
         let next = self.peek();
         let help = match next {
-            Some('-') => self.dashed_key(),
+            Some('-') => self.dashed_key_help(),
             Some('}') => Some("an action ends with `}}`".to_owned()),
             _ => None,
         };
@@ -387,8 +391,8 @@ impl<'a> Lexer<'a> {
         })
     }
 
-    /// What to write instead of `.Values.my-key`, where that is what stands here.
-    fn dashed_key(&self) -> Option<String> {
+    /// Returns help for a key with a dash, such as `.Values.my-key`.
+    fn dashed_key_help(&self) -> Option<String> {
         let is_key = |c: char| is_alphanumeric(c) || c == '-';
         let tail = self.rest();
         let tail = &tail[..tail.find(|c| !is_key(c)).unwrap_or(tail.len())];
@@ -406,10 +410,10 @@ impl<'a> Lexer<'a> {
         ))
     }
 
-    fn number(&mut self) -> Result<(), LexError> {
+    fn read_number(&mut self) -> Result<(), LexError> {
         let well_formed = self.scan_number();
         if well_formed && matches!(self.peek(), Some('+' | '-')) {
-            // `1+2i` is a complex number in Go. They are left out.
+            // `1+2i` is a complex number in Go. Complex numbers are left out.
             self.scan_number();
             return Err(self.bad_number());
         }
@@ -422,7 +426,7 @@ impl<'a> Lexer<'a> {
 
     fn bad_number(&self) -> LexError {
         let text = &self.text[self.start..self.position];
-        error(
+        lex_error(
             &format!("bad number syntax: {}", crate::format::quote(text)),
             text.ends_with(|c: char| c.is_alphabetic())
                 .then_some("a text is written between quotes: \"text\""),
@@ -458,13 +462,13 @@ impl<'a> Lexer<'a> {
         true
     }
 
-    fn quoted(&mut self, quote: char, message: &str, kind: TokenKind) -> Result<(), LexError> {
+    fn read_quoted(&mut self, quote: char, message: &str, kind: TokenKind) -> Result<(), LexError> {
         loop {
             match self.next() {
                 Some('\\') if self.peek().is_some_and(|c| c != '\n') => {
                     self.next();
                 }
-                None | Some('\\' | '\n') => return Err(error(message, None)),
+                None | Some('\\' | '\n') => return Err(lex_error(message, None)),
                 Some(c) if c == quote => break,
                 Some(_) => {}
             }
@@ -473,10 +477,10 @@ impl<'a> Lexer<'a> {
         Ok(())
     }
 
-    fn raw_string(&mut self) -> Result<(), LexError> {
+    fn read_raw_string(&mut self) -> Result<(), LexError> {
         let Some(length) = self.rest().find('`') else {
             self.position = self.start + 1;
-            return Err(error("unterminated raw quoted string", None));
+            return Err(lex_error("unterminated raw quoted string", None));
         };
         self.position += length + 1;
         self.emit(TokenKind::RawString);
@@ -494,7 +498,7 @@ fn has_right_trim(text: &str) -> bool {
     bytes.first().is_some_and(|b| is_space(char::from(*b))) && bytes.get(1) == Some(&b'-')
 }
 
-fn error(message: &str, help: Option<&str>) -> LexError {
+fn lex_error(message: &str, help: Option<&str>) -> LexError {
     LexError {
         kind: TemplateErrorKind::Parse,
         message: message.to_owned(),

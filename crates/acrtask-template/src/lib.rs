@@ -1,7 +1,8 @@
 //! Go's `text/template` with Sprig's text functions, bounded in time, memory and output.
 //!
-//! A task file is such a template over the facts and values of its run. This crate is pure: it reads no clock, no file,
-//! no environment and no network, and the same template over the same data and [`Limits`] gives the same bytes.
+//! A task file is such a template over the variables and values of its run. This crate is pure: it
+//! reads no clock, no file, no environment and no network. The same template over the same data and
+//! [`Limits`] renders to the same bytes.
 //!
 //! ```
 //! use acrtask_template::{Limits, Template};
@@ -12,31 +13,35 @@
 //! # Ok::<(), acrtask_template::TemplateError>(())
 //! ```
 //!
-//! # Which functions
+//! # Functions
 //!
-//! Go's own, and Sprig's text functions: the names of Sprig 3, which include all of 2.22, the version that the reference
-//! executor uses. Its one function of its own is kept: `b64enc` of nothing is the empty text. Where 2.22 and 3 differ:
+//! The functions are Go's own and Sprig's text functions. The names are those of Sprig 3, which
+//! include all of 2.22, the version of the reference executor. As in the reference executor,
+//! `b64enc` of a missing value is the empty text. Where 2.22 and 3 differ:
 //!
-//! - a text is read as a number in base ten, as 2.22 does (`int "08"` is 8); what that cannot read is read as 3 does;
-//! - `mergeOverwrite` of a map over a value, and `semverCompare "!=1.2"`, are as 3 has them;
-//! - functions that stop a rendering in 2.22 (`trunc -2 "text"`) are as 3 has them.
+//! - A text is read as a decimal number, like 2.22 (`int "08"` is 8). A text that 2.22 cannot read
+//!   is read like 3.
+//! - `mergeOverwrite` of a map over a value, and `semverCompare "!=1.2"`, work like 3.
+//! - Functions that stop a rendering in 2.22 (`trunc -2 "text"`) work like 3.
 //!
-//! Functions that read the machine, make keys or passwords, or are random are left out: [`LEFT_OUT`] has each with its
-//! reason, and the help of the error says it.
+//! Left out are functions that read the machine, create keys or passwords, or are random.
+//! [`LEFT_OUT`] lists them with their reasons, which the help of the error contains.
 //!
-//! # What differs from Go
+//! # Differences from Go
 //!
-//! - A value that is missing writes nothing where Go writes `<no value>`: the reference executor takes those words out
-//!   of every rendering.
-//! - Texts are UTF-8. A function that would cut a character in two, or decode bytes that are no text, is refused.
-//! - `now` is given with the [`Limits`]; the local time zone is UTC.
-//! - `keys` and `values` are in the order of the keys; Go's order changes from run to run.
-//! - Left out: complex numbers, other delimiters, `%p`, `%b` and `%x` of floats, one name for two groups of a regular
-//!   expression, the rarer methods of `time.Time`.
-//! - Bounded: see [`Limits`]. A template also may have at most 512 KiB and 1000 variables in one scope, and blocks and
-//!   parentheses nest at most 100 deep.
+//! - A missing value writes nothing, where Go writes `<no value>`. The reference executor removes
+//!   these words from every rendering.
+//! - Texts are UTF-8. A function refuses to cut a character in two, and to decode bytes that are
+//!   not text.
+//! - `now` is part of the [`Limits`]. The local time zone is UTC.
+//! - `keys` and `values` are in key order. Go's order changes from run to run.
+//! - Left out: complex numbers, other delimiters, `%p`, `%b` and `%x` of floats, one name for two
+//!   groups of a regular expression, the rarer methods of `time.Time`.
+//! - Renderings are bounded by [`Limits`]. A template has at most 512 KiB, and at most 1000
+//!   variables in one scope. Blocks and parentheses nest at most 100 deep.
 //!
-//! The tables in `tests/cases` hold what Go renders, and `differs.txt` among them each of these differences.
+//! The tables in `tests/cases` contain the renderings of Go. `differs.txt` covers each of these
+//! differences.
 
 mod ast;
 mod error;
@@ -69,24 +74,25 @@ pub struct Template {
     trees: parse::Trees,
 }
 
-/// A rendering, and where each of its bytes came from.
+/// A rendering with the origin of each of its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rendered {
-    /// What the template wrote.
+    /// Rendered text.
     pub text: String,
-    /// From offsets in `text` to offsets in the template.
+    /// Mapping of offsets in `text` to offsets in the template.
     pub map: SourceMap,
-    /// Byte ranges of `text` that were computed from untrusted input, in order. May be empty ranges.
+    /// Byte ranges of `text` that were computed from untrusted input, in order. A range may be
+    /// empty.
     pub untrusted: Vec<(Range<usize>, Sources)>,
 }
 
 impl Template {
-    /// Parses `text`. `name` is the name by which the template could call itself.
+    /// Parses `text`. `name` is the name by which the template can call itself.
     ///
     /// # Errors
     ///
-    /// The first fault in `text`, with the bytes that are to blame, as [`TemplateErrorKind::Parse`]; a text that is too
-    /// long or nests too deep as [`TemplateErrorKind::Limit`].
+    /// Returns [`TemplateErrorKind::Parse`] with the span of the first fault. Returns
+    /// [`TemplateErrorKind::Limit`] if the text is too long or nests too deep.
     pub fn parse(name: &str, text: &str) -> Result<Self, TemplateError> {
         let trees = parse::parse(name, text)?;
         Ok(Self {
@@ -100,8 +106,9 @@ impl Template {
     ///
     /// # Errors
     ///
-    /// [`TemplateErrorKind::Exec`] where the template does not fit the data or a function refuses its arguments,
-    /// [`TemplateErrorKind::Limit`] where it would take more than `limits` allow.
+    /// Returns [`TemplateErrorKind::Exec`] if the template does not fit the data, or a function
+    /// refuses its arguments. Returns [`TemplateErrorKind::Limit`] if the rendering exceeds
+    /// `limits`.
     pub fn render(
         &self,
         data: &serde_json::Value,
@@ -111,11 +118,11 @@ impl Template {
             .map(|rendered| rendered.text)
     }
 
-    /// Renders the template over `data`, and says where each byte came from.
+    /// Renders the template over `data`, and records the origin of each byte.
     ///
     /// # Errors
     ///
-    /// As [`Template::render`].
+    /// Same as [`Template::render`].
     pub fn render_mapped(
         &self,
         data: &serde_json::Value,
@@ -124,11 +131,12 @@ impl Template {
         self.render_untrusted(data, &Untrusted::default(), limits)
     }
 
-    /// Renders the template over `data`, and records which output was computed from `untrusted` input.
+    /// Renders the template over `data`, and records which output was computed from `untrusted`
+    /// input.
     ///
     /// # Errors
     ///
-    /// As [`Template::render`].
+    /// Same as [`Template::render`].
     pub fn render_untrusted(
         &self,
         data: &serde_json::Value,

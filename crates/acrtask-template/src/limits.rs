@@ -1,23 +1,26 @@
 //! The bounds of a rendering, and the meter that enforces them.
 //!
-//! Everything is counted, nothing is timed: the same template over the same data stops at the same place on every
-//! machine. The defaults let every real file through and stop a bomb within 50 ms and 64 MiB in a release build.
+//! Work is counted and never timed. The same template over the same data stops at the same place on
+//! every machine. The defaults accept every known file, and stop a bomb within 50 ms and 64 MiB in
+//! a release build.
 
 use crate::error::Fault;
 
-/// What one rendering may take.
+/// The bounds of one rendering.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes that the rendering may have, and that any one text made on the way may have.
+    /// Maximum size of the rendering, and of each text made on the way, in bytes.
     pub output_bytes: usize,
-    /// Units of work. Evaluating one part of an action costs one; functions cost in proportion to what they read.
+    /// Maximum units of work. Evaluating a part of an action costs one. Functions cost in
+    /// proportion to the bytes they read.
     pub steps: u64,
-    /// Bytes that all values made on the way may have together, whether or not they are still in use.
+    /// Maximum size of all values made on the way, in bytes. Includes values that are unused by
+    /// then.
     pub memory_bytes: usize,
-    /// How deep actions, parentheses and templates may nest while rendering.
+    /// Maximum nesting of actions, parentheses and templates while rendering.
     pub depth: usize,
-    /// What `now` is, and what the date functions take for a missing date. With `None` these functions are refused:
-    /// the clock is never read here.
+    /// Result of `now`, and the date that date functions use for a missing one. `None`: these
+    /// functions are refused, because this crate never reads the clock.
     pub now: Option<jiff::Timestamp>,
 }
 
@@ -33,10 +36,10 @@ impl Default for Limits {
     }
 }
 
-/// Bytes that a function reads for one step.
+/// Bytes that a function may read for one unit of work.
 const BYTES_PER_STEP: u64 = 16;
 
-/// What is left of the limits.
+/// The remaining budget of a rendering.
 #[derive(Debug)]
 pub(crate) struct Meter {
     steps: u64,
@@ -53,8 +56,8 @@ impl Meter {
         }
     }
 
-    /// Takes `count` steps.
-    pub(crate) fn step(&mut self, count: u64) -> Result<(), Fault> {
+    /// Charges `count` units of work.
+    pub(crate) fn charge_steps(&mut self, count: u64) -> Result<(), Fault> {
         match self.steps.checked_sub(count) {
             Some(left) => {
                 self.steps = left;
@@ -68,17 +71,17 @@ impl Meter {
         }
     }
 
-    /// Takes the steps for reading `bytes` bytes.
-    pub(crate) fn read(&mut self, bytes: usize) -> Result<(), Fault> {
-        self.step(u64::try_from(bytes).unwrap_or(u64::MAX) / BYTES_PER_STEP)
+    /// Charges the work of reading `bytes` bytes.
+    pub(crate) fn charge_read(&mut self, bytes: usize) -> Result<(), Fault> {
+        self.charge_steps(u64::try_from(bytes).unwrap_or(u64::MAX) / BYTES_PER_STEP)
     }
 
-    /// Takes `bytes` bytes of memory. To be called before they are allocated.
-    pub(crate) fn allocate(&mut self, bytes: usize) -> Result<(), Fault> {
+    /// Charges `bytes` bytes of memory. Call it before the allocation.
+    pub(crate) fn charge_memory(&mut self, bytes: usize) -> Result<(), Fault> {
         match self.memory_bytes.checked_sub(bytes) {
             Some(left) => {
                 self.memory_bytes = left;
-                self.read(bytes)
+                self.charge_read(bytes)
             }
             None => {
                 self.memory_bytes = 0;
@@ -90,25 +93,26 @@ impl Meter {
         }
     }
 
-    /// Checks that a text of `bytes` bytes may exist, and takes its memory. To be called before it is made.
-    pub(crate) fn text(&mut self, bytes: usize) -> Result<(), Fault> {
+    /// Checks that a text of `bytes` bytes is allowed, and charges its memory. Call it before the
+    /// allocation.
+    pub(crate) fn charge_text(&mut self, bytes: usize) -> Result<(), Fault> {
         if bytes > self.text_bytes {
             return Err(Fault::limit(format!(
                 "a text would be longer than {} bytes",
                 self.text_bytes
             )));
         }
-        self.allocate(bytes)
+        self.charge_memory(bytes)
     }
 
-    /// Checks that a text of `length` bytes may grow by `more`, and takes the memory for these.
-    pub(crate) fn grow(&mut self, length: usize, more: usize) -> Result<(), Fault> {
+    /// Checks that a text of `length` bytes may grow by `more` bytes, and charges their memory.
+    pub(crate) fn charge_growth(&mut self, length: usize, more: usize) -> Result<(), Fault> {
         if more > self.text_bytes.saturating_sub(length) {
             return Err(Fault::limit(format!(
                 "a text would be longer than {} bytes",
                 self.text_bytes
             )));
         }
-        self.allocate(more)
+        self.charge_memory(more)
     }
 }

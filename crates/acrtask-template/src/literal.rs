@@ -1,11 +1,11 @@
-//! Go's literals: quoted and raw strings, characters, integers and floats in every base.
+//! Parser of Go's literals: quoted and raw strings, characters, integers and floats in every base.
 
 use crate::{
     ast::{Ideal, Number},
     format::quote,
 };
 
-/// The text of a Go string literal with its quotes: `"..."` or `` `...` ``.
+/// Returns the text of a Go string literal with its quotes: `"..."` or `` `...` ``.
 pub(crate) fn unquote(literal: &str) -> Result<String, String> {
     if let Some(raw) = literal
         .strip_prefix('`')
@@ -32,11 +32,11 @@ pub(crate) fn unquote(literal: &str) -> Result<String, String> {
 
 enum Unit {
     Char(char),
-    /// From `\x` or an octal escape: one byte, which may be a part of a character.
+    /// A byte of `\x` or an octal escape. It may be a part of a character.
     Byte(u8),
 }
 
-/// The first character of `text` with its escape undone, and what follows.
+/// Returns the first character of `text` without its escape, and the rest.
 fn unquote_unit(text: &str, quote: char) -> Option<(Unit, &str)> {
     let mut chars = text.chars();
     let first = chars.next()?;
@@ -86,8 +86,8 @@ fn unquote_unit(text: &str, quote: char) -> Option<(Unit, &str)> {
     }
 }
 
-/// A number or character literal.
-pub(crate) fn number(text: &str) -> Result<Number, String> {
+/// Parses a number or character literal.
+pub(crate) fn parse_number(text: &str) -> Result<Number, String> {
     let malformed = |what: &str| format!("malformed {what}: {text}");
     if let Some(inner) = text.strip_prefix('\'') {
         let inner = inner
@@ -111,7 +111,8 @@ pub(crate) fn number(text: &str) -> Result<Number, String> {
     if let Some(integer) = parse_int_base0(text) {
         return match i64::try_from(integer) {
             Ok(value) => {
-                // A text such as 1e3 does not get here, so that an integer is what was written.
+                // A text such as 1e3 is not an integer here, so the number was written as an
+                // integer.
                 Ok(Number {
                     integer: Some(value),
                     float: to_float(value),
@@ -154,7 +155,7 @@ fn to_float(value: i64) -> f64 {
     value as f64
 }
 
-/// `strconv.ParseInt` with base 0, as far as 64 bits signed or unsigned go.
+/// Parses an integer like `strconv.ParseInt` with base 0, up to 64 bits signed or unsigned.
 pub(crate) fn parse_int_base0(text: &str) -> Option<i128> {
     let (negative, digits) = match text.as_bytes().first()? {
         b'-' => (true, &text[1..]),
@@ -175,7 +176,7 @@ pub(crate) fn parse_int_base0(text: &str) -> Option<i128> {
     (value >= i128::from(i64::MIN)).then_some(value)
 }
 
-/// Takes out underscores, which may stand between digits, or after a prefix.
+/// Removes underscores, which may be between digits or after a prefix.
 fn remove_underscores(
     body: &str,
     prefixed: bool,
@@ -202,7 +203,7 @@ fn remove_underscores(
     (!underscore && !plain.is_empty()).then_some(plain)
 }
 
-/// `strconv.ParseFloat`: decimal, hexadecimal (`0x1p-2`), `inf`, `nan`.
+/// Parses a float like `strconv.ParseFloat`: decimal, hexadecimal (`0x1p-2`), `inf`, `nan`.
 pub(crate) fn parse_float(text: &str) -> Option<f64> {
     let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
     let sign = if text.starts_with('-') { -1.0 } else { 1.0 };
@@ -217,7 +218,7 @@ pub(crate) fn parse_float(text: &str) -> Option<f64> {
     {
         return parse_hex_float(hex).map(|value| sign * value);
     }
-    // Rust reads the same decimal grammar, without underscores.
+    // Rust accepts the same decimal grammar, without underscores.
     let well_placed = !unsigned.contains('_')
         || (!unsigned.starts_with('_')
             && !unsigned.ends_with('_')
@@ -227,7 +228,7 @@ pub(crate) fn parse_float(text: &str) -> Option<f64> {
     if !well_placed || !unsigned.starts_with(|c: char| c.is_ascii_digit() || c == '.') {
         return None;
     }
-    // Go refuses what does not fit, where Rust gives infinity.
+    // Go refuses a number that is too large. Rust returns infinity.
     unsigned
         .replace('_', "")
         .parse::<f64>()
@@ -256,7 +257,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers() {
+    fn number_literals_parse_as_in_go() {
         let integers = [
             ("0", 0),
             ("-17", -17),
@@ -275,13 +276,13 @@ mod tests {
         ];
         for (text, expected) in integers {
             assert_eq!(
-                number(text).map(|number| number.integer),
+                parse_number(text).map(|number| number.integer),
                 Ok(Some(expected)),
                 "{text}"
             );
         }
-        assert_eq!(number("0x1p-2").map(|number| number.float), Ok(0.25));
-        assert_eq!(number("1.5").map(|number| number.integer), Ok(None));
+        assert_eq!(parse_number("0x1p-2").map(|number| number.float), Ok(0.25));
+        assert_eq!(parse_number("1.5").map(|number| number.integer), Ok(None));
         for text in [
             "1__0",
             "08",
@@ -293,12 +294,12 @@ mod tests {
             "99999999999999999999",
             "1e999",
         ] {
-            assert!(number(text).is_err(), "{text}");
+            assert!(parse_number(text).is_err(), "{text}");
         }
     }
 
     #[test]
-    fn strings() {
+    fn string_literals_are_unquoted_as_in_go() {
         assert_eq!(
             unquote(r#""a\tb\"\u00e9\x41\101""#).as_deref(),
             Ok("a\tb\"\u{e9}AA")

@@ -1,7 +1,7 @@
-//! Where each byte of a rendering came from.
+//! Mapping of a rendering's bytes to the template.
 //!
-//! Invariant: segments are in order of their output start, none is empty, and the first starts at output byte 0
-//! unless nothing was written.
+//! Invariants: segments are in order of their output start, and none is empty. The first one starts
+//! at output byte 0, unless the output is empty.
 
 /// A map from byte offsets of the rendered text to byte offsets of the template.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -13,15 +13,16 @@ pub struct SourceMap {
 struct Segment {
     output_start: usize,
     source_start: usize,
-    /// Literal text keeps its distance from the segment's start; what an action wrote maps to the action's start.
+    /// `true` for literal text, which keeps its distance from the segment's start. Output of an
+    /// action maps to the action's start.
     literal: bool,
 }
 
 impl SourceMap {
-    /// The byte offset in the template that produced `output_byte`.
+    /// Returns the byte offset in the template that produced `output_byte`.
     ///
-    /// Literal text maps exactly. What an action wrote maps to the start of that action (its `{{`). An offset at or
-    /// past the end of the output maps as though the last piece went on.
+    /// Literal text maps exactly. Output of an action maps to the start of the action (its `{{`).
+    /// An offset at or past the end maps as if the last piece continued.
     #[must_use]
     pub fn source_of(&self, output_byte: usize) -> usize {
         let after = self
@@ -40,7 +41,7 @@ impl SourceMap {
         }
     }
 
-    /// Records that output from `output_start` on is the template's own text from `source_start` on.
+    /// Records that output from `output_start` is the template's own text from `source_start`.
     pub(crate) fn push_literal(&mut self, output_start: usize, source_start: usize) {
         let continues = self.segments.last().is_some_and(|last| {
             last.literal && last.source_start + (output_start - last.output_start) == source_start
@@ -54,7 +55,7 @@ impl SourceMap {
         }
     }
 
-    /// Records that output from `output_start` on was written by the action that starts at `source_start`.
+    /// Records that the action at `source_start` wrote the output from `output_start`.
     pub(crate) fn push_action(&mut self, output_start: usize, source_start: usize) {
         let continues = self
             .segments
@@ -75,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_empty_map_points_at_the_start() {
+    fn empty_map_points_at_the_start() {
         assert_eq!(SourceMap::default().source_of(7), 0);
     }
 

@@ -1,8 +1,10 @@
-//! Untrusted data: which output of a rendering was computed from it.
+//! Tracking of output that was computed from untrusted data.
 //!
-//! Each value, variable and map entry carries the [`Sources`] that it was computed from. A function's result has
-//! those of all its arguments. Invariants: text that the template's author wrote has no sources; neither has a
-//! boolean, so that a condition on an untrusted value chooses between texts of the author.
+//! Each value, variable and map entry has the [`Sources`] that it was computed from. The result of
+//! a function has those of all its arguments.
+//!
+//! Invariants: text of the template's author has no sources. A boolean has none either, so a
+//! condition on an untrusted value only chooses between texts of the author.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -16,15 +18,15 @@ use crate::{
     value::{Entries, MapRef, Value},
 };
 
-/// A set of numbered sources. All numbers from 63 on count as one.
+/// A set of numbered sources. All numbers from 63 count as one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Sources(u64);
 
 impl Sources {
-    /// No source.
+    /// The empty set.
     pub const NONE: Self = Self(0);
 
-    /// The set that contains only the source with this number.
+    /// Creates the set that contains only the source with this number.
     pub fn of(number: usize) -> Self {
         Self(1 << number.min(63))
     }
@@ -54,36 +56,36 @@ impl BitOrAssign for Sources {
     }
 }
 
-/// The untrusted parts of a rendering's input.
+/// The untrusted parts of the input of a rendering.
 #[derive(Debug, Clone, Default)]
 pub struct Untrusted {
-    /// Keys that lead from the root of the data to a value, and the source of that value.
+    /// Paths of keys from the root of the data to a value, with the source of that value.
     pub data: Vec<(Vec<String>, Sources)>,
-    /// Byte ranges of the template's own text, in order, and the source of each.
+    /// Byte ranges of the template's own text, in order, with the source of each.
     pub template: Vec<(Range<usize>, Sources)>,
 }
 
 impl Untrusted {
     /// Returns the sources of the template's own text in `range`.
-    pub(crate) fn of_template(&self, range: &Range<usize>) -> Sources {
+    pub(crate) fn template_sources(&self, range: &Range<usize>) -> Sources {
         let mut sources = Sources::NONE;
-        for (part, of_part) in &self.template {
+        for (part, part_sources) in &self.template {
             if part.start < range.end && range.start < part.end {
-                sources |= *of_part;
+                sources |= *part_sources;
             }
         }
         sources
     }
 }
 
-/// The sources of the entries of maps.
+/// The sources of the entries of all maps.
 #[derive(Debug, Default)]
 pub(crate) struct MapSources {
-    maps: HashMap<usize, OfMap>,
+    maps: HashMap<usize, EntrySources>,
 }
 
 #[derive(Debug, Default)]
-struct OfMap {
+struct EntrySources {
     all: Sources,
     keys: HashMap<Arc<str>, Sources>,
 }
@@ -109,26 +111,28 @@ impl MapSources {
     }
 
     /// Returns the sources of one entry of a map.
-    pub(crate) fn of_entry(&self, map: MapRef, key: &str) -> Sources {
-        self.maps.get(&map.index()).map_or(Sources::NONE, |of_map| {
-            of_map.all | of_map.keys.get(key).copied().unwrap_or_default()
-        })
+    pub(crate) fn entry_sources(&self, map: MapRef, key: &str) -> Sources {
+        self.maps
+            .get(&map.index())
+            .map_or(Sources::NONE, |entries| {
+                entries.all | entries.keys.get(key).copied().unwrap_or_default()
+            })
     }
 
-    fn of_map(&self, map: MapRef) -> Sources {
+    fn map_sources(&self, map: MapRef) -> Sources {
         let mut sources = Sources::NONE;
-        if let Some(of_map) = self.maps.get(&map.index()) {
-            sources |= of_map.all;
-            for of_key in of_map.keys.values() {
-                sources |= *of_key;
+        if let Some(entries) = self.maps.get(&map.index()) {
+            sources |= entries.all;
+            for key_sources in entries.keys.values() {
+                sources |= *key_sources;
             }
         }
         sources
     }
 }
 
-/// The maps in a value, and in the maps and lists inside it.
-pub(crate) fn maps_in(
+/// Finds the maps in a value, including those in nested maps and lists.
+pub(crate) fn find_maps(
     maps: &[Entries],
     meter: &mut Meter,
     value: &Value,
@@ -139,13 +143,13 @@ pub(crate) fn maps_in(
     while let Some(value) = rest.pop() {
         match value {
             Value::Map(map) if seen.insert(map.index()) => {
-                meter.step(1)?;
+                meter.charge_steps(1)?;
                 found.push(*map);
-                rest.extend(maps[map.index()].values().filter(|value| nests(value)));
+                rest.extend(maps[map.index()].values().filter(|value| can_nest(value)));
             }
             Value::List(list) => {
-                meter.step(list.len() as u64 / 8)?;
-                rest.extend(list.items().iter().filter(|value| nests(value)));
+                meter.charge_steps(list.len() as u64 / 8)?;
+                rest.extend(list.items().iter().filter(|value| can_nest(value)));
             }
             _ => {}
         }
@@ -153,19 +157,23 @@ pub(crate) fn maps_in(
     Ok(found)
 }
 
-fn nests(value: &Value) -> bool {
+fn can_nest(value: &Value) -> bool {
     matches!(value, Value::Map(_) | Value::List(_))
 }
 
 impl crate::value::Heap {
-    /// Returns the sources of everything inside the value.
-    pub(crate) fn sources_in(&self, meter: &mut Meter, value: &Value) -> Result<Sources, Fault> {
+    /// Returns the sources of all entries inside the value.
+    pub(crate) fn collect_sources(
+        &self,
+        meter: &mut Meter,
+        value: &Value,
+    ) -> Result<Sources, Fault> {
         let mut sources = Sources::NONE;
-        if self.sources.is_empty() || !nests(value) {
+        if self.sources.is_empty() || !can_nest(value) {
             return Ok(sources);
         }
-        for map in maps_in(self.maps(), meter, value)? {
-            sources |= self.sources.of_map(map);
+        for map in find_maps(self.maps(), meter, value)? {
+            sources |= self.sources.map_sources(map);
         }
         Ok(sources)
     }
@@ -180,14 +188,14 @@ impl crate::value::Heap {
         if sources.is_empty() {
             return Ok(());
         }
-        for map in maps_in(self.maps(), meter, value)? {
+        for map in find_maps(self.maps(), meter, value)? {
             self.sources.add_to_map(map, sources);
         }
         Ok(())
     }
 
-    /// Marks what `untrusted` names in the data that was imported as `root`.
-    pub(crate) fn mark(&mut self, root: &Value, untrusted: &Untrusted) {
+    /// Marks the paths of `untrusted` in the data that was imported as `root`.
+    pub(crate) fn mark_untrusted(&mut self, root: &Value, untrusted: &Untrusted) {
         for (path, sources) in &untrusted.data {
             let Some((last, parents)) = path.split_last() else {
                 continue;
@@ -209,22 +217,23 @@ impl crate::value::Heap {
 }
 
 impl crate::funcs::Env {
-    /// Returns the sources of the result of a call, and records those of the maps that the call changed.
-    /// `sources` are those of the arguments, without those of entries of maps among them.
-    pub(crate) fn sources_of_call(
+    /// Returns the sources of the result of a call. Also records the sources of the maps that the
+    /// call changed. `sources` are those of the arguments, without those of map entries inside
+    /// them.
+    pub(crate) fn call_sources(
         &mut self,
         function: &str,
         arguments: &[Value],
         sources: &[Sources],
     ) -> Result<Sources, Fault> {
         let mut all = Sources::NONE;
-        for of_argument in sources {
-            all |= *of_argument;
+        for argument_sources in sources {
+            all |= *argument_sources;
         }
         if all.is_empty() && self.heap.sources.is_empty() {
             return Ok(all);
         }
-        let of = |index: usize| sources.get(index).copied().unwrap_or_default();
+        let sources_at = |index: usize| sources.get(index).copied().unwrap_or_default();
         match (function, arguments) {
             ("index" | "get", [first @ Value::Map(_), keys @ ..]) => {
                 let mut at = first.clone();
@@ -232,21 +241,22 @@ impl crate::funcs::Env {
                     let (Value::Map(map), Value::Text(key)) = (&at, key) else {
                         break;
                     };
-                    all |= self.heap.sources.of_entry(*map, key);
+                    all |= self.heap.sources.entry_sources(*map, key);
                     at = self.heap.get(*map).get(key).cloned().unwrap_or(Value::Nil);
                 }
                 Ok(all)
             }
             ("set", [Value::Map(map), Value::Text(key), value]) => {
-                let of_value = of(2) | self.heap.sources_in(&mut self.meter, value)?;
-                self.heap.sources.add_to_map(*map, of(1));
-                self.heap.sources.add_to_entry(*map, key, of_value);
-                Ok(of(0))
+                let value_sources =
+                    sources_at(2) | self.heap.collect_sources(&mut self.meter, value)?;
+                self.heap.sources.add_to_map(*map, sources_at(1));
+                self.heap.sources.add_to_entry(*map, key, value_sources);
+                Ok(sources_at(0))
             }
-            ("unset", _) => Ok(of(0)),
+            ("unset", _) => Ok(sources_at(0)),
             _ => {
                 for argument in arguments {
-                    all |= self.heap.sources_in(&mut self.meter, argument)?;
+                    all |= self.heap.collect_sources(&mut self.meter, argument)?;
                 }
                 if let (
                     "merge" | "mustMerge" | "mergeOverwrite" | "mustMergeOverwrite",

@@ -1,10 +1,11 @@
-//! The values that templates compute with, with the identities that Go's have.
+//! The values that templates compute with, with the identity semantics of Go.
 //!
-//! Maps have reference semantics: `set` is seen through every variable that holds the map. They live in a [`Heap`] for
-//! the length of one rendering and are named by index, so that a map that holds itself is neither a leak nor an endless
-//! destructor. Lists do not change once made; a slice of one shares it.
+//! Maps have reference semantics: every variable of a map sees the effect of `set`. A [`Heap`] owns
+//! the maps for one rendering, and values refer to them by index. So a map that contains itself
+//! causes neither a leak nor endless recursion in a destructor. Lists are immutable, and a slice
+//! shares the list.
 //!
-//! Left out: texts that are not UTF-8. Where Go would cut a character in two, the function is refused.
+//! Left out: texts that are not UTF-8. If Go would cut a character in two, the function is refused.
 
 use std::{collections::BTreeMap, rc::Rc, sync::Arc};
 
@@ -15,20 +16,21 @@ use crate::{
     untrusted::MapSources,
 };
 
-/// How deep lists may nest in lists.
+/// Maximum nesting of lists in lists.
 const MAX_LIST_DEPTH: u16 = 100;
 
 #[derive(Debug, Clone)]
 pub(crate) enum Value {
-    /// Nothing: Go's invalid `reflect.Value`.
+    /// A missing value: Go's invalid `reflect.Value`.
     Nil,
-    /// Nothing, read from an element of a map or list: Go's nil interface. A pipeline makes it `Nil`.
+    /// A missing value from an element of a map or list: Go's nil interface. A pipeline converts it
+    /// to `Nil`.
     NilField,
     Bool(bool),
     /// Go's `int`.
     Int(i64),
     Int64(i64),
-    /// What `index` takes out of a text.
+    /// Result of `index` on a text.
     Uint8(u8),
     Uint64(u64),
     Float(f64),
@@ -36,7 +38,7 @@ pub(crate) enum Value {
     List(List),
     Map(MapRef),
     Time(Rc<Time>),
-    /// `time.Duration`, in nanoseconds.
+    /// `time.Duration` in nanoseconds.
     Duration(i64),
     /// `time.Month`, 1 to 12.
     Month(i8),
@@ -45,7 +47,7 @@ pub(crate) enum Value {
     Version(Rc<Version>),
 }
 
-/// The static element type of a list or map, as Go's `%T` shows it.
+/// Static element type of a list or map, as in Go's `%T`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Element {
     Any,
@@ -71,7 +73,7 @@ pub(crate) struct List {
     start: u32,
     end: u32,
     pub(crate) element: Element,
-    /// Go's nil slice: empty, but `null` in JSON.
+    /// `true` for Go's nil slice: empty, but `null` in JSON.
     pub(crate) is_nil: bool,
 }
 
@@ -82,13 +84,14 @@ struct ListData {
 }
 
 impl List {
-    /// A list of `items`. The caller has charged for their making; the list itself is charged here.
+    /// Creates a list of `items` and charges its memory. The caller charges the work of making the
+    /// items.
     pub(crate) fn new(
         meter: &mut Meter,
         element: Element,
         items: Vec<Value>,
     ) -> Result<Self, Fault> {
-        meter.allocate(items.len() * size_of::<Value>() + size_of::<ListData>())?;
+        meter.charge_memory(items.len() * size_of::<Value>() + size_of::<ListData>())?;
         let inner = items
             .iter()
             .map(|item| {
@@ -141,12 +144,13 @@ impl List {
         self.items().len()
     }
 
-    /// How far a slice of this list may reach: Go's capacity, where nothing was appended in place.
+    /// Returns how far a slice of this list may reach: Go's capacity if nothing was appended in
+    /// place.
     pub(crate) fn capacity(&self) -> usize {
         self.data.items.len() - self.start as usize
     }
 
-    /// The part from `start` to `end`, which must not exceed the capacity.
+    /// Returns the part from `start` to `end`, which must be within the capacity.
     pub(crate) fn slice(&self, start: usize, end: usize) -> Self {
         let at =
             |offset: usize| u32::try_from(offset).map_or(self.end, |offset| self.start + offset);
@@ -158,7 +162,7 @@ impl List {
     }
 }
 
-/// A map in the [`Heap`]; all keys are texts.
+/// A reference to a map in the [`Heap`]. All keys are texts.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct MapRef {
     index: usize,
@@ -181,22 +185,22 @@ pub(crate) type Entries = BTreeMap<Arc<str>, Value>;
 #[derive(Debug, Default)]
 pub(crate) struct Heap {
     maps: Vec<Entries>,
-    /// The untrusted sources of their entries.
+    /// Untrusted sources of the map entries.
     pub(crate) sources: MapSources,
 }
 
-/// What a map entry costs beyond its key's text.
+/// Memory of a map entry in bytes, without the text of its key.
 pub(crate) const ENTRY_BYTES: usize = 2 * size_of::<Value>() + 16;
 
 impl Heap {
-    /// Takes a new map. Charged by entry.
-    pub(crate) fn add(
+    /// Adds a map and charges its memory by entry.
+    pub(crate) fn add_map(
         &mut self,
         meter: &mut Meter,
         element: Element,
         entries: Entries,
     ) -> Result<MapRef, Fault> {
-        meter.allocate(size_of::<Entries>() + 64 + entries.len() * ENTRY_BYTES)?;
+        meter.charge_memory(size_of::<Entries>() + 64 + entries.len() * ENTRY_BYTES)?;
         self.maps.push(entries);
         Ok(MapRef {
             index: self.maps.len() - 1,
@@ -216,13 +220,13 @@ impl Heap {
         &mut self.maps[map.index]
     }
 
-    /// The value of JSON data, as Go holds what it reads from YAML: whole numbers are `int`.
-    pub(crate) fn import(
+    /// Converts JSON data to a value, as Go reads it from YAML. Whole numbers become `int`.
+    pub(crate) fn import_json(
         &mut self,
         meter: &mut Meter,
         json: &serde_json::Value,
     ) -> Result<Value, Fault> {
-        meter.step(1)?;
+        meter.charge_steps(1)?;
         Ok(match json {
             serde_json::Value::Null => Value::Nil,
             serde_json::Value::Bool(value) => Value::Bool(*value),
@@ -236,23 +240,23 @@ impl Heap {
                 }
             }
             serde_json::Value::String(text) => {
-                meter.allocate(text.len())?;
+                meter.charge_memory(text.len())?;
                 Value::Text(text.as_str().into())
             }
             serde_json::Value::Array(items) => {
                 let items = items
                     .iter()
-                    .map(|item| self.import(meter, item))
+                    .map(|item| self.import_json(meter, item))
                     .collect::<Result<Vec<_>, _>>()?;
                 Value::List(List::new(meter, Element::Any, items)?)
             }
             serde_json::Value::Object(object) => {
                 let mut entries = Entries::new();
                 for (key, value) in object {
-                    meter.allocate(key.len())?;
-                    entries.insert(key.as_str().into(), self.import(meter, value)?);
+                    meter.charge_memory(key.len())?;
+                    entries.insert(key.as_str().into(), self.import_json(meter, value)?);
                 }
-                Value::Map(self.add(meter, Element::Any, entries)?)
+                Value::Map(self.add_map(meter, Element::Any, entries)?)
             }
         })
     }
@@ -267,8 +271,8 @@ impl Value {
         matches!(self, Self::Nil | Self::NilField)
     }
 
-    /// `Nil` where nothing was read from an element.
-    pub(crate) fn settled(self) -> Self {
+    /// Converts a missing element to `Nil`.
+    pub(crate) fn nil_field_to_nil(self) -> Self {
         if matches!(self, Self::NilField) {
             Self::Nil
         } else {
@@ -276,7 +280,7 @@ impl Value {
         }
     }
 
-    /// What reading this value out of a map or list gives.
+    /// Returns the value as an element of a map or list, where a missing value becomes `NilField`.
     pub(crate) fn as_field(&self) -> Self {
         if self.is_nil() {
             Self::NilField
@@ -285,8 +289,9 @@ impl Value {
         }
     }
 
-    /// Go's truth: everything but nothing, false, zero, and what is empty.
-    pub(crate) fn truth(&self, heap: &Heap) -> bool {
+    /// Returns the truth of the value in Go. False are missing values, false, zero, and empty
+    /// values.
+    pub(crate) fn is_truthy(&self, heap: &Heap) -> bool {
         match self {
             Self::Nil | Self::NilField => false,
             Self::Bool(value) => *value,
@@ -302,7 +307,7 @@ impl Value {
         }
     }
 
-    /// The type as Go's `%T` writes it.
+    /// Returns the type as in Go's `%T`.
     pub(crate) fn type_name(&self) -> String {
         match self {
             Self::Nil | Self::NilField => "<nil>".to_owned(),
@@ -323,7 +328,7 @@ impl Value {
         }
     }
 
-    /// The kind as Go's `reflect.Kind` names it.
+    /// Returns the kind as in Go's `reflect.Kind`.
     pub(crate) fn kind_name(&self) -> &'static str {
         match self {
             Self::Nil | Self::NilField => "invalid",
@@ -341,13 +346,14 @@ impl Value {
         }
     }
 
-    /// Bytes that a function reads when it is given this value, not counting what is inside elements.
+    /// Returns the bytes that a function reads from this value, without the content of its
+    /// elements.
     pub(crate) fn shallow_bytes(&self, heap: &Heap) -> usize {
         match self {
             Self::Text(text) => text.len(),
             Self::List(list) => list.len() * size_of::<Value>(),
             Self::Map(map) => heap.get(*map).len() * size_of::<Value>(),
-            // It is read part by part.
+            // A version is read part by part.
             Self::Version(version) => version.bytes() * 8,
             _ => 0,
         }

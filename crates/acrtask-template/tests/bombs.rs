@@ -1,11 +1,11 @@
-//! Templates that would take far too long or far too much memory are refused, each within 50 ms and all within 64 MiB
-//! (in a release build; a debug build is some twenty times slower).
+//! Templates that would take far too much time or memory. Each is refused within 50 ms, and all
+//! within 64 MiB, in a release build. A debug build is about twenty times slower.
 
 use std::time::{Duration, Instant};
 
 use acrtask_template::{Limits, Template, TemplateErrorKind};
 
-/// Bombs: name and template.
+/// Name and template of each bomb.
 const BOMBS: &[(&str, &str)] = &[
     ("repeat", r#"{{repeat 1000000000 "x"}}"#),
     (
@@ -341,7 +341,7 @@ const BOMBS: &[(&str, &str)] = &[
     ),
 ];
 
-/// Bombs too long to be written out: name, what is repeated, how often, and what stands before and after.
+/// Bombs that are too long to write out: name, start, repeated part, count, and end.
 const LONG_BOMBS: &[(&str, &str, &str, usize, &str)] = &[
     ("parentheses", "{{", "(", 100_000, ""),
     ("parentheses, closed", "{{1", "|print", 80_000, "}}"),
@@ -376,13 +376,13 @@ const LONG_BOMBS: &[(&str, &str, &str, usize, &str)] = &[
     ("a long file", "", "x", 3_000_000, ""),
 ];
 
-/// What one bomb may take.
+/// Returns the maximum time of one bomb.
 fn limit() -> Duration {
     Duration::from_millis(if cfg!(debug_assertions) { 3_000 } else { 50 })
 }
 
-/// The time that this thread has had on a processor; unlike the time of day it does not count what others take. Where
-/// the system does not tell, the time since `start`.
+/// Returns the processor time of this thread, which excludes that of other programs. If the system
+/// does not provide it, returns the time since `start`.
 fn processor_time(start: Instant) -> Duration {
     std::fs::read_to_string("/proc/thread-self/schedstat")
         .ok()
@@ -390,7 +390,7 @@ fn processor_time(start: Instant) -> Duration {
         .map_or_else(|| start.elapsed(), Duration::from_nanos)
 }
 
-/// The most memory that this process ever had, in KiB, where the system tells.
+/// Returns the peak memory of this process in KiB. `None` if the system does not provide it.
 fn peak_kib() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
@@ -433,7 +433,7 @@ fn every_bomb_is_refused_in_time_and_memory() {
     }
 }
 
-/// Faults in very long words are found and described in time.
+/// Faults in very long words.
 #[test]
 fn long_words_are_refused_in_time() {
     let start = Instant::now();

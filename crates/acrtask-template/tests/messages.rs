@@ -1,4 +1,4 @@
-//! What an author sees: message, the part that is to blame, and what to write instead.
+//! Errors as an author sees them: message, cause, and what to write instead.
 
 use acrtask_template::{Limits, Template, TemplateError};
 
@@ -10,7 +10,7 @@ fn refusal(template: &str) -> TemplateError {
 }
 
 #[test]
-fn refusals() {
+fn refusals_name_cause_span_and_remedy() {
     let templates = [
         "tag: {{CI_IMAGE_TAG}}",
         "{{target_port}}",
@@ -81,7 +81,7 @@ fn output_maps_back_to_the_template() {
     };
     assert!(source("a:").starts_with("a: {{"));
     assert!(source("ca1").starts_with("{{.Run.ID"));
-    // In the middle of what an action wrote: the action's start.
+    // A byte in the middle of an action's output maps to the action's start.
     assert!(source("a1").starts_with("{{.Run.ID"));
     assert!(source("b:").starts_with("b: {{"));
     assert!(source("YZ").starts_with("{{\"xyz\""));
@@ -89,7 +89,7 @@ fn output_maps_back_to_the_template() {
 }
 
 #[test]
-fn output_of_loops_and_templates_maps_to_where_it_was_written() {
+fn output_of_loops_and_templates_maps_to_its_action() {
     let text = "{{define \"x\"}}<{{.}}>{{end}}{{range list 1 2}}{{template \"x\" .}},{{end}}";
     let template = Template::parse("t", text).expect("it parses");
     let rendered = template
@@ -103,7 +103,7 @@ fn output_of_loops_and_templates_maps_to_where_it_was_written() {
 }
 
 #[test]
-fn every_function_that_is_left_out_says_why() {
+fn left_out_functions_give_a_reason() {
     let present: Vec<&str> = acrtask_template::function_names().collect();
     for (name, reason) in acrtask_template::LEFT_OUT {
         assert!(!present.contains(name), "{name} is present");
@@ -112,9 +112,9 @@ fn every_function_that_is_left_out_says_why() {
     }
 }
 
-/// What real files do not reach, but what is allowed: nesting just under the limits, on the stack of a test's thread.
+/// Nesting just within the limits, on the stack of a test thread. No known file nests that deep.
 #[test]
-fn deep_nesting_within_the_limits_works() {
+fn deep_nesting_within_the_limits_renders() {
     let blocks = format!("{}x{}", "{{if true}}".repeat(90), "{{end}}".repeat(90));
     let parens = format!("{{{{{}1{}}}}}", "(print ".repeat(90), ")".repeat(90));
     let recursion = "{{define \"a\"}}{{if gt . 0}}.{{template \"a\" (int (sub . 1))}}{{end}}{{end}}{{template \"a\" 60}}";

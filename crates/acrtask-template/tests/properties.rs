@@ -1,9 +1,10 @@
-//! Whatever the text and the data: no panic, spans within the text, and the same bytes each time.
+//! Property tests with any text and data: no panic, spans inside the text, and the same bytes each
+//! time.
 
 use acrtask_template::{Limits, Template, TemplateErrorKind};
 use proptest::prelude::*;
 
-/// Small limits, so that many cases are fast.
+/// Small limits for fast cases.
 fn limits() -> Limits {
     Limits {
         output_bytes: 1 << 16,
@@ -18,7 +19,7 @@ fn data() -> serde_json::Value {
     serde_json::json!({"a": {"b": "text", "c": null}, "l": [1, "\u{e9}", 2.5, [true]], "n": -3, "s": "h\u{e9}llo"})
 }
 
-fn check(text: &str) {
+fn check_rendering(text: &str) {
     let outcome = Template::parse("t", text).and_then(|template| {
         let first = template.render_mapped(&data(), &limits());
         assert_eq!(first, template.render_mapped(&data(), &limits()));
@@ -41,7 +42,7 @@ fn check(text: &str) {
     }
 }
 
-/// A piece of a template: parts that mean something to the lexer.
+/// Pieces of templates that the lexer distinguishes.
 fn piece() -> impl Strategy<Value = String> {
     let names: Vec<&'static str> = acrtask_template::function_names().collect();
     prop_oneof![
@@ -57,7 +58,7 @@ fn piece() -> impl Strategy<Value = String> {
     ]
 }
 
-/// An action that calls a function with arguments of every type.
+/// Actions that call a function with arguments of every type.
 fn call() -> impl Strategy<Value = String> {
     let names: Vec<&'static str> = acrtask_template::function_names().collect();
     let argument = prop::sample::select(vec![
@@ -116,27 +117,27 @@ fn call() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn arbitrary_text(text in "\\PC{0,60}") {
-        check(&text);
-        check(&format!("{{{{{text}}}}}"));
+    fn arbitrary_text_never_panics(text in "\\PC{0,60}") {
+        check_rendering(&text);
+        check_rendering(&format!("{{{{{text}}}}}"));
     }
 
     #[test]
-    fn arbitrary_pieces(pieces in prop::collection::vec(piece(), 0..25)) {
-        check(&pieces.concat());
-        check(&format!("{{{{{}}}}}", pieces.concat()));
+    fn arbitrary_pieces_never_panic(pieces in prop::collection::vec(piece(), 0..25)) {
+        check_rendering(&pieces.concat());
+        check_rendering(&format!("{{{{{}}}}}", pieces.concat()));
     }
 
     #[test]
-    fn arbitrary_calls(calls in prop::collection::vec(call(), 1..4)) {
+    fn arbitrary_calls_never_panic(calls in prop::collection::vec(call(), 1..4)) {
         for call in &calls {
-            check(call);
+            check_rendering(call);
         }
     }
 
-    /// What is no template renders as itself, each byte from its own place.
+    /// Text without an action renders as itself, each byte from its own place.
     #[test]
-    fn plain_text(text in "[^{]{0,60}") {
+    fn plain_text_renders_as_itself(text in "[^{]{0,60}") {
         let template = Template::parse("t", &text).expect("no action, no fault");
         let rendered = template.render_mapped(&serde_json::Value::Null, &Limits::default()).expect("nothing to refuse");
         prop_assert_eq!(&rendered.text, &text);
@@ -145,7 +146,7 @@ proptest! {
         }
     }
 
-    /// A text that comes in as data comes out as it is, and quoting it reads back.
+    /// Text from data is copied unchanged, and quoting it can be reversed.
     #[test]
     fn data_is_never_interpreted(text in "\\PC{0,40}") {
         let template = Template::parse("t", "<{{.x}}>{{toJson .x}}{{printf \"%s\" .x}}").expect("it parses");
@@ -156,7 +157,7 @@ proptest! {
         prop_assert_eq!(out, format!("<{text}>{json}{text}"));
     }
 
-    /// However small the limits are, they are kept.
+    /// Limits hold however small they are.
     #[test]
     fn limits_are_kept(bytes in 0_usize..200, steps in 0_u64..200, calls in prop::collection::vec(call(), 1..4)) {
         let limits = Limits { output_bytes: bytes, steps, ..limits() };

@@ -1,8 +1,8 @@
-//! What templates render to, as tables in `cases/*.txt`: the values are Go's.
+//! Renderings of templates, as tables in `cases/*.txt`. The expected values come from Go.
 
 use acrtask_template::{Limits, Template};
 
-/// The data that every row of the tables is rendered over.
+/// Data of every row in the tables.
 fn data() -> serde_json::Value {
     serde_json::json!({
         "n": 5,
@@ -26,8 +26,8 @@ fn render(template: &str) -> Result<String, String> {
         .map_err(|error| error.message)
 }
 
-/// The template and the expected outcome of a row; nothing of a comment.
-fn row(line: &str) -> Option<(String, Result<String, String>)> {
+/// Returns the template and the expected result of a row. `None` for a comment.
+fn parse_row(line: &str) -> Option<(String, Result<String, String>)> {
     if line.is_empty() || line.starts_with('#') {
         return None;
     }
@@ -44,13 +44,13 @@ fn row(line: &str) -> Option<(String, Result<String, String>)> {
     Some((text(template), Err(text(expected))))
 }
 
-/// Compares every row of a table; returns how many there are.
-fn check(name: &str) -> usize {
+/// Compares every row of a table, and returns the number of rows.
+fn check_table(name: &str) -> usize {
     let path = format!("{}/tests/cases/{name}.txt", env!("CARGO_MANIFEST_DIR"));
     let table = std::fs::read_to_string(&path).expect("the table is there");
     let mut rows = 0;
     let mut differences = Vec::new();
-    for (template, expected) in table.lines().filter_map(row) {
+    for (template, expected) in table.lines().filter_map(parse_row) {
         rows += 1;
         let found = render(&template);
         if found != expected {
@@ -68,13 +68,13 @@ fn check(name: &str) -> usize {
     rows
 }
 
-/// One test for each table, so that a failure names it.
+/// Defines a test for each table, so that a failure names it.
 macro_rules! tables {
     ($($name:ident at_least $rows:literal;)*) => {
         $(#[test]
         fn $name() {
-            // A table that was cut short would pass.
-            assert!(check(stringify!($name)) >= $rows);
+            // A truncated table would pass.
+            assert!(check_table(stringify!($name)) >= $rows);
         })*
 
         #[test]

@@ -1,11 +1,11 @@
-//! Which output of a rendering was computed from untrusted input.
+//! Tests of tracking which output was computed from untrusted input.
 
 use acrtask_template::{Limits, Sources, Template, Untrusted};
 use serde_json::json;
 
-/// Renders with `.Values.x` (source 0), `.Values.y` (source 1) and `.Run.branch` (source 2) untrusted, and marks the
-/// output that was computed from them: `<0:text>`.
-fn marked(text: &str) -> String {
+/// Renders with `.Values.x` (source 0), `.Values.y` (source 1) and `.Run.branch` (source 2) as
+/// untrusted. Marks the output that was computed from them: `<0:text>`.
+fn render_marked(text: &str) -> String {
     let data = json!({
         "Values": {"x": "ab", "y": "", "z": "zz", "list": ["p", "q"], "map": {"k": "v"}},
         "Run": {"branch": "main", "id": "r1"},
@@ -136,7 +136,7 @@ fn output_carries_the_sources_that_it_was_computed_from() {
             "2002",
         ),
     ] {
-        assert_eq!(marked(text), expected, "{text}");
+        assert_eq!(render_marked(text), expected, "{text}");
     }
 }
 

@@ -1,7 +1,7 @@
-//! What a delivery says happened to a repository.
+//! Events of a repository, as parsed from deliveries.
 //!
-//! Invariants: a commit is hexadecimal digits, and a name of a branch or a tag is one that git would take and that
-//! no program takes for an option; both are checked when a delivery is read.
+//! Invariants, checked during parsing: a commit id consists of hexadecimal digits. The name of a
+//! branch or a tag is valid for git, and no program can mistake it for an option.
 
 use std::fmt;
 
@@ -9,21 +9,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Rejection, repository::Repository};
 
-/// What happened.
+/// An event of a repository.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "event")]
 pub enum Event {
-    /// A branch moved, came or went.
+    /// A branch moved, was created or was deleted.
     Push(Push),
-    /// A tag moved, came or went.
+    /// A tag moved, was created or was deleted.
     Tag(TagPush),
     /// A pull request changed.
     PullRequest(Box<PullRequest>),
-    /// The sender only tries whether it is heard.
+    /// The sender tests the connection.
     Ping,
-    /// Something that starts nothing.
+    /// A delivery that starts nothing.
     Declined {
-        /// Why, as a sentence.
+        /// The reason, as a sentence.
         reason: String,
     },
 }
@@ -35,8 +35,9 @@ impl Event {
         }
     }
 
-    /// The same with the files that changed, for whoever looked them up in the repository: where a task has path
-    /// filters and the sender does not tell them all, the decision is then by what really changed.
+    /// Replaces the list of changed files by one that was looked up in the repository.
+    ///
+    /// With the full list, path filters of tasks decide by the files that really changed.
     #[must_use]
     pub fn with_files(mut self, files: Vec<String>) -> Self {
         match &mut self {
@@ -47,7 +48,7 @@ impl Event {
         self
     }
 
-    /// The repository that it happened to. Of a pull request: the one that is asked to change.
+    /// Returns the repository of the event. For a pull request this is the target repository.
     pub fn repository(&self) -> Option<&Repository> {
         match self {
             Self::Push(push) => Some(&push.repository),
@@ -58,32 +59,32 @@ impl Event {
     }
 }
 
-/// A branch moved, came or went.
+/// A branch that moved, was created or was deleted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Push {
-    /// Where.
+    /// The repository of the branch.
     pub repository: Repository,
     /// The branch, without `refs/heads/`.
     pub branch: String,
-    /// Where it pointed before; nothing: it is new.
+    /// The commit before the push. `None` if the branch is new.
     pub before: Option<CommitId>,
-    /// Where it points now; nothing: it was deleted.
+    /// The commit after the push. `None` if the branch was deleted.
     pub after: Option<CommitId>,
-    /// The commits that came, oldest first, as far as the sender tells.
+    /// The pushed commits, oldest first, as far as the sender lists them.
     pub commits: Vec<Commit>,
-    /// The message of the newest commit, where the sender tells it.
+    /// The message of the newest commit, if the sender sends it.
     pub message: Option<String>,
-    /// Commits went away. Not every sender tells.
+    /// The push removed commits from the branch. Not every sender reports that.
     pub forced: bool,
-    /// Why the paths of `commits` may not be all that changed; nothing: they are.
+    /// The reason why `commits` may not list all changed files. `None` if they list all.
     pub incomplete: Option<String>,
-    /// All files that changed, where somebody looked them up in the repository.
+    /// All changed files, if they were looked up in the repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub files: Option<Vec<String>>,
 }
 
 impl Push {
-    /// The files that changed; nothing where not all are known.
+    /// Returns the changed files. `None` if the list is not complete.
     pub fn paths(&self) -> Option<Vec<&str>> {
         if let Some(files) = &self.files {
             return Some(files.iter().map(String::as_str).collect());
@@ -98,81 +99,82 @@ impl Push {
     }
 }
 
-/// A commit, and the files that it changed, as far as the sender tells.
+/// A commit with the files that it changed, as far as the sender lists them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Commit {
-    /// Its id.
+    /// The id, which the sender may have abbreviated.
     pub id: CommitId,
-    /// Its message.
+    /// The full commit message.
     pub message: String,
-    /// The files that it changed: path and what happened to it.
+    /// Paths of the changed files, each with the kind of change.
     pub changes: Vec<(String, Change)>,
 }
 
-/// What happened to a file.
+/// Kind of change of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Change {
-    /// It is new.
+    /// A new file.
     Added,
-    /// It is another.
+    /// A file with another content.
     Modified,
-    /// It is gone.
+    /// A deleted file.
     Removed,
 }
 
-/// A tag moved, came or went.
+/// A tag that moved, was created or was deleted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TagPush {
-    /// Where.
+    /// The repository of the tag.
     pub repository: Repository,
     /// The tag, without `refs/tags/`.
     pub tag: String,
-    /// The commit, or the tag object where the sender does not tell the commit; nothing: it was deleted.
+    /// The tagged commit, or the tag object if the sender sends no commit. `None` if the tag was
+    /// deleted.
     pub after: Option<CommitId>,
-    /// It was there before.
+    /// The tag existed before.
     pub moved: bool,
-    /// The message of the commit, where the sender tells it.
+    /// The message of the commit, if the sender sends it.
     pub message: Option<String>,
 }
 
-/// A pull request (merge request) changed.
+/// A change of a pull request (merge request).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PullRequest {
-    /// Its number in the repository.
+    /// The number of the pull request in its repository.
     pub number: u64,
-    /// What happened to it.
+    /// Kind of the change.
     pub action: PullRequestAction,
-    /// Its title.
+    /// The title at the time of the event.
     pub title: String,
-    /// The repository that is asked to change.
+    /// The target repository.
     pub base_repository: Repository,
-    /// The branch that is asked to change.
+    /// The target branch.
     pub base_branch: String,
-    /// Where the commits are; nothing: that repository is gone.
+    /// The repository with the commits. `None` if it was deleted.
     pub head_repository: Option<Repository>,
     /// The branch with the commits.
     pub head_branch: String,
-    /// The newest commit; nothing, where its branch is gone. Bitbucket Cloud tells its first 12 digits only.
+    /// The newest commit. `None` if its branch was deleted. Bitbucket Cloud sends only 12 digits.
     pub head: Option<CommitId>,
-    /// The commits come from another repository, whose people need not be allowed to change this one.
+    /// The commits are in another repository, whose authors may lack the right to push to this one.
     pub from_fork: bool,
-    /// All files that differ from the base, where somebody looked them up in the repository. No sender tells them.
+    /// All files that differ from the target branch, if they were looked up. No sender lists them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub files: Option<Vec<String>>,
 }
 
-/// What happened to a pull request.
+/// Kind of change of a pull request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PullRequestAction {
-    /// It was opened, or opened again.
+    /// The pull request was opened or reopened.
     Opened,
-    /// It has new commits, or asks to change another branch.
+    /// The pull request has new commits or another target branch.
     Updated,
-    /// It was closed.
+    /// The pull request was closed.
     Closed {
-        /// Its commits were taken.
+        /// The commits were merged.
         merged: bool,
     },
 }
@@ -183,25 +185,26 @@ pub enum PullRequestAction {
 pub struct CommitId(String);
 
 impl CommitId {
-    /// The digits.
+    /// Returns the digits.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The first digits, for a person.
+    /// Returns at most the first 12 digits, for display.
     pub fn short(&self) -> &str {
         &self.0[..self.0.len().min(12)]
     }
 
-    /// Reads an id; one of zeros only, which stands for no commit, is nothing.
-    pub(crate) fn read(text: &str) -> Result<Option<Self>, Rejection> {
+    /// Parses an id. `None` if all digits are zeros, by which forges denote a missing commit.
+    pub(crate) fn parse_optional(text: &str) -> Result<Option<Self>, Rejection> {
         let id = Self::try_from(text.to_owned()).map_err(Rejection::not_understood)?;
         Ok((!id.0.bytes().all(|digit| digit == b'0')).then_some(id))
     }
 
-    /// Reads an id that has to be one.
-    pub(crate) fn need(text: &str) -> Result<Self, Rejection> {
-        Self::read(text)?.ok_or_else(|| Rejection::not_understood("there is no commit, only zeros"))
+    /// Parses an id that must denote a commit.
+    pub(crate) fn parse_required(text: &str) -> Result<Self, Rejection> {
+        Self::parse_optional(text)?
+            .ok_or_else(|| Rejection::not_understood("the id of the commit has only zeros"))
     }
 }
 
@@ -228,36 +231,37 @@ impl fmt::Display for CommitId {
     }
 }
 
-/// A ref that can start something.
+/// A git ref, by kind.
 pub(crate) enum Ref {
     Branch(String),
     Tag(String),
-    /// Notes, reviews and whatever else forges keep.
+    /// Notes, reviews and other refs that forges keep.
     Other(String),
 }
 
 impl Ref {
-    /// Reads `refs/heads/NAME` and the like.
-    pub(crate) fn read(text: &str) -> Result<Self, Rejection> {
-        let full = name(text)?;
+    /// Parses a full ref like `refs/heads/NAME`.
+    pub(crate) fn parse(text: &str) -> Result<Self, Rejection> {
+        let full = parse_ref_name(text)?;
         Ok(if let Some(branch) = full.strip_prefix("refs/heads/") {
-            Self::Branch(name(branch)?)
+            Self::Branch(parse_ref_name(branch)?)
         } else if let Some(tag) = full.strip_prefix("refs/tags/") {
-            Self::Tag(name(tag)?)
+            Self::Tag(parse_ref_name(tag)?)
         } else {
             Self::Other(full)
         })
     }
 }
 
-/// Reads a branch's name, with or without `refs/heads/`.
-pub(crate) fn branch(text: &str) -> Result<String, Rejection> {
-    name(text.strip_prefix("refs/heads/").unwrap_or(text))
+/// Parses the name of a branch, with or without `refs/heads/`.
+pub(crate) fn parse_branch(text: &str) -> Result<String, Rejection> {
+    parse_ref_name(text.strip_prefix("refs/heads/").unwrap_or(text))
 }
 
-/// Checks a name of a branch, a tag or a ref after git's own rules (`git check-ref-format`), and that no program
-/// can take it for an option.
-pub(crate) fn name(text: &str) -> Result<String, Rejection> {
+/// Parses the name of a branch, a tag or a ref by git's rules (`git check-ref-format`).
+///
+/// Refuses names that a program could mistake for an option.
+pub(crate) fn parse_ref_name(text: &str) -> Result<String, Rejection> {
     let bad_part = |part: &str| part.is_empty() || part.starts_with('.') || part.ends_with(".lock");
     let bad_char = |c: char| c.is_control() || c.is_whitespace() || "~^:?*[\\".contains(c);
     let bad = text.len() > 1024
@@ -283,7 +287,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_git_would_not_take_are_refused() {
+    fn invalid_ref_names_are_refused() {
         for good in [
             "main",
             "feature/a-b_c.d",
@@ -293,7 +297,7 @@ mod tests {
             "refs/heads/x",
             "#12",
         ] {
-            assert!(name(good).is_ok(), "{good}");
+            assert!(parse_ref_name(good).is_ok(), "{good}");
         }
         for bad in [
             "",
@@ -319,18 +323,21 @@ mod tests {
             "a@{1}",
             "a.",
         ] {
-            assert!(name(bad).is_err(), "{bad}");
+            assert!(parse_ref_name(bad).is_err(), "{bad}");
         }
-        assert!(Ref::read("refs/heads/-x").is_err());
-        assert!(name(&"a".repeat(1025)).is_err());
+        assert!(Ref::parse("refs/heads/-x").is_err());
+        assert!(parse_ref_name(&"a".repeat(1025)).is_err());
     }
 
     #[test]
-    fn commits_are_hexadecimal() {
+    fn commit_ids_are_hexadecimal() {
         let zeros = "0".repeat(40);
-        assert_eq!(CommitId::read(&zeros).unwrap(), None);
-        assert!(CommitId::need(&zeros).is_err());
-        assert_eq!(CommitId::need("ABCDEF1").unwrap().as_str(), "abcdef1");
+        assert_eq!(CommitId::parse_optional(&zeros).unwrap(), None);
+        assert!(CommitId::parse_required(&zeros).is_err());
+        assert_eq!(
+            CommitId::parse_required("ABCDEF1").unwrap().as_str(),
+            "abcdef1"
+        );
         for bad in [
             "",
             "abc",
@@ -339,7 +346,7 @@ mod tests {
             "g234567",
             &"a".repeat(65),
         ] {
-            assert!(CommitId::read(bad).is_err(), "{bad}");
+            assert!(CommitId::parse_optional(bad).is_err(), "{bad}");
         }
     }
 }

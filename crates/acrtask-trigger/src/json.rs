@@ -1,20 +1,22 @@
-//! Reading JSON of others: what is missing is told by name, and `null` stands for nothing.
+//! Parsing of JSON of other programs: errors name the missing field, and `null` means absent.
 
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 
 use crate::Rejection;
 
-/// Reads a body.
+/// Parses a body.
 pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Rejection> {
     Ok(serde_json::from_slice(body)?)
 }
 
-/// Checks that a body whose fields do not matter is JSON.
-pub(crate) fn check(body: &[u8]) -> Result<(), Rejection> {
+/// Checks that a body is JSON, for events whose fields do not matter.
+pub(crate) fn check_json(body: &[u8]) -> Result<(), Rejection> {
     parse::<serde::de::IgnoredAny>(body).map(drop)
 }
 
-/// For `#[serde(default, deserialize_with)]`: senders written in Go say `null` for an empty list.
+/// Reads `null` as the default, for `#[serde(default, deserialize_with)]`.
+///
+/// Senders written in Go send `null` for an empty list.
 pub(crate) fn or_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,

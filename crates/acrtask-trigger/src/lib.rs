@@ -1,19 +1,21 @@
-//! What starts runs: from a delivery of a forge or a registry to what it means, and from a timer to its ticks.
+//! Triggers of runs: parsed deliveries of forges and registries, decisions per task, and timers.
 //!
-//! Four rooms, each understood alone:
-//! [`webhook`] checks who sent a delivery and reads what happened to a repository; [`registry`] does the same for
-//! images that were pushed; [`rules`] decides whether a task runs for what happened, with a reason in words;
-//! [`timer`] says when a timer ticks, and what is due.
+//! - [`webhook`] verifies and parses deliveries of forges.
+//! - [`registry`] does the same for pushed images.
+//! - [`rules`] decides whether an event starts a run of a task, with a reason as a sentence.
+//! - [`timer`] computes the firings of a timer and what is due.
 //!
-//! Invariants: nothing here does I/O or reads a clock, secrets and the time come in as parameters. No byte of a body
-//! is looked at before the sender has proved itself. Nothing panics, whatever was sent. Where it is not known what
-//! changed, a run starts rather than not.
+//! Invariants:
+//! - No function does I/O or reads a clock: secrets and the time are parameters.
+//! - No byte of a body is parsed before the proof of its sender is verified.
+//! - No input causes a panic.
+//! - If the changed files are unknown, a run starts.
 //!
-//! Left out: storing deliveries, refusing those that were seen before, and starting runs. That is the server's.
+//! Left out: the server stores deliveries, ignores repeated ones and starts runs.
 
 mod json;
-mod proof;
 mod rejection;
+mod signature;
 
 pub mod event;
 pub mod registry;
@@ -26,6 +28,6 @@ pub use event::{Change, Commit, CommitId, Event, PullRequest, PullRequestAction,
 pub use registry::{RegistryDelivery, RegistryEvent, RegistryPush, RegistrySource};
 pub use rejection::{MAX_BODY, Rejection};
 pub use repository::{Repository, RepositoryUrl};
-pub use rules::{Decision, ImageRules, Lane, TriggerRules, decide};
+pub use rules::{Decision, ImageRules, RefKey, TriggerRules, decide};
 pub use timer::{Due, Missed, Schedule};
 pub use webhook::{Delivery, Provider, verify_and_parse};

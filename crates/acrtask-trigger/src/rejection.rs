@@ -1,70 +1,70 @@
-//! Why a delivery is refused, and with which answer.
+//! Reasons to reject a delivery, each with its HTTP status.
 
-/// The longest body that is looked at.
+/// Maximum size of a body, in bytes.
 pub const MAX_BODY: usize = 25 * 1024 * 1024;
 
-/// Why a delivery is refused. Nothing of it may be stored but this fact.
+/// Reason to reject a delivery. Nothing of the delivery except this reason may be stored.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Rejection {
     /// The body is longer than [`MAX_BODY`].
-    #[error("the body has {size} bytes, and {MAX_BODY} are the most that is taken")]
+    #[error("the body has {size} bytes; the limit is {MAX_BODY}")]
     TooLarge {
-        /// What it has.
+        /// Size of the body, in bytes.
         size: usize,
     },
-    /// There is nothing to check the sender with.
+    /// No secret is configured to verify the sender with.
     #[error(
-        "no secret is set for this webhook, so nobody can be believed; set one here and at the sender"
+        "this webhook has no secret, so the server cannot verify any sender; set one here and at the sender"
     )]
     NoSecret,
-    /// The sender did not prove itself.
+    /// The request contains no proof of its sender.
     #[error("{missing} is missing; {help}")]
     MissingProof {
-        /// What was looked for.
+        /// The missing proof.
         missing: &'static str,
-        /// What to set at the sender.
+        /// The setting to correct at the sender.
         help: &'static str,
     },
-    /// The sender tried to prove itself, and failed.
+    /// The proof does not match any secret.
     #[error(
         "{what} does not match any secret of this webhook; set the same secret here and at the sender"
     )]
     WrongProof {
-        /// What was compared.
+        /// The proof that was compared.
         what: &'static str,
     },
-    /// The proof is too old, or from the future: a repeated delivery, or a wrong clock.
-    #[error("the delivery was signed {seconds} s {}; {limit} s are the most, so check the clocks of both sides", if *.past { "ago" } else { "in the future" })]
+    /// The time of the proof is too far from now: a repeated delivery or a wrong clock.
+    #[error("the delivery was signed {seconds} s {}; the limit is {limit} s, so check the clocks of both sides", if *.past { "ago" } else { "in the future" })]
     Stale {
-        /// How far it is from now.
+        /// Difference to now, in seconds.
         seconds: u64,
-        /// Before now, not after it.
+        /// `true` if the time is before now.
         past: bool,
-        /// What is allowed.
+        /// Allowed difference, in seconds.
         limit: u64,
     },
-    /// A header that says what the delivery is, is missing or not readable.
+    /// A header that identifies the delivery is missing or unreadable.
     #[error("the header `{header}` is missing or unreadable")]
     MissingHeader {
-        /// The header.
+        /// The name of the header.
         header: &'static str,
     },
     /// The body is not JSON.
     #[error("the body is not JSON: {reason}")]
     NotJson {
-        /// The reader's words.
+        /// The message of the JSON parser.
         reason: String,
     },
-    /// The body is JSON, but not what the sender's documentation describes.
+    /// The body is JSON of another form than the sender's documentation describes.
     #[error("the body is not a delivery of this kind: {reason}")]
     NotUnderstood {
-        /// What is missing or wrong.
+        /// The missing or wrong part.
         reason: String,
     },
 }
 
 impl Rejection {
-    /// The HTTP status to answer with: always a 4xx.
+    /// Returns the HTTP status of the response, always a 4xx.
     pub fn status(&self) -> u16 {
         match self {
             Self::TooLarge { .. } => 413,
@@ -77,14 +77,14 @@ impl Rejection {
 
     pub(crate) fn not_understood(reason: impl Into<String>) -> Self {
         Self::NotUnderstood {
-            reason: short(reason.into()),
+            reason: shorten(reason.into()),
         }
     }
 }
 
 impl From<serde_json::Error> for Rejection {
     fn from(error: serde_json::Error) -> Self {
-        let reason = short(error.to_string());
+        let reason = shorten(error.to_string());
         match error.classify() {
             serde_json::error::Category::Data => Self::NotUnderstood { reason },
             _ => Self::NotJson { reason },
@@ -92,8 +92,10 @@ impl From<serde_json::Error> for Rejection {
     }
 }
 
-/// Reasons quote what was sent, which may be long, or made to move a screen's cursor.
-fn short(reason: String) -> String {
+/// Shortens a reason and replaces control characters.
+///
+/// A reason quotes the body, which may be long or contain sequences that move a terminal's cursor.
+fn shorten(reason: String) -> String {
     const LONGEST: usize = 300;
     let mut reason = if reason.contains(char::is_control) {
         reason.replace(char::is_control, "\u{fffd}")

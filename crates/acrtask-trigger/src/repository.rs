@@ -1,8 +1,9 @@
-//! Which repository: the many spellings of its URL come to one.
+//! Comparison of repositories by normalized URL.
 //!
-//! `https://GitHub.com/o/r.git`, `ssh://git@github.com/o/r` and `git@github.com:o/r.git` are the same. Left out of
-//! the comparison: user, password, the protocol with its own port, a `.git` at the end, upper and lower case. Case
-//! is left out of paths too: forges do not tell names apart by it, and a run too many is better than one missed.
+//! `https://GitHub.com/o/r.git`, `ssh://git@github.com/o/r` and `git@github.com:o/r.git` are equal.
+//! The comparison ignores the user, the password, the protocol with its default port, a final
+//! `.git` and letter case. It ignores case in paths too: forges do not distinguish names by case,
+//! and an extra run is better than a missed one.
 
 use std::fmt;
 
@@ -10,14 +11,14 @@ use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-/// A repository, as a delivery names it.
+/// A repository, as a delivery describes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Repository {
-    /// Its name at the forge: `owner/name`.
+    /// Name at the forge: `owner/name`.
     pub full_name: String,
-    /// Its URLs for `git clone`, as the sender wrote them; none, where the sender tells none.
+    /// URLs for `git clone`, as the sender wrote them. Empty if the sender sends none.
     pub urls: Vec<String>,
-    /// Its default branch, where the sender tells it.
+    /// Default branch, if the sender sends it.
     pub default_branch: Option<String>,
 }
 
@@ -43,7 +44,7 @@ impl Repository {
         self
     }
 
-    pub(crate) fn with_default(mut self, branch: Option<String>) -> Self {
+    pub(crate) fn with_default_branch(mut self, branch: Option<String>) -> Self {
         self.default_branch = branch
             .map(|name| {
                 name.strip_prefix("refs/heads/")
@@ -54,16 +55,16 @@ impl Repository {
         self
     }
 
-    /// Whether it is the repository at `url`. Where the sender told no URL that can be read, its name has to be the
-    /// end of the URL's path.
-    pub fn is(&self, url: &RepositoryUrl) -> bool {
-        let mut known = self
+    /// Returns `true` if `url` is a URL of this repository. If the sender sent no readable URL, the
+    /// path of `url` has to end with the name.
+    pub fn matches_url(&self, url: &RepositoryUrl) -> bool {
+        let mut urls = self
             .urls
             .iter()
             .filter_map(|text| RepositoryUrl::parse(text))
             .peekable();
-        if known.peek().is_some() {
-            return known.any(|known| known == *url);
+        if urls.peek().is_some() {
+            return urls.any(|own| own == *url);
         }
         let name = self.full_name.trim_matches('/').to_lowercase();
         if !name.contains('/') {
@@ -74,36 +75,41 @@ impl Repository {
             .is_some_and(|before| before.is_empty() || before.ends_with('/'))
     }
 
-    /// Returns the first of its URLs that belongs to none of `limits`, or its name where it has no URL. `None`: all of
-    /// them are allowed.
+    /// Returns the first URL outside all `limits`, or the name if the sender sent no URL.
+    /// `None` if all URLs are allowed.
     ///
-    /// One host may serve HTTPS and SSH at ports of their own, so ports are not compared: which task runs has to be
-    /// decided by [`RepositoryUrl`] as a whole.
-    pub fn outside(&self, limits: &[RepositoryUrl]) -> Option<&str> {
+    /// The check ignores ports, because one host may serve HTTPS and SSH at its own ports. To
+    /// decide which task runs, compare whole [`RepositoryUrl`]s.
+    pub fn find_url_outside(&self, limits: &[RepositoryUrl]) -> Option<&str> {
         if self.urls.is_empty() {
-            let is_allowed = limits.iter().any(|limit| self.is(limit));
+            let is_allowed = limits.iter().any(|limit| self.matches_url(limit));
             return (!is_allowed).then_some(&self.full_name);
         }
         let is_allowed = |url: &&String| {
             let url = RepositoryUrl::parse(url);
-            url.is_some_and(|url| limits.iter().any(|limit| limit.is_beside(&url)))
+            url.is_some_and(|url| {
+                limits
+                    .iter()
+                    .any(|limit| limit.has_same_host_and_path(&url))
+            })
         };
         let mut urls = self.urls.iter();
         urls.find(|url| !is_allowed(url)).map(String::as_str)
     }
 }
 
-/// A repository's URL in the one spelling that is compared.
+/// A repository's URL in normalized form.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct RepositoryUrl {
     host: String,
-    /// Only one that is not the protocol's own.
+    /// The port, unless it is the default port of the protocol.
     port: Option<u16>,
     path: String,
 }
 
 impl RepositoryUrl {
-    /// Reads a URL or git's short form for SSH, `user@host:path`. Nothing for what names no host and path.
+    /// Parses a URL or git's short form for SSH, `user@host:path`. `None` without a host and a
+    /// path.
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.trim();
         let text = text.strip_prefix("git+").unwrap_or(text);
@@ -136,17 +142,18 @@ impl RepositoryUrl {
         if host.is_empty() || path.is_empty() || path.chars().any(char::is_control) {
             return None;
         }
-        Some(Self::known_aliases(host, port, path))
+        Some(Self::resolve_aliases(host, port, path))
     }
 
-    /// The path, in lower case, without `.git`: `owner/name`.
+    /// Returns the path in lower case without `.git`: `owner/name`.
     pub fn path(&self) -> &str {
         &self.path
     }
 
-    /// Returns `true` for the same path on the same host, whatever the port. Bitbucket Server puts `scm/` before the path
-    /// of HTTPS only.
-    fn is_beside(&self, other: &Self) -> bool {
+    /// Returns `true` for the same path on the same host with any port.
+    ///
+    /// Bitbucket Server adds `scm/` to the path of HTTPS URLs only.
+    fn has_same_host_and_path(&self, other: &Self) -> bool {
         let bare = |url: &Self| {
             url.path
                 .strip_prefix("scm/")
@@ -156,9 +163,9 @@ impl RepositoryUrl {
         self.host == other.host && bare(self) == bare(other)
     }
 
-    /// Hosts that forges have for the same repositories.
-    fn known_aliases(host: String, port: Option<u16>, path: &str) -> Self {
-        // SSH by the port of HTTPS, for those whom a firewall keeps from port 22.
+    /// Replaces the alternative hosts and paths of known forges.
+    fn resolve_aliases(host: String, port: Option<u16>, path: &str) -> Self {
+        // These hosts serve SSH at the port of HTTPS, for users behind a firewall.
         let by_https = match host.as_str() {
             "ssh.github.com" => Some("github.com"),
             "altssh.gitlab.com" => Some("gitlab.com"),
@@ -172,8 +179,9 @@ impl RepositoryUrl {
                 path: path.into(),
             };
         }
-        // Azure DevOps: ORG.visualstudio.com/PROJECT/_git/NAME, dev.azure.com/ORG/PROJECT/_git/NAME and
-        // ssh.dev.azure.com:v3/ORG/PROJECT/NAME. A repository named as its project may leave the project out.
+        // Azure DevOps has three forms: ORG.visualstudio.com/PROJECT/_git/NAME,
+        // dev.azure.com/ORG/PROJECT/_git/NAME and ssh.dev.azure.com:v3/ORG/PROJECT/NAME.
+        // The path of a repository with the name of its project may omit the project.
         let azure = if host == "dev.azure.com" {
             Some(path.to_owned())
         } else if host == "ssh.dev.azure.com" || host == "vs-ssh.visualstudio.com" {
@@ -223,7 +231,7 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn one(expected: &str, spellings: &[&str]) {
+    fn assert_spellings(expected: &str, spellings: &[&str]) {
         for text in spellings {
             let url = RepositoryUrl::parse(text).map(|url| url.to_string());
             assert_eq!(url.as_deref(), Some(expected), "{text}");
@@ -231,8 +239,8 @@ mod tests {
     }
 
     #[test]
-    fn spellings_come_to_one() {
-        one(
+    fn spellings_of_one_repository_are_equal() {
+        assert_spellings(
             "github.com/org/repo",
             &[
                 "https://github.com/org/repo",
@@ -251,12 +259,12 @@ mod tests {
                 " https://github.com./org/repo ",
             ],
         );
-        one(
+        assert_spellings(
             "git.example.com:7999/proj/a b",
             &["ssh://git@git.example.com:7999/PROJ/a%20b.git"],
         );
-        one("[::1]:3000/o/r", &["http://[::1]:3000/o/r.git"]);
-        one(
+        assert_spellings("[::1]:3000/o/r", &["http://[::1]:3000/o/r.git"]);
+        assert_spellings(
             "dev.azure.com/fabrikam/web/site",
             &[
                 "https://fabrikam@dev.azure.com/fabrikam/Web/_git/Site",
@@ -266,14 +274,14 @@ mod tests {
                 "fabrikam@vs-ssh.visualstudio.com:v3/fabrikam/Web/Site",
             ],
         );
-        one(
+        assert_spellings(
             "dev.azure.com/fabrikam/web/web",
             &["https://dev.azure.com/fabrikam/_git/Web"],
         );
     }
 
     #[test]
-    fn what_names_no_repository() {
+    fn texts_without_host_and_path_are_not_parsed() {
         for text in [
             "",
             ".",
@@ -289,12 +297,12 @@ mod tests {
     }
 
     #[test]
-    fn other_repositories_are_others() {
+    fn different_repositories_do_not_match() {
         let task = RepositoryUrl::parse("https://github.com/org/repo").unwrap();
         let is = |name: &str, urls: &[&str]| {
             Repository::new(name)
                 .with_urls(urls.iter().map(|url| Some(*url)))
-                .is(&task)
+                .matches_url(&task)
         };
         assert!(is("org/repo", &["git@github.com:org/repo.git"]));
         assert!(is(
@@ -310,12 +318,12 @@ mod tests {
     }
 
     #[test]
-    fn every_url_has_to_be_allowed() {
+    fn limits_apply_to_every_url() {
         let limits = [RepositoryUrl::parse("https://git.example.com/team/app.git").unwrap()];
         let outside = |urls: &[&str]| {
             let repository =
                 Repository::new("team/app").with_urls(urls.iter().map(|url| Some(*url)));
-            repository.outside(&limits).map(str::to_owned)
+            repository.find_url_outside(&limits).map(str::to_owned)
         };
         for urls in [
             &["https://git.example.com/team/app.git"][..],
@@ -347,20 +355,24 @@ mod tests {
                 assert_eq!(outside(&urls).as_deref(), Some(wrong), "{urls:?}");
             }
         }
-        assert!(Repository::new("prod/app").outside(&limits).is_some());
-        assert!(Repository::new("app").outside(&limits).is_some());
+        assert!(
+            Repository::new("prod/app")
+                .find_url_outside(&limits)
+                .is_some()
+        );
+        assert!(Repository::new("app").find_url_outside(&limits).is_some());
     }
 
     proptest! {
         #[test]
-        fn no_text_makes_it_panic(text in "\\PC{0,60}") {
+        fn repository_url_parser_never_panics(text in "\\PC{0,60}") {
             if let Some(url) = RepositoryUrl::parse(&text) {
                 prop_assert_eq!(RepositoryUrl::parse(&text), Some(url));
             }
         }
 
         #[test]
-        fn protocols_agree(owner in "[a-z][a-z0-9-]{0,10}", name in "[a-z][a-z0-9._-]{0,10}[a-z0-9]") {
+        fn protocols_lead_to_equal_urls(owner in "[a-z][a-z0-9-]{0,10}", name in "[a-z][a-z0-9._-]{0,10}[a-z0-9]") {
             prop_assume!(!name.ends_with(".git"));
             let https = RepositoryUrl::parse(&format!("https://forge.example/{owner}/{name}.git")).unwrap();
             let scp = RepositoryUrl::parse(&format!("git@Forge.example:{owner}/{name}")).unwrap();

@@ -7,7 +7,8 @@ use url::Url;
 
 use crate::VaultError;
 
-/// Domains of Key Vault: in the public cloud, in China, of the government of the United States, in Germany.
+/// Domains of Key Vault: in the public cloud, in China, for the government of the United States, in
+/// Germany.
 const KEY_VAULT_DOMAINS: [&str; 4] = [
     "vault.azure.net",
     "vault.azure.cn",
@@ -16,17 +17,17 @@ const KEY_VAULT_DOMAINS: [&str; 4] = [
 ];
 /// Audience of the tokens for hosts that the operator lists.
 const DEFAULT_DOMAIN: &str = KEY_VAULT_DOMAINS[0];
-/// Longest name of a secret in a Key Vault, in characters.
+/// Maximum length of the name of a secret in a Key Vault, in characters.
 const MAX_NAME: usize = 127;
-/// Longest address of a secret, in bytes.
+/// Maximum length of the address of a secret, in bytes.
 const MAX_ADDRESS: usize = 1024;
 
 /// Address of a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SecretAddress {
-    /// In an Azure Key Vault.
+    /// A secret in an Azure Key Vault.
     KeyVault(KeyVaultSecret),
-    /// In a HashiCorp Vault.
+    /// A secret in a HashiCorp Vault.
     Vault(VaultSecret),
 }
 
@@ -52,7 +53,7 @@ impl SecretAddress {
     }
 }
 
-/// Never shows the value of a secret, but where it is.
+/// Shows the location of a secret and never its value.
 impl fmt::Display for SecretAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -62,7 +63,8 @@ impl fmt::Display for SecretAddress {
     }
 }
 
-/// The hosts that a token for Key Vault may be sent to: those of Azure, and those that the operator lists.
+/// The hosts to which a token for Key Vault may be sent: those of Azure, and those that the
+/// operator lists.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KeyVaultHosts {
     listed: Vec<String>,
@@ -78,7 +80,7 @@ impl KeyVaultHosts {
         }
     }
 
-    /// Adds hosts: `HOST` or `HOST:PORT`. One on this machine is spoken to in plain HTTP.
+    /// Adds hosts: `HOST` or `HOST:PORT`. A host on this machine is used over plain HTTP.
     ///
     /// # Errors
     /// A sentence for the first one that is not a host.
@@ -98,7 +100,7 @@ impl KeyVaultHosts {
         Ok(Self { listed, any: false })
     }
 
-    /// Checks that a token may be sent to the host of `url`. Returns the audience that the token is for.
+    /// Checks that a token may be sent to the host of `url`. Returns the audience of the token.
     fn audience(&self, url: &Url) -> Result<&'static str, String> {
         let authority = authority(url).unwrap_or_default();
         let is_listed = self.any || self.listed.contains(&authority);
@@ -140,11 +142,12 @@ fn is_vault_name(name: &str) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyVaultSecret {
     pub(crate) url: Url,
-    /// `https://HOST/secrets/NAME` in lower case, without the version: names of secrets are the same in any case.
+    /// `https://HOST/secrets/NAME` in lower case, without the version. The case of secret names has
+    /// no meaning.
     pub(crate) canonical: String,
-    /// The domain that a token has to be for.
+    /// The required domain of a token.
     pub(crate) audience: &'static str,
-    /// The identity that reads it. `None`: that of the operator's settings.
+    /// The identity that reads the secret. `None`: that of the operator's settings.
     pub(crate) client_id: Option<String>,
 }
 
@@ -195,10 +198,10 @@ impl KeyVaultSecret {
     }
 }
 
-/// A key of a secret of a Vault.
+/// A key of a secret in a Vault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VaultSecret {
-    /// The path as `vault kv get` takes it, with the mount in front.
+    /// The path in the form of `vault kv get`, including the mount.
     segments: Vec<String>,
     pub(crate) key: String,
 }
@@ -235,13 +238,14 @@ impl VaultSecret {
         })
     }
 
-    /// Returns the path, with the mount in front.
+    /// Returns the path, including the mount.
     pub(crate) fn path(&self) -> String {
         self.segments.join("/")
     }
 
-    /// Returns the segments of the path behind `mount`, which ends with `/`. `None` if the path is not below it.
-    pub(crate) fn below(&self, mount: &str) -> Option<&[String]> {
+    /// Returns the segments of the path after `mount`, which ends with `/`. `None` if the path is
+    /// not below it.
+    pub(crate) fn segments_below(&self, mount: &str) -> Option<&[String]> {
         let mounts: Vec<&str> = mount.trim_end_matches('/').split('/').collect();
         let (front, rest) = self.segments.split_at_checked(mounts.len())?;
         (front == mounts && !rest.is_empty()).then_some(rest)
@@ -253,7 +257,7 @@ impl VaultSecret {
     }
 }
 
-/// Returns the beginning of an address that is quoted in an error.
+/// Returns the beginning of an address, for a quote in an error.
 fn shortened(text: &str) -> String {
     let mut shown: String = text.chars().take(200).collect();
     if shown.len() < text.len() {
@@ -317,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_for_key_vault_goes_to_no_other_host() {
+    fn token_for_key_vault_is_sent_to_no_other_host() {
         for url in [
             "https://evil.example.com/secrets/a",
             "https://vault.azure.net/secrets/a",
@@ -346,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn only_secrets_of_a_key_vault_are_read() {
+    fn addresses_of_other_objects_are_refused() {
         for url in [
             "",
             "team",
@@ -374,11 +378,11 @@ mod tests {
             (secret.path().as_str(), secret.key.as_str()),
             ("kv/team/app", "user name")
         );
-        assert_eq!(secret.below("kv/").unwrap(), ["team", "app"]);
-        assert_eq!(secret.below("kv/team/").unwrap(), ["app"]);
-        assert_eq!(secret.below("kv/team/app/"), None);
-        assert_eq!(secret.below("kv/te/"), None);
-        assert_eq!(secret.below("k/"), None);
+        assert_eq!(secret.segments_below("kv/").unwrap(), ["team", "app"]);
+        assert_eq!(secret.segments_below("kv/team/").unwrap(), ["app"]);
+        assert_eq!(secret.segments_below("kv/team/app/"), None);
+        assert_eq!(secret.segments_below("kv/te/"), None);
+        assert_eq!(secret.segments_below("k/"), None);
         for bad in [
             "",
             "kv/app",
@@ -401,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn listed_hosts_are_hosts() {
+    fn invalid_hosts_are_refused() {
         for bad in [
             "",
             "https://a",

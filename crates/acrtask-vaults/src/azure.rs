@@ -1,6 +1,7 @@
 //! Azure Key Vault: a token of Microsoft Entra ID, and one `GET` of a secret.
 //!
-//! Source: Key Vault REST API 7.4, "Get Secret"; Microsoft identity platform, "OAuth 2.0 client credentials flow".
+//! Source: Key Vault REST API 7.4, "Get Secret"; Microsoft identity platform, "OAuth 2.0 client
+//! credentials flow".
 
 use std::{sync::atomic::AtomicBool, time::Duration};
 
@@ -28,7 +29,7 @@ pub(crate) struct Azure {
     tokens: Tokens,
 }
 
-/// The identity, with all that is needed for a token.
+/// The identity, with all data to request a token.
 struct Identity<'s> {
     endpoint: Url,
     client_id: &'s str,
@@ -80,22 +81,22 @@ impl Azure {
         }
     }
 
-    /// Reads a secret. A token that the vault does not accept is replaced once.
+    /// Reads a secret. Replaces a token that the vault does not accept, once.
     pub(crate) async fn read(
         &self,
         clients: &Clients,
         secret: &KeyVaultSecret,
     ) -> Result<Secret, VaultError> {
-        let token = self.token(clients, secret, None).await?;
-        let reply = get(clients, secret, &token).await?;
+        let token = self.get_token(clients, secret, None).await?;
+        let reply = request_secret(clients, secret, &token).await?;
         if reply.status != StatusCode::UNAUTHORIZED {
-            return value_of(secret, &reply);
+            return parse_value(secret, &reply);
         }
-        let token = self.token(clients, secret, Some(&token)).await?;
-        value_of(secret, &get(clients, secret, &token).await?)
+        let token = self.get_token(clients, secret, Some(&token)).await?;
+        parse_value(secret, &request_secret(clients, secret, &token).await?)
     }
 
-    async fn token(
+    async fn get_token(
         &self,
         clients: &Clients,
         secret: &KeyVaultSecret,
@@ -103,13 +104,13 @@ impl Azure {
     ) -> Result<Secret, VaultError> {
         let identity = self.identity(secret.client_id.as_deref())?;
         let key = format!("{} {}", identity.client_id, secret.audience);
-        let issue = issue(clients, &identity, secret.audience);
-        // Only a token that has expired is refused with 401, so each secret may renew it.
+        let issue = request_token(clients, &identity, secret.audience);
+        // Only an expired token is refused with 401, so each secret may renew it.
         let renewed = AtomicBool::new(false);
         self.tokens.get(&key, refused, &renewed, issue).await
     }
 
-    /// Finds the identity, or what is missing of it.
+    /// Returns the identity, or an error with its missing parts.
     fn identity(&self, client_id: Option<&str>) -> Result<Identity<'_>, VaultError> {
         let settings = &self.settings;
         let proof = match (&settings.client_secret, &settings.token_file) {
@@ -119,11 +120,13 @@ impl Azure {
         };
         match (&settings.tenant_id, &settings.client_id, proof) {
             (Some(tenant), Some(own), Some(proof)) => {
-                if let Some(asked) = client_id.filter(|asked| !asked.eq_ignore_ascii_case(own)) {
+                if let Some(requested) =
+                    client_id.filter(|requested| !requested.eq_ignore_ascii_case(own))
+                {
                     return Err(VaultError::new(format!(
-                        "the identity is {own} (AZURE_CLIENT_ID), and the file asks for `clientID: {}`; take `clientID` \
-                         away or set that identity",
-                        quote(asked)
+                        "the identity is {own} (AZURE_CLIENT_ID), and the file names `clientID: {}`; remove `clientID` \
+                         or configure that identity",
+                        quote(requested)
                     )));
                 }
                 Ok(Identity {
@@ -160,13 +163,13 @@ impl Azure {
         } else {
             format!("https://{}", authority.trim())
         };
-        checked_base(&authority, "AZURE_AUTHORITY_HOST")?
+        parse_base_url(&authority, "AZURE_AUTHORITY_HOST")?
             .join(&format!("{tenant}/oauth2/v2.0/token"))
             .map_err(|error| VaultError::new(format!("AZURE_AUTHORITY_HOST is not a URL: {error}")))
     }
 }
 
-/// Explains which variables have to be set.
+/// Returns an error with the names of the missing variables.
 pub(crate) fn missing_settings(service: &str, variables: &[(bool, &str)]) -> VaultError {
     let missing: Vec<&str> = variables
         .iter()
@@ -179,8 +182,8 @@ pub(crate) fn missing_settings(service: &str, variables: &[(bool, &str)]) -> Vau
     ))
 }
 
-/// Parses the address of a service of the operator: over TLS, or on this machine.
-pub(crate) fn checked_base(address: &str, variable: &str) -> Result<Url, VaultError> {
+/// Parses the address of a service of the operator. It must use TLS or be on this machine.
+pub(crate) fn parse_base_url(address: &str, variable: &str) -> Result<Url, VaultError> {
     let refuse =
         |why: &str| VaultError::new(format!("{variable} {why}; write https://HOST[:PORT]"));
     let mut url = Url::parse(address.trim()).map_err(|_| refuse("is not a URL"))?;
@@ -202,8 +205,8 @@ pub(crate) fn checked_base(address: &str, variable: &str) -> Result<Url, VaultEr
     Ok(url)
 }
 
-/// Gets a token of the client credentials flow.
-async fn issue(
+/// Requests a token with the client credentials flow.
+async fn request_token(
     clients: &Clients,
     identity: &Identity<'_>,
     audience: &str,
@@ -236,7 +239,7 @@ async fn issue(
     })
     .await?;
     if !reply.status.is_success() {
-        let why = match reply.error::<TokenError>() {
+        let why = match reply.parse_error::<TokenError>() {
             Some(found) => format!(
                 "{}: {}",
                 quote(&found.error),
@@ -249,20 +252,20 @@ async fn issue(
             identity.client_id
         )));
     }
-    let reply: TokenReply = reply.json(&service)?;
+    let reply: TokenReply = reply.parse_json(&service)?;
     Ok(Issued {
         token: Secret::new(reply.access_token),
         lifetime: Duration::from_secs(reply.expires_in),
     })
 }
 
-async fn get(
+async fn request_secret(
     clients: &Clients,
     secret: &KeyVaultSecret,
     token: &Secret,
 ) -> Result<Reply, VaultError> {
     let client = clients.azure()?;
-    send(&service(secret), || {
+    send(&service_name(secret), || {
         client
             .get(secret.url.clone())
             .query(&[("api-version", API_VERSION)])
@@ -271,19 +274,21 @@ async fn get(
     .await
 }
 
-fn service(secret: &KeyVaultSecret) -> String {
+fn service_name(secret: &KeyVaultSecret) -> String {
     format!(
         "the key vault {}",
         secret.url.host_str().unwrap_or_default()
     )
 }
 
-fn value_of(secret: &KeyVaultSecret, reply: &Reply) -> Result<Secret, VaultError> {
+fn parse_value(secret: &KeyVaultSecret, reply: &Reply) -> Result<Secret, VaultError> {
     if reply.status.is_success() {
-        let reply: SecretReply = reply.json(&service(secret))?;
+        let reply: SecretReply = reply.parse_json(&service_name(secret))?;
         return Ok(Secret::new(reply.value));
     }
-    let found = reply.error::<KeyVaultError>().map(|found| found.error);
+    let found = reply
+        .parse_error::<KeyVaultError>()
+        .map(|found| found.error);
     let detail = found.map_or(String::new(), |body| {
         format!(" ({}: {})", quote(&body.code), quote(&body.message))
     });
@@ -296,7 +301,7 @@ fn value_of(secret: &KeyVaultSecret, reply: &Reply) -> Result<Secret, VaultError
             format!("{url} is not open to the identity: give it the role `Key Vault Secrets User`")
         }
         StatusCode::NOT_FOUND => format!("{url} does not exist in this vault and version"),
-        status => format!("{} responds to {url} with {status}", service(secret)),
+        status => format!("{} responds to {url} with {status}", service_name(secret)),
     };
     Err(VaultError::new(format!("{why}{detail}")))
 }

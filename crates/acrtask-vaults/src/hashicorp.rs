@@ -1,8 +1,11 @@
-//! HashiCorp Vault and OpenBao: a token, where the path is mounted, and one `GET` of a secret of the KV engine.
+//! HashiCorp Vault and OpenBao: a token, the lookup of a path's mount, and one `GET` of a secret of
+//! the KV engine.
 //!
-//! Only mounts of the KV engine are read: another engine would make credentials, or show the operator's own token.
+//! Only mounts of the KV engine are read. Another engine would create credentials or reveal the
+//! operator's own token.
 //!
-//! Source: Vault HTTP API, "KV - Version 1", "KV - Version 2", "AppRole", "JWT/OIDC", "/sys/internal/ui/mounts".
+//! Source: Vault HTTP API, "KV - Version 1", "KV - Version 2", "AppRole", "JWT/OIDC",
+//! "/sys/internal/ui/mounts".
 
 use std::time::Duration;
 
@@ -14,13 +17,13 @@ use url::Url;
 
 use crate::{
     VaultError, VaultSecret, VaultSettings,
-    azure::{checked_base, missing_settings},
+    azure::{missing_settings, parse_base_url},
     http::{Clients, Reply, quote, send},
     settings::read_token,
     tokens::{Issued, Tokens},
 };
 
-/// Keys of a secret that an error lists.
+/// Maximum number of keys of a secret that an error lists.
 const MAX_KEYS: usize = 10;
 
 /// Reads secrets of one Vault.
@@ -83,7 +86,7 @@ impl HashiCorp {
         }
     }
 
-    /// Reads a secret. A token that came from a login and is not accepted is replaced once.
+    /// Reads a secret. Replaces a token from a login that is not accepted, once.
     pub(crate) async fn read(
         &self,
         clients: &Clients,
@@ -94,17 +97,18 @@ impl HashiCorp {
             return Err(missing_settings("Vault", &[(true, "VAULT_ADDR")]));
         };
         let mut session = Session {
-            base: checked_base(address, "VAULT_ADDR")?,
+            base: parse_base_url(address, "VAULT_ADDR")?,
             clients,
             settings,
             token: None,
         };
-        let token = self.token(&session, None).await?;
+        let token = self.get_token(&session, None).await?;
         session.token = Some(token.clone());
         match session.read(secret).await {
-            // Vault says the same of an expired token and of a path that the token may not read.
-            Err(Refusal::Denied(_)) if settings.logs_in() => {
-                session.token = Some(self.token(&session, Some(&token)).await?);
+            // Vault sends the same response for an expired token and for a path that the token may
+            // not read.
+            Err(Refusal::Denied(_)) if settings.uses_login() => {
+                session.token = Some(self.get_token(&session, Some(&token)).await?);
                 session.read(secret).await
             }
             result => result,
@@ -112,7 +116,7 @@ impl HashiCorp {
         .map_err(Refusal::into_error)
     }
 
-    async fn token(
+    async fn get_token(
         &self,
         session: &Session<'_>,
         refused: Option<&Secret>,
@@ -121,7 +125,7 @@ impl HashiCorp {
         if let Some(token) = &settings.token {
             return Ok(Secret::new(token.expose().trim()));
         }
-        if settings.logs_in() {
+        if settings.uses_login() {
             let login = async { session.log_in().await };
             return self
                 .tokens
@@ -143,7 +147,7 @@ impl HashiCorp {
 
 impl VaultSettings {
     /// Returns `true` if tokens come from a login, so that an expired one can be replaced.
-    fn logs_in(&self) -> bool {
+    fn uses_login(&self) -> bool {
         self.token.is_none() && (self.role_id.is_some() || self.jwt_file.is_some())
     }
 }
@@ -187,7 +191,7 @@ impl Session<'_> {
 
     fn request(&self, method: Method, url: &Url) -> Result<RequestBuilder, VaultError> {
         let client = self.clients.vault(self.settings.ca.as_deref())?;
-        // Vault asks for this header so that no page of a browser sends requests.
+        // Vault requires this header so that no web page in a browser can send requests.
         let mut request = client
             .request(method, url.clone())
             .header("X-Vault-Request", "true");
@@ -206,7 +210,7 @@ impl Session<'_> {
         url: &Url,
         body: Option<&Value>,
     ) -> Result<Reply, VaultError> {
-        // The client is built here once, so that a fault of it is not repeated.
+        // The request is built here once, so that a failure to build it is not retried.
         let request = self.request(method, url)?;
         let request = match body {
             Some(body) => request.json(body),
@@ -238,7 +242,11 @@ impl Session<'_> {
                 }
                 ("jwt", body)
             }
-            (None, None) => return Err(VaultError::new("there is no identity to log in with")),
+            (None, None) => {
+                return Err(VaultError::new(
+                    "the settings contain no identity for a login",
+                ));
+            }
         };
         let path = settings.auth_path.as_deref().unwrap_or(default_path);
         let path = path.trim_matches('/');
@@ -249,10 +257,10 @@ impl Session<'_> {
             return Err(VaultError::new(format!(
                 "{} refuses the login at auth/{path}: {}",
                 self.service(),
-                reason(&reply)
+                refusal_reason(&reply)
             )));
         }
-        let auth = reply.json::<LoginReply>(&self.service())?.auth;
+        let auth = reply.parse_json::<LoginReply>(&self.service())?.auth;
         Ok(Issued {
             token: Secret::new(auth.client_token),
             lifetime: Duration::from_secs(auth.lease_duration),
@@ -261,7 +269,7 @@ impl Session<'_> {
 
     async fn read(&self, secret: &VaultSecret) -> Result<Secret, Refusal> {
         let path = secret.path();
-        let mount = self.mount(secret).await?;
+        let mount = self.find_mount(secret).await?;
         let version = mount.options.as_ref().and_then(|options| {
             let version = options.get("version")?;
             Some(
@@ -271,7 +279,7 @@ impl Session<'_> {
             )
         });
         let is_second = version.as_deref() == Some("2");
-        let Some(rest) = secret.below(&mount.path) else {
+        let Some(rest) = secret.segments_below(&mount.path) else {
             return Err(VaultError::new(format!(
                 "{path} is not the path of a secret below the mount {}",
                 quote(&mount.path)
@@ -283,7 +291,7 @@ impl Session<'_> {
         let url = self.url(front.chain(data).chain(rest.iter().map(String::as_str)))?;
         let reply = self.send(Method::GET, &url, None).await?;
         match reply.status {
-            StatusCode::FORBIDDEN => return Err(self.denied(&path, &reply)),
+            StatusCode::FORBIDDEN => return Err(self.denied_error(&path, &reply)),
             StatusCode::NOT_FOUND => {
                 let hint = match rest.first().map(String::as_str) {
                     Some("data") if is_second => {
@@ -301,13 +309,13 @@ impl Session<'_> {
                 return Err(VaultError::new(format!(
                     "{} responds to {path} with {}",
                     self.service(),
-                    reason(&reply)
+                    refusal_reason(&reply)
                 ))
                 .into());
             }
             _ => {}
         }
-        let mut data = reply.json::<SecretReply>(&self.service())?.data;
+        let mut data = reply.parse_json::<SecretReply>(&self.service())?.data;
         if is_second {
             data = match data.remove("data") {
                 Some(Value::Object(inner)) => inner,
@@ -319,29 +327,29 @@ impl Session<'_> {
                 }
             };
         }
-        Ok(pick(&path, &secret.key, &data)?)
+        Ok(value_of_key(&path, &secret.key, &data)?)
     }
 
-    /// Finds the mount of the path, which has to be one of the KV engine.
-    async fn mount(&self, secret: &VaultSecret) -> Result<Mount, Refusal> {
+    /// Returns the mount of the path, which must belong to the KV engine.
+    async fn find_mount(&self, secret: &VaultSecret) -> Result<Mount, Refusal> {
         let path = secret.path();
         let fixed = ["sys", "internal", "ui", "mounts"];
         let segments = secret.segments().iter().map(String::as_str);
         let url = self.url(fixed.into_iter().chain(segments))?;
         let reply = self.send(Method::GET, &url, None).await?;
         match reply.status {
-            StatusCode::FORBIDDEN => return Err(self.denied(&path, &reply)),
+            StatusCode::FORBIDDEN => return Err(self.denied_error(&path, &reply)),
             status if !status.is_success() => {
                 return Err(VaultError::new(format!(
-                    "{} does not tell where {path} is mounted: {}",
+                    "{} does not report where {path} is mounted: {}",
                     self.service(),
-                    reason(&reply)
+                    refusal_reason(&reply)
                 ))
                 .into());
             }
             _ => {}
         }
-        let mount = reply.json::<MountReply>(&self.service())?.data;
+        let mount = reply.parse_json::<MountReply>(&self.service())?.data;
         if !matches!(mount.kind.as_str(), "kv" | "generic") {
             return Err(VaultError::new(format!(
                 "{path} is in a mount of the type `{}`, and only secrets of the KV engine are read",
@@ -352,16 +360,16 @@ impl Session<'_> {
         Ok(mount)
     }
 
-    fn denied(&self, path: &str, reply: &Reply) -> Refusal {
+    fn denied_error(&self, path: &str, reply: &Reply) -> Refusal {
         Refusal::Denied(VaultError::new(format!(
             "{path} is not open to the identity, or its token has expired: {}",
-            reason(reply)
+            refusal_reason(reply)
         )))
     }
 }
 
 /// Returns the value of a key as text.
-fn pick(path: &str, key: &str, data: &Map<String, Value>) -> Result<Secret, VaultError> {
+fn value_of_key(path: &str, key: &str, data: &Map<String, Value>) -> Result<Secret, VaultError> {
     match data.get(key) {
         Some(Value::String(text)) => Ok(Secret::new(text.as_str())),
         Some(value @ (Value::Number(_) | Value::Bool(_))) => Ok(Secret::new(value.to_string())),
@@ -378,9 +386,9 @@ fn pick(path: &str, key: &str, data: &Map<String, Value>) -> Result<Secret, Vaul
     }
 }
 
-/// Returns what Vault says of a refusal.
-fn reason(reply: &Reply) -> String {
-    let errors = reply.error::<Errors>().map(|found| found.errors);
+/// Returns Vault's own text about a refusal.
+fn refusal_reason(reply: &Reply) -> String {
+    let errors = reply.parse_error::<Errors>().map(|found| found.errors);
     let first = errors.and_then(|errors| errors.into_iter().next());
     match first.map(|text| quote(text.trim())) {
         Some(text) if !text.is_empty() => format!("{} ({text})", reply.status),

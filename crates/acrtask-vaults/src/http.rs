@@ -1,4 +1,4 @@
-//! Requests to vaults and issuers of tokens: without redirects, with limits, with retries.
+//! Requests to vaults and token issuers: without redirects, with limits, with retries.
 
 use std::{
     path::Path,
@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use acrtask_model::chain;
+use acrtask_model::error_chain;
 use acrtask_registry::{AddressPolicy, net, retry_after};
 use backon::{ExponentialBuilder, Retryable as _};
 use reqwest::{Client, RequestBuilder, StatusCode};
@@ -14,25 +14,25 @@ use serde::de::DeserializeOwned;
 
 use crate::VaultError;
 
-/// Longest time of one request.
-const REQUEST_TIME: Duration = Duration::from_secs(10);
-/// Tries after the first one.
+/// Maximum duration of one request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Number of attempts after the first one.
 const RETRIES: usize = 3;
-/// First wait between two tries; doubled each time.
+/// Delay before the second attempt. It doubles before each further one.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
-/// Longest `Retry-After` that is waited for.
-const LONGEST_WAIT: Duration = Duration::from_secs(10);
-/// Largest response, in bytes.
+/// Maximum `Retry-After` that is respected by waiting. With a longer one, the request fails.
+const MAX_WAIT: Duration = Duration::from_secs(10);
+/// Maximum size of a response, in bytes.
 const MAX_BODY: usize = 512 << 10;
-/// Longest text of a service that is quoted in an error, in characters.
+/// Maximum length of a service's text in an error, in characters.
 const MAX_QUOTE: usize = 300;
 
-/// The HTTP clients of one reading.
+/// The HTTP clients of one call of [`crate::Vaults::read`].
 #[derive(Debug, Default)]
 pub(crate) struct Clients {
     azure: OnceLock<Client>,
     vault: OnceLock<Client>,
-    /// A token that was not accepted has been replaced.
+    /// Set after a token that was not accepted has been replaced.
     pub(crate) renewed: AtomicBool,
 }
 
@@ -42,7 +42,8 @@ impl Clients {
         get_or_build(&self.azure, None)
     }
 
-    /// Returns the client for Vault, which trusts the certificates in the PEM file `ca` alone if there is one.
+    /// Returns the client for Vault. If `ca` is set, it trusts only the certificates in that PEM
+    /// file.
     pub(crate) fn vault(&self, ca: Option<&Path>) -> Result<&Client, VaultError> {
         get_or_build(&self.vault, ca)
     }
@@ -55,13 +56,13 @@ fn get_or_build<'c>(
     if let Some(client) = cell.get() {
         return Ok(client);
     }
-    let mut builder = net::builder(AddressPolicy::Any, false).timeout(REQUEST_TIME);
+    let mut builder = net::builder(AddressPolicy::Any, false).timeout(REQUEST_TIMEOUT);
     if let Some(path) = ca {
         let failed = |error: &dyn std::error::Error| {
             VaultError::new(format!(
                 "the certificates in {} (VAULT_CACERT) cannot be read: {}",
                 path.display(),
-                chain(error)
+                error_chain(error)
             ))
         };
         let pem = std::fs::read(path).map_err(|error| failed(&error))?;
@@ -70,11 +71,11 @@ fn get_or_build<'c>(
     }
     let client = builder
         .build()
-        .map_err(|error| VaultError::new(format!("TLS cannot be used: {}", chain(&error))))?;
+        .map_err(|error| VaultError::new(format!("TLS cannot be used: {}", error_chain(&error))))?;
     Ok(cell.get_or_init(|| client))
 }
 
-/// A response that no further try would change.
+/// A response that no further attempt would change.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) status: StatusCode,
@@ -82,14 +83,14 @@ pub(crate) struct Reply {
 }
 
 impl Reply {
-    /// Parses the body. The error says nothing of the body, which may be a secret.
-    pub(crate) fn json<T: DeserializeOwned>(&self, service: &str) -> Result<T, VaultError> {
+    /// Parses the body. The error does not quote the body, which may be a secret.
+    pub(crate) fn parse_json<T: DeserializeOwned>(&self, service: &str) -> Result<T, VaultError> {
         serde_json::from_slice(&self.body)
             .map_err(|_| VaultError::new(format!("{service} sent a response that cannot be read")))
     }
 
     /// Parses the body of an error. `None` if it has another form.
-    pub(crate) fn error<T: DeserializeOwned>(&self) -> Option<T> {
+    pub(crate) fn parse_error<T: DeserializeOwned>(&self) -> Option<T> {
         serde_json::from_slice(&self.body).ok()
     }
 }
@@ -97,16 +98,16 @@ impl Reply {
 /// Failure of one attempt.
 struct Failure {
     error: VaultError,
-    /// `true` if another attempt may succeed.
-    again: bool,
-    /// The wait that the service asks for.
+    /// Set if another attempt may succeed.
+    may_retry: bool,
+    /// The delay that the service requests.
     wait: Option<Duration>,
 }
 
-/// Sends a request, and repeats it while `service` is unreachable, overloaded or fails.
+/// Sends a request, and repeats it while `service` is unreachable, overloaded or failing.
 ///
 /// # Errors
-/// [`VaultError`] if no attempt gets a response, or the response is a redirect.
+/// [`VaultError`] if no attempt receives a response, or the response is a redirect.
 pub(crate) async fn send(
     service: &str,
     request: impl Fn() -> RequestBuilder,
@@ -119,9 +120,11 @@ pub(crate) async fn send(
                 .with_max_times(RETRIES)
                 .with_jitter(),
         )
-        .when(|failure: &Failure| failure.again)
+        .when(|failure: &Failure| failure.may_retry)
         .adjust(|failure, planned| match (planned, failure.wait) {
-            (Some(planned), Some(asked)) => (asked <= LONGEST_WAIT).then(|| asked.max(planned)),
+            (Some(planned), Some(requested)) => {
+                (requested <= MAX_WAIT).then(|| requested.max(planned))
+            }
             (planned, _) => planned,
         })
         .notify(|failure, wait| {
@@ -135,9 +138,9 @@ async fn send_once(service: &str, request: RequestBuilder) -> Result<Reply, Fail
     let broken = |error: reqwest::Error| Failure {
         error: VaultError::unreachable(format!(
             "{service} cannot be reached: {}",
-            chain(&error.without_url())
+            error_chain(&error.without_url())
         )),
-        again: true,
+        may_retry: true,
         wait: None,
     };
     let mut response = request.send().await.map_err(broken)?;
@@ -147,14 +150,14 @@ async fn send_once(service: &str, request: RequestBuilder) -> Result<Reply, Fail
             error: VaultError::new(format!(
                 "{service} redirects to another address, where no token is sent"
             )),
-            again: false,
+            may_retry: false,
             wait: None,
         });
     }
     if is_temporary(status) {
         return Err(Failure {
             error: VaultError::unreachable(format!("{service} responds with {status}")),
-            again: true,
+            may_retry: true,
             wait: retry_after(response.headers()),
         });
     }
@@ -167,7 +170,7 @@ async fn send_once(service: &str, request: RequestBuilder) -> Result<Reply, Fail
                     "{service} sent a response of more than {} KiB",
                     MAX_BODY >> 10
                 )),
-                again: false,
+                may_retry: false,
                 wait: None,
             });
         }
@@ -183,7 +186,7 @@ fn is_temporary(status: StatusCode) -> bool {
         )
 }
 
-/// Returns the first line of a service's text, for an error: printable and short.
+/// Returns the first line of a service's text for an error, printable and shortened.
 pub(crate) fn quote(text: &str) -> String {
     let line = text.lines().next().unwrap_or_default();
     let printable = line.chars().filter(|c| !c.is_control());

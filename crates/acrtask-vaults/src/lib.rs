@@ -1,15 +1,21 @@
-//! Secrets that task files name and a vault keeps: Azure Key Vault (`keyvault:`) and HashiCorp Vault (`vault:`).
+//! Secrets in vaults that task files name: Azure Key Vault (`keyvault:`) and HashiCorp Vault
+//! (`vault:`).
 //!
-//! Vaults are read over REST with the identity of the operator: of the user for a local run, of the runner for a run
-//! of a server. The identity comes from the standard environment variables ([`Settings::from_env`]).
+//! Vaults are read over REST with the identity of the operator. This is the user for a local run,
+//! and the runner for a run of a server. The identity comes from the standard environment variables
+//! ([`Settings::from_env`]).
 //!
-//! Invariants: a token of the operator is sent to its issuer and to the vault alone, over TLS or to this machine, along
-//! no redirect. A task author chooses a Key Vault only among the hosts of [`KeyVaultHosts`], and no host of a Vault. A
-//! task of a server reads only the addresses that a [`VaultRule`] of the operator lists for its name. Values and
-//! tokens exist only as [`Secret`].
+//! Invariants:
+//! - A token of the operator is sent only to its issuer and to the vault, over TLS or to this
+//!   machine, and along no redirect.
+//! - A task author chooses a Key Vault only among the hosts of [`KeyVaultHosts`], and no host of a
+//!   Vault.
+//! - A task of a server reads only the addresses that a [`VaultRule`] of the operator lists for its
+//!   name.
+//! - Values and tokens exist only as [`Secret`].
 //!
-//! Left out: writing to vaults, dynamic secrets, certificates and keys of Key Vault, managed identities of virtual
-//! machines.
+//! Left out: writing to vaults, dynamic secrets, certificates and keys of Key Vault, managed
+//! identities of virtual machines.
 
 mod address;
 mod azure;
@@ -32,22 +38,22 @@ pub use self::{
 };
 use self::{azure::Azure, hashicorp::HashiCorp};
 
-/// Largest value of a secret, in bytes.
+/// Maximum size of a secret's value, in bytes.
 pub const MAX_VALUE: usize = 64 << 10;
-/// Most secrets of one task file that vaults are asked for.
+/// Maximum number of vault secrets of one task file.
 pub const MAX_SECRETS: usize = 100;
-/// Requests to vaults at the same time.
+/// Number of concurrent requests to vaults.
 const PARALLEL: usize = 4;
-/// Longest time in which all secrets of a run are read.
-const TOTAL_TIME: Duration = Duration::from_secs(60);
+/// Maximum time to read all secrets of a run.
+const TOTAL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// An error for a secret that was not read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct VaultError {
-    /// Cause in one sentence, for the author of the task.
+    /// The cause in one sentence, for the author of the task.
     pub message: String,
-    /// `true` if another attempt may succeed: the vault is unreachable or overloaded.
+    /// Set if another attempt may succeed: the vault is unreachable or overloaded.
     pub unreachable: bool,
 }
 
@@ -69,7 +75,7 @@ impl VaultError {
 
 /// The vaults that this machine reads, with the identity of its operator.
 ///
-/// Keeps the tokens that it got until they expire.
+/// Caches its tokens until they expire.
 #[derive(Debug)]
 pub struct Vaults {
     azure: Azure,
@@ -107,9 +113,9 @@ impl Vaults {
             ));
             return vec![Err(error); addresses.len()];
         }
-        // Clients belong to the runtime of the caller, so they are not kept.
+        // Clients belong to the runtime of the caller, so they are not cached.
         let clients = http::Clients::default();
-        let deadline = Instant::now() + TOTAL_TIME;
+        let deadline = Instant::now() + TOTAL_TIMEOUT;
         let reading: Vec<_> = addresses
             .iter()
             .map(|address| self.read_until(deadline, &clients, address, access))
@@ -124,11 +130,11 @@ impl Vaults {
         address: &SecretAddress,
         access: &Access,
     ) -> Result<Secret, VaultError> {
-        access.check(address, &self.rules)?;
+        access.check_access(address, &self.rules)?;
         let late = |_| {
             VaultError::unreachable(format!(
                 "{address} was not read within {} s",
-                TOTAL_TIME.as_secs()
+                TOTAL_TIMEOUT.as_secs()
             ))
         };
         let reading = self.read_one(clients, address);

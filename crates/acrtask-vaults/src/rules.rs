@@ -1,4 +1,4 @@
-//! The operator's decision which tasks of a server read which secrets. Pure.
+//! The operator's rules for the secrets that tasks of a server may read. Pure.
 
 use std::{fmt, str::FromStr};
 
@@ -9,9 +9,9 @@ use crate::{KeyVaultHosts, SecretAddress, VaultError};
 /// Permissions of a run in the vaults.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Access {
-    /// Everything that the identity can read: the run is the user's own.
+    /// All secrets that the identity can read: the run is the user's own.
     Everything,
-    /// Secrets that the rules list for the stored task of this name.
+    /// Secrets that the rules list for the stored task with this name.
     Task(String),
     /// No secret, for this reason.
     Nothing(String),
@@ -19,7 +19,7 @@ pub enum Access {
 
 impl Access {
     /// Checks that a run may read `address`.
-    pub(crate) fn check(
+    pub(crate) fn check_access(
         &self,
         address: &SecretAddress,
         rules: &[VaultRule],
@@ -44,15 +44,15 @@ impl Access {
     }
 }
 
-/// Tasks, and secrets that they may read: `TASKS=SECRETS`.
+/// A set of tasks, and the secrets that they may read: `TASKS=SECRETS`.
 ///
-/// `TASKS` is the name of a task, or the beginning of names and `*`. `SECRETS` is the address of one secret, or the
-/// beginning of addresses with `/` or `*` at the end.
+/// `TASKS` is the name of a task, or a prefix of names followed by `*`. `SECRETS` is the address of
+/// one secret, or a prefix of addresses that ends in `/` or `*`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VaultRule {
     tasks: Tasks,
     secrets: Addresses,
-    /// As it was written.
+    /// The rule as it was written.
     text: String,
 }
 
@@ -106,12 +106,13 @@ impl VaultRule {
     /// Checks the hosts of the rule.
     ///
     /// # Errors
-    /// A sentence if the rule names a Key Vault at a host that is not among `hosts`, and so would never apply.
+    /// A sentence if the rule names a Key Vault at a host that is not among `hosts`, and so would
+    /// never apply.
     pub fn check_host(&self, hosts: &KeyVaultHosts) -> Result<(), String> {
         let Addresses::KeyVault(Match::One(url) | Match::Prefix(url)) = &self.secrets else {
             return Ok(());
         };
-        // Any secret below the prefix has its host.
+        // Any secret below the prefix is on its host.
         let mut parts = url.splitn(4, '/');
         let origin: Vec<&str> = parts.by_ref().take(3).collect();
         let example = format!("{}/secrets/x", origin.join("/"));
@@ -205,11 +206,13 @@ mod tests {
         } else {
             SecretAddress::vault(address).unwrap()
         };
-        Access::Task(task.into()).check(&address, &rules).is_ok()
+        Access::Task(task.into())
+            .check_access(&address, &rules)
+            .is_ok()
     }
 
     #[test]
-    fn a_task_reads_what_a_rule_lists_for_its_name() {
+    fn task_reads_only_secrets_that_a_rule_lists_for_it() {
         let rules = [
             "team/*=https://Team.vault.azure.net/secrets/",
             "team/*=secret/team/",
@@ -246,10 +249,10 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_says_what_the_operator_writes() {
+    fn refusal_names_the_option_for_the_operator() {
         let address = SecretAddress::vault("secret/team/a#k").unwrap();
         let error = Access::Task("team/a".into())
-            .check(&address, &[])
+            .check_access(&address, &[])
             .unwrap_err();
         assert!(
             error
@@ -258,14 +261,14 @@ mod tests {
             "{error}"
         );
         let error = Access::Nothing("no".into())
-            .check(&address, &[])
+            .check_access(&address, &[])
             .unwrap_err();
         assert_eq!(error.message, "no");
-        Access::Everything.check(&address, &[]).unwrap();
+        Access::Everything.check_access(&address, &[]).unwrap();
     }
 
     #[test]
-    fn rules_that_would_allow_more_than_they_seem_to_are_refused() {
+    fn ambiguous_rules_are_refused() {
         for bad in [
             "",
             "team/*",

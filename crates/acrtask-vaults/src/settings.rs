@@ -1,4 +1,4 @@
-//! The identity of the operator, as the standard variables name it.
+//! The identity of the operator, from the standard variables.
 
 use std::path::PathBuf;
 
@@ -6,10 +6,10 @@ use acrtask_model::Secret;
 
 use crate::{KeyVaultHosts, VaultError};
 
-/// Largest file of a token, in bytes.
+/// Maximum size of a token file, in bytes.
 const MAX_TOKEN: u64 = 64 << 10;
 
-/// The vaults' settings.
+/// Settings of all vaults.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
     /// The identity for Azure Key Vault.
@@ -21,7 +21,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Reads the standard variables: `AZURE_...` and `VAULT_...`. An empty one is one that is not set.
+    /// Reads the standard variables: `AZURE_...` and `VAULT_...`. An empty variable counts as
+    /// unset.
     pub fn from_env(var: impl Fn(&str) -> Option<String>) -> Self {
         let text = |name: &str| var(name).filter(|value| !value.trim().is_empty());
         let secret = |name: &str| text(name).map(Secret::new);
@@ -58,22 +59,23 @@ pub struct AzureSettings {
     pub tenant_id: Option<String>,
     /// `AZURE_CLIENT_ID`: id of the application or identity.
     pub client_id: Option<String>,
-    /// `AZURE_CLIENT_SECRET`: its secret. Wins over the file.
+    /// `AZURE_CLIENT_SECRET`: secret of the application. Takes precedence over the file.
     pub client_secret: Option<Secret>,
-    /// `AZURE_FEDERATED_TOKEN_FILE`: a file with an identity token, which is read each time.
+    /// `AZURE_FEDERATED_TOKEN_FILE`: a file with an identity token. It is read for each token.
     pub token_file: Option<PathBuf>,
     /// `AZURE_AUTHORITY_HOST`: the issuer. `None`: `https://login.microsoftonline.com/`.
     pub authority: Option<String>,
 }
 
-/// The address of HashiCorp Vault, and the identity for it: the first of a token, AppRole, JWT and a token's file.
+/// The address of HashiCorp Vault, and the identity for it. The first one that is set applies: a
+/// token, AppRole, JWT, a token's file.
 #[derive(Debug, Clone, Default)]
 pub struct VaultSettings {
     /// `VAULT_ADDR`: `https://HOST[:PORT]`.
     pub address: Option<String>,
     /// `VAULT_NAMESPACE`.
     pub namespace: Option<String>,
-    /// `VAULT_CACERT`: the certificates that the address is checked against (PEM). `None`: the system's.
+    /// `VAULT_CACERT`: PEM file of the trusted certificates. `None`: the system's.
     pub ca: Option<PathBuf>,
     /// `VAULT_TOKEN`.
     pub token: Option<Secret>,
@@ -83,11 +85,11 @@ pub struct VaultSettings {
     pub secret_id: Option<Secret>,
     /// `VAULT_JWT_ROLE`: the role for an identity token. `None`: the default of the auth method.
     pub jwt_role: Option<String>,
-    /// `VAULT_JWT_FILE`: a file with an identity token, which is read each time.
+    /// `VAULT_JWT_FILE`: a file with an identity token. It is read for each login.
     pub jwt_file: Option<PathBuf>,
-    /// `VAULT_AUTH_PATH`: where the auth method is mounted. `None`: `approle` or `jwt`.
+    /// `VAULT_AUTH_PATH`: mount point of the auth method. `None`: `approle` or `jwt`.
     pub auth_path: Option<String>,
-    /// A file with a token, as `vault login` writes `~/.vault-token`.
+    /// A file with a token, such as `~/.vault-token` from `vault login`.
     pub token_file: Option<PathBuf>,
 }
 

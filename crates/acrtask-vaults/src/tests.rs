@@ -1,4 +1,4 @@
-//! Vaults against stand-ins that respond as the documented services do.
+//! Tests with mock servers that respond as the documented services do.
 
 mod azure;
 mod hashicorp;

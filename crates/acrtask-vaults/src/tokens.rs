@@ -1,4 +1,4 @@
-//! The operator's tokens, kept until shortly before they expire.
+//! The operator's tokens, cached until shortly before they expire.
 
 use std::{
     collections::HashMap,
@@ -11,36 +11,37 @@ use tokio::sync::Mutex;
 
 use crate::VaultError;
 
-/// A token is replaced this long before it expires.
+/// Time before the expiry at which a token is replaced.
 const MARGIN: Duration = Duration::from_secs(60);
-/// Longest time for which a token is kept.
+/// Maximum time for which a token is cached.
 const MAX_AGE: Duration = Duration::from_secs(3600);
 
 /// A token with its lifetime, as an issuer sent it.
 #[derive(Debug)]
 pub(crate) struct Issued {
     pub(crate) token: Secret,
-    /// `Duration::ZERO`: it is not kept.
+    /// `Duration::ZERO`: the token is not cached.
     pub(crate) lifetime: Duration,
 }
 
 #[derive(Debug)]
-struct Kept {
+struct CachedToken {
     token: Secret,
     until: Instant,
 }
 
-/// Tokens by what they are for. One caller at a time gets a new one, and the others wait for it.
+/// Cached tokens by key. Only one caller at a time requests a new one, and the others wait for it.
 #[derive(Debug, Default)]
 pub(crate) struct Tokens {
-    kept: Mutex<HashMap<String, Kept>>,
+    cached: Mutex<HashMap<String, CachedToken>>,
 }
 
 impl Tokens {
-    /// Returns the token that is kept as `key`, or the one that `issue` gets.
+    /// Returns the cached token for `key`, or the one that `issue` requests.
     ///
-    /// `refused`: a token that a vault did not accept, and so is not returned again. It is replaced once for all
-    /// secrets of a reading, as `renewed` notes: a vault says the same of a path that no token of the operator may read.
+    /// `refused` is a token that a vault did not accept, which is not returned again. It is
+    /// replaced once for all secrets of a call, as `renewed` records. A vault sends the same
+    /// response for a path that no token of the operator may read.
     pub(crate) async fn get(
         &self,
         key: &str,
@@ -48,8 +49,8 @@ impl Tokens {
         renewed: &AtomicBool,
         issue: impl Future<Output = Result<Issued, VaultError>>,
     ) -> Result<Secret, VaultError> {
-        let mut kept = self.kept.lock().await;
-        if let Some(found) = kept.get(key)
+        let mut cached = self.cached.lock().await;
+        if let Some(found) = cached.get(key)
             && Instant::now() < found.until
             && refused.is_none_or(|refused| {
                 refused.expose() != found.token.expose() || renewed.swap(true, Ordering::Relaxed)
@@ -57,13 +58,13 @@ impl Tokens {
         {
             return Ok(found.token.clone());
         }
-        kept.remove(key);
+        cached.remove(key);
         let issued = issue.await?;
         let lifetime = issued.lifetime.min(MAX_AGE).saturating_sub(MARGIN);
         if !lifetime.is_zero() {
-            kept.insert(
+            cached.insert(
                 key.to_owned(),
-                Kept {
+                CachedToken {
                     token: issued.token.clone(),
                     until: Instant::now() + lifetime,
                 },

@@ -1,4 +1,4 @@
-//! What went wrong, as a person reads it: the message, its causes, and last what to do.
+//! Errors of the program for the user: the message, its causes, and the remedy.
 
 use std::{error::Error, fmt};
 
@@ -14,19 +14,19 @@ pub(crate) struct CliError {
 }
 
 impl CliError {
-    /// A mistake in what was typed or in a file of the user's.
+    /// Creates an error about the command line or a file of the user.
     pub(crate) fn usage(message: impl Into<String>) -> Self {
         Self::new(Exit::Usage, message)
     }
 
-    /// Something that is needed could not be reached.
+    /// Creates an error about a service that could not be reached.
     pub(crate) fn unreachable(message: impl Into<String>) -> Self {
         Self::new(Exit::Unreachable, message)
     }
 
-    /// Stopped before anything was started.
+    /// Creates the error for an interruption before anything was started.
     pub(crate) fn interrupted() -> Self {
-        Self::new(Exit::Interrupted, "interrupted before the run began")
+        Self::new(Exit::Interrupted, "interrupted before the run started")
     }
 
     fn new(exit: Exit, message: impl Into<String>) -> Self {
@@ -38,13 +38,13 @@ impl CliError {
         }
     }
 
-    /// The same, with `error` and everything below it as its causes.
+    /// Adds `error` and its sources as causes.
     #[must_use]
     pub(crate) fn because(mut self, error: &(dyn Error + 'static)) -> Self {
         let mut next = Some(error);
         while let Some(error) = next {
             let text = error.to_string();
-            // Some libraries repeat their source's text in their own.
+            // Some libraries repeat the text of the source in their own.
             if !self.causes.last().unwrap_or(&self.message).ends_with(&text) {
                 self.causes.push(text);
             }
@@ -53,26 +53,26 @@ impl CliError {
         self
     }
 
-    /// The same, with what to do.
+    /// Adds the remedy.
     #[must_use]
     pub(crate) fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
         self
     }
 
-    /// In one sentence, its first causes included, and what to do.
-    pub(crate) fn told(self) -> (String, Option<String>) {
+    /// Returns the message and its causes in one line, and the remedy.
+    pub(crate) fn into_message_and_help(self) -> (String, Option<String>) {
         let mut parts = vec![self.message];
         parts.extend(self.causes);
         (parts.join(": "), self.help)
     }
 
-    /// How the program ends with it.
+    /// Returns the outcome of a program that ends with this error.
     pub(crate) fn exit(&self) -> Exit {
         self.exit
     }
 
-    /// The whole text, with line ends.
+    /// Returns the whole text, with line breaks.
     pub(crate) fn render(&self, style: Style) -> String {
         let indented = |text: &str| text.trim_end().replace('\n', "\n    ");
         let mut out = format!("{} {}\n", style.bad("error:"), indented(&self.message));

@@ -1,8 +1,8 @@
-//! The exit codes. They are part of the interface: scripts read them.
+//! Exit codes. They are part of the interface: scripts depend on them.
 
 use acrtask_model::RunState;
 
-/// How the program ends.
+/// Outcome of the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// 0: the run succeeded.
@@ -13,14 +13,14 @@ pub(crate) enum Exit {
     Usage,
     /// 3: the engine, a registry or a context could not be reached.
     Unreachable,
-    /// 124: past its timeout, as timeout(1) says it.
+    /// 124: the run exceeded its timeout; timeout(1) uses the same code.
     TimedOut,
-    /// 130: interrupted, as a shell says it of SIGINT.
+    /// 130: interrupted; a shell uses the same code for SIGINT.
     Interrupted,
 }
 
 impl Exit {
-    /// The number.
+    /// Returns the exit code.
     pub(crate) fn code(self) -> u8 {
         match self {
             Self::Succeeded => 0,
@@ -40,7 +40,7 @@ impl From<RunState> for Exit {
             RunState::Failed => Self::Failed,
             RunState::Canceled => Self::Interrupted,
             RunState::TimedOut => Self::TimedOut,
-            // A run that never told its end was cut off from its engine.
+            // Without a final event, the program lost its connection to the engine.
             RunState::Error | RunState::Running | RunState::Queued | RunState::Leased => {
                 Self::Unreachable
             }

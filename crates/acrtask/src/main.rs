@@ -1,17 +1,18 @@
 //! `acrtask`: ACR Tasks for any registry, on your own machines.
 //!
-//! The program is thin: [`args`] parses what was typed, [`commands`] puts the libraries together, [`client`] speaks to a
-//! server, [`declare`] reads tasks from files, [`forge`] enters webhooks, [`render`] shows what they tell. Diagnostics and errors are data until
-//! they reach this crate.
+//! The program is a thin layer over the libraries. [`args`] parses the command line, [`commands`]
+//! calls the libraries, and [`client`] sends requests to a server. [`task_files`] reads tasks from
+//! files, [`forge`] configures webhooks, and [`render`] formats the output. Diagnostics and errors
+//! are data until they reach this crate.
 
 mod args;
 mod client;
 mod commands;
-mod declare;
 mod error;
 mod exit;
 mod forge;
 mod render;
+mod task_files;
 mod telemetry;
 
 use std::{io::IsTerminal, process::ExitCode};
@@ -29,17 +30,17 @@ fn main() -> ExitCode {
     let log = cli.global.log_level.as_deref();
     let color = cli.global.color;
     let stdout = Style::new(color, std::io::stdout().is_terminal());
-    // The long-lived ones set up their own, inside their runtimes.
+    // Long-running commands initialize their log inside their runtimes.
     if !cli.command.is_long_lived() {
-        telemetry::to_stderr(log);
+        telemetry::init_stderr_log(log);
     }
-    let done = match cli.command {
-        Command::Run(args) => match commands::remote::for_run(&args.remote) {
+    let result = match cli.command {
+        Command::Run(args) => match commands::remote::client_for_run(&args.remote) {
             Ok(Some(server)) => commands::remote_run::run(&args, &server, color, style),
             Ok(None) => commands::run::run(&args, color, style),
             Err(error) => Err(error),
         },
-        Command::Build(args) => match commands::remote::for_run(&args.remote) {
+        Command::Build(args) => match commands::remote::client_for_run(&args.remote) {
             Ok(Some(server)) => commands::remote_run::build(&args, &server, color, style),
             Ok(None) => commands::build::build(&args, color, style),
             Err(error) => Err(error),
@@ -48,26 +49,26 @@ fn main() -> ExitCode {
         Command::Login(args) => commands::login::login(&args),
         Command::Logout(args) => commands::login::logout(&args),
         Command::Whoami(args) => commands::login::whoami(&args, stdout),
-        Command::Task(command) => commands::stored::task(&command, color, style, stdout),
+        Command::Task(command) => commands::task::task(&command, color, style, stdout),
         Command::Runs(command) => commands::runs::runs(&command, color, style, stdout),
         Command::Runner(args) => commands::runner::runner(&args, log, stdout),
         Command::Serve(args) => commands::serve::serve(&args, log, style),
         Command::Backup(args) => commands::backup::backup(&args),
         Command::Restore(args) => commands::backup::restore(&args),
         Command::MigrateStore(args) => commands::migrate_store::migrate_store(&args),
-        Command::Webhook(command) => commands::webhooks::webhook(&command, stdout),
+        Command::Webhook(command) => commands::webhook::webhook(&command, stdout),
         Command::Doctor(args) => commands::doctor::doctor(&args, stdout),
-        Command::Secret(command) => commands::secrets::secret(&command, stdout),
-        Command::Credential(command) => commands::secrets::credential(&command, stdout),
-        Command::Images(command) => commands::images::images(&command, stdout),
-        Command::Base(command) => commands::images::base(&command, stdout),
-        Command::Cascade(command) => commands::cascades::cascade(&command, stdout),
-        Command::Quota(command) => commands::quotas::quota(&command, stdout),
-        Command::Token(command) => commands::tokens::token(&command, stdout),
+        Command::Secret(command) => commands::secret::secret(&command, stdout),
+        Command::Credential(command) => commands::secret::credential(&command, stdout),
+        Command::Image(command) => commands::image::image(&command, stdout),
+        Command::Base(command) => commands::image::base(&command, stdout),
+        Command::Cascade(command) => commands::cascade::cascade(&command, stdout),
+        Command::Quota(command) => commands::quota::quota(&command, stdout),
+        Command::Token(command) => commands::token::token(&command, stdout),
         Command::Schema { of } => commands::schema::schema(of),
         Command::Completions { shell } => commands::completions::completions(shell),
     };
-    let exit = done.unwrap_or_else(|error| {
+    let exit = result.unwrap_or_else(|error| {
         commands::remote::write_error(&error.render(style));
         error.exit()
     });

@@ -1,5 +1,4 @@
-//! What the program says about its own working: lines on standard error, and traces where an endpoint is named. Not
-//! what a run tells: that is events.
+//! The program's own log on standard error, and its traces. Events of a run are not part of it.
 
 use std::{io::IsTerminal, time::Duration};
 
@@ -11,37 +10,38 @@ use tracing_subscriber::{
 };
 
 use crate::{
-    args::control::{LogFormat, TelemetryArgs},
+    args::telemetry::{LogFormat, TelemetryArgs},
     error::CliError,
 };
 
-/// What is told where nothing is said: by commands that end by themselves, and by those that do not.
-/// What is wrong with a certificate is an error of ours already.
-const QUIET: &str = "error,rustls_platform_verifier=off";
-const WORKING: &str =
+/// Default log filter of commands that end on their own. Certificate errors are part of the
+/// command's error already.
+const DEFAULT_FILTER: &str = "error,rustls_platform_verifier=off";
+/// Default log filter of long-running commands.
+const LONG_RUNNING_FILTER: &str =
     "info,h2=warn,hyper=warn,hyper_util=warn,tonic=warn,tower=warn,sqlx=warn,rustls=warn";
 
-/// Longest wait for the last traces at the end.
-const LAST: Duration = Duration::from_secs(3);
+/// Maximum wait for the export of the last traces.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Lines on standard error, for commands that end by themselves.
-pub(crate) fn to_stderr(filter: Option<&str>) {
+/// Logs to standard error, for commands that end on their own.
+pub(crate) fn init_stderr_log(filter: Option<&str>) {
     tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(filter.unwrap_or(QUIET)))
+        .with_env_filter(EnvFilter::new(filter.unwrap_or(DEFAULT_FILTER)))
         .with_writer(std::io::stderr)
-        // It would report a closed standard error on standard error, and panic.
+        // Otherwise the layer reports a closed standard error on standard error, and panics.
         .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
 }
 
-/// Sends the last traces when it is dropped.
+/// Guard that exports the last traces when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Telemetry {
     traces: Option<SdkTracerProvider>,
 }
 
-/// Lines and traces for a command that runs until it is asked to end. To be called inside its runtime, once.
+/// Starts the log and the traces of a long-running command. Call it once, inside the runtime.
 pub(crate) fn start(
     service: &'static str,
     filter: Option<&str>,
@@ -60,13 +60,15 @@ pub(crate) fn start(
         LogFormat::Text => lines.with_ansi(std::io::stderr().is_terminal()).boxed(),
     };
     let endpoint = args.otlp_endpoint.as_deref().filter(|url| !url.is_empty());
-    let traces = endpoint.map(|url| provider(service, url)).transpose()?;
+    let traces = endpoint
+        .map(|url| trace_provider(service, url))
+        .transpose()?;
     let spans = traces.as_ref().map(|provider| {
         tracing_opentelemetry::layer()
             .with_tracer(provider.tracer("acrtask"))
-            .with_filter(EnvFilter::new(WORKING))
+            .with_filter(EnvFilter::new(LONG_RUNNING_FILTER))
     });
-    let filter = EnvFilter::new(filter.unwrap_or(WORKING));
+    let filter = EnvFilter::new(filter.unwrap_or(LONG_RUNNING_FILTER));
     tracing_subscriber::registry()
         .with(lines.with_filter(filter))
         .with(spans)
@@ -74,7 +76,7 @@ pub(crate) fn start(
     Ok(Telemetry { traces })
 }
 
-fn provider(service: &'static str, url: &str) -> Result<SdkTracerProvider, CliError> {
+fn trace_provider(service: &'static str, url: &str) -> Result<SdkTracerProvider, CliError> {
     let refuse = |error: &(dyn std::error::Error + 'static)| {
         CliError::usage(format!("traces cannot be sent to `{url}`"))
             .because(error)
@@ -99,9 +101,9 @@ fn provider(service: &'static str, url: &str) -> Result<SdkTracerProvider, CliEr
 impl Drop for Telemetry {
     fn drop(&mut self) {
         if let Some(traces) = &self.traces
-            && let Err(error) = traces.shutdown_with_timeout(LAST)
+            && let Err(error) = traces.shutdown_with_timeout(SHUTDOWN_TIMEOUT)
         {
-            tracing::warn!(%error, "the last traces could not be sent");
+            tracing::warn!(%error, "could not send the last traces");
         }
     }
 }
@@ -139,12 +141,12 @@ mod tests {
                 .add_service(TraceServiceServer::new(Collector(sender)))
                 .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener)),
         );
-        let provider = provider("acrtask-test", &url).unwrap();
+        let provider = trace_provider("acrtask-test", &url).unwrap();
         let spans = tracing_opentelemetry::layer().with_tracer(provider.tracer("acrtask"));
         tracing::subscriber::with_default(tracing_subscriber::registry().with(spans), || {
             tracing::info_span!("a run", run = "r1").in_scope(|| ());
         });
-        // What is left is sent at the end.
+        // Dropping the guard exports the remaining spans.
         tokio::task::spawn_blocking(move || {
             drop(Telemetry {
                 traces: Some(provider),
@@ -152,14 +154,14 @@ mod tests {
         })
         .await
         .unwrap();
-        let came = format!("{:?}", received.recv().await.unwrap());
+        let request = format!("{:?}", received.recv().await.unwrap());
         for word in ["a run", "r1", "acrtask-test"] {
-            assert!(came.contains(word), "{word}: {came}");
+            assert!(request.contains(word), "{word}: {request}");
         }
     }
 
     #[tokio::test]
-    async fn an_endpoint_that_is_none() {
-        assert!(provider("acrtask-test", "collector:4317 x").is_err());
+    async fn trace_provider_rejects_an_invalid_endpoint() {
+        assert!(trace_provider("acrtask-test", "collector:4317 x").is_err());
     }
 }

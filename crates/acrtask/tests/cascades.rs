@@ -1,4 +1,4 @@
-//! `acrtask cascade` beside a server that answers as one does: exit code, standard output, standard error.
+//! Tests of `acrtask cascade` against a mock server: exit code, standard output and standard error.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -13,8 +13,8 @@ use wiremock::{
     matchers::{body_json, method, path, query_param},
 };
 
-/// Runs the program as a client of `server`; what comes back is one text.
-async fn seen(server: &MockServer, args: &[&str], input: &'static str) -> String {
+/// Runs the program as a client of `server`; returns exit code and both streams as one text.
+async fn output_of(server: &MockServer, args: &[&str], input: &'static str) -> String {
     let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_acrtask"));
     command
@@ -30,7 +30,7 @@ async fn seen(server: &MockServer, args: &[&str], input: &'static str) -> String
         .stderr(Stdio::piped());
     let output = tokio::task::spawn_blocking(move || {
         let mut child = command.spawn().unwrap();
-        // A program that refuses its arguments does not read.
+        // A program that rejects its arguments does not read the input.
         let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
         child.wait_with_output().unwrap()
     })
@@ -50,34 +50,34 @@ fn sha(letter: char) -> String {
     format!("sha256:{}", letter.to_string().repeat(64))
 }
 
-fn answer(status: u16, body: &Value) -> ResponseTemplate {
+fn response(status: u16, body: &Value) -> ResponseTemplate {
     ResponseTemplate::new(status).set_body_json(body)
 }
 
-async fn answers(server: &MockServer, verb: &str, at: &str, status: u16, body: &Value) {
+async fn mount_response(server: &MockServer, verb: &str, at: &str, status: u16, body: &Value) {
     Mock::given(method(verb))
         .and(path(format!("/api/v1/cascades{at}")))
-        .respond_with(answer(status, body))
+        .respond_with(response(status, body))
         .mount(server)
         .await;
 }
 
-/// A cascade of one task in this state; it was over within 2.5 s.
+/// Returns a cascade with one task in `state`; a finished one took 2.5 s.
 fn cascade(state: &str, phase: &str) -> Value {
     let mut cascade = json!({
-        "id": 7, "phase": phase, "created": "2026-01-02T03:04:05Z", "changes": {"r.io/base:1": sha('2')},
+        "id": 7, "phase": phase, "createdAt": "2026-01-02T03:04:05Z", "changes": {"r.io/base:1": sha('2')},
         "counts": {state: 1}, "promotion": "none",
         "nodes": [{"task": "app", "state": state, "attempts": 1, "run": "run1", "pins": {"r.io/base:1": sha('2')},
             "startedAt": "2026-01-02T03:04:06Z"}],
-        "images": [{"name": "r.io/app:1", "before": sha('8'), "after": sha('9'), "state": "moved"},
-            {"name": "r.io/new:1", "after": sha('9'), "state": "moved"}]
+        "images": [{"name": "r.io/app:1", "before": sha('8'), "after": sha('9'), "state": "promoted"},
+            {"name": "r.io/new:1", "after": sha('9'), "state": "promoted"}]
     });
-    if phase == "over" {
-        cascade["overAt"] = json!("2026-01-02T03:04:07.5Z");
+    if phase == "finished" {
+        cascade["finishedAt"] = json!("2026-01-02T03:04:07.5Z");
         cascade["nodes"][0]["endedAt"] = json!("2026-01-02T03:04:07Z");
     }
     if state == "failed" {
-        cascade["nodes"][0]["why"] = json!("the step build failed");
+        cascade["nodes"][0]["reason"] = json!("the step build failed");
     }
     cascade
 }
@@ -95,53 +95,53 @@ const PLAN: &str = r#"{
       "role": "runtime", "from": "sha256:1111111111111111111111111111111111111111111111111111111111111111",
       "outputOf": "middle", "reason": true}]}
   ],
-  "refused": [{"message": "own pushes r.io/own:1 -> own: a task that rebuilds its own base never comes to rest", "why": "loop",
+  "refused": [{"message": "own pushes r.io/own:1 -> own: a task that rebuilds its own base would be rebuilt forever", "type": "loop",
     "path": [{"task": "own", "image": "r.io/own:1"}], "tasks": ["own"]}]
 }"#;
 
-async fn takes(server: &MockServer, verb: &str, at: &str, body: Value, answered: &Value) {
+async fn expect_request(server: &MockServer, verb: &str, at: &str, body: Value, reply: &Value) {
     Mock::given(method(verb))
         .and(path(format!("/api/v1/cascades{at}")))
         .and(body_json(body))
-        .respond_with(answer(200, answered))
+        .respond_with(response(200, reply))
         .expect(1..)
         .mount(server)
         .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_plan_is_shown_as_a_tree_as_a_graph_and_as_json() {
+async fn plan_is_printed_as_tree_graph_and_json() {
     let server = MockServer::start().await;
     let plan: Value = serde_json::from_str(PLAN).unwrap();
-    let asked = json!({"reference": "docker.io/library/base:1", "all": false});
-    takes(&server, "POST", "/plan", asked, &plan).await;
-    let tree = seen(&server, &["cascade", "plan", "base:1"], "").await;
-    let dot = seen(&server, &["cascade", "plan", "base:1", "-o", "dot"], "").await;
-    let text = seen(&server, &["cascade", "plan", "base:1", "-o", "json"], "").await;
+    let request = json!({"reference": "docker.io/library/base:1", "all": false});
+    expect_request(&server, "POST", "/plan", request, &plan).await;
+    let tree = output_of(&server, &["cascade", "plan", "base:1"], "").await;
+    let dot = output_of(&server, &["cascade", "plan", "base:1", "-o", "dot"], "").await;
+    let text = output_of(&server, &["cascade", "plan", "base:1", "-o", "json"], "").await;
     insta::assert_snapshot!([tree, dot].join("\n"));
     let (_, text) = text.split_once("----- stdout -----\n").unwrap();
     let (text, _) = text.split_once("----- stderr -----\n").unwrap();
     assert_eq!(serde_json::from_str::<Value>(text).unwrap(), plan);
-    // What is asked for.
+    // Digest and `--all` are part of the request.
     let digest = sha('3');
-    let asked =
+    let request =
         json!({"reference": "docker.io/library/base:latest", "digest": digest, "all": true});
-    takes(&server, "POST", "/plan", asked, &plan).await;
+    expect_request(&server, "POST", "/plan", request, &plan).await;
     let named = format!("base@{digest}");
-    let seen_so = seen(&server, &["cascade", "plan", "--all", &named], "").await;
-    assert!(seen_so.starts_with("exit code: 0"), "{seen_so}");
-    takes(&server, "POST", "/plan", json!({"all": true}), &plan).await;
-    let seen_so = seen(&server, &["cascade", "plan"], "").await;
-    assert!(seen_so.starts_with("exit code: 0"), "{seen_so}");
-    let wrong = seen(&server, &["cascade", "plan", "base:1@sha256:12"], "").await;
+    let output = output_of(&server, &["cascade", "plan", "--all", &named], "").await;
+    assert!(output.starts_with("exit code: 0"), "{output}");
+    expect_request(&server, "POST", "/plan", json!({"all": true}), &plan).await;
+    let output = output_of(&server, &["cascade", "plan"], "").await;
+    assert!(output.starts_with("exit code: 0"), "{output}");
+    let wrong = output_of(&server, &["cascade", "plan", "base:1@sha256:12"], "").await;
     insta::assert_snapshot!("no_such_base", wrong);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn cascades_are_listed_page_by_page() {
+async fn cascade_list_follows_the_pages() {
     let server = MockServer::start().await;
     for (cursor, id) in [(None, 7), (Some("7"), 6)] {
-        let mut item = cascade("succeeded", "over");
+        let mut item = cascade("succeeded", "finished");
         item["id"] = json!(id);
         let mut page = json!({"items": [item]});
         if cursor.is_none() {
@@ -155,51 +155,51 @@ async fn cascades_are_listed_page_by_page() {
             None => mock.and(query_param("limit", "2")),
             Some(cursor) => mock.and(query_param("cursor", cursor)),
         };
-        mock.respond_with(answer(200, &page)).mount(&server).await;
+        mock.respond_with(response(200, &page)).mount(&server).await;
     }
-    let words = "cascade list --active --task app --limit 2 -o json";
-    let args: Vec<&str> = words.split(' ').collect();
-    let text = seen(&server, &args, "").await;
+    let command = "cascade list --active --task app --limit 2 -o json";
+    let args: Vec<&str> = command.split(' ').collect();
+    let text = output_of(&server, &args, "").await;
     assert!(
         text.contains("\"id\": 7") && text.contains("\"id\": 6"),
         "{text}"
     );
 }
 
-/// A cascade that is over after the first look.
-async fn ends_with(state: &str) -> MockServer {
+/// Starts a server with a cascade that is finished after the first request.
+async fn server_with_finishing_cascade(state: &str) -> MockServer {
     let server = MockServer::start().await;
     let at = "/api/v1/cascades/7";
     Mock::given(path(at))
-        .respond_with(answer(200, &cascade("running", "active")))
+        .respond_with(response(200, &cascade("running", "active")))
         .up_to_n_times(1)
         .mount(&server)
         .await;
-    answers(&server, "GET", "/7", 200, &cascade(state, "over")).await;
+    mount_response(&server, "GET", "/7", 200, &cascade(state, "finished")).await;
     server
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cascade_is_followed_to_its_end() {
+async fn cascade_is_followed_to_its_end() {
     let mut shown = Vec::new();
     for state in ["succeeded", "failed", "canceled"] {
-        let server = ends_with(state).await;
-        let text = seen(&server, &["cascade", "show", "--follow", "7"], "").await;
-        // How long it runs is told by this machine's clock.
+        let server = server_with_finishing_cascade(state).await;
+        let text = output_of(&server, &["cascade", "show", "--follow", "7"], "").await;
+        // The duration of a running task depends on this machine's clock.
         let lines = text
             .lines()
             .filter(|line| !line.starts_with("app: running"));
         shown.push(lines.collect::<Vec<_>>().join("\n"));
     }
     insta::assert_snapshot!(shown.join("\n"));
-    // Once in a pipe, whatever became of it.
-    let server = ends_with("failed").await;
-    answers(&server, "GET", "/7", 200, &cascade("failed", "over")).await;
-    let once = seen(&server, &["cascade", "show", "7", "-o", "json"], "").await;
+    // In a pipe, the cascade is printed once, regardless of its outcome.
+    let server = server_with_finishing_cascade("failed").await;
+    mount_response(&server, "GET", "/7", 200, &cascade("failed", "finished")).await;
+    let once = output_of(&server, &["cascade", "show", "7", "-o", "json"], "").await;
     assert!(once.starts_with("exit code: 0"), "{once}");
     assert!(once.contains("\"state\": \"running\""), "{once}");
-    let json = seen(
-        &ends_with("failed").await,
+    let json = output_of(
+        &server_with_finishing_cascade("failed").await,
         &["cascade", "show", "-f", "7", "-o", "json"],
         "",
     )
@@ -209,53 +209,53 @@ async fn a_cascade_is_followed_to_its_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn words_reach_the_server() {
+async fn actions_are_sent_to_the_server() {
     let mut shown = Vec::new();
-    for word in [
+    for action in [
         "pause", "resume", "approve", "cancel", "retry", "promote", "rollback",
     ] {
         let server = MockServer::start().await;
-        let at = format!("/7/{word}");
-        let mut answered = cascade("succeeded", "over");
-        if word == "rollback" {
-            answered["images"][0]["state"] = json!("rolledBack");
-            answered["images"][1]["why"] = json!("there was no such tag before");
+        let at = format!("/7/{action}");
+        let mut reply = cascade("succeeded", "finished");
+        if action == "rollback" {
+            reply["images"][0]["state"] = json!("rolledBack");
+            reply["images"][1]["reason"] = json!("the tag did not exist before");
         }
-        takes(&server, "POST", &at, json!({}), &answered).await;
-        shown.push(seen(&server, &["cascade", word, "7"], "").await);
+        expect_request(&server, "POST", &at, json!({}), &reply).await;
+        shown.push(output_of(&server, &["cascade", action, "7"], "").await);
     }
     let server = MockServer::start().await;
     let problem = json!({"code": "conflict",
-        "message": "cascade 7 is over; `acrtask cascade retry 7` tries again what is left of it"});
-    answers(&server, "POST", "/7/pause", 409, &problem).await;
-    shown.push(seen(&server, &["cascade", "pause", "7"], "").await);
+        "message": "cascade 7 is finished; `acrtask cascade retry 7` retries its unbuilt tasks"});
+    mount_response(&server, "POST", "/7/pause", 409, &problem).await;
+    shown.push(output_of(&server, &["cascade", "pause", "7"], "").await);
     insta::assert_snapshot!(shown.join("\n"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn settings_are_shown_and_set() {
+async fn settings_are_printed_and_set() {
     let server = MockServer::start().await;
     let settings = json!({
-        "settleSecs": 30, "parallel": 2, "retries": 1, "retryDelaySecs": 60, "healSecs": 3600, "priority": -5, "patience": 3,
-        "timeZone": "Europe/Berlin", "quiet": [{"from": "22:00", "to": "06:00"}],
+        "settleSecs": 30, "parallel": 2, "retries": 1, "retryDelaySecs": 60, "retryFailedAfterSecs": 3600, "priority": -5, "maxDeferrals": 3,
+        "timezone": "Europe/Berlin", "quietHours": [{"from": "22:00", "to": "06:00"}],
         "rules": [{"tasks": "app/", "mode": {"canary": {"first": ["app/small"]}}}, {"tasks": "shop/", "mode": "approval"}],
         "promotion": {"tasks": "shop/", "tests": ["shop/e2e"]}
     });
-    answers(&server, "GET", "/settings", 200, &settings).await;
-    let yaml = seen(&server, &["cascade", "settings"], "").await;
+    mount_response(&server, "GET", "/settings", 200, &settings).await;
+    let yaml = output_of(&server, &["cascade", "settings"], "").await;
     let (_, file) = yaml.split_once("----- stdout -----\n").unwrap();
     let (file, _) = file.split_once("----- stderr -----\n").unwrap();
-    // What is printed can be set.
-    takes(&server, "PUT", "/settings", settings.clone(), &settings).await;
+    // The printed settings are valid input.
+    expect_request(&server, "PUT", "/settings", settings.clone(), &settings).await;
     let file: &'static str = String::leak(file.to_owned());
-    let set = seen(&server, &["cascade", "settings", "set", "-f", "-"], file).await;
-    let wrong = seen(
+    let set = output_of(&server, &["cascade", "settings", "set", "-f", "-"], file).await;
+    let wrong = output_of(
         &server,
         &["cascade", "settings", "set", "-f", "-"],
         "parallel: 4\nquite: []\n",
     )
     .await;
-    let none = seen(
+    let none = output_of(
         &server,
         &["cascade", "settings", "set", "-f", "none.yaml"],
         "",

@@ -1,4 +1,4 @@
-//! What a user sees of the program without an engine: exit code, standard output, standard error, whole.
+//! Command line tests without an engine: exit code, standard output and standard error.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -8,7 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// The program, in an environment that is the same everywhere.
+/// Returns the program with a fixed environment.
 fn acrtask(folder: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_acrtask"));
     command
@@ -21,16 +21,16 @@ fn acrtask(folder: &Path, args: &[&str]) -> Command {
     command
 }
 
-/// Runs it; what comes back is one text.
-fn seen(command: &mut Command, input: &str) -> String {
+/// Runs a command; returns exit code and both streams as one text.
+fn output_of(command: &mut Command, input: &str) -> String {
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .expect("it starts");
+        .expect("the program starts");
     let mut stdin = child.stdin.take().unwrap();
-    // A program that refuses its arguments does not read.
+    // A program that rejects its arguments does not read the input.
     let _ = stdin.write_all(input.as_bytes());
     drop(stdin);
     let output = child.wait_with_output().unwrap();
@@ -43,7 +43,7 @@ fn seen(command: &mut Command, input: &str) -> String {
     )
 }
 
-/// A folder with these files.
+/// Creates a folder with these files.
 fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for (name, text) in files {
@@ -56,10 +56,10 @@ fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
 
 fn run_in(files: &[(&str, &str)], args: &[&str]) -> String {
     let folder = folder(files);
-    seen(&mut acrtask(folder.path(), args), "")
+    output_of(&mut acrtask(folder.path(), args), "")
 }
 
-const FACTS: [&str; 10] = [
+const RUN_VARIABLES: [&str; 10] = [
     "-r",
     "reg.example.com",
     "--id",
@@ -87,15 +87,15 @@ steps:
 ";
 
 fn plan(files: &[(&str, &str)], more: &[&str]) -> String {
-    run_in(files, &[&["plan"], &FACTS[..], more].concat())
+    run_in(files, &[&["plan"], &RUN_VARIABLES[..], more].concat())
 }
 
 #[test]
-fn help() {
+fn help_of_each_command() {
     for command in ["run", "build", "plan", "completions"] {
         insta::assert_snapshot!(format!("help_{command}"), run_in(&[], &[command, "--help"]));
     }
-    for words in [
+    for command in [
         &["login"][..],
         &["logout"],
         &["whoami"],
@@ -125,8 +125,8 @@ fn help() {
         &["credential", "set"],
         &["token", "create"],
         &["token", "federate", "create"],
-        &["images"],
-        &["images", "list"],
+        &["image"],
+        &["image", "list"],
         &["base"],
         &["base", "check"],
         &["cascade"],
@@ -135,16 +135,16 @@ fn help() {
         &["cascade", "settings"],
         &["schema"],
     ] {
-        let seen = run_in(&[], &[words, &["--help"]].concat());
+        let seen = run_in(&[], &[command, &["--help"]].concat());
         assert!(seen.starts_with("exit code: 0\n"), "{seen}");
-        insta::assert_snapshot!(format!("help_{}", words.join("_")), seen);
+        insta::assert_snapshot!(format!("help_{}", command.join("_")), seen);
     }
     insta::assert_snapshot!("help", run_in(&[], &["--help"]));
 }
 
-/// Nobody logged in, and a server that cannot be what it is said to be.
+/// Without a login, and with invalid server settings.
 #[test]
-fn a_server_that_is_not_known() {
+fn server_errors_are_reported() {
     let files = [("acr-task.yaml", TASK)];
     let mut text = String::new();
     for args in [
@@ -204,16 +204,16 @@ fn a_server_that_is_not_known() {
         ],
     ] {
         let folder = folder(&files);
-        let seen = seen(&mut acrtask(folder.path(), args), "");
-        let seen = seen.replace(&folder.path().display().to_string(), "FOLDER");
-        text += &format!("$ acrtask {}\n{seen}\n", args.join(" "));
+        let output = output_of(&mut acrtask(folder.path(), args), "");
+        let output = output.replace(&folder.path().display().to_string(), "FOLDER");
+        text += &format!("$ acrtask {}\n{output}\n", args.join(" "));
     }
     insta::assert_snapshot!(text);
 }
 
-/// What means something on this machine alone is refused before a server is asked.
+/// Flags that configure this machine are rejected before a request to the server.
 #[test]
-fn flags_of_this_machine_with_a_server() {
+fn local_flags_are_rejected_for_a_server() {
     let folder = folder(&[("acr-task.yaml", TASK), ("Dockerfile", "FROM scratch\n")]);
     let mut text = String::new();
     for args in [
@@ -228,14 +228,14 @@ fn flags_of_this_machine_with_a_server() {
             .env("ACRTASK_SERVER", "http://127.0.0.1:1")
             .env("ACRTASK_TOKEN", "t0k3n");
         let shown = args.join(" ").replace("hunter2", "PASSWORD");
-        text += &format!("$ acrtask {shown}\n{}\n", seen(&mut command, ""));
+        text += &format!("$ acrtask {shown}\n{}\n", output_of(&mut command, ""));
     }
     assert!(!text.contains("hunter2"), "{text}");
     insta::assert_snapshot!(text);
 }
 
 #[test]
-fn schemas() {
+fn schemas_are_valid_json() {
     for (of, key) in [("task", "baseImage"), ("acr-task", "steps")] {
         let seen = run_in(&[], &["schema", of]);
         let json = seen.split("----- stdout -----\n").nth(1).unwrap();
@@ -246,7 +246,7 @@ fn schemas() {
 }
 
 #[test]
-fn usage() {
+fn usage_errors() {
     for (name, args) in [
         ("no_command", &[][..]),
         ("unknown_command", &["rnu"]),
@@ -275,9 +275,9 @@ fn usage() {
     }
 }
 
-/// What might be a secret is in no message, and neither is a secret that a message is about.
+/// Messages never contain a possible secret.
 #[test]
-fn passwords_are_never_repeated() {
+fn passwords_are_never_part_of_a_message() {
     let files = [("acr-task.yaml", TASK)];
     for (name, args) in [
         (
@@ -311,14 +311,14 @@ fn passwords_are_never_repeated() {
 }
 
 #[test]
-fn plans() {
+fn plan_as_text_and_json() {
     let task = [("acr-task.yaml", TASK)];
     insta::assert_snapshot!("plan_text", plan(&task, &[]));
     insta::assert_snapshot!("plan_json", plan(&task, &["-o", "json"]));
 }
 
 #[test]
-fn a_refused_file() {
+fn invalid_task_file_is_reported() {
     let bad = [(
         "acr-task.yaml",
         "version: v1.1.0\nsteps:\n  - id: a\n    bild: -t x .\n  - cmd: x\n    when: [b]\n",
@@ -328,9 +328,9 @@ fn a_refused_file() {
     insta::assert_snapshot!("refused_run", run_in(&bad, &["run"]));
 }
 
-/// Before an engine is looked for: there is none here.
+/// The permissions are checked before the engine, which does not exist here.
 #[test]
-fn what_the_operator_has_to_allow() {
+fn privileged_steps_need_permission() {
     let files = [(
         "acr-task.yaml",
         "steps:\n  - id: first\n    cmd: a\n  - id: root\n    cmd: a\n    privileged: true\n  - id: net\n    cmd: --network host a\n  \
@@ -346,7 +346,7 @@ fn what_the_operator_has_to_allow() {
 }
 
 #[test]
-fn where_the_task_file_is() {
+fn task_file_is_found_in_context_or_current_folder() {
     let small = |image: &str| format!("steps:\n  - id: one\n    cmd: {image}\n");
     let (first, second, third) = (small("first"), small("second"), small("third"));
     let both = [
@@ -371,7 +371,7 @@ fn where_the_task_file_is() {
         )),
         "third"
     );
-    // Inside the context first.
+    // The context has priority over the current folder.
     let nested = [("task.yaml", first.as_str()), ("sub/task.yaml", &second)];
     assert_eq!(
         cmd(plan(&nested, &["-o", "json", "-f", "task.yaml", "sub"])),
@@ -379,7 +379,7 @@ fn where_the_task_file_is() {
     );
     let empty = folder(&[]);
     assert_eq!(
-        cmd(seen(
+        cmd(output_of(
             &mut acrtask(empty.path(), &["plan", "-o", "json", "-f", "-"]),
             &third
         )),
@@ -398,7 +398,7 @@ fn where_the_task_file_is() {
 }
 
 #[test]
-fn values_and_secrets() {
+fn values_and_secrets_are_merged_and_masked() {
     let files = [
         (
             "acr-task.yaml",
@@ -420,25 +420,25 @@ fn values_and_secrets() {
         "--env",
         "E=2",
     ];
-    let seen = seen(
+    let output = output_of(
         acrtask(folder.path(), &args).env("s", "from-environment"),
         "",
     );
-    assert!(seen.contains("a from-file from-flag "), "{seen}");
-    assert!(seen.contains("E=2"), "{seen}");
-    // A program gets the line as it is; people get to see no secret.
+    assert!(output.contains("a from-file from-flag "), "{output}");
+    assert!(output.contains("E=2"), "{output}");
+    // JSON contains the line unmasked; text masks the secret.
     assert!(
-        seen.contains("a from-file from-flag from-environment"),
-        "{seen}"
+        output.contains("a from-file from-flag from-environment"),
+        "{output}"
     );
     let args = ["plan", "--values", "values.yaml", "--set-secret", "s"];
-    let seen = self::seen(
+    let output = output_of(
         acrtask(folder.path(), &args).env("s", "from-environment"),
         "",
     );
     assert!(
-        seen.contains("***") && !seen.contains("from-environment"),
-        "{seen}"
+        output.contains("***") && !output.contains("from-environment"),
+        "{output}"
     );
     let bad = [files[0], ("values.yaml", "x: [\n")];
     insta::assert_snapshot!(
@@ -448,7 +448,7 @@ fn values_and_secrets() {
 }
 
 #[test]
-fn an_engine_that_is_not_there() {
+fn missing_engine_is_reported() {
     let files = [("acr-task.yaml", TASK), ("Dockerfile", "FROM scratch\n")];
     for (name, args) in [
         (
@@ -483,7 +483,7 @@ fn an_engine_that_is_not_there() {
 }
 
 #[test]
-fn completions() {
+fn completions_are_generated_for_each_shell() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let seen = run_in(&[], &["completions", shell]);
         assert!(
@@ -493,9 +493,9 @@ fn completions() {
     }
 }
 
-/// `acrtask ... | head -1` ends without a word.
+/// `acrtask ... | head -1` ends silently.
 #[test]
-fn a_closed_pipe_is_no_error() {
+fn closed_pipe_is_not_an_error() {
     for args in [&["completions", "bash"][..], &["--help"]] {
         let folder = folder(&[]);
         let mut command = acrtask(folder.path(), args);

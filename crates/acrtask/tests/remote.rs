@@ -1,4 +1,4 @@
-//! The program as a client: what a user sees where a server answers, exit code, standard output, standard error, whole.
+//! Client tests against a mock server: exit code, standard output and standard error.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -15,7 +15,7 @@ use wiremock::{
     matchers::{header, method, path, query_param},
 };
 
-/// The program, in an environment that is the same everywhere.
+/// Returns the program with a fixed environment.
 fn acrtask(folder: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_acrtask"));
     command
@@ -28,7 +28,7 @@ fn acrtask(folder: &Path, args: &[&str]) -> Command {
     command
 }
 
-/// A client of `server`.
+/// Returns the program as a client of `server`.
 fn client(server: &MockServer, folder: &Path, args: &[&str]) -> Command {
     let mut command = acrtask(folder, args);
     command
@@ -37,8 +37,8 @@ fn client(server: &MockServer, folder: &Path, args: &[&str]) -> Command {
     command
 }
 
-/// Runs it beside the server; what comes back is one text.
-async fn seen(mut command: Command, input: &'static str) -> String {
+/// Runs a command; returns exit code and both streams as one text.
+async fn output_of(mut command: Command, input: &'static str) -> String {
     let output = tokio::task::spawn_blocking(move || {
         let mut child = command
             .stdin(Stdio::piped())
@@ -72,7 +72,7 @@ fn run(state: &str, more: &Value) -> Value {
     run
 }
 
-fn answer(body: &Value) -> ResponseTemplate {
+fn response(body: &Value) -> ResponseTemplate {
     ResponseTemplate::new(200).set_body_json(body)
 }
 
@@ -85,7 +85,7 @@ fn sse(events: &[Value]) -> ResponseTemplate {
     ResponseTemplate::new(200).set_body_raw(text, "text/event-stream")
 }
 
-/// A server with one run.
+/// Starts a server with one run.
 async fn server(events: &[Value], run: &Value) -> MockServer {
     let server = MockServer::start().await;
     Mock::given(path("/api/v1/runs/r1/events"))
@@ -94,13 +94,13 @@ async fn server(events: &[Value], run: &Value) -> MockServer {
         .mount(&server)
         .await;
     Mock::given(path("/api/v1/runs/r1"))
-        .respond_with(answer(run))
+        .respond_with(response(run))
         .mount(&server)
         .await;
     server
 }
 
-fn recorded(name: &str) -> Vec<Value> {
+fn recorded_events(name: &str) -> Vec<Value> {
     let path = format!(
         "{}/src/render/testdata/{name}.jsonl",
         env!("CARGO_MANIFEST_DIR")
@@ -115,7 +115,7 @@ fn recorded(name: &str) -> Vec<Value> {
 const FOLLOW: [&str; 4] = ["runs", "logs", "-f", "r1"];
 
 #[tokio::test]
-async fn a_run_ends_here_as_it_ended_there() {
+async fn followed_run_has_the_output_and_exit_code_of_a_local_run() {
     let folder = tempfile::tempdir().unwrap();
     for (state, log, more, code) in [
         ("succeeded", "succeeded", json!({}), 0),
@@ -139,47 +139,51 @@ async fn a_run_ends_here_as_it_ended_there() {
             3,
         ),
     ] {
-        let server = server(&recorded(log), &run(state, &more)).await;
-        let seen = seen(client(&server, folder.path(), &FOLLOW), "").await;
+        let server = server(&recorded_events(log), &run(state, &more)).await;
+        let output = output_of(client(&server, folder.path(), &FOLLOW), "").await;
         assert!(
-            seen.starts_with(&format!("exit code: {code}\n")),
-            "{state}: {seen}"
+            output.starts_with(&format!("exit code: {code}\n")),
+            "{state}: {output}"
         );
-        // Each event in the words of a run of this machine, and the reason last.
+        // The output equals that of a local run; the reason comes last.
         let name = format!(
-            "acrtask__render__tests__a_run_that_{}",
+            "acrtask__render__tests__{}_run_as_plain_lines",
             match log {
-                "succeeded" => "succeeds_as_plain_lines",
-                "failed" => "fails_as_plain_lines",
-                _ => "was_interrupted_as_plain_lines",
+                "succeeded" => "successful",
+                "failed" => "failed",
+                _ => "interrupted",
             }
         );
-        let here = format!(
+        let path = format!(
             "{}/src/render/snapshots/{name}.snap",
             env!("CARGO_MANIFEST_DIR")
         );
-        let here = std::fs::read_to_string(here).unwrap();
-        let here = here.splitn(3, "---\n").nth(2).unwrap();
-        let here = here
+        let expected = std::fs::read_to_string(path).unwrap();
+        let expected = expected.splitn(3, "---\n").nth(2).unwrap();
+        let expected = expected
             .split("\n-- standard error --")
             .next()
             .unwrap()
             .trim_end();
-        let there = seen.split("----- stdout -----\n").nth(1).unwrap();
-        let there = there.split("----- stderr -----").next().unwrap().trim_end();
-        assert_eq!(there, here, "{state}");
+        let actual = output.split("----- stdout -----\n").nth(1).unwrap();
+        let actual = actual
+            .split("----- stderr -----")
+            .next()
+            .unwrap()
+            .trim_end();
+        assert_eq!(actual, expected, "{state}");
     }
 }
 
-/// Its file was refused by the runner: told on standard error, as `acrtask run` tells it of a file of this machine.
+/// The runner rejected the task file; the diagnostics look like those of a local file.
 #[tokio::test]
-async fn a_task_file_that_the_runner_refused() {
+async fn rejected_task_file_is_reported_with_diagnostics() {
     let text = "version: v1.1.0\nsteps:\n  - id: a\n    bild: -t x .\n";
     let event = json!({
         "time": "2026-01-02T03:04:05Z", "run": "r1", "event": "task_file", "name": "acr-task.yaml", "text": text,
         "problems": [{
             "code": "unknown-key", "error": true, "message": "a step has no key `bild`", "help": "write `build`",
-            "places": [{ "start": 39, "end": 43, "text": "here" }]
+            "spans": [{ "start": 39, "end": 43, "text": "here" }]
         }]
     });
     let refused = run(
@@ -188,28 +192,28 @@ async fn a_task_file_that_the_runner_refused() {
     );
     let server = server(&[event], &refused).await;
     let folder = tempfile::tempdir().unwrap();
-    insta::assert_snapshot!(seen(client(&server, folder.path(), &FOLLOW), "").await);
+    insta::assert_snapshot!(output_of(client(&server, folder.path(), &FOLLOW), "").await);
 }
 
-/// It ended before a runner had it: there is no log, and the reason is told all the same.
+/// The run ended before a runner leased it, so it has a reason but no log.
 #[tokio::test]
-async fn a_run_that_never_began() {
-    let over = run(
+async fn run_without_an_attempt_is_reported_with_its_reason() {
+    let finished = run(
         "canceled",
         &json!({ "reason": "canceled by laptop", "attempt": 0 }),
     );
-    let server = server(&[], &over).await;
+    let server = server(&[], &finished).await;
     let folder = tempfile::tempdir().unwrap();
-    insta::assert_snapshot!(seen(client(&server, folder.path(), &FOLLOW), "").await);
+    insta::assert_snapshot!(output_of(client(&server, folder.path(), &FOLLOW), "").await);
 }
 
 #[tokio::test]
-async fn a_login_is_checked_and_stored_for_its_user_alone() {
+async fn login_is_checked_and_stored_privately() {
     let server = MockServer::start().await;
     let me = json!({ "name": "laptop", "scopes": ["read", "run"], "serverVersion": "0.1.0" });
     Mock::given(path("/api/v1/me"))
         .and(header("authorization", "Bearer t0k3n"))
-        .respond_with(answer(&me))
+        .respond_with(response(&me))
         .mount(&server)
         .await;
     let problem =
@@ -230,8 +234,8 @@ async fn a_login_is_checked_and_stored_for_its_user_alone() {
         (&["logout"], ""),
         (&["whoami"], ""),
     ] {
-        let seen = seen(acrtask(folder.path(), args), input).await;
-        text += &format!("$ acrtask {}\n{seen}\n", args.join(" "));
+        let output = output_of(acrtask(folder.path(), args), input).await;
+        text += &format!("$ acrtask {}\n{output}\n", args.join(" "));
         let config = folder.path().join(".config/acrtask/config.json");
         if args[0] == "login" && input == "t0k3n\n" {
             let mode = std::fs::metadata(&config).unwrap().permissions().mode();
@@ -244,15 +248,15 @@ async fn a_login_is_checked_and_stored_for_its_user_alone() {
     insta::assert_snapshot!(text);
 }
 
-/// What is asked of the server: the files, the flags, and nothing of this machine's own logins.
+/// The request contains the files and the flags, but none of this machine's own logins.
 #[tokio::test]
-async fn a_run_is_asked_for_with_its_files() {
+async fn run_request_contains_files_and_flags() {
     let server = MockServer::start().await;
     let context =
         json!({ "id": "c1", "received": 0, "size": 0, "complete": true, "partLimit": 1024 });
     Mock::given(method("POST"))
         .and(path("/api/v1/contexts"))
-        .respond_with(answer(&context))
+        .respond_with(response(&context))
         .mount(&server)
         .await;
     Mock::given(method("POST"))
@@ -291,25 +295,25 @@ async fn a_run_is_asked_for_with_its_files() {
     ];
     let mut command = client(&server, folder.path(), &args);
     command.env("PW", "s3cret");
-    let seen = seen(command, "").await;
+    let output = output_of(command, "").await;
     assert_eq!(
-        seen,
+        output,
         "exit code: 0\n----- stdout -----\nr1\n----- stderr -----\n"
     );
     let requests = server.received_requests().await.unwrap();
-    let asked = requests
+    let request = requests
         .iter()
         .find(|request| request.url.path() == "/api/v1/runs")
         .unwrap();
-    assert!(asked.headers.contains_key("idempotency-key"));
-    let asked: Value = serde_json::from_slice(&asked.body).unwrap();
-    insta::assert_json_snapshot!(asked);
+    assert!(request.headers.contains_key("idempotency-key"));
+    let body: Value = serde_json::from_slice(&request.body).unwrap();
+    insta::assert_json_snapshot!(body);
 }
 
-/// For programs a log is what the runner wrote, byte for byte.
+/// In JSON form, the log is printed byte for byte.
 #[tokio::test]
-async fn a_log_that_is_over() {
-    let lines: String = recorded("succeeded")
+async fn finished_log_is_printed_unchanged_as_json() {
+    let lines: String = recorded_events("succeeded")
         .iter()
         .map(|event| format!("{event}\n"))
         .collect();
@@ -324,8 +328,8 @@ async fn a_log_that_is_over() {
         .await;
     let folder = tempfile::tempdir().unwrap();
     let args = ["runs", "logs", "r1", "--attempt", "2", "-o", "json"];
-    let seen = seen(client(&server, folder.path(), &args), "").await;
-    let out = seen.split("----- stdout -----\n").nth(1).unwrap();
+    let output = output_of(client(&server, folder.path(), &args), "").await;
+    let out = output.split("----- stdout -----\n").nth(1).unwrap();
     let out = out.split("----- stderr -----").next().unwrap();
     assert_eq!(out, lines);
 }

@@ -1,5 +1,6 @@
-//! Texts of others on a terminal: whatever names, reasons and logs contain, the program prints lines and
-//! colours of its own, and nothing that moves the cursor, writes titles or reorders text.
+//! Untrusted text on a terminal. Regardless of names, reasons and logs, the program prints only
+//! lines and its own colors. It prints nothing that moves the cursor, writes titles or reorders
+//! text.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -12,8 +13,8 @@ use wiremock::{
     matchers::{method, path},
 };
 
-/// A cleared screen, a title, a link, the clipboard, C1 forms, an override of direction, a bell, a
-/// carriage return and characters without width.
+/// Clears the screen, and sets a title, a link and the clipboard. Also contains C1 forms, an
+/// override of the direction, a bell, a carriage return and zero-width characters.
 const EVIL: &str = "x\x1b[2J\x1b[1;1H\x1b]0;t\x07\x1b]8;;http://e\x1b\\l\x1b]8;;\x1b\\\x1b]52;c;ZQ==\x07\x1bc\u{9b}2J\u{9d}0;t\u{9c}\u{202e}\u{2066}\x07\rok\u{200b}\u{7f}\u{e0041}";
 
 fn bodies() -> Vec<(&'static str, Value)> {
@@ -26,10 +27,10 @@ fn bodies() -> Vec<(&'static str, Value)> {
             "steps": [{"id": "a", "state": "failed", "reason": EVIL, "exit_code": 1, "ignored": false, "elapsedMs": 5}],
         },
     });
-    let outcome = json!({"task": EVIL, "what": "suppressed", "reason": EVIL});
+    let outcome = json!({"task": EVIL, "action": "ignored", "reason": EVIL});
     let delivery = json!({
         "id": "d1", "webhook": EVIL, "senderId": EVIL, "kind": EVIL, "repository": EVIL,
-        "summary": EVIL, "note": EVIL, "size": 1, "receivedAt": time, "outcomes": [outcome],
+        "summary": EVIL, "note": EVIL, "size": 1, "receivedAt": time, "decisions": [outcome],
     });
     vec![
         (
@@ -60,7 +61,7 @@ fn bodies() -> Vec<(&'static str, Value)> {
         ("runs/r1", run),
         (
             "runs/r1/why",
-            json!({"summary": EVIL, "runners": [{"runner": EVIL, "wouldDo": false, "why": EVIL}]}),
+            json!({"summary": EVIL, "runners": [{"runner": EVIL, "matches": false, "reason": EVIL}]}),
         ),
         ("deliveries", json!({"items": [delivery]})),
         ("deliveries/d1", delivery),
@@ -92,7 +93,7 @@ fn log() -> String {
             "event": "step_finished", "step": "a", "state": "failed", "reason": EVIL, "exit_code": 1,
             "ignored": false, "elapsed_ms": 5, "log_tail": [EVIL], "excerpt": EVIL,
         }),
-        json!({"event": "run_finished", "state": "failed", "reason": EVIL, "elapsed_ms": 5, "left": [EVIL]}),
+        json!({"event": "run_finished", "state": "failed", "reason": EVIL, "elapsed_ms": 5, "remaining": [EVIL]}),
     ]
     .into_iter()
     .map(event)
@@ -100,7 +101,7 @@ fn log() -> String {
 }
 
 #[tokio::test]
-async fn texts_of_others_cannot_act_on_a_terminal() {
+async fn untrusted_text_cannot_control_the_terminal() {
     let server = MockServer::start().await;
     for (at, body) in bodies() {
         Mock::given(method("GET"))
@@ -113,7 +114,7 @@ async fn texts_of_others_cannot_act_on_a_terminal() {
         .respond_with(ResponseTemplate::new(200).set_body_raw(log(), "application/x-ndjson"))
         .mount(&server)
         .await;
-    // Everything else is an error that quotes.
+    // All other responses are errors with untrusted text.
     Mock::given(wiremock::matchers::any())
         .respond_with(
             ResponseTemplate::new(409)
@@ -139,6 +140,8 @@ async fn texts_of_others_cannot_act_on_a_terminal() {
         "webhook deliveries d1",
         "task show nothere",
         "cascade list",
+        "image list",
+        // The former name of the command.
         "images list",
         "doctor app",
     ] {
@@ -176,7 +179,7 @@ async fn texts_of_others_cannot_act_on_a_terminal() {
     assert!(printed > 100, "{printed} texts were printed");
 }
 
-/// `text` without escape sequences that only select colours.
+/// Removes the escape sequences that only select colors.
 fn without_colors(text: &str) -> String {
     let mut out = String::new();
     let mut rest = text;

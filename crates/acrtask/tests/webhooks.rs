@@ -1,4 +1,4 @@
-//! The words about webhooks as a user sees them, and what is asked of forges' APIs.
+//! Tests of `acrtask webhook`, and of its requests to the APIs of forges.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -14,7 +14,7 @@ use wiremock::{
     matchers::{header, method, path, query_param},
 };
 
-/// A client of `server`, in an environment that is the same everywhere.
+/// Returns the program as a client of `server`, with a fixed environment.
 fn client(server: &MockServer, folder: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_acrtask"));
     command
@@ -29,7 +29,7 @@ fn client(server: &MockServer, folder: &Path, args: &[&str]) -> Command {
     command
 }
 
-async fn seen(mut command: Command) -> String {
+async fn output_of(mut command: Command) -> String {
     let output = tokio::task::spawn_blocking(move || command.output().unwrap())
         .await
         .unwrap();
@@ -50,15 +50,16 @@ fn webhook(provider: &str) -> Value {
     })
 }
 
-/// A server with the task `app`, and a webhook that appears once it is put.
-async fn server(provider: &str, there: bool) -> MockServer {
+/// Starts a server with the task `app`, and a webhook that exists if `exists` is set or after a
+/// PUT.
+async fn server(provider: &str, exists: bool) -> MockServer {
     let server = MockServer::start().await;
     let at = |verb: &str, below: &str| {
         Mock::given(method(verb))
             .and(path(format!("/api/v1/{below}")))
             .and(header("authorization", "Bearer t0k3n"))
     };
-    let answer = |body: Value| ResponseTemplate::new(200).set_body_json(body);
+    let response = |body: Value| ResponseTemplate::new(200).set_body_json(body);
     let context = match provider {
         "azure-devops" => "https://dev.azure.com/fabrikam/Web%20Site/_git/Shop#main",
         _ => "https://git.example.com/org/app.git#main",
@@ -69,23 +70,23 @@ async fn server(provider: &str, there: bool) -> MockServer {
         "createdAt": "2026-01-02T03:04:05Z", "updatedAt": "2026-01-02T03:04:05Z"
     });
     at("GET", "tasks/app")
-        .respond_with(answer(task))
+        .respond_with(response(task))
         .mount(&server)
         .await;
-    let all = if there {
+    let all = if exists {
         json!([webhook(provider)])
     } else {
         json!([])
     };
     at("GET", "webhooks")
-        .respond_with(answer(all))
+        .respond_with(response(all))
         .mount(&server)
         .await;
-    if !there {
-        let problem = json!({ "code": "not-found", "message": "there is no such webhook" });
+    if !exists {
+        let problem = json!({ "code": "not-found", "message": "the webhook does not exist" });
         at("GET", "webhooks/org-app")
             .respond_with(ResponseTemplate::new(404).set_body_json(problem))
-            // Asked twice where the name is given.
+            // With an explicit name, the program asks twice.
             .up_to_n_times(match provider {
                 "bitbucket-cloud" | "azure-devops" => 2,
                 _ => 1,
@@ -94,24 +95,24 @@ async fn server(provider: &str, there: bool) -> MockServer {
             .await;
     }
     at("GET", "webhooks/org-app")
-        .respond_with(answer(webhook(provider)))
+        .respond_with(response(webhook(provider)))
         .mount(&server)
         .await;
     at("PUT", "webhooks/org-app")
-        .respond_with(answer(webhook(provider)))
+        .respond_with(response(webhook(provider)))
         .mount(&server)
         .await;
     at("GET", "deliveries")
-        .respond_with(answer(json!({ "items": [] })))
+        .respond_with(response(json!({ "items": [] })))
         .mount(&server)
         .await;
     server
 }
 
-/// The secret that the server was given.
-async fn secret_of(server: &MockServer) -> String {
-    let asked = server.received_requests().await.unwrap();
-    let put = asked
+/// Returns the secret that the server received.
+async fn received_secret(server: &MockServer) -> String {
+    let requests = server.received_requests().await.unwrap();
+    let put = requests
         .iter()
         .find(|request| request.method.as_str() == "PUT")
         .unwrap();
@@ -120,10 +121,10 @@ async fn secret_of(server: &MockServer) -> String {
 }
 
 #[tokio::test]
-async fn what_to_enter_is_printed_with_a_secret_that_is_new() {
+async fn setup_prints_the_settings_and_a_new_secret() {
     let folder = tempfile::tempdir().unwrap();
     let mut text = String::new();
-    for (args, there) in [
+    for (args, exists) in [
         (&["webhook", "setup", "app"][..], false),
         (
             &["webhook", "setup", "app", "--provider", "gitlab"][..],
@@ -134,7 +135,7 @@ async fn what_to_enter_is_printed_with_a_secret_that_is_new() {
             true,
         ),
         (
-            &["webhook", "create", "org-app", "--provider", "nobody"][..],
+            &["webhook", "create", "org-app", "--provider", "unknown"][..],
             false,
         ),
         (
@@ -146,26 +147,26 @@ async fn what_to_enter_is_printed_with_a_secret_that_is_new() {
             false,
         ),
     ] {
-        let server = server("gitlab", there).await;
-        let mut seen = seen(client(&server, folder.path(), args)).await;
+        let server = server("gitlab", exists).await;
+        let mut output = output_of(client(&server, folder.path(), args)).await;
         let puts = server.received_requests().await.unwrap();
         if puts.iter().any(|request| request.method.as_str() == "PUT") {
-            let secret = secret_of(&server).await;
+            let secret = received_secret(&server).await;
             assert_eq!(secret.len(), 64, "{secret}");
-            seen = seen.replace(&secret, "SECRET");
+            output = output.replace(&secret, "SECRET");
         }
-        text += &format!("$ acrtask {}\n{seen}\n", args.join(" "));
+        text += &format!("$ acrtask {}\n{output}\n", args.join(" "));
     }
-    // How long ago depends on the day of the test.
+    // The ages depend on the current date.
     let text: Vec<String> = text
         .lines()
-        .filter(|line| !line.starts_with("made  ") && !line.starts_with("changed  "))
+        .filter(|line| !line.starts_with("created  ") && !line.starts_with("changed  "))
         .map(str::to_owned)
         .collect();
     insta::assert_snapshot!(text.join("\n"));
 }
 
-/// One forge's API: a webhook of others is there, ours is not.
+/// Starts the API of a forge that has a foreign webhook, but not the one of this server.
 async fn forge(base: &str) -> MockServer {
     let forge = MockServer::start().await;
     let others = json!([{
@@ -186,7 +187,7 @@ async fn forge(base: &str) -> MockServer {
         .respond_with(ResponseTemplate::new(204))
         .mount(&forge)
         .await;
-    // Asked before the ping, and after it.
+    // The first response is for the request before the ping, the second one for those after it.
     for sent in [
         json!([]),
         json!([{ "id": 9, "event": "ping", "status_code": 200 }]),
@@ -201,10 +202,10 @@ async fn forge(base: &str) -> MockServer {
     forge
 }
 
-/// What a forge was asked, with its query and the body; `secret` is not written down.
-async fn asked_of(forge: &MockServer, secret: &str) -> Vec<Value> {
-    let asked = forge.received_requests().await.unwrap();
-    let shown = asked.iter().map(|request: &Request| {
+/// Returns the requests to a forge with `secret` masked.
+async fn received_requests(forge: &MockServer, secret: &str) -> Vec<Value> {
+    let requests = forge.received_requests().await.unwrap();
+    let shown = requests.iter().map(|request: &Request| {
         let header = |name| {
             let value = request.headers.get(name)?;
             Some(value.to_str().unwrap().to_owned())
@@ -223,7 +224,7 @@ async fn asked_of(forge: &MockServer, secret: &str) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn forges_are_asked_in_their_own_words() {
+async fn each_forge_gets_requests_in_its_own_format() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("token"), "hunter2\n").unwrap();
     let mut all = Vec::new();
@@ -247,74 +248,86 @@ async fn forges_are_asked_in_their_own_words() {
             "--api",
             &uri,
         ];
-        let seen = seen(client(&server, folder.path(), &args)).await;
-        assert!(seen.starts_with("exit code: 0\n"), "{seen}");
-        let secret = secret_of(&server).await;
+        let output = output_of(client(&server, folder.path(), &args)).await;
+        assert!(output.starts_with("exit code: 0\n"), "{output}");
+        let secret = received_secret(&server).await;
         assert!(
-            !seen.contains(&secret) && !seen.contains("hunter2"),
-            "{seen}"
+            !output.contains(&secret) && !output.contains("hunter2"),
+            "{output}"
         );
-        let shown = asked_of(&forge, &secret).await;
-        all.push(json!({ "forge": provider, "said": seen.lines().skip(3).collect::<Vec<_>>(), "asked": shown }));
+        let shown = received_requests(&forge, &secret).await;
+        all.push(json!({ "forge": provider, "said": output.lines().skip(3).collect::<Vec<_>>(), "asked": shown }));
     }
     insta::assert_json_snapshot!(all);
 }
 
 #[tokio::test]
-async fn a_token_goes_to_no_forge_in_clear_and_what_a_forge_refuses_is_told() {
+async fn token_is_never_sent_unencrypted_and_rejections_are_reported() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("token"), "hunter2\n").unwrap();
     let server = server("github", false).await;
     let mut args = vec!["webhook", "setup", "app", "--provider", "github"];
     args.extend(["--token-file", "token", "--api"]);
-    let clear = seen(client(
+    let clear = output_of(client(
         &server,
         folder.path(),
         &[&args[..], &["http://git.example.com/api/v3"]].concat(),
     ))
     .await;
-    assert!(clear.contains("would get the token in clear"), "{clear}");
-    // Nothing was made for it.
-    let asked = server.received_requests().await.unwrap();
-    assert!(asked.iter().all(|request| request.method.as_str() == "GET"));
+    assert!(
+        clear.contains("would receive the token unencrypted"),
+        "{clear}"
+    );
+    // No webhook was created on the server.
+    let requests = server.received_requests().await.unwrap();
+    assert!(
+        requests
+            .iter()
+            .all(|request| request.method.as_str() == "GET")
+    );
     let forge = MockServer::start().await;
     Mock::given(method("GET"))
         .respond_with(ResponseTemplate::new(404).set_body_json(json!({ "message": "Not Found" })))
         .mount(&forge)
         .await;
     let uri = forge.uri();
-    let refused = seen(client(
+    let refused = output_of(client(
         &server,
         folder.path(),
         &[&args[..], &[uri.as_str()]].concat(),
     ))
     .await;
     assert!(!refused.contains("hunter2"), "{refused}");
-    let asked = server.received_requests().await.unwrap();
-    assert!(asked.iter().all(|request| request.method.as_str() == "GET"));
+    let requests = server.received_requests().await.unwrap();
+    assert!(
+        requests
+            .iter()
+            .all(|request| request.method.as_str() == "GET")
+    );
     insta::assert_snapshot!(refused.replace(&uri, "http://FORGE"));
 }
 
-/// The webhooks that a stand-in of a forge has: what is posted is kept, what is put takes the old one's place.
+/// Webhooks of a mock forge: POST adds one, PUT replaces one.
 #[derive(Clone, Default)]
-struct Kept(Arc<Mutex<Vec<Value>>>);
+struct ForgeState(Arc<Mutex<Vec<Value>>>);
 
-impl Kept {
+impl ForgeState {
     fn all(&self) -> Vec<Value> {
         self.0.lock().unwrap().clone()
     }
 
-    /// How it answers below `base`; `name` is the field with a webhook's name, `list` the one with all of them.
+    /// Mounts the API below `base`. `name` is the field with a webhook's id, `list` the one with
+    /// all webhooks.
     async fn serve(&self, forge: &MockServer, base: &str, name: &'static str, list: &'static str) {
-        let kept = self.clone();
+        let state = self.clone();
         Mock::given(method("GET"))
             .and(path(base))
             .respond_with(move |_: &Request| {
-                // Nobody is told a secret again.
-                let mut all = kept.all();
-                for one in &mut all {
-                    one.as_object_mut().unwrap().remove("secret");
-                    if let Some(inputs) = one["consumerInputs"].as_object_mut() {
+                // A forge never returns a secret.
+                let mut all = state.all();
+                for webhook in &mut all {
+                    webhook.as_object_mut().unwrap().remove("secret");
+                    if let Some(inputs) = webhook["consumerInputs"].as_object_mut() {
                         inputs.insert("basicAuthPassword".into(), "********".into());
                     }
                 }
@@ -322,25 +335,25 @@ impl Kept {
             })
             .mount(forge)
             .await;
-        let kept = self.clone();
+        let state = self.clone();
         Mock::given(method("POST"))
             .and(path(base))
             .respond_with(move |request: &Request| {
-                let mut all = kept.0.lock().unwrap();
-                let mut one: Value = serde_json::from_slice(&request.body).unwrap();
-                one[name] = format!("{{{}}}", all.len()).into();
-                all.push(one.clone());
-                ResponseTemplate::new(201).set_body_json(one)
+                let mut all = state.0.lock().unwrap();
+                let mut webhook: Value = serde_json::from_slice(&request.body).unwrap();
+                webhook[name] = format!("{{{}}}", all.len()).into();
+                all.push(webhook.clone());
+                ResponseTemplate::new(201).set_body_json(webhook)
             })
             .mount(forge)
             .await;
-        let kept = self.clone();
+        let state = self.clone();
         Mock::given(method("PUT"))
             .respond_with(move |request: &Request| {
-                let mut all = kept.0.lock().unwrap();
+                let mut all = state.0.lock().unwrap();
                 let new: Value = serde_json::from_slice(&request.body).unwrap();
-                let named = |one: &&mut Value| {
-                    let name = one[name].as_str().unwrap();
+                let named = |webhook: &&mut Value| {
+                    let name = webhook[name].as_str().unwrap();
                     let name = name.replace('{', "%7B").replace('}', "%7D");
                     request.url.path().ends_with(&name)
                 };
@@ -355,68 +368,69 @@ impl Kept {
     }
 }
 
-/// Sets a webhook up, with what more is to be said; what was seen, and what the forge was asked.
-async fn set_up(
+/// Sets up a webhook with the additional arguments `more`; returns the output and the requests to
+/// the forge.
+async fn run_setup(
     provider: &str,
     forge: &MockServer,
     token: &str,
-    there: bool,
+    exists: bool,
     more: &[&str],
 ) -> (String, Vec<Value>) {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("token"), token).unwrap();
-    let server = server(provider, there).await;
+    let server = server(provider, exists).await;
     let uri = forge.uri();
     let mut args = vec!["webhook", "setup", "app", "--provider", provider];
     args.extend(["--webhook", "org-app", "--token-file", "token"]);
     args.extend(["--api", &uri]);
     args.extend(more);
-    let seen = seen(client(&server, folder.path(), &args)).await;
+    let output = output_of(client(&server, folder.path(), &args)).await;
     let puts = server.received_requests().await.unwrap();
-    let put = puts.iter().find(|one| one.method.as_str() == "PUT");
+    let put = puts.iter().find(|request| request.method.as_str() == "PUT");
     let body: Value = put.map_or(Value::Null, |put| {
         serde_json::from_slice(&put.body).unwrap()
     });
     let secret = body["secrets"][0].as_str().unwrap_or("no secret");
     assert!(
-        !seen.contains(secret) && !seen.contains(token.trim()),
-        "{seen}"
+        !output.contains(secret) && !output.contains(token.trim()),
+        "{output}"
     );
-    let asked = asked_of(forge, secret).await;
-    (seen.replace(&uri, "http://FORGE"), asked)
+    let requests = received_requests(forge, secret).await;
+    (output.replace(&uri, "http://FORGE"), requests)
 }
 
 #[tokio::test]
-async fn a_webhook_of_bitbucket_is_entered_once_and_changed_after_that() {
-    let kept = Kept::default();
+async fn bitbucket_webhook_is_created_once_and_then_updated() {
+    let state = ForgeState::default();
     let base = "/repositories/org/app/hooks";
     let mut all = Vec::new();
-    for (there, more) in [(false, &[][..]), (true, &[]), (true, &["--new-secret"])] {
+    for (exists, more) in [(false, &[][..]), (true, &[]), (true, &["--new-secret"])] {
         let forge = MockServer::start().await;
-        kept.serve(&forge, base, "uuid", "values").await;
-        let before = kept.all();
-        // A token of a repository stands alone, one of a person behind the person's name.
-        let token = if there {
+        state.serve(&forge, base, "uuid", "values").await;
+        let before = state.all();
+        // A repository token has no user name; a personal token follows its user's name.
+        let token = if exists {
             "me@example.com:hunter2\n"
         } else {
             "hunter2\n"
         };
-        let (seen, asked) = set_up("bitbucket-cloud", &forge, token, there, more).await;
-        assert!(seen.starts_with("exit code: 0\n"), "{seen}");
-        all.push(json!({ "said": seen.lines().skip(3).collect::<Vec<_>>(), "asked": asked }));
-        let now = kept.all();
+        let (output, requests) = run_setup("bitbucket-cloud", &forge, token, exists, more).await;
+        assert!(output.starts_with("exit code: 0\n"), "{output}");
+        all.push(json!({ "said": output.lines().skip(3).collect::<Vec<_>>(), "asked": requests }));
+        let now = state.all();
         assert_eq!(now.len(), 1);
         assert_eq!(
-            before.first().map(|one| &one["secret"]) == Some(&now[0]["secret"]),
-            there && more.is_empty(),
-            "the secret changes where it is to"
+            before.first().map(|webhook| &webhook["secret"]) == Some(&now[0]["secret"]),
+            exists && more.is_empty(),
+            "the secret changes only with --new-secret"
         );
     }
     insta::assert_json_snapshot!(all);
 }
 
-/// An organization of Azure DevOps with one project.
-async fn azure(kept: &Kept) -> MockServer {
+/// Starts an organization of Azure DevOps with one project.
+async fn azure_forge(state: &ForgeState) -> MockServer {
     let forge = MockServer::start().await;
     let repository = json!({
         "id": "5febef5a", "name": "Shop", "project": { "id": "6ce954b1", "name": "Web Site" }
@@ -428,29 +442,29 @@ async fn azure(kept: &Kept) -> MockServer {
         .mount(&forge)
         .await;
     let base = "/_apis/hooks/subscriptions";
-    kept.serve(&forge, base, "id", "value").await;
+    state.serve(&forge, base, "id", "value").await;
     forge
 }
 
 #[tokio::test]
 async fn azure_devops_has_one_subscription_for_each_event() {
-    let kept = Kept::default();
-    // The same address and event, for a repository of somebody else.
-    kept.0.lock().unwrap().push(json!({
+    let state = ForgeState::default();
+    // A subscription with the same address and event, for another repository.
+    state.0.lock().unwrap().push(json!({
         "id": "others", "eventType": "git.push", "status": "enabled",
         "publisherInputs": { "repository": "another" },
         "consumerInputs": { "url": "https://ci.example.com/hooks/org-app" }
     }));
     let mut all = Vec::new();
-    for (there, more) in [(false, &[][..]), (true, &[]), (true, &["--new-secret"])] {
-        let forge = azure(&kept).await;
-        let (seen, asked) = set_up("azure-devops", &forge, "hunter2\n", there, more).await;
-        assert!(seen.starts_with("exit code: 0\n"), "{seen}");
-        all.push(json!({ "said": seen.lines().skip(3).collect::<Vec<_>>(), "asked": asked }));
-        let events: Vec<Value> = kept
+    for (exists, more) in [(false, &[][..]), (true, &[]), (true, &["--new-secret"])] {
+        let forge = azure_forge(&state).await;
+        let (output, requests) = run_setup("azure-devops", &forge, "hunter2\n", exists, more).await;
+        assert!(output.starts_with("exit code: 0\n"), "{output}");
+        all.push(json!({ "said": output.lines().skip(3).collect::<Vec<_>>(), "asked": requests }));
+        let events: Vec<Value> = state
             .all()
             .iter()
-            .map(|one| one["eventType"].clone())
+            .map(|subscription| subscription["eventType"].clone())
             .collect();
         let [push, created, updated] = [
             "git.push",
@@ -460,18 +474,18 @@ async fn azure_devops_has_one_subscription_for_each_event() {
         assert_eq!(events, [push, push, created, updated]);
     }
     insta::assert_json_snapshot!(all);
-    // What Azure DevOps has disabled, and what is gone while its secret is forgotten, is told.
-    kept.0.lock().unwrap()[2]["status"] = "disabledBySystem".into();
-    let forge = azure(&kept).await;
-    let (disabled, _) = set_up("azure-devops", &forge, "hunter2\n", true, &[]).await;
-    kept.0.lock().unwrap().remove(2);
-    let (gone, _) = set_up("azure-devops", &forge, "hunter2\n", true, &[]).await;
-    assert_eq!(kept.all().len(), 3);
+    // Disabled subscriptions and missing ones without a known secret are errors.
+    state.0.lock().unwrap()[2]["status"] = "disabledBySystem".into();
+    let forge = azure_forge(&state).await;
+    let (disabled, _) = run_setup("azure-devops", &forge, "hunter2\n", true, &[]).await;
+    state.0.lock().unwrap().remove(2);
+    let (gone, _) = run_setup("azure-devops", &forge, "hunter2\n", true, &[]).await;
+    assert_eq!(state.all().len(), 3);
     insta::assert_snapshot!(format!("{disabled}\n{gone}"));
 }
 
 #[tokio::test]
-async fn a_token_that_may_not_is_told_what_it_needs() {
+async fn rejected_token_is_reported_with_the_required_scope() {
     let mut text = String::new();
     for (provider, status) in [
         ("bitbucket-cloud", 401),
@@ -484,23 +498,23 @@ async fn a_token_that_may_not_is_told_what_it_needs() {
         ("azure-devops", 404),
     ] {
         let forge = MockServer::start().await;
-        let answer = match (provider, status) {
+        let body = match (provider, status) {
             ("bitbucket-cloud", _) => {
                 json!({ "type": "error", "error": { "message": "no such luck" } })
             }
             (_, 203 | 302) => json!("<html>Sign in</html>"),
             _ => json!({ "message": "TF401019: it is not there, or not for you" }),
         };
-        let answer = ResponseTemplate::new(status)
+        let response = ResponseTemplate::new(status)
             .insert_header("location", "/_signin")
-            .set_body_json(answer);
+            .set_body_json(body);
         Mock::given(method("GET"))
-            .respond_with(answer)
+            .respond_with(response)
             .mount(&forge)
             .await;
-        let (seen, asked) = set_up(provider, &forge, "hunter2\n", false, &[]).await;
-        assert_eq!(asked.len(), 1, "nothing is tried after that: {asked:#?}");
-        text += &format!("== {provider} {status}\n{seen}\n");
+        let (output, requests) = run_setup(provider, &forge, "hunter2\n", false, &[]).await;
+        assert_eq!(requests.len(), 1, "no requests follow: {requests:#?}");
+        text += &format!("== {provider} {status}\n{output}\n");
     }
     insta::assert_snapshot!(text);
 }

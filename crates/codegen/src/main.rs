@@ -1,8 +1,9 @@
-//! `cargo xtask codegen`: makes Rust of `proto/` in `crates/acrtask-proto/src/generated`, and `docs/task-definition.md` of
-//! the JSON Schema of task definitions.
+//! `cargo xtask codegen`: generates Rust code from `proto/` into
+//! `crates/acrtask-proto/src/generated`, and `docs/task-definition.md` from the JSON Schema of task
+//! definitions.
 //!
-//! Generated files are checked in, so that building acrtask needs neither this nor `protoc`. `--check` fails if they are
-//! not current. Invariant: nothing else is written.
+//! The generated files are checked in, so that building acrtask needs neither this crate nor
+//! `protoc`. `--check` fails if they are outdated. Invariant: no other files are written.
 #![allow(clippy::print_stderr)]
 
 mod task_definition;
@@ -13,10 +14,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 
-/// The files that services or messages of ours stand in, below `proto/`.
+/// Files with this project's services and messages, relative to `proto/`.
 const FILES: &[&str] = &["acrtask/runner/v1/runner.proto"];
 
-/// Messages that hold secrets: their `Debug` is written by hand, in `acrtask-proto`.
+/// Messages with secrets; `acrtask-proto` implements their `Debug` by hand.
 const WITH_SECRETS: [&str; 4] = [
     ".acrtask.runner.v1.Lease",
     ".acrtask.runner.v1.Credential",
@@ -29,7 +30,7 @@ const HEADER: &str = "//! Generated from `proto/` by `cargo xtask codegen`: do n
 ";
 
 fn main() -> ExitCode {
-    let check = match std::env::args().skip(1).collect::<Vec<_>>().as_slice() {
+    let is_check = match std::env::args().skip(1).collect::<Vec<_>>().as_slice() {
         [] => false,
         [flag] if flag == "--check" => true,
         _ => {
@@ -37,7 +38,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match codegen(check) {
+    match generate_files(is_check) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -46,75 +47,72 @@ fn main() -> ExitCode {
     }
 }
 
-fn codegen(check: bool) -> Result<()> {
+fn generate_files(is_check: bool) -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"))
         .ancestors()
         .nth(2)
-        .context("codegen lies in crates/codegen")?;
+        .context("codegen is not in crates/codegen")?;
     let target = root.join("crates/acrtask-proto/src/generated");
-    let made = generate(&root.join("proto"))?;
-    let page = task_definition::page()?;
+    let modules = generate_modules(&root.join("proto"))?;
+    let page = task_definition::generate_page()?;
     let page_path = root.join(task_definition::PAGE);
-    if check {
-        compare(&made, &target)?;
+    if is_check {
+        check_modules(&modules, &target)?;
         if fs::read_to_string(&page_path).ok().as_ref() != Some(&page) {
             bail!(
-                "{} is not what the task definition says; run `cargo xtask codegen`",
+                "{} does not match the task definition; run `cargo xtask codegen`",
                 task_definition::PAGE
             );
         }
         return Ok(());
     }
     fs::write(&page_path, page).with_context(|| format!("cannot write {}", page_path.display()))?;
-    fs::create_dir_all(&target).with_context(|| format!("cannot make {}", target.display()))?;
-    for (name, text) in &made {
+    fs::create_dir_all(&target).with_context(|| format!("cannot create {}", target.display()))?;
+    for (name, text) in &modules {
         let path = target.join(name);
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }
 
-/// Names of generated files, and what they hold.
-fn generate(proto: &Path) -> Result<Vec<(String, String)>> {
+/// Returns the names and contents of the generated modules.
+fn generate_modules(proto: &Path) -> Result<Vec<(String, String)>> {
     let descriptors = protox::compile(FILES, [proto]).context("proto/ does not compile")?;
-    let out = tempfile::tempdir().context("cannot make a folder for what is generated")?;
+    let out = tempfile::tempdir().context("cannot create a temporary folder")?;
     tonic_prost_build::configure()
         .emit_rerun_if_changed(false)
-        // Its `connect` would have the name of ours; clients are made of a channel.
+        // Its `connect` conflicts with an RPC of that name; clients are created from a channel.
         .build_transport(false)
         .out_dir(out.path())
         .bytes(".acrtask.runner.v1.LogChunk.data")
         .bytes(".acrtask.runner.v1.ContextChunk.data")
         .skip_debug(WITH_SECRETS)
         .compile_fds(descriptors)
-        .context("cannot generate")?;
-    let mut made = Vec::new();
-    for entry in fs::read_dir(out.path()).context("cannot list what was generated")? {
-        let entry = entry.context("cannot list what was generated")?;
-        let text = fs::read_to_string(entry.path()).context("cannot read what was generated")?;
+        .context("cannot generate the code")?;
+    let mut modules = Vec::new();
+    for entry in fs::read_dir(out.path()).context("cannot list the generated files")? {
+        let entry = entry.context("cannot list the generated files")?;
+        let text = fs::read_to_string(entry.path()).context("cannot read a generated file")?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        made.push((name, format!("{HEADER}{text}")));
+        modules.push((name, format!("{HEADER}{text}")));
     }
-    made.sort();
-    Ok(made)
+    modules.sort();
+    Ok(modules)
 }
 
-fn compare(made: &[(String, String)], target: &Path) -> Result<()> {
-    let stale: Vec<PathBuf> = made
+fn check_modules(modules: &[(String, String)], target: &Path) -> Result<()> {
+    let outdated: Vec<PathBuf> = modules
         .iter()
         .map(|(name, text)| (target.join(name), text))
         .filter(|(path, text)| fs::read_to_string(path).ok().as_ref() != Some(*text))
         .map(|(path, _)| path)
         .collect();
-    if stale.is_empty() {
+    if outdated.is_empty() {
         return Ok(());
     }
-    let names: Vec<_> = stale
+    let names: Vec<_> = outdated
         .iter()
         .map(|path| path.display().to_string())
         .collect();
-    bail!(
-        "not what proto/ says: {}; run `cargo xtask codegen`",
-        names.join(", ")
-    );
+    bail!("outdated: {}; run `cargo xtask codegen`", names.join(", "));
 }

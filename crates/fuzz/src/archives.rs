@@ -1,10 +1,10 @@
-//! Packed contexts: archives to start from, and what must hold of every one that is unpacked.
+//! Packed contexts: initial archives, and the checks of every archive that is unpacked.
 
 use std::{sync::LazyLock, time::Duration};
 
 use crate::targets::outcome;
 
-/// Small archives of each kind of entry and packing.
+/// Returns small archives of each kind of entry and packing.
 pub(crate) fn archives() -> Vec<Vec<u8>> {
     let mut plain = tar::Builder::new(Vec::new());
     let mut add = |kind: tar::EntryType, name: &str, link: &str, content: &[u8]| {
@@ -31,12 +31,12 @@ pub(crate) fn archives() -> Vec<Vec<u8>> {
     vec![plain, packed]
 }
 
-/// Gives each header a checksum that fits, so that mutations are read at all.
+/// Corrects the checksum of each header, so that the parser does not reject mutations at once.
 pub(crate) fn repair_tar(archive: &mut [u8]) {
     for block in archive.chunks_exact_mut(512) {
-        let looks_like_one = block[257..262] == *b"ustar"
+        let is_header = block[257..262] == *b"ustar"
             || block[148..154].iter().all(|b| (b'0'..=b'7').contains(b));
-        if looks_like_one {
+        if is_header {
             block[148..156].fill(b' ');
             let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
             block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
@@ -44,7 +44,7 @@ pub(crate) fn repair_tar(archive: &mut [u8]) {
     }
 }
 
-pub(crate) fn archive(input: &[u8]) -> u64 {
+pub(crate) fn check_archive(input: &[u8]) -> u64 {
     static RUNTIME: LazyLock<tokio::runtime::Runtime> = LazyLock::new(|| {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         builder
@@ -65,7 +65,7 @@ pub(crate) fn archive(input: &[u8]) -> u64 {
     let done = RUNTIME.block_on(acrtask_source::archive::unpack(
         input, &target, "archive", &limits,
     ));
-    // Nothing beside the folder, and no link that leads out of it.
+    // Checks that nothing was created beside the folder, and that no link leads out of it.
     for folder in [folder.path(), target.parent().unwrap_or(folder.path())] {
         let beside = std::fs::read_dir(folder).map_or(0, Iterator::count);
         assert_eq!(beside, 1, "something was made beside the folder");

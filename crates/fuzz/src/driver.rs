@@ -1,4 +1,5 @@
-//! The loop: takes an input, mutates it, runs the target within its limits, minimizes what fails.
+//! The main loop: chooses an input, mutates it, runs the target within its limits, and minimizes
+//! failing inputs.
 
 use std::{
     cell::RefCell,
@@ -15,24 +16,24 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{ALLOCATED, mutate, targets::Target};
 
-/// Inputs in the pool.
+/// Maximum number of inputs in the pool.
 const MAX_POOL: usize = 2000;
-/// Time for making a failing input smaller.
-const MINIMIZING: Duration = Duration::from_secs(20);
-/// Time after which an input that does not end is stored and ends the process.
+/// Maximum time to minimize a failing input.
+const MINIMIZE_TIME: Duration = Duration::from_secs(20);
+/// Time after which an endless input is stored and the process aborted.
 const STUCK: Duration = Duration::from_secs(30);
 
-/// Bounds for one input.
+/// Limits for one input.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Time.
+    /// Maximum duration.
     pub time: Duration,
-    /// Bytes allocated at once.
+    /// Maximum number of allocated bytes at any time.
     pub memory: usize,
 }
 
 impl Default for Limits {
-    /// A second where the compiler optimized, five where it did not; 64 MiB.
+    /// Returns 64 MiB, and one second with compiler optimizations or five without.
     fn default() -> Self {
         Self {
             time: Duration::from_secs(if cfg!(debug_assertions) { 5 } else { 1 }),
@@ -41,16 +42,16 @@ impl Default for Limits {
     }
 }
 
-/// What a run without a failure has tried.
+/// Statistics of a run without a failure.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// Inputs.
+    /// Number of inputs.
     pub inputs: u64,
-    /// Different outcomes.
+    /// Number of distinct outcomes.
     pub outcomes: usize,
-    /// The longest time of an input.
+    /// Maximum duration of an input.
     pub slowest: Duration,
-    /// The most bytes that an input allocated at once.
+    /// Maximum number of bytes that an input allocated at any time.
     pub largest: usize,
 }
 
@@ -67,14 +68,14 @@ impl fmt::Display for Report {
     }
 }
 
-/// An input that the target does not withstand.
+/// An input with which the target failed.
 #[derive(Debug)]
 pub struct Failure {
-    /// What happened.
+    /// The reason of the failure.
     pub reason: String,
-    /// The input, made small.
+    /// The minimized input.
     pub input: Vec<u8>,
-    /// The file it was stored in, if it was.
+    /// The file in which it was stored. `None` if it was not.
     pub stored: Option<PathBuf>,
 }
 
@@ -90,15 +91,15 @@ impl fmt::Display for Failure {
     }
 }
 
-/// The folder of a target's inputs.
+/// Returns the folder of a target's inputs.
 fn corpus_folder(target: &Target) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("corpus")
         .join(target.name)
 }
 
-/// The stored inputs and those that the target makes itself.
-fn corpus(target: &Target) -> Vec<Vec<u8>> {
+/// Returns the stored inputs and those that the target generates.
+fn read_corpus(target: &Target) -> Vec<Vec<u8>> {
     let entries = std::fs::read_dir(corpus_folder(target));
     let mut paths: Vec<PathBuf> = entries
         .into_iter()
@@ -110,7 +111,7 @@ fn corpus(target: &Target) -> Vec<Vec<u8>> {
     stored.chain((target.seeds)()).collect()
 }
 
-/// Tries the corpus of a target alone.
+/// Runs only the corpus of a target.
 ///
 /// # Errors
 /// The first input that fails.
@@ -118,7 +119,8 @@ pub fn replay(target: &Target, limits: &Limits) -> Result<Report, Failure> {
     fuzz(target, Duration::ZERO, 0, limits, false)
 }
 
-/// Tries the corpus, and then mutated inputs for `time`. With `store`, what fails is added to the corpus.
+/// Runs the corpus, and then mutated inputs for `time`. With `store`, adds failing inputs to the
+/// corpus.
 ///
 /// # Errors
 /// The first input that fails.
@@ -131,11 +133,11 @@ pub fn fuzz(
 ) -> Result<Report, Failure> {
     let began = Instant::now();
     let mut rng = SmallRng::seed_from_u64(seed);
-    let mut pool = corpus(target);
+    let mut pool = read_corpus(target);
     let mut outcomes = HashSet::new();
     let mut report = Report::default();
     for input in &pool {
-        let outcome = attempt(target, input, limits, &mut report);
+        let outcome = run_once(target, input, limits, &mut report);
         outcomes.insert(outcome.map_err(|reason| minimize(target, input, reason, limits, store))?);
     }
     if pool.is_empty() {
@@ -149,7 +151,7 @@ pub fn fuzz(
         if let Some(repair) = target.repair {
             repair(&mut input);
         }
-        match attempt(target, &input, limits, &mut report) {
+        match run_once(target, &input, limits, &mut report) {
             Ok(outcome) => {
                 if outcomes.insert(outcome) && pool.len() < MAX_POOL {
                     pool.push(input);
@@ -163,14 +165,14 @@ pub fn fuzz(
 }
 
 /// Runs the target once.
-fn attempt(
+fn run_once(
     target: &Target,
     input: &[u8],
     limits: &Limits,
     report: &mut Report,
 ) -> Result<u64, String> {
     catch_messages();
-    watch(target, input);
+    record_current(target, input);
     let before = ALLOCATED.current_usage();
     ALLOCATED.reset_peak_usage();
     let began = Instant::now();
@@ -183,7 +185,7 @@ fn attempt(
     report.largest = report.largest.max(allocated);
     let outcome = outcome.map_err(|_| {
         let message = MESSAGE.with_borrow_mut(std::mem::take);
-        format!("a panic: {message}")
+        format!("panic: {message}")
     })?;
     if took > limits.time {
         return Err(format!("{took:?} for {} bytes", input.len()));
@@ -195,11 +197,11 @@ fn attempt(
 }
 
 thread_local! {
-    /// Of the last panic of this thread.
+    /// Message of the last panic of this thread.
     static MESSAGE: RefCell<String> = const { RefCell::new(String::new()) };
 }
 
-/// Keeps the messages of panics instead of printing them.
+/// Stores the messages of panics instead of printing them.
 fn catch_messages() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -214,7 +216,7 @@ fn catch_messages() {
     });
 }
 
-/// The input that is being tried.
+/// The input of the current run of a target.
 struct Current {
     began: Instant,
     target: &'static str,
@@ -227,9 +229,9 @@ fn current() -> std::sync::MutexGuard<'static, Option<Current>> {
     CURRENT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Notes the input, for a thread that ends the process if the input does not end.
-#[allow(clippy::print_stderr, reason = "the last words of the process")]
-fn watch(target: &Target, input: &[u8]) {
+/// Records the input for the thread that aborts the process if the input does not end.
+#[allow(clippy::print_stderr, reason = "the process aborts after it")]
+fn record_current(target: &Target, input: &[u8]) {
     static WATCHING: OnceLock<()> = OnceLock::new();
     *current() = Some(Current {
         began: Instant::now(),
@@ -246,14 +248,14 @@ fn watch(target: &Target, input: &[u8]) {
                     continue;
                 };
                 let stored = store_input(&stuck.folder, &stuck.input);
-                eprintln!("{}: an input does not end: {stored:?}", stuck.target);
+                eprintln!("{}: an input did not end: {stored:?}", stuck.target);
                 std::process::abort();
             }
         });
     });
 }
 
-/// Removes from a failing input what it does not need to fail.
+/// Removes the parts of a failing input that are not needed for its failure.
 fn minimize(
     target: &Target,
     input: &[u8],
@@ -264,12 +266,12 @@ fn minimize(
     let began = Instant::now();
     let (mut input, mut reason) = (input.to_vec(), reason);
     let mut piece = input.len() / 2;
-    while piece > 0 && began.elapsed() < MINIMIZING {
+    while piece > 0 && began.elapsed() < MINIMIZE_TIME {
         let mut at = 0;
-        while at < input.len() && began.elapsed() < MINIMIZING {
+        while at < input.len() && began.elapsed() < MINIMIZE_TIME {
             let mut shorter = input.clone();
             shorter.drain(at..(at + piece).min(input.len()));
-            match attempt(target, &shorter, limits, &mut Report::default()) {
+            match run_once(target, &shorter, limits, &mut Report::default()) {
                 Err(again) => (input, reason) = (shorter, again),
                 Ok(_) => at += piece,
             }

@@ -1,4 +1,4 @@
-//! `cargo xtask fuzz`: runs fuzz targets for a time, one after the other.
+//! `cargo xtask fuzz`: runs fuzz targets for a given time, one after the other.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -10,15 +10,15 @@ use std::{process::ExitCode, time::Duration};
 use clap::Parser;
 use fuzz::{Limits, Target};
 
-/// Feed mutated inputs to everything that reads what a stranger can write.
+/// Send mutated inputs to all parsers of untrusted data.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// Run only this target.
     target: Option<String>,
-    /// Seconds for each target.
+    /// Duration for each target, in seconds.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
-    /// Start of the random numbers; the same seed makes the same inputs.
+    /// Seed of the random numbers. The same seed generates the same inputs.
     #[arg(long)]
     seed: Option<u64>,
     /// Only list the targets.
@@ -44,7 +44,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if targets.is_empty() {
-        eprintln!("there is no such target: `--list` shows them");
+        eprintln!("unknown target: `--list` shows the targets");
         return ExitCode::from(2);
     }
     let seed = arguments.seed.unwrap_or_else(rand::random);

@@ -1,10 +1,10 @@
-//! Changes of an input: of bits, bytes, ranges, numbers and words, and splices of two inputs.
+//! Mutations of an input: of bits, bytes, ranges, numbers and words, and splices of two inputs.
 
 use rand::{Rng as _, rngs::SmallRng, seq::IndexedRandom as _};
 
-/// Bytes that mean something to many formats.
+/// Bytes with a meaning in many formats.
 const BYTES: &[u8] = b"\0\x01\x7f\x80\xff\n\r\t \"'\\/{}[]()<>:;,.|&$#@!%*=+-_`~0aA\x1b";
-/// Numbers at which something ends.
+/// Numbers at typical limits.
 const NUMBERS: &[&str] = &[
     "0",
     "-1",
@@ -32,10 +32,11 @@ const NUMBERS: &[&str] = &[
     "01",
     "1.0",
 ];
-/// Longest run of one repeated range.
+/// Maximum length of a repeated range.
 const MAX_REPEAT: usize = 2000;
 
-/// Applies one to eight changes to `input`. `other` is a second input, `words` the target's own.
+/// Applies one to eight changes to `input`. `other` is a second input, `words` are those of the
+/// target's language.
 pub(crate) fn mutate(
     mut input: Vec<u8>,
     other: &[u8],
@@ -44,12 +45,12 @@ pub(crate) fn mutate(
 ) -> Vec<u8> {
     let changes = 1 << rng.random_range(0..4);
     for _ in 0..rng.random_range(1..=changes) {
-        change(&mut input, other, words, rng);
+        apply_change(&mut input, other, words, rng);
     }
     input
 }
 
-fn change(input: &mut Vec<u8>, other: &[u8], words: &[&str], rng: &mut SmallRng) {
+fn apply_change(input: &mut Vec<u8>, other: &[u8], words: &[&str], rng: &mut SmallRng) {
     let at = rng.random_range(0..=input.len());
     let range = range_of(input, rng);
     match rng.random_range(0..14) {
@@ -99,7 +100,7 @@ fn change(input: &mut Vec<u8>, other: &[u8], words: &[&str], rng: &mut SmallRng)
     }
 }
 
-/// A range, mostly a short one.
+/// Returns a random range, usually a short one.
 fn range_of(bytes: &[u8], rng: &mut SmallRng) -> std::ops::Range<usize> {
     let from = rng.random_range(0..=bytes.len());
     let longest = if rng.random_bool(0.8) {
@@ -111,7 +112,7 @@ fn range_of(bytes: &[u8], rng: &mut SmallRng) -> std::ops::Range<usize> {
     from..from + len
 }
 
-/// The digits at or after `at`; an empty range if there are none.
+/// Returns the range of the digits at or after `at`. Empty if none exist.
 fn digits_from(input: &[u8], at: usize) -> std::ops::Range<usize> {
     let is_digit = |byte: &u8| byte.is_ascii_digit();
     let Some(from) = input[at..].iter().position(is_digit) else {

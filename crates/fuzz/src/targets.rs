@@ -1,4 +1,4 @@
-//! The targets: what each reads, the words of its language, and what must hold of every input.
+//! The targets: their parsers, the words of their languages, and the properties of every input.
 
 use std::{
     collections::BTreeMap,
@@ -16,35 +16,35 @@ use acrtask_model::{
 use acrtask_proto::runner::{FromRunner, ToRunner};
 use acrtask_source::{ContextSpec, GitTransport};
 use acrtask_spec::{
-    Lookup, RunFacts, SecretDeclaration, TaskSource, plan_json, plan_text, render_diagnostics,
+    Lookup, RunVariables, SecretDeclaration, TaskSource, plan_json, plan_text, render_diagnostics,
     resolve,
 };
 use acrtask_trigger::{
     Event as ForgeEvent, Provider, RegistrySource, RepositoryUrl, Schedule, registry,
-    webhook::read_proved,
+    webhook::parse_verified,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::{Timestamp, ToSpan as _};
 use prost::Message as _;
 
-use crate::archives::{archive, archives, repair_tar};
-use crate::words::{ARCHIVE, CRON, DOCKERFILE, JSON, LOG, REFERENCE, SPEC, TEMPLATE, URL};
+use crate::archives::{archives, check_archive, repair_tar};
+use crate::dictionary::{ARCHIVE, CRON, DOCKERFILE, JSON, LOG, REFERENCE, SPEC, TEMPLATE, URL};
 
-/// One thing that reads what a stranger can write.
+/// A parser of untrusted data.
 pub struct Target {
-    /// Name on the command line and of its folder.
+    /// Name on the command line and of the corpus folder.
     pub name: &'static str,
-    /// What it reads.
+    /// Description of the parsed data.
     pub about: &'static str,
-    /// Words that mean something in its language.
+    /// Words of the language of its inputs.
     pub(crate) words: &'static [&'static str],
-    /// Longest input, in bytes.
+    /// Maximum length of an input, in bytes.
     pub(crate) max_len: usize,
-    /// Inputs beside those of its folder.
+    /// Generates inputs in addition to those in the corpus folder.
     pub(crate) seeds: fn() -> Vec<Vec<u8>>,
-    /// Mends what a mutation always breaks, as a checksum.
+    /// Repairs what every mutation breaks, such as a checksum.
     pub(crate) repair: Option<fn(&mut [u8])>,
-    /// Runs it; different numbers are different outcomes.
+    /// Runs the parser. Different numbers are different outcomes.
     pub(crate) check: fn(&[u8]) -> u64,
 }
 
@@ -54,7 +54,7 @@ impl std::fmt::Debug for Target {
     }
 }
 
-/// Every target.
+/// Returns every target.
 pub fn all() -> Vec<Target> {
     let target = |name, about, words, max_len, check| Target {
         name,
@@ -68,22 +68,22 @@ pub fn all() -> Vec<Target> {
     vec![
         Target {
             seeds: examples,
-            ..target("spec", "task files", SPEC, 64 << 10, spec)
+            ..target("spec", "task files", SPEC, 64 << 10, check_spec)
         },
-        target("template", "templates", TEMPLATE, 16 << 10, template),
+        target("template", "templates", TEMPLATE, 16 << 10, check_template),
         target(
             "dockerfile",
             "the bases that a Dockerfile names",
             DOCKERFILE,
             16 << 10,
-            dockerfile,
+            check_dockerfile,
         ),
         target(
             "reference",
             "names of images",
             REFERENCE,
             4 << 10,
-            reference,
+            check_reference,
         ),
         Target {
             seeds: deliveries,
@@ -92,15 +92,27 @@ pub fn all() -> Vec<Target> {
                 "deliveries of forges and registries",
                 JSON,
                 64 << 10,
-                webhook,
+                check_webhook,
             )
         },
         Target {
             seeds: archives,
             repair: Some(repair_tar),
-            ..target("archive", "packed contexts", ARCHIVE, 64 << 10, archive)
+            ..target(
+                "archive",
+                "packed contexts",
+                ARCHIVE,
+                64 << 10,
+                check_archive,
+            )
         },
-        target("log", "the output of steps, masked", LOG, 16 << 10, log),
+        target(
+            "log",
+            "the output of steps, masked",
+            LOG,
+            16 << 10,
+            check_log,
+        ),
         Target {
             seeds: messages,
             ..target(
@@ -108,7 +120,7 @@ pub fn all() -> Vec<Target> {
                 "messages of runners, and events of runs",
                 JSON,
                 64 << 10,
-                runner,
+                check_runner,
             )
         },
         target(
@@ -116,13 +128,13 @@ pub fn all() -> Vec<Target> {
             "contexts and the URLs of repositories",
             URL,
             4 << 10,
-            url,
+            check_url,
         ),
-        target("cron", "schedules of timers", CRON, 1 << 10, cron),
+        target("cron", "schedules of timers", CRON, 1 << 10, check_cron),
     ]
 }
 
-/// A number for an outcome.
+/// Returns a number for an outcome.
 pub(crate) fn outcome(of: impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
     of.hash(&mut hasher);
@@ -133,7 +145,7 @@ fn text_of(input: &[u8]) -> String {
     String::from_utf8_lossy(input).into_owned()
 }
 
-/// The task files of the examples.
+/// Returns the task files of the examples.
 fn examples() -> Vec<Vec<u8>> {
     let folder = checkout().join("examples");
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
@@ -151,7 +163,7 @@ impl Lookup for NoFiles {
     fn alias_source(&self, location: &str) -> Result<String, String> {
         match location {
             "aliases.yaml" => Ok("registry: first.example.com\nfrom: file\n".into()),
-            _ => Err("there is no such file".into()),
+            _ => Err("the file does not exist".into()),
         }
     }
 
@@ -160,23 +172,23 @@ impl Lookup for NoFiles {
     }
 }
 
-fn facts() -> RunFacts {
-    RunFacts {
+fn run_facts() -> RunVariables {
+    RunVariables {
         id: "ca7".into(),
         registry: "reg.example.com".into(),
         branch: "main".into(),
         set: vec![("a".into(), "1".into())],
         secrets: vec![("s".into(), Secret::new("secret-of-s"))],
-        ..RunFacts::default()
+        ..RunVariables::default()
     }
 }
 
-fn spec(input: &[u8]) -> u64 {
+fn check_spec(input: &[u8]) -> u64 {
     let source = TaskSource {
         name: "task.yaml".into(),
         text: text_of(input),
     };
-    let resolution = resolve(&source, &facts(), &NoFiles);
+    let resolution = resolve(&source, &run_facts(), &NoFiles);
     let diagnostics = resolution.for_run();
     for label in diagnostics.iter().flat_map(|diagnostic| &diagnostic.labels) {
         assert!(source.text.get(label.span.clone()).is_some(), "{label:?}");
@@ -187,16 +199,16 @@ fn spec(input: &[u8]) -> u64 {
     let shape = plan.map(|plan| {
         let json = Patterns::new(&plan.secrets).mask(&plan_json(plan).to_string());
         let shown = format!("{json}{}", plan_text(plan, true, 80));
-        // A value that is one is masked wherever it is shown.
+        // A value that is a secret is masked in every output.
         assert!(!shown.contains("secret-of-s"), "a secret is shown");
         (plan.steps.len(), plan.secrets.len(), plan.volumes.len())
     });
-    // A run spec is JSON that comes with a request.
+    // A run spec is the JSON body of a request.
     let spec = serde_json::from_slice::<RunSpec>(input).is_ok();
     outcome((codes, shape, spec))
 }
 
-fn template(input: &[u8]) -> u64 {
+fn check_template(input: &[u8]) -> u64 {
     let text = text_of(input);
     let limits = acrtask_template::Limits {
         now: Some(Timestamp::UNIX_EPOCH),
@@ -230,7 +242,7 @@ fn template(input: &[u8]) -> u64 {
     }
 }
 
-fn dockerfile(input: &[u8]) -> u64 {
+fn check_dockerfile(input: &[u8]) -> u64 {
     let base = acrtask_executor::runtime_base(&text_of(input));
     if let Some(base) = &base {
         assert!(base.len() <= 64 << 10, "a base of {} bytes", base.len());
@@ -238,7 +250,7 @@ fn dockerfile(input: &[u8]) -> u64 {
     outcome(base.map(|base| (base.len().min(40), base.contains('$'), base.contains('@'))))
 }
 
-fn reference(input: &[u8]) -> u64 {
+fn check_reference(input: &[u8]) -> u64 {
     let text = text_of(input);
     let Ok(parsed) = text.parse::<ImageRef>() else {
         return outcome(text.len().min(8));
@@ -265,7 +277,7 @@ fn reference(input: &[u8]) -> u64 {
     outcome(kinds)
 }
 
-/// Senders, with the headers of each of their recorded deliveries.
+/// The sender of a recorded delivery, with its headers.
 struct Sender {
     kind: SenderKind,
     headers: HeaderMap,
@@ -320,7 +332,7 @@ fn senders_in(folder: &Path, kind: impl Fn() -> SenderKind, senders: &mut Vec<Se
     }
 }
 
-/// The recorded deliveries: two bytes for the sender, then the body.
+/// Returns the recorded deliveries: two bytes for the sender, then the body.
 fn deliveries() -> Vec<Vec<u8>> {
     let number = |at: usize| u16::try_from(at).unwrap_or(0).to_le_bytes();
     let all = SENDERS.iter().enumerate();
@@ -328,7 +340,7 @@ fn deliveries() -> Vec<Vec<u8>> {
         .collect()
 }
 
-fn webhook(input: &[u8]) -> u64 {
+fn check_webhook(input: &[u8]) -> u64 {
     let Some((number, body)) = input.split_first_chunk::<2>() else {
         return 0;
     };
@@ -340,13 +352,16 @@ fn webhook(input: &[u8]) -> u64 {
     let secret = [Secret::new("a secret that both sides know")];
     match &sender.kind {
         SenderKind::Forge(provider) => {
-            // Nobody is believed without a proof.
+            // A delivery without a valid signature must be refused.
             let unproved =
                 acrtask_trigger::verify_and_parse(*provider, &sender.headers, body, &secret, now);
-            assert!(unproved.is_err(), "{provider} was believed");
-            match read_proved(*provider, &sender.headers, body) {
+            assert!(
+                unproved.is_err(),
+                "{provider} accepted an unsigned delivery"
+            );
+            match parse_verified(*provider, &sender.headers, body) {
                 Ok(delivery) => {
-                    delivery.events.iter().for_each(harmless);
+                    delivery.events.iter().for_each(assert_harmless);
                     outcome((
                         at,
                         delivery.events.len().min(4),
@@ -368,8 +383,8 @@ fn webhook(input: &[u8]) -> u64 {
     }
 }
 
-/// What a reader lets through is harmless as an argument and on a screen.
-fn harmless(event: &ForgeEvent) {
+/// Asserts that the names in an event are harmless as arguments and in a terminal.
+fn assert_harmless(event: &ForgeEvent) {
     let name = |name: &str| {
         let good =
             !name.starts_with('-') && !name.contains("..") && !name.contains(char::is_control);
@@ -389,7 +404,7 @@ fn harmless(event: &ForgeEvent) {
     }
 }
 
-fn log(input: &[u8]) -> u64 {
+fn check_log(input: &[u8]) -> u64 {
     let (secret, text) = match input.iter().position(|byte| *byte == 0) {
         Some(at) => (&input[..at], &input[at + 1..]),
         None => (&b"hunter2/+"[..], input),
@@ -423,7 +438,7 @@ fn log(input: &[u8]) -> u64 {
     outcome((shown.matches(MASK).count().min(9), text.len().min(32)))
 }
 
-/// Messages of each kind.
+/// Returns messages of each kind.
 fn messages() -> Vec<Vec<u8>> {
     use acrtask_proto::runner::from_runner::Message;
     let kinds = [
@@ -443,7 +458,7 @@ fn messages() -> Vec<Vec<u8>> {
     encoded.into_iter().chain([event.to_vec()]).collect()
 }
 
-fn runner(input: &[u8]) -> u64 {
+fn check_runner(input: &[u8]) -> u64 {
     let from = FromRunner::decode(input).ok();
     if let Some(message) = &from {
         let bytes = message.encode_to_vec();
@@ -466,7 +481,7 @@ fn runner(input: &[u8]) -> u64 {
     ))
 }
 
-fn url(input: &[u8]) -> u64 {
+fn check_url(input: &[u8]) -> u64 {
     let text = text_of(input);
     let repository = RepositoryUrl::parse(&text);
     if let Some(repository) = &repository {
@@ -497,7 +512,7 @@ fn url(input: &[u8]) -> u64 {
                 "{text:?}"
             );
             if let Some((_, password)) = &git.credential {
-                // A path may repeat it; only the authority leads to a login.
+                // The path may repeat the password. Only the authority part is used for a login.
                 let authority = git.url.split("://").nth(1).unwrap_or(&git.url);
                 let authority = authority.split('/').next().unwrap_or_default();
                 let password = password.expose();
@@ -521,7 +536,7 @@ fn url(input: &[u8]) -> u64 {
     }
 }
 
-fn cron(input: &[u8]) -> u64 {
+fn check_cron(input: &[u8]) -> u64 {
     let text = text_of(input);
     let mut parts = text.split('|');
     let mut timer = Timer::new(parts.next().unwrap_or_default());
@@ -536,18 +551,20 @@ fn cron(input: &[u8]) -> u64 {
     };
     let after: Timestamp = "2026-03-01T00:00:00Z".parse().expect("a time");
     let until = after + (400 * 24).hours();
-    let ticks = schedule.ticks(after, until, 50);
-    assert!(ticks.len() <= 50 && ticks.is_sorted() && ticks.iter().all(|tick| *tick > after));
-    for pair in ticks.windows(2) {
-        assert!(pair[0] < pair[1], "{text:?} ticks twice at {}", pair[0]);
+    let firings = schedule.firings(after, until, 50);
+    assert!(
+        firings.len() <= 50 && firings.is_sorted() && firings.iter().all(|firing| *firing > after)
+    );
+    for pair in firings.windows(2) {
+        assert!(pair[0] < pair[1], "{text:?} fires twice at {}", pair[0]);
     }
     assert_eq!(
-        schedule.next(after).filter(|tick| *tick <= until),
-        ticks.first().copied(),
+        schedule.next(after).filter(|firing| *firing <= until),
+        firings.first().copied(),
         "{text:?}"
     );
     outcome((
-        ticks.len(),
-        ticks.first().map(|tick| tick.as_second() % 86_400),
+        firings.len(),
+        firings.first().map(|firing| firing.as_second() % 86_400),
     ))
 }

@@ -1,17 +1,17 @@
-//! Every target withstands its corpus and mutated inputs for thirty seconds in all.
+//! Every target passes its corpus and mutated inputs for a total of thirty seconds.
 
 use std::time::Duration;
 
 use fuzz::Limits;
 
-/// Time for all targets together.
+/// Total time for all targets.
 const TIME: Duration = Duration::from_secs(30);
 
 #[test]
 fn targets_withstand_mutated_inputs() {
     let targets = fuzz::all();
     let each = TIME / u32::try_from(targets.len()).unwrap();
-    // The machine of the tests is busy with others.
+    // The machine that runs the tests is busy with other tests.
     let limits = Limits {
         time: Limits::default().time * 4,
         ..Limits::default()

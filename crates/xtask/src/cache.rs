@@ -1,9 +1,9 @@
-//! The folder that everything set up here lives in, shared between checkouts.
+//! The cache folder for all that these commands set up. Checkouts share it.
 //!
 //! `$XDG_CACHE_HOME/acrtask-dev`, else `~/.cache/acrtask-dev`:
 //!
 //! ```text
-//! lock             held while something is set up or taken away
+//! lock             locked while a command sets up or removes something
 //! tools-HASH/      Debian packages, unpacked and not installed
 //! rootfs-HASH/     Debian trixie with a Docker Engine
 //! engine/          the engine's data; run/ its socket
@@ -12,12 +12,12 @@
 //! sshd/            an SSH server's program, for tests that start one
 //! github-examples-VERSION/  deliveries that GitHub publishes
 //! schemathesis/    the program that compares the server with its API document; schemathesis-PYTHON-HASH/ its packages
-//! logs/            what each of them printed
+//! logs/            output of each service
 //! env              the variables that tests and users export
 //! ```
 //!
-//! Folders that take long to make are made under a temporary name and renamed, so that one which has
-//! its final name is whole. HASH stands for the recipe: checkouts with different recipes live side by side.
+//! A folder that takes long to fill has a temporary name until it is complete. HASH is the hash of
+//! the recipe, so checkouts with different recipes do not disturb each other.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
-use crate::say;
+use crate::progress;
 
 /// The cache folder.
 #[derive(Debug, Clone)]
@@ -33,14 +33,14 @@ pub(crate) struct Cache {
     root: PathBuf,
 }
 
-/// Proof that no other checkout sets up or takes away meanwhile.
+/// Lock that keeps other checkouts from changing the cache.
 #[derive(Debug)]
 pub(crate) struct Lock {
     _file: File,
 }
 
 impl Cache {
-    /// Finds the folder of this user; does not create it.
+    /// Finds the folder of this user. Does not create it.
     pub(crate) fn locate() -> Result<Self> {
         let base = match std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from) {
             Some(dir) if dir.is_absolute() => dir,
@@ -59,24 +59,25 @@ impl Cache {
         &self.root
     }
 
-    /// A path inside the folder.
+    /// Returns a path inside the folder.
     pub(crate) fn path(&self, relative: impl AsRef<Path>) -> PathBuf {
         self.root.join(relative)
     }
 
-    /// A folder inside the folder, created when missing.
+    /// Returns a subfolder. Creates it if it is missing.
     pub(crate) fn dir(&self, relative: impl AsRef<Path>) -> Result<PathBuf> {
         let dir = self.path(relative);
         fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         Ok(dir)
     }
 
-    /// A word that appears in the command line of every process that belongs to this folder, and in no other.
+    /// Returns the mark of this folder: a word in the command line of each of its processes, and of
+    /// no other process.
     pub(crate) fn mark(&self) -> String {
         format!("acrtask-dev-{}", short_hash(&self.root.to_string_lossy()))
     }
 
-    /// Waits until no other command works on the folder.
+    /// Locks the folder. Waits for the command that has locked it.
     pub(crate) fn lock(&self) -> Result<Lock> {
         let path = self.dir("")?.join("lock");
         let file =
@@ -84,7 +85,7 @@ impl Cache {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                say::doing(format!(
+                progress::announce(format!(
                     "Waiting for another `cargo xtask` that holds {}",
                     path.display()
                 ));
@@ -98,7 +99,7 @@ impl Cache {
         Ok(Lock { _file: file })
     }
 
-    /// Makes `NAME` by filling a temporary folder beside it, unless it is there already.
+    /// Creates the folder `NAME` and fills it, unless it exists.
     pub(crate) fn dir_once(
         &self,
         name: &str,
@@ -120,15 +121,15 @@ impl Cache {
     }
 }
 
-/// Writes a file under a temporary name and renames it, so that a reader sees the old or the new content.
+/// Writes a file atomically: a reader sees the old or the new content.
 pub(crate) fn write_whole(path: &Path, content: &str) -> Result<()> {
     let partial = path.with_added_extension("partial");
     fs::write(&partial, content).with_context(|| format!("cannot write {}", partial.display()))?;
     fs::rename(&partial, path).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Removes a folder with all it holds; refuses while anything is mounted below it, because then
-/// it would empty what is mounted.
+/// Removes a folder with its content. Refuses while a file system is mounted below it, because the
+/// removal would empty that file system.
 pub(crate) fn remove_tree(dir: &Path) -> Result<()> {
     if !dir.exists() {
         return Ok(());
@@ -147,7 +148,7 @@ pub(crate) fn remove_tree(dir: &Path) -> Result<()> {
     fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))
 }
 
-/// The mount points of a `mountinfo` file (proc(5): the fifth field, blanks as `\040`).
+/// Returns the mount points of a `mountinfo` file (proc(5): the fifth field, blanks as `\040`).
 fn mount_points(mountinfo: &str) -> impl Iterator<Item = PathBuf> {
     mountinfo
         .lines()
@@ -155,7 +156,7 @@ fn mount_points(mountinfo: &str) -> impl Iterator<Item = PathBuf> {
         .map(|point| PathBuf::from(point.replace(r"\040", " ")))
 }
 
-/// Eight hexadecimal digits that stand for a text.
+/// Returns the first eight hexadecimal digits of the SHA-256 of a text.
 pub(crate) fn short_hash(text: &str) -> String {
     let digest = Sha256::digest(text);
     digest[..4]
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_was_left_half_made_is_made_again() {
+    fn incomplete_folder_is_created_again() {
         let base = std::env::temp_dir().join(format!("xtask-cache-{}", std::process::id()));
         let cache = Cache { root: base.clone() };
         let interrupted = cache.dir_once("thing", |dir| {

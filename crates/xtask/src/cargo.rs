@@ -1,4 +1,4 @@
-//! Running cargo for the other commands.
+//! Runs cargo for the other commands.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-/// The checkout that this program was compiled from.
+/// Returns the checkout that this program was compiled from.
 pub(crate) fn checkout() -> Result<PathBuf> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let root = here
@@ -16,7 +16,7 @@ pub(crate) fn checkout() -> Result<PathBuf> {
     Ok(root.to_owned())
 }
 
-/// A cargo command in the checkout.
+/// Returns a cargo command that runs in the checkout.
 pub(crate) fn cargo(arguments: &[&str]) -> Result<Command> {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);
@@ -24,7 +24,7 @@ pub(crate) fn cargo(arguments: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-/// Runs a command to its end with the terminal as its own; it failing is an error.
+/// Runs a command on the terminal. Returns an error if it fails.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let shown = shown(command);
     let status = command
@@ -36,7 +36,8 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs `cargo build` with `arguments`, which have to include the program, and says where the program is.
+/// Runs `cargo build` with `arguments`, which must select the program. Returns the path of the
+/// program.
 pub(crate) fn build_acrtask(arguments: &[&str]) -> Result<PathBuf> {
     #[derive(Deserialize)]
     struct Message {
@@ -62,7 +63,7 @@ pub(crate) fn build_acrtask(arguments: &[&str]) -> Result<PathBuf> {
         bail!("acrtask does not build");
     }
     let text = String::from_utf8_lossy(&output.stdout);
-    // Messages of another form tell of other things.
+    // Messages of another form do not name a program.
     let messages = text
         .lines()
         .filter_map(|line| serde_json::from_str::<Message>(line).ok());
@@ -70,7 +71,7 @@ pub(crate) fn build_acrtask(arguments: &[&str]) -> Result<PathBuf> {
         .filter(|message| !message.profile.test && message.target.name == "acrtask")
         .filter(|message| message.target.kind.iter().any(|kind| kind == "bin"))
         .find_map(|message| message.executable)
-        .context("cargo did not say where the program is")
+        .context("cargo did not progress where the program is")
 }
 
 fn shown(command: &Command) -> String {

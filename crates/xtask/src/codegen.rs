@@ -1,20 +1,24 @@
-//! `cargo xtask codegen`: generates the Rust text of `proto/` and `docs/task-definition.md`, or compares them with what is
-//! checked in.
+//! `cargo xtask codegen`: generates the Rust code of `proto/` and `docs/task-definition.md`, or
+//! compares them with the files that are checked in.
 //!
-//! The generator is a program of its own (`crates/codegen`): xtask is compiled first by everybody and stays small.
+//! The generator is a separate program (`crates/codegen`), so that xtask compiles fast.
 
 use anyhow::{Context, Result};
 
-use crate::{cargo, say};
+use crate::{cargo, progress};
 
-/// Generates, or with `check` only compares.
+/// Generates the files. With `check` it compares them instead.
 pub(crate) fn codegen(check: bool) -> Result<()> {
     let mut arguments = vec!["run", "--quiet", "--package", "codegen", "--"];
     if check {
-        say::doing("Comparing generated files with their sources (cargo xtask codegen --check)");
+        progress::announce(
+            "Comparing generated files with their sources (cargo xtask codegen --check)",
+        );
         arguments.push("--check");
     } else {
-        say::doing("Generating crates/acrtask-proto/src/generated and docs/task-definition.md");
+        progress::announce(
+            "Generating crates/acrtask-proto/src/generated and docs/task-definition.md",
+        );
     }
     cargo::run(&mut cargo::cargo(&arguments)?).context("the generator failed")
 }

@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: the program's main job, seen to work on this machine.
+//! `cargo xtask demo`: builds, tests and pushes an example on this machine.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -7,21 +7,21 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::http::{self, Address};
-use crate::{cargo, say, setup};
+use crate::{cargo, progress, setup};
 
 const EXAMPLE: &str = "examples/build-test-push";
-/// What the example's task file calls its image.
+/// Repository of the image in the example's task file.
 const REPOSITORY: &str = "demo/greeter";
 
 /// Sets up what is missing, builds the program, and runs the example.
 pub(crate) fn demo() -> Result<()> {
     let begun = Instant::now();
     let environment = setup::up()?;
-    say::doing("Building acrtask (`cargo build`; the first time takes a minute or two)");
+    progress::announce("Building acrtask (`cargo build`; the first time takes a minute or two)");
     let program = cargo::build_acrtask(&["--package", "acrtask"])?;
     let registry = &environment.registry;
     let arguments = ["run", "-r", registry, "--set", "greeting=Hello", EXAMPLE];
-    say::doing(format!("Running `acrtask {}`", arguments.join(" ")));
+    progress::announce(format!("Running `acrtask {}`", arguments.join(" ")));
     let status = Command::new(&program)
         .args(arguments)
         .current_dir(cargo::checkout()?)
@@ -31,17 +31,17 @@ pub(crate) fn demo() -> Result<()> {
     if !status.success() {
         bail!("acrtask ended with {status}");
     }
-    say::doing(format!("Asking the registry at {registry} what it has now"));
+    progress::announce(format!("Asking the registry at {registry} what it has now"));
     let (tag, digest) = pushed(registry)?;
-    say::found(format!("{registry}/{REPOSITORY}:{tag} is {digest}"));
-    say::done(format!(
+    progress::report(format!("{registry}/{REPOSITORY}:{tag} is {digest}"));
+    progress::finish(format!(
         "{EXAMPLE} was built, tested and pushed; all of this took {:.0} s. `cargo xtask down` takes it away again",
         begun.elapsed().as_secs_f32()
     ));
     Ok(())
 }
 
-/// The tag `latest` of the example's image, as the registry itself tells it.
+/// Returns the digest that the registry has for the tag `latest` of the example's image.
 fn pushed(registry: &str) -> Result<(String, String)> {
     #[derive(Deserialize)]
     struct Tags {

@@ -1,10 +1,11 @@
-//! `cargo xtask fuzz`: runs the fuzzer, a program of its own (`crates/fuzz`), so that xtask stays small.
+//! `cargo xtask fuzz`: runs the fuzzer. It is a separate program (`crates/fuzz`), so that xtask
+//! compiles fast.
 
 use anyhow::{Context, Result};
 
 use crate::cargo;
 
-/// Fuzzes one target or all of them, each for `seconds`; with `list`, only names them.
+/// Fuzzes one target or all of them, each for `seconds`. With `list` it prints their names instead.
 pub(crate) fn fuzz(
     target: Option<String>,
     seconds: u64,

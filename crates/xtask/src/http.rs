@@ -1,7 +1,7 @@
-//! Just enough HTTP to talk to a Docker engine's socket and to a registry on loopback.
+//! A minimal HTTP client for a Docker engine's socket and a registry on loopback.
 //!
-//! Requests are HTTP/1.0, so that a response is never chunked and ends where the connection does. Left out
-//! on purpose: TLS, redirects, keep-alive. What this asks for does not need them.
+//! Requests are HTTP/1.0, so a response is never chunked and ends with the connection. TLS,
+//! redirects and keep-alive are left out: these two servers need none of them.
 
 use std::fmt;
 use std::io::{Read, Write};
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-/// Where a server listens.
+/// Address that a server listens at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Address {
     /// A Unix socket.
@@ -22,7 +22,7 @@ pub(crate) enum Address {
 }
 
 impl Address {
-    /// Reads the form that `DOCKER_HOST` has.
+    /// Parses the value of `DOCKER_HOST`.
     pub(crate) fn from_docker_host(text: &str) -> Result<Self> {
         if let Some(path) = text.strip_prefix("unix://") {
             return Ok(Self::Unix(path.into()));
@@ -30,7 +30,7 @@ impl Address {
         if let Some(host) = text.strip_prefix("tcp://") {
             return Ok(Self::Tcp(host.trim_end_matches('/').to_owned()));
         }
-        bail!("`{text}` is not an address this can ask; write unix:///PATH or tcp://HOST:PORT")
+        bail!("`{text}` is not a supported address; write unix:///PATH or tcp://HOST:PORT")
     }
 }
 
@@ -43,7 +43,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// What a server answered.
+/// Response of a server.
 #[derive(Debug)]
 pub(crate) struct Response {
     /// The status code.
@@ -54,7 +54,7 @@ pub(crate) struct Response {
 }
 
 impl Response {
-    /// A header by its name in any case.
+    /// Returns a header. The case of its name does not matter.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let found = self
             .headers
@@ -63,13 +63,13 @@ impl Response {
         found.map(|(_, value)| value.as_str())
     }
 
-    /// The body as text, for error messages.
+    /// Returns the body as text, for error messages.
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).trim().to_owned()
     }
 }
 
-/// One exchange on a connection of its own. `timeout` bounds each wait for the server, not the whole.
+/// Sends one request on a new connection. `timeout` limits each read and write, not the exchange.
 pub(crate) fn request(
     address: &Address,
     method: &str,

@@ -1,7 +1,7 @@
-//! Base images for examples and tests, made from Debian's static busybox and bash and put straight into a
-//! registry: nothing can be pulled from outside, and nothing needs to be.
+//! Base images for examples and tests, built from Debian's static busybox and bash and pushed to a
+//! local registry. No image comes from outside.
 //!
-//! They are the same bytes each time, so a base keeps its digest: owner, time and order of all files are fixed.
+//! Owner, time and order of all files are fixed, so a base has the same digest on every machine.
 
 use std::fs;
 use std::process::Command;
@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::http::{self, Address};
 use crate::packages::Tools;
-use crate::say;
+use crate::progress;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -39,7 +39,7 @@ const BASES: &[Base] = &[
     },
 ];
 
-/// Pushes the base images that `registry` (`host:port`) lacks.
+/// Pushes the base images that are missing in `registry` (`host:port`).
 pub(crate) fn put(registry: &str, tools: &Tools) -> Result<()> {
     let address = Address::Tcp(registry.to_owned());
     for base in BASES {
@@ -48,7 +48,7 @@ pub(crate) fn put(registry: &str, tools: &Tools) -> Result<()> {
         if head.status == 200 {
             continue;
         }
-        say::doing(format!(
+        progress::announce(format!(
             "Making the base image {registry}/{}:{}",
             base.repository, base.tag
         ));
@@ -96,7 +96,7 @@ fn push(address: &Address, base: &Base, tools: &Tools) -> Result<()> {
     Ok(())
 }
 
-/// Uploads one blob and describes it (OCI distribution, "Pushing a blob monolithically").
+/// Uploads one blob and returns its descriptor (OCI distribution, "Pushing a blob monolithically").
 fn put_blob(
     address: &Address,
     repository: &str,
@@ -112,7 +112,7 @@ fn put_blob(
             begun.text()
         )
     })?;
-    // Absolute or not, as the registry likes.
+    // A registry may send an absolute or a relative location.
     let path = location
         .find("/v2/")
         .map_or(location, |start| &location[start..]);
@@ -169,7 +169,7 @@ fn layer(base: &Base, tools: &Tools) -> Result<Vec<u8>> {
     layer.finish()
 }
 
-/// The names that busybox answers to.
+/// Returns the applet names of busybox.
 fn applets(busybox: &std::path::Path) -> Result<Vec<String>> {
     let output = Command::new(busybox)
         .arg("--list")
@@ -189,7 +189,7 @@ fn applets(busybox: &std::path::Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// A tar archive without anything that changes from one time to the next.
+/// Packs a tar archive whose bytes depend on the files only.
 struct Layer(tar::Builder<Vec<u8>>);
 
 impl Layer {
@@ -236,7 +236,7 @@ fn digest(content: &[u8]) -> String {
     format!("sha256:{hex}")
 }
 
-/// This machine's architecture as images name it (Go's GOARCH).
+/// Returns this machine's architecture as images name it (Go's GOARCH).
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -250,7 +250,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_layer_is_the_same_bytes_each_time() {
+    fn layer_has_the_same_bytes_each_time() {
         let make = || {
             let mut layer = Layer::new();
             layer.dir("bin", 0o755).unwrap();

@@ -1,6 +1,7 @@
-//! The project's own commands: `cargo xtask demo`, `test`, and what they are made of.
+//! Commands for work on the project: `cargo xtask demo`, `cargo xtask test` and others.
 //!
-//! Nothing here is part of the product. It prints what it does to standard error and data to standard output.
+//! The product does not contain this crate. Progress goes to standard error, data to standard
+//! output.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
@@ -17,8 +18,8 @@ mod npm;
 mod packages;
 mod postgres;
 mod process;
+mod progress;
 mod registry;
-mod say;
 mod schemathesis;
 mod setup;
 mod sshd;
@@ -41,45 +42,50 @@ struct Arguments {
 enum Command {
     /// Build an image, run it as a test and push it, on a real engine and a real registry.
     Demo,
-    /// Format, lints, project rules and every test.
+    /// Check format, lints and project rules, and run every test.
     ///
-    /// With a filter, it runs only the tests whose names contain it, and neither format nor lints:
+    /// With a filter, run only the tests whose names contain it, without format and lints:
     /// `cargo xtask test imported_caches`.
     Test {
-        /// A part of the names of the tests to run.
+        /// Part of the names of the tests to run.
         filter: Option<String>,
-        /// Run format, project rules and the tests of the libraries, which need no engine.
+        /// Check format and project rules, and run the tests of the libraries, which need no
+        /// engine.
         #[arg(long, conflicts_with = "filter")]
         quick: bool,
     },
-    /// Only the project's rules: dependency directions, sizes, headers.
-    Check,
+    /// Check the project's rules: dependency directions, sizes, headers, language, commit subjects.
+    Check {
+        /// Print figures of the language and the size of the code instead.
+        #[arg(long)]
+        measure: bool,
+    },
     /// Generate the Rust of proto/ and docs/task-definition.md.
     Codegen {
-        /// Only compare with what is checked in.
+        /// Compare with the files that are checked in, and write none.
         #[arg(long)]
         check: bool,
     },
-    /// Feed mutated inputs to everything that reads what a stranger can write.
+    /// Feed mutated inputs to every parser of untrusted input.
     Fuzz {
         /// Run only this target.
         target: Option<String>,
         /// Seconds for each target.
         #[arg(long, default_value_t = 10)]
         seconds: u64,
-        /// Start of the random numbers; the same seed makes the same inputs.
+        /// Seed of the random numbers. The same seed makes the same inputs.
         #[arg(long)]
         seed: Option<u64>,
-        /// Only list the targets.
+        /// List the targets and run none.
         #[arg(long)]
         list: bool,
     },
-    /// Compare with the `docker` command: all, or the named cases.
+    /// Time acrtask beside the `docker` command: all cases, or the named ones.
     Bench {
-        /// What to compare.
+        /// Cases to time.
         cases: Vec<bench::Case>,
     },
-    /// Run a command and print what it took: a part of `bench`.
+    /// Run a command and print its time and memory. Part of `bench`.
     #[command(hide = true)]
     Measured {
         #[arg(last = true)]
@@ -87,9 +93,10 @@ enum Command {
     },
     /// Find or set up an engine, registries, base images and PostgreSQL.
     Up,
-    /// Like `up`, and print the variables that name them, for `eval "$(cargo xtask env)"`.
+    /// Do what `up` does and print the variables that name the services, for `eval "$(cargo xtask
+    /// env)"`.
     Env,
-    /// Stop and remove everything that `up` set up.
+    /// Stop and remove all that `up` set up.
     Down,
 }
 
@@ -97,7 +104,7 @@ fn main() -> ExitCode {
     match run(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            say::failed(&error);
+            progress::fail(&error);
             ExitCode::FAILURE
         }
     }
@@ -111,7 +118,8 @@ fn run(command: Command) -> Result<()> {
             (None, true) => test::test_quick()?,
             (None, false) => test::test()?,
         },
-        Command::Check => check::check()?,
+        Command::Check { measure: true } => check::measure()?,
+        Command::Check { measure: false } => check::check()?,
         Command::Codegen { check } => codegen::codegen(check)?,
         Command::Fuzz {
             target,
@@ -123,7 +131,7 @@ fn run(command: Command) -> Result<()> {
         Command::Measured { command } => bench::measured(&command)?,
         Command::Up => {
             let environment = setup::up()?;
-            say::done("ready; these variables name it:");
+            progress::finish("ready; these variables name the services:");
             print!("{}", environment.shell());
         }
         Command::Env => print!("{}", setup::up()?.shell()),

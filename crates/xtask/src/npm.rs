@@ -1,8 +1,8 @@
-//! The deliveries that GitHub's people publish, which the tests of `acrtask-trigger` read: an npm package, unpacked into
-//! the cache and not installed. It is data; nothing of it is run.
+//! Webhook deliveries that GitHub publishes as an npm package. The tests of `acrtask-trigger` read
+//! them. The package is unpacked into the cache and contains data only.
 //!
-//! `npm` fetches it where there is one, else apt's own helper, which each Debian has. Either way its digest has to be
-//! the one that is written here.
+//! `npm` downloads it if it is installed, otherwise apt's download helper. The digest below must
+//! match.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use sha2::{Digest, Sha512};
 
 use crate::cache::{Cache, Lock};
 use crate::process::run_logged;
-use crate::say;
+use crate::progress;
 
 const PACKAGE: &str = "@octokit/webhooks-examples";
 const VERSION: &str = "7.6.1";
@@ -22,21 +22,22 @@ const URL: &str =
 const SHA512: &str = "0dee94dd707a3b70ed09aedb2a008ccd31dd7a8a6aa99e92362bcc6099caeb989eaca2f5027348034b644580914bb970193efdd9df8fb3559b7c796ca3a3329d";
 const APT_HELPER: &str = "/usr/lib/apt/apt-helper";
 
-/// The variable that names the folder for the tests.
+/// Variable that names the folder for the tests.
 pub(crate) const VARIABLE: &str = "ACRTASK_TEST_GITHUB_EXAMPLES";
 
-/// The folder that the user named, else our own; fetches it unless an earlier command did.
+/// Returns the folder that the user named, or the one in the cache. Downloads the latter if it is
+/// missing.
 pub(crate) fn github_examples(cache: &Cache, _lock: &Lock) -> Result<PathBuf> {
     let name = format!("github-examples-{VERSION}");
     let own = cache.path(&name).join("package");
     if let Some(named) = std::env::var_os(VARIABLE).filter(|named| !named.is_empty())
         && named != own
     {
-        say::found(format!("the examples in {} are used", named.display()));
+        progress::report(format!("the examples in {} are used", named.display()));
         return Ok(named.into());
     }
     let folder = cache.dir_once(&name, |dir| {
-        say::doing(format!(
+        progress::announce(format!(
             "Fetching {PACKAGE} {VERSION} into {} (nothing is installed)",
             cache.root().display()
         ));

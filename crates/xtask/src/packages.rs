@@ -1,5 +1,5 @@
-//! Programs from Debian's packages, unpacked into the cache and not installed: nothing of the machine changes,
-//! no service starts, and no root is needed. `apt-get download` chooses and verifies what fits the machine's release.
+//! Programs from Debian's packages, unpacked into the cache and not installed. The machine does not
+//! change, no service starts, and root is not needed. `apt-get download` verifies the packages.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,9 +9,9 @@ use anyhow::{Context, Result, bail};
 
 use crate::cache::{Cache, Lock, remove_tree, short_hash};
 use crate::process::run_logged;
-use crate::say;
+use crate::progress;
 
-/// What is always needed: the registry, the content of the base images, and the maker of root file systems.
+/// Packages that every set-up needs: the registry, the content of the base images, and debootstrap.
 const PACKAGES: &[&str] = &[
     "bash-static",
     "busybox-static",
@@ -19,14 +19,14 @@ const PACKAGES: &[&str] = &[
     "docker-registry",
 ];
 
-/// The folder with the unpacked programs.
+/// Folder of the unpacked programs.
 #[derive(Debug, Clone)]
 pub(crate) struct Tools {
     root: PathBuf,
 }
 
 impl Tools {
-    /// Unpacks the packages, unless an earlier command did.
+    /// Unpacks the packages if they are missing.
     pub(crate) fn get(cache: &Cache, _lock: &Lock) -> Result<Self> {
         let root = unpacked(
             cache,
@@ -37,14 +37,14 @@ impl Tools {
         Ok(Self { root })
     }
 
-    /// A file of the packages, by its absolute path there.
+    /// Returns a file of the packages by its absolute path there.
     pub(crate) fn path(&self, absolute: &str) -> PathBuf {
         self.root.join(absolute.trim_start_matches('/'))
     }
 }
 
-/// A folder `NAME-HASH` of the cache with these packages unpacked. `instead` ends the sentence `set ...` for machines
-/// where Debian's packages cannot be had.
+/// Unpacks `packages` into the folder `NAME-HASH` of the cache. `instead` ends the sentence `set
+/// ...` in the error for machines without Debian's packages.
 pub(crate) fn unpacked(
     cache: &Cache,
     name: &str,
@@ -60,7 +60,7 @@ pub(crate) fn unpacked(
                 packages.join(", ")
             );
         }
-        say::doing(format!(
+        progress::announce(format!(
             "Unpacking {} from Debian's packages into {} (nothing is installed)",
             packages.join(", "),
             cache.root().display()
@@ -85,8 +85,8 @@ fn download(cache: &Cache, packages: &[&str], into: &Path, log: &Path) -> Result
     if run_logged(&mut apt(&fetch), log).is_ok() {
         return Ok(());
     }
-    // The machine's lists are missing or old. Ours go into the cache: the machine's stay as they are.
-    say::found("apt's package lists are missing or old: fetching fresh ones into the cache");
+    // The machine's lists are missing or old. Fresh lists go into the cache, not into the machine.
+    progress::report("apt's package lists are missing or old: fetching fresh ones into the cache");
     let state = format!(
         "Dir::State={}",
         cache
@@ -114,7 +114,7 @@ fn download(cache: &Cache, packages: &[&str], into: &Path, log: &Path) -> Result
         &archives,
     ];
     let updated = run_logged(&mut apt(&[&own[..], &["update"]].concat()), log);
-    // One broken source among the machine's own makes `update` fail though Debian's lists came.
+    // One broken source of the machine makes `update` fail although Debian's lists arrived.
     run_logged(&mut apt(&[&own[..], &fetch].concat()), log)
         .or_else(|error| updated.and(Err(error)))
         .context("cannot download Debian packages")?;
@@ -136,7 +136,8 @@ fn unpack(dir: &Path, log: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The folders with the libraries of unpacked packages, for `LD_LIBRARY_PATH`: `usr/lib/TRIPLET` and `lib/TRIPLET`.
+/// Returns the library folders of unpacked packages for `LD_LIBRARY_PATH`: `usr/lib/TRIPLET` and
+/// `lib/TRIPLET`.
 pub(crate) fn libraries(root: &Path) -> Result<String> {
     let mut folders = Vec::new();
     for folder in ["usr/lib", "lib"] {

@@ -1,10 +1,10 @@
-//! A real PostgreSQL on loopback, as a process of our own with data in the cache; the service that the package brings is
-//! not involved. The programs are the machine's, where it has them, else Debian's, unpacked and not installed.
+//! A real PostgreSQL on loopback with its data in the cache, beside any service of the machine. The
+//! programs are the machine's if it has them, otherwise Debian's, unpacked and not installed.
 //!
-//! PostgreSQL refuses to run as root, so root's processes run in a user namespace where root has another number: the
-//! files stay root's, and no other user is needed. `postgres/bin` of the cache holds `initdb` and `postgres` as scripts
-//! that do so, for tests that want an instance of their own to stop and start. Data reaches the disk at each
-//! commit, as it would anywhere: what the benchmarks measure is true.
+//! PostgreSQL refuses to run as root, so root starts it in a user namespace where root has another
+//! number. `postgres/bin` of the cache contains scripts named `initdb` and `postgres` that do so,
+//! for tests that start an instance themselves. Each commit reaches the disk, so benchmarks are
+//! realistic.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -19,9 +19,9 @@ use nix::sys::signal::{Signal, kill};
 
 use crate::cache::{self, Cache, Lock};
 use crate::process::{Service, log_tail, run_logged, start_detached, wait_until};
-use crate::{packages, say};
+use crate::{packages, progress};
 
-/// The server and, of the libraries that it wants, those that a minimal Debian 12 lacks.
+/// Packages of the server and of its libraries that a minimal Debian 12 lacks.
 const PACKAGES: &[&str] = &[
     "postgresql-15",
     "libcom-err2",
@@ -39,10 +39,10 @@ const PACKAGES: &[&str] = &[
     "libxml2",
 ];
 
-/// Connections: a test suite opens many pools at once.
+/// Limit of connections. A test suite opens many pools at once.
 const CONNECTIONS: u32 = 300;
 
-/// A PostgreSQL that answers.
+/// A PostgreSQL that accepts connections.
 #[derive(Debug)]
 pub(crate) struct Postgres {
     /// `postgres://postgres@127.0.0.1:PORT/postgres`.
@@ -51,12 +51,12 @@ pub(crate) struct Postgres {
     pub(crate) programs: PathBuf,
 }
 
-/// The one that the user named, else our own; starts it when it does not run.
+/// Returns the PostgreSQL that the user named, or the one in the cache. Starts the latter.
 pub(crate) fn get(cache: &Cache, lock: &Lock) -> Result<Postgres> {
     let programs = programs(cache)?;
     let url = match named(cache) {
         Some(url) => {
-            say::found("the PostgreSQL of ACRTASK_TEST_POSTGRES is used as it is");
+            progress::report("the PostgreSQL of ACRTASK_TEST_POSTGRES is used as it is");
             url
         }
         None => own(cache, lock, &programs)?,
@@ -64,24 +64,24 @@ pub(crate) fn get(cache: &Cache, lock: &Lock) -> Result<Postgres> {
     Ok(Postgres { url, programs })
 }
 
-/// Stops our own, should it run.
+/// Stops the PostgreSQL of the cache if it runs.
 pub(crate) fn down(cache: &Cache, _lock: &Lock) -> Result<()> {
     let service = service(cache);
     let running = service.processes();
     if running.is_empty() {
         return Ok(());
     }
-    // The first signal ends sessions too; the second one alone would wait for them.
+    // SIGINT ends sessions, too. SIGTERM alone would wait for them.
     for pid in running {
         let _ = kill(pid, Signal::SIGINT);
     }
     wait_until(Duration::from_secs(5), || service.processes().is_empty());
     service.stop(None, Duration::from_secs(5))?;
-    say::doing("Stopped PostgreSQL");
+    progress::announce("Stopped PostgreSQL");
     Ok(())
 }
 
-/// The one that the user named; not the one that an earlier `up` named through the same variable.
+/// Returns the PostgreSQL that the user named. Ignores the value that an earlier `up` printed.
 fn named(cache: &Cache) -> Option<String> {
     let named = std::env::var("ACRTASK_TEST_POSTGRES").ok()?;
     let own = port_of_last_time(cache).map(url);
@@ -90,12 +90,12 @@ fn named(cache: &Cache) -> Option<String> {
 
 fn own(cache: &Cache, _lock: &Lock, programs: &Path) -> Result<String> {
     let service = service(cache);
-    let known = port_of_last_time(cache);
-    if let Some(port) = known
+    let last_port = port_of_last_time(cache);
+    if let Some(port) = last_port
         && !service.processes().is_empty()
         && answers(port)
     {
-        say::found(format!(
+        progress::report(format!(
             "the PostgreSQL set up earlier runs at 127.0.0.1:{port}"
         ));
         return Ok(url(port));
@@ -104,7 +104,7 @@ fn own(cache: &Cache, _lock: &Lock, programs: &Path) -> Result<String> {
     let data = data(cache);
     let log = cache.dir("logs")?.join("initdb.log");
     if !data.is_dir() {
-        say::doing(format!("Making a PostgreSQL in {}", data.display()));
+        progress::announce(format!("Making a PostgreSQL in {}", data.display()));
         let partial = cache.path("postgres/data.partial");
         cache::remove_tree(&partial)?;
         run_logged(
@@ -120,8 +120,8 @@ fn own(cache: &Cache, _lock: &Lock, programs: &Path) -> Result<String> {
         fs::rename(&partial, &data)
             .with_context(|| format!("cannot rename {}", partial.display()))?;
     }
-    let port = free_port(known)?;
-    say::doing(format!("Starting PostgreSQL at 127.0.0.1:{port}"));
+    let port = free_port(last_port)?;
+    progress::announce(format!("Starting PostgreSQL at 127.0.0.1:{port}"));
     cache::write_whole(&cache.path("postgres/port"), &format!("{port}\n"))?;
     let log = cache.dir("logs")?.join("postgres.log");
     let mut command = Command::new("setsid");
@@ -132,11 +132,11 @@ fn own(cache: &Cache, _lock: &Lock, programs: &Path) -> Result<String> {
         .args(["-p", &port.to_string(), "-k", ""])
         .args(["-c", "listen_addresses=127.0.0.1"])
         .args(["-c", &format!("max_connections={CONNECTIONS}")])
-        // What compiles queries is a library of its own, which is not unpacked.
+        // The compiler of queries is a separate library, which is not unpacked.
         .args(["-c", "jit=off"]);
     let mut child = start_detached(command, &log)?;
     let mut ended = None;
-    // Long: where it was killed, it first goes through what it had not written yet.
+    // Long enough for recovery after a kill.
     wait_until(Duration::from_secs(180), || {
         ended = child.try_wait().ok().flatten();
         ended.is_some() || answers(port)
@@ -171,15 +171,15 @@ fn port_of_last_time(cache: &Cache) -> Option<u16> {
     text.trim().parse().ok()
 }
 
-/// The port of last time when nobody took it meanwhile; else any free one.
-fn free_port(known: Option<u16>) -> Result<u16> {
-    let known = known.and_then(|port| TcpListener::bind(("127.0.0.1", port)).ok());
-    let listener = known.map_or_else(|| TcpListener::bind(("127.0.0.1", 0)), Ok);
+/// Returns `preferred` if it is free, otherwise any free port.
+fn free_port(preferred: Option<u16>) -> Result<u16> {
+    let preferred = preferred.and_then(|port| TcpListener::bind(("127.0.0.1", port)).ok());
+    let listener = preferred.map_or_else(|| TcpListener::bind(("127.0.0.1", 0)), Ok);
     let address = listener.and_then(|listener| listener.local_addr());
     Ok(address.context("no port of 127.0.0.1 is free")?.port())
 }
 
-/// Whether a PostgreSQL lets us in: its answer to the first message of a session is `R`, authentication.
+/// Returns `true` if a PostgreSQL accepts sessions: its first message is `R`, authentication.
 fn answers(port: u16) -> bool {
     const HELLO: &[u8] = b"\0\0\0\x29\0\x03\0\0user\0postgres\0database\0postgres\0\0";
     let limit = Duration::from_secs(5);
@@ -195,7 +195,7 @@ fn answers(port: u16) -> bool {
     ask().is_ok_and(|kind| kind == b'R')
 }
 
-/// The folder with `initdb` and `postgres` that work for root, too.
+/// Returns the folder of the scripts `initdb` and `postgres`, which work for root, too.
 fn programs(cache: &Cache) -> Result<PathBuf> {
     let (found, libraries) = match installed() {
         Some(found) => (found, None),
@@ -243,7 +243,7 @@ fn installed() -> Option<PathBuf> {
     newest(Path::new("/usr/lib/postgresql"))
 }
 
-/// `VERSION/bin` with a server in it, of the highest version.
+/// Returns the folder `VERSION/bin` of the highest version that has a server.
 fn newest(folder: &Path) -> Option<PathBuf> {
     fs::read_dir(folder)
         .ok()?

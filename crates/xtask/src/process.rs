@@ -1,8 +1,7 @@
-//! Processes that outlive the command that started them: started, found again, stopped.
+//! Starts, finds and stops processes that outlive the command that started them.
 //!
-//! They are found by their name and command line, which holds a word that only ours has (`Cache::mark`),
-//! never by a stored process id: those are stale after a reboot and may by then belong to somebody else.
-//! So there is no pid file of ours that can be wrong.
+//! A process is found by its name and by a mark in its command line (`Cache::mark`). A stored
+//! process id would be stale after a reboot and could then name an unrelated process.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -14,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// Starts `command` in a session of its own with its output in `log`, and lets it go on.
+/// Starts `command` as the leader of a new session with its output in `log`. Does not wait for it.
 pub(crate) fn start_detached(mut command: Command, log: &Path) -> Result<Child> {
     let output = File::create(log).with_context(|| format!("cannot create {}", log.display()))?;
     let errors = output.try_clone().context("cannot share the log file")?;
@@ -27,17 +26,17 @@ pub(crate) fn start_detached(mut command: Command, log: &Path) -> Result<Child> 
         .with_context(|| format!("cannot start {:?}", command.get_program()))
 }
 
-/// How the processes of one service of ours are told from all others.
+/// Properties that identify the processes of one service.
 #[derive(Debug, Clone)]
 pub(crate) struct Service {
-    /// A word in the command line that nothing but this service has.
+    /// Word in the command line that only this service has.
     pub(crate) mark: String,
-    /// The names of its programs, or their beginnings.
+    /// Names of its programs, or their beginnings.
     pub(crate) programs: &'static [&'static str],
 }
 
 impl Service {
-    /// Its processes that live. One that has ended and only waits to be reaped does not.
+    /// Returns its running processes. Zombies do not count.
     pub(crate) fn processes(&self) -> Vec<Pid> {
         all().filter(|pid| self.owns(*pid)).collect()
     }
@@ -53,8 +52,8 @@ impl Service {
             && String::from_utf8_lossy(&arguments).contains(&self.mark)
     }
 
-    /// Asks `first` (or, without one, all) to end and waits for `grace`; what is then left is killed,
-    /// with its children. Says whether there was anything to stop.
+    /// Sends a signal to `first` (`None`: to all) and waits for `grace`. Then kills the processes
+    /// that still run, with their children. Returns `false` if none ran.
     pub(crate) fn stop(&self, first: Option<Pid>, grace: Duration) -> Result<bool> {
         let running = self.processes();
         if running.is_empty() {
@@ -82,11 +81,11 @@ impl Service {
     }
 }
 
-/// Polls a condition until it holds or the time is over; says whether it held.
-pub(crate) fn wait_until(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
+/// Polls a condition until it is true or `limit` has passed. Returns its last value.
+pub(crate) fn wait_until(limit: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + limit;
     loop {
-        if holds() {
+        if condition() {
             return true;
         }
         if Instant::now() >= deadline {
@@ -96,7 +95,7 @@ pub(crate) fn wait_until(limit: Duration, mut holds: impl FnMut() -> bool) -> bo
     }
 }
 
-/// The last lines of a log, for an error message.
+/// Returns the last lines of a log, for an error message.
 pub(crate) fn log_tail(log: &Path, lines: usize) -> String {
     let text = fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     let text = text.unwrap_or_default();
@@ -104,7 +103,8 @@ pub(crate) fn log_tail(log: &Path, lines: usize) -> String {
     all[all.len().saturating_sub(lines)..].join("\n")
 }
 
-/// Runs a program to its end with its output in `log`; on failure the error holds the log's end.
+/// Runs a program with its output in `log`. The error of a failed program contains the end of the
+/// log.
 pub(crate) fn run_logged(command: &mut Command, log: &Path) -> Result<()> {
     let output = File::options()
         .create(true)
@@ -130,11 +130,11 @@ pub(crate) fn run_logged(command: &mut Command, log: &Path) -> Result<()> {
 }
 
 fn signal(pid: Pid, signal: Signal) {
-    // The process may have ended meanwhile, which is what was wanted.
+    // The process may have ended meanwhile.
     let _ = kill(pid, signal);
 }
 
-/// All processes of the machine.
+/// Returns all processes of the machine.
 fn all() -> impl Iterator<Item = Pid> {
     fs::read_dir("/proc")
         .into_iter()
@@ -145,7 +145,7 @@ fn all() -> impl Iterator<Item = Pid> {
 
 fn parent(pid: Pid) -> Option<Pid> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in parentheses, may hold blanks and parentheses itself.
+    // The name, in parentheses, may contain blanks and parentheses.
     let after_name = &stat[stat.rfind(')')? + 2..];
     Some(Pid::from_raw(after_name.split(' ').nth(1)?.parse().ok()?))
 }
@@ -170,7 +170,7 @@ fn descendants(roots: &[Pid]) -> BTreeSet<Pid> {
 mod tests {
     use super::*;
 
-    /// A script that waits, and starts no other process: a copy of the shell would carry the mark for a moment.
+    /// Script that waits without a child process: a forked shell would carry the mark for a moment.
     const WAIT: &str = r#"exec tail -f /dev/null "$0""#;
 
     /// Starts a shell that runs `script` and carries a mark of its own.
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_is_found_and_stopped_once() {
+    fn service_is_found_and_stopped_once() {
         let (service, mut child) = start("polite", WAIT);
         let pid = Pid::from_raw(child.id().try_into().unwrap());
         assert_eq!(service.processes(), [pid]);
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_end_is_killed_with_its_children() {
+    fn process_that_ignores_signals_is_killed_with_its_children() {
         let script = "trap '' TERM; sleep 1000 & echo; while :; do sleep 0.01; done";
         let (service, mut child) = start("stubborn", script);
         let pid = Pid::from_raw(child.id().try_into().unwrap());
@@ -215,9 +215,9 @@ mod tests {
         let sleeper = sleeper().unwrap();
         assert!(service.stop(None, Duration::from_millis(100)).unwrap());
         child.wait().unwrap();
-        let lives =
+        let is_running =
             || fs::read(format!("/proc/{sleeper}/cmdline")).is_ok_and(|args| !args.is_empty());
-        assert!(wait_until(Duration::from_secs(10), || !lives()));
+        assert!(wait_until(Duration::from_secs(10), || !is_running()));
     }
 
     #[test]

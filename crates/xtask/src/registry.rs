@@ -1,6 +1,5 @@
-//! Real registries (distribution, from Debian's `docker-registry`) on loopback: an open one, and one
-//! that wants a password. They are our own processes with configurations of our own; the service that
-//! the package brings is not involved.
+//! Two real registries (distribution, from Debian's `docker-registry`) on loopback: an open one,
+//! and one that requires a password. They run beside any service of the machine.
 
 use std::fs;
 use std::net::TcpListener;
@@ -13,20 +12,20 @@ use crate::cache::{self, Cache, Lock};
 use crate::http::{self, Address};
 use crate::packages::Tools;
 use crate::process::{Service, log_tail, start_detached, wait_until};
-use crate::say;
+use crate::progress;
 
-/// One of the two registries.
+/// Kind of registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Anybody may push and pull.
+    /// Every client may push and pull.
     Open,
-    /// Only [`USER`] with [`PASSWORD`] may.
+    /// Only [`USER`] with [`PASSWORD`] may push and pull.
     Password,
 }
 
-/// The user of the registry with a password.
+/// User of the registry with a password.
 pub(crate) const USER: &str = "tester";
-/// Not a secret: the registry listens on loopback and holds test images.
+/// Password of [`USER`]. Not a secret: the registry listens on loopback and contains test images.
 pub(crate) const PASSWORD: &str = "correct-horse";
 /// [`USER`] and the bcrypt hash of [`PASSWORD`].
 const HTPASSWD: &str = "tester:$2b$04$DObTtG2d4UxvP4Rdg1n.I.SxXEveOJ3UwDmRLwyBY3NdxtrWHcO9S\n";
@@ -51,26 +50,26 @@ impl Kind {
     }
 }
 
-/// The address, `127.0.0.1:PORT`, of a registry that runs; starts it when it does not.
+/// Returns the address of a registry, `127.0.0.1:PORT`. Starts the registry if it does not run.
 pub(crate) fn get(cache: &Cache, _lock: &Lock, tools: &Tools, kind: Kind) -> Result<String> {
     let folder = cache.dir(kind.folder())?;
     let service = kind.service(cache);
-    let known = port_of_last_time(cache, kind);
-    if let Some(port) = known
+    let last_port = port_of_last_time(cache, kind);
+    if let Some(port) = last_port
         && !service.processes().is_empty()
         && answers(port, kind)
     {
         let address = address(port);
-        say::found(format!(
+        progress::report(format!(
             "the {} set up earlier runs at {address}",
             describe(kind)
         ));
         return Ok(address);
     }
     service.stop(None, Duration::from_secs(5))?;
-    let port = free_port(known)?;
+    let port = free_port(last_port)?;
     let address = address(port);
-    say::doing(format!("Starting a {} at {address}", describe(kind)));
+    progress::announce(format!("Starting a {} at {address}", describe(kind)));
     let data = cache.dir(folder.join("data"))?;
     let auth = match kind {
         Kind::Open => String::new(),
@@ -115,17 +114,17 @@ pub(crate) fn get(cache: &Cache, _lock: &Lock, tools: &Tools, kind: Kind) -> Res
     Ok(address)
 }
 
-/// Stops both registries, should they run.
+/// Stops both registries.
 pub(crate) fn down(cache: &Cache, _lock: &Lock) -> Result<()> {
     for kind in [Kind::Open, Kind::Password] {
         if kind.service(cache).stop(None, Duration::from_secs(5))? {
-            say::doing(format!("Stopped the {}", describe(kind)));
+            progress::announce(format!("Stopped the {}", describe(kind)));
         }
     }
     Ok(())
 }
 
-/// Where the open registry was when it ran last.
+/// Returns the last address of the open registry.
 pub(crate) fn address_of_last_time(cache: &Cache) -> Option<String> {
     port_of_last_time(cache, Kind::Open).map(address)
 }
@@ -156,10 +155,11 @@ fn answers(port: u16, kind: Kind) -> bool {
         .is_ok_and(|answer| answer.status == expected)
 }
 
-/// The port of last time when nobody took it meanwhile, so that image names stay; else any free one.
-fn free_port(known: Option<u16>) -> Result<u16> {
-    let known = known.and_then(|port| TcpListener::bind(("127.0.0.1", port)).ok());
-    let listener = known.map_or_else(|| TcpListener::bind(("127.0.0.1", 0)), Ok);
+/// Returns `preferred` if it is free, so that image names stay valid. Otherwise returns any free
+/// port.
+fn free_port(preferred: Option<u16>) -> Result<u16> {
+    let preferred = preferred.and_then(|port| TcpListener::bind(("127.0.0.1", port)).ok());
+    let listener = preferred.map_or_else(|| TcpListener::bind(("127.0.0.1", 0)), Ok);
     let address = listener.and_then(|listener| listener.local_addr());
     Ok(address.context("no port of 127.0.0.1 is free")?.port())
 }

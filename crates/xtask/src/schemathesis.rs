@@ -1,8 +1,9 @@
-//! Schemathesis, which compares the server with its OpenAPI document: Python packages in a folder of the cache, in the
-//! versions of `schemathesis/requirements.txt`. Nothing is installed on the machine.
+//! Schemathesis, which compares the server with its OpenAPI document: Python packages in a folder
+//! of the cache, in the versions of `schemathesis/requirements.txt`. Nothing is installed on the
+//! machine.
 //!
-//! The interpreter is the machine's `python3`, else Debian's, unpacked. The packages depend on its version, and on
-//! nothing else of the machine.
+//! The interpreter is the machine's `python3`, else Debian's, unpacked. The packages depend on its
+//! version, and on nothing else of the machine.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -13,7 +14,7 @@ use anyhow::{Context, Result};
 
 use crate::cache::{self, Cache, Lock, short_hash};
 use crate::process::run_logged;
-use crate::{packages, say};
+use crate::{packages, progress};
 
 /// The variable that names the program for the tests.
 pub(crate) const VARIABLE: &str = "ACRTASK_TEST_SCHEMATHESIS";
@@ -43,7 +44,8 @@ struct Python {
     version: (u32, u32),
 }
 
-/// Returns the program that the user named, else one in the cache. Installs it unless an earlier command did.
+/// Returns the program that the user named, else one in the cache. Installs it unless an earlier
+/// command did.
 pub(crate) fn get(cache: &Cache, _lock: &Lock) -> Result<PathBuf> {
     let own = cache.path("schemathesis/st");
     let named = std::env::var_os(VARIABLE).map(PathBuf::from);
@@ -60,7 +62,7 @@ pub(crate) fn get(cache: &Cache, _lock: &Lock) -> Result<PathBuf> {
         short_hash(REQUIREMENTS)
     );
     let folder = cache.dir_once(&name, |dir| {
-        say::doing(format!(
+        progress::announce(format!(
             "Installing schemathesis for Python {major}.{minor} into {}",
             cache.root().display()
         ));

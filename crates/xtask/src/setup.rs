@@ -1,5 +1,5 @@
-//! `up` and `down`: the engine, the registries, the base images, PostgreSQL, the program of an SSH server, a tracer of
-//! system calls and a checker of the API together, and the variables that tell others where they are.
+//! `up` and `down`: set up and remove all services and programs that the tests use, and name them
+//! in environment variables.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -9,9 +9,9 @@ use anyhow::{Context, Result};
 use crate::cache::{self, Cache};
 use crate::packages::Tools;
 use crate::registry::{self, Kind, PASSWORD, USER};
-use crate::{engine, images, npm, postgres, say, schemathesis, sshd, strace};
+use crate::{engine, images, npm, postgres, progress, schemathesis, sshd, strace};
 
-/// Everything that is set up, as environment variables.
+/// Services and programs that are set up.
 #[derive(Debug)]
 pub(crate) struct Environment {
     variables: Vec<(&'static str, String)>,
@@ -21,19 +21,20 @@ pub(crate) struct Environment {
 }
 
 impl Environment {
-    /// The variables, for a child process.
+    /// Returns the variables for a child process.
     pub(crate) fn variables(&self) -> impl Iterator<Item = (&str, &str)> {
         self.variables
             .iter()
             .map(|(name, value)| (*name, value.as_str()))
     }
 
-    /// The root file system of the engine, when it is our own: it has a `docker` with its plugins.
+    /// Root file system of the engine, with the `docker` command and its plugins. `None` if the
+    /// engine is the machine's.
     pub(crate) fn root(&self) -> Option<&Path> {
         self.root.as_deref()
     }
 
-    /// As lines for a POSIX shell.
+    /// Formats the variables for a POSIX shell.
     pub(crate) fn shell(&self) -> String {
         let mut text = String::new();
         for (name, value) in self.variables() {
@@ -43,7 +44,7 @@ impl Environment {
     }
 }
 
-/// Finds or sets up all that the demo and the tests need.
+/// Finds or sets up all services that the demo and the tests need.
 pub(crate) fn up() -> Result<Environment> {
     let cache = Cache::locate()?;
     let lock = cache.lock()?;
@@ -51,7 +52,7 @@ pub(crate) fn up() -> Result<Environment> {
     let engine = engine::get(&cache, &lock, &tools)?;
     let open = match named_registry(&cache) {
         Some(address) => {
-            say::found(format!(
+            progress::report(format!(
                 "the registry {address} is used, as ACRTASK_TEST_REGISTRY says"
             ));
             address
@@ -71,7 +72,7 @@ pub(crate) fn up() -> Result<Environment> {
         ("DOCKER_HOST", engine.host.clone()),
         ("ACRTASK_TEST_DOCKER_HOST", engine.host),
         ("ACRTASK_TEST_REGISTRY", open.clone()),
-        // For registries that tests start themselves.
+        // Tests start further registries with this program.
         (
             "ACRTASK_TEST_REGISTRY_BIN",
             tools.path("/usr/bin/docker-registry").display().to_string(),
@@ -86,7 +87,7 @@ pub(crate) fn up() -> Result<Environment> {
         ),
         ("ACRTASK_TEST_SSHD", sshd.display().to_string()),
         ("ACRTASK_TEST_STRACE", strace.display().to_string()),
-        // Its `ip` brings up a network of a test's own.
+        // Tests configure their network namespaces with its `ip`.
         (
             "ACRTASK_TEST_BUSYBOX",
             tools.path("/bin/busybox").display().to_string(),
@@ -107,27 +108,27 @@ pub(crate) fn up() -> Result<Environment> {
     Ok(environment)
 }
 
-/// The registry that the user named; not the one that an earlier `up` named through the same variable.
+/// Returns the registry that the user named. Ignores the value that an earlier `up` printed.
 fn named_registry(cache: &Cache) -> Option<String> {
     let named = std::env::var("ACRTASK_TEST_REGISTRY").ok()?;
     let own = registry::address_of_last_time(cache);
     Some(named).filter(|named| !named.is_empty() && Some(named) != own.as_ref())
 }
 
-/// Stops what `up` started and removes everything it made. What it only found stays.
+/// Stops all that `up` started and removes all that it created. Services that it found stay.
 pub(crate) fn down() -> Result<()> {
     let cache = Cache::locate()?;
     if !cache.root().exists() {
-        say::done("nothing was set up");
+        progress::finish("nothing was set up");
         return Ok(());
     }
     let lock = cache.lock()?;
     engine::down(&cache, &lock)?;
     registry::down(&cache, &lock)?;
     postgres::down(&cache, &lock)?;
-    say::doing(format!("Removing {}", cache.root().display()));
+    progress::announce(format!("Removing {}", cache.root().display()));
     cache::remove_tree(cache.root())
         .context("everything is stopped, but not all could be removed")?;
-    say::done("everything that was set up is gone");
+    progress::finish("everything that was set up is gone");
     Ok(())
 }

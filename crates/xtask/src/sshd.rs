@@ -1,8 +1,8 @@
-//! An SSH server for tests that start one of their own: the machine's program, where it has it, else Debian's, unpacked
-//! and not installed. Nothing runs here.
+//! The program of an SSH server, for tests that start one: the machine's if it has one, otherwise
+//! Debian's, unpacked and not installed.
 //!
-//! `sshd` of root wants a user `sshd` and a folder `/run/sshd`. Where we are root, it is started in a mount namespace
-//! that has both; the machine gets neither.
+//! Root's `sshd` requires a user `sshd` and a folder `/run/sshd`. The script below starts it in a
+//! mount namespace that has both. The machine gets neither.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use crate::cache::{self, Cache, Lock};
 use crate::packages;
 
-/// The server and, of the libraries that it wants, those that a minimal Debian 12 with an SSH client lacks.
+/// Packages of the server and of its libraries that a minimal Debian 12 with an SSH client lacks.
 const PACKAGES: &[&str] = &[
     "openssh-server",
     "libaudit1",
@@ -25,10 +25,10 @@ const PACKAGES: &[&str] = &[
     "libwrap0",
 ];
 
-/// A user that sshd is when it is nobody yet.
+/// Line of `/etc/passwd` for the unprivileged part of sshd.
 const USER: &str = "sshd:x:65533:65534::/run/sshd:/bin/false\n";
 
-/// A program that takes the arguments of `sshd`, and stays in the foreground with `-D`.
+/// Returns a program with the arguments of `sshd`. With `-D` it stays in the foreground.
 pub(crate) fn get(cache: &Cache, _lock: &Lock) -> Result<PathBuf> {
     let own = cache.path("sshd/sshd");
     let named = std::env::var_os("ACRTASK_TEST_SSHD").map(PathBuf::from);
@@ -67,7 +67,7 @@ fn script(program: &Path, libraries: Option<&str>, users: &Path) -> String {
     let program = quoted(&program.to_string_lossy());
     let users = quoted(&users.to_string_lossy());
     format!(
-        "#!/bin/sh\n# Root's sshd wants a user and a folder: it gets both where nobody else sees them.\n{libraries}\
+        "#!/bin/sh\n# Root's sshd requires a user and a folder. Both exist in this mount namespace only.\n{libraries}\
          if [ \"$(id -u)\" = 0 ]; then\n  \
          exec unshare --mount -- sh -ec '\n    \
          mount --bind \"$0\" /etc/passwd\n    \

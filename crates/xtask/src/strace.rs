@@ -1,5 +1,5 @@
-//! The tracer of system calls, for the test that looks at what the program does with hostile inputs: the machine's, where
-//! it has it, else Debian's, unpacked and not installed.
+//! The tracer of system calls, for the test of hostile inputs: the machine's if it has one,
+//! otherwise Debian's, unpacked and not installed.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,10 +10,10 @@ use anyhow::{Context, Result};
 use crate::cache::{self, Cache, Lock};
 use crate::packages;
 
-/// The program and, of the libraries that it wants, that which a minimal Debian 12 lacks.
+/// Packages of the program and of its library that a minimal Debian 12 lacks.
 const PACKAGES: &[&str] = &["libunwind8", "strace"];
 
-/// A program that takes the arguments of `strace`.
+/// Returns a program with the arguments of `strace`.
 pub(crate) fn get(cache: &Cache, _lock: &Lock) -> Result<PathBuf> {
     let own = cache.path("strace/strace");
     let named = std::env::var_os("ACRTASK_TEST_STRACE").map(PathBuf::from);
@@ -37,7 +37,7 @@ pub(crate) fn get(cache: &Cache, _lock: &Lock) -> Result<PathBuf> {
     Ok(own)
 }
 
-/// What is traced does not get the libraries.
+/// Script that gives the libraries to strace and not to the traced program.
 fn script(program: &Path, libraries: &str) -> String {
     let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
     format!(

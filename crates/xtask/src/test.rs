@@ -1,4 +1,4 @@
-//! `cargo xtask test`: everything that has to hold before a change is taken.
+//! `cargo xtask test`: all checks that a change must pass.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -7,15 +7,15 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 
 use crate::setup::Environment;
-use crate::{cargo, check, codegen, say, setup};
+use crate::{cargo, check, codegen, progress, setup};
 
-/// Runs format, lints, project rules and all tests, and stops at the first that fails. What needs no
-/// engine comes first: a slip in the format is reported within a second.
+/// Checks format, lints and project rules, then runs all tests. Stops at the first failure. Fast
+/// checks come first.
 pub(crate) fn test() -> Result<()> {
     let begun = Instant::now();
     check_format()?;
     check::check()?;
-    say::doing("Checking the lints (cargo clippy)");
+    progress::announce("Checking the lints (cargo clippy)");
     let clippy = [
         "clippy",
         "--workspace",
@@ -28,7 +28,7 @@ pub(crate) fn test() -> Result<()> {
     codegen::codegen(true)?;
     let tests = Tests::build()?;
     if has_nextest() {
-        say::doing("Running the examples in the documentation (cargo test --doc)");
+        progress::announce("Running the examples in the documentation (cargo test --doc)");
         tests.run(&["test", "--workspace", "--doc", "--quiet"])?;
     }
     tests.run_matching(None)?;
@@ -44,12 +44,12 @@ pub(crate) fn test_matching(filter: &str) -> Result<()> {
     Ok(())
 }
 
-/// Runs format, project rules and the tests of the libraries, which need no engine, registry or database.
+/// Checks format and project rules and runs the tests of the libraries, which need no services.
 pub(crate) fn test_quick() -> Result<()> {
     let begun = Instant::now();
     check_format()?;
     check::check()?;
-    say::doing("Running the tests of the libraries (cargo test --lib)");
+    progress::announce("Running the tests of the libraries (cargo test --lib)");
     cargo::run(&mut cargo::cargo(&[
         "test",
         "--workspace",
@@ -61,19 +61,19 @@ pub(crate) fn test_quick() -> Result<()> {
 }
 
 fn check_format() -> Result<()> {
-    say::doing("Checking the format (cargo fmt --check)");
+    progress::announce("Checking the format (cargo fmt --check)");
     cargo::run(&mut cargo::cargo(&["fmt", "--all", "--check"])?)
         .context("the format is off; `cargo fmt` corrects it")
 }
 
 fn finish(begun: Instant) {
-    say::done(format!(
+    progress::finish(format!(
         "everything passed in {:.0} s",
         begun.elapsed().as_secs_f32()
     ));
 }
 
-/// The built program and tests, with the engine, registries and database that they need.
+/// Builds the program and the tests and sets up the services that they need.
 struct Tests {
     environment: Environment,
     program: PathBuf,
@@ -82,9 +82,9 @@ struct Tests {
 impl Tests {
     fn build() -> Result<Self> {
         let environment = setup::up()?;
-        say::doing("Building acrtask and the tests");
-        // All at once: cargo gives libraries the features that the chosen packages want together, so that
-        // building the program alone would compile many of them a second time.
+        progress::announce("Building acrtask and the tests");
+        // One command for all: cargo unites the features of the selected packages. Separate builds
+        // would compile many libraries twice.
         let program = cargo::build_acrtask(&["--workspace", "--all-targets"])?;
         Ok(Self {
             environment,
@@ -103,10 +103,10 @@ impl Tests {
 
     fn run_matching(&self, filter: Option<&str>) -> Result<()> {
         let mut arguments = if has_nextest() {
-            say::doing("Running the tests (cargo nextest run)");
+            progress::announce("Running the tests (cargo nextest run)");
             vec!["nextest", "run", "--workspace", "--no-fail-fast"]
         } else {
-            say::doing(
+            progress::announce(
                 "Running the tests (cargo test; with cargo-nextest installed this is faster)",
             );
             vec!["test", "--workspace", "--no-fail-fast"]
@@ -123,7 +123,7 @@ fn forget_user(command: &mut Command) {
     for name in text.filter(|name| is_of_user(name)) {
         command.env_remove(name);
     }
-    // No file is there.
+    // This file does not exist.
     let nowhere = std::env::temp_dir().join(format!("acrtask-no-user-{}", std::process::id()));
     command
         .env("XDG_CONFIG_HOME", &nowhere)

@@ -1,7 +1,7 @@
-//! The one task that knows what this runner holds. It is told things, decides, and never waits for any of them.
+//! The agent: the single task that owns the state of this runner. It decides and never waits.
 //!
-//! Told by the control plane (through [`crate::link`]), by the attempts that it started ([`Notice`]), by time, and by
-//! whoever shuts it down.
+//! Its inputs are events of the control plane (through [`crate::link`]), notices of attempts
+//! ([`Notice`]), timers, and the shutdown signal.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,54 +25,54 @@ use tonic::{Code, Status};
 use tracing::Instrument as _;
 
 use crate::{
-    beats::Beats,
+    active_attempts::{ActiveAttempts, Phase},
     clock,
     config::AgentConfig,
     context::{SILENCE, Source},
     disk,
     error::AgentError,
     fence::Fences,
-    held::{Held, Phase},
+    heartbeat::HeartbeatTracker,
     id::AttemptId,
     key::{Key, StateDir},
-    link::{Link, Stream, Told, say},
+    link::{Link, LinkEvent, Stream, wrap_message},
+    log_window::OffsetMismatch,
     pump::pump,
     register::Servers,
-    run::{Attempt, Notice, Stop, Stopper},
+    run::{Attempt, CancelHandle, Notice, StopReason},
     spool::RunLog,
     trace,
-    window::Misfit,
     work::Work,
 };
 
-/// How often is looked at what time has brought.
-const LOOK: Duration = Duration::from_millis(500);
-/// Things that the link may be ahead with.
-const TOLD: usize = 64;
-/// A lease that cannot be taken is held for this long, so that it does not come back at once for ever.
-const PAUSE: Duration = Duration::from_secs(1);
-/// How long after the deadline of a drain results may still be delivered ...
-const DELIVER: Duration = Duration::from_secs(10);
-/// ... and what is stopped may take to be removed.
-const STOPPING: Duration = Duration::from_secs(60);
-/// How long the last messages may take.
-const GOODBYE: Duration = Duration::from_secs(3);
-/// A question before a push that was not answered for this long is asked again.
-const ASK_AGAIN: Duration = Duration::from_secs(2);
-/// Shortest heartbeat and lease, whatever the control plane says.
-const SHORTEST: Duration = Duration::from_millis(100);
+/// Interval between checks of deadlines and timeouts.
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
+/// Capacity of the queue of link events.
+const LINK_EVENT_QUEUE: usize = 64;
+/// Delay before a lease is declined, so that it does not return at once again and again.
+const DECLINE_DELAY: Duration = Duration::from_secs(1);
+/// Time after the drain deadline in which results may still be delivered ...
+const DELIVERY_GRACE: Duration = Duration::from_secs(10);
+/// ... and in which stopped attempts may clean up.
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+/// Timeout for the last messages.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time after which an unanswered question before a push is repeated.
+const FENCE_RETRY: Duration = Duration::from_secs(2);
+/// Minimum heartbeat interval and lease time, whatever the control plane sends.
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The agent.
+/// State of the runner.
 #[derive(Debug)]
 pub(crate) struct Agent {
     config: AgentConfig,
     state: StateDir,
     key: Key,
     work: Arc<dyn Work>,
-    held: Held,
+    attempts: ActiveAttempts,
     fences: Fences,
-    stream: Option<Open>,
-    /// The runner is leaving: when what is left then is handed back.
+    stream: Option<OpenStream>,
+    /// Deadline of the drain: the remaining attempts are then handed back. `None` before a drain.
     drain: Option<Instant>,
     tasks: JoinSet<AttemptId>,
     notices: mpsc::UnboundedSender<Notice>,
@@ -81,17 +81,17 @@ pub(crate) struct Agent {
     channel: watch::Sender<Option<tonic::transport::Channel>>,
 }
 
-/// The stream that is open.
+/// An open stream to the control plane.
 #[derive(Debug)]
-struct Open {
+struct OpenStream {
     stream: Stream,
-    beats: Beats,
-    beat: Interval,
+    heartbeats: HeartbeatTracker,
+    heartbeat_timer: Interval,
     lease: Duration,
 }
 
 impl Agent {
-    /// A runner that holds nothing.
+    /// Creates a runner without leases.
     pub(crate) fn new(config: AgentConfig, state: StateDir, key: Key, work: Arc<dyn Work>) -> Self {
         let (notices, noticed) = mpsc::unbounded_channel();
         let (channel, channels) = watch::channel(None);
@@ -106,7 +106,7 @@ impl Agent {
             state,
             key,
             work,
-            held: Held::default(),
+            attempts: ActiveAttempts::default(),
             fences: Fences::default(),
             stream: None,
             drain: None,
@@ -117,76 +117,78 @@ impl Agent {
         }
     }
 
-    /// Runs until it has drained, or the control plane does not know its key.
+    /// Runs until the runner has drained, or the control plane rejects its key.
     pub(crate) async fn run(
         mut self,
         servers: Servers,
         shutdown: CancellationToken,
     ) -> Result<(), AgentError> {
-        let (told, mut tells) = mpsc::channel(TOLD);
+        let (events, mut link_events) = mpsc::channel(LINK_EVENT_QUEUE);
         let link = Link {
             servers,
             key: Arc::clone(&self.source.key),
-            told,
+            events,
             channel: self.channel.clone(),
         };
-        let _link = AbortOnDropHandle::new(tokio::spawn(link.keep()));
-        let mut look = interval(LOOK);
-        while !self.may_leave() {
+        let _link = AbortOnDropHandle::new(tokio::spawn(link.run()));
+        let mut check_timer = interval(CHECK_INTERVAL);
+        while !self.can_exit() {
             tokio::select! {
-                // What the control plane has said is heard before it is judged by what it has not said.
+                // Received messages are handled before timeouts.
                 biased;
-                Some(told) = tells.recv() => {
-                    if let Some((server, status)) = self.told(told) {
-                        return self.refused(server, status).await;
+                Some(event) = link_events.recv() => {
+                    if let Some((server, status)) = self.handle_link_event(event) {
+                        return self.exit_refused(server, status).await;
                     }
                 }
-                Some(notice) = self.noticed.recv() => self.notice(notice),
-                Some(ended) = self.tasks.join_next() => self.ended(ended),
-                () = beat(&mut self.stream) => self.beat(),
-                _ = look.tick() => self.look(),
+                Some(notice) = self.noticed.recv() => self.handle_notice(notice),
+                Some(ended) = self.tasks.join_next() => self.handle_stopped(ended),
+                () = next_heartbeat(&mut self.stream) => self.send_heartbeat(),
+                _ = check_timer.tick() => self.check_deadlines(),
                 () = shutdown.cancelled(), if self.drain.is_none() => {
-                    self.drain(Instant::now() + self.config.drain);
+                    self.start_drain(Instant::now() + self.config.drain);
                 }
             }
         }
-        // The stream ends behind the last message, and the control plane ends its side when it has read that.
+        // Dropping the stream sends its end behind the last message; the server closes its side
+        // then.
         self.stream = None;
-        let goodbye = async { while !matches!(tells.recv().await, Some(Told::Closed) | None) {} };
-        let _ = tokio::time::timeout(GOODBYE, goodbye).await;
-        tracing::info!("the runner leaves");
+        let closing =
+            async { while !matches!(link_events.recv().await, Some(LinkEvent::Closed) | None) {} };
+        let _ = tokio::time::timeout(CLOSE_TIMEOUT, closing).await;
+        tracing::info!("the runner exits");
         Ok(())
     }
 
-    fn say(&self, message: Message) {
+    fn send(&self, message: Message) {
         if let Some(open) = &self.stream {
-            // A stream that has just ended is told of soon.
-            let _ = open.stream.control.send(say(message));
+            // If the stream has just ended, a link event follows.
+            let _ = open.stream.control.send(wrap_message(message));
         }
     }
 
     fn free_disk(&self) -> u64 {
-        disk::free(self.state.path()).unwrap_or_default()
+        disk::free_bytes(self.state.path()).unwrap_or_default()
     }
 
-    /// Takes in what the link tells; returns why the key was refused, if it was.
-    fn told(&mut self, told: Told) -> Option<(String, Status)> {
-        match told {
-            Told::Opening(answer) => {
-                let _ = answer.send(self.hello());
+    /// Handles an event of the link. Returns the server and the reason if the key was refused.
+    fn handle_link_event(&mut self, event: LinkEvent) -> Option<(String, Status)> {
+        match event {
+            LinkEvent::Opening(answer) => {
+                let _ = answer.send(self.build_hello());
             }
-            Told::Open(stream, welcome) => self.open(stream, welcome),
-            Told::Closed => {
+            LinkEvent::Open(stream, welcome) => self.handle_open(stream, welcome),
+            LinkEvent::Closed => {
                 self.stream = None;
-                self.held.disconnect();
+                self.attempts.disconnect();
             }
-            Told::Message(message) => self.message(message),
-            Told::Refused { server, status } => return Some((server, status)),
+            LinkEvent::Message(message) => self.handle_message(message),
+            LinkEvent::Refused { server, status } => return Some((server, status)),
         }
         None
     }
 
-    fn hello(&self) -> Hello {
+    fn build_hello(&self) -> Hello {
         let abilities = self.work.abilities();
         Hello {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -196,64 +198,65 @@ impl Agent {
             pool: self.config.pool.clone().unwrap_or_default(),
             features: abilities.features.into_iter().collect(),
             free_disk: self.free_disk(),
-            held: protos(&self.held.all(Phase::Offered)),
+            attempts: to_protos(&self.attempts.ids_from(Phase::Offered)),
         }
     }
 
-    fn open(&mut self, stream: Stream, welcome: Welcome) {
-        let length = |millis: u32| Duration::from_millis(u64::from(millis)).max(SHORTEST);
+    fn handle_open(&mut self, stream: Stream, welcome: Welcome) {
+        let length = |millis: u32| Duration::from_millis(u64::from(millis)).max(MIN_INTERVAL);
         let lease = length(welcome.lease_ms);
-        self.stream = Some(Open {
+        self.stream = Some(OpenStream {
             stream,
-            beats: Beats::new(lease, clock::now()),
-            beat: interval(length(welcome.heartbeat_ms)),
+            heartbeats: HeartbeatTracker::new(lease, clock::now()),
+            heartbeat_timer: interval(length(welcome.heartbeat_ms)),
             lease,
         });
         let kept: BTreeMap<AttemptId, u64> = welcome
             .kept
             .into_iter()
-            .filter_map(|LogAck { of, offset }| Some((AttemptId::read(of)?, offset)))
+            .filter_map(|LogAck { of, offset }| Some((AttemptId::parse(of)?, offset)))
             .collect();
-        for id in self.held.lost(&kept) {
-            self.abandon(&id, "the control plane has given it to another runner");
+        for id in self.attempts.find_lost(&kept) {
+            self.abandon(&id, "the control plane has leased it to another runner");
         }
         for (id, offset) in kept {
-            self.go_on(&id, offset);
+            self.resume(&id, offset);
         }
-        self.ask_again(Duration::ZERO);
+        self.resend_fences(Duration::ZERO);
         if self.drain.is_some() {
-            self.say(Message::Draining(Draining {}));
+            self.send(Message::Draining(Draining {}));
         }
     }
 
-    /// Asks again what was asked so long ago and not answered.
-    fn ask_again(&mut self, ago: Duration) {
-        for (nonce, id) in self.fences.again(clock::now(), ago) {
-            let of = Some(id.proto());
-            self.say(Message::Fence(Fence { of, nonce }));
+    /// Repeats questions before pushes that have been unanswered for `ago`.
+    fn resend_fences(&mut self, ago: Duration) {
+        for (nonce, id) in self.fences.take_overdue(clock::now(), ago) {
+            let of = Some(id.to_proto());
+            self.send(Message::Fence(Fence { of, nonce }));
         }
     }
 
-    /// The attempt goes on with a new stream, on the other side of which its log is known up to `offset`.
-    fn go_on(&mut self, id: &AttemptId, offset: u64) {
-        let Some(entry) = self.held.ours(id) else {
-            // It has come to its end here, and the lease ends when nobody renews it.
+    /// Connects a leased attempt to a new stream, where the control plane has `offset` bytes of its
+    /// log.
+    fn resume(&mut self, id: &AttemptId, offset: u64) {
+        let Some(entry) = self.attempts.leased_mut(id) else {
+            // The attempt has ended here, and its lease expires without renewals.
             return;
         };
         let phase = entry.phase;
-        // It may have been lost with the stream before.
+        // The message may have been lost with the previous stream.
         match phase {
             Phase::Offered => {}
-            Phase::Accepted => self.accept(id),
-            Phase::Started | Phase::Over => self.start(id),
+            Phase::Accepted => self.send_accepted(id),
+            Phase::Started | Phase::Finished => self.send_started(id),
         }
-        if let Err(error) = self.pump(id, offset) {
-            self.misfit(id, &error);
+        if let Err(error) = self.start_pump(id, offset) {
+            self.reject_log(id, &error);
         }
     }
 
-    fn pump(&mut self, id: &AttemptId, offset: u64) -> Result<(), Misfit> {
-        if let (Some(entry), Some(open)) = (self.held.ours(id), &self.stream) {
+    fn start_pump(&mut self, id: &AttemptId, offset: u64) -> Result<(), OffsetMismatch> {
+        if let (Some(entry), Some(open)) = (self.attempts.leased_mut(id), &self.stream) {
             let stream = entry.log.connect(offset)?;
             tokio::spawn(pump(
                 Arc::clone(&entry.log),
@@ -264,43 +267,43 @@ impl Agent {
         Ok(())
     }
 
-    fn accept(&self, id: &AttemptId) {
-        let of = Some(id.proto());
-        self.say(Message::Accepted(Accepted { of }));
+    fn send_accepted(&self, id: &AttemptId) {
+        let of = Some(id.to_proto());
+        self.send(Message::Accepted(Accepted { of }));
     }
 
-    fn start(&self, id: &AttemptId) {
-        let of = Some(id.proto());
-        self.say(Message::Started(Started { of }));
+    fn send_started(&self, id: &AttemptId) {
+        let of = Some(id.to_proto());
+        self.send(Message::Started(Started { of }));
     }
 
-    fn decline(&self, of: Option<ProtoAttempt>, reason: String) {
-        tracing::info!(?of, reason, "a lease is given back");
-        self.say(Message::Declined(Declined { of, reason }));
+    fn send_declined(&self, of: Option<ProtoAttempt>, reason: String) {
+        tracing::info!(?of, reason, "declined a lease");
+        self.send(Message::Declined(Declined { of, reason }));
     }
 
     fn abandon(&mut self, id: &AttemptId, reason: &str) {
-        if self.held.abandon(id) {
-            tracing::warn!(%id, reason, "a run is not this runner's any more and is stopped");
+        if self.attempts.abandon(id) {
+            tracing::warn!(%id, reason, "stopping a run whose lease was lost");
             self.fences.forget(id);
         }
     }
 
-    fn misfit(&mut self, id: &AttemptId, error: &Misfit) {
-        tracing::error!(%id, %error, "a log does not fit what the control plane has of it");
-        self.abandon(id, "its log cannot be made whole");
+    fn reject_log(&mut self, id: &AttemptId, error: &OffsetMismatch) {
+        tracing::error!(%id, %error, "the local log does not match the control plane's");
+        self.abandon(id, "its log is incomplete");
     }
 
-    fn message(&mut self, message: to_runner::Message) {
+    fn handle_message(&mut self, message: to_runner::Message) {
         match message {
-            to_runner::Message::Lease(lease) => self.lease(lease),
-            to_runner::Message::Renewed(Renewed { held }) => {
-                let renewed = held
+            to_runner::Message::Lease(lease) => self.handle_lease(lease),
+            to_runner::Message::Renewed(Renewed { attempts }) => {
+                let renewed = attempts
                     .into_iter()
-                    .filter_map(|of| AttemptId::read(Some(of)))
+                    .filter_map(|of| AttemptId::parse(Some(of)))
                     .collect();
                 let lost = match &mut self.stream {
-                    Some(open) => open.beats.answered(&renewed, clock::now()),
+                    Some(open) => open.heartbeats.record_response(&renewed, clock::now()),
                     None => Vec::new(),
                 };
                 for id in lost {
@@ -308,15 +311,15 @@ impl Agent {
                 }
             }
             to_runner::Message::LogAck(LogAck { of, offset }) => {
-                let Some(id) = AttemptId::read(of) else {
+                let Some(id) = AttemptId::parse(of) else {
                     return;
                 };
-                let fits = match self.held.ours(&id) {
+                let fits = match self.attempts.leased_mut(&id) {
                     Some(entry) => entry.log.acknowledge(offset, clock::now()),
                     None => Ok(()),
                 };
                 if let Err(error) = fits {
-                    self.misfit(&id, &error);
+                    self.reject_log(&id, &error);
                 }
             }
             to_runner::Message::Fence(answer) => {
@@ -325,76 +328,78 @@ impl Agent {
                 }
             }
             to_runner::Message::FinishedAck(FinishedAck { of, log_offset }) => {
-                let Some(id) = AttemptId::read(of) else {
+                let Some(id) = AttemptId::parse(of) else {
                     return;
                 };
                 let over = self
-                    .held
-                    .ours(&id)
-                    .filter(|entry| entry.phase == Phase::Over);
-                match over.map(|entry| entry.log.finished(log_offset)) {
+                    .attempts
+                    .leased_mut(&id)
+                    .filter(|entry| entry.phase == Phase::Finished);
+                match over.map(|entry| entry.log.acknowledge_finish(log_offset)) {
                     None | Some(Ok(false)) => {}
-                    Some(Ok(true)) => self.held.let_go(&id),
-                    Some(Err(error)) => self.misfit(&id, &error),
+                    Some(Ok(true)) => self.attempts.release(&id),
+                    Some(Err(error)) => self.reject_log(&id, &error),
                 }
             }
             to_runner::Message::Cancel(cancel) => {
-                if let Some(id) = AttemptId::read(cancel.of)
-                    && let Some(entry) = self.held.ours(&id)
+                if let Some(id) = AttemptId::parse(cancel.of)
+                    && let Some(entry) = self.attempts.leased_mut(&id)
                 {
-                    entry.stopper.stop(Stop::Canceled(cancel.reason));
+                    entry
+                        .cancel_handle
+                        .stop(StopReason::Canceled(cancel.reason));
                 }
             }
             to_runner::Message::Abandon(abandon) => {
-                if let Some(id) = AttemptId::read(abandon.of) {
+                if let Some(id) = AttemptId::parse(abandon.of) {
                     self.abandon(&id, &abandon.reason);
                 }
             }
-            // Whether it is given anything is the control plane's to decide; it stays, and may be resumed.
+            // The control plane decides about new leases. The runner stays and may be resumed.
             to_runner::Message::Drain(_) => {
                 tracing::info!(
-                    "the control plane has drained this runner and gives it nothing new"
+                    "the control plane has drained this runner and leases it no new runs"
                 );
             }
             to_runner::Message::Welcome(_) => {}
         }
     }
 
-    fn lease(&mut self, lease: Lease) {
-        let Some(id) = AttemptId::read(lease.of.clone()) else {
-            self.decline(lease.of, "this is no run that a runner could name".into());
+    fn handle_lease(&mut self, lease: Lease) {
+        let Some(id) = AttemptId::parse(lease.of.clone()) else {
+            self.send_declined(lease.of, "the id of the run is not valid".into());
             return;
         };
-        if let Some(entry) = self.held.ours(&id) {
-            // Said again: the answer may have been lost.
+        if let Some(entry) = self.attempts.leased_mut(&id) {
+            // The response to an earlier copy of the lease may have been lost.
             match entry.phase {
                 Phase::Offered => {}
-                Phase::Accepted => self.accept(&id),
-                Phase::Started | Phase::Over => self.start(&id),
+                Phase::Accepted => self.send_accepted(&id),
+                Phase::Started | Phase::Finished => self.send_started(&id),
             }
             return;
         }
-        for earlier in self.held.rivals(&id) {
+        for earlier in self.attempts.other_attempts(&id) {
             self.abandon(&earlier, "a later attempt was leased");
         }
-        let taken = self.held.all(Phase::Offered).len();
+        let taken = self.attempts.ids_from(Phase::Offered).len();
         if self.drain.is_some() {
-            self.decline(lease.of, "the runner is leaving".into());
+            self.send_declined(lease.of, "the runner is leaving".into());
         } else if taken >= usize::try_from(self.config.slots).unwrap_or(usize::MAX)
-            || self.held.knows(&id)
+            || self.attempts.contains(&id)
         {
-            self.decline(lease.of, "the runner has no free slot".into());
+            self.send_declined(lease.of, "the runner has no free slot".into());
         } else if self.free_disk() < self.config.min_free_disk.saturating_add(lease.context_size) {
             let reason = format!(
-                "the runner has too little disk: less than {} MiB beside the run's own files",
+                "the runner has too little free disk: less than {} MiB beside the files of the run",
                 self.config.min_free_disk >> 20
             );
             self.decline_later(id, reason);
         } else {
             match RunLog::create(&self.state.spool(), id.clone()) {
-                Ok(log) => self.take(id, lease, log),
+                Ok(log) => self.start_attempt(id, lease, log),
                 Err(error) => {
-                    self.decline_later(id, format!("the runner cannot keep a log: {error}"));
+                    self.decline_later(id, format!("the runner cannot store a log: {error}"));
                 }
             }
         }
@@ -403,155 +408,158 @@ impl Agent {
     fn decline_later(&self, id: AttemptId, reason: String) {
         let notices = self.notices.clone();
         tokio::spawn(async move {
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(DECLINE_DELAY).await;
             let _ = notices.send(Notice::Decline(id, reason));
         });
     }
 
-    fn take(&mut self, id: AttemptId, lease: Lease, log: Arc<RunLog>) {
-        let stopper = Arc::new(Stopper::default());
-        self.held
-            .offer(id.clone(), Arc::clone(&log), Arc::clone(&stopper));
+    fn start_attempt(&mut self, id: AttemptId, lease: Lease, log: Arc<RunLog>) {
+        let cancel_handle = Arc::new(CancelHandle::default());
+        self.attempts
+            .offer(id.clone(), Arc::clone(&log), Arc::clone(&cancel_handle));
         let span = tracing::info_span!(
             "run",
             run = %id.run,
             attempt = id.attempt,
             runner = self.key.runner,
         );
-        trace::adopt(&span, &lease.traceparent);
+        trace::set_parent(&span, &lease.traceparent);
         let attempt = Attempt {
             id: id.clone(),
             lease,
             log,
-            stopper,
+            cancel_handle,
             notices: self.notices.clone(),
             work: Arc::clone(&self.work),
             source: self.source.clone(),
         };
-        if let Err(error) = self.pump(&id, 0) {
-            tracing::error!(%error, "an empty log does not begin at its beginning");
+        if let Err(error) = self.start_pump(&id, 0) {
+            tracing::error!(%error, "a new log does not start at offset 0");
         }
         let work = async move {
-            // A panic is this attempt's; its lease ends and it is tried again.
+            // A panic affects only this attempt: its lease expires and the run is tried again.
             if AssertUnwindSafe(attempt.carry_out())
                 .catch_unwind()
                 .await
                 .is_err()
             {
-                tracing::error!("an attempt has failed inside the runner");
+                tracing::error!("an attempt panicked inside the runner");
             }
             id
         };
         self.tasks.spawn(work.instrument(span));
     }
 
-    fn notice(&mut self, notice: Notice) {
+    fn handle_notice(&mut self, notice: Notice) {
         match notice {
             Notice::Accept(id) => {
-                if let Some(entry) = self.held.ours(&id) {
+                if let Some(entry) = self.attempts.leased_mut(&id) {
                     entry.phase = Phase::Accepted;
-                    self.accept(&id);
+                    self.send_accepted(&id);
                 }
             }
             Notice::Started(id) => {
-                if let Some(entry) = self.held.ours(&id) {
+                if let Some(entry) = self.attempts.leased_mut(&id) {
                     entry.phase = Phase::Started;
-                    self.start(&id);
+                    self.send_started(&id);
                 }
             }
             Notice::Decline(id, reason) => {
-                // One that was never taken in is not known here at all.
-                if self.held.ours(&id).is_some() || !self.held.knows(&id) {
-                    self.decline(Some(id.proto()), reason);
-                    self.held.let_go(&id);
+                // A lease that was declined before it was added is not present.
+                if self.attempts.leased_mut(&id).is_some() || !self.attempts.contains(&id) {
+                    self.send_declined(Some(id.to_proto()), reason);
+                    self.attempts.release(&id);
                 }
             }
             Notice::Fence(id, answer) => {
-                // Whoever is not ours any more hears that nobody answers.
-                if self.held.ours(&id).is_some() {
+                // Without a lease the sender is dropped, and the attempt does not push.
+                if self.attempts.leased_mut(&id).is_some() {
                     let nonce = self.fences.ask(id.clone(), answer, clock::now());
-                    let of = Some(id.proto());
-                    self.say(Message::Fence(Fence { of, nonce }));
+                    let of = Some(id.to_proto());
+                    self.send(Message::Fence(Fence { of, nonce }));
                 }
             }
         }
     }
 
-    fn ended(&mut self, ended: Result<AttemptId, tokio::task::JoinError>) {
+    fn handle_stopped(&mut self, ended: Result<AttemptId, tokio::task::JoinError>) {
         match ended {
             Ok(id) => {
-                // What it said last comes before its end.
+                // The last notices of an attempt precede its end.
                 while let Ok(notice) = self.noticed.try_recv() {
-                    self.notice(notice);
+                    self.handle_notice(notice);
                 }
-                let over = self.held.ours(&id).is_some_and(|entry| entry.log.is_over());
-                self.held.ended(&id, over);
+                let over = self
+                    .attempts
+                    .leased_mut(&id)
+                    .is_some_and(|entry| entry.log.is_finished());
+                self.attempts.mark_stopped(&id, over);
                 self.fences.forget(&id);
             }
-            Err(error) => tracing::error!(%error, "an attempt has failed inside the runner"),
+            Err(error) => tracing::error!(%error, "an attempt panicked inside the runner"),
         }
     }
 
-    fn beat(&mut self) {
-        let held = self.held.all(Phase::Accepted);
-        self.say(Message::Heartbeat(Heartbeat {
-            held: protos(&held),
+    fn send_heartbeat(&mut self) {
+        let named = self.attempts.ids_from(Phase::Accepted);
+        self.send(Message::Heartbeat(Heartbeat {
+            attempts: to_protos(&named),
             free_disk: self.free_disk(),
         }));
         if let Some(open) = &mut self.stream {
-            open.beats.sent(held, clock::now());
+            open.heartbeats.record_sent(named, clock::now());
         }
     }
 
-    fn look(&mut self) {
+    fn check_deadlines(&mut self) {
         if let Some(open) = &mut self.stream
-            && open.beats.overdue(clock::now())
+            && open.heartbeats.is_overdue(clock::now())
         {
-            tracing::warn!("the control plane does not answer heartbeats; the stream is given up");
+            tracing::warn!("the control plane does not respond to heartbeats; closing the stream");
             open.stream.close.cancel();
         }
         if self.stream.is_some() {
-            self.ask_again(ASK_AGAIN);
+            self.resend_fences(FENCE_RETRY);
         }
         let Some(deadline) = self.drain else {
             return;
         };
         if Instant::now() >= deadline {
-            for id in self.held.all(Phase::Offered) {
-                if let Some(entry) = self.held.ours(&id)
-                    && entry.phase != Phase::Over
+            for id in self.attempts.ids_from(Phase::Offered) {
+                if let Some(entry) = self.attempts.leased_mut(&id)
+                    && entry.phase != Phase::Finished
                 {
-                    entry.stopper.stop(Stop::Drained);
+                    entry.cancel_handle.stop(StopReason::Drained);
                 }
             }
         }
-        if Instant::now() >= deadline + DELIVER {
-            for id in self.held.all(Phase::Over) {
+        if Instant::now() >= deadline + DELIVERY_GRACE {
+            for id in self.attempts.ids_from(Phase::Finished) {
                 self.abandon(&id, "its result could not be delivered in time");
             }
         }
     }
 
-    fn drain(&mut self, deadline: Instant) {
-        tracing::info!("the runner takes nothing new and leaves when what it holds is finished");
+    fn start_drain(&mut self, deadline: Instant) {
+        tracing::info!("draining: the runner accepts no new leases and exits after its runs");
         self.drain = Some(deadline);
-        self.say(Message::Draining(Draining {}));
+        self.send(Message::Draining(Draining {}));
     }
 
-    fn may_leave(&self) -> bool {
+    fn can_exit(&self) -> bool {
         let Some(deadline) = self.drain else {
             return false;
         };
-        self.held.is_empty() || Instant::now() >= deadline + STOPPING
+        self.attempts.is_empty() || Instant::now() >= deadline + STOP_TIMEOUT
     }
 
-    /// The control plane does not know this runner: what it held is not its any more.
-    async fn refused(mut self, server: String, status: Status) -> Result<(), AgentError> {
-        for id in self.held.all(Phase::Offered) {
+    /// Stops all attempts after the control plane rejected the key, and returns the error.
+    async fn exit_refused(mut self, server: String, status: Status) -> Result<(), AgentError> {
+        for id in self.attempts.ids_from(Phase::Offered) {
             self.abandon(&id, "the runner was removed");
         }
         let stopping = async { while self.tasks.join_next().await.is_some() {} };
-        let _ = tokio::time::timeout(STOPPING, stopping).await;
+        let _ = tokio::time::timeout(STOP_TIMEOUT, stopping).await;
         let message = status.message().to_owned();
         let path = self.state.key_path();
         Err(match status.code() {
@@ -569,23 +577,23 @@ impl Agent {
     }
 }
 
-/// The next heartbeat; never, where there is no stream.
-async fn beat(stream: &mut Option<Open>) {
+/// Waits for the next heartbeat. Never returns without a stream.
+async fn next_heartbeat(stream: &mut Option<OpenStream>) {
     match stream {
         Some(open) => {
-            open.beat.tick().await;
+            open.heartbeat_timer.tick().await;
         }
         None => std::future::pending().await,
     }
 }
 
-/// From now on; what was missed is not made up for.
+/// Creates a timer that fires at once and skips missed ticks.
 fn interval(period: Duration) -> Interval {
     let mut interval = tokio::time::interval(period);
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
     interval
 }
 
-fn protos(ids: &BTreeSet<AttemptId>) -> Vec<ProtoAttempt> {
-    ids.iter().map(AttemptId::proto).collect()
+fn to_protos(ids: &BTreeSet<AttemptId>) -> Vec<ProtoAttempt> {
+    ids.iter().map(AttemptId::to_proto).collect()
 }

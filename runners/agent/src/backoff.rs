@@ -1,24 +1,26 @@
-//! How long to wait before the next attempt: from 100 ms, doubling, to 5 s, each spread over half to all of itself, so
-//! that many runners do not come back at once. Pure but for the random number that is handed in.
+//! Delay before the next attempt: 100 ms, doubling up to 5 s.
+//!
+//! A random factor from one half to one spreads the delays, so that many runners do not return at
+//! once. Pure, except that the caller passes the random number.
 
 use std::time::Duration;
 
 const FIRST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(5);
 
-/// Failures in a row.
+/// Counter of consecutive failures.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
     failures: u32,
 }
 
 impl Backoff {
-    /// It worked: the next wait is a short one.
+    /// Resets the delay after a success.
     pub(crate) fn reset(&mut self) {
         self.failures = 0;
     }
 
-    /// The wait after one more failure; `random` is between 0 and 1.
+    /// Returns the delay after one more failure. `random` is from 0 to 1.
     pub(crate) fn next(&mut self, random: f64) -> Duration {
         let longest = FIRST
             .saturating_mul(1 << self.failures.min(10))
@@ -38,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_double_up_to_a_limit_and_are_spread() {
+    fn delays_double_up_to_a_limit_and_are_spread() {
         let mut backoff = Backoff::default();
         let waits: Vec<_> = (0..8).map(|_| backoff.next(1.0).as_millis()).collect();
         assert_eq!(waits, [100, 200, 400, 800, 1600, 3200, 5000, 5000]);

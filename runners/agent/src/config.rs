@@ -1,4 +1,4 @@
-//! How a runner is set up, and whether its server's address may be used.
+//! Configuration of a runner, and the check of its server's address.
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};
 
@@ -8,52 +8,54 @@ use tonic::transport::Uri;
 
 use crate::error::AgentError;
 
-/// How a runner is set up.
+/// Configuration of a runner.
 #[derive(Clone)]
 pub struct AgentConfig {
-    /// Addresses of control planes with one database: `https://HOST:PORT`. `http://` is for loopback, or with
-    /// `allow_plaintext`. The runner is connected to one of them at a time. At least one.
+    /// Addresses `https://HOST:PORT` of control planes with one database, at least one. `http://`
+    /// is for loopback, or requires `allow_plaintext`. The runner connects to one of them at a
+    /// time.
     pub servers: Vec<Uri>,
-    /// The certificates that the control plane's is checked against, instead of the system's: a PEM file.
+    /// PEM file with the certificates that verify the control plane. `None`: those of the system.
     pub ca: Option<PathBuf>,
-    /// Lets the server be spoken to without TLS.
+    /// Allows connections to the server without TLS.
     pub allow_plaintext: bool,
-    /// The runner's name, unique in the control plane. Used when it registers.
+    /// The runner's name, unique in the control plane. Used for the registration.
     pub name: String,
-    /// Where the key, the logs of runs and their files are. One running runner has it for itself.
+    /// Folder of the key, the logs of runs and their files. One running runner owns it.
     pub state_dir: PathBuf,
-    /// How many runs are carried out at once.
+    /// Maximum number of concurrent runs.
     pub slots: u32,
-    /// The pool; nothing: what the registration token says.
+    /// The pool. `None`: the pool of the registration token.
     pub pool: Option<String>,
-    /// Labels that runs may ask for.
+    /// Labels that runs may select.
     pub labels: BTreeMap<String, String>,
-    /// How runs are executed: engine, builder, the operator's own credentials, what is allowed. The place for scratch
-    /// files is `state_dir`, whatever is said here.
+    /// Execution of runs: engine, builder, the operator's credentials, permissions. Scratch files
+    /// always go into `state_dir`.
     pub executor: acrtask_executor::Options,
-    /// The vaults that tasks may read secrets of, with the operator's rules.
+    /// Vaults whose secrets tasks may read, with the operator's rules.
     pub vaults: Arc<Vaults>,
-    /// Lets the contexts of runs be at private addresses.
+    /// Allows contexts of runs at private addresses.
     pub allow_private_addresses: bool,
-    /// The one-use token that registers this runner; needed while `state_dir` holds no key.
+    /// Single-use token that registers this runner. Required while `state_dir` contains no key.
     pub token: Option<Secret>,
-    /// How long runs that are under way may go on once the runner is told to stop. What is left then is handed back
-    /// to the queue.
+    /// Time that active runs get to finish after a shutdown request. The remaining ones are handed
+    /// back to the queue.
     pub drain: Duration,
-    /// Bytes that must be free in `state_dir` for a run to be taken.
+    /// Minimum number of free bytes in `state_dir` to accept a run.
     pub min_free_disk: u64,
-    /// Age at which pulled images are removed from the engine. They go after an hour where less than `min_free_disk`
-    /// is free.
+    /// Age at which pulled images are removed from the engine. The age is one hour while less than
+    /// `min_free_disk` is free.
     pub keep_images: Duration,
-    /// Time after which an unused entry of BuildKit's cache is removed. `None`: BuildKit decides. Entries of other users
-    /// of the builder count too.
+    /// Time after which an unused entry of BuildKit's cache is removed. `None`: BuildKit decides.
+    /// This includes entries of other users of the builder.
     pub keep_build_cache: Option<Duration>,
-    /// Bytes that BuildKit's cache may take. `None`: BuildKit decides.
+    /// Maximum size of BuildKit's cache in bytes. `None`: BuildKit decides.
     pub build_cache_limit: Option<u64>,
 }
 
 impl AgentConfig {
-    /// One slot, no labels, no vaults, five minutes to drain, 1 GiB of disk, images for seven days.
+    /// Returns defaults: one slot, no labels, no vaults, 5 minutes to drain, 1 GiB of disk, images
+    /// for 7 days.
     pub fn new(
         servers: impl IntoIterator<Item = Uri>,
         name: impl Into<String>,
@@ -81,7 +83,7 @@ impl AgentConfig {
         }
     }
 
-    /// Checks that the runner may connect to `server` as its address says.
+    /// Checks that the runner may connect to `server`.
     pub(crate) fn check_server(&self, server: &Uri) -> Result<(), AgentError> {
         let refuse = |reason: &str| AgentError::Server {
             server: server.to_string(),
@@ -101,7 +103,7 @@ impl AgentConfig {
     }
 }
 
-/// The secrets of it are left out.
+/// Omits the secrets.
 impl fmt::Debug for AgentConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AgentConfig")
@@ -130,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plain_text_is_for_loopback_or_by_name() {
+    fn plain_text_is_allowed_for_loopback_or_on_request() {
         let check = |server: &str, allow: bool| {
             let docker = DockerEndpoint::from_env(|_| None);
             let mut config = AgentConfig::new(

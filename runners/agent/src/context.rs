@@ -1,7 +1,7 @@
-//! The files of a run that were uploaded to the control plane: fetched, checked, unpacked.
+//! Fetching of the files of a run that were uploaded to the control plane.
 //!
-//! What has come is kept when the connection breaks, and fetched on from there. Nothing is unpacked before all of it is
-//! there and has the digest that the control plane named.
+//! Received bytes are kept when the connection breaks, and the download continues after them. The
+//! archive is unpacked only after it is complete and its digest matches.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -20,53 +20,53 @@ use crate::{
     backoff::Backoff,
     error::chain,
     id::AttemptId,
-    register::{client, may_pass, with_key},
+    register::{is_transient, new_client, with_key},
 };
 
-/// Failures in a row, without a byte between them, after which it is given up.
-const FAILURES: u32 = 20;
-/// A control plane that sends nothing for so long, though its connection lives, is asked anew.
+/// Maximum number of consecutive failures without any received byte.
+const MAX_FAILURES: u32 = 20;
+/// Time without data after which the request is repeated, even on a working connection.
 pub(crate) const SILENCE: Duration = Duration::from_secs(60);
 
-/// Where contexts come from.
+/// Source of contexts.
 #[derive(Debug, Clone)]
 pub(crate) struct Source {
-    /// The connection, while there is one.
+    /// The current connection.
     pub(crate) channel: watch::Receiver<Option<Channel>>,
     /// The runner's key.
     pub(crate) key: Arc<Secret>,
-    /// Where folders for files are made.
+    /// Folder in which the folders of runs are created.
     pub(crate) work: PathBuf,
-    /// How long nothing may come.
+    /// Maximum time without data.
     pub(crate) silence: Duration,
 }
 
-/// What is to be fetched.
+/// Expected content of a context.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Wanted {
-    /// Its bytes.
+pub(crate) struct ExpectedContext {
+    /// Size in bytes.
     pub(crate) size: u64,
-    /// `sha256:...`.
+    /// Digest of the form `sha256:...`.
     pub(crate) digest: String,
 }
 
 /// Fetches and unpacks the context of a run.
 ///
 /// # Errors
-/// Why there is none, in one sentence.
+/// The reason, as one sentence.
 pub(crate) async fn fetch(
     source: &Source,
     id: &AttemptId,
-    wanted: &Wanted,
+    wanted: &ExpectedContext,
 ) -> Result<Workspace, String> {
-    let io = |error: std::io::Error| format!("the runner could not keep the run's files: {error}");
+    let io = |error: std::io::Error| format!("the runner could not store the run's files: {error}");
     let packed = Scratch::new(&source.work).map_err(io)?;
     let path = packed.path().join("context");
     let mut file = File::create_new(&path).await.map_err(io)?;
     let digest = download(source, id, wanted, &mut file).await?;
     if digest != wanted.digest {
         return Err(format!(
-            "the run's files came broken: they are {digest} and should be {}; run it again",
+            "the run's files arrived damaged: their digest is {digest} and should be {}; run it again",
             wanted.digest
         ));
     }
@@ -85,7 +85,7 @@ pub(crate) async fn fetch(
 async fn download(
     source: &Source,
     id: &AttemptId,
-    wanted: &Wanted,
+    wanted: &ExpectedContext,
     file: &mut File,
 ) -> Result<String, String> {
     let mut hash = Sha256::new();
@@ -100,13 +100,13 @@ async fn download(
         };
         let before = received;
         let from = FetchContextRequest {
-            of: Some(id.proto()),
+            of: Some(id.to_proto()),
             offset: received,
         };
         let request = with_key(Request::new(from), &source.key);
         let part = async {
-            let silent = |_| Status::deadline_exceeded("the control plane sends nothing");
-            let mut client = client(channel);
+            let silent = |_| Status::deadline_exceeded("the control plane sends no data");
+            let mut client = new_client(channel);
             let asked = tokio::time::timeout(source.silence, client.fetch_context(request));
             let mut chunks = asked.await.map_err(silent)??.into_inner();
             loop {
@@ -116,10 +116,12 @@ async fn download(
                 };
                 let size = received + chunk.data.len() as u64;
                 if size > wanted.size {
-                    return Err(Status::data_loss("there is more than was announced"));
+                    return Err(Status::data_loss("the context is larger than announced"));
                 }
                 file.write_all(&chunk.data).await.map_err(|error| {
-                    Status::failed_precondition(format!("the runner could not keep them: {error}"))
+                    Status::failed_precondition(format!(
+                        "the runner could not store the files: {error}"
+                    ))
                 })?;
                 hash.update(&chunk.data);
                 received = size;
@@ -135,26 +137,26 @@ async fn download(
         }
         match ended {
             Ok(()) if received == wanted.size => break,
-            Err(status) if !may_pass(&status) || failures >= FAILURES => {
+            Err(status) if !is_transient(&status) || failures >= MAX_FAILURES => {
                 return Err(format!(
-                    "the run's files could not be fetched from the control plane: {}",
+                    "cannot fetch the run's files from the control plane: {}",
                     status.message()
                 ));
             }
-            Ok(()) if failures >= FAILURES => {
+            Ok(()) if failures >= MAX_FAILURES => {
                 return Err(
-                    "the control plane sends less of the run's files than it announced".into(),
+                    "the control plane sends fewer bytes of the run's files than announced".into(),
                 );
             }
             Ok(()) => {}
             Err(status) => {
-                tracing::debug!(%status, received, "fetching the context is interrupted")
+                tracing::debug!(%status, received, "interrupted while fetching a context")
             }
         }
         backoff.wait().await;
     }
     let flushed = file.flush().await;
-    flushed.map_err(|error| format!("the runner could not keep the run's files: {error}"))?;
+    flushed.map_err(|error| format!("the runner could not store the run's files: {error}"))?;
     let digest: String = hash
         .finalize()
         .iter()

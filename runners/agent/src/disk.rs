@@ -1,9 +1,10 @@
-//! How much room there is.
+//! Free disk space.
 
 use std::path::Path;
 
-/// Bytes that are free for this user where `path` is; nothing where the system does not tell.
-pub(crate) fn free(path: &Path) -> Option<u64> {
+/// Returns the bytes that are free for this user at `path`. `None` if the system does not report
+/// it.
+pub(crate) fn free_bytes(path: &Path) -> Option<u64> {
     let stat = nix::sys::statvfs::statvfs(path).ok()?;
     Some(stat.blocks_available() * stat.fragment_size())
 }

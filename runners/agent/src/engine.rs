@@ -1,4 +1,4 @@
-//! Carries runs out on a Docker engine and a BuildKit: files, plan, executor.
+//! Execution of runs on a Docker engine and a BuildKit: files, plan, executor.
 
 use std::{
     path::{Path, PathBuf},
@@ -12,7 +12,7 @@ use acrtask_job::{Files, Git, Prepared, VaultSecrets};
 use acrtask_model::{Event, EventKind};
 use acrtask_registry::Credentials;
 use acrtask_source::{
-    ContextSpec, GitFacts, GitOptions, Origin, Progress, SourceError, SshKey, Workspace,
+    ContextSpec, GitOptions, GitVariables, Origin, Progress, SourceError, SshKey, Workspace,
 };
 use acrtask_vaults::{Access, Vaults};
 use futures::future::BoxFuture;
@@ -28,16 +28,16 @@ use crate::{
     work::{Abilities, Ended, Job, Work},
 };
 
-/// Limit of the question whether the engine answers.
+/// Timeout for a check of the engine.
 const CHECK: Duration = Duration::from_secs(5);
 
 /// A connected engine and builder.
 #[derive(Debug)]
 pub(crate) struct Engine {
     executor: Arc<Executor>,
-    /// Housekeeping, which ends with this.
-    _keeping: AbortOnDropHandle<()>,
-    /// Limits of housekeeping, as a text for people.
+    /// Housekeeping task, which ends with this value.
+    _enforcing: AbortOnDropHandle<()>,
+    /// Limits of housekeeping as text for the control plane.
     housekeeping: String,
     options: Options,
     vaults: Arc<Vaults>,
@@ -46,11 +46,11 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// Connects, and goes on trying until it does; then removes what dead runs left.
+    /// Connects, retrying without end, and then removes what killed runs left behind.
     pub(crate) async fn connect(config: &AgentConfig, work: &Path) -> Self {
         let options = Options {
             scratch_root: work.to_owned(),
-            // Runs of many people share it.
+            // Runs of several users share the machine.
             own_machine: false,
             ..config.executor.clone()
         };
@@ -68,16 +68,17 @@ impl Engine {
                 }
             }
         };
-        for removed in executor.remove_leftovers().await {
-            tracing::info!(removed, "a run that was killed had left this");
+        for removed in executor.remove_orphans().await {
+            tracing::info!(removed, "removed what a killed run had left behind");
         }
         let executor = Arc::new(executor);
-        let limits = Limits::of(config);
+        let limits = Limits::from_config(config);
         let housekeeping = limits.describe();
-        let keeping = housekeeping::keep(Arc::clone(&executor), limits, work.to_owned());
+        let enforcing =
+            housekeeping::enforce_limits(Arc::clone(&executor), limits, work.to_owned());
         Self {
             executor,
-            _keeping: AbortOnDropHandle::new(tokio::spawn(keeping)),
+            _enforcing: AbortOnDropHandle::new(tokio::spawn(enforcing)),
             housekeeping,
             options,
             vaults: Arc::clone(&config.vaults),
@@ -88,17 +89,17 @@ impl Engine {
 
     fn credentials(&self, job: &Job) -> Credentials {
         let operators = self.options.credentials.clone();
-        // A private key is for ssh alone, and no registry's to see.
+        // A private key is only for SSH and must not reach a registry.
         let passwords = job
             .logins
             .iter()
-            .filter(|login| !SshKey::is_key(&login.password));
+            .filter(|login| !SshKey::is_private_key(&login.password));
         passwords.fold(operators, |all, login| {
             all.with(&login.host, login.username.clone(), login.password.clone())
         })
     }
 
-    /// The files of a run, where it names them by URL, and of a git repository what `git` says.
+    /// Fetches the files of a run whose context is a URL. `git` applies to git repositories.
     async fn fetch(
         &self,
         url: &str,
@@ -109,7 +110,7 @@ impl Engine {
     ) -> Result<Workspace, Ended> {
         let spec = ContextSpec::parse(url).map_err(|error| {
             Ended::Invalid(format!(
-                "`{}` is no context: {}; {}",
+                "`{}` is not a context: {}; {}",
                 error.text, error.reason, error.help
             ))
         })?;
@@ -118,23 +119,23 @@ impl Engine {
             ContextSpec::Folder(_) | ContextSpec::TarballFile(_) | ContextSpec::Stdin
         ) {
             return Err(Ended::Invalid(format!(
-                "`{url}` is nothing that a runner can fetch; upload the files, or name a URL"
+                "a runner cannot fetch `{url}`; upload the files, or write a URL"
             )));
         }
-        // Nobody may be listening; the run ends all the same.
-        let (told, mut tells) = mpsc::unbounded_channel();
-        let progress: acrtask_source::OnProgress = Arc::new(move |progress| {
+        // The receiver may be gone; the run ends anyway.
+        let (messages, mut received) = mpsc::unbounded_channel();
+        let progress: acrtask_source::ProgressCallback = Arc::new(move |progress| {
             if let Progress::Started(message) = progress {
-                let _ = told.send(message);
+                let _ = messages.send(message);
             }
         });
         let options = acrtask_source::Options {
-            // Whoever asked for the run need not be trusted with what this machine can reach.
+            // The author of the run may lack the right to use what this machine can reach.
             origin: Origin::TaskFile,
             allow_private_addresses: self.allow_private_addresses,
             credentials: credentials.clone(),
             insecure_registries: self.options.insecure_registries.clone(),
-            known_registries: self.options.known_registries.clone(),
+            operator_registries: self.options.operator_registries.clone(),
             ssh_keys: ssh_keys(job),
             git,
             ssh_agent: self.options.ssh_agent.clone(),
@@ -142,8 +143,8 @@ impl Engine {
             progress: Some(progress),
             ..acrtask_source::Options::default()
         };
-        let telling = async {
-            while let Some(message) = tells.recv().await {
+        let forwarding = async {
+            while let Some(message) = received.recv().await {
                 let event = event_of(&job.id, EventKind::Progress { message });
                 let _ = events.send(event).await;
             }
@@ -153,7 +154,7 @@ impl Engine {
             drop(options);
             fetched
         };
-        let (fetched, ()) = tokio::join!(fetching, telling);
+        let (fetched, ()) = tokio::join!(fetching, forwarding);
         if fetched.is_ok() && !matches!(spec, ContextSpec::None) {
             let message = format!("fetched {spec}");
             let event = event_of(&job.id, EventKind::Progress { message });
@@ -188,7 +189,7 @@ impl Engine {
                     Ok(commit) => commit,
                     Err(error) => return Ended::NotBegun(chain(&error)),
                 };
-                // On by default, which means nothing for a tarball.
+                // Submodules are on by default, and have no meaning for a tarball.
                 let is_git = matches!(ContextSpec::parse(url), Ok(ContextSpec::Git(_)));
                 let git = GitOptions {
                     commit,
@@ -213,7 +214,7 @@ impl Engine {
             .or_else(|| job.upload.clone());
         let git = fetched
             .as_ref()
-            .map(|workspace| workspace.facts.clone())
+            .map(|workspace| workspace.variables.clone())
             .unwrap_or_default();
         let (job, prepared) = match self.prepare(job, root.clone(), git).await {
             Ok(done) => done,
@@ -223,7 +224,7 @@ impl Engine {
             source,
             diagnostics,
             plan,
-            facts,
+            variables,
         } = prepared;
         if !diagnostics.is_empty() {
             let found = EventKind::TaskFile {
@@ -234,7 +235,7 @@ impl Engine {
             let _ = events.send(event_of(&job.id, found)).await;
         }
         let Some(mut plan) = plan else {
-            return Ended::Refused(facts);
+            return Ended::Refused(variables);
         };
         let keys = ssh_keys(&job);
         let passwords = job.logins.iter().map(|login| login.password.clone());
@@ -243,7 +244,7 @@ impl Engine {
         let request = RunRequest {
             context: root,
             no_push: job.spec.no_push,
-            hold: job.spec.hold,
+            push_by_digest: job.spec.push_by_digest,
             credentials: Some(credentials),
             git: GitAccess { ssh_keys: keys },
             reach: if self.allow_private_addresses {
@@ -256,17 +257,17 @@ impl Engine {
             ..RunRequest::new(job.id, plan, job.domain)
         };
         self.executor.run(request, events, cancel).await;
-        // What was fetched is removed only now.
+        // The fetched files are removed only after the run.
         drop(fetched);
-        Ended::Ran(facts)
+        Ended::Ran(variables)
     }
 
-    /// Reads the task file. Blocking, so on a thread of its own.
+    /// Prepares the plan on a blocking thread.
     async fn prepare(
         &self,
         job: Job,
         root: Option<PathBuf>,
-        git: GitFacts,
+        git: GitVariables,
     ) -> Result<(Job, Prepared), Ended> {
         let allow = self.options.allow;
         let vaults = Arc::clone(&self.vaults);
@@ -281,9 +282,9 @@ impl Engine {
                 trust: &job.domain.trust,
                 spec: &job.spec,
                 secrets: &job.secrets,
-                files: root.map_or(Files::None, Files::FromElsewhere),
+                files: root.map_or(Files::None, Files::Fetched),
                 context,
-                git: Git::Known(git),
+                git: Git::Fetched(git),
                 allow,
                 vaults: VaultSecrets::Read {
                     vaults: &vaults,
@@ -294,7 +295,7 @@ impl Engine {
             (job, prepared)
         });
         let (job, prepared) = preparing.await.map_err(|error| {
-            Ended::NotBegun(format!("the task file could not be read: {error}"))
+            Ended::NotBegun(format!("preparing the task file panicked: {error}"))
         })?;
         match prepared {
             Ok(prepared) => Ok((job, prepared)),
@@ -339,10 +340,10 @@ impl Work for Engine {
 
     fn check(&self) -> BoxFuture<'_, Result<(), String>> {
         Box::pin(async {
-            match tokio::time::timeout(CHECK, self.executor.check()).await {
+            match tokio::time::timeout(CHECK, self.executor.ping()).await {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(error)) => Err(chain(&error)),
-                Err(_) => Err("the engine does not answer".into()),
+                Err(_) => Err("the engine does not respond".into()),
             }
         })
     }
@@ -357,7 +358,7 @@ impl Work for Engine {
     }
 }
 
-/// Returns what a run may read of the vaults.
+/// Returns which vaults a run may read.
 fn access_of(task: Option<&str>) -> Access {
     match task {
         Some(task) => Access::Task(task.to_owned()),
@@ -368,7 +369,7 @@ fn access_of(task: Option<&str>) -> Access {
     }
 }
 
-/// The keys among a run's logins.
+/// Returns the SSH keys among a run's logins.
 fn ssh_keys(job: &Job) -> Vec<SshKey> {
     let logins = job.logins.iter();
     logins
@@ -376,7 +377,7 @@ fn ssh_keys(job: &Job) -> Vec<SshKey> {
         .collect()
 }
 
-/// Returns how a run ended before its first step. Only what could not be reached may work another time.
+/// Returns how a run ended before its first step. Only unreachable sources are worth a retry.
 fn ended_before(reason: String, unreachable: bool) -> Ended {
     if unreachable {
         Ended::NotBegun(reason)

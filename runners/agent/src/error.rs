@@ -1,50 +1,50 @@
-//! Why a runner cannot run. What may pass by itself is tried again instead and is no error.
+//! Errors that end a runner. The runner retries temporary failures instead.
 
 use std::{error::Error, io, path::PathBuf};
 
-/// Why a runner cannot run, or cannot go on.
+/// Reason why a runner cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// The server's address cannot be used.
+    /// The server's address is not usable.
     #[error("the server `{server}` cannot be used: {reason}")]
     Server {
-        /// As it was given.
+        /// The address as configured.
         server: String,
-        /// Why not, and what to write instead.
+        /// The reason, with the correction.
         reason: String,
     },
-    /// The state folder cannot be used.
+    /// The state folder is not usable.
     #[error("cannot {attempt}")]
     State {
-        /// What was attempted, on what.
+        /// The attempted operation and its path.
         attempt: String,
-        /// What the system said.
+        /// The error of the system.
         #[source]
         source: io::Error,
     },
-    /// Another process has the state folder.
+    /// Another process uses the state folder.
     #[error(
         "{} belongs to a runner that is running; give each runner a folder of its own",
         path.display()
     )]
     InUse {
-        /// The folder.
+        /// The state folder.
         path: PathBuf,
     },
-    /// The key file is not what this program wrote.
+    /// The key file has another content than this program writes.
     #[error(
         "the key in {} cannot be read: {reason}; remove the file and register again",
         path.display()
     )]
     Key {
-        /// The file.
+        /// The key file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The mistake in the file.
         reason: String,
     },
-    /// There is no key and no token.
+    /// The runner has neither a key nor a token.
     #[error(
-        "this runner is not registered ({} holds no key); make a token with `acrtask runner token` and give it to \
+        "this runner is not registered ({} has no key); make a token with `acrtask runner token` and give it to \
          the first start",
         path.display()
     )]
@@ -52,15 +52,15 @@ pub enum AgentError {
         /// The state folder.
         path: PathBuf,
     },
-    /// The token was not taken.
+    /// The server rejected the registration token.
     #[error("{server} did not register this runner: {message}")]
     Registration {
         /// The server.
         server: String,
-        /// What it said.
+        /// The response of the server.
         message: String,
     },
-    /// The key is not known, or not any more.
+    /// The server rejects the key.
     #[error(
         "{server} does not know this runner's key ({message}); if the runner was removed on purpose, remove {} and \
          register again",
@@ -69,41 +69,41 @@ pub enum AgentError {
     KeyRefused {
         /// The server.
         server: String,
-        /// What it said.
+        /// The response of the server.
         message: String,
-        /// The key's file.
+        /// The key file.
         path: PathBuf,
     },
-    /// The runner's registration does not allow the pool, labels or slots that the runner was started with.
+    /// The registration does not allow the pool, labels or slots of the runner.
     #[error("{server} refuses this runner: {message}; to register again, remove {}", path.display())]
     NotRegisteredFor {
         /// The server.
         server: String,
-        /// The reason of the server.
+        /// The response of the server.
         message: String,
-        /// The key's file.
+        /// The key file.
         path: PathBuf,
     },
-    /// The connection cannot be set up as it was asked for.
+    /// The TLS settings are not usable.
     #[error("cannot set up TLS to {server}")]
     Tls {
         /// The server.
         server: String,
-        /// What is wrong.
+        /// The cause.
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
 }
 
 impl AgentError {
-    /// For `map_err`: what was attempted.
+    /// Returns a function for `map_err` that adds the attempted operation.
     pub(crate) fn state(attempt: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let attempt = attempt.into();
         move |source| Self::State { attempt, source }
     }
 }
 
-/// An error with all its causes, in one line.
+/// Formats an error with all its causes in one line.
 pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
     let mut out = error.to_string();
     let mut cause = error.source();

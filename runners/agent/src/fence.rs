@@ -1,7 +1,7 @@
-//! The question before each push: is this run still ours?
+//! Fence before each push: asks the control plane whether the lease is still valid.
 //!
-//! A yes is good for a short time only, counted from when it was asked: a process that was stopped meanwhile asks
-//! again. Without an answer nothing is pushed, however long that takes.
+//! A grant is valid only for a short time after the question: a process that was stopped meanwhile
+//! asks again. Without a response nothing is pushed, however long that takes.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -20,12 +20,12 @@ pub(crate) struct RunFence {
     notices: mpsc::UnboundedSender<Notice>,
 }
 
-/// What the control plane answered.
+/// Response of the control plane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// It may push, until then by [`clock::now`].
+    /// The attempt may push until this time of [`clock::now`].
     Granted(Duration),
-    /// It may not.
+    /// The attempt may not push.
     Refused,
 }
 
@@ -47,11 +47,11 @@ impl Fence for RunFence {
             };
             match answer {
                 Some(Answer::Granted(until)) if clock::now() < until => return Ok(()),
-                // It is too old to go by.
+                // The grant has expired.
                 Some(Answer::Granted(_)) => {}
                 Some(Answer::Refused) => {
                     return Err(
-                        "the run was canceled or given to another runner, so that nothing is pushed from here"
+                        "the run was canceled or given to another runner, so nothing is pushed from here"
                             .into(),
                     );
                 }
@@ -61,23 +61,23 @@ impl Fence for RunFence {
     }
 }
 
-/// The questions that are open.
+/// Unanswered questions.
 #[derive(Debug, Default)]
 pub(crate) struct Fences {
     next: u64,
-    open: HashMap<u64, Asked>,
+    open: HashMap<u64, OpenQuestion>,
 }
 
 #[derive(Debug)]
-struct Asked {
+struct OpenQuestion {
     id: AttemptId,
-    /// When it was asked.
+    /// Time of the question.
     at: Duration,
     answer: oneshot::Sender<Answer>,
 }
 
 impl Fences {
-    /// A new question; returns its number.
+    /// Adds a question and returns its number.
     pub(crate) fn ask(
         &mut self,
         id: AttemptId,
@@ -85,7 +85,7 @@ impl Fences {
         now: Duration,
     ) -> u64 {
         self.next += 1;
-        let asked = Asked {
+        let asked = OpenQuestion {
             id,
             at: now,
             answer,
@@ -94,12 +94,14 @@ impl Fences {
         self.next
     }
 
-    /// Open questions that were asked at least `ago` before now, to be asked again. Each gets a new number: the answer
-    /// to an old one says nothing about now.
-    pub(crate) fn again(&mut self, now: Duration, ago: Duration) -> Vec<(u64, AttemptId)> {
-        // Nobody waits for those any more.
+    /// Renumbers and returns the questions that have been open for `ago`, so that they are
+    /// repeated.
+    ///
+    /// Each gets a new number, because a late response to the old one is outdated.
+    pub(crate) fn take_overdue(&mut self, now: Duration, ago: Duration) -> Vec<(u64, AttemptId)> {
+        // The other questions have no receiver any more.
         self.open.retain(|_, asked| !asked.answer.is_closed());
-        let due: BTreeMap<u64, Asked> = self
+        let due: BTreeMap<u64, OpenQuestion> = self
             .open
             .extract_if(|_, asked| now.saturating_sub(asked.at) >= ago)
             .collect();
@@ -111,8 +113,9 @@ impl Fences {
             .collect()
     }
 
-    /// An answer has come. A yes holds for half of what a lease lasts from when it was asked for: the control plane
-    /// renewed the lease after that.
+    /// Forwards a response. A grant is valid for half of the lease time, counted from the question.
+    ///
+    /// The control plane renewed the lease after the question.
     pub(crate) fn answer(&mut self, nonce: u64, granted: bool, lease: Duration) {
         if let Some(asked) = self.open.remove(&nonce) {
             let answer = if granted {
@@ -125,7 +128,7 @@ impl Fences {
         }
     }
 
-    /// The attempt is not ours any more: whoever waits for it waits no longer.
+    /// Drops the questions of an attempt without a lease. Its pushes fail.
     pub(crate) fn forget(&mut self, id: &AttemptId) {
         self.open.retain(|_, asked| asked.id != *id);
     }
@@ -146,8 +149,8 @@ mod tests {
 
     const LEASE: Duration = Duration::from_secs(30);
 
-    /// Answers each question with the next of `answers`; returns how many were asked.
-    async fn push(answers: Vec<Option<Answer>>) -> (Result<(), String>, usize) {
+    /// Responds to the questions with `answers` in turn. Returns the number of questions.
+    async fn run_push(answers: Vec<Option<Answer>>) -> (Result<(), String>, usize) {
         let (notices, mut asked) = mpsc::unbounded_channel();
         let fence = RunFence::new(id(), notices);
         let mut count = 0;
@@ -167,23 +170,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_a_fresh_yes_is_a_yes() {
+    async fn only_a_fresh_grant_permits_a_push() {
         let fresh = Answer::Granted(clock::now() + LEASE);
         let stale = Answer::Granted(clock::now().saturating_sub(Duration::from_millis(1)));
-        assert_eq!(push(vec![Some(fresh)]).await, (Ok(()), 1));
+        assert_eq!(run_push(vec![Some(fresh)]).await, (Ok(()), 1));
         assert_eq!(
-            push(vec![Some(stale), Some(stale), Some(fresh)]).await,
+            run_push(vec![Some(stale), Some(stale), Some(fresh)]).await,
             (Ok(()), 3)
         );
-        let (refused, count) = push(vec![Some(stale), Some(Answer::Refused)]).await;
+        let (refused, count) = run_push(vec![Some(stale), Some(Answer::Refused)]).await;
         assert!(refused.unwrap_err().contains("another runner"));
         assert_eq!(count, 2);
-        let (stopped, _) = push(vec![None]).await;
+        let (stopped, _) = run_push(vec![None]).await;
         assert!(stopped.unwrap_err().contains("stopped"));
     }
 
     #[test]
-    fn questions_are_asked_again_under_another_number() {
+    fn overdue_questions_get_another_number() {
         let at = Duration::from_secs;
         let mut fences = Fences::default();
         let (sender, mut answer) = oneshot::channel();
@@ -191,16 +194,16 @@ mod tests {
         let (sender, given_up) = oneshot::channel();
         fences.ask(id(), sender, at(1));
         drop(given_up);
-        assert_eq!(fences.again(at(3), at(5)), []);
-        let again = fences.again(at(100), Duration::ZERO);
+        assert_eq!(fences.take_overdue(at(3), at(5)), []);
+        let again = fences.take_overdue(at(100), Duration::ZERO);
         let [(second, _)] = again[..] else {
             panic!("{again:?}");
         };
-        // The answer to the first one was on its way for longer than a lease may last.
+        // The response to the first question arrives later than a lease may last.
         fences.answer(first, true, LEASE);
         assert!(answer.try_recv().is_err());
         fences.answer(second, true, LEASE);
         assert_eq!(answer.try_recv().unwrap(), Answer::Granted(at(115)));
-        assert_eq!(fences.again(at(200), Duration::ZERO), []);
+        assert_eq!(fences.take_overdue(at(200), Duration::ZERO), []);
     }
 }

@@ -1,7 +1,8 @@
-//! Removes from the engine and the builder what runs left, by age and disk use.
+//! Removal of what runs leave on the engine and the builder, by age and disk use.
 //!
-//! Images that runs pulled, and what killed runs left behind, carry names or labels of acrtask: nothing else is removed.
-//! BuildKit's cache has no such mark, so its entries are removed only where the operator set a limit.
+//! Pulled images and the remains of killed runs have names or labels of acrtask, and housekeeping
+//! removes nothing else. Entries of BuildKit's cache have no such mark, so they are removed only if
+//! the operator set a limit.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -12,19 +13,19 @@ use crate::{config::AgentConfig, disk, error::chain};
 
 /// Interval between two passes.
 const INTERVAL: Duration = Duration::from_secs(3600);
-/// Interval between two checks of the disk, and pause while a run is in the way.
+/// Interval between two checks of the disk, and pause while a run prevents a removal.
 const CHECK: Duration = Duration::from_secs(60);
-/// Age of what is removed to make room.
+/// Age from which images are removed on a nearly full disk.
 const YOUNG: Duration = Duration::from_secs(3600);
 
-/// Limits of what runs leave.
+/// Limits of what runs leave behind.
 #[derive(Debug, Clone)]
 pub(crate) struct Limits {
     /// Age of pulled images.
     images: Duration,
-    /// Time without use of an entry of the build cache. `None`: no limit.
+    /// Maximum time without use of an entry of the build cache. `None`: no limit.
     cache_age: Option<Duration>,
-    /// Bytes of the build cache. `None`: no limit.
+    /// Maximum size of the build cache, in bytes. `None`: no limit.
     cache_bytes: Option<u64>,
     /// Free bytes below which the disk is nearly full.
     least_free: u64,
@@ -39,7 +40,7 @@ enum Removal {
 }
 
 impl Limits {
-    pub(crate) fn of(config: &AgentConfig) -> Self {
+    pub(crate) fn from_config(config: &AgentConfig) -> Self {
         Self {
             images: config.keep_images,
             cache_age: config.keep_build_cache,
@@ -48,7 +49,7 @@ impl Limits {
         }
     }
 
-    /// Returns the removals of one pass. A disk that is nearly full shortens the ages to an hour.
+    /// Returns the removals of one pass. On a nearly full disk the ages shrink to an hour.
     fn removals(&self, is_low: bool) -> Vec<Removal> {
         let age = |age: Duration| if is_low { age.min(YOUNG) } else { age };
         let has_cache_limit = self.cache_age.is_some() || self.cache_bytes.is_some();
@@ -64,7 +65,7 @@ impl Limits {
         removals
     }
 
-    /// Returns the limits as a text for people: what the server shows of the runner.
+    /// Returns the limits as text for people, which the server displays.
     pub(crate) fn describe(&self) -> String {
         let hours = |time: Duration| format!("{} h", time.as_secs().div_ceil(3600));
         let mut text = format!("pulled images after {}", hours(self.images));
@@ -78,11 +79,11 @@ impl Limits {
     }
 }
 
-/// Keeps the limits, for ever.
-pub(crate) async fn keep(executor: Arc<Executor>, limits: Limits, folder: PathBuf) {
+/// Enforces the limits without end.
+pub(crate) async fn enforce_limits(executor: Arc<Executor>, limits: Limits, folder: PathBuf) {
     let mut due = Instant::now();
     loop {
-        let is_low = disk::free(&folder).is_some_and(|free| free < limits.least_free);
+        let is_low = disk::free_bytes(&folder).is_some_and(|free| free < limits.least_free);
         if is_low || Instant::now() >= due {
             let mut is_done = true;
             for removal in limits.removals(is_low) {
@@ -96,12 +97,12 @@ pub(crate) async fn keep(executor: Arc<Executor>, limits: Limits, folder: PathBu
     }
 }
 
-/// Carries a removal out. Returns `false` if a run is in the way: it is tried again soon.
+/// Executes a removal. Returns `false` if a run prevents it and it has to be retried soon.
 async fn carry_out(executor: &Executor, removal: Removal) -> bool {
     match removal {
         Removal::Leftovers => {
-            for removed in executor.remove_leftovers().await {
-                tracing::info!(removed, "removed what a killed run had left");
+            for removed in executor.remove_orphans().await {
+                tracing::info!(removed, "removed what a killed run had left behind");
             }
         }
         Removal::Images(age) => match executor.remove_pulled_images(age).await {

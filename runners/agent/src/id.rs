@@ -1,11 +1,11 @@
-//! Which run, and which attempt at it: what every message about a run carries.
+//! Identity of an attempt, which every message about a run contains.
 
 use std::fmt;
 
 use acrtask_model::RunId;
 use acrtask_proto::runner::Attempt;
 
-/// A run and which attempt at it.
+/// A run and the number of its attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct AttemptId {
     pub(crate) run: RunId,
@@ -13,8 +13,8 @@ pub(crate) struct AttemptId {
 }
 
 impl AttemptId {
-    /// As a message has it; nothing where that is no attempt of a run.
-    pub(crate) fn read(attempt: Option<Attempt>) -> Option<Self> {
+    /// Parses the form of a message. `None` if it does not denote an attempt of a run.
+    pub(crate) fn parse(attempt: Option<Attempt>) -> Option<Self> {
         let attempt = attempt?;
         let run = RunId::new(attempt.run).ok()?;
         Some(Self {
@@ -23,15 +23,15 @@ impl AttemptId {
         })
     }
 
-    /// For a message.
-    pub(crate) fn proto(&self) -> Attempt {
+    /// Returns the form of a message.
+    pub(crate) fn to_proto(&self) -> Attempt {
         Attempt {
             run: self.run.to_string(),
             attempt: self.attempt,
         }
     }
 
-    /// For names of files.
+    /// Returns the name of the attempt's files.
     pub(crate) fn file_name(&self) -> String {
         format!("{}.{}", self.run, self.attempt)
     }

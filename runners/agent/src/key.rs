@@ -1,7 +1,7 @@
-//! The runner's key and the folder that it lies in.
+//! The runner's key and its state folder.
 //!
-//! The key is written before it is used for anything: whole or not at all, readable by this user alone. The folder
-//! belongs to one running runner; a lock that ends with its process says which.
+//! The key is stored before its first use: atomically, and readable only by this user. One running
+//! runner owns the folder through a lock that ends with its process.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -15,30 +15,30 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::AgentError;
 
-const KEY: &str = "runner.json";
-const LOCK: &str = "lock";
-const SPOOL: &str = "spool";
-const WORK: &str = "work";
+const KEY_FILE: &str = "runner.json";
+const LOCK_FILE: &str = "lock";
+const SPOOL_DIR: &str = "spool";
+const WORK_DIR: &str = "work";
 
-/// What a runner was given when it registered.
+/// Credentials that a runner receives when it registers.
 #[derive(Debug, Clone)]
 pub(crate) struct Key {
-    /// Its id.
+    /// The runner's id.
     pub(crate) runner: String,
-    /// The name that it registered with.
+    /// The registered name.
     pub(crate) name: String,
-    /// The key itself.
+    /// The secret key.
     pub(crate) key: Secret,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Stored {
+struct StoredKey {
     runner: String,
     name: String,
     key: String,
 }
 
-/// The folder that a runner keeps its things in.
+/// State folder of a runner.
 #[derive(Debug)]
 pub(crate) struct StateDir {
     path: PathBuf,
@@ -46,9 +46,9 @@ pub(crate) struct StateDir {
 }
 
 impl StateDir {
-    /// Makes it where it is missing, takes its lock, and removes what a runner that has ended left in it.
+    /// Creates the folder if it is missing, locks it, and removes the files of an earlier process.
     pub(crate) fn open(path: &Path) -> Result<Self, AgentError> {
-        let in_words = path.display();
+        let shown_path = path.display();
         let make = |folder: &Path| {
             DirBuilder::new()
                 .recursive(true)
@@ -61,26 +61,26 @@ impl StateDir {
         };
         make(path)?;
         let path = fs::canonicalize(path)
-            .map_err(AgentError::state(format!("find the folder {in_words}")))?;
+            .map_err(AgentError::state(format!("find the folder {shown_path}")))?;
         let lock = OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(false)
             .mode(0o600)
-            .open(path.join(LOCK))
-            .map_err(AgentError::state(format!("lock the folder {in_words}")))?;
+            .open(path.join(LOCK_FILE))
+            .map_err(AgentError::state(format!("lock the folder {shown_path}")))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => return Err(AgentError::InUse { path }),
             Err(fs::TryLockError::Error(error)) => {
-                return Err(AgentError::state(format!("lock the folder {in_words}"))(
+                return Err(AgentError::state(format!("lock the folder {shown_path}"))(
                     error,
                 ));
             }
         }
-        // Their runs have been given to others, or will be when their leases end. What has an owner of its own in
-        // the other folder is judged by that.
-        let spool = path.join(SPOOL);
+        // The runs of an earlier process are leased to others, or will be. The owner files in the
+        // work folder decide what is removed there.
+        let spool = path.join(SPOOL_DIR);
         if let Err(error) = fs::remove_dir_all(&spool)
             && error.kind() != io::ErrorKind::NotFound
         {
@@ -89,31 +89,31 @@ impl StateDir {
             ));
         }
         make(&spool)?;
-        make(&path.join(WORK))?;
+        make(&path.join(WORK_DIR))?;
         Ok(Self { path, _lock: lock })
     }
 
-    /// Where it is.
+    /// Returns the path of the folder.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Where logs are kept.
+    /// Returns the folder of logs.
     pub(crate) fn spool(&self) -> PathBuf {
-        self.path.join(SPOOL)
+        self.path.join(SPOOL_DIR)
     }
 
-    /// Where the files of runs are.
+    /// Returns the folder of the files of runs.
     pub(crate) fn work(&self) -> PathBuf {
-        self.path.join(WORK)
+        self.path.join(WORK_DIR)
     }
 
-    /// Where the key is.
+    /// Returns the path of the key file.
     pub(crate) fn key_path(&self) -> PathBuf {
-        self.path.join(KEY)
+        self.path.join(KEY_FILE)
     }
 
-    /// The key; nothing where this runner has not registered.
+    /// Reads the key. `None` if this runner has not registered.
     pub(crate) fn read_key(&self) -> Result<Option<Key>, AgentError> {
         let path = self.key_path();
         let text = match fs::read_to_string(&path) {
@@ -123,10 +123,10 @@ impl StateDir {
                 return Err(AgentError::state(format!("read {}", path.display()))(error));
             }
         };
-        // What the parser says may hold a part of the text.
-        let stored: Stored = serde_json::from_str(&text).map_err(|_| AgentError::Key {
+        // The error of the parser may quote the key.
+        let stored: StoredKey = serde_json::from_str(&text).map_err(|_| AgentError::Key {
             path,
-            reason: "it is not what a runner writes".into(),
+            reason: "its content was not written by a runner".into(),
         })?;
         Ok(Some(Key {
             runner: stored.runner,
@@ -135,16 +135,16 @@ impl StateDir {
         }))
     }
 
-    /// Keeps the key.
+    /// Stores the key.
     pub(crate) fn write_key(&self, key: &Key) -> Result<(), AgentError> {
         let path = self.key_path();
         let write = || {
-            let text = serde_json::to_string(&Stored {
+            let text = serde_json::to_string(&StoredKey {
                 runner: key.runner.clone(),
                 name: key.name.clone(),
                 key: key.key.expose().to_owned(),
             })?;
-            let part = self.path.join(format!("{KEY}.part"));
+            let part = self.path.join(format!("{KEY_FILE}.part"));
             let _ = fs::remove_file(&part);
             let mut file = OpenOptions::new()
                 .write(true)
@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_kept_for_this_user_alone() {
+    fn key_is_readable_only_by_its_user() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep/state");
         let state = StateDir::open(&path).unwrap();
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_one_runners_and_old_logs_are_removed() {
+    fn folder_belongs_to_one_runner_and_old_logs_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         let first = StateDir::open(folder.path()).unwrap();
         fs::write(first.spool().join("r1.1"), "old").unwrap();

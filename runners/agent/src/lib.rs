@@ -1,23 +1,26 @@
-//! The runner: registers with a control plane, takes leases, executes runs, streams their logs, drains.
+//! Runner: registers with a control plane, leases runs, executes them, streams their logs, drains.
 //!
-//! [`run`] is all of it. A runner connects out and is never connected to. `agent` is the one task that knows what
-//! this runner holds; it decides and never waits. Around it: `link` keeps a stream to the control plane, `run` carries
-//! one run out, `spool` keeps a run's log on disk, `pump` sends it.
+//! [`run`] is the entry point. A runner opens connections and accepts none. `agent` is the single
+//! task that owns the state of this runner; it decides and never waits. The tasks around it: `link`
+//! keeps a stream to the control plane, `run` executes one attempt, `spool` stores the log of an
+//! attempt on disk, `pump` sends the log.
 //!
 //! Invariants:
-//! - A build never waits for the control plane: while it is away, logs grow on disk and results wait.
-//! - A push always waits for it: without a fresh answer that the run is still this runner's, nothing is pushed.
-//! - What a run printed is in its log byte for byte until the control plane has it, or the log says where it ends and
-//!   the run has failed. Memory does not grow with it.
-//! - An attempt that is not this runner's any more is stopped, and nothing more is said about it.
-//! - The runner's key and the secrets of runs are in no message, no log, and no file but the key's own.
+//! - A build never waits for the control plane: during an outage, logs and results wait on disk.
+//! - A push always waits for it: nothing is pushed without a fresh confirmation of the lease.
+//! - The log contains the output of a run byte for byte until the control plane has stored it.
+//!   Otherwise the log ends with a warning and the run fails. Memory use does not grow with the
+//!   log.
+//! - An attempt whose lease is lost is stopped, and the runner reports nothing more about it.
+//! - The runner's key and the secrets of runs are in no message, in no log, and in no file except
+//!   the key file.
 //!
-//! Left out: taking runs up again after the runner itself was restarted. They are run again elsewhere, or here, once
-//! their leases have ended; what they left on the engine is removed at the next start.
+//! Left out: a restarted runner does not resume its runs. They run again elsewhere, or here, after
+//! their leases have expired. The next start removes what they left on the engine.
 
+mod active_attempts;
 mod agent;
 mod backoff;
-mod beats;
 mod clock;
 mod config;
 mod context;
@@ -25,11 +28,12 @@ mod disk;
 mod engine;
 mod error;
 mod fence;
-mod held;
+mod heartbeat;
 mod housekeeping;
 mod id;
 mod key;
 mod link;
+mod log_window;
 mod pump;
 mod register;
 mod results;
@@ -39,7 +43,6 @@ mod start;
 #[cfg(test)]
 mod tests;
 mod trace;
-mod window;
 mod work;
 
 pub use config::AgentConfig;

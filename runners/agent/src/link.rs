@@ -1,8 +1,8 @@
-//! The stream to the control plane: opened, kept, and opened again for ever.
+//! Link to the control plane: a stream that is opened, kept, and reopened without end.
 //!
-//! [`keep`] tells [`Told`] and is told nothing but by what it hands out with each stream: a way for what must not
-//! wait ([`Stream::control`]), which goes first, and one for logs, which makes the sender wait. Dropping `control` ends
-//! the stream in good order, `close` at once.
+//! [`Link::run`] sends [`LinkEvent`]s. With each stream it hands out two queues: one for urgent
+//! messages ([`Stream::control`]), which go first, and one for logs, which makes the sender wait.
+//! Dropping `control` ends the stream in order; `close` ends it at once.
 
 use std::{sync::Arc, task::Poll, time::Duration};
 
@@ -16,26 +16,26 @@ use tonic::{Code, Request, Status, transport::Channel};
 use crate::{
     backoff::Backoff,
     error::chain,
-    register::{CONNECT, Servers, client, with_key},
+    register::{CONNECT_TIMEOUT, Servers, new_client, with_key},
 };
 
-/// Log messages that wait for the connection; each has up to 256 KiB.
+/// Maximum number of log messages that wait for the connection. Each has up to 256 KiB.
 const LOG_QUEUE: usize = 2;
-/// A stream that lived for this long was a good one: the next one is tried soon.
-const GOOD: Duration = Duration::from_secs(10);
+/// Lifetime after which a stream counts as stable: the next one is opened without a long pause.
+const MIN_STABLE: Duration = Duration::from_secs(10);
 
-/// What [`keep`] tells.
+/// Event of the link.
 #[derive(Debug)]
-pub(crate) enum Told {
-    /// A stream is being opened: what does it begin with?
+pub(crate) enum LinkEvent {
+    /// A stream is being opened. The receiver sends the hello.
     Opening(oneshot::Sender<Hello>),
     /// A stream is open.
     Open(Stream, Welcome),
-    /// The control plane says this.
+    /// The control plane has sent a message.
     Message(to_runner::Message),
-    /// The stream is gone; another one is tried.
+    /// The stream has ended, and the link opens another one.
     Closed,
-    /// A control plane does not accept the key. No other stream is tried.
+    /// A control plane rejects the key. The link opens no other stream.
     Refused {
         /// Address of the control plane.
         server: String,
@@ -47,45 +47,45 @@ pub(crate) enum Told {
 /// An open stream.
 #[derive(Debug)]
 pub(crate) struct Stream {
-    /// For what is small and must not stand behind logs.
+    /// Queue for small urgent messages.
     pub(crate) control: mpsc::UnboundedSender<FromRunner>,
-    /// For logs and what comes behind them.
+    /// Queue for logs and the messages behind them.
     pub(crate) log: mpsc::Sender<FromRunner>,
-    /// Ends it at once.
+    /// Ends the stream at once.
     pub(crate) close: CancellationToken,
 }
 
 /// Wraps a message.
-pub(crate) fn say(message: from_runner::Message) -> FromRunner {
+pub(crate) fn wrap_message(message: from_runner::Message) -> FromRunner {
     FromRunner {
         message: Some(message),
     }
 }
 
-/// How streams are opened.
+/// Connection settings and event queue of the link.
 #[derive(Debug)]
 pub(crate) struct Link {
-    /// The control planes, of which one is connected.
+    /// The control planes, of which one is used at a time.
     pub(crate) servers: Servers,
     /// The runner's key.
     pub(crate) key: Arc<Secret>,
-    /// Who is told.
-    pub(crate) told: mpsc::Sender<Told>,
+    /// Receiver of the events.
+    pub(crate) events: mpsc::Sender<LinkEvent>,
     /// The channel of the open stream, for other requests.
     pub(crate) channel: watch::Sender<Option<Channel>>,
 }
 
 impl Link {
-    /// Keeps a stream open. After each end it goes on to the next server, and waits once all of them failed. Returns
-    /// when the agent is gone, or the key was refused.
-    pub(crate) async fn keep(mut self) {
+    /// Keeps a stream open. After a stream ends it tries the next server, and pauses after a round
+    /// of failures. Returns when the agent has stopped or the key was rejected.
+    pub(crate) async fn run(mut self) {
         let mut backoff = Backoff::default();
-        let mut told_why = false;
+        let mut has_warned = false;
         loop {
             let begun = tokio::time::Instant::now();
-            let ended = self.stream().await;
+            let ended = self.run_stream().await;
             self.channel.send_replace(None);
-            if self.told.send(Told::Closed).await.is_err() {
+            if self.events.send(LinkEvent::Closed).await.is_err() {
                 return;
             }
             if let Err(status) = ended {
@@ -94,24 +94,27 @@ impl Link {
                     Code::Unauthenticated | Code::PermissionDenied
                 ) {
                     let server = self.servers.address().to_owned();
-                    let _ = self.told.send(Told::Refused { server, status }).await;
+                    let _ = self
+                        .events
+                        .send(LinkEvent::Refused { server, status })
+                        .await;
                     return;
                 }
                 let error = status.message();
                 let server = self.servers.address();
-                // Once for each time that it is away.
-                if told_why && begun.elapsed() < GOOD {
+                // One warning for each outage.
+                if has_warned && begun.elapsed() < MIN_STABLE {
                     tracing::debug!(server, error, "no connection to the control plane yet");
                 } else {
                     tracing::warn!(
                         server,
                         error,
-                        "no connection to the control plane; runs go on, and it is tried again until there is one"
+                        "no connection to the control plane; runs continue, and the runner keeps trying"
                     );
                 }
-                told_why = true;
+                has_warned = true;
             }
-            if begun.elapsed() > GOOD {
+            if begun.elapsed() > MIN_STABLE {
                 backoff.reset();
             }
             if self.servers.advance() {
@@ -120,10 +123,10 @@ impl Link {
         }
     }
 
-    /// One stream, to its end.
-    async fn stream(&mut self) -> Result<(), Status> {
-        let late = |_| Status::deadline_exceeded("the control plane did not answer in time");
-        let connecting = tokio::time::timeout(CONNECT, self.servers.endpoint().connect());
+    /// Runs one stream to its end.
+    async fn run_stream(&mut self) -> Result<(), Status> {
+        let late = |_| Status::deadline_exceeded("the control plane did not respond in time");
+        let connecting = tokio::time::timeout(CONNECT_TIMEOUT, self.servers.endpoint().connect());
         let channel = connecting
             .await
             .map_err(late)?
@@ -132,18 +135,21 @@ impl Link {
         let (log, log_queue) = mpsc::channel(LOG_QUEUE);
         let (ask, hello) = oneshot::channel();
         let gone = |_| Status::cancelled("the runner is stopping");
-        if self.told.send(Told::Opening(ask)).await.is_err() {
+        if self.events.send(LinkEvent::Opening(ask)).await.is_err() {
             return Ok(());
         }
         let hello = hello.await.map_err(gone)?;
-        let _ = control.send(say(from_runner::Message::Hello(hello)));
-        let request = with_key(Request::new(outgoing(control_queue, log_queue)), &self.key);
-        let mut client = client(channel.clone());
+        let _ = control.send(wrap_message(from_runner::Message::Hello(hello)));
+        let request = with_key(
+            Request::new(merge_outgoing(control_queue, log_queue)),
+            &self.key,
+        );
+        let mut client = new_client(channel.clone());
         let opening = async {
             let mut incoming = client.connect(request).await?.into_inner();
             Ok((incoming.message().await?, incoming))
         };
-        let (first, mut incoming) = tokio::time::timeout(CONNECT, opening)
+        let (first, mut incoming) = tokio::time::timeout(CONNECT_TIMEOUT, opening)
             .await
             .map_err(late)?
             .map_err(|status: Status| status)?;
@@ -151,7 +157,7 @@ impl Link {
             message: Some(to_runner::Message::Welcome(welcome)),
         }) = first
         else {
-            return Err(Status::internal("the control plane did not say welcome"));
+            return Err(Status::internal("the control plane did not send a welcome"));
         };
         let close = CancellationToken::new();
         let stream = Stream {
@@ -167,23 +173,28 @@ impl Link {
             server,
             "connected to the control plane"
         );
-        if self.told.send(Told::Open(stream, welcome)).await.is_err() {
+        if self
+            .events
+            .send(LinkEvent::Open(stream, welcome))
+            .await
+            .is_err()
+        {
             return Ok(());
         }
         loop {
             let next = tokio::select! {
                 next = incoming.message() => next?,
-                () = close.cancelled() => return Err(Status::aborted("the stream was given up")),
+                () = close.cancelled() => return Err(Status::aborted("the runner closed the stream")),
             };
             match next {
                 Some(ToRunner {
                     message: Some(message),
                 }) => {
-                    if self.told.send(Told::Message(message)).await.is_err() {
+                    if self.events.send(LinkEvent::Message(message)).await.is_err() {
                         return Ok(());
                     }
                 }
-                // A message of a newer control plane.
+                // A message type of a newer control plane.
                 Some(ToRunner { message: None }) => {}
                 None => return Ok(()),
             }
@@ -191,8 +202,8 @@ impl Link {
     }
 }
 
-/// What goes out: everything of the first queue before anything of the second; ends when the first one does.
-fn outgoing(
+/// Merges both queues. Control messages go first, and the end of their queue ends the stream.
+fn merge_outgoing(
     mut control: mpsc::UnboundedReceiver<FromRunner>,
     mut log: mpsc::Receiver<FromRunner>,
 ) -> impl futures::Stream<Item = FromRunner> + Send + 'static {
@@ -220,20 +231,24 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_must_not_wait_goes_first() {
+    async fn control_messages_precede_logs() {
         let (control, control_queue) = mpsc::unbounded_channel();
         let (log, log_queue) = mpsc::channel(LOG_QUEUE);
-        let mut out = Box::pin(outgoing(control_queue, log_queue));
-        log.send(say(Message::Log(LogChunk::default())))
+        let mut out = Box::pin(merge_outgoing(control_queue, log_queue));
+        log.send(wrap_message(Message::Log(LogChunk::default())))
             .await
             .unwrap();
-        control.send(say(Message::Draining(Draining {}))).unwrap();
+        control
+            .send(wrap_message(Message::Draining(Draining {})))
+            .unwrap();
         let first = out.next().await.unwrap().message.unwrap();
         assert!(matches!(first, Message::Draining(_)));
         let second = out.next().await.unwrap().message.unwrap();
         assert!(matches!(second, Message::Log(_)));
         drop(log);
-        control.send(say(Message::Draining(Draining {}))).unwrap();
+        control
+            .send(wrap_message(Message::Draining(Draining {})))
+            .unwrap();
         assert!(out.next().await.is_some());
         drop(control);
         assert!(out.next().await.is_none());

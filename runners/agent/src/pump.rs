@@ -1,23 +1,23 @@
-//! Sends one log on one stream: as it grows, and at its end that the run is over.
+//! Sender of one log on one stream: its bytes as they appear, and then the final message.
 
 use std::{sync::Arc, time::Duration};
 
 use acrtask_proto::{MAX_CHUNK, runner::FromRunner};
 use tokio::{sync::mpsc, time::Instant};
 
-use crate::{clock, spool::RunLog, window::Next};
+use crate::{clock, log_window::Next, spool::RunLog};
 
-/// Small pieces of a log are sent at most this often; the first one after a pause at once.
-const GATHER: Duration = Duration::from_millis(20);
-/// How often it is looked for what was lost.
-const LOOK: Duration = Duration::from_secs(1);
+/// Minimum interval between small chunks. The first chunk after a pause is sent at once.
+const MIN_SEND_INTERVAL: Duration = Duration::from_millis(20);
+/// Interval between checks for lost chunks.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Sends what `log` has until its stream is not the current one any more.
+/// Sends the log until its stream has been replaced.
 pub(crate) async fn pump(log: Arc<RunLog>, stream: u64, out: mpsc::Sender<FromRunner>) {
     let mut quiet_until = Instant::now();
     loop {
         let mut changed = std::pin::pin!(log.changed());
-        // From here on no change is missed.
+        // No change after this line is missed.
         changed.as_mut().enable();
         match log.next(stream) {
             Next::Stale => return,
@@ -28,32 +28,33 @@ pub(crate) async fn pump(log: Arc<RunLog>, stream: u64, out: mpsc::Sender<FromRu
                 let message = match log.chunk(offset, length).await {
                     Ok(message) => message,
                     Err(error) => {
-                        // Without its log a run cannot be said to be over; its lease is kept, so that a person sees it.
-                        tracing::error!(%error, "a run's log cannot be read; trying again");
-                        tokio::time::sleep(LOOK).await;
+                        // A run cannot finish without its log. Its lease is kept, so that a user
+                        // notices.
+                        tracing::error!(%error, "cannot read a run's log; trying again");
+                        tokio::time::sleep(CHECK_INTERVAL).await;
                         continue;
                     }
                 };
-                // A reservation first: the bytes count as sent only where they are.
-                let Ok(place) = out.reserve().await else {
+                // The permit comes first: bytes count as sent only if they are.
+                let Ok(permit) = out.reserve().await else {
                     return;
                 };
-                log.sent(stream, offset, length, clock::now());
-                place.send(message);
-                quiet_until = Instant::now() + GATHER;
+                log.mark_sent(stream, offset, length, clock::now());
+                permit.send(message);
+                quiet_until = Instant::now() + MIN_SEND_INTERVAL;
             }
             Next::Finish => {
-                let Ok(place) = out.reserve().await else {
+                let Ok(permit) = out.reserve().await else {
                     return;
                 };
                 if let Some(message) = log.finish(stream) {
-                    place.send(message);
+                    permit.send(message);
                 }
             }
             Next::Wait => {
                 tokio::select! {
                     () = changed => {}
-                    () = tokio::time::sleep(LOOK) => log.repeat_lost(clock::now()),
+                    () = tokio::time::sleep(CHECK_INTERVAL) => log.resend_lost(clock::now()),
                 }
             }
         }

@@ -1,4 +1,4 @@
-//! The way to the control plane, and registering with it.
+//! Connection to the control plane, and registration.
 
 use std::time::Duration;
 
@@ -19,13 +19,13 @@ use crate::{
     key::{Key, StateDir},
 };
 
-/// Limit of a connection attempt, and of a short request.
-pub(crate) const CONNECT: Duration = Duration::from_secs(10);
-/// A connection without any sign of life for this long is asked for one ...
+/// Timeout of a connection attempt and of a short request.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time without traffic after which a connection sends a ping ...
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
-/// ... and given up when none comes within this.
+/// ... and timeout of its response, after which the connection is closed.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(6);
-/// Bytes under way towards this runner: contexts come this way.
+/// Flow control windows towards this runner, in bytes. Contexts are large.
 const STREAM_WINDOW: u32 = 2 << 20;
 const CONNECTION_WINDOW: u32 = 8 << 20;
 
@@ -51,7 +51,7 @@ impl Servers {
         if all.is_empty() {
             return Err(AgentError::Server {
                 server: String::new(),
-                reason: "there is no address; write https://HOST:PORT".into(),
+                reason: "the list of addresses is empty; write https://HOST:PORT".into(),
             });
         }
         Ok(Self {
@@ -61,22 +61,22 @@ impl Servers {
         })
     }
 
-    /// Returns the address of the server that is used now.
+    /// Returns the address of the current server.
     pub(crate) fn address(&self) -> &str {
         &self.all[self.current].0
     }
 
-    /// Returns the connection settings of the server that is used now.
+    /// Returns the connection settings of the current server.
     pub(crate) fn endpoint(&self) -> &Endpoint {
         &self.all[self.current].1
     }
 
-    /// Notes that the current server was reached.
+    /// Records that the current server was reached.
     pub(crate) fn reached(&mut self) {
         self.failed = 0;
     }
 
-    /// Goes on to the next server. Returns `true` if all of them failed since one was reached: it is time to wait.
+    /// Selects the next server. Returns `true` after a round of failures: it is time to wait.
     pub(crate) fn advance(&mut self) -> bool {
         self.current = (self.current + 1) % self.all.len();
         self.failed += 1;
@@ -88,7 +88,7 @@ impl Servers {
     }
 }
 
-/// Returns how `server` is reached. Connects when it is used.
+/// Returns the connection settings of `server`, without connecting.
 fn endpoint(config: &AgentConfig, server: &Uri) -> Result<Endpoint, AgentError> {
     config.check_server(server)?;
     let uri = server.clone();
@@ -98,7 +98,7 @@ fn endpoint(config: &AgentConfig, server: &Uri) -> Result<Endpoint, AgentError> 
         source,
     };
     let mut endpoint = Endpoint::from(uri.clone())
-        .connect_timeout(CONNECT)
+        .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
@@ -122,8 +122,8 @@ fn endpoint(config: &AgentConfig, server: &Uri) -> Result<Endpoint, AgentError> 
     Ok(endpoint)
 }
 
-/// A client on a channel.
-pub(crate) fn client(channel: Channel) -> Client {
+/// Creates a client on a channel.
+pub(crate) fn new_client(channel: Channel) -> Client {
     RunnersClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE)
@@ -131,7 +131,7 @@ pub(crate) fn client(channel: Channel) -> Client {
 
 /// Adds the runner's key to a request.
 pub(crate) fn with_key<T>(mut request: tonic::Request<T>, key: &Secret) -> tonic::Request<T> {
-    // A key that is no header is refused by the server as any wrong one.
+    // The server refuses a key that is not valid in a header like any wrong key.
     if let Ok(mut value) = format!("Bearer {}", key.expose())
         .parse::<tonic::metadata::MetadataValue<tonic::metadata::Ascii>>()
     {
@@ -141,8 +141,8 @@ pub(crate) fn with_key<T>(mut request: tonic::Request<T>, key: &Secret) -> tonic
     request
 }
 
-/// Whether trying again later may help.
-pub(crate) fn may_pass(status: &Status) -> bool {
+/// Returns `true` if a later attempt may succeed.
+pub(crate) fn is_transient(status: &Status) -> bool {
     !matches!(
         status.code(),
         Code::Unauthenticated
@@ -157,8 +157,8 @@ pub(crate) fn may_pass(status: &Status) -> bool {
     )
 }
 
-/// The key of this runner: the one it has, or a new one for the token.
-pub(crate) async fn key(
+/// Returns the key of this runner: the stored one, or a new one in exchange for the token.
+pub(crate) async fn load_or_register(
     config: &AgentConfig,
     servers: &mut Servers,
     state: &StateDir,
@@ -174,7 +174,7 @@ pub(crate) async fn key(
     let mut backoff = Backoff::default();
     loop {
         let asking = register(servers.endpoint(), token, config);
-        let status = match tokio::time::timeout(2 * CONNECT, asking).await {
+        let status = match tokio::time::timeout(2 * CONNECT_TIMEOUT, asking).await {
             Ok(Ok(key)) => {
                 state.write_key(&key)?;
                 servers.reached();
@@ -182,9 +182,9 @@ pub(crate) async fn key(
                 return Ok(key);
             }
             Ok(Err(status)) => status,
-            Err(_) => Status::deadline_exceeded("it did not answer in time"),
+            Err(_) => Status::deadline_exceeded("the server did not respond in time"),
         };
-        if !may_pass(&status) {
+        if !is_transient(&status) {
             return Err(AgentError::Registration {
                 server: servers.address().to_owned(),
                 message: status.message().to_owned(),
@@ -217,7 +217,7 @@ async fn register(
         labels: config.labels.clone().into_iter().collect(),
         slots: config.slots,
     };
-    let given = client(channel).register(request).await?.into_inner();
+    let given = new_client(channel).register(request).await?.into_inner();
     Ok(Key {
         runner: given.runner_id,
         name: config.name.clone(),
@@ -232,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn servers_are_tried_in_turn_and_a_round_of_failures_ends_with_a_wait() {
+    fn servers_are_tried_in_turn_with_a_wait_per_round() {
         let addresses = ["http://127.0.0.1:1", "http://127.0.0.1:2", "http://[::1]:3"];
         let docker = DockerEndpoint::from_env(|_| None);
         let servers = addresses.map(|address| address.parse().unwrap());

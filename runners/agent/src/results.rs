@@ -1,27 +1,27 @@
-//! What came of a run, gathered from its events. Pure.
+//! Result of a run, collected from its events. Pure.
 
 use std::collections::HashMap;
 
 use acrtask_api::{
     run::{BaseResult, BuiltResult, ImageResult, RunResult, StepResult},
-    spec::Facts,
+    spec::Variables,
 };
 use acrtask_model::{EventKind, StepId, StepState};
 
-/// What the events so far say.
+/// Results of the events so far.
 #[derive(Debug, Default)]
 pub(crate) struct Results {
     steps: Vec<StepResult>,
     built: Vec<BuiltResult>,
     images: Vec<ImageResult>,
     bases: Vec<BaseResult>,
-    /// Each vertex, and whether it came from a cache.
+    /// Each vertex, with `true` if its result was cached.
     vertices: HashMap<(StepId, String), bool>,
 }
 
 impl Results {
-    /// Takes one more event in.
-    pub(crate) fn see(&mut self, event: &EventKind) {
+    /// Applies the next event.
+    pub(crate) fn apply(&mut self, event: &EventKind) {
         match event {
             EventKind::RunStarted { steps, .. } => {
                 self.steps = steps
@@ -39,9 +39,9 @@ impl Results {
                 elapsed_ms,
                 ..
             } => {
-                if let Some(known) = self.steps.iter_mut().find(|known| known.id == *step) {
-                    known.state = state.clone();
-                    known.elapsed_ms = *elapsed_ms;
+                if let Some(result) = self.steps.iter_mut().find(|result| result.id == *step) {
+                    result.state = state.clone();
+                    result.elapsed_ms = *elapsed_ms;
                 }
             }
             EventKind::ImageBuilt {
@@ -58,13 +58,13 @@ impl Results {
                 name,
                 digest,
                 platforms,
-                held,
+                tag_deferred,
             } => self.images.push(ImageResult {
                 step: step.clone(),
                 name: name.clone(),
                 digest: digest.clone(),
                 platforms: platforms.clone(),
-                held: *held,
+                staged: *tag_deferred,
             }),
             EventKind::BaseUsed {
                 step,
@@ -90,8 +90,8 @@ impl Results {
         }
     }
 
-    /// What came of it.
-    pub(crate) fn result(self, refused: bool, facts: Facts) -> RunResult {
+    /// Returns the result of the run.
+    pub(crate) fn into_result(self, refused: bool, variables: Variables) -> RunResult {
         let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         RunResult {
             refused,
@@ -101,7 +101,7 @@ impl Results {
             bases: self.bases,
             cached_vertices: count(self.vertices.values().filter(|cached| **cached).count()),
             vertices: count(self.vertices.len()),
-            facts,
+            variables,
         }
     }
 }
@@ -110,12 +110,12 @@ impl Results {
 mod tests {
     use super::*;
 
-    fn see(lines: &[serde_json::Value]) -> RunResult {
+    fn result_of(lines: &[serde_json::Value]) -> RunResult {
         let mut results = Results::default();
         for line in lines {
-            results.see(&serde_json::from_value(line.clone()).unwrap());
+            results.apply(&serde_json::from_value(line.clone()).unwrap());
         }
-        results.result(false, Facts::default())
+        results.into_result(false, Variables::default())
     }
 
     #[test]
@@ -129,7 +129,7 @@ mod tests {
             })
         };
         let step = |id: &str| serde_json::json!({"id": id, "type": "cmd", "line": "", "after": []});
-        let result = see(&[
+        let result = result_of(&[
             serde_json::json!({
                 "event": "run_started", "engine": "", "builder": "",
                 "steps": [step("b"), step("c"), step("never")],

@@ -1,7 +1,7 @@
-//! One attempt at a run, from its lease to the end of its log.
+//! Execution of one attempt, from its lease to the end of its log.
 //!
-//! Whatever happens, the log ends with `RunFinished`, and that says the same as the message that the run is over. The
-//! exceptions are attempts that are not ours any more, about which nothing is said.
+//! The log always ends with `RunFinished`, with the same result as the final message. The only
+//! exceptions are attempts whose lease is lost: the runner reports nothing about them.
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +11,7 @@ use std::{
 
 use acrtask_api::{
     run::TASK_FILE_REFUSED,
-    spec::{Facts, RunSpec},
+    spec::{RunSpec, Variables},
 };
 use acrtask_model::{
     CacheNamespace, CacheSealKey, Event, EventKind, Outcome, RunDomain, RunState, Secret,
@@ -25,7 +25,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    context::{self, Source, Wanted},
+    context::{self, ExpectedContext, Source},
     fence::{Answer, RunFence},
     id::AttemptId,
     results::Results,
@@ -33,179 +33,179 @@ use crate::{
     work::{Ended, Job, Login, Work},
 };
 
-/// Events that wait for the disk, each with up to 64 KiB of output; more make the run wait.
-const EVENTS: usize = 32;
-/// A lease that cannot be taken is held for this long, so that it does not come back at once for ever.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Capacity of the queue of events, each with up to 64 KiB of output. A full queue delays the run.
+const EVENT_QUEUE: usize = 32;
+/// Delay before a lease is declined, so that it does not return at once again and again.
+const DECLINE_DELAY: Duration = Duration::from_secs(1);
 
-/// What an attempt tells the agent.
+/// Message of an attempt to the agent.
 #[derive(Debug)]
 pub(crate) enum Notice {
-    /// It takes the lease.
+    /// The attempt accepts the lease.
     Accept(AttemptId),
-    /// It gives the lease back.
+    /// The attempt declines the lease.
     Decline(AttemptId, String),
-    /// Its plan is made and it begins.
+    /// The plan is complete and the run starts.
     Started(AttemptId),
-    /// May it push?
+    /// The attempt asks for the permission to push.
     Fence(AttemptId, oneshot::Sender<Answer>),
 }
 
-/// Why an attempt is stopped.
+/// Reason to stop an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Stop {
-    /// Somebody canceled the run.
+pub(crate) enum StopReason {
+    /// A user canceled the run.
     Canceled(String),
-    /// Its log cannot be kept.
+    /// The log cannot be stored.
     NoLog(String),
-    /// This runner leaves: the run goes back to the queue.
+    /// The runner shuts down: the run returns to the queue.
     Drained,
-    /// It is not ours any more.
+    /// The lease is lost.
     Abandoned,
 }
 
-/// Stops an attempt, once: what was said first counts, but that it is not ours any more always does.
+/// Stops an attempt. The first reason counts, except that a lost lease replaces any other reason.
 #[derive(Debug, Default)]
-pub(crate) struct Stopper {
-    why: Mutex<Option<Stop>>,
+pub(crate) struct CancelHandle {
+    reason: Mutex<Option<StopReason>>,
     token: CancellationToken,
 }
 
-impl Stopper {
+impl CancelHandle {
     /// Stops the attempt.
-    pub(crate) fn stop(&self, stop: Stop) {
-        let mut why = self.why.lock().unwrap_or_else(PoisonError::into_inner);
-        if why.is_none() || stop == Stop::Abandoned {
-            *why = Some(stop);
+    pub(crate) fn stop(&self, stop: StopReason) {
+        let mut reason = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
+        if reason.is_none() || stop == StopReason::Abandoned {
+            *reason = Some(stop);
         }
-        drop(why);
+        drop(reason);
         self.token.cancel();
     }
 
-    /// Why it is stopped, if it is.
-    pub(crate) fn why(&self) -> Option<Stop> {
-        self.why
+    /// Returns the reason if the attempt was stopped.
+    pub(crate) fn reason(&self) -> Option<StopReason> {
+        self.reason
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
     }
 }
 
-/// An attempt that was leased to this runner.
+/// An attempt that is leased to this runner.
 #[derive(Debug)]
 pub(crate) struct Attempt {
     pub(crate) id: AttemptId,
     pub(crate) lease: Lease,
     pub(crate) log: Arc<RunLog>,
-    pub(crate) stopper: Arc<Stopper>,
+    pub(crate) cancel_handle: Arc<CancelHandle>,
     pub(crate) notices: mpsc::UnboundedSender<Notice>,
     pub(crate) work: Arc<dyn Work>,
     pub(crate) source: Source,
 }
 
 impl Attempt {
-    /// Carries it out. When this returns, everything of it on this machine is removed but its log.
+    /// Executes the attempt. Afterwards only its log is left on this machine.
     pub(crate) async fn carry_out(self) {
         if let Err(reason) = self.work.check().await {
-            tracing::warn!(reason, "a lease is given back");
-            tokio::time::sleep(PAUSE).await;
+            tracing::warn!(reason, "declining a lease");
+            tokio::time::sleep(DECLINE_DELAY).await;
             let _ = self.notices.send(Notice::Decline(self.id, reason));
             return;
         }
         let _ = self.notices.send(Notice::Accept(self.id.clone()));
-        let (events, taken) = mpsc::channel(EVENTS);
+        let (events, taken) = mpsc::channel(EVENT_QUEUE);
         let recorder = Recorder {
             id: self.id.clone(),
             writer: LogWriter::new(Arc::clone(&self.log)),
             results: Results::default(),
-            stopper: Arc::clone(&self.stopper),
+            cancel_handle: Arc::clone(&self.cancel_handle),
             notices: self.notices.clone(),
             last: None,
         };
         let recording = tokio::spawn(recorder.record(taken));
         let began = Instant::now();
-        let (id, notices, stopper) = (
+        let (id, notices, cancel_handle) = (
             self.id.clone(),
             self.notices.clone(),
-            Arc::clone(&self.stopper),
+            Arc::clone(&self.cancel_handle),
         );
-        let masks = Patterns::new(&secrets_of(&self.lease));
+        let masks = Patterns::new(&collect_secrets(&self.lease));
         let span = tracing::Span::current();
-        // A panic is the run's, not the runner's.
+        // A panic fails the run, not the runner.
         let working = tokio::spawn(tracing::Instrument::instrument(self.work(events), span));
         let ended = working.await.unwrap_or_else(|error| {
-            tracing::error!(%error, "carrying out a run has failed");
-            Ended::NotBegun("the runner failed at carrying it out; its own log says more".into())
+            tracing::error!(%error, "executing a run panicked");
+            Ended::NotBegun("the runner failed to execute the run; see the runner's own log".into())
         });
         let Ok(mut recorder) = recording.await else {
-            // Without a record there is nothing to say; the lease ends, and the run is tried elsewhere.
-            tracing::error!("writing the log of a run has failed");
+            // Without a log there is nothing to report: the lease expires, and the run is retried.
+            tracing::error!("writing the log of a run panicked");
             return;
         };
         let last = recorder.last.take();
-        let (outcome, refused, facts) = match ended {
-            Ended::Ran(facts) => (None, false, facts),
-            Ended::Refused(facts) => {
+        let (outcome, refused, variables) = match ended {
+            Ended::Ran(variables) => (None, false, variables),
+            Ended::Refused(variables) => {
                 let reason = Some(TASK_FILE_REFUSED.to_owned());
                 let state = RunState::Failed;
-                (Some(Outcome { state, reason }), true, facts)
+                (Some(Outcome { state, reason }), true, variables)
             }
             Ended::Invalid(reason) => {
                 let reason = Some(masks.mask(&reason));
                 let state = RunState::Failed;
-                (Some(Outcome { state, reason }), true, Facts::default())
+                (Some(Outcome { state, reason }), true, Variables::default())
             }
             Ended::NotBegun(reason) => {
                 let reason = Some(masks.mask(&reason));
                 let state = RunState::Error;
-                (Some(Outcome { state, reason }), false, Facts::default())
+                (Some(Outcome { state, reason }), false, Variables::default())
             }
         };
-        let (outcome, elapsed_ms, left) = match (outcome, last) {
+        let (outcome, elapsed_ms, remaining) = match (outcome, last) {
             (
                 None,
                 Some(EventKind::RunFinished {
                     outcome,
                     elapsed_ms,
-                    left,
+                    remaining,
                 }),
-            ) => (outcome, elapsed_ms, left),
+            ) => (outcome, elapsed_ms, remaining),
             (outcome, _) => {
                 let elapsed = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
                 let outcome = outcome.unwrap_or(Outcome {
                     state: RunState::Error,
-                    reason: Some("the run did not say how it ended".into()),
+                    reason: Some("the executor reported no result of the run".into()),
                 });
                 (outcome, elapsed, Vec::new())
             }
         };
-        let outcome = match judge(stopper.why(), outcome) {
-            Judged::Over(outcome) => outcome,
-            Judged::HandBack => {
-                let reason = "the runner was told to stop".to_owned();
+        let outcome = match decide_end(cancel_handle.reason(), outcome) {
+            AttemptEnd::Finished(outcome) => outcome,
+            AttemptEnd::HandBack => {
+                let reason = "the runner is shutting down".to_owned();
                 let _ = notices.send(Notice::Decline(id, reason));
                 return;
             }
-            Judged::Silent => return,
+            AttemptEnd::Silent => return,
         };
         tracing::info!(
             state = outcome.state.as_str(),
             reason = outcome.reason,
-            "a run is over"
+            "finished a run"
         );
         let finished = EventKind::RunFinished {
             outcome: outcome.clone(),
             elapsed_ms,
-            left,
+            remaining,
         };
-        recorder.end(outcome, finished, refused, facts).await;
+        recorder.finish(outcome, finished, refused, variables).await;
     }
 
     async fn work(self, events: mpsc::Sender<Event>) -> Ended {
         let Self {
             id,
             lease,
-            stopper,
+            cancel_handle,
             notices,
             work,
             source,
@@ -215,23 +215,23 @@ impl Attempt {
             Ok(spec) => spec,
             Err(error) => {
                 return Ended::NotBegun(format!(
-                    "this runner, which is version {}, does not understand what the run is to do: {error}; give it \
-                     the control plane's version",
+                    "this runner, version {}, does not support the specification of the run: {error}; install \
+                     the server's version",
                     env!("CARGO_PKG_VERSION")
                 ));
             }
         };
-        let domain = match domain_of(&lease) {
+        let domain = match parse_domain(&lease) {
             Ok(domain) => domain,
             Err(reason) => {
                 return Ended::NotBegun(format!(
-                    "this runner, which is version {}, cannot isolate the run: {reason}; give it the control plane's \
+                    "this runner, version {}, cannot isolate the run: {reason}; install the server's \
                      version",
                     env!("CARGO_PKG_VERSION")
                 ));
             }
         };
-        let wanted = Wanted {
+        let wanted = ExpectedContext {
             size: lease.context_size,
             digest: lease.context_digest,
         };
@@ -241,7 +241,7 @@ impl Attempt {
             let fetching = context::fetch(&source, &id, &wanted);
             let fetched = tokio::select! {
                 fetched = fetching => fetched,
-                () = stopper.token.cancelled() => return Ended::NotBegun("it was stopped".into()),
+                () = cancel_handle.token.cancelled() => return Ended::NotBegun("the run was stopped before it began".into()),
             };
             match fetched {
                 Ok(files) => Some(files),
@@ -267,15 +267,17 @@ impl Attempt {
             upload: files.as_ref().map(|files| files.root.clone()),
             fence: Arc::new(RunFence::new(id, notices)),
         };
-        let ended = work.carry_out(job, events, stopper.token.clone()).await;
-        // What was fetched is removed only now.
+        let ended = work
+            .carry_out(job, events, cancel_handle.token.clone())
+            .await;
+        // The files are removed only after the run.
         drop(files);
         ended
     }
 }
 
-/// Reads the run's domain from its lease. Without one a run does not begin.
-fn domain_of(lease: &Lease) -> Result<RunDomain, String> {
+/// Parses the run's domain in its lease. A run without a domain does not begin.
+fn parse_domain(lease: &Lease) -> Result<RunDomain, String> {
     Ok(RunDomain {
         trust: TrustDomain::parse(&lease.trust_domain).map_err(|error| error.to_string())?,
         cache_namespace: CacheNamespace::new(lease.cache_namespace.as_str())
@@ -285,7 +287,7 @@ fn domain_of(lease: &Lease) -> Result<RunDomain, String> {
     })
 }
 
-fn secrets_of(lease: &Lease) -> Vec<Secret> {
+fn collect_secrets(lease: &Lease) -> Vec<Secret> {
     let passwords = lease.credentials.iter().map(|login| &login.password);
     lease
         .secrets
@@ -296,59 +298,61 @@ fn secrets_of(lease: &Lease) -> Vec<Secret> {
         .collect()
 }
 
-/// What is said of an attempt that has ended.
+/// Outcome of an attempt that has ended.
 #[derive(Debug, PartialEq, Eq)]
-enum Judged {
-    /// The run is over.
-    Over(Outcome),
-    /// The run goes back to the queue.
+enum AttemptEnd {
+    /// The run is finished.
+    Finished(Outcome),
+    /// The run returns to the queue.
     HandBack,
-    /// Nothing.
+    /// The runner reports nothing.
     Silent,
 }
 
-/// What the end of an attempt means, with what stopped it.
-fn judge(stop: Option<Stop>, outcome: Outcome) -> Judged {
-    let said = |state, reason| {
-        Judged::Over(Outcome {
+/// Decides the outcome of an attempt from its result and the reason why it was stopped.
+fn decide_end(stop: Option<StopReason>, outcome: Outcome) -> AttemptEnd {
+    let finished = |state, reason| {
+        AttemptEnd::Finished(Outcome {
             state,
             reason: Some(reason),
         })
     };
     match stop {
-        None => Judged::Over(outcome),
-        Some(Stop::Abandoned) => Judged::Silent,
-        Some(Stop::NoLog(reason)) => said(RunState::Error, reason),
-        // It was through before it could be stopped: what it pushed is pushed.
-        Some(Stop::Canceled(_) | Stop::Drained) if outcome.state == RunState::Succeeded => {
-            Judged::Over(outcome)
+        None => AttemptEnd::Finished(outcome),
+        Some(StopReason::Abandoned) => AttemptEnd::Silent,
+        Some(StopReason::NoLog(reason)) => finished(RunState::Error, reason),
+        // The run finished before it could be stopped, and its pushes are done.
+        Some(StopReason::Canceled(_) | StopReason::Drained)
+            if outcome.state == RunState::Succeeded =>
+        {
+            AttemptEnd::Finished(outcome)
         }
-        Some(Stop::Canceled(reason)) => said(RunState::Canceled, reason),
-        Some(Stop::Drained) => match outcome.state {
-            // The executor was interrupted, or had not begun.
-            RunState::Canceled | RunState::Error => Judged::HandBack,
-            _ => Judged::Over(outcome),
+        Some(StopReason::Canceled(reason)) => finished(RunState::Canceled, reason),
+        Some(StopReason::Drained) => match outcome.state {
+            // The executor was interrupted or had not begun.
+            RunState::Canceled | RunState::Error => AttemptEnd::HandBack,
+            _ => AttemptEnd::Finished(outcome),
         },
     }
 }
 
-/// Writes an attempt's events down.
+/// Writer of an attempt's events.
 struct Recorder {
     id: AttemptId,
     writer: LogWriter,
     results: Results,
-    stopper: Arc<Stopper>,
+    cancel_handle: Arc<CancelHandle>,
     notices: mpsc::UnboundedSender<Notice>,
-    /// `RunFinished`, held back until it is known what stopped the run.
+    /// The event `RunFinished`, delayed until the reason for a stop is certain.
     last: Option<EventKind>,
 }
 
 impl Recorder {
     async fn record(mut self, mut taken: mpsc::Receiver<Event>) -> Self {
-        let mut events = Vec::with_capacity(EVENTS);
-        while taken.recv_many(&mut events, EVENTS).await > 0 {
+        let mut events = Vec::with_capacity(EVENT_QUEUE);
+        while taken.recv_many(&mut events, EVENT_QUEUE).await > 0 {
             for event in &events {
-                self.results.see(&event.kind);
+                self.results.apply(&event.kind);
                 if matches!(event.kind, EventKind::RunStarted { .. }) {
                     let _ = self.notices.send(Notice::Started(self.id.clone()));
                 }
@@ -356,29 +360,35 @@ impl Recorder {
             let last = events.pop_if(|event| matches!(event.kind, EventKind::RunFinished { .. }));
             self.last = last.map(|event| event.kind).or(self.last);
             if let Err(reason) = self.writer.write(&events).await {
-                tracing::error!(reason, "a run is stopped");
-                self.stopper.stop(Stop::NoLog(reason));
+                tracing::error!(reason, "stopping a run whose log cannot be stored");
+                self.cancel_handle.stop(StopReason::NoLog(reason));
             }
             events.clear();
         }
         self
     }
 
-    async fn end(mut self, mut outcome: Outcome, finished: EventKind, refused: bool, facts: Facts) {
+    async fn finish(
+        mut self,
+        mut outcome: Outcome,
+        finished: EventKind,
+        refused: bool,
+        variables: Variables,
+    ) {
         let event = event_of(&self.id.run, finished);
         if let Err(reason) = self.writer.write(&[event]).await {
-            // The log has the outcome that it had; what counts says that the log is not whole.
+            // The log keeps its outcome; the final message reports that the log is incomplete.
             outcome = Outcome {
                 state: RunState::Error,
                 reason: Some(reason),
             };
         }
-        let result = self.results.result(refused, facts);
+        let result = self.results.into_result(refused, variables);
         let result = serde_json::to_string(&result).unwrap_or_else(|error| {
-            tracing::error!(%error, "the result of a run cannot be written");
+            tracing::error!(%error, "cannot serialize the result of a run");
             "{}".into()
         });
-        self.writer.end(Finish {
+        self.writer.finish(Finish {
             state: outcome.state,
             reason: outcome.reason,
             result,
@@ -398,36 +408,36 @@ mod tests {
     }
 
     #[test]
-    fn what_stopped_a_run_decides_how_it_ended() {
+    fn stop_reason_decides_the_outcome() {
         use RunState::{Canceled, Error, Failed, Succeeded, TimedOut};
-        let own = |state| Judged::Over(outcome(state));
-        let said = |state, reason: &str| {
-            Judged::Over(Outcome {
+        let own = |state| AttemptEnd::Finished(outcome(state));
+        let finished = |state, reason: &str| {
+            AttemptEnd::Finished(Outcome {
                 state,
                 reason: Some(reason.into()),
             })
         };
-        let canceled = || Some(Stop::Canceled("by jo".into()));
+        let canceled = || Some(StopReason::Canceled("by jo".into()));
         let table = [
             (None, Failed, own(Failed)),
-            (canceled(), Canceled, said(Canceled, "by jo")),
-            (canceled(), Error, said(Canceled, "by jo")),
+            (canceled(), Canceled, finished(Canceled, "by jo")),
+            (canceled(), Error, finished(Canceled, "by jo")),
             (canceled(), Succeeded, own(Succeeded)),
-            (Some(Stop::Drained), Canceled, Judged::HandBack),
-            (Some(Stop::Drained), Error, Judged::HandBack),
-            (Some(Stop::Drained), Failed, own(Failed)),
-            (Some(Stop::Drained), TimedOut, own(TimedOut)),
-            (Some(Stop::Drained), Succeeded, own(Succeeded)),
+            (Some(StopReason::Drained), Canceled, AttemptEnd::HandBack),
+            (Some(StopReason::Drained), Error, AttemptEnd::HandBack),
+            (Some(StopReason::Drained), Failed, own(Failed)),
+            (Some(StopReason::Drained), TimedOut, own(TimedOut)),
+            (Some(StopReason::Drained), Succeeded, own(Succeeded)),
             (
-                Some(Stop::NoLog("full".into())),
+                Some(StopReason::NoLog("full".into())),
                 Succeeded,
-                said(Error, "full"),
+                finished(Error, "full"),
             ),
-            (Some(Stop::Abandoned), Succeeded, Judged::Silent),
+            (Some(StopReason::Abandoned), Succeeded, AttemptEnd::Silent),
         ];
         for (stop, state, expected) in table {
             assert_eq!(
-                judge(stop.clone(), outcome(state)),
+                decide_end(stop.clone(), outcome(state)),
                 expected,
                 "{stop:?} {state}"
             );
@@ -435,14 +445,17 @@ mod tests {
     }
 
     #[test]
-    fn the_first_word_counts_but_for_the_last_one() {
-        let stopper = Stopper::default();
-        stopper.stop(Stop::Canceled("first".into()));
-        stopper.stop(Stop::Drained);
-        assert_eq!(stopper.why(), Some(Stop::Canceled("first".into())));
-        stopper.stop(Stop::Abandoned);
-        stopper.stop(Stop::Canceled("late".into()));
-        assert_eq!(stopper.why(), Some(Stop::Abandoned));
-        assert!(stopper.token.is_cancelled());
+    fn first_stop_reason_counts_unless_the_lease_is_lost() {
+        let cancel_handle = CancelHandle::default();
+        cancel_handle.stop(StopReason::Canceled("first".into()));
+        cancel_handle.stop(StopReason::Drained);
+        assert_eq!(
+            cancel_handle.reason(),
+            Some(StopReason::Canceled("first".into()))
+        );
+        cancel_handle.stop(StopReason::Abandoned);
+        cancel_handle.stop(StopReason::Canceled("late".into()));
+        assert_eq!(cancel_handle.reason(), Some(StopReason::Abandoned));
+        assert!(cancel_handle.token.is_cancelled());
     }
 }

@@ -1,9 +1,9 @@
-//! The log of one attempt: the JSON lines of its events, on disk until the control plane has them.
+//! Log of one attempt: its events as JSON lines, on disk until the control plane has stored them.
 //!
-//! [`LogWriter`] appends, [`RunLog`] is read by whoever sends. When the disk takes nothing more, the file ends at the last
-//! whole event, a warning says so in the log itself, and only what tells how the run ends is kept, in memory and
-//! bounded: nothing is cut without a mark. What the control plane has is given back to the disk while the run goes on, and
-//! the file is removed with the last [`RunLog`].
+//! [`LogWriter`] appends, and senders read from [`RunLog`]. On a full disk the file ends after the
+//! last complete event and a warning follows in the log. Then only events that describe the end of
+//! the run are kept, in bounded memory: nothing is cut without a mark. Stored parts of the file are
+//! released while the run continues, and the last [`RunLog`] removes the file.
 
 use std::{
     fs::{File, OpenOptions},
@@ -23,18 +23,18 @@ use tokio::sync::Notify;
 
 use crate::{
     id::AttemptId,
-    window::{Misfit, Next, Window},
+    log_window::{LogWindow, Next, OffsetMismatch},
 };
 
-/// Bytes that are kept in memory at most when the disk is full.
-const TAIL: usize = 256 << 10;
+/// Maximum size of the part in memory when the disk is full, in bytes.
+const MAX_TAIL: usize = 256 << 10;
 
-/// How an attempt ended.
+/// End of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Finish {
     pub(crate) state: RunState,
     pub(crate) reason: Option<String>,
-    /// The result, as JSON.
+    /// The result as JSON.
     pub(crate) result: String,
 }
 
@@ -50,15 +50,15 @@ pub(crate) struct RunLog {
 
 #[derive(Debug, Default)]
 struct State {
-    window: Window,
-    /// Bytes in the file; what is behind them is in `tail`.
+    window: LogWindow,
+    /// Length of the file. The log continues in `tail`.
     on_disk: u64,
     tail: Vec<u8>,
     finish: Option<(Finish, String)>,
 }
 
 impl RunLog {
-    /// An empty one in `folder`.
+    /// Creates an empty log in `folder`.
     pub(crate) fn create(folder: &Path, id: AttemptId) -> io::Result<Arc<Self>> {
         let path = folder.join(id.file_name());
         let file = OpenOptions::new()
@@ -68,10 +68,10 @@ impl RunLog {
             .truncate(true)
             .mode(0o600)
             .open(&path)?;
-        Ok(Self::on(file, path, id))
+        Ok(Self::with_file(file, path, id))
     }
 
-    fn on(file: File, path: PathBuf, id: AttemptId) -> Arc<Self> {
+    fn with_file(file: File, path: PathBuf, id: AttemptId) -> Arc<Self> {
         Arc::new(Self {
             id,
             path,
@@ -85,79 +85,84 @@ impl RunLog {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the window, and wakes whoever sends.
-    fn change<T>(&self, change: impl FnOnce(&mut Window) -> T) -> T {
+    /// Changes the window and wakes the sender.
+    fn change<T>(&self, change: impl FnOnce(&mut LogWindow) -> T) -> T {
         let result = change(&mut self.state().window);
         self.changed.notify_waiters();
         result
     }
 
-    /// A new stream; see [`Window::connect`].
-    pub(crate) fn connect(&self, offset: u64) -> Result<u64, Misfit> {
+    /// Starts a stream; see [`LogWindow::connect`].
+    pub(crate) fn connect(&self, offset: u64) -> Result<u64, OffsetMismatch> {
         self.change(|window| window.connect(offset))
     }
 
-    /// The stream is gone.
+    /// Ends the stream.
     pub(crate) fn disconnect(&self) {
-        self.change(Window::disconnect);
+        self.change(LogWindow::disconnect);
     }
 
-    /// The control plane has everything below `offset`.
-    pub(crate) fn acknowledge(self: &Arc<Self>, offset: u64, now: Duration) -> Result<(), Misfit> {
+    /// Records that the control plane has stored everything before `offset`.
+    pub(crate) fn acknowledge(
+        self: &Arc<Self>,
+        offset: u64,
+        now: Duration,
+    ) -> Result<(), OffsetMismatch> {
         let (fits, forgotten) =
-            self.change(|window| (window.acknowledge(offset, now), window.forget()));
+            self.change(|window| (window.acknowledge(offset, now), window.take_releasable()));
         if let Some((from, length)) = forgotten {
             let log = Arc::clone(self);
-            tokio::task::spawn_blocking(move || log.give_back(from, length));
+            tokio::task::spawn_blocking(move || log.punch_hole(from, length));
         }
         fits
     }
 
-    /// Gives the disk back what these bytes of the file take. A file system that cannot keeps them until the end.
-    fn give_back(&self, from: u64, length: u64) {
-        let how = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    /// Releases disk blocks of the file. Unsupported file systems keep them until the file is
+    /// removed.
+    fn punch_hole(&self, from: u64, length: u64) {
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
         if let (Ok(from), Ok(length)) = (from.try_into(), length.try_into()) {
-            let _ = fallocate(&self.file, how, from, length);
+            let _ = fallocate(&self.file, flags, from, length);
         }
     }
 
-    /// See [`Window::finished`].
-    pub(crate) fn finished(&self, offset: u64) -> Result<bool, Misfit> {
-        self.change(|window| window.finished(offset))
+    /// Records a final acknowledgement; see [`LogWindow::acknowledge_finish`].
+    pub(crate) fn acknowledge_finish(&self, offset: u64) -> Result<bool, OffsetMismatch> {
+        self.change(|window| window.acknowledge_finish(offset))
     }
 
-    /// See [`Window::repeat_lost`].
-    pub(crate) fn repeat_lost(&self, now: Duration) {
-        self.change(|window| window.repeat_lost(now));
+    /// Sends lost bytes again; see [`LogWindow::resend_lost`].
+    pub(crate) fn resend_lost(&self, now: Duration) {
+        self.change(|window| window.resend_lost(now));
     }
 
-    /// Returns when the log or what is known of it changes after this was called.
+    /// Returns a future that completes at the next change of the log or its window.
     pub(crate) fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.changed.notified()
     }
 
-    /// What may be sent next on `stream`.
+    /// Returns the next step of the sender on `stream`.
     pub(crate) fn next(&self, stream: u64) -> Next {
         self.state().window.next(stream)
     }
 
-    /// A message with the bytes that [`Self::next`] named.
+    /// Builds the message with the bytes that [`Self::next`] named.
     pub(crate) async fn chunk(
         self: &Arc<Self>,
         offset: u64,
         length: usize,
     ) -> io::Result<FromRunner> {
-        let data = self.read(offset, length).await?;
+        let data = self.read_bytes(offset, length).await?;
         Ok(FromRunner {
             message: Some(Message::Log(LogChunk {
-                of: Some(self.id.proto()),
+                of: Some(self.id.to_proto()),
                 offset,
                 data,
             })),
         })
     }
 
-    async fn read(self: &Arc<Self>, offset: u64, length: usize) -> io::Result<Bytes> {
+    async fn read_bytes(self: &Arc<Self>, offset: u64, length: usize) -> io::Result<Bytes> {
         let on_disk = {
             let state = self.state();
             if offset >= state.on_disk {
@@ -178,7 +183,7 @@ impl RunLog {
             log.file.read_exact_at(&mut bytes, offset)?;
             Ok::<_, io::Error>(bytes)
         };
-        let mut bytes = blocking(read).await?;
+        let mut bytes = run_blocking(read).await?;
         let rest = length - in_file;
         if rest > 0 {
             let state = self.state();
@@ -187,24 +192,24 @@ impl RunLog {
         Ok(bytes.into())
     }
 
-    /// Bytes are on their way.
-    pub(crate) fn sent(&self, stream: u64, offset: u64, length: usize, now: Duration) {
-        self.state().window.sent(stream, offset, length, now);
+    /// Records that bytes were sent.
+    pub(crate) fn mark_sent(&self, stream: u64, offset: u64, length: usize, now: Duration) {
+        self.state().window.mark_sent(stream, offset, length, now);
     }
 
-    /// Whether it is said how the attempt ended.
-    pub(crate) fn is_over(&self) -> bool {
+    /// Returns `true` if the end of the attempt is recorded.
+    pub(crate) fn is_finished(&self) -> bool {
         self.state().finish.is_some()
     }
 
-    /// The message that the run is over, once it is.
+    /// Builds the final message. `None` before the end of the attempt.
     pub(crate) fn finish(&self, stream: u64) -> Option<FromRunner> {
         let mut state = self.state();
         let (finish, digest) = state.finish.clone()?;
-        state.window.finish_sent(stream);
+        state.window.mark_finish_sent(stream);
         Some(FromRunner {
             message: Some(Message::Finished(Finished {
-                of: Some(self.id.proto()),
+                of: Some(self.id.to_proto()),
                 state: finish.state.as_str().into(),
                 reason: finish.reason.unwrap_or_default(),
                 result_json: finish.result,
@@ -217,12 +222,12 @@ impl RunLog {
 
 impl Drop for RunLog {
     fn drop(&mut self) {
-        // What stays is removed at the next start.
+        // The next start removes a remaining file.
         let _ = std::fs::remove_file(&self.path);
     }
 }
 
-async fn blocking<T: Send + 'static>(
+async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     tokio::task::spawn_blocking(work)
@@ -230,7 +235,7 @@ async fn blocking<T: Send + 'static>(
         .unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
-/// Appends to a log.
+/// Writer of a log.
 #[derive(Debug)]
 pub(crate) struct LogWriter {
     log: Arc<RunLog>,
@@ -239,7 +244,7 @@ pub(crate) struct LogWriter {
 }
 
 impl LogWriter {
-    /// The one writer of `log`.
+    /// Creates the only writer of `log`.
     pub(crate) fn new(log: Arc<RunLog>) -> Self {
         Self {
             log,
@@ -251,16 +256,16 @@ impl LogWriter {
     /// Appends events.
     ///
     /// # Errors
-    /// Once, where the disk takes nothing more: why, in words. The run has to be stopped; what comes after that
-    /// is kept as far as it tells how the run ends.
+    /// The first time that the disk is full: the caller has to stop the run. Of later events, those
+    /// that describe the end of the run are kept.
     pub(crate) async fn write(&mut self, events: &[Event]) -> Result<(), String> {
         if self.full {
-            self.keep(events);
+            self.keep_in_memory(events);
             return Ok(());
         }
         let mut lines = Vec::new();
         for event in events {
-            line(&mut lines, event);
+            append_line(&mut lines, event);
         }
         let log = Arc::clone(&self.log);
         let offset = log.state().on_disk;
@@ -273,10 +278,10 @@ impl LogWriter {
             }
             Ok((hash, written))
         };
-        let (hash, written) = match blocking(append).await {
+        let (hash, written) = match run_blocking(append).await {
             Ok(done) => done,
             Err(error) => {
-                tracing::error!(%error, "the thread that writes a log has ended");
+                tracing::error!(%error, "writing a log panicked");
                 (Sha256::new(), Err(error))
             }
         };
@@ -284,43 +289,43 @@ impl LogWriter {
         if let Err(error) = written {
             self.full = true;
             let reason = format!(
-                "the runner could not keep the run's log ({error}); make room in the folder of its state"
+                "the runner could not store the run's log ({error}); make room on the disk of its state folder"
             );
             if let Some(event) = events.first() {
                 let warning = EventKind::Warning {
                     step: None,
-                    message: "the log ends here: the runner's disk takes nothing more".into(),
+                    message: "the log ends here: the runner's disk is full".into(),
                     help: None,
                 };
-                self.keep(&[event_of(&event.run, warning)]);
+                self.keep_in_memory(&[event_of(&event.run, warning)]);
             }
-            self.keep(events);
+            self.keep_in_memory(events);
             return Err(reason);
         }
         let mut state = self.log.state();
         state.on_disk += length;
-        state.window.grow(length);
+        state.window.append(length);
         drop(state);
         self.log.changed.notify_waiters();
         Ok(())
     }
 
-    /// Keeps in memory what tells how the run ends.
-    fn keep(&mut self, events: &[Event]) {
+    /// Keeps the events that describe the end of the run in memory.
+    fn keep_in_memory(&mut self, events: &[Event]) {
         let mut state = self.log.state();
         for event in events {
             let last = matches!(event.kind, EventKind::RunFinished { .. });
-            let tells = matches!(
+            let is_essential = matches!(
                 event.kind,
                 EventKind::StepFinished { .. }
                     | EventKind::ImagePushed { .. }
                     | EventKind::Warning { .. }
             );
             let mut text = Vec::new();
-            line(&mut text, event);
-            if last || tells && state.tail.len() + text.len() <= TAIL {
+            append_line(&mut text, event);
+            if last || is_essential && state.tail.len() + text.len() <= MAX_TAIL {
                 self.hash.update(&text);
-                state.window.grow(text.len() as u64);
+                state.window.append(text.len() as u64);
                 state.tail.append(&mut text);
             }
         }
@@ -328,8 +333,8 @@ impl LogWriter {
         self.log.changed.notify_waiters();
     }
 
-    /// Nothing more comes.
-    pub(crate) fn end(self, finish: Finish) {
+    /// Records the end of the attempt.
+    pub(crate) fn finish(self, finish: Finish) {
         let digest: String = self
             .hash
             .finalize()
@@ -338,13 +343,13 @@ impl LogWriter {
             .collect();
         let mut state = self.log.state();
         state.finish = Some((finish, digest));
-        state.window.end();
+        state.window.close();
         drop(state);
         self.log.changed.notify_waiters();
     }
 }
 
-/// An event of now.
+/// Creates an event with the current time.
 pub(crate) fn event_of(run: &RunId, kind: EventKind) -> Event {
     Event {
         time: jiff::Timestamp::now(),
@@ -353,13 +358,13 @@ pub(crate) fn event_of(run: &RunId, kind: EventKind) -> Event {
     }
 }
 
-fn line(into: &mut Vec<u8>, event: &Event) {
+fn append_line(into: &mut Vec<u8>, event: &Event) {
     let start = into.len();
     match serde_json::to_writer(&mut *into, event) {
         Ok(()) => into.push(b'\n'),
         Err(error) => {
             into.truncate(start);
-            tracing::error!(%error, "an event cannot be written");
+            tracing::error!(%error, "cannot serialize an event");
         }
     }
 }
@@ -398,18 +403,18 @@ mod tests {
                     reason: Some("full".into()),
                 },
                 elapsed_ms: 1,
-                left: Vec::new(),
+                remaining: Vec::new(),
             },
         )
     }
 
-    async fn everything(log: &Arc<RunLog>) -> Vec<u8> {
+    async fn read_all(log: &Arc<RunLog>) -> Vec<u8> {
         let stream = log.connect(0).unwrap();
         let mut all = Vec::new();
         while let Next::Chunk { offset, length } = log.next(stream) {
             assert_eq!(offset, all.len() as u64);
-            all.extend(log.read(offset, length).await.unwrap());
-            log.sent(stream, offset, length, Duration::ZERO);
+            all.extend(log.read_bytes(offset, length).await.unwrap());
+            log.mark_sent(stream, offset, length, Duration::ZERO);
             log.acknowledge(all.len() as u64, Duration::ZERO).unwrap();
         }
         all
@@ -423,7 +428,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_log_is_its_events_line_by_line() {
+    async fn log_contains_its_events_line_by_line() {
         let folder = tempfile::tempdir().unwrap();
         let log = RunLog::create(folder.path(), id()).unwrap();
         let path = folder.path().join("r1.2");
@@ -433,12 +438,12 @@ mod tests {
         for some in events.chunks(7) {
             writer.write(some).await.unwrap();
         }
-        writer.end(Finish {
+        writer.finish(Finish {
             state: RunState::Succeeded,
             reason: None,
             result: "{}".into(),
         });
-        let all = everything(&log).await;
+        let all = read_all(&log).await;
         let read: Vec<Event> = all
             .split_inclusive(|byte| *byte == b'\n')
             .map(|line| serde_json::from_slice(line).unwrap())
@@ -455,7 +460,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_the_control_plane_has_takes_no_disk() {
+    async fn acknowledged_bytes_are_released_from_disk() {
         use std::os::unix::fs::MetadataExt as _;
         let folder = tempfile::tempdir().unwrap();
         let log = RunLog::create(folder.path(), id()).unwrap();
@@ -466,9 +471,9 @@ mod tests {
         }
         let blocks = || log.file.metadata().unwrap().blocks() * 512;
         assert!(blocks() > 38 << 20);
-        let all = everything(&log).await;
+        let all = read_all(&log).await;
         assert_eq!(all.len() as u64, log.state().window.length());
-        // It is given back by another thread.
+        // Another thread releases the blocks.
         for _ in 0..100 {
             if blocks() < 16 << 20 {
                 return;
@@ -479,25 +484,25 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_full_disk_ends_the_log_with_a_mark() {
-        // Takes nothing: every write to it finds no space.
+    async fn full_disk_ends_the_log_with_a_warning() {
+        // Every write to this file fails for lack of space.
         let full = OpenOptions::new()
             .read(true)
             .write(true)
             .open("/dev/full")
             .unwrap();
-        let log = RunLog::on(full, "/nowhere/r1.2".into(), id());
+        let log = RunLog::with_file(full, "/nowhere/r1.2".into(), id());
         let mut writer = LogWriter::new(Arc::clone(&log));
         let reason = writer.write(&[output("lost")]).await.unwrap_err();
         assert!(reason.contains("make room"), "{reason}");
         writer.write(&[output("lost too")]).await.unwrap();
         writer.write(&[finished()]).await.unwrap();
-        writer.end(Finish {
+        writer.finish(Finish {
             state: RunState::Error,
             reason: Some(reason),
             result: "{}".into(),
         });
-        let all = everything(&log).await;
+        let all = read_all(&log).await;
         let kinds: Vec<EventKind> = all
             .split_inclusive(|byte| *byte == b'\n')
             .map(|line| serde_json::from_slice::<Event>(line).unwrap().kind)
@@ -513,16 +518,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_chunk_may_lie_on_disk_and_in_memory() {
+    async fn chunk_may_span_disk_and_memory() {
         let folder = tempfile::tempdir().unwrap();
         let log = RunLog::create(folder.path(), id()).unwrap();
         let mut writer = LogWriter::new(Arc::clone(&log));
         writer.write(&[output("on disk")]).await.unwrap();
         writer.full = true;
         writer.write(&[finished()]).await.unwrap();
-        let all = everything(&log).await;
+        let all = read_all(&log).await;
         assert_eq!(all.iter().filter(|byte| **byte == b'\n').count(), 2);
-        let middle = log.read(10, all.len() - 20).await.unwrap();
+        let middle = log.read_bytes(10, all.len() - 20).await.unwrap();
         assert_eq!(middle, all[10..all.len() - 10]);
     }
 }

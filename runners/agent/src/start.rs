@@ -1,4 +1,4 @@
-//! A runner's start: its folder, its key, its engine; then the agent.
+//! Start of a runner: its folder, its key, its engine, and then the agent.
 
 use std::sync::Arc;
 
@@ -13,18 +13,18 @@ use crate::{
     register::{self, Servers},
 };
 
-/// Runs a runner until `shutdown` is cancelled and what it held is finished or handed back.
+/// Runs a runner until `shutdown` is cancelled and its runs are finished or handed back.
 ///
-/// It takes no signals and sets up no logging: those are its caller's.
+/// The caller handles signals and sets up logging.
 ///
 /// # Errors
-/// [`AgentError`] where trying again would not help.
+/// [`AgentError`] if a retry would not help.
 pub async fn run(config: AgentConfig, shutdown: CancellationToken) -> Result<(), AgentError> {
     acrtask_registry::install_crypto_provider();
     let mut servers = Servers::new(&config)?;
     let state = StateDir::open(&config.state_dir)?;
     let starting = async {
-        let key = register::key(&config, &mut servers, &state).await?;
+        let key = register::load_or_register(&config, &mut servers, &state).await?;
         let engine = Engine::connect(&config, &state.work()).await;
         Ok::<_, AgentError>((key, engine, servers))
     };

@@ -1,4 +1,4 @@
-//! The trace that a run belongs to, carried through its lease.
+//! Trace of a run, which its lease carries.
 
 use opentelemetry::{
     Context,
@@ -7,16 +7,16 @@ use opentelemetry::{
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
-/// Makes `span` a child of what `traceparent` names; nothing where that is no traceparent.
-pub(crate) fn adopt(span: &Span, traceparent: &str) {
-    if let Some(parent) = parse(traceparent) {
-        // Where nothing is traced there is nothing to set.
+/// Makes `span` a child of the span in `traceparent`. An invalid text changes nothing.
+pub(crate) fn set_parent(span: &Span, traceparent: &str) {
+    if let Some(parent) = parse_traceparent(traceparent) {
+        // Fails only without tracing.
         let _ = span.set_parent(Context::new().with_remote_span_context(parent));
     }
 }
 
-/// `00-TRACE-SPAN-FLAGS`; later versions only add fields behind these.
-fn parse(text: &str) -> Option<SpanContext> {
+/// Parses `00-TRACE-SPAN-FLAGS`. Later versions only append fields.
+fn parse_traceparent(text: &str) -> Option<SpanContext> {
     let mut fields = text.split('-');
     let [version, trace, span, flags] = [
         fields.next()?,
@@ -42,9 +42,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn traceparents() {
+    fn traceparent_is_parsed_or_ignored() {
         let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        let context = parse(good).unwrap();
+        let context = parse_traceparent(good).unwrap();
         assert_eq!(
             context.trace_id().to_string(),
             "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -57,7 +57,7 @@ mod tests {
             "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
             "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-zz",
         ] {
-            assert!(parse(bad).is_none(), "{bad}");
+            assert!(parse_traceparent(bad).is_none(), "{bad}");
         }
     }
 }

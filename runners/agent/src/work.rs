@@ -1,24 +1,26 @@
-//! What carries a run out, as the rest of the runner sees it. [`crate::engine`] is the real one.
+//! Interface between the agent and the execution of runs. [`crate::engine`] implements it.
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
 
-use acrtask_api::spec::{Facts, RunSpec};
+use acrtask_api::spec::{RunSpec, Variables};
 use acrtask_executor::Fence;
 use acrtask_model::{Event, RunDomain, RunId, Secret};
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-/// Carries runs out.
+/// Execution of runs.
 pub(crate) trait Work: fmt::Debug + Send + Sync + 'static {
-    /// What it can do.
+    /// Returns the abilities of the engine and the builder.
     fn abilities(&self) -> Abilities;
 
-    /// Whether a run could begin now; why not, in one sentence.
+    /// Checks that a run could begin now. Otherwise returns the reason as one sentence.
     fn check(&self) -> BoxFuture<'_, Result<(), String>>;
 
-    /// Carries a run out. What was sent to `events` when this returns is the run's log; the last event is
-    /// `RunFinished` where the answer is [`Ended::Ran`], and is left to the caller otherwise.
+    /// Executes a run and sends its log to `events`.
+    ///
+    /// The last event is `RunFinished` if this returns [`Ended::Ran`]. Otherwise the caller adds
+    /// it.
     fn carry_out(
         &self,
         job: Job,
@@ -27,12 +29,12 @@ pub(crate) trait Work: fmt::Debug + Send + Sync + 'static {
     ) -> BoxFuture<'_, Ended>;
 }
 
-/// What a runner can do.
+/// Abilities of a runner.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Abilities {
-    /// `linux/amd64` ..., the engine's own first.
+    /// Platforms like `linux/amd64`. The first is the engine's own.
     pub(crate) platforms: Vec<String>,
-    /// What engine and builder are and can do.
+    /// Properties of the engine and the builder.
     pub(crate) features: BTreeMap<String, String>,
 }
 
@@ -44,7 +46,7 @@ pub(crate) struct Login {
     pub(crate) password: Secret,
 }
 
-/// A run that is to be carried out.
+/// A run to execute.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) id: RunId,
@@ -52,24 +54,24 @@ pub(crate) struct Job {
     pub(crate) domain: RunDomain,
     pub(crate) spec: RunSpec,
     pub(crate) secrets: BTreeMap<String, Secret>,
-    /// Name of the task that it may read vaults as.
+    /// Name of the task as which the run may read vaults.
     pub(crate) vault_task: Option<String>,
     pub(crate) logins: Vec<Login>,
-    /// The files, where they were uploaded to the control plane: absolute, without links in the path.
+    /// Folder of the files that were uploaded to the control plane: absolute, without links.
     pub(crate) upload: Option<PathBuf>,
-    /// Asked before each push.
+    /// Fence that permits each push.
     pub(crate) fence: Arc<dyn Fence>,
 }
 
-/// How carrying a run out ended.
+/// End of an execution.
 #[derive(Debug)]
 pub(crate) enum Ended {
-    /// It ran, whatever came of it.
-    Ran(Facts),
-    /// Its task file was refused.
-    Refused(Facts),
-    /// Its task or context is wrong, so that another attempt would end the same way: the reason, in one sentence.
+    /// The run was executed, with any result.
+    Ran(Variables),
+    /// The task file was refused.
+    Refused(Variables),
+    /// The task or the context is invalid, so a retry would fail too. The reason is one sentence.
     Invalid(String),
-    /// It could not begin: why, in one sentence.
+    /// The run could not begin. The reason is one sentence.
     NotBegun(String),
 }

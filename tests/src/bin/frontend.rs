@@ -1,7 +1,8 @@
-//! A frontend of BuildKit: what a `# syntax=` line names. It has BuildKit's own Dockerfile frontend do the work.
+//! BuildKit frontend, as named by a `# syntax=` line. It delegates the work to BuildKit's own
+//! Dockerfile frontend.
 //!
-//! BuildKit runs it in a container and speaks gRPC with it over its standard input and output: it is the client. The
-//! result is passed on as the bytes that it came in.
+//! BuildKit runs it in a container and serves gRPC on its standard input and output. The frontend
+//! is the client. It returns the result as the bytes it received.
 
 use std::{collections::HashMap, sync::Mutex};
 
@@ -14,7 +15,7 @@ use tonic::{
 };
 use tonic_prost::ProstCodec;
 
-/// The parts that are needed of the request `Solve`.
+/// The fields of the request `Solve` that this frontend needs.
 #[derive(Clone, PartialEq, Message)]
 struct Solve {
     #[prost(string, tag = "2")]
@@ -66,7 +67,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut client = Grpc::new(channel);
     let solve = Solve {
         frontend: "dockerfile.v0".into(),
-        options: options(),
+        options: read_options(),
         allow_result_return: true,
         allow_result_array: true,
     };
@@ -84,12 +85,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         },
     };
     call::<_, Nothing>(&mut client, "Return", answer).await?;
-    // Reading the standard input would keep the runtime from its end.
+    // Returning from `main` would wait for the pending read of standard input.
     std::process::exit(0)
 }
 
-/// What the build was asked for with.
-fn options() -> HashMap<String, String> {
+/// Returns the options of the build.
+fn read_options() -> HashMap<String, String> {
     std::env::vars()
         .filter(|(name, _)| name.starts_with("BUILDKIT_FRONTEND_OPT_"))
         .filter_map(|(_, option)| {

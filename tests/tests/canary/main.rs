@@ -1,8 +1,10 @@
-//! Secrets that are used in every way the product offers, then searched for everywhere it writes.
+//! Secrets passed in every way that the product offers, then searched for everywhere it writes.
 //!
-//! Each way has a marked value of its own. The search covers the value as it is, reversed, each half of
-//! it, base 64 at each alignment, hexadecimal, percent-encoded and as JSON. Exceptions are places that
-//! the author of a task chose: the container a value was passed to, and the process of the client.
+//! Each way has its own marked value. The search covers the value unchanged, reversed, each half of
+//! it, base 64 at each alignment, hexadecimal, percent-encoded and as JSON.
+//!
+//! Two places may contain a value, because the author of a task chose them: the container that
+//! received it, and the process of the client.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -16,13 +18,13 @@ use std::{
 };
 
 use acrtask_tests::{
-    World,
-    engine::things_of,
+    TestEnvironment,
+    engine::list_resources,
     forge::deliver,
     git_server::{HttpGit, Repositories, SshGit},
     new_run_id,
-    project::folder,
-    service::Server,
+    project::create_folder,
+    service::TestServer,
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use serde_json::{Value, json};
@@ -34,12 +36,12 @@ mod marks;
 mod processes;
 mod pushed;
 
-use common::postgres;
+use common::create_postgres_database;
 use marks::{Canary, search_all};
 use processes::Processes;
 
-/// Every file below `folder`, with those of compressed archives as they are.
-fn files_below(folder: &Path) -> Vec<PathBuf> {
+/// Lists every file below `folder`. Compressed archives are not unpacked.
+fn list_files(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     let mut waiting = vec![folder.to_owned()];
     while let Some(folder) = waiting.pop() {
@@ -55,28 +57,32 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[tokio::test]
-async fn secrets_stay_where_they_belong_with_sqlite() {
-    let Some(world) = World::find() else { return };
-    secrets_stay_where_they_belong(&world, None).await;
+async fn secrets_never_leak_with_sqlite() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    secrets_never_leak(&environment, None).await;
 }
 
 #[tokio::test]
-async fn secrets_stay_where_they_belong_with_postgres() {
-    let (Some(world), Some(database)) = (World::find(), postgres().await) else {
+async fn secrets_never_leak_with_postgres() {
+    let (Some(environment), Some(database)) =
+        (TestEnvironment::find(), create_postgres_database().await)
+    else {
         return;
     };
-    secrets_stay_where_they_belong(&world, Some(&database)).await;
+    secrets_never_leak(&environment, Some(&database)).await;
 }
 
-async fn secrets_stay_where_they_belong(world: &World, database: Option<&str>) {
-    // The client needs a provider for TLS even where it speaks plain HTTP; an error means it has one.
+async fn secrets_never_leak(environment: &TestEnvironment, database: Option<&str>) {
+    // The client needs a TLS provider even for plain HTTP. An error means that one is installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let began = SystemTime::now();
-    let guarded = |name: &str| std::env::var(name).expect("`cargo xtask test` sets it");
+    let variable = |name: &str| std::env::var(name).expect("`cargo xtask test` sets this variable");
     let (auth_host, auth_user, auth_password) = (
-        guarded("ACRTASK_TEST_AUTH_REGISTRY"),
-        guarded("ACRTASK_TEST_AUTH_USER"),
-        guarded("ACRTASK_TEST_AUTH_PASSWORD"),
+        variable("ACRTASK_TEST_AUTH_REGISTRY"),
+        variable("ACRTASK_TEST_AUTH_USER"),
+        variable("ACRTASK_TEST_AUTH_PASSWORD"),
     );
     let repositories = Repositories::default();
     repositories.create("app");
@@ -95,8 +101,8 @@ async fn secrets_stay_where_they_belong(world: &World, database: Option<&str>) {
     let signing = Canary::new("key that notifications are signed with", "-");
     let ssh = SshGit::start(&repositories.root()).expect("`cargo xtask test` sets sshd up");
     let key = ssh.private_key();
-    let ssh_key = Canary::whole("SSH key", key.lines().nth(2).unwrap());
-    let registry_password = Canary::whole("password for a registry", &auth_password);
+    let ssh_key = Canary::from_value("SSH key", key.lines().nth(2).unwrap());
+    let registry_password = Canary::from_value("password for a registry", &auth_password);
 
     let image = format!("canary/{}", new_run_id());
     let busybox = "$Registry/base/busybox:1.36";
@@ -129,7 +135,7 @@ steps:
     );
     let dockerfile = format!(
         "FROM {}\nRUN --mount=type=secret,id=token cat /run/secrets/token; base64 /run/secrets/token\n",
-        world.busybox()
+        environment.busybox()
     );
     repositories.commit(
         "app",
@@ -148,12 +154,12 @@ steps:
         "https://ci.example.com",
     ];
     flags.extend(database.iter().flat_map(|url| ["--database", url]));
-    let server = Server::start(world, &flags);
+    let server = TestServer::start(environment, &flags);
 
     let definition = json!({
         "name": "canary",
         "context": format!("{}#main", git.url("app")),
-        "registry": world.registry,
+        "registry": environment.registry,
         "secrets": {
             "task": "task", "argument": "argument", "volume": "volume", "mount": "mount",
             "engine": "engine", "login": "login",
@@ -164,15 +170,15 @@ steps:
     let show = format!("version: v1.1.0\nsteps:\n  - cmd: {busybox} cat acr-task.yaml\n");
     let keyed = json!({
         "name": "keyed", "context": format!("{}#main", ssh.url("app")), "text": show,
-        "registry": world.registry,
+        "registry": environment.registry,
     });
     let notify_url = format!("{}/{}", receiver.uri(), notification.value);
     let sign_with = format!("whsec_{}", STANDARD_NO_PAD.encode(&signing.value));
     let build_docker = format!(
         "FROM {}\nARG TOKEN\nRUN --mount=type=secret,id=file cat /run/secrets/file && echo $TOKEN\n",
-        world.busybox()
+        environment.busybox()
     );
-    let files = folder(&[
+    let files = create_folder(&[
         ("task.yaml", &definition.to_string()),
         ("keyed.yaml", &keyed.to_string()),
         ("key", &key),
@@ -202,13 +208,15 @@ steps:
             .iter()
             .map(|(name, value)| (name.as_str(), value.as_str()));
         let variables: Vec<_> = own.chain(variables.iter().copied()).collect();
-        world.start_plain(files.path(), args, &variables).wait()
+        environment
+            .start_plain(files.path(), args, &variables)
+            .wait()
     };
     let mut printed = String::new();
     let mut ok = |args: &[&str]| {
         let outcome = client(args, &[]);
-        assert_eq!(outcome.code, Some(0), "{args:?}: {}", outcome.all());
-        printed.push_str(&outcome.all());
+        assert_eq!(outcome.code, Some(0), "{args:?}: {}", outcome.transcript());
+        printed.push_str(&outcome.transcript());
         outcome.stdout
     };
     for name in [
@@ -272,8 +280,8 @@ steps:
         .to_owned();
     let url_token = url.rsplit('/').next().unwrap().to_owned();
 
-    let own = Canary::whole("token of the administrator", &server.token);
-    let of_url = Canary::whole("token of a trigger URL", &url_token);
+    let own = Canary::from_value("token of the administrator", &server.token);
+    let of_url = Canary::from_value("token of a trigger URL", &url_token);
     let canaries = Arc::new(vec![
         task,
         argument,
@@ -299,7 +307,8 @@ steps:
     };
     let watching = Processes::watch(server.pid(), Arc::clone(&canaries));
 
-    // A run with an SSH key, a commit, a call of the URL, a run with secrets of its own, a build.
+    // A run with an SSH key, a commit, a call of the trigger URL, a run with its own secrets, and a
+    // build.
     ok(&["task", "run", "keyed", "-o", "plain"]);
     let commit = repositories.commit("app", &[("new", "1")]);
     let body = json!({
@@ -325,7 +334,7 @@ steps:
     let args = [
         "run",
         "--registry",
-        &world.registry,
+        &environment.registry,
         "-o",
         "plain",
         "--set-secret",
@@ -333,13 +342,13 @@ steps:
         "one",
     ];
     let ran = client(&args, &[("ofRun", &value)]);
-    assert_eq!(ran.code, Some(1), "{}", ran.all());
-    assert!(ran.stdout.contains("***"), "{}", ran.all());
-    // A message about the text that the secret breaks quotes no piece of it.
+    assert_eq!(ran.code, Some(1), "{}", ran.transcript());
+    assert!(ran.stdout.contains("***"), "{}", ran.transcript());
+    // An error about the task file that the secret breaks quotes no part of the secret.
     let value = value_of("secret that breaks the task file");
     let broken = client(&args, &[("ofRun", &value)]);
-    assert_eq!(broken.code, Some(2), "{}", broken.all());
-    let built_name = format!("{}/{image}:built", world.registry);
+    assert_eq!(broken.code, Some(2), "{}", broken.transcript());
+    let built_name = format!("{}/{image}:built", environment.registry);
     let value = value_of("secret build argument");
     let args = [
         "build",
@@ -352,11 +361,11 @@ steps:
         "one",
     ];
     let built = client(&args, &[("TOKEN", &value)]);
-    assert_eq!(built.code, Some(0), "{}", built.all());
+    assert_eq!(built.code, Some(0), "{}", built.transcript());
 
-    // All of them end: the task's runs badly, by its last step.
+    // All runs finish. Those of the task fail in its last step.
     let list = loop {
-        let list = server.json(&["runs", "list", "-o", "json"]);
+        let list = server.run_json(&["runs", "list", "-o", "json"]);
         let runs = list["items"]
             .as_array()
             .or(list.as_array())
@@ -378,14 +387,14 @@ steps:
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    let mut found = watching.end();
+    let mut found = watching.stop();
 
-    // What the runs show, and that they did what they were to do.
+    // Logs of the runs, and proof that they did their work.
     let mut masked = 0;
     for run in &list {
         let id = run["id"].as_str().unwrap();
-        let log = server.ok(&["runs", "logs", id]).all();
-        let shown = server.ok(&["runs", "show", id]).all();
+        let log = server.run_ok(&["runs", "logs", id]).transcript();
+        let shown = server.run_ok(&["runs", "show", id]).transcript();
         masked += log.matches("***").count();
         printed.push_str(&log);
         printed.push_str(&shown);
@@ -397,7 +406,7 @@ steps:
                 "{log}"
             );
         }
-        assert_eq!(things_of(id), [""; 0], "left of {id}");
+        assert_eq!(list_resources(id), [""; 0], "left over from {id}");
     }
     assert!(masked > 20, "{masked} masks: {printed}");
     search_all(
@@ -409,19 +418,19 @@ steps:
     search_all(
         &canaries,
         "the output of a run",
-        ran.all().as_bytes(),
+        ran.transcript().as_bytes(),
         &mut found,
     );
     search_all(
         &canaries,
         "the output of a build",
-        built.all().as_bytes(),
+        built.transcript().as_bytes(),
         &mut found,
     );
     search_all(
         &canaries,
         "a message about a task file",
-        broken.all().as_bytes(),
+        broken.transcript().as_bytes(),
         &mut found,
     );
     let log = server.log();
@@ -431,7 +440,7 @@ steps:
         .collect();
     search_all(&canaries, "the server's log", log.as_bytes(), &mut found);
 
-    // Notifications hold none, but for the URL that they are sent to.
+    // Notifications contain no secret. Only the URL that receives them is one.
     for request in receiver.received_requests().await.unwrap() {
         search_all(&canaries, "a notification", &request.body, &mut found);
         search_all(
@@ -441,8 +450,8 @@ steps:
             &mut found,
         );
     }
-    answers(&server, &list, &canaries, &mut found).await;
-    files_of(
+    search_api(&server, &list, &canaries, &mut found).await;
+    search_files(
         &server,
         began,
         &[files.path(), &repositories.root(), ssh.folder()],
@@ -454,14 +463,14 @@ steps:
             search_all(&canaries, "PostgreSQL", row.as_bytes(), &mut found);
         }
     }
-    pushed::search_images(world, &image, &list, &canaries, &mut found).await;
+    pushed::search_images(environment, &image, &list, &canaries, &mut found).await;
     let found: Vec<String> = found.into_iter().collect();
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
-/// Searches all that the API answers to an administrator's GET.
-async fn answers(
-    server: &Server,
+/// Searches every API response to a GET request of an administrator.
+async fn search_api(
+    server: &TestServer,
     runs: &[Value],
     canaries: &[Canary],
     found: &mut BTreeSet<String>,
@@ -531,18 +540,18 @@ async fn answers(
     assert!(answered >= 30, "{answered} answers");
 }
 
-/// Searches the server's folder and temporary files, and checks who may read them.
-fn files_of(
-    server: &Server,
+/// Searches the folder of the server and temporary files, and checks their permissions.
+fn search_files(
+    server: &TestServer,
     began: SystemTime,
-    of_the_test: &[&Path],
+    test_folders: &[&Path],
     canaries: &[Canary],
     found: &mut BTreeSet<String>,
 ) {
-    let data = server.data();
+    let data = server.data_dir();
     let own = data.parent().unwrap();
     let mut searched = 0;
-    for file in files_below(&data) {
+    for file in list_files(&data) {
         let bytes = fs::read(&file).unwrap_or_default();
         let name = file.strip_prefix(own).unwrap().display().to_string();
         let mode = fs::metadata(&file).map_or(0, |found| found.permissions().mode() & 0o777);
@@ -560,17 +569,18 @@ fn files_of(
             found.insert(format!("{folder} has mode {mode:o}"));
         }
     }
-    for file in files_below(&std::env::temp_dir()) {
-        let ours = file.starts_with(own) || of_the_test.iter().any(|ours| file.starts_with(ours));
+    for file in list_files(&std::env::temp_dir()) {
+        let excluded =
+            file.starts_with(own) || test_folders.iter().any(|path| file.starts_with(path));
         let Ok(meta) = fs::metadata(&file) else {
             continue;
         };
         let new = meta.modified().is_ok_and(|time| time >= began);
-        if ours || !new || meta.len() > 32 << 20 {
+        if excluded || !new || meta.len() > 32 << 20 {
             continue;
         }
         let bytes = fs::read(&file).unwrap_or_default();
-        // The password of the shared registry is in the files of other tests.
+        // Files of other tests contain the password of the shared registry.
         let canaries = canaries
             .iter()
             .filter(|canary| canary.way != "password for a registry");

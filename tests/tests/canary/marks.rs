@@ -1,4 +1,4 @@
-//! Marked values, and the forms in which they are searched for.
+//! Marked values and the forms in which the tests search for them.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,7 @@ use acrtask_tests::new_run_id;
 use base64::{Engine as _, engine::general_purpose::STANDARD_NO_PAD};
 use serde_json::Value;
 
-/// A marked value, and the forms in which it is searched for.
+/// Marked value with its searched forms.
 pub(crate) struct Canary {
     pub(crate) way: &'static str,
     pub(crate) value: String,
@@ -15,20 +15,20 @@ pub(crate) struct Canary {
 
 impl Canary {
     pub(crate) fn new(way: &'static str, signs: &str) -> Self {
-        Self::of(way, &new_run_id(), signs, &new_run_id())
+        Self::from_halves(way, &new_run_id(), signs, &new_run_id())
     }
 
-    /// A canary in two halves, each of which betrays it.
-    pub(crate) fn of(way: &'static str, first: &str, signs: &str, second: &str) -> Self {
+    /// Creates a canary from two halves. Each half alone counts as a leak.
+    pub(crate) fn from_halves(way: &'static str, first: &str, signs: &str, second: &str) -> Self {
         let value = format!("{first}{signs}{second}");
-        let mut canary = Self::whole(way, &value);
+        let mut canary = Self::from_value(way, &value);
         canary.forms.push(("its first half", first.to_owned()));
         canary.forms.push(("its second half", second.to_owned()));
         canary
     }
 
-    /// A canary whose parts may appear elsewhere.
-    pub(crate) fn whole(way: &'static str, value: &str) -> Self {
+    /// Creates a canary whose parts may appear elsewhere.
+    pub(crate) fn from_value(way: &'static str, value: &str) -> Self {
         let hex: String = value.bytes().map(|byte| format!("{byte:02x}")).collect();
         let percent: String = value
             .bytes()
@@ -62,8 +62,8 @@ impl Canary {
         }
     }
 
-    /// Adds where `bytes` contain the canary to `found`.
-    pub(crate) fn search(&self, place: &str, bytes: &[u8], found: &mut BTreeSet<String>) {
+    /// Adds an entry to `found` for each form of the canary in `bytes`.
+    pub(crate) fn search(&self, location: &str, bytes: &[u8], found: &mut BTreeSet<String>) {
         let text = String::from_utf8_lossy(bytes);
         for (form, needle) in &self.forms {
             if let Some(at) = text.find(needle.as_str()) {
@@ -74,7 +74,7 @@ impl Canary {
                     .map_or(0, |(at, _)| at);
                 let before = text[from..at].escape_debug();
                 let way = self.way;
-                found.insert(format!("{way} in {place}, {form}, behind `{before}`"));
+                found.insert(format!("{way} in {location}, {form}, behind `{before}`"));
             }
         }
     }
@@ -82,11 +82,11 @@ impl Canary {
 
 pub(crate) fn search_all(
     canaries: &[Canary],
-    place: &str,
+    location: &str,
     bytes: &[u8],
     found: &mut BTreeSet<String>,
 ) {
     for canary in canaries {
-        canary.search(place, bytes, found);
+        canary.search(location, bytes, found);
     }
 }

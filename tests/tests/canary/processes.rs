@@ -1,4 +1,4 @@
-//! Command lines and environments of processes, read again and again.
+//! Repeated reading of the command lines and environments of processes.
 
 use std::{
     collections::BTreeSet,
@@ -13,8 +13,8 @@ use std::{
 
 use crate::marks::{Canary, search_all};
 
-/// Reads the command lines and environments of processes for as long as it exists: of the server and
-/// everything it starts, and of the engine's own.
+/// Thread that reads the command lines and environments of processes until the end of the test. It
+/// covers the server, everything the server starts, and the engine.
 pub(crate) struct Processes {
     stop: Arc<AtomicBool>,
     found: Arc<Mutex<BTreeSet<String>>>,
@@ -29,12 +29,12 @@ impl Processes {
         let reading = std::thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
                 let mut found = seen.lock().unwrap();
-                for pid in observed(server) {
+                for pid in list_watched(server) {
                     for file in ["cmdline", "environ"] {
                         let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
                         let name = fs::read_to_string(format!("/proc/{pid}/comm"));
-                        let place = format!("{file} of {}", name.unwrap_or_default().trim());
-                        search_all(&canaries, &place, &bytes, &mut found);
+                        let location = format!("{file} of {}", name.unwrap_or_default().trim());
+                        search_all(&canaries, &location, &bytes, &mut found);
                     }
                 }
                 drop(found);
@@ -48,20 +48,20 @@ impl Processes {
         }
     }
 
-    pub(crate) fn end(mut self) -> BTreeSet<String> {
+    pub(crate) fn stop(mut self) -> BTreeSet<String> {
         self.stop.store(true, Ordering::Relaxed);
         self.reading.take().unwrap().join().unwrap();
         std::mem::take(&mut self.found.lock().unwrap())
     }
 }
 
-/// The descendants of the server, and the processes of the engine that share our mounts. Processes of
-/// containers have mounts of their own.
-fn observed(server: u32) -> Vec<u32> {
+/// Lists the descendants of the server, and the processes of the engine in this mount namespace.
+/// Processes of containers have other mount namespaces.
+fn list_watched(server: u32) -> Vec<u32> {
     let mounts = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
-    let ours = mounts("self");
+    let own_mounts = mounts("self");
     let mut parents = Vec::new();
-    let mut observed = vec![server];
+    let mut watched = vec![server];
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else {
             continue;
@@ -80,22 +80,23 @@ fn observed(server: u32) -> Vec<u32> {
         ));
         let name = stat.split(['(', ')']).nth(1).unwrap_or_default().to_owned();
         let engine = ["dockerd", "containerd", "runc", "buildkit"];
-        if engine.iter().any(|engine| name.starts_with(engine)) && mounts(&pid.to_string()) == ours
+        if engine.iter().any(|engine| name.starts_with(engine))
+            && mounts(&pid.to_string()) == own_mounts
         {
-            observed.push(pid);
+            watched.push(pid);
         }
     }
     let mut at = 0;
-    while let Some(&parent) = observed.get(at) {
+    while let Some(&parent) = watched.get(at) {
         if at == 0
             || parents
                 .iter()
                 .any(|(pid, of)| *pid == parent && *of == server)
         {
             let children = parents.iter().filter(|(_, of)| *of == parent);
-            observed.extend(children.map(|(pid, _)| *pid).collect::<Vec<_>>());
+            watched.extend(children.map(|(pid, _)| *pid).collect::<Vec<_>>());
         }
         at += 1;
     }
-    observed
+    watched
 }

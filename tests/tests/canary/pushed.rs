@@ -1,28 +1,28 @@
-//! What is in the registry of the images that runs pushed.
+//! Search of the images that runs pushed to the registry.
 
 use std::collections::BTreeSet;
 
-use acrtask_tests::{World, project::RegistryClient};
+use acrtask_tests::{TestEnvironment, project::RegistryClient};
 use serde_json::Value;
 
 use crate::marks::{Canary, search_all};
 
-/// Searches every manifest, configuration, attestation and layer of the images that were pushed.
+/// Searches every manifest, configuration, attestation and layer of the pushed images.
 pub(crate) async fn search_images(
-    world: &World,
+    environment: &TestEnvironment,
     repository: &str,
     runs: &[Value],
     canaries: &[Canary],
     found: &mut BTreeSet<String>,
 ) {
-    let registry = RegistryClient::new(&world.registry, None);
+    let registry = RegistryClient::new(&environment.registry, None);
     let mut waiting = vec![format!("{repository}:built")];
     for run in runs.iter().filter(|run| run["task"] == "canary") {
         waiting.push(format!("{repository}:{}", run["id"].as_str().unwrap()));
     }
     let mut blobs = 0;
     while let Some(name) = waiting.pop() {
-        let Some((_, manifest)) = registry.manifest(&name).await else {
+        let Some((_, manifest)) = registry.fetch_manifest(&name).await else {
             panic!("{name} was not pushed");
         };
         search_all(
@@ -40,7 +40,7 @@ pub(crate) async fn search_images(
         let parts = manifest["layers"].as_array().into_iter().flatten();
         for part in parts.chain(manifest.get("config")) {
             let mut bytes = registry
-                .bytes(repository, part["digest"].as_str().unwrap())
+                .fetch_blob(repository, part["digest"].as_str().unwrap())
                 .await;
             if bytes.starts_with(&[0x1f, 0x8b]) {
                 bytes = unzip(&bytes);
@@ -49,8 +49,8 @@ pub(crate) async fn search_images(
             let media = part["mediaType"].as_str().unwrap_or_default();
             let is_configuration = Some(part) == manifest.get("config");
             for canary in canaries {
-                // Docker records build arguments in the history of the image: the documented reason to
-                // use a secret mount instead.
+                // Docker records build arguments in the history of the image. This is the
+                // documented reason to use a secret mount instead.
                 if canary.way != "secret build argument" || !is_configuration {
                     canary.search(&format!("{media} of {name}"), &bytes, found);
                 }

@@ -1,5 +1,5 @@
-//! The control plane is killed at random points of a cascade, and started again: nothing is lost, nothing is built twice,
-//! nothing is left behind.
+//! Server crashes at random points of a cascade. After each restart the cascade completes: every
+//! node is built exactly once, and nothing is left over.
 
 use std::{
     collections::BTreeMap,
@@ -7,18 +7,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use acrtask_tests::{World, service::Runner};
+use acrtask_tests::{TestEnvironment, service::TestRunner};
 use serde_json::Value;
 
 use crate::{
-    common::{database, law_holds},
-    fleet::{Fleet, member},
+    common::{assert_triggers_accounted, database_url},
+    fleet::{TestFleet, new_member},
 };
 
-/// Longest time for all of a cascade to have come to its end, with its crashes.
+/// Longest time for a cascade to complete, including the crashes.
 const LIMIT: Duration = Duration::from_secs(90);
 
-/// Numbers that look random and are the same each time.
+/// Sequence of pseudorandom numbers that is the same for each seed.
 struct Dice(u64);
 
 impl Dice {
@@ -35,31 +35,34 @@ impl Dice {
 const MIDDLE: [&str; 2] = ["left", "right"];
 const APPS: [&str; 2] = ["app", "both"];
 
-async fn killed_at(seeds: std::ops::Range<u64>) {
-    let Some(world) = World::find() else { return };
-    let mut fleet = Fleet::with(&world, &["--base-interval", "1s", "--no-runner"]).await;
-    // It lives through all of this, as runners on other machines do.
-    let runner = Runner::start(
+async fn run_with_crashes(seeds: std::ops::Range<u64>) {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let mut fleet =
+        TestFleet::start_with(&environment, &["--base-interval", "1s", "--no-runner"]).await;
+    // The runner keeps running, as runners on other machines do.
+    let runner = TestRunner::start(
         &fleet.server,
         "steady",
         &["--slots", "3", "--allow-private-addresses"],
     );
-    fleet.settings(&serde_json::json!({"settleSecs": 0}));
+    fleet.apply_settings(&serde_json::json!({"settleSecs": 0}));
     fleet.push("os", "none").await;
-    let from = |base: &str| format!("FROM {}\n", fleet.image(base));
-    let right = fleet.image("right");
-    fleet.tasks(&[
-        member("left", &from("os")),
-        member("right", &from("os")),
-        member("app", &from("left")),
-        member(
+    let from = |base: &str| format!("FROM {}\n", fleet.image_name(base));
+    let right = fleet.image_name("right");
+    fleet.create_tasks(&[
+        new_member("left", &from("os")),
+        new_member("right", &from("os")),
+        new_member("app", &from("left")),
+        new_member(
             "both",
             &format!("{}COPY --from={right} /bin/true /copied\n", from("left")),
         )
-        .all(),
+        .with_all_bases(),
     ]);
-    fleet.build(&MIDDLE);
-    fleet.build(&APPS);
+    fleet.run_tasks(&MIDDLE);
+    fleet.run_tasks(&APPS);
     for seed in seeds {
         let mut dice = Dice(seed);
         let note = format!("seed-{seed}");
@@ -71,50 +74,54 @@ async fn killed_at(seeds: std::ops::Range<u64>) {
         }
         wait_fresh(&fleet, &base).await;
         for name in MIDDLE.iter().chain(&APPS) {
-            assert_eq!(fleet.note(name).await, note, "seed {seed}: {name}");
+            assert_eq!(fleet.base_note(name).await, note, "seed {seed}: {name}");
         }
-        once_each(&fleet, seed);
+        assert_built_once(&fleet, seed);
     }
     drop(runner);
-    law_holds(&database(&fleet.server)).await;
+    assert_triggers_accounted(&database_url(&fleet.server)).await;
 }
 
-/// Waits until every image stands on this base, each on what the others are now, and no cascade is open.
-async fn wait_fresh(fleet: &Fleet, base: &str) {
+/// Waits until every image is built from this base and from the current digests of the other
+/// images, and no cascade is open.
+async fn wait_fresh(fleet: &TestFleet, base: &str) {
     let begun = Instant::now();
     loop {
-        let over = fleet.cascades().iter().all(|one| one["phase"] == "over");
-        if over && stands(fleet, base).await {
+        let over = fleet
+            .list_cascades()
+            .iter()
+            .all(|cascade| cascade["phase"] == "finished");
+        if over && is_fresh(fleet, base).await {
             return;
         }
         assert!(
             begun.elapsed() < LIMIT,
             "{:#?}\n{:#?}",
-            fleet.cascades(),
+            fleet.list_cascades(),
             fleet
-                .cascades()
+                .list_cascades()
                 .first()
-                .map(|one| fleet.cascade(one["id"].as_u64().unwrap()))
+                .map(|cascade| fleet.show_cascade(cascade["id"].as_u64().unwrap()))
         );
         thread::sleep(Duration::from_millis(100));
     }
 }
 
-async fn stands(fleet: &Fleet, base: &str) -> bool {
-    let os = fleet.image("os");
+async fn is_fresh(fleet: &TestFleet, base: &str) -> bool {
+    let os = fleet.image_name("os");
     for (image, on) in [
         ("left", vec!["os"]),
         ("right", vec!["os"]),
         ("app", vec!["left"]),
         ("both", vec!["left", "right"]),
     ] {
-        let used = fleet.built_from(&fleet.image(image));
+        let used = fleet.built_from(&fleet.image_name(image));
         for name in on {
-            let name_at = fleet.image(name);
+            let name_at = fleet.image_name(name);
             let now = if name_at == os {
                 base.to_owned()
             } else {
-                fleet.digest(name).await.unwrap()
+                fleet.fetch_digest(name).await.unwrap()
             };
             if used[&name_at] != now {
                 return false;
@@ -124,11 +131,11 @@ async fn stands(fleet: &Fleet, base: &str) -> bool {
     true
 }
 
-/// No task ran twice for the same digests, and each run of a cascade came to a good end at its first attempt.
-fn once_each(fleet: &Fleet, seed: u64) {
+/// Asserts that no task ran twice for the same pins, and that each run of a cascade succeeded.
+fn assert_built_once(fleet: &TestFleet, seed: u64) {
     for task in MIDDLE.iter().chain(&APPS) {
         let mut seen: BTreeMap<String, Vec<Value>> = BTreeMap::new();
-        for run in fleet.runs(task) {
+        for run in fleet.list_runs(task) {
             if run["trigger"] != "cascade" {
                 continue;
             }
@@ -143,26 +150,26 @@ fn once_each(fleet: &Fleet, seed: u64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_at_random_points_1() {
-    killed_at(0..10).await;
+async fn cascade_survives_server_crashes_1() {
+    run_with_crashes(0..10).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_at_random_points_2() {
-    killed_at(10..20).await;
+async fn cascade_survives_server_crashes_2() {
+    run_with_crashes(10..20).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_at_random_points_3() {
-    killed_at(20..30).await;
+async fn cascade_survives_server_crashes_3() {
+    run_with_crashes(20..30).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_at_random_points_4() {
-    killed_at(30..40).await;
+async fn cascade_survives_server_crashes_4() {
+    run_with_crashes(30..40).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn killed_at_random_points_5() {
-    killed_at(40..50).await;
+async fn cascade_survives_server_crashes_5() {
+    run_with_crashes(40..50).await;
 }

@@ -1,5 +1,5 @@
-//! A new base reaches everything that stands on it: a real registry, real builds, a git server, a control plane and a
-//! runner as processes.
+//! Cascades: a new base reaches everything built from it. The tests use a real registry, real
+//! builds, a git server, and a server and runner as processes.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -8,8 +8,8 @@ mod commands;
 #[path = "../common/mod.rs"]
 mod common;
 mod crashes;
-mod fails;
+mod detection;
+mod failures;
 mod fleet;
-mod gates;
-mod seen;
-mod whole;
+mod full_rebuild;
+mod promotion;

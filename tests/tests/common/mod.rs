@@ -1,6 +1,6 @@
-//! What tests of the service ask the database itself.
+//! Queries of the database for tests of the service.
 
-#![allow(dead_code, reason = "each test program uses a part of it")]
+#![allow(dead_code, reason = "each test program uses a part of this module")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::{
@@ -9,15 +9,16 @@ use std::{
 };
 
 use acrtask_store::Store;
-use acrtask_tests::service::Server;
+use acrtask_tests::service::TestServer;
 
-/// The URL of the database of a server on SQLite.
-pub(crate) fn database(server: &Server) -> String {
-    format!("sqlite:{}", server.data().join("acrtask.db").display())
+/// Returns the URL of the SQLite database of a server.
+pub(crate) fn database_url(server: &TestServer) -> String {
+    format!("sqlite:{}", server.data_dir().join("acrtask.db").display())
 }
 
-/// An empty database on the tests' PostgreSQL; nothing only where skipping was asked for.
-pub(crate) async fn postgres() -> Option<String> {
+/// Creates an empty database on the PostgreSQL of the tests. `None` if `ACRTASK_TEST_SKIP_ENGINE`
+/// is set.
+pub(crate) async fn create_postgres_database() -> Option<String> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let Some(url) = std::env::var("ACRTASK_TEST_POSTGRES")
         .ok()
@@ -41,8 +42,9 @@ pub(crate) async fn postgres() -> Option<String> {
     )
 }
 
-/// The conservation law: each trigger is accounted for. Waits a moment, since what is under way has its deadline.
-pub(crate) async fn law_holds(url: &str) {
+/// Asserts the conservation law: every trigger led to a recorded outcome. Waits for triggers that
+/// are still being processed.
+pub(crate) async fn assert_triggers_accounted(url: &str) {
     let store = Store::open(url).await.unwrap();
     let begun = Instant::now();
     loop {
@@ -50,7 +52,7 @@ pub(crate) async fn law_holds(url: &str) {
             .duration_since(std::time::UNIX_EPOCH)
             .unwrap();
         let now = i64::try_from(now.as_millis()).unwrap();
-        let left = store.unaccounted(now, 2_000).await.unwrap();
+        let left = store.unaccounted_triggers(now, 2_000).await.unwrap();
         if left.is_empty() {
             return;
         }

@@ -1,12 +1,13 @@
-//! Which commit is checked out, what is said where it is gone, and how much of a history is sent.
+//! Commit that is checked out, the error if it is gone, and the amount of history that is
+//! transferred.
 
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn exact_commits_tags_and_what_is_gone() {
+async fn commits_and_tags_are_exact_and_missing_ones_refused() {
     let repositories = Repositories::default();
     repositories.create("app");
-    let work = repositories.work("app");
+    let work = repositories.work_path("app");
     let first = repositories.commit("app", &[("file", "first")]);
     git(&work, &["tag", "--annotate", "v1", "--message", "v1"]);
     git(&work, &["push", "--quiet", "origin", "v1"]);
@@ -14,7 +15,7 @@ async fn exact_commits_tags_and_what_is_gone() {
         repositories.commit("app", &[("file", &n.to_string())]);
     }
     let last = repositories.commit("app", &[("file", "last")]);
-    // A branch that was deleted, and a commit that was pushed away.
+    // A deleted branch, and a commit that a force push removed.
     git(&work, &["checkout", "--quiet", "-b", "feature/gone"]);
     let on_branch = repositories.commit("app", &[("file", "feature")]);
     git(&work, &["push", "--quiet", "origin", ":feature/gone"]);
@@ -26,16 +27,16 @@ async fn exact_commits_tags_and_what_is_gone() {
     let url = server.url("app");
 
     let check = async |reference: &str, commit: &str, content: &str| {
-        let (_folder, mut options) = options();
-        options.git = exactly(commit);
-        let workspace = fetched(&format!("{url}{reference}"), &options)
+        let (_folder, mut options) = runner_options();
+        options.git = at_commit(commit);
+        let workspace = fetch_context(&format!("{url}{reference}"), &options)
             .await
             .unwrap();
         assert_eq!(read(&workspace, "file"), content, "{reference}");
-        assert_eq!(workspace.facts.commit.as_deref(), Some(commit));
+        assert_eq!(workspace.variables.commit.as_deref(), Some(commit));
         let shallow = workspace.root.join(".git/shallow").exists();
-        let facts = &workspace.facts;
-        (facts.branch.clone(), facts.tag.clone(), shallow)
+        let variables = &workspace.variables;
+        (variables.branch.clone(), variables.tag.clone(), shallow)
     };
     let main = || Some("main".to_owned());
     assert_eq!(check("#main", &last, "last").await, (main(), None, true));
@@ -44,7 +45,7 @@ async fn exact_commits_tags_and_what_is_gone() {
         check("#v1", &first, "first").await,
         (None, Some("v1".into()), true)
     );
-    // The server still has these, and gives out what is asked for by its name.
+    // The server still has these commits and serves them by their ids.
     assert_eq!(
         check("#main", &forced, "forced").await,
         (main(), None, true)
@@ -55,19 +56,19 @@ async fn exact_commits_tags_and_what_is_gone() {
         (gone(), None, true)
     );
 
-    // It has not any more.
+    // After pruning, the server no longer has them.
     repositories.prune("app");
     let refused = async |reference: &str, commit: &str| {
-        let (folder, mut options) = options();
-        options.git = exactly(commit);
-        let error = fetched(&format!("{url}{reference}"), &options)
+        let (folder, mut options) = runner_options();
+        options.git = at_commit(commit);
+        let error = fetch_context(&format!("{url}{reference}"), &options)
             .await
             .unwrap_err();
         assert!(matches!(error, SourceError::CommitGone { .. }), "{error:?}");
         assert_eq!(
             std::fs::read_dir(folder.path()).unwrap().count(),
             0,
-            "it is removed"
+            "the failed checkout is left over"
         );
         error
             .to_string()
@@ -82,23 +83,23 @@ async fn exact_commits_tags_and_what_is_gone() {
     );
     assert_eq!(refused("#main", &"d".repeat(40)).await, of_main);
 
-    // One that gives out tips alone: the history of the branch is fetched as far as it has to be.
-    server.be_old();
+    // A server that serves only tips: the history of the branch is fetched as far as necessary.
+    server.use_first_protocol();
     let middle = git(&work, &["rev-parse", "main~15"]);
     assert_eq!(check("#main", &last, "last").await, (main(), None, true));
     assert_eq!(check("", &middle, "6").await, (None, None, false));
     assert_eq!(refused("#main", &forced).await, of_main);
-    // A commit that is no commit.
+    // An id of a tree.
     let tree = git(&work, &["rev-parse", "HEAD^{tree}"]);
-    let (_folder, mut options) = options();
-    options.git = exactly(&tree);
-    fetched(&url, &options).await.unwrap_err();
+    let (_folder, mut options) = runner_options();
+    options.git = at_commit(&tree);
+    fetch_context(&url, &options).await.unwrap_err();
 }
 
-/// Commits of one mebibyte each that cannot be compressed, and are not.
+/// Imports incompressible commits of 1 MiB each, without compression.
 fn import_history(repositories: &Repositories, commits: u32) -> String {
     const SIZE: usize = 1 << 20;
-    let bare = repositories.bare("big");
+    let bare = repositories.bare_path("big");
     let mut child = git_command(&bare)
         .args(["-c", "core.compression=0", "-c", "fastimport.unpackLimit=0"])
         .args(["fast-import", "--quiet", "--depth=0"])
@@ -115,7 +116,7 @@ fn import_history(repositories: &Repositories, commits: u32) -> String {
         word.copy_from_slice(&state.to_le_bytes());
     }
     for _ in 0..commits {
-        // Another file each time; without deltas each is stored whole.
+        // The content differs in each commit. Without deltas, each is stored in full.
         block.rotate_left(8191);
         let head =
             "commit refs/heads/main\ncommitter A <a@example.com> 1767225600 +0000\ndata 1\nx\n";
@@ -128,33 +129,33 @@ fn import_history(repositories: &Repositories, commits: u32) -> String {
     git(&bare, &["rev-parse", "main~100"])
 }
 
-/// Bytes of all files below a folder.
-fn stored(folder: &Path) -> u64 {
+/// Returns the bytes of all files below a folder.
+fn folder_size(folder: &Path) -> u64 {
     let entries = std::fs::read_dir(folder).unwrap().map(Result::unwrap);
     let sizes = entries.map(|entry| match entry.metadata().unwrap() {
-        of if of.is_dir() => stored(&entry.path()),
+        of if of.is_dir() => folder_size(&entry.path()),
         of => of.len(),
     });
     sizes.sum()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_large_history_stays_where_it_is() {
+async fn large_history_is_not_downloaded() {
     const COMMITS: u32 = 1024;
     const MIB: u64 = 1 << 20;
     let repositories = Repositories::default();
     repositories.create("big");
     let old = import_history(&repositories, COMMITS);
-    let history = stored(&repositories.bare("big"));
-    assert!(history >= 1024 * MIB, "{history} bytes are no GiB");
+    let history = folder_size(&repositories.bare_path("big"));
+    assert!(history >= 1024 * MIB, "{history} bytes are less than a GiB");
     let server = HttpGit::start(&repositories.root(), None);
     let url = format!("{}#main", server.url("big"));
     for commit in [None, Some(&old)] {
-        let (_folder, mut options) = options();
+        let (_folder, mut options) = runner_options();
         options.git.commit = commit.map(|commit| commit.parse().unwrap());
-        let (begun, before) = (Instant::now(), server.sent());
-        let workspace = fetched(&url, &options).await.unwrap();
-        let (took, sent) = (begun.elapsed(), server.sent() - before);
+        let (begun, before) = (Instant::now(), server.bytes_sent());
+        let workspace = fetch_context(&url, &options).await.unwrap();
+        let (took, sent) = (begun.elapsed(), server.bytes_sent() - before);
         assert_eq!(
             std::fs::metadata(workspace.root.join("file"))
                 .unwrap()
@@ -162,8 +163,8 @@ async fn a_large_history_stays_where_it_is() {
             MIB
         );
         assert!(sent < 2 * MIB, "{sent} bytes were sent of {history}");
-        // The file, and the one object that it is from.
-        let kept = stored(&workspace.root);
+        // The file in the work tree and its object.
+        let kept = folder_size(&workspace.root);
         assert!(kept < 3 * MIB, "{kept} bytes were kept of {history}");
         assert!(took < Duration::from_secs(30), "{took:?}");
         assert_eq!(git(&workspace.root, &["rev-list", "--count", "HEAD"]), "1");

@@ -1,40 +1,54 @@
-//! Repositories behind a password, and names that look like something else.
+//! Repositories behind a password, and branch names that resemble options.
 
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_private_repository_by_token() {
+async fn private_repository_is_fetched_with_a_token() {
     let repositories = Repositories::default();
     repositories.create("app");
     let commit = repositories.commit("app", &[("file", "one")]);
     let server = HttpGit::start(&repositories.root(), Some(("ci", TOKEN)));
 
-    let (folder, mut options) = options();
-    options.git_credentials.push(token("127.0.0.1"));
-    let workspace = fetched(&format!("{}#main", server.url("app")), &options)
+    let (folder, mut options) = runner_options();
+    options.git_credentials.push(git_credential("127.0.0.1"));
+    let workspace = fetch_context(&format!("{}#main", server.url("app")), &options)
         .await
         .unwrap();
     assert_eq!(read(&workspace, "file"), "one");
-    let facts = &workspace.facts;
-    assert_eq!(facts.commit.as_deref(), Some(&commit[..]));
-    assert_eq!(facts.branch.as_deref(), Some("main"));
-    assert_eq!(facts.repository.as_deref(), Some(&server.url("app")[..]));
+    let variables = &workspace.variables;
+    assert_eq!(variables.commit.as_deref(), Some(&commit[..]));
+    assert_eq!(variables.branch.as_deref(), Some("main"));
+    assert_eq!(
+        variables.repository.as_deref(),
+        Some(&server.url("app")[..])
+    );
     assert_eq!(files_with(folder.path(), TOKEN), Vec::<PathBuf>::new());
 
-    let error = fetched(&server.url("app"), &self::options().1)
+    let error = fetch_context(&server.url("app"), &self::runner_options().1)
         .await
         .unwrap_err();
     assert!(
-        said(&error).contains("give a credential for its host"),
+        error_text(&error).contains("give a credential for its host"),
         "{}",
-        said(&error)
+        error_text(&error)
     );
     options.git_credentials[0].password = Secret::new("hunter2-wrong");
-    let error = fetched(&server.url("app"), &options).await.unwrap_err();
-    assert!(!said(&error).contains("hunter2"), "{}", said(&error));
+    let error = fetch_context(&server.url("app"), &options)
+        .await
+        .unwrap_err();
+    assert!(
+        !error_text(&error).contains("hunter2"),
+        "{}",
+        error_text(&error)
+    );
     // The password of another host is not tried.
-    options.git_credentials = vec![token("localhost"), token("127.0.0.1.example.com")];
-    fetched(&server.url("app"), &options).await.unwrap_err();
+    options.git_credentials = vec![
+        git_credential("localhost"),
+        git_credential("127.0.0.1.example.com"),
+    ];
+    fetch_context(&server.url("app"), &options)
+        .await
+        .unwrap_err();
     let sent = server.requests().into_iter();
     let logins: Vec<String> = sent
         .filter_map(|request| request.headers.get("authorization").cloned())
@@ -43,16 +57,18 @@ async fn a_private_repository_by_token() {
     assert!(!logins.is_empty());
 }
 
-/// Trying again would not help, so the exit code is that of a mistake, as it is locally.
+/// A retry would not help, so the exit code is that of a user error, as in a local run.
 #[test]
-fn wrong_context_at_a_server_is_a_mistake() {
-    let Some(world) = World::find() else { return };
+fn wrong_context_at_a_server_exits_with_a_user_error() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let repositories = Repositories::default();
     repositories.create("app");
     repositories.commit("app", &[("file", "one")]);
     let git_server = HttpGit::start(&repositories.root(), None);
     let url = git_server.url("app");
-    let server = Server::start(&world, &["--allow-private-addresses"]);
+    let server = TestServer::start(&environment, &["--allow-private-addresses"]);
     let folder = tempfile::tempdir().unwrap();
     for (context, file, message) in [
         (format!("{url}#main"), "acr-task.yaml", "acr-task.yaml"),
@@ -66,24 +82,24 @@ fn wrong_context_at_a_server_is_a_mistake() {
     ] {
         let args = ["run", "-f", file, &context];
         let outcome = server.run(folder.path(), &args).wait();
-        assert_eq!(outcome.code, Some(2), "{context}: {}", outcome.all());
-        assert!(outcome.stderr.contains(message), "{}", outcome.all());
-        let run = server.run_of(&outcome.run);
+        assert_eq!(outcome.code, Some(2), "{context}: {}", outcome.transcript());
+        assert!(outcome.stderr.contains(message), "{}", outcome.transcript());
+        let run = server.fetch_run(&outcome.run);
         assert_eq!(run["state"], "failed", "{run:#}");
         assert_eq!(run["result"]["refused"], true, "{run:#}");
     }
-    // A server that does not answer may answer later.
-    let away = "http://127.0.0.1:1/app.git#main";
-    let outcome = server.run(folder.path(), &["run", away]).wait();
-    assert_eq!(outcome.code, Some(3), "{}", outcome.all());
+    // A server that does not respond now may respond later.
+    let unreachable = "http://127.0.0.1:1/app.git#main";
+    let outcome = server.run(folder.path(), &["run", unreachable]).wait();
+    assert_eq!(outcome.code, Some(3), "{}", outcome.transcript());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn names_that_look_like_options_are_names() {
+async fn branch_names_are_never_parsed_as_options() {
     let repositories = Repositories::default();
     repositories.create("app");
     let commit = repositories.commit("app", &[("file", "odd")]);
-    let bare = repositories.bare("app");
+    let bare = repositories.bare_path("app");
     let names = [
         "--upload-pack=touch_pwned",
         "-h",
@@ -97,23 +113,23 @@ async fn names_that_look_like_options_are_names() {
         "%2e%2e",
     ];
     for name in names {
-        // Git's own commands refuse some of these; a server may have them.
+        // Git's own commands refuse some of these names, but a server can contain them.
         let path = bare.join("refs/heads").join(name);
         std::fs::write(path, format!("{commit}\n")).unwrap();
     }
     let server = HttpGit::start(&repositories.root(), None);
     for name in names {
-        let (folder, mut options) = options();
+        let (folder, mut options) = runner_options();
         let url = format!("{}#refs/heads/{name}", server.url("app"));
         for exact in [false, true] {
             options.git = if exact {
-                exactly(&commit)
+                at_commit(&commit)
             } else {
                 GitOptions::default()
             };
-            let workspace = fetched(&url, &options).await.unwrap();
+            let workspace = fetch_context(&url, &options).await.unwrap();
             assert_eq!(read(&workspace, "file"), "odd");
-            assert_eq!(workspace.facts.branch.as_deref(), Some(name));
+            assert_eq!(workspace.variables.branch.as_deref(), Some(name));
             assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
             let files: Vec<_> = std::fs::read_dir(&workspace.root)
                 .unwrap()

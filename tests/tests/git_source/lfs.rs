@@ -1,8 +1,9 @@
-//! Files of Git LFS: where they are asked for, that they are what their pointers say, and where nothing is sent to.
+//! Git LFS: files are fetched only on request, match their pointers, and cause no request to
+//! forbidden addresses.
 
 use super::*;
 
-/// A file that git gives to Git LFS: its pointer in the repository, its object at the server.
+/// Stores an object at the server and returns its id and the pointer for the repository.
 fn add_object(repositories: &Repositories, content: &[u8]) -> (String, String) {
     let oid: String = Sha256::digest(content)
         .iter()
@@ -19,7 +20,7 @@ fn add_object(repositories: &Repositories, content: &[u8]) -> (String, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn files_of_git_lfs_where_they_are_asked_for() {
+async fn lfs_files_are_fetched_on_request() {
     let repositories = Repositories::default();
     repositories.create("app");
     repositories.create("lib");
@@ -42,17 +43,18 @@ async fn files_of_git_lfs_where_they_are_asked_for() {
             ("no-attribute.txt", &pointer),
         ],
     );
-    std::os::unix::fs::symlink("small.bin", repositories.work("app").join("link.bin")).unwrap();
-    let program = repositories.work("app").join("large.bin");
+    std::os::unix::fs::symlink("small.bin", repositories.work_path("app").join("link.bin"))
+        .unwrap();
+    let program = repositories.work_path("app").join("large.bin");
     std::fs::set_permissions(program, Permissions::from_mode(0o755)).unwrap();
     add_submodule(&repositories, "app", "lib", "../lib.git", &lib);
     repositories.commit("app", &[]);
     let server = HttpGit::start(&repositories.root(), Some(("ci", TOKEN)));
     let url = format!("{}#main", server.url("app"));
 
-    let (folder, mut options) = options();
-    options.git_credentials.push(token("127.0.0.1"));
-    let workspace = fetched(&url, &options).await.unwrap();
+    let (folder, mut options) = runner_options();
+    options.git_credentials.push(git_credential("127.0.0.1"));
+    let workspace = fetch_context(&url, &options).await.unwrap();
     assert_eq!(read(&workspace, "large.bin"), pointer);
     drop(workspace);
     options.git = GitOptions {
@@ -60,7 +62,7 @@ async fn files_of_git_lfs_where_they_are_asked_for() {
         submodules: true,
         ..GitOptions::default()
     };
-    let workspace = fetched(&url, &options).await.unwrap();
+    let workspace = fetch_context(&url, &options).await.unwrap();
     for path in ["large.bin", "again/large.bin"] {
         assert!(
             std::fs::read(workspace.root.join(path)).unwrap() == large,
@@ -95,25 +97,28 @@ async fn files_of_git_lfs_where_they_are_asked_for() {
     assert_eq!(of_large.count(), 1, "one object is downloaded once");
     drop(workspace);
 
-    // Another object than the pointer's, of the same length; a longer one; none.
+    // Wrong content of the right length, longer content, shorter content, and no object.
     let object = repositories.root().join("lfs-objects").join(&oid);
     let mut wrong = large.clone();
     wrong[17] ^= 1;
     let longer = [&large[..], b"x"].concat();
     for (content, expected) in [
-        (Some(wrong), "and its pointer says sha256:"),
+        (Some(wrong), "but its pointer names sha256:"),
         (
             Some(longer),
             "it has more than the 3000000 bytes of its pointer",
         ),
         (Some(large[1..].to_vec()), "it has 2999999 bytes"),
-        (None, "the server says: 404 Object does not exist"),
+        (
+            None,
+            "the server responded with error 404: Object does not exist",
+        ),
     ] {
         match content {
             Some(content) => std::fs::write(&object, content).unwrap(),
             None => std::fs::remove_file(&object).unwrap(),
         }
-        let error = said(&fetched(&url, &options).await.unwrap_err());
+        let error = error_text(&fetch_context(&url, &options).await.unwrap_err());
         assert!(
             error.contains(expected) && error.contains("large.bin`"),
             "{error}"
@@ -121,17 +126,17 @@ async fn files_of_git_lfs_where_they_are_asked_for() {
         assert_eq!(
             std::fs::read_dir(folder.path()).unwrap().count(),
             0,
-            "it is removed"
+            "the failed checkout is left over"
         );
     }
-    // More than may be downloaded is not begun.
+    // A file above the download limit is refused before the download.
     options.limits.download_bytes = 1_000_000;
-    let error = fetched(&url, &options).await.unwrap_err();
+    let error = fetch_context(&url, &options).await.unwrap_err();
     assert!(matches!(error, SourceError::TooLarge { .. }), "{error:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_git_lfs_server_leads_nowhere_it_should_not() {
+async fn lfs_server_cannot_redirect_to_forbidden_addresses() {
     let repositories = Repositories::default();
     repositories.create("app");
     let (oid, pointer) = add_object(&repositories, b"content");
@@ -142,11 +147,11 @@ async fn a_git_lfs_server_leads_nowhere_it_should_not() {
     );
     let server = HttpGit::start(&repositories.root(), Some(("ci", TOKEN)));
     let elsewhere = HttpGit::start(&repositories.root(), None);
-    let (_folder, mut options) = options();
-    options.git_credentials.push(token("127.0.0.1"));
+    let (_folder, mut options) = runner_options();
+    options.git_credentials.push(git_credential("127.0.0.1"));
     options.git.lfs = true;
 
-    // To another host: without our login, with what the server gave for it.
+    // A download from another host gets the headers that the server named, but no stored login.
     let there = format!(
         "http://localhost:{}",
         elsewhere.address().split_once(':').unwrap().1
@@ -155,39 +160,43 @@ async fn a_git_lfs_server_leads_nowhere_it_should_not() {
         "href": format!("{there}/lfs-objects/{oid}"),
         "header": { "Authorization": "Bearer for-this-download", "X-Mine": "yes" },
     });
-    server.answer_downloads_with(link);
-    let workspace = fetched(&server.url("app"), &options).await.unwrap();
+    server.set_lfs_download(link);
+    let workspace = fetch_context(&server.url("app"), &options).await.unwrap();
     assert_eq!(read(&workspace, "a.bin"), "content");
     let seen = elsewhere.requests();
     assert_eq!(seen.len(), 1);
     assert_eq!(seen[0].headers["authorization"], "Bearer for-this-download");
     assert_eq!(seen[0].headers["x-mine"], "yes");
-    server.answer_downloads_with(json!({ "href": format!("{there}/lfs-objects/{oid}") }));
-    fetched(&server.url("app"), &options).await.unwrap();
+    server.set_lfs_download(json!({ "href": format!("{there}/lfs-objects/{oid}") }));
+    fetch_context(&server.url("app"), &options).await.unwrap();
     let seen = elsewhere.requests();
     assert!(!seen[1].headers.contains_key("authorization"), "{seen:?}");
 
     for (href, expected) in [
-        ("file:///etc/passwd", "come over https:// only"),
-        ("ftp://example.com/x", "come over https:// only"),
+        ("file:///etc/passwd", "downloads require https://"),
+        ("ftp://example.com/x", "downloads require https://"),
         ("http://example.com/x", "neither encryption"),
         ("not a url", "is not a URL"),
-        ("gopher://127.0.0.1/x", "come over https:// only"),
+        ("gopher://127.0.0.1/x", "downloads require https://"),
     ] {
-        server.answer_downloads_with(json!({ "href": href }));
-        let error = said(&fetched(&server.url("app"), &options).await.unwrap_err());
+        server.set_lfs_download(json!({ "href": href }));
+        let error = error_text(
+            &fetch_context(&server.url("app"), &options)
+                .await
+                .unwrap_err(),
+        );
         assert!(
-            error.contains(expected) || error.contains("names what is not a URL"),
+            error.contains(expected) || error.contains("named a location that is not a URL"),
             "{href}: {error}"
         );
     }
-    // The repository itself names a server: by the same rules, without a login that is not its own.
+    // The repository itself names a server. The same rules apply, and no foreign login is sent.
     let name = |url: &str| {
         let config = format!("[lfs]\n\turl = {url}\n[include]\n\tpath = /etc/passwd\n");
         repositories.commit("app", &[(".lfsconfig", &config)]);
     };
     name(&format!("{there}/app.git/info/lfs"));
-    let workspace = fetched(&server.url("app"), &options).await.unwrap();
+    let workspace = fetch_context(&server.url("app"), &options).await.unwrap();
     assert_eq!(read(&workspace, "a.bin"), "content");
     assert!(
         elsewhere
@@ -203,7 +212,9 @@ async fn a_git_lfs_server_leads_nowhere_it_should_not() {
         "--x",
     ] {
         name(url);
-        let error = fetched(&server.url("app"), &options).await.unwrap_err();
+        let error = fetch_context(&server.url("app"), &options)
+            .await
+            .unwrap_err();
         assert!(
             matches!(error, SourceError::Refused { .. } | SourceError::Lfs { .. }),
             "{url}: {error:?}"
@@ -212,7 +223,7 @@ async fn a_git_lfs_server_leads_nowhere_it_should_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn git_lfs_of_a_repository_behind_ssh() {
+async fn lfs_files_of_an_ssh_repository_are_fetched() {
     let repositories = Repositories::default();
     repositories.create("app");
     let (_, pointer) = add_object(&repositories, b"content");
@@ -227,7 +238,7 @@ async fn git_lfs_of_a_repository_behind_ssh() {
         return;
     };
     let objects = HttpGit::start(&repositories.root(), Some(("ci", TOKEN)));
-    let told = json!({
+    let response = json!({
         "href": format!("{}/info/lfs", objects.url("app")),
         // ci:hunter2-the-token
         "header": { "Authorization": "Basic Y2k6aHVudGVyMi10aGUtdG9rZW4=" },
@@ -235,17 +246,17 @@ async fn git_lfs_of_a_repository_behind_ssh() {
     });
     std::fs::write(
         repositories.root().join("lfs-authenticate.json"),
-        told.to_string(),
+        response.to_string(),
     )
     .unwrap();
-    let (_folder, mut options) = options();
+    let (_folder, mut options) = runner_options();
     let login = Secret::new(server.private_key() + &server.known_hosts());
     options
         .ssh_keys
         .extend(SshKey::from_login("127.0.0.1", &login));
-    // For the objects themselves, which the server names without a login.
-    options.git_credentials.push(token("127.0.0.1"));
+    // Login for the objects, whose URLs the server returns without one.
+    options.git_credentials.push(git_credential("127.0.0.1"));
     options.git.lfs = true;
-    let workspace = fetched(&server.url("app"), &options).await.unwrap();
+    let workspace = fetch_context(&server.url("app"), &options).await.unwrap();
     assert_eq!(read(&workspace, "a.bin"), "content");
 }

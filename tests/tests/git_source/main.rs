@@ -1,5 +1,6 @@
-//! Contexts from real git servers, over HTTP with a password and over SSH with a key: what is checked out, what is
-//! refused, how much is sent, and that nothing of a repository runs.
+//! Contexts from real git servers, over HTTP with a password and over SSH with a key. The tests
+//! check the files, the refusals, the transferred bytes, and that nothing from a repository is
+//! executed.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -17,10 +18,10 @@ use acrtask_source::{
     ContextSpec, GitCredential, GitOptions, Options, Origin, SourceError, SshKey, Workspace, fetch,
 };
 use acrtask_tests::{
-    World,
+    TestEnvironment,
     git_server::{HttpGit, Repositories, SshGit, git, git_command},
     project,
-    service::{Runner, Server},
+    service::{TestRunner, TestServer},
 };
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -35,8 +36,8 @@ mod submodules;
 
 const TOKEN: &str = "hunter2-the-token";
 
-/// What a runner fetches with, that its operator lets reach this machine.
-fn options() -> (TempDir, Options) {
+/// Returns the options of a runner that may reach private addresses.
+fn runner_options() -> (TempDir, Options) {
     let folder = tempfile::tempdir().unwrap();
     let options = Options {
         origin: Origin::TaskFile,
@@ -47,7 +48,7 @@ fn options() -> (TempDir, Options) {
     (folder, options)
 }
 
-fn token(host: &str) -> GitCredential {
+fn git_credential(host: &str) -> GitCredential {
     GitCredential {
         host: host.into(),
         username: "ci".into(),
@@ -55,20 +56,20 @@ fn token(host: &str) -> GitCredential {
     }
 }
 
-fn exactly(commit: &str) -> GitOptions {
+fn at_commit(commit: &str) -> GitOptions {
     GitOptions {
         commit: Some(commit.parse().unwrap()),
         ..GitOptions::default()
     }
 }
 
-async fn fetched(url: &str, options: &Options) -> Result<Workspace, SourceError> {
+async fn fetch_context(url: &str, options: &Options) -> Result<Workspace, SourceError> {
     let spec = ContextSpec::parse(url).unwrap_or_else(|error| panic!("{error}"));
     fetch(&spec, options).await
 }
 
-/// All that an error says, with its causes and its advice.
-fn said(error: &SourceError) -> String {
+/// Returns the text of an error with its causes and its help.
+fn error_text(error: &SourceError) -> String {
     let mut text = format!("{error:?} {error}");
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
@@ -83,7 +84,7 @@ fn read(workspace: &Workspace, path: &str) -> String {
         .unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// Every file below `folder` that has `text` in it.
+/// Lists the files below `folder` that contain `text`.
 fn files_with(folder: &Path, text: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {
@@ -99,7 +100,7 @@ fn files_with(folder: &Path, text: &str) -> Vec<PathBuf> {
     found
 }
 
-/// What the processes of this machine have in their command lines.
+/// Returns the command lines of all processes on this machine.
 fn command_lines() -> String {
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     let lines = processes.filter_map(|entry| std::fs::read(entry.path().join("cmdline")).ok());
@@ -108,9 +109,9 @@ fn command_lines() -> String {
         .collect()
 }
 
-/// A gitlink at `path`, and what `.gitmodules` says about it.
+/// Adds a gitlink at `path` and its entry in `.gitmodules`.
 fn add_submodule(repositories: &Repositories, name: &str, path: &str, url: &str, commit: &str) {
-    let work = repositories.work(name);
+    let work = repositories.work_path(name);
     std::fs::create_dir_all(work.join(path)).unwrap();
     let mut modules = std::fs::File::options()
         .create(true)

@@ -1,9 +1,10 @@
-//! Repositories behind an SSH key: which keys and hosts are taken, and the whole way from a server's secret store.
+//! Repositories behind an SSH key: accepted keys and hosts, and the complete path from the server's
+//! secret store.
 
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_private_repository_by_ssh_key() {
+async fn private_repository_is_fetched_with_an_ssh_key() {
     let repositories = Repositories::default();
     repositories.create("app");
     let first = repositories.commit("app", &[("file", "first")]);
@@ -14,15 +15,17 @@ async fn a_private_repository_by_ssh_key() {
     let url = server.url("app");
     let key = |text: &str, known_hosts: Option<String>| {
         let login = format!("{text}\n{}", known_hosts.unwrap_or_default());
-        SshKey::from_login("127.0.0.1", &Secret::new(login)).expect("it is a key")
+        SshKey::from_login("127.0.0.1", &Secret::new(login)).expect("a valid SSH key")
     };
 
-    let (folder, mut options) = options();
+    let (folder, mut options) = runner_options();
     options.ssh_keys = vec![key(&server.private_key(), Some(server.known_hosts()))];
-    let workspace = fetched(&format!("{url}#main"), &options).await.unwrap();
+    let workspace = fetch_context(&format!("{url}#main"), &options)
+        .await
+        .unwrap();
     assert_eq!(read(&workspace, "file"), "second");
-    assert_eq!(workspace.facts.branch.as_deref(), Some("main"));
-    // The key is in no file; the agent that had it is gone.
+    assert_eq!(workspace.variables.branch.as_deref(), Some("main"));
+    // No file contains the key, and the agent that had it has ended.
     let body = server.private_key().lines().nth(1).unwrap().to_owned();
     assert_eq!(files_with(folder.path(), &body), Vec::<PathBuf>::new());
     let folder_name = folder.path().display().to_string();
@@ -30,26 +33,28 @@ async fn a_private_repository_by_ssh_key() {
     while command_lines().contains(&folder_name) {
         assert!(
             begun.elapsed() < Duration::from_secs(10),
-            "a process is left"
+            "a process still runs"
         );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     drop(workspace);
-    options.git = exactly(&first);
-    let workspace = fetched(&format!("{url}#main"), &options).await.unwrap();
+    options.git = at_commit(&first);
+    let workspace = fetch_context(&format!("{url}#main"), &options)
+        .await
+        .unwrap();
     assert_eq!(read(&workspace, "file"), "first");
     assert!(workspace.root.join(".git/shallow").exists());
-    // A key with the line ends of another system, and spaces around it.
+    // A key with the line ends of another system and surrounding white space.
     options.ssh_keys[0].private_key = Secret::new(format!(
         "\r\n{}\r\n\r\n",
         server.private_key().replace('\n', "\r\n")
     ));
-    fetched(&url, &options).await.unwrap();
+    fetch_context(&url, &options).await.unwrap();
 
     let refused = async |private_key: &str, known_hosts: Option<String>| {
-        let (folder, mut options) = self::options();
+        let (folder, mut options) = self::runner_options();
         options.ssh_keys = vec![key(private_key, known_hosts)];
-        let error = said(&fetched(&url, &options).await.unwrap_err());
+        let error = error_text(&fetch_context(&url, &options).await.unwrap_err());
         assert!(
             !error.contains(private_key.lines().nth(1).unwrap_or("none")),
             "{error}"
@@ -57,56 +62,59 @@ async fn a_private_repository_by_ssh_key() {
         assert_eq!(
             std::fs::read_dir(folder.path()).unwrap().count(),
             0,
-            "it is removed"
+            "the failed checkout is left over"
         );
         error
     };
-    let known = Some(server.known_hosts());
-    let error = refused(&server.other_private_key(""), known.clone()).await;
+    let known_hosts = Some(server.known_hosts());
+    let error = refused(&server.other_private_key(""), known_hosts.clone()).await;
     assert!(error.contains("Permission denied (publickey)"), "{error}");
-    assert!(error.contains("add its public half there"), "{error}");
-    let error = refused(&server.other_private_key("passphrase"), known.clone()).await;
+    assert!(error.contains("add its public key there"), "{error}");
+    let error = refused(&server.other_private_key("passphrase"), known_hosts.clone()).await;
     assert!(error.contains("has a passphrase"), "{error}");
     let error = refused(
         "-----BEGIN OPENSSH PRIVATE KEY-----\nnonsense\n-----END OPENSSH PRIVATE KEY-----",
-        known.clone(),
+        known_hosts.clone(),
     )
     .await;
-    assert!(error.contains("cannot be read"), "{error}");
-    // The host is not known: nothing is said about it, or something about another one.
+    assert!(error.contains("is unreadable"), "{error}");
+    // The host is unknown: no entry at all, or an entry of another host.
     let error = refused(&server.private_key(), None).await;
     assert!(
-        error.contains("the host's own key is not known") && error.contains("ssh-keyscan -p"),
+        error.contains("the host key of") && error.contains("ssh-keyscan -p"),
         "{error}"
     );
     let another = server.known_hosts().replace("127.0.0.1", "127.0.0.2");
     let error = refused(&server.private_key(), Some(another)).await;
     assert!(error.contains("host key is known for"), "{error}");
     assert!(
-        error.contains("give the host's lines of known_hosts"),
+        error.contains("add the host's known_hosts lines"),
         "{error}"
     );
-    // It shows another key than the known one.
+    // The host now has another key than the recorded one.
     server.new_host_key();
-    let error = refused(&server.private_key(), known).await;
+    let error = refused(&server.private_key(), known_hosts).await;
     assert!(error.contains("IDENTIFICATION HAS CHANGED"), "{error}");
     assert!(error.contains("find out why"), "{error}");
-    let (_folder, mut options) = self::options();
+    let (_folder, mut options) = self::runner_options();
     options.ssh_keys = vec![key(&server.private_key(), Some(server.known_hosts()))];
-    fetched(&url, &options).await.unwrap();
+    fetch_context(&url, &options).await.unwrap();
     // The key of another host is not tried.
     options.ssh_keys[0].host = "git.example.com".into();
-    let error = said(&fetched(&url, &options).await.unwrap_err());
+    let error = error_text(&fetch_context(&url, &options).await.unwrap_err());
     assert!(
-        error.contains("does not get this machine's SSH keys"),
+        error.contains("cannot use this machine's SSH keys"),
         "{error}"
     );
 }
 
-/// A build whose own context is a private repository, while the run's files come from elsewhere.
+/// A build whose own context is a private repository, while the files of the run come from
+/// elsewhere.
 #[test]
-fn a_build_takes_its_context_from_a_private_repository() {
-    let Some(world) = World::find() else { return };
+fn build_fetches_its_context_from_a_private_repository() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let repositories = Repositories::default();
     for name in ["app", "lib"] {
         repositories.create(name);
@@ -114,7 +122,7 @@ fn a_build_takes_its_context_from_a_private_repository() {
     let lib = repositories.commit("lib", &[("file", "of the library\n")]);
     let dockerfile = format!(
         "FROM {}/base/busybox:1.36\nCOPY . /all/\nRUN cat /all/lib/file && ! test -e /all/.git && echo no history\n",
-        world.registry
+        environment.registry
     );
     repositories.commit("app", &[("image/Dockerfile", "FROM nothing\n")]);
     repositories.commit("app", &[("Dockerfile", &dockerfile)]);
@@ -122,14 +130,14 @@ fn a_build_takes_its_context_from_a_private_repository() {
     let Some(git_server) = SshGit::start(&repositories.root()) else {
         return;
     };
-    let server = Server::start(&world, &["--no-runner"]);
-    let runner = Runner::start(&server, "reaching", &["--allow-private-addresses"]);
+    let server = TestServer::start(&environment, &["--no-runner"]);
+    let runner = TestRunner::start(&server, "reaching", &["--allow-private-addresses"]);
     let task = format!(
         "version: v1.1.0\nsteps:\n  - build: --progress=plain -t $Registry/from-ssh:1 {}#main\n  - push: [$Registry/from-ssh:1]\n",
         git_server.url("app")
     );
-    let definition = json!({ "name": "app", "text": task, "registry": world.registry });
-    let files = project::folder(&[
+    let definition = json!({ "name": "app", "text": task, "registry": environment.registry });
+    let files = project::create_folder(&[
         ("app.yaml", &definition.to_string()),
         ("key", &git_server.private_key()),
         ("known_hosts", &git_server.known_hosts()),
@@ -138,9 +146,9 @@ fn a_build_takes_its_context_from_a_private_repository() {
             "127.0.0.1 ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl\n",
         ),
     ]);
-    let run = |args: &[&str]| server.client(files.path(), args).wait();
+    let run = |args: &[&str]| server.start_client(files.path(), args).wait();
     let applied = run(&["task", "apply", "--file", "app.yaml"]);
-    assert_eq!(applied.code, Some(0), "{}", applied.all());
+    assert_eq!(applied.code, Some(0), "{}", applied.transcript());
     let set = |known_hosts: &str| {
         let set = run(&[
             "credential",
@@ -155,30 +163,38 @@ fn a_build_takes_its_context_from_a_private_repository() {
             "--task",
             "app",
         ]);
-        assert_eq!(set.code, Some(0), "{}", set.all());
+        assert_eq!(set.code, Some(0), "{}", set.transcript());
     };
-    // The host has to be the one that is known.
+    // The key of the host must match.
     set("of_another");
     let outcome = run(&["task", "run", "app", "-o", "plain"]);
-    assert_ne!(outcome.code, Some(0), "{}", outcome.all());
-    assert!(outcome.all().contains("known"), "{}", outcome.all());
+    assert_ne!(outcome.code, Some(0), "{}", outcome.transcript());
+    assert!(
+        outcome.transcript().contains("known"),
+        "{}",
+        outcome.transcript()
+    );
     set("known_hosts");
     let outcome = run(&["task", "run", "app", "-o", "plain"]);
-    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+    assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
     assert!(
-        outcome.all().contains("of the library") && outcome.all().contains("no history"),
+        outcome.transcript().contains("of the library")
+            && outcome.transcript().contains("no history"),
         "{}",
-        outcome.all()
+        outcome.transcript()
     );
     let body = git_server.private_key().lines().nth(1).unwrap().to_owned();
-    let said = [outcome.all(), server.log(), runner.log()].concat();
-    assert!(!said.contains(&body));
+    let output = [outcome.transcript(), server.log(), runner.log()].concat();
+    assert!(!output.contains(&body));
 }
 
-/// The whole way: a key of the secret store, a task that asks for submodules, its file and facts from the repository.
+/// The complete path: a key in the secret store, a task with submodules, and run variables from the
+/// repository.
 #[test]
-fn a_task_of_a_private_repository_runs_at_a_server() {
-    let Some(world) = World::find() else { return };
+fn task_of_a_private_repository_runs_at_a_server() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let repositories = Repositories::default();
     for name in ["app", "lib"] {
         repositories.create(name);
@@ -187,32 +203,32 @@ fn a_task_of_a_private_repository_runs_at_a_server() {
     let task = "version: v1.1.0\nsteps:\n  - id: one\n    cmd: $Registry/base/busybox:1.36 sh -c 'cat lib/file; echo at {{.Run.Commit}} {{.Run.Branch}} {{.Run.Repository}}'\n";
     repositories.commit("app", &[("acr-task.yaml", task)]);
     add_submodule(&repositories, "app", "lib", "../lib.git", &lib);
-    let commit = git(&repositories.work("app"), &["rev-parse", "HEAD"]);
+    let commit = git(&repositories.work_path("app"), &["rev-parse", "HEAD"]);
     let Some(git_server) = SshGit::start(&repositories.root()) else {
         return;
     };
     let url = git_server.url("app");
-    let server = Server::start(&world, &["--no-runner"]);
-    let runner = Runner::start(&server, "reaching", &["--allow-private-addresses"]);
+    let server = TestServer::start(&environment, &["--no-runner"]);
+    let runner = TestRunner::start(&server, "reaching", &["--allow-private-addresses"]);
     let definition = format!(
         "name: private\ncontext: {url}#main\nregistry: {}\n",
-        world.registry
+        environment.registry
     );
-    let files = project::folder(&[
+    let files = project::create_folder(&[
         ("private.yaml", &definition),
         ("key", &git_server.private_key()),
         ("known_hosts", &git_server.known_hosts()),
     ]);
-    let run = |args: &[&str]| server.client(files.path(), args).wait();
+    let run = |args: &[&str]| server.start_client(files.path(), args).wait();
     let applied = run(&["task", "apply", "--file", "private.yaml"]);
-    assert_eq!(applied.code, Some(0), "{}", applied.all());
+    assert_eq!(applied.code, Some(0), "{}", applied.transcript());
 
     let outcome = run(&["task", "run", "private", "-o", "plain"]);
-    assert_ne!(outcome.code, Some(0), "{}", outcome.all());
+    assert_ne!(outcome.code, Some(0), "{}", outcome.transcript());
     assert!(
-        outcome.all().contains("store an SSH key"),
+        outcome.transcript().contains("store an SSH key"),
         "{}",
-        outcome.all()
+        outcome.transcript()
     );
     let set = [
         "credential",
@@ -226,19 +242,19 @@ fn a_task_of_a_private_repository_runs_at_a_server() {
         "key",
     ];
     let set = run(&set);
-    assert_eq!(set.code, Some(0), "{}", set.all());
+    assert_eq!(set.code, Some(0), "{}", set.transcript());
     let outcome = run(&["task", "run", "private", "-o", "plain"]);
-    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+    assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
     assert!(
         outcome.stdout.contains("of the library"),
         "{}",
-        outcome.all()
+        outcome.transcript()
     );
     let facts = format!("at {commit} main {url}");
-    assert!(outcome.stdout.contains(&facts), "{}", outcome.all());
-    // Nothing of the key is in what the server says and keeps in clear.
+    assert!(outcome.stdout.contains(&facts), "{}", outcome.transcript());
+    // Neither the output of the server nor its unencrypted files contain the key.
     let body = git_server.private_key().lines().nth(1).unwrap().to_owned();
-    let said = [outcome.all(), server.log(), runner.log()].concat();
-    assert!(!said.contains(&body));
-    assert_eq!(files_with(&server.data(), &body), Vec::<PathBuf>::new());
+    let output = [outcome.transcript(), server.log(), runner.log()].concat();
+    assert!(!output.contains(&body));
+    assert_eq!(files_with(&server.data_dir(), &body), Vec::<PathBuf>::new());
 }

@@ -1,9 +1,9 @@
-//! Submodules: where they are asked for, by which rules, and that nothing of them runs.
+//! Submodules: fetched only on request, restricted by the rules for addresses, and never executed.
 
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn submodules_where_they_are_asked_for() {
+async fn submodules_are_fetched_on_request() {
     let (own, other) = (Repositories::default(), Repositories::default());
     let server = HttpGit::start(&own.root(), Some(("ci", TOKEN)));
     let elsewhere = HttpGit::start(&other.root(), None);
@@ -16,18 +16,18 @@ async fn submodules_where_they_are_asked_for() {
     own.commit("deep", &[("file", "newer than what is used")]);
     own.commit("lib", &[("file", "lib")]);
     add_submodule(&own, "lib", "sub/deep", "../deep.git", &deep);
-    let lib = git(&own.work("lib"), &["rev-parse", "HEAD"]);
+    let lib = git(&own.work_path("lib"), &["rev-parse", "HEAD"]);
     own.commit("app", &[("file", "app")]);
     add_submodule(&own, "app", "relative", "../lib.git", &lib);
     add_submodule(&own, "app", "absolute", &server.url("deep"), &deep);
-    // On another host, by name another one: it gets no credential.
+    // A submodule on another host name, which gets no credential.
     let open_url = elsewhere.url("open").replace("127.0.0.1", "localhost");
     add_submodule(&own, "app", "open", &open_url, &open);
     let url = format!("{}#main", server.url("app"));
 
-    let (folder, mut options) = options();
-    options.git_credentials.push(token("127.0.0.1"));
-    let workspace = fetched(&url, &options).await.unwrap();
+    let (folder, mut options) = runner_options();
+    options.git_credentials.push(git_credential("127.0.0.1"));
+    let workspace = fetch_context(&url, &options).await.unwrap();
     assert_eq!(
         std::fs::read_dir(workspace.root.join("relative"))
             .unwrap()
@@ -37,7 +37,7 @@ async fn submodules_where_they_are_asked_for() {
     drop(workspace);
 
     options.git.submodules = true;
-    let workspace = fetched(&url, &options).await.unwrap();
+    let workspace = fetch_context(&url, &options).await.unwrap();
     for (path, content) in [
         ("file", "app"),
         ("relative/file", "lib"),
@@ -48,21 +48,22 @@ async fn submodules_where_they_are_asked_for() {
         assert_eq!(read(&workspace, path), content, "{path}");
     }
     assert_eq!(
-        workspace.facts.repository.as_deref(),
+        workspace.variables.repository.as_deref(),
         Some(&server.url("app")[..])
     );
     assert_eq!(files_with(folder.path(), TOKEN), Vec::<PathBuf>::new());
     assert!(!workspace.root.join("pwned").exists() && !workspace.root.join("open/pwned").exists());
-    let got: Vec<_> = elsewhere.requests();
-    assert!(!got.is_empty());
+    let requests: Vec<_> = elsewhere.requests();
+    assert!(!requests.is_empty());
     assert!(
-        got.iter()
+        requests
+            .iter()
             .all(|request| !request.headers.contains_key("authorization")),
-        "{got:?}"
+        "{requests:?}"
     );
 }
 
-/// The attacks on submodules that git had to be changed for, as far as they can be committed.
+/// Known attacks on git through submodules, as far as they can be committed.
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_submodules_are_refused_and_run_nothing() {
     let here = tempfile::tempdir().unwrap();
@@ -96,22 +97,26 @@ async fn hostile_submodules_are_refused_and_run_nothing() {
         );
         add_submodule(&repositories, "app", path, &address, &commit);
         let server = HttpGit::start(&repositories.root(), None);
-        let (folder, mut options) = options();
+        let (folder, mut options) = runner_options();
         options.git.submodules = true;
-        let error = said(&fetched(&server.url("app"), &options).await.unwrap_err());
+        let error = error_text(
+            &fetch_context(&server.url("app"), &options)
+                .await
+                .unwrap_err(),
+        );
         assert!(error.contains("the submodule `m` of"), "{address}: {error}");
         assert!(!mark.exists(), "{address} ran");
         assert_eq!(
             std::fs::read_dir(folder.path()).unwrap().count(),
             0,
-            "it is removed"
+            "the failed checkout is left over"
         );
     }
 }
 
 /// A submodule with a slash at the end of its URL, one with `update = none`, and one without a URL.
 #[tokio::test(flavor = "multi_thread")]
-async fn submodules_are_read_as_git_reads_them() {
+async fn submodule_settings_are_parsed_as_git_does() {
     let repositories = Repositories::default();
     let server = HttpGit::start(&repositories.root(), None);
     for name in ["app", "lib"] {
@@ -121,7 +126,7 @@ async fn submodules_are_read_as_git_reads_them() {
     repositories.commit("app", &[("file", "app")]);
     add_submodule(&repositories, "app", "slash", "../lib.git/", &lib);
     add_submodule(&repositories, "app", "skipped", "../none.git", &lib);
-    let work = repositories.work("app");
+    let work = repositories.work_path("app");
     let set = |key: &str, value: &[&str]| {
         let args = [&["config", "--file", ".gitmodules", key][..], value].concat();
         git(&work, &args);
@@ -132,25 +137,25 @@ async fn submodules_are_read_as_git_reads_them() {
         git(&work, &["push", "--quiet", "--force", "origin", "HEAD"]);
     };
     set("submodule.skipped.update", &["none"]);
-    // A submodule that `.gitmodules` does not name.
+    // A submodule that `.gitmodules` does not list.
     std::fs::create_dir_all(work.join("vendor/unnamed")).unwrap();
     let unnamed = format!("160000,{lib},vendor/unnamed");
     git(&work, &["update-index", "--add", "--cacheinfo", &unnamed]);
     set("submodule.slash.branch", &["main"]);
-    let (_folder, mut options) = options();
+    let (_folder, mut options) = runner_options();
     options.git.submodules = true;
-    let workspace = fetched(&server.url("app"), &options).await.unwrap();
+    let workspace = fetch_context(&server.url("app"), &options).await.unwrap();
     assert_eq!(read(&workspace, "slash/file"), "lib");
     assert!(!workspace.root.join("skipped/file").exists());
     drop(workspace);
 
-    // What is left out is reported.
+    // Skipped submodules are reported.
     let (sender, reports) = std::sync::mpsc::channel();
     options.git.submodules = false;
     options.progress = Some(std::sync::Arc::new(move |progress| {
         let _ = sender.send(progress);
     }));
-    drop(fetched(&server.url("app"), &options).await.unwrap());
+    drop(fetch_context(&server.url("app"), &options).await.unwrap());
     let reported = format!("{:?}", reports.try_iter().collect::<Vec<_>>());
     assert!(reported.contains("left out: slash;"), "{reported}");
     let unnamed = "no submodule mapping found in .gitmodules";
@@ -167,31 +172,37 @@ async fn submodules_are_read_as_git_reads_them() {
     ];
     git(&work, &unset);
     set("submodule.slash.branch", &["other"]);
-    let error = said(&fetched(&server.url("app"), &options).await.unwrap_err());
+    let error = error_text(
+        &fetch_context(&server.url("app"), &options)
+            .await
+            .unwrap_err(),
+    );
     assert!(error.contains("the submodule `slash` of"), "{error}");
     assert!(error.contains("has no `url` for it"), "{error}");
 }
 
-/// A run that the API is asked for takes submodules, as the program does.
+/// A run requested through the API fetches submodules, as the program does.
 #[tokio::test(flavor = "multi_thread")]
-async fn runs_of_the_api_take_submodules() {
-    let Some(world) = World::find() else { return };
+async fn runs_requested_through_the_api_fetch_submodules() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let repositories = Repositories::default();
     let git_server = HttpGit::start(&repositories.root(), None);
     for name in ["app", "lib"] {
         repositories.create(name);
     }
     let lib = repositories.commit("lib", &[("file", "of the library")]);
-    let task = project::one_step("ls lib");
+    let task = project::task_with_one_step("ls lib");
     repositories.commit("app", &[("acr-task.yaml", &task)]);
     add_submodule(&repositories, "app", "lib", "../lib.git", &lib);
-    let server = Server::start(&world, &["--allow-private-addresses"]);
+    let server = TestServer::start(&environment, &["--allow-private-addresses"]);
     for (more, expected) in [(json!({}), true), (json!({"submodules": false}), false)] {
-        let mut context = json!({"from": "url", "url": git_server.url("app")});
+        let mut context = json!({"type": "url", "url": git_server.url("app")});
         let more = more.as_object().unwrap().clone();
         context.as_object_mut().unwrap().extend(more);
-        let facts = json!({"registry": world.registry});
-        let request = json!({"spec": {"context": context, "facts": facts}});
+        let facts = json!({"registry": environment.registry});
+        let request = json!({"spec": {"context": context, "variables": facts}});
         let answer = reqwest::Client::new()
             .post(format!("{}/api/v1/runs", server.url))
             .bearer_auth(&server.token)
@@ -205,7 +216,7 @@ async fn runs_of_the_api_take_submodules() {
         let id = run["id"].as_str().unwrap();
         let done = server.wait_for_run(id, |run| !run["result"].is_null());
         assert_eq!(done["state"], "succeeded", "{done:#}");
-        let log = server.ok(&["runs", "logs", id]).stdout;
+        let log = server.run_ok(&["runs", "logs", id]).stdout;
         let has_file = log.lines().any(|line| line.ends_with("| file"));
         assert_eq!(has_file, expected, "{log}");
         assert_eq!(log.contains("left out: lib;"), !expected, "{log}");

@@ -1,4 +1,4 @@
-//! The hostile inputs: what each of them is, and whether its files may be fetched at all.
+//! Hostile contexts of runs, each with its expected outcome.
 
 use acrtask_tests::git_server::{Repositories, Request, git};
 use serde_json::{Value, json};
@@ -8,64 +8,58 @@ use crate::front::Answer;
 #[path = "../../../crates/acrtask-source/src/archive/hostile.rs"]
 mod archives;
 
-/// One input.
+/// Hostile context with its expected outcome.
 pub(crate) struct Case {
     pub(crate) name: String,
-    /// The context of a run, as the API has it.
+    /// Context of a run in the form of the API.
     pub(crate) context: Value,
-    /// Whether its files may come, so that what they hold is tried too.
-    pub(crate) comes: bool,
-    /// Words of why they do not.
-    pub(crate) says: &'static str,
+    /// `true` if the context may be fetched, so that its content is tried too.
+    pub(crate) fetched: bool,
+    /// Expected part of the error or log.
+    pub(crate) expected: &'static str,
 }
 
 impl Case {
-    fn saying(self, says: &'static str) -> Self {
-        Self { says, ..self }
+    fn expecting(self, expected: &'static str) -> Self {
+        Self { expected, ..self }
     }
 }
 
 fn refused(name: impl Into<String>, url: &str) -> Case {
-    case(name, json!({ "from": "url", "url": url }), false)
+    new_case(name, json!({ "type": "url", "url": url }), false)
 }
 
-fn comes(name: impl Into<String>, url: &str) -> Case {
-    case(name, json!({ "from": "url", "url": url }), true)
+fn permitted(name: impl Into<String>, url: &str) -> Case {
+    new_case(name, json!({ "type": "url", "url": url }), true)
 }
 
-fn case(name: impl Into<String>, context: Value, comes: bool) -> Case {
+fn new_case(name: impl Into<String>, context: Value, fetched: bool) -> Case {
     Case {
         name: name.into(),
         context,
-        comes,
-        says: "",
+        fetched,
+        expected: "",
     }
 }
 
-/// All of them. `mark` is a file that is there once somebody has run a command of theirs.
-pub(crate) fn cases(mark: &str, repositories: &Repositories) -> Vec<Case> {
+/// Returns all cases. The file `mark` exists once a command of a context has been executed.
+pub(crate) fn list_cases(mark: &str, repositories: &Repositories) -> Vec<Case> {
     let mut all = vec![
-        comes(
-            "an archive that is as it should be",
-            "https://files.hosts.test/good.tar",
-        ),
-        comes(
-            "a repository that is as it should be",
-            "https://git.hosts.test/app.git#main",
-        ),
+        permitted("a valid archive", "https://files.hosts.test/good.tar"),
+        permitted("a valid repository", "https://git.hosts.test/app.git#main"),
     ];
     all.extend(arguments(mark));
     all.extend(hostile_repositories(mark, repositories));
-    let ways_out = archives::ways_out().into_iter().enumerate();
-    all.extend(ways_out.map(|(n, (name, _, says))| {
+    let escaping_archives = archives::escaping_archives().into_iter().enumerate();
+    all.extend(escaping_archives.map(|(n, (name, _, expected))| {
         let url = format!("https://files.hosts.test/way-out/{n}.tar");
-        refused(format!("archive: {name}"), &url).saying(says)
+        refused(format!("archive: {name}"), &url).expecting(expected)
     }));
     all.extend(addresses());
     all
 }
 
-/// What git, ssh or a shell could take for something else than a name.
+/// Names that git, ssh or a shell could interpret as an option or a command.
 fn arguments(mark: &str) -> Vec<Case> {
     [
         format!("ext::sh -c touch% {mark}"),
@@ -108,11 +102,11 @@ fn arguments(mark: &str) -> Vec<Case> {
     .collect()
 }
 
-/// Repositories whose files want something to happen.
+/// Repositories with files that try to execute a command or to reach an address.
 fn hostile_repositories(mark: &str, repositories: &Repositories) -> Vec<Case> {
     repositories.create("app");
     let commit = repositories.commit("app", &[("src/file", "first\n")]);
-    let bare = repositories.bare("app").display().to_string();
+    let bare = repositories.bare_path("app").display().to_string();
     let mut all = Vec::new();
     let modules = [
         ("ext", format!("ext::sh -c \"touch {mark}\""), false),
@@ -136,7 +130,7 @@ fn hostile_repositories(mark: &str, repositories: &Repositories) -> Vec<Case> {
             true,
         ),
     ];
-    for (name, url, may_come) in modules {
+    for (name, url, permitted) in modules {
         let repository = format!("module-{name}");
         repositories.create(&repository);
         let path = if name == "up" { "../up" } else { "m" };
@@ -144,7 +138,7 @@ fn hostile_repositories(mark: &str, repositories: &Repositories) -> Vec<Case> {
             "[submodule \"m\"]\n\tpath = {path}\n\turl = {url}\n\tupdate = !touch {mark}\n\
              [submodule \"hooks\"]\n\tpath = .git/hooks\n\turl = {url}\n"
         );
-        let work = repositories.work(&repository);
+        let work = repositories.work_path(&repository);
         std::fs::write(work.join(".gitmodules"), text).unwrap();
         git(&work, &["add", "--all"]);
         let link = format!("160000,{commit},m");
@@ -152,8 +146,8 @@ fn hostile_repositories(mark: &str, repositories: &Repositories) -> Vec<Case> {
         git(&work, &["commit", "--quiet", "--message", "module"]);
         git(&work, &["push", "--quiet", "origin", "HEAD"]);
         let url = format!("https://git.hosts.test/{repository}.git#main");
-        let context = json!({ "from": "url", "url": url, "submodules": true });
-        all.push(case(repository, context, may_come));
+        let context = json!({ "type": "url", "url": url, "submodules": true });
+        all.push(new_case(repository, context, permitted));
     }
     for (name, url) in [
         ("private", "https://private-1.hosts.test/lfs"),
@@ -179,8 +173,8 @@ fn hostile_repositories(mark: &str, repositories: &Repositories) -> Vec<Case> {
             ],
         );
         let url = format!("https://git.hosts.test/{repository}.git#main");
-        let context = json!({ "from": "url", "url": url, "lfs": true });
-        all.push(case(repository, context, false));
+        let context = json!({ "type": "url", "url": url, "lfs": true });
+        all.push(new_case(repository, context, false));
     }
     repositories.create("hooks");
     let command = format!("#!/bin/sh\ntouch {mark}\n");
@@ -196,16 +190,16 @@ fn hostile_repositories(mark: &str, repositories: &Repositories) -> Vec<Case> {
             (".githooks/post-checkout", &command),
         ],
     );
-    all.push(comes(
+    all.push(permitted(
         "hooks and filters",
         "https://git.hosts.test/hooks.git#main",
     ));
     repositories.create("links");
-    let work = repositories.work("links");
+    let work = repositories.work_path("links");
     std::os::unix::fs::symlink("/etc/passwd", work.join("acr-task.yaml")).unwrap();
     std::os::unix::fs::symlink("/etc", work.join("folder")).unwrap();
     repositories.commit("links", &[]);
-    all.push(comes(
+    all.push(permitted(
         "a task file that is a link",
         "https://git.hosts.test/links.git#main",
     ));
@@ -216,7 +210,7 @@ fn hostile_repositories(mark: &str, repositories: &Repositories) -> Vec<Case> {
     all
 }
 
-/// Where a name or a redirect leads to this machine or its network.
+/// Names and redirects that lead to this machine or its network.
 fn addresses() -> Vec<Case> {
     const PRIVATE: &str = "is not a public address";
     let mut all = Vec::new();
@@ -249,13 +243,13 @@ fn addresses() -> Vec<Case> {
                 format!("https://files.hosts.test/to/https/{host}"),
             ),
         ] {
-            let here = host == "localhost" && what == "archive at";
-            let says = if here {
+            let is_local = host == "localhost" && what == "archive at";
+            let expected = if is_local {
                 "it is on this machine"
             } else {
                 PRIVATE
             };
-            all.push(refused(format!("{what} {host}"), &url).saying(says));
+            all.push(refused(format!("{what} {host}"), &url).expecting(expected));
         }
     }
     for (n, to) in [
@@ -274,7 +268,7 @@ fn addresses() -> Vec<Case> {
                 format!("redirect {n} to {to}"),
                 &format!("https://files.hosts.test/to/{to}"),
             )
-            .saying("cannot download https://files.hosts.test"),
+            .expecting("cannot download https://files.hosts.test"),
         );
     }
     all.push(
@@ -282,29 +276,30 @@ fn addresses() -> Vec<Case> {
             "redirect in a circle",
             "https://files.hosts.test/to/https/files.hosts.test",
         )
-        .saying("more than 5 redirects"),
+        .expecting("more than 5 redirects"),
     );
     all.push(
         refused(
             "repository that redirects",
             "https://moved.hosts.test/app.git#main",
         )
-        .saying(PRIVATE),
+        .expecting(PRIVATE),
     );
     all.push(
         refused(
             "artifact at a private name",
             "oci://private-0.hosts.test:5000/app:1",
         )
-        .saying(PRIVATE),
+        .expecting(PRIVATE),
     );
-    all.push(refused("artifact at an address", "oci://169.254.169.254/app:1").saying(PRIVATE));
-    // A name whose second answer is this machine: one connection is fine, and so is what git asks for after the check.
-    all.push(comes(
+    all.push(refused("artifact at an address", "oci://169.254.169.254/app:1").expecting(PRIVATE));
+    // A name whose second resolution is this machine. A single connection is fine, and so is what
+    // git requests after the check.
+    all.push(permitted(
         "archive at a name that flips",
         "https://flip-one.hosts.test/good.tar",
     ));
-    all.push(comes(
+    all.push(permitted(
         "repository at a name that flips",
         "https://flip-git.hosts.test/app.git#main",
     ));
@@ -313,14 +308,16 @@ fn addresses() -> Vec<Case> {
             "a name that flips between a redirect and its end",
             "https://flip-two.hosts.test/again",
         )
-        .saying(PRIVATE),
+        .expecting(PRIVATE),
     );
     all
 }
 
-/// What the servers of the internet answer.
-pub(crate) fn site(git: std::net::SocketAddr) -> impl Fn(&str, &Request) -> Answer + Send + Sync {
-    let ways_out: Vec<Vec<u8>> = archives::ways_out()
+/// Returns the responses of the servers on the simulated internet.
+pub(crate) fn internet(
+    git: std::net::SocketAddr,
+) -> impl Fn(&str, &Request) -> Answer + Send + Sync {
+    let escaping_archives: Vec<Vec<u8>> = archives::escaping_archives()
         .into_iter()
         .map(|(_, bytes, _)| bytes)
         .collect();
@@ -338,8 +335,8 @@ pub(crate) fn site(git: std::net::SocketAddr) -> impl Fn(&str, &Request) -> Answ
             ["way-out", name] => {
                 let n = name.trim_end_matches(".tar").parse::<usize>();
                 n.ok()
-                    .and_then(|n| ways_out.get(n))
-                    .map_or(Answer::Nothing, |bytes| Answer::Bytes(bytes.clone()))
+                    .and_then(|n| escaping_archives.get(n))
+                    .map_or(Answer::NotFound, |bytes| Answer::Bytes(bytes.clone()))
             }
             ["again"] => Answer::Redirect(format!("https://{host}/good.tar")),
             ["to", "file"] => Answer::Redirect("file:///etc/passwd".into()),

@@ -1,8 +1,8 @@
-//! An HTTPS server in front of others: each request is answered by a function of the test, or passed on to a server that
-//! speaks plain HTTP.
+//! HTTPS server that answers each request with a function of the test, or forwards it to a plain
+//! HTTP server.
 //!
-//! Each connection takes one request, so that a client that asks again resolves and connects again. The server ends with
-//! its process.
+//! Each connection serves one request, so that a client resolves and connects again for the next.
+//! The server ends with its process.
 
 use std::{
     io::{self, BufReader, Write},
@@ -19,20 +19,21 @@ use acrtask_tests::git_server::{Request, read_body, read_head};
 /// Longest wait for a client.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// What a request is answered with.
+/// Response to a request.
 #[derive(Debug)]
 pub(crate) enum Answer {
-    /// These bytes.
+    /// Status 200 with these bytes.
     Bytes(Vec<u8>),
-    /// It is there: `302`.
+    /// Status 302 to this address.
     Redirect(String),
-    /// What the server at this address says.
+    /// Response of the server at this address.
     From(SocketAddr),
-    /// It is nowhere: `404`.
-    Nothing,
+    /// Status 404.
+    NotFound,
 }
 
-/// Starts it at `address`. `answer` gets the host that the client names, and the request.
+/// Starts the server at `address`. `answer` receives the host that the client named, and the
+/// request.
 pub(crate) fn start(
     address: SocketAddr,
     config: Arc<ServerConfig>,
@@ -43,7 +44,7 @@ pub(crate) fn start(
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let (config, answer) = (Arc::clone(&config), Arc::clone(&answer));
-            // A client that goes away is the client's business.
+            // A client may close the connection early.
             thread::spawn(move || serve(stream, config, &*answer).ok());
         }
     });
@@ -67,25 +68,27 @@ fn serve(
     match answer(&host, &request) {
         Answer::Bytes(bytes) => {
             let kind = "Content-Type: application/octet-stream";
-            head(&mut client, "200 OK", kind, bytes.len())?;
+            write_head(&mut client, "200 OK", kind, bytes.len())?;
             client.write_all(&bytes)?;
         }
-        Answer::Redirect(to) => head(&mut client, "302 Found", &format!("Location: {to}"), 0)?,
-        Answer::Nothing => head(&mut client, "404 Not Found", "Cache-Control: no-store", 0)?,
-        Answer::From(address) => pass_on(&mut client, address, &request, &body)?,
+        Answer::Redirect(to) => {
+            write_head(&mut client, "302 Found", &format!("Location: {to}"), 0)?
+        }
+        Answer::NotFound => write_head(&mut client, "404 Not Found", "Cache-Control: no-store", 0)?,
+        Answer::From(address) => forward(&mut client, address, &request, &body)?,
     }
     client.conn.send_close_notify();
     client.flush()
 }
 
-fn head(out: &mut impl Write, status: &str, header: &str, length: usize) -> io::Result<()> {
+fn write_head(out: &mut impl Write, status: &str, header: &str, length: usize) -> io::Result<()> {
     write!(
         out,
         "HTTP/1.1 {status}\r\n{header}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
     )
 }
 
-fn pass_on(
+fn forward(
     out: &mut impl Write,
     address: SocketAddr,
     request: &Request,

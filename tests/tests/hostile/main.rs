@@ -1,9 +1,11 @@
-//! Hostile contexts, given to a real server with its runner under a trace of its system calls: no program is started but
-//! git, no file is opened for writing outside of the server's own folder, and no connection goes anywhere but to the
-//! addresses that were checked.
+//! Hostile contexts at a real server with its runner, under a trace of its system calls.
 //!
-//! All of it happens in namespaces of its own (network, mounts, processes), where a name server flips its answers and where
-//! every private address is a trap; nothing of this machine can be reached from there, and nothing of it is changed.
+//! The trace proves three things. The only program started is git. No file outside the server's
+//! folder is opened for writing. Connections go only to addresses that were checked.
+//!
+//! Everything runs in separate namespaces (network, mounts, processes). A name server there changes
+//! its answers, and every private address is a trap. Nothing on this machine can be reached from
+//! there or is changed.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -25,9 +27,9 @@ use std::{
 };
 
 use acrtask_tests::{
-    World,
+    TestEnvironment,
     git_server::{HttpGit, Repositories},
-    service::Server,
+    service::TestServer,
 };
 use reqwest::Client;
 use serde_json::{Value, json};
@@ -35,14 +37,16 @@ use serde_json::{Value, json};
 use corpus::Case;
 use trace::{Allowed, Call, Trace};
 
-/// Set for the process that is in the namespaces: a folder of its own.
+/// Folder of the process inside the namespaces. The variable is set only for this process.
 const INSIDE: &str = "ACRTASK_TEST_HOSTILE_INSIDE";
-/// The longest that a run may take.
+/// Longest time that a run may take.
 const LIMIT: Duration = Duration::from_secs(40);
 
 #[test]
-fn hostile_inputs_are_traced() {
-    let Some(world) = World::find() else { return };
+fn hostile_contexts_make_no_forbidden_system_calls() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let Some(strace) = std::env::var_os("ACRTASK_TEST_STRACE") else {
         assert!(
             std::env::var_os("ACRTASK_TEST_SKIP_ENGINE").is_some(),
@@ -58,15 +62,15 @@ fn hostile_inputs_are_traced() {
         Path::new(&strace).display(),
         trace::CALLS,
         folder.path().join("trace").display(),
-        program = world.program().display(),
+        program = environment.program().display(),
     );
     std::fs::write(&program, script).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
-    run_in_namespaces("inside", folder.path(), &program);
+    run_in_namespaces("hostile_inputs_in_namespaces", folder.path(), &program);
 }
 
-/// Runs the ignored test `name` of this file's program in namespaces of its own, with `program` as the program under
-/// test.
+/// Runs the ignored test `name` of this test program in separate namespaces, with `program` as the
+/// program under test.
 fn run_in_namespaces(name: &str, folder: &Path, program: &Path) {
     let mut command = Command::new("unshare");
     command.args([
@@ -103,61 +107,68 @@ fn run_in_namespaces(name: &str, folder: &Path, program: &Path) {
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "the other test runs it in namespaces of its own"]
-async fn inside() {
-    let (Some(world), Some(folder)) = (World::find(), std::env::var_os(INSIDE)) else {
+async fn hostile_inputs_in_namespaces() {
+    let (Some(environment), Some(folder)) = (TestEnvironment::find(), std::env::var_os(INSIDE))
+    else {
         return;
     };
     let folder = PathBuf::from(folder);
-    let (config, authority) = network::certificates();
+    let (config, authority) = network::create_certificates();
     network::set_up(&folder, &authority);
-    network::name_server();
-    let trapped = network::traps();
+    network::start_name_server();
+    let trapped = network::start_traps();
     let repositories = Repositories::default();
-    let mark = folder.join("somebody-was-here");
-    let cases = corpus::cases(mark.to_str().unwrap(), &repositories);
+    let mark = folder.join("command-was-run");
+    let cases = corpus::list_cases(mark.to_str().unwrap(), &repositories);
     let git = HttpGit::start(&repositories.root(), None);
     front::start(
-        network::public(),
+        network::public_address(),
         config,
-        corpus::site(git.address().parse().unwrap()),
+        corpus::internet(git.address().parse().unwrap()),
     )
     .unwrap();
 
-    let server = Server::start(&world, &[]);
-    let place = Asked {
+    let server = TestServer::start(&environment, &[]);
+    let api = ApiClient {
         client: Client::new(),
         base: format!("{}/api/v1", server.url),
         token: server.token.clone(),
     };
-    place.runner_is_there().await;
+    api.wait_for_runner().await;
     let allowed = allowed(&server);
     let mut trace = Trace::new(folder.join("trace"));
-    // What it does when it starts is its own business.
-    assert!(!trace.more().is_empty(), "nothing is traced");
+    // Calls during the start of the server are not checked.
+    assert!(!trace.read_new_calls().is_empty(), "the trace is empty");
     let mut wrong = Vec::new();
     let mut reached = 0;
     for case in &cases {
-        let told = place.try_out(case).await;
-        let calls = trace.more();
-        for objection in calls.iter().filter_map(|call| allowed.objection(call)) {
+        let outcome = api.run_case(case).await;
+        let calls = trace.read_new_calls();
+        for objection in calls
+            .iter()
+            .filter_map(|call| allowed.describe_forbidden(call))
+        {
             wrong.push(format!("{}: {objection}", case.name));
         }
         reached += calls.iter().filter(is_public).count();
-        if told.came != case.comes || !told.said.contains(case.says) {
+        if outcome.fetched != case.fetched || !outcome.output.contains(case.expected) {
             wrong.push(format!(
-                "{}: its files came: {}\n{}",
-                case.name, told.came, told.said
+                "{}: fetched: {}\n{}",
+                case.name, outcome.fetched, outcome.output
             ));
         }
         if mark.exists() {
-            wrong.push(format!("{}: a command of its own was run", case.name));
+            wrong.push(format!(
+                "{}: a command of the context was executed",
+                case.name
+            ));
             std::fs::remove_file(&mark).unwrap();
         }
     }
     assert_eq!(
         trapped.load(Ordering::SeqCst),
         0,
-        "something came to a private address"
+        "a private address received a connection"
     );
     assert!(
         wrong.is_empty(),
@@ -165,7 +176,7 @@ async fn inside() {
         wrong.len(),
         wrong.join("\n")
     );
-    // Every archive and every repository that came from where it may.
+    // Every archive and repository from a permitted address.
     assert!(
         reached > 40,
         "the trace misses connections: {reached} of {} cases",
@@ -174,12 +185,12 @@ async fn inside() {
 }
 
 fn is_public(call: &&Call) -> bool {
-    Allowed::is_connection(call, network::public())
+    Allowed::is_connection(call, network::public_address())
 }
 
-/// What the server may do: start git and what git brings, write to its folder, ask its engine, and connect to itself and to
-/// what is public.
-fn allowed(server: &Server) -> Allowed {
+/// Returns the permitted calls: start git and its helpers, write to the server's folder, and
+/// connect to the engine, to the server itself and to public addresses.
+fn allowed(server: &TestServer) -> Allowed {
     let own = server.url.trim_start_matches("http://").parse().unwrap();
     let engine = std::env::var("DOCKER_HOST").unwrap_or_default();
     let engine = engine
@@ -187,46 +198,47 @@ fn allowed(server: &Server) -> Allowed {
         .unwrap_or("/var/run/docker.sock");
     Allowed {
         programs: vec!["git", "git-remote-https"],
-        folders: vec![server.data()],
-        addresses: vec![own, network::public()],
-        // glibc asks for a cache of names, which is not there.
+        folders: vec![server.data_dir()],
+        addresses: vec![own, network::public_address()],
+        // glibc tries to connect to a name cache that does not exist.
         sockets: vec![engine.into(), "/var/run/nscd/socket".into()],
     }
 }
 
-/// A server that is asked.
-struct Asked {
+/// Client of a server.
+struct ApiClient {
     client: Client,
     base: String,
     token: String,
 }
 
-/// What became of a case.
-struct Told {
-    came: bool,
-    said: String,
+/// Outcome of a case.
+struct CaseOutcome {
+    fetched: bool,
+    output: String,
 }
 
-impl Asked {
+impl ApiClient {
     async fn get(&self, path: &str) -> String {
         let request = self.client.get(format!("{}{path}", self.base));
         let answer = request.bearer_auth(&self.token).send().await.unwrap();
         answer.text().await.unwrap()
     }
 
-    async fn runner_is_there(&self) {
+    async fn wait_for_runner(&self) {
         let begun = Instant::now();
         while !self.get("/runners").await.contains("\"state\":\"online\"") {
-            assert!(begun.elapsed() < LIMIT, "the runner does not come");
+            assert!(begun.elapsed() < LIMIT, "the runner does not connect");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 
-    /// Starts a run with the case's context, and waits for its end.
-    async fn try_out(&self, case: &Case) -> Told {
-        let request = json!({ "spec": { "context": case.context, "work": { "do": "usual" } } });
-        let asked = self.client.post(format!("{}/runs", self.base));
-        let answer = asked
+    /// Starts a run with the context of the case and waits for its end.
+    async fn run_case(&self, case: &Case) -> CaseOutcome {
+        let request =
+            json!({ "spec": { "context": case.context, "source": { "type": "defaultFile" } } });
+        let request_builder = self.client.post(format!("{}/runs", self.base));
+        let answer = request_builder
             .bearer_auth(&self.token)
             .json(&request)
             .send()
@@ -235,9 +247,9 @@ impl Asked {
         let status = answer.status();
         let run: Value = answer.json().await.unwrap();
         if status.is_client_error() {
-            return Told {
-                came: false,
-                said: run.to_string(),
+            return CaseOutcome {
+                fetched: false,
+                output: run.to_string(),
             };
         }
         assert!(status.is_success(), "{}: {status}: {run:#}", case.name);
@@ -247,12 +259,12 @@ impl Asked {
             let run: Value = serde_json::from_str(&self.get(&format!("/runs/{id}")).await).unwrap();
             let state = run["state"].as_str().unwrap();
             if !["queued", "leased", "running"].contains(&state) {
-                // None of them has a task file that could succeed.
+                // No case has a task file that could succeed.
                 assert_ne!(state, "succeeded", "{}: {run:#}", case.name);
                 let log = self.get(&format!("/runs/{id}/log?format=json")).await;
-                return Told {
-                    came: log.contains("\"message\":\"fetched "),
-                    said: format!("{}\n{log}", run["reason"]),
+                return CaseOutcome {
+                    fetched: log.contains("\"message\":\"fetched "),
+                    output: format!("{}\n{log}", run["reason"]),
                 };
             }
             assert!(begun.elapsed() < LIMIT, "{}: {run:#}", case.name);

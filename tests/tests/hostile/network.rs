@@ -1,5 +1,5 @@
-//! A network that nobody else is in: a name server whose answers flip, addresses that stand for the internet, and traps
-//! where nothing may ever connect to.
+//! Isolated network: a name server that changes its answers, addresses that simulate the internet,
+//! and traps that must never receive a connection.
 
 use std::{
     collections::HashMap,
@@ -16,46 +16,47 @@ use std::{
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::{ServerConfig, pki_types::PrivateKeyDer};
 
-/// Stands for a server of the internet: anything that is public will do, for it leads nowhere else.
+/// Address of the simulated internet server. Any public address works, because it leads nowhere
+/// else.
 pub(crate) const PUBLIC: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 14);
-/// Addresses that are not public, on this machine.
+/// Private addresses, all on this machine.
 const PRIVATE: [Ipv4Addr; 3] = [
     Ipv4Addr::LOCALHOST,
     Ipv4Addr::new(10, 1, 2, 3),
     Ipv4Addr::new(169, 254, 169, 254),
 ];
 
-/// The address with the port of HTTPS.
-pub(crate) fn public() -> SocketAddr {
+/// Returns the public address with the HTTPS port.
+pub(crate) fn public_address() -> SocketAddr {
     SocketAddr::from((PUBLIC, 443))
 }
 
-/// Brings the network up, and lets this machine ask the name server here and trust the certificate's issuer. Only for
-/// processes in namespaces of their own.
+/// Configures the network, the name server and the trusted certificate authority. Only for
+/// processes in separate namespaces.
 pub(crate) fn set_up(folder: &Path, authority: &str) {
     for address in [PUBLIC].iter().chain(&PRIVATE[1..]) {
-        ip(&["addr", "add", &format!("{address}/32"), "dev", "lo"]);
+        run_ip(&["addr", "add", &format!("{address}/32"), "dev", "lo"]);
     }
-    ip(&["link", "set", "lo", "up"]);
-    let over = |name: &str, text: &str, path: &str| {
+    run_ip(&["link", "set", "lo", "up"]);
+    let mount_over = |name: &str, text: &str, path: &str| {
         let file = folder.join(name);
         std::fs::write(&file, text).unwrap();
         let mut mount = Command::new("mount");
         run(mount.arg("--bind").arg(&file).arg(path));
     };
-    over(
+    mount_over(
         "resolv.conf",
         "nameserver 127.0.0.1\noptions timeout:2 attempts:2\n",
         "/etc/resolv.conf",
     );
-    over(
+    mount_over(
         "authorities.pem",
         authority,
         "/etc/ssl/certs/ca-certificates.crt",
     );
 }
 
-fn ip(arguments: &[&str]) {
+fn run_ip(arguments: &[&str]) {
     let own = ["/usr/sbin/ip", "/sbin/ip"];
     let mut command = match own.iter().find(|path| Path::new(path).exists()) {
         Some(path) => Command::new(path),
@@ -78,8 +79,9 @@ fn run(command: &mut Command) {
     );
 }
 
-/// A server's certificate for all names of the test, and who issued it.
-pub(crate) fn certificates() -> (Arc<ServerConfig>, String) {
+/// Creates a server certificate for all names of the test. Returns its configuration and the
+/// authority in PEM.
+pub(crate) fn create_certificates() -> (Arc<ServerConfig>, String) {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut authority = CertificateParams::new(Vec::new()).unwrap();
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -95,9 +97,9 @@ pub(crate) fn certificates() -> (Arc<ServerConfig>, String) {
     (Arc::new(config), authority.pem())
 }
 
-/// Counts who comes to an address where nobody may.
-pub(crate) fn traps() -> Arc<AtomicUsize> {
-    let came = Arc::new(AtomicUsize::new(0));
+/// Listens on every private address and counts the connections.
+pub(crate) fn start_traps() -> Arc<AtomicUsize> {
+    let connections = Arc::new(AtomicUsize::new(0));
     let addresses = PRIVATE
         .iter()
         .map(|address| IpAddr::V4(*address))
@@ -105,31 +107,32 @@ pub(crate) fn traps() -> Arc<AtomicUsize> {
     for address in addresses {
         for port in [22, 80, 443, 5000, 9418] {
             let listener = TcpListener::bind((address, port)).unwrap();
-            let came = Arc::clone(&came);
+            let connections = Arc::clone(&connections);
             thread::spawn(move || {
                 for _ in listener.incoming() {
-                    came.fetch_add(1, Ordering::SeqCst);
+                    connections.fetch_add(1, Ordering::SeqCst);
                 }
             });
         }
     }
-    came
+    connections
 }
 
-/// Answers for addresses of names: `private-N...` is one of the private ones, `both...` is public and private at once,
-/// `flip...` is public when it is asked for first and this machine ever after, and everything else is public.
-pub(crate) fn name_server() {
+/// Starts the name server. `private-N...` resolves to a private address, `both...` to a public and
+/// a private one. `flip...` resolves to a public address at first and to this machine afterwards.
+/// Any other name resolves to a public address.
+pub(crate) fn start_name_server() {
     let socket = UdpSocket::bind("127.0.0.1:53").unwrap();
-    let asked: Mutex<HashMap<String, u32>> = Mutex::default();
+    let queries: Mutex<HashMap<String, u32>> = Mutex::default();
     thread::spawn(move || {
         let mut buffer = [0; 512];
         while let Ok((length, from)) = socket.recv_from(&mut buffer) {
-            let Some((name, kind, end)) = question(&buffer[..length]) else {
+            let Some((name, kind, end)) = parse_question(&buffer[..length]) else {
                 continue;
             };
             let addresses = match kind {
-                1 => addresses(&name, &mut asked.lock().unwrap()),
-                // There are no addresses of version 6.
+                1 => resolve(&name, &mut queries.lock().unwrap()),
+                // IPv6 queries get an empty answer.
                 _ => Vec::new(),
             };
             let mut answer = buffer[..2].to_vec();
@@ -137,7 +140,7 @@ pub(crate) fn name_server() {
             answer.extend([0x81, 0x80, 0, 1, 0, count, 0, 0, 0, 0]);
             answer.extend(&buffer[12..end]);
             for address in addresses {
-                // The name as in the question; A, IN, not to be kept.
+                // Compressed name of the question; type A, class IN, TTL 0.
                 answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4]);
                 answer.extend(address.octets());
             }
@@ -146,8 +149,8 @@ pub(crate) fn name_server() {
     });
 }
 
-fn addresses(name: &str, asked: &mut HashMap<String, u32>) -> Vec<Ipv4Addr> {
-    let count = asked.entry(name.to_owned()).or_default();
+fn resolve(name: &str, queries: &mut HashMap<String, u32>) -> Vec<Ipv4Addr> {
+    let count = queries.entry(name.to_owned()).or_default();
     *count += 1;
     if let Some(rest) = name.strip_prefix("private-") {
         let which = rest.bytes().next().map_or(0, |digit| digit - b'0');
@@ -162,8 +165,8 @@ fn addresses(name: &str, asked: &mut HashMap<String, u32>) -> Vec<Ipv4Addr> {
     vec![PUBLIC]
 }
 
-/// The name and the type that are asked for, and where the question ends (RFC 1035, 4.1.2).
-fn question(message: &[u8]) -> Option<(String, u16, usize)> {
+/// Parses the question: its name, its type and its end (RFC 1035, section 4.1.2).
+fn parse_question(message: &[u8]) -> Option<(String, u16, usize)> {
     let mut labels = Vec::new();
     let mut at = 12;
     loop {

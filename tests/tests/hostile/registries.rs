@@ -1,5 +1,6 @@
-//! Registries and token servers that misbehave, at public addresses of a network that the test makes: what a client sends
-//! them, where it lets itself be led, and how much it reads. A row of the table is a scenario.
+//! Misbehaving registries and token servers at public addresses of the isolated network. The tests
+//! check which data the client sends, which redirects it follows and how much it reads. Each row of
+//! the table is a scenario.
 
 use std::{
     net::TcpListener,
@@ -14,25 +15,25 @@ use acrtask_registry::{
 };
 use acrtask_source::{ContextSpec, Origin};
 use acrtask_tests::{
-    World,
-    misbehaving::{Misbehaving, Reply, Seen},
-    service::Server,
+    TestEnvironment,
+    misbehaving::{Misbehaving, ReceivedRequest, Reply},
+    service::TestServer,
 };
 
 use crate::{
     INSIDE, network, run_in_namespaces,
-    scenarios::{INDEX, Scenario, Use, bearer, scenarios},
+    scenarios::{INDEX, Operation, Scenario, bearer_challenge, scenarios},
 };
 
-/// The longest that a scenario may take.
+/// Longest time that a scenario may take.
 const LIMIT: Duration = Duration::from_secs(20);
-/// Memory that all scenarios together may add to this process, in KiB.
+/// Memory that all scenarios may add to this process, in KiB.
 const MEMORY: u64 = 160 << 10;
-/// `me:hunter2`, the login for the registry that misbehaves.
+/// `me:hunter2`, the login for the misbehaving registry.
 const OWN: &str = "Basic bWU6aHVudGVyMg==";
 
-/// What the hosts of the internet answer.
-fn site(seen: &Seen) -> Reply {
+/// Returns the response of a host on the simulated internet.
+fn respond(seen: &ReceivedRequest) -> Reply {
     let path = seen.request.path.as_str();
     match (seen.host.as_str(), path) {
         ("reg.hosts.test", _) => {
@@ -41,8 +42,8 @@ fn site(seen: &Seen) -> Reply {
             let scenario = scenarios().into_iter().find(|row| row.name == name);
             scenario.map_or(Reply::status(404, &[]), |row| (row.answer)(seen, rest))
         }
-        // A thief, for a server that logs in: it asks for what the victim's token server gives.
-        ("thief.hosts.test", _) => bearer("https://victim.hosts.test/token"),
+        // A registry that requests the token which the token server of another registry issues.
+        ("thief.hosts.test", _) => bearer_challenge("https://victim.hosts.test/token"),
         ("victim.hosts.test", "/token") => match seen.authorization() {
             Some(_) => Reply::body("application/json", r#"{"token":"stolen"}"#),
             None => Reply::body("application/json", r#"{"token":"anonymous"}"#),
@@ -55,15 +56,15 @@ fn site(seen: &Seen) -> Reply {
     }
 }
 
-fn client() -> Registry {
+fn create_client() -> Registry {
     let credentials = Credentials::new()
         .with("reg.hosts.test", "me", Secret::new("hunter2"))
         .with("victim.hosts.test", "me", Secret::new("another"));
     Registry::new(credentials, Settings::default()).unwrap()
 }
 
-async fn attempt(scenario: &Scenario) -> Result<(), String> {
-    let registry = client();
+async fn run_scenario(scenario: &Scenario) -> Result<(), String> {
+    let registry = create_client();
     let name = format!("reg.hosts.test/{}:1", scenario.name);
     let reference: ImageRef = name.parse().unwrap();
     let blob = sha256(b"a blob");
@@ -76,9 +77,9 @@ async fn attempt(scenario: &Scenario) -> Result<(), String> {
         }
         text
     };
-    match scenario.does {
-        Use::Resolve => registry.resolve(&reference).await.map(drop).map_err(shown),
-        Use::Manifest => {
+    match scenario.operation {
+        Operation::Resolve => registry.resolve(&reference).await.map(drop).map_err(shown),
+        Operation::Manifest => {
             let found = match scenario.name {
                 "head-is-not-get" => registry.resolve(&reference).await.map(|found| found.digest),
                 _ => Ok(sha256(INDEX.as_bytes())),
@@ -90,16 +91,16 @@ async fn attempt(scenario: &Scenario) -> Result<(), String> {
             };
             registry.manifest(&reference).await.map(drop).map_err(shown)
         }
-        Use::Blob => {
+        Operation::Blob => {
             let read = registry.blob_bytes(&reference, &blob, 1 << 20).await;
             read.map(drop).map_err(shown)
         }
-        Use::Push => registry
+        Operation::Push => registry
             .put_blob(&reference, "a blob".into())
             .await
             .map(|_: Digest| ())
             .map_err(shown),
-        Use::Tags => {
+        Operation::Tags => {
             let mut next = None;
             for _ in 0..10 {
                 let page = registry.tags(&reference, next.as_ref()).await;
@@ -108,9 +109,9 @@ async fn attempt(scenario: &Scenario) -> Result<(), String> {
                     return Ok(());
                 }
             }
-            Err("it never ends".into())
+            Err("the pages never end".into())
         }
-        Use::Context => {
+        Operation::Context => {
             let spec = ContextSpec::parse(&format!("oci://{name}")).unwrap();
             let scratch = tempfile::tempdir().unwrap();
             let options = acrtask_source::Options {
@@ -135,8 +136,8 @@ async fn attempt(scenario: &Scenario) -> Result<(), String> {
     }
 }
 
-/// Anonymous memory of this process, in KiB.
-fn memory() -> u64 {
+/// Returns the anonymous memory of this process, in KiB.
+fn used_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status
         .lines()
@@ -146,34 +147,43 @@ fn memory() -> u64 {
 }
 
 #[test]
-fn registries_do_not_lead_clients_astray() {
-    let Some(world) = World::find() else { return };
+fn misbehaving_registries_are_refused() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let folder = tempfile::tempdir().unwrap();
-    run_in_namespaces("registries::inside", folder.path(), world.program());
+    run_in_namespaces(
+        "registries::registries_in_namespaces",
+        folder.path(),
+        environment.program(),
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "the other test runs it in namespaces of its own"]
-async fn inside() {
-    let (Some(world), Some(folder)) = (World::find(), std::env::var_os(INSIDE)) else {
+async fn registries_in_namespaces() {
+    let (Some(environment), Some(folder)) = (TestEnvironment::find(), std::env::var_os(INSIDE))
+    else {
         return;
     };
     let folder = PathBuf::from(folder);
-    let (config, authority) = network::certificates();
+    let (config, authority) = network::create_certificates();
     network::set_up(&folder, &authority);
-    network::name_server();
-    let trapped = network::traps();
-    let listener = TcpListener::bind(network::public()).unwrap();
-    let server = Misbehaving::start(listener, Some(Arc::clone(&config)), site);
+    network::start_name_server();
+    let trapped = network::start_traps();
+    let listener = TcpListener::bind(network::public_address()).unwrap();
+    let server = Misbehaving::start(listener, Some(Arc::clone(&config)), respond);
 
-    let before = memory();
+    let before = used_memory();
     let mut wrong = Vec::new();
     for scenario in scenarios() {
         let begun = Instant::now();
-        let done = tokio::time::timeout(LIMIT, attempt(&scenario)).await;
-        let fine = match (&done, scenario.says) {
+        let done = tokio::time::timeout(LIMIT, run_scenario(&scenario)).await;
+        let fine = match (&done, scenario.error) {
             (Ok(Ok(())), None) => true,
-            (Ok(Err(error)), Some(says)) => error.contains(says) && !error.contains("hunter2"),
+            (Ok(Err(error)), Some(expected)) => {
+                error.contains(expected) && !error.contains("hunter2")
+            }
             _ => false,
         };
         let trap = trapped.swap(0, Ordering::SeqCst);
@@ -185,7 +195,7 @@ async fn inside() {
             ));
         }
     }
-    let grown = memory().saturating_sub(before);
+    let grown = used_memory().saturating_sub(before);
     assert!(
         wrong.is_empty(),
         "{} are wrong:\n{}",
@@ -194,25 +204,26 @@ async fn inside() {
     );
     assert!(grown < MEMORY, "{grown} KiB were kept");
     check_logins(&server);
-    logging_in_gives_no_token_of_another_registry(&world, &server);
-    rebinding_does_not_reach_private_addresses().await;
+    check_no_token_of_another_registry(&environment, &server);
+    check_rebinding().await;
     assert_eq!(
         trapped.load(Ordering::SeqCst),
         0,
-        "something reached a private address"
+        "a private address received a connection"
     );
 }
 
-/// The registry's login went to the registry alone, and that of the other one nowhere.
+/// Asserts that the registry's login was sent only to that registry, and the login of the other one
+/// nowhere.
 fn check_logins(server: &Misbehaving) {
-    let seen = server.seen();
+    let seen = server.requests();
     let with_login: Vec<(&str, &str)> = seen
         .iter()
         .filter_map(|seen| Some((seen.host.as_str(), seen.authorization()?)))
         .collect();
     assert!(
         with_login.contains(&("reg.hosts.test", OWN)),
-        "no login was sent at all"
+        "the registry received no login"
     );
     for (host, authorization) in with_login {
         assert_eq!(host, "reg.hosts.test", "{authorization}");
@@ -221,17 +232,17 @@ fn check_logins(server: &Misbehaving) {
     }
     assert!(
         seen.iter().any(|seen| seen.host == "victim.hosts.test"),
-        "the token server of the other registry was not asked"
+        "the token server of the other registry received no request"
     );
     let uploads = seen.iter().filter(|seen| seen.request.path == "/up");
     let bodies: Vec<_> = uploads.map(|seen| seen.body.clone()).collect();
     assert_eq!(bodies, [b"a blob".to_vec()]);
 }
 
-/// A server that tries whether a task's logins hold must not hand a token of one registry to another one.
-fn logging_in_gives_no_token_of_another_registry(world: &World, server: &Misbehaving) {
-    let control = Server::start(world, &["--no-runner"]);
-    let files = acrtask_tests::project::folder(&[
+/// A server that checks the logins of a task must not send the token of one registry to another.
+fn check_no_token_of_another_registry(environment: &TestEnvironment, server: &Misbehaving) {
+    let control = TestServer::start(environment, &["--no-runner"]);
+    let files = acrtask_tests::project::create_folder(&[
         (
             "app.yaml",
             r#"{"name": "app", "cmd": "alpine true", "registry": "thief.hosts.test"}"#,
@@ -239,9 +250,9 @@ fn logging_in_gives_no_token_of_another_registry(world: &World, server: &Misbeha
         ("password", "hunter3"),
         ("other", "hunter4"),
     ]);
-    let run = |args: &[&str]| control.client(files.path(), args).wait();
+    let run = |args: &[&str]| control.start_client(files.path(), args).wait();
     let applied = run(&["task", "apply", "--file", "app.yaml"]);
-    assert_eq!(applied.code, Some(0), "{}", applied.all());
+    assert_eq!(applied.code, Some(0), "{}", applied.transcript());
     let set = |host: &str, file: &str| {
         let args = [
             "credential",
@@ -253,37 +264,45 @@ fn logging_in_gives_no_token_of_another_registry(world: &World, server: &Misbeha
             file,
         ];
         let set = run(&args);
-        assert_eq!(set.code, Some(0), "{}", set.all());
+        assert_eq!(set.code, Some(0), "{}", set.transcript());
     };
     set("thief.hosts.test", "password");
     set("victim.hosts.test", "other");
     let probed = run(&["doctor", "app"]);
     let of = |host: &str| {
-        let seen = server.seen().into_iter();
+        let seen = server.requests().into_iter();
         let logins = seen.filter(|seen| seen.host == host);
         logins
             .filter_map(|seen| seen.authorization().map(str::to_owned))
             .collect::<Vec<String>>()
     };
     let thief = server
-        .seen()
+        .requests()
         .iter()
         .filter(|seen| seen.host == "thief.hosts.test")
         .count();
-    assert!(thief > 0, "nobody asked it: {}", probed.all());
+    assert!(
+        thief > 0,
+        "the registry received no request: {}",
+        probed.transcript()
+    );
     let stolen = of("thief.hosts.test");
     assert!(!stolen.contains(&"Bearer stolen".to_owned()), "{stolen:?}");
     assert_eq!(of("victim.hosts.test"), Vec::<String>::new());
-    assert!(!probed.all().contains("hunter"), "{}", probed.all());
+    assert!(
+        !probed.transcript().contains("hunter"),
+        "{}",
+        probed.transcript()
+    );
 
-    // Where both were given the same login, the registry has nothing to gain, and its token server is used.
+    // If both hosts have the same login, the registry gains nothing. Then the token server is used.
     set("victim.hosts.test", "password");
     run(&["doctor", "app"]);
     assert_eq!(of("victim.hosts.test").len(), 1);
 }
 
-/// Names that turn to private addresses between the check and the connection.
-async fn rebinding_does_not_reach_private_addresses() {
+/// Names that resolve to private addresses after the check, before the connection.
+async fn check_rebinding() {
     for url in [
         "oci://flip-oci.hosts.test/app:1",
         "https://flip-archive.hosts.test/nothing.tar",
@@ -294,13 +313,13 @@ async fn rebinding_does_not_reach_private_addresses() {
             origin: Origin::TaskFile,
             ..acrtask_source::Options::default()
         };
-        // The first answer is public, and every later one is not.
+        // The first resolution is public, and all later ones are private.
         for attempt in 0..3 {
             let fetched = acrtask_source::fetch(&spec, &options).await;
             assert!(attempt == 0 || fetched.is_err(), "{url}: {attempt}");
         }
     }
-    // The policy of a server that looks at base images of tasks.
+    // Address policy of a server that polls base images of tasks.
     let settings = Settings {
         addresses: AddressPolicy::NoMetadata,
         ..Settings::default()

@@ -1,5 +1,5 @@
-//! Git servers that send more than there is room for, or what no server should send: what a fetch takes, and that nothing
-//! of it runs.
+//! Git servers that send too much or malformed data. A fetch must stay within its limits and
+//! execute nothing.
 
 use std::{
     io::Write as _,
@@ -12,14 +12,14 @@ use std::{
 use acrtask_source::{ContextSpec, Options, Origin, SourceError, fetch};
 use acrtask_tests::{
     git_server::{HttpGit, Repositories, git, git_command},
-    misbehaving::{Misbehaving, Reply, Seen},
+    misbehaving::{Misbehaving, ReceivedRequest, Reply},
 };
 
-/// The longest that a fetch may take until it is refused.
+/// Longest time until a fetch is refused.
 const LIMIT: Duration = Duration::from_secs(60);
 const MIB: u64 = 1 << 20;
 
-/// What a runner fetches with, with little room.
+/// Returns the options of a runner with low limits.
 fn options(scratch: &Path) -> Options {
     let mut options = Options {
         origin: Origin::TaskFile,
@@ -34,24 +34,21 @@ fn options(scratch: &Path) -> Options {
     options
 }
 
-async fn refusal(url: &str) -> SourceError {
+async fn fetch_refused(url: &str) -> SourceError {
     let scratch = tempfile::tempdir().unwrap();
     let spec = ContextSpec::parse(url).unwrap();
     let options = options(scratch.path());
     let begun = Instant::now();
     let fetched = tokio::time::timeout(LIMIT, fetch(&spec, &options)).await;
-    let error = fetched.expect("it ends").expect_err(url);
+    let error = fetched
+        .expect("the fetch ends within the limit")
+        .expect_err(url);
     let left = std::fs::read_dir(scratch.path()).unwrap().count();
-    assert_eq!(
-        left,
-        0,
-        "{url}: something is left after {:?}",
-        begun.elapsed()
-    );
+    assert_eq!(left, 0, "{url}: files are left after {:?}", begun.elapsed());
     error
 }
 
-/// Feeds `input` to git and returns what it prints.
+/// Runs git with `input` on standard input and returns its output.
 fn git_with_input(folder: &Path, args: &[&str], input: &[u8]) -> String {
     let mut child = git_command(folder)
         .args(args)
@@ -65,21 +62,22 @@ fn git_with_input(folder: &Path, args: &[&str], input: &[u8]) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
-/// Makes `tree` the content of the branch `main`.
+/// Sets `tree` as the content of the branch `main`.
 fn publish(bare: &Path, tree: &str) {
     let commit = git(bare, &["commit-tree", "-m", "x", tree]);
     git(bare, &["update-ref", "refs/heads/main", &commit]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bombs_end_at_the_limits() {
+async fn compressed_bombs_are_refused_at_the_limits() {
     let repositories = Repositories::default();
     for name in ["files", "zeros"] {
         repositories.create(name);
         repositories.commit(name, &[("file", "first")]);
     }
-    // A hundred names of a hundred names of a hundred names of one file: a few objects, a million files.
-    let bare = repositories.bare("files");
+    // Three nested levels of a hundred entries each, with a single file: few objects, a million
+    // files.
+    let bare = repositories.bare_path("files");
     let mut below = git_with_input(&bare, &["hash-object", "-w", "--stdin"], b"x");
     for kind in ["100644 blob", "040000 tree", "040000 tree"] {
         let entries: String = (0..100)
@@ -88,8 +86,8 @@ async fn bombs_end_at_the_limits() {
         below = git_with_input(&bare, &["mktree"], entries.as_bytes());
     }
     publish(&bare, &below);
-    // A file of zeros: a thousandth of it is sent.
-    let bare = repositories.bare("zeros");
+    // A file of zeros, which compresses to a thousandth of its size.
+    let bare = repositories.bare_path("zeros");
     let zeros = vec![0; 200 << 20];
     let blob = git_with_input(&bare, &["hash-object", "-w", "--stdin"], &zeros);
     let entry = format!("100644 blob {blob}\tzeros\n");
@@ -97,15 +95,15 @@ async fn bombs_end_at_the_limits() {
 
     let server = HttpGit::start(&repositories.root(), None);
     for (name, expected) in [("files", "files and folders"), ("zeros", "bytes on disk")] {
-        match refusal(&format!("{}#main", server.url(name))).await {
+        match fetch_refused(&format!("{}#main", server.url(name))).await {
             SourceError::TooLarge { unit, .. } => assert_eq!(unit, expected, "{name}"),
             other => panic!("{name}: {other:?}"),
         }
     }
 }
 
-/// A line of git's protocol.
-fn line(text: &[u8]) -> Vec<u8> {
+/// Encodes a line of git's protocol.
+fn packet_line(text: &[u8]) -> Vec<u8> {
     [format!("{:04x}", text.len() + 4).as_bytes(), text].concat()
 }
 
@@ -115,80 +113,80 @@ fn advertisement(end: bool) -> Vec<u8> {
     let first =
         format!("{COMMIT} HEAD\0side-band-64k shallow ofs-delta symref=HEAD:refs/heads/main\n");
     let lines = [
-        line(b"# service=git-upload-pack\n"),
+        packet_line(b"# service=git-upload-pack\n"),
         b"0000".to_vec(),
-        line(first.as_bytes()),
-        line(format!("{COMMIT} refs/heads/main\n").as_bytes()),
+        packet_line(first.as_bytes()),
+        packet_line(format!("{COMMIT} refs/heads/main\n").as_bytes()),
         if end { b"0000".to_vec() } else { Vec::new() },
     ];
     lines.concat()
 }
 
-fn head(kind: &str) -> Vec<u8> {
+fn response_head(kind: &str) -> Vec<u8> {
     format!("HTTP/1.1 200 OK\r\nContent-Type: application/x-git-upload-pack-{kind}\r\nConnection: close\r\n\r\n")
         .into_bytes()
 }
 
-/// The history that a client gets is one commit long.
-fn shallow() -> Vec<u8> {
+/// Returns the part of the response that limits the history to one commit.
+fn shallow_info() -> Vec<u8> {
     [
-        line(format!("shallow {COMMIT}").as_bytes()),
+        packet_line(format!("shallow {COMMIT}").as_bytes()),
         b"0000".to_vec(),
     ]
     .concat()
 }
 
-/// A pack with one file of 2^40 bytes, as far as it goes.
+/// Returns an endless pack with one file of 2^40 bytes.
 fn endless_pack() -> Reply {
-    // Kind 3 with the lowest four bits of the length, then seven more bits at a time.
+    // Type 3 with the lowest four bits of the length, then seven bits per byte.
     let mut start = b"PACK\0\0\0\x02\0\0\0\x01".to_vec();
     start.extend([0xb0, 0x80, 0x80, 0x80, 0x80, 0x80, 0x02]);
     start.extend([0x78, 0x01]);
     let start = [
-        head("result"),
-        shallow(),
-        line(b"NAK\n"),
-        line(&[&[1], &start[..]].concat()),
+        response_head("result"),
+        shallow_info(),
+        packet_line(b"NAK\n"),
+        packet_line(&[&[1], &start[..]].concat()),
     ];
-    // A block that is stored as it is.
+    // An uncompressed deflate block.
     let size = 65_000u16;
     let mut block = vec![1, 0];
     block.extend(size.to_le_bytes());
     block.extend((!size).to_le_bytes());
     block.extend((0..size).map(|n| (n % 251) as u8));
-    Reply::RawEndless(start.concat(), line(&block))
+    Reply::RawEndless(start.concat(), packet_line(&block))
 }
 
-fn misbehave(seen: &Seen) -> Reply {
+fn misbehave(seen: &ReceivedRequest) -> Reply {
     let path = seen.request.path.as_str();
     let listing = path.ends_with("/info/refs");
-    let whole = |body: Vec<u8>| Reply::Raw([head("advertisement"), body].concat());
+    let advertise = |body: Vec<u8>| Reply::Raw([response_head("advertisement"), body].concat());
     match path.split('/').nth(1).unwrap_or_default() {
         "refs.git" => {
-            let refs =
-                (0..200).map(|n| line(format!("{COMMIT} refs/heads/{n:0>200}\n").as_bytes()));
-            let start = [head("advertisement"), advertisement(false)].concat();
+            let refs = (0..200)
+                .map(|n| packet_line(format!("{COMMIT} refs/heads/{n:0>200}\n").as_bytes()));
+            let start = [response_head("advertisement"), advertisement(false)].concat();
             Reply::RawEndless(start, refs.collect::<Vec<_>>().concat())
         }
-        "pack.git" if listing => whole(advertisement(true)),
-        // What is wanted comes first, and nothing is sent before the client is done.
+        "pack.git" if listing => advertise(advertisement(true)),
+        // The client first sends its wants. Nothing else is sent before the client sends `done`.
         "pack.git" if !seen.body.windows(4).any(|word| word == b"done") => {
-            Reply::Raw([head("result"), shallow()].concat())
+            Reply::Raw([response_head("result"), shallow_info()].concat())
         }
         "pack.git" => endless_pack(),
-        "junk.git" => whole(b"zzzz".repeat(1000)),
-        "lengths.git" => whole([advertisement(false), b"0003".to_vec()].concat()),
-        "names.git" => whole(
+        "junk.git" => advertise(b"zzzz".repeat(1000)),
+        "lengths.git" => advertise([advertisement(false), b"0003".to_vec()].concat()),
+        "names.git" => advertise(
             [
                 advertisement(false),
-                line(format!("{COMMIT} refs/heads/../../config\n").as_bytes()),
-                line(format!("{COMMIT} refs/heads/.lock\n").as_bytes()),
-                line(format!("{COMMIT} --upload-pack=x\n").as_bytes()),
+                packet_line(format!("{COMMIT} refs/heads/../../config\n").as_bytes()),
+                packet_line(format!("{COMMIT} refs/heads/.lock\n").as_bytes()),
+                packet_line(format!("{COMMIT} --upload-pack=x\n").as_bytes()),
                 b"0000".to_vec(),
             ]
             .concat(),
         ),
-        // The protocol of old, in which a repository may name other ones.
+        // The old "dumb" protocol, in which a repository may name other repositories.
         "dumb.git" if listing => Reply::body("text/plain", format!("{COMMIT}\trefs/heads/main\n")),
         "dumb.git" if path.ends_with("/HEAD") => {
             Reply::body("text/plain", "ref: refs/heads/main\n")
@@ -202,8 +200,8 @@ fn misbehave(seen: &Seen) -> Reply {
     }
 }
 
-/// The port of the trap, which a test writes into the path behind the repository.
-fn trap_port(seen: &Seen) -> &str {
+/// Returns the port of the trap, which the test writes into the path.
+fn trap_port(seen: &ReceivedRequest) -> &str {
     seen.request.path.split('/').nth(2).unwrap_or("1")
 }
 
@@ -224,24 +222,24 @@ async fn servers_that_send_junk_are_refused() {
         ("dumb.git", None),
         ("moved.git", None),
     ] {
-        // Git asks for what it asks for below this path.
+        // Git appends its requests to this path.
         let url = format!("http://{address}/{name}/{port}/x.git#main");
-        match (refusal(&url).await, too_large) {
+        match (fetch_refused(&url).await, too_large) {
             (SourceError::TooLarge { unit, .. }, Some(expected)) => assert_eq!(unit, expected),
             (SourceError::Git { .. } | SourceError::NoSuchReference { .. }, None) => {}
-            (SourceError::Answer { .. }, None) if name == "moved.git" => {}
+            (SourceError::UnexpectedResponse { .. }, None) if name == "moved.git" => {}
             (other, _) => panic!("{name}: {other:?}"),
         }
     }
-    // A redirect is followed only where whoever runs the program named the URL.
-    let strays: Vec<Seen> = trapped.seen();
+    // A redirect is followed only if the user of the program named the URL.
+    let strays: Vec<ReceivedRequest> = trapped.requests();
     assert!(
         strays
             .iter()
             .all(|seen| seen.request.path.starts_with("/moved.git")),
         "{strays:?}"
     );
-    assert!(server.seen().len() > 6);
+    assert!(server.requests().len() > 6);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -262,14 +260,14 @@ async fn trees_with_hostile_names_run_nothing() {
         let repository = format!("names-{n}");
         repositories.create(&repository);
         repositories.commit(&repository, &[("file", "first")]);
-        let bare = repositories.bare(&repository);
+        let bare = repositories.bare_path(&repository);
         let blob = git_with_input(&bare, &["hash-object", "-w", "--stdin"], hook.as_bytes());
         let config = git_with_input(&bare, &["hash-object", "-w", "--stdin"], config.as_bytes());
         let hooks = format!("100755 blob {blob}\tpost-checkout\n");
         let hooks = git_with_input(&bare, &["mktree"], hooks.as_bytes());
         let inner = format!("100644 blob {config}\tconfig\n040000 tree {hooks}\thooks\n");
         let inner = git_with_input(&bare, &["mktree"], inner.as_bytes());
-        // No command of git's writes such a tree willingly.
+        // No git command writes such a tree without `--literally`.
         let id: Vec<u8> = (0..40)
             .step_by(2)
             .map(|at| u8::from_str_radix(&inner[at..at + 2], 16).unwrap())
@@ -280,11 +278,11 @@ async fn trees_with_hostile_names_run_nothing() {
         let scratch = tempfile::tempdir().unwrap();
         let options = options(scratch.path());
         let spec = ContextSpec::parse(&format!("{}#main", server.url(&repository))).unwrap();
-        // Some of them are names like any other here.
+        // Some of these are ordinary names on this system.
         let fetched = fetch(&spec, &options).await;
-        assert!(!mark.exists(), "{name:?} ran something");
+        assert!(!mark.exists(), "{name:?} executed a command");
         if let Ok(workspace) = fetched {
-            assert!(![".git", "..", "."].contains(name), "{name:?} came");
+            assert!(![".git", "..", "."].contains(name), "{name:?} was fetched");
             assert!(!workspace.root.join(".git/hooks/post-checkout").exists());
         }
     }

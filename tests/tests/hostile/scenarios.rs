@@ -1,54 +1,59 @@
-//! The ways in which a registry misbehaves. A row is a scenario.
+//! Ways in which a registry misbehaves. Each row is a scenario.
 
 use acrtask_registry::manifest::{OCI_INDEX, OCI_MANIFEST, sha256};
-use acrtask_tests::misbehaving::{Reply, Seen, owned};
+use acrtask_tests::misbehaving::{ReceivedRequest, Reply, owned_headers};
 use serde_json::json;
 
 pub(crate) const INDEX: &str =
     r#"{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[]}"#;
 
-/// What the client is used for.
+/// Operation of the client.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Use {
+pub(crate) enum Operation {
     Resolve,
     Manifest,
     Blob,
     Push,
     Tags,
-    /// An artifact as the context of a run.
+    /// Fetches an artifact as the context of a run.
     Context,
 }
 
-/// One way to misbehave.
+/// Way in which a registry misbehaves.
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
-    pub(crate) does: Use,
-    /// What the server of `reg.hosts.test` answers, by the rest of the path behind the repository.
-    pub(crate) answer: fn(&Seen, &str) -> Reply,
-    /// Words of the error; none where the use succeeds.
-    pub(crate) says: Option<&'static str>,
+    pub(crate) operation: Operation,
+    /// Response of `reg.hosts.test`. The second argument is the part of the path after the
+    /// repository.
+    pub(crate) answer: fn(&ReceivedRequest, &str) -> Reply,
+    /// Expected part of the error. `None` if the operation succeeds.
+    pub(crate) error: Option<&'static str>,
 }
 
 const fn refused(
     name: &'static str,
-    does: Use,
-    says: &'static str,
-    answer: fn(&Seen, &str) -> Reply,
+    operation: Operation,
+    error: &'static str,
+    answer: fn(&ReceivedRequest, &str) -> Reply,
 ) -> Scenario {
     Scenario {
         name,
-        does,
+        operation,
         answer,
-        says: Some(says),
+        error: Some(error),
     }
 }
 
-const fn works(name: &'static str, does: Use, answer: fn(&Seen, &str) -> Reply) -> Scenario {
+const fn succeeds(
+    name: &'static str,
+    operation: Operation,
+    answer: fn(&ReceivedRequest, &str) -> Reply,
+) -> Scenario {
     Scenario {
         name,
-        does,
+        operation,
         answer,
-        says: None,
+        error: None,
     }
 }
 
@@ -57,7 +62,7 @@ const UNREACHABLE: &str = "cannot be reached";
 const DIGEST: &str = "its digest should be";
 
 pub(crate) fn scenarios() -> Vec<Scenario> {
-    use Use::{Blob, Context, Manifest, Push, Resolve, Tags};
+    use Operation::{Blob, Context, Manifest, Push, Resolve, Tags};
     vec![
         // Redirects.
         refused("redirect-private", Manifest, PRIVATE, |_, _| {
@@ -87,7 +92,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         refused("redirect-file", Blob, "redirects to `file:`", |_, _| {
             Reply::redirect("file:///etc/passwd")
         }),
-        works("redirect-elsewhere", Blob, |seen, _| {
+        succeeds("redirect-elsewhere", Blob, |seen, _| {
             match seen.authorization() {
                 Some(_) => Reply::redirect("https://other.hosts.test/blob"),
                 None => Reply::status(401, &[("WWW-Authenticate", "Basic")]),
@@ -104,27 +109,27 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         ),
         // Token servers.
         refused("realm-private", Resolve, PRIVATE, |_, _| {
-            bearer("https://private-0.hosts.test/token")
+            bearer_challenge("https://private-0.hosts.test/token")
         }),
         refused("realm-network", Resolve, PRIVATE, |_, _| {
-            bearer("https://10.1.2.3/token")
+            bearer_challenge("https://10.1.2.3/token")
         }),
         refused("realm-metadata", Resolve, PRIVATE, |_, _| {
-            bearer("http://169.254.169.254/token")
+            bearer_challenge("http://169.254.169.254/token")
         }),
-        // Nothing listens there, and nothing is sent.
+        // Plain HTTP to a public address. No process listens there, and no request is sent.
         refused("realm-clear", Resolve, UNREACHABLE, |_, _| {
-            bearer("http://other.hosts.test/token")
+            bearer_challenge("http://other.hosts.test/token")
         }),
-        refused("realm-no-url", Resolve, "not an address", |_, _| {
-            bearer("token")
+        refused("realm-no-url", Resolve, "not a URL", |_, _| {
+            bearer_challenge("token")
         }),
-        refused("realm-of-nobody", Resolve, "denied access", |_, _| {
-            bearer("https://other.hosts.test/token")
+        refused("realm-without-login", Resolve, "denied access", |_, _| {
+            bearer_challenge("https://other.hosts.test/token")
         }),
-        // The client has a login for this one, which is another registry's token server.
+        // The client has a login for this token server, but it belongs to another registry.
         refused("realm-of-another", Resolve, "denied access", |_, _| {
-            bearer("https://victim.hosts.test/token")
+            bearer_challenge("https://victim.hosts.test/token")
         }),
         refused(
             "realm-endless",
@@ -132,7 +137,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             "bigger than the limit",
             |_, rest| match rest {
                 "token" => Reply::Endless(200, Vec::new(), vec![b' '; 1 << 16]),
-                _ => bearer("https://reg.hosts.test/v2/realm-endless/token"),
+                _ => bearer_challenge("https://reg.hosts.test/v2/realm-endless/token"),
             },
         ),
         refused(
@@ -141,7 +146,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             "without a token",
             |_, rest| match rest {
                 "token" => Reply::body("application/json", r#"{"token":"a\nb"}"#),
-                _ => bearer("https://reg.hosts.test/v2/realm-empty/token"),
+                _ => bearer_challenge("https://reg.hosts.test/v2/realm-empty/token"),
             },
         ),
         refused(
@@ -150,20 +155,20 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             "denied access",
             |_, rest| match rest {
                 "token" => Reply::body("application/json", r#"{"token":"t"}"#),
-                _ => bearer("https://reg.hosts.test/v2/asks-for-ever/token"),
+                _ => bearer_challenge("https://reg.hosts.test/v2/asks-for-ever/token"),
             },
         ),
         refused(
             "asks-oddly",
             Resolve,
-            "of a kind that is not known",
+            "an unsupported kind of authorization",
             |_, _| Reply::status(401, &[("WWW-Authenticate", "Negotiate")]),
         ),
         // Sizes.
         refused("manifest-endless", Manifest, "limit of 4194304", |_, _| {
             Reply::Endless(
                 200,
-                owned(&[("Content-Type", OCI_INDEX)]),
+                owned_headers(&[("Content-Type", OCI_INDEX)]),
                 vec![b' '; 1 << 16],
             )
         }),
@@ -186,7 +191,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             Reply::body(OCI_INDEX, "[".repeat(4_000_000))
         }),
         refused("manifest-packed", Manifest, "manifest", |_, _| {
-            // Nothing is unpacked that was not asked for packed.
+            // The client did not request compression, so it must not decompress.
             Reply::body(OCI_INDEX, b"\x1f\x8b\x08bomb".to_vec()).with("Content-Encoding", "gzip")
         }),
         refused("tags-endless", Tags, "limit of 4194304", |_, _| {
@@ -196,16 +201,20 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             let link = "</v2/tags-circle/tags/list?n=1&last=a>; rel=\"next\"";
             Reply::body("application/json", r#"{"tags":["a"]}"#).with("Link", link)
         }),
-        works("tags-elsewhere", Tags, |seen, _| {
+        succeeds("tags-elsewhere", Tags, |seen, _| {
             let body = Reply::body("application/json", r#"{"tags":["a"]}"#);
             match seen.request.query.contains("last") {
                 true => body,
                 false => body.with("Link", "<https://other.hosts.test/x?last=a>; rel=next"),
             }
         }),
-        // What is not what it should be.
+        // Responses that differ from their announcement.
         refused("manifest-short", Manifest, UNREACHABLE, |_, _| {
-            Reply::Truncated(1000, owned(&[("Content-Type", OCI_INDEX)]), INDEX.into())
+            Reply::Truncated(
+                1000,
+                owned_headers(&[("Content-Type", OCI_INDEX)]),
+                INDEX.into(),
+            )
         }),
         refused("blob-short", Blob, UNREACHABLE, |_, _| {
             Reply::Truncated(1000, Vec::new(), b"a blob".to_vec())
@@ -252,7 +261,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
             Reply::status(503, &[("Retry-After", "999999999")])
         }),
         // Uploads.
-        works("upload-elsewhere", Push, |seen, _| {
+        succeeds("upload-elsewhere", Push, |seen, _| {
             upload(seen, "https://other.hosts.test/up?x=1")
         }),
         refused("upload-private", Push, PRIVATE, |seen, _| {
@@ -270,7 +279,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         refused(
             "upload-nowhere",
             Push,
-            "where to upload",
+            "named no upload location",
             |seen, _| match seen.request.method.as_str() {
                 "POST" => Reply::status(202, &[]),
                 _ => Reply::status(404, &[]),
@@ -295,7 +304,7 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         refused("title-null", Context, "", |_, rest| {
             artifact(rest, "a\u{0}b")
         }),
-        works("title-below", Context, |_, rest| artifact(rest, "a/b")),
+        succeeds("title-below", Context, |_, rest| artifact(rest, "a/b")),
         refused(
             "layer-endless",
             Context,
@@ -320,15 +329,15 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-/// A challenge that asks for a token for a repository of somebody else.
-pub(crate) fn bearer(realm: &str) -> Reply {
+/// Returns a challenge that requests a token for a repository of another owner.
+pub(crate) fn bearer_challenge(realm: &str) -> Reply {
     let challenge =
         format!("Bearer realm=\"{realm}\",service=\"s\",scope=\"repository:secret/app:pull,push\"");
     Reply::status(401, &[("WWW-Authenticate", &challenge)])
 }
 
-/// Asks for a login, and sends the upload to `location`.
-fn upload(seen: &Seen, location: &str) -> Reply {
+/// Requests a login and redirects the upload to `location`.
+fn upload(seen: &ReceivedRequest, location: &str) -> Reply {
     match (seen.authorization(), seen.request.method.as_str()) {
         (None, _) => Reply::status(401, &[("WWW-Authenticate", "Basic")]),
         (_, "POST") => Reply::status(202, &[("Location", location)]),

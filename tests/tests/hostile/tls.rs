@@ -1,16 +1,16 @@
-//! A server behind TLS, and one between it and its clients: what a client and a runner refuse, and that neither says
-//! anything to whom it does not trust.
+//! Servers behind TLS with valid and invalid certificates. Clients and runners must refuse the
+//! invalid ones and send nothing to them.
 
 use std::{
     path::Path,
     time::{Duration, Instant},
 };
 
-use acrtask_tests::{World, project, service::free_port};
+use acrtask_tests::{TestEnvironment, project, service::free_port};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tempfile::TempDir;
 
-/// A token that no server knows: a server that says so has been spoken to.
+/// Token that no server accepts. A server that rejects it has received it.
 const TOKEN: &str = "acrt_0000000000000000_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
 struct Authority {
@@ -23,7 +23,7 @@ impl Authority {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let folder = project::folder(&[("ca.pem", &issuer.pem())]);
+        let folder = project::create_folder(&[("ca.pem", &issuer.pem())]);
         Self { issuer, folder }
     }
 
@@ -31,7 +31,7 @@ impl Authority {
         self.folder.path().join("ca.pem").display().to_string()
     }
 
-    /// Writes a certificate for `name` until the end of `year`, and its key.
+    /// Writes a certificate for `name`, valid until the end of `year`, and its key.
     fn issue(&self, folder: &Path, name: &str, year: i32) -> [String; 2] {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
@@ -43,7 +43,7 @@ impl Authority {
             ("key.pem", key.serialize_pem()),
         ];
         files.map(|(file, text)| {
-            project::write(folder, file, &text);
+            project::write_file(folder, file, &text);
             folder.join(file).display().to_string()
         })
     }
@@ -51,10 +51,12 @@ impl Authority {
 
 #[test]
 fn clients_and_runners_refuse_servers_they_cannot_trust() {
-    let Some(world) = World::find() else { return };
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let (own, other) = (Authority::new(), Authority::new());
     for (what, name, year, trusted, fine) in [
-        ("as it should be", "localhost", 2040, &own, true),
+        ("valid", "localhost", 2040, &own, true),
         ("of another authority", "localhost", 2040, &other, false),
         ("for another name", "ci.example.com", 2040, &own, false),
         ("expired", "localhost", 2020, &own, false),
@@ -77,7 +79,7 @@ fn clients_and_runners_refuse_servers_they_cannot_trust() {
             "--no-runner",
         ];
         let tls = ["--tls-cert", &cert, "--tls-key", &key];
-        let server = world.start_plain(files.path(), &[&serve[..], &tls[..]].concat(), &[]);
+        let server = environment.start_plain(files.path(), &[&serve[..], &tls[..]].concat(), &[]);
         server.wait_for("acrt_");
         let ca = trusted.file();
         let client = |args: &[&str], url: &str, ca: Option<&str>| {
@@ -88,28 +90,34 @@ fn clients_and_runners_refuse_servers_they_cannot_trust() {
             ];
             variables.extend(ca.map(|ca| ("ACRTASK_CA", ca)));
             let begun = Instant::now();
-            let outcome = world.start_plain(files.path(), args, &variables).wait();
+            let outcome = environment
+                .start_plain(files.path(), args, &variables)
+                .wait();
             assert!(
                 begun.elapsed() < Duration::from_secs(60),
                 "{what}: {}",
-                outcome.all()
+                outcome.transcript()
             );
             outcome
         };
         let listed = client(&["task", "list"], &url, Some(&ca));
-        assert_ne!(listed.code, Some(0), "{what}: {}", listed.all());
-        let says = if fine { "token" } else { "certificate" };
-        assert!(listed.stderr.contains(says), "{what}: {}", listed.all());
-        // Neither the system's authorities nor the lack of TLS will do.
+        assert_ne!(listed.code, Some(0), "{what}: {}", listed.transcript());
+        let expected = if fine { "token" } else { "certificate" };
+        assert!(
+            listed.stderr.contains(expected),
+            "{what}: {}",
+            listed.transcript()
+        );
+        // Neither the authorities of the system nor plain HTTP may succeed.
         let listed = client(&["task", "list"], &url, None);
         assert!(
             listed.stderr.contains("certificate"),
             "{what}: {}",
-            listed.all()
+            listed.transcript()
         );
         let clear = url.replace("https", "http");
         let listed = client(&["task", "list"], &clear, None);
-        assert_ne!(listed.code, Some(0), "{what}: {}", listed.all());
+        assert_ne!(listed.code, Some(0), "{what}: {}", listed.transcript());
 
         if !fine {
             let token = files.path().join("token");
@@ -122,7 +130,7 @@ fn clients_and_runners_refuse_servers_they_cannot_trust() {
                 "--state-dir",
                 &format!("{folder}/state"),
             ];
-            let running = world.start_plain(
+            let running = environment.start_plain(
                 files.path(),
                 &args,
                 &[("ACRTASK_SERVER", &url), ("ACRTASK_CA", &ca)],

@@ -1,5 +1,5 @@
-//! What `strace -f -qq -yy` wrote: which programs were started, which files opened for writing, which addresses connected
-//! to.
+//! Parser of the output of `strace -f -qq -yy`: started programs, files opened for writing, and
+//! connections.
 
 use std::{
     collections::HashMap,
@@ -8,10 +8,10 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// The system calls that are traced.
+/// System calls that are traced.
 pub(crate) const CALLS: &str = "execve,execveat,open,openat,openat2,creat,connect";
 
-/// A system call, as one line.
+/// System call from one line of the trace.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Call {
     name: String,
@@ -19,25 +19,25 @@ pub(crate) struct Call {
     rest: String,
 }
 
-/// A trace that is still written.
+/// Trace that is still being written.
 pub(crate) struct Trace {
     path: PathBuf,
     offset: u64,
-    /// The end of a line that is not whole yet.
+    /// Incomplete last line.
     partial: String,
-    /// Calls that have begun, by process.
+    /// Unfinished calls by process id.
     begun: HashMap<String, String>,
 }
 
-/// What is expected of a program.
+/// Calls that a program may make.
 pub(crate) struct Allowed {
-    /// Names of programs.
+    /// Names of permitted programs.
     pub(crate) programs: Vec<&'static str>,
-    /// Folders that may be written to.
+    /// Folders in which files may be opened for writing.
     pub(crate) folders: Vec<PathBuf>,
-    /// Where connections may go.
+    /// Permitted destinations of connections.
     pub(crate) addresses: Vec<SocketAddr>,
-    /// Sockets of this machine.
+    /// Paths of permitted Unix sockets.
     pub(crate) sockets: Vec<PathBuf>,
 }
 
@@ -51,8 +51,8 @@ impl Trace {
         }
     }
 
-    /// The calls that were written since the last time.
-    pub(crate) fn more(&mut self) -> Vec<Call> {
+    /// Returns the calls written since the last time.
+    pub(crate) fn read_new_calls(&mut self) -> Vec<Call> {
         let mut file = std::fs::File::open(&self.path).unwrap();
         file.seek(SeekFrom::Start(self.offset)).unwrap();
         let mut bytes = Vec::new();
@@ -61,10 +61,13 @@ impl Trace {
         let text = std::mem::take(&mut self.partial) + &String::from_utf8_lossy(&bytes);
         let (whole, partial) = text.rsplit_once('\n').unwrap_or(("", &text));
         self.partial = partial.to_owned();
-        whole.lines().filter_map(|line| self.call(line)).collect()
+        whole
+            .lines()
+            .filter_map(|line| self.parse_line(line))
+            .collect()
     }
 
-    fn call(&mut self, line: &str) -> Option<Call> {
+    fn parse_line(&mut self, line: &str) -> Option<Call> {
         let (process, line) = line.split_once(char::is_whitespace)?;
         let line = line.trim_start();
         if let Some(begun) = line.strip_suffix("<unfinished ...>") {
@@ -87,11 +90,11 @@ impl Trace {
 }
 
 impl Allowed {
-    /// What of a call was not to be expected; nothing where it was.
-    pub(crate) fn objection(&self, call: &Call) -> Option<String> {
-        let (what, fine) = match call.name.as_str() {
+    /// Returns a description of the call if it is not permitted.
+    pub(crate) fn describe_forbidden(&self, call: &Call) -> Option<String> {
+        let (subject, permitted) = match call.name.as_str() {
             "execve" => {
-                let program = PathBuf::from(quoted(&call.rest).unwrap_or_default());
+                let program = PathBuf::from(find_quoted(&call.rest).unwrap_or_default());
                 let name = program.file_name().and_then(|name| name.to_str());
                 let fine = name.is_some_and(|name| self.programs.contains(&name));
                 ("a program", fine)
@@ -100,13 +103,13 @@ impl Allowed {
                 let flags = ["O_WRONLY", "O_RDWR", "O_CREAT", "O_TRUNC", "O_APPEND"];
                 let writes =
                     call.name == "creat" || flags.iter().any(|flag| call.rest.contains(flag));
-                let path = opened(&call.rest).unwrap_or_default();
+                let path = opened_path(&call.rest).unwrap_or_default();
                 let inside = self.folders.iter().any(|folder| path.starts_with(folder));
                 let fine = !writes || path == Path::new("/dev/null") || inside;
                 ("a file", fine)
             }
             "connect" => {
-                let fine = match destination(&call.rest) {
+                let fine = match parse_destination(&call.rest) {
                     Destination::Nowhere => true,
                     Destination::Socket(path) => self.sockets.contains(&path),
                     Destination::Address(address) => self.addresses.contains(&address),
@@ -116,24 +119,25 @@ impl Allowed {
             }
             _ => ("a call", false),
         };
-        (!fine).then(|| format!("{what}: {}({}", call.name, call.rest))
+        (!permitted).then(|| format!("{subject}: {}({}", call.name, call.rest))
     }
 
-    /// Whether a call goes to one of the addresses.
+    /// Returns `true` if the call connects to the address.
     pub(crate) fn is_connection(call: &Call, to: SocketAddr) -> bool {
         call.name == "connect"
-            && matches!(destination(&call.rest), Destination::Address(address) if address == to)
+            && matches!(parse_destination(&call.rest), Destination::Address(address) if address == to)
     }
 }
 
-/// The first text in quotes.
-fn quoted(text: &str) -> Option<String> {
+/// Returns the first text in quotes.
+fn find_quoted(text: &str) -> Option<String> {
     let (_, text) = text.split_once('"')?;
     Some(text.split_once('"')?.0.to_owned())
 }
 
-/// The path of a file that was opened: that of the descriptor, where there is one, else the one that was asked for.
-fn opened(rest: &str) -> Option<PathBuf> {
+/// Returns the path of an opened file: the path of the resulting descriptor, or the requested path
+/// if there is none.
+fn opened_path(rest: &str) -> Option<PathBuf> {
     let (arguments, result) = rest.rsplit_once(" = ")?;
     if let Some((_, path)) = result.split_once('<')
         && path.starts_with('/')
@@ -141,42 +145,42 @@ fn opened(rest: &str) -> Option<PathBuf> {
         let end = path.find(['<', '>']).unwrap_or(path.len());
         return Some(PathBuf::from(&path[..end]));
     }
-    let path = PathBuf::from(quoted(arguments)?);
-    // What `..` leads to is known only where a file was opened.
+    let path = PathBuf::from(find_quoted(arguments)?);
+    // The target of `..` is certain only if a descriptor was returned.
     if path.components().any(|part| part == Component::ParentDir) {
         return None;
     }
     if path.is_absolute() {
         return Some(path);
     }
-    // Below the folder whose descriptor comes first.
+    // Relative to the folder of the first descriptor.
     let (_, folder) = arguments.split_once('<')?;
     Some(Path::new(&folder[..folder.find(['<', '>'])?]).join(path))
 }
 
 enum Destination {
-    /// Nothing is sent: the resolver asks the kernel so which of its own addresses it would use. Names are asked for by
-    /// UDP too, of the server that the test is itself.
+    /// Destination that needs no check. The resolver connects UDP sockets to determine its own
+    /// address. DNS queries go to the name server of the test.
     Nowhere,
     Address(SocketAddr),
     Socket(PathBuf),
     Unknown,
 }
 
-fn destination(rest: &str) -> Destination {
+fn parse_destination(rest: &str) -> Destination {
     let descriptor = rest.split(',').next().unwrap_or_default();
     if descriptor.contains("<UDP") || rest.contains("AF_UNSPEC") || rest.contains("AF_NETLINK") {
         return Destination::Nowhere;
     }
     if rest.contains("sa_family=AF_UNIX") {
-        return quoted(rest).map_or(Destination::Unknown, |path| {
+        return find_quoted(rest).map_or(Destination::Unknown, |path| {
             Destination::Socket(PathBuf::from(path))
         });
     }
     let port = rest
         .split_once("port=htons(")
         .and_then(|(_, rest)| rest.split_once(')')?.0.parse().ok());
-    let address = quoted(rest).and_then(|text| text.parse::<IpAddr>().ok());
+    let address = find_quoted(rest).and_then(|text| text.parse::<IpAddr>().ok());
     match (address, port) {
         (Some(address), Some(port)) => Destination::Address(SocketAddr::new(address, port)),
         _ => Destination::Unknown,
@@ -187,14 +191,14 @@ fn destination(rest: &str) -> Destination {
 mod tests {
     use super::*;
 
-    fn calls(text: &str) -> Vec<Call> {
+    fn parse_calls(text: &str) -> Vec<Call> {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), text).unwrap();
-        Trace::new(file.path().to_owned()).more()
+        Trace::new(file.path().to_owned()).read_new_calls()
     }
 
     #[test]
-    fn what_was_not_expected_is_seen() {
+    fn calls_that_are_not_permitted_are_reported() {
         let allowed = Allowed {
             programs: vec!["git"],
             folders: vec!["/data".into()],
@@ -226,7 +230,7 @@ mod tests {
                 r#"openat(AT_FDCWD</>, "/dev/null", O_RDWR) = 3</dev/null<char 1:3>>"#,
                 true,
             ),
-            // Through a link: what counts is where it led.
+            // A symbolic link: the resolved path counts.
             (
                 r#"openat(AT_FDCWD</>, "/data/x", O_WRONLY|O_CREAT, 0666) = 3</etc/x>"#,
                 false,
@@ -272,16 +276,16 @@ mod tests {
                 false,
             ),
         ] {
-            let calls = calls(&format!("17  {line}\n"));
+            let calls = parse_calls(&format!("17  {line}\n"));
             assert_eq!(calls.len(), 1, "{line}");
-            let objection = allowed.objection(&calls[0]);
+            let objection = allowed.describe_forbidden(&calls[0]);
             assert_eq!(objection.is_none(), fine, "{line}: {objection:?}");
         }
     }
 
     #[test]
-    fn calls_of_threads_are_put_together() {
-        let calls = calls(
+    fn interrupted_calls_of_threads_are_joined() {
+        let calls = parse_calls(
             "7 execve(\"/usr/bin/git\", [\"git\"], 0x1 <unfinished ...>\n8 creat(\"/x\", 0600) = 3</x>\n\
              7 <... execve resumed>) = 0\n7 openat(AT_FD",
         );

@@ -1,11 +1,11 @@
-//! Uploaded files: neither their digest nor their id gives them to another token.
+//! Uploaded files: neither the digest nor the id of an upload gives access to another token.
 
-use acrtask_tests::{World, service::Server};
+use acrtask_tests::{TestEnvironment, service::TestServer};
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
 use sha2::Digest as _;
 
-/// A caller of the API with a token of its own.
+/// Client of the API with its own token.
 struct Caller {
     http: Client,
     base: String,
@@ -13,11 +13,11 @@ struct Caller {
 }
 
 impl Caller {
-    fn new(server: &Server, name: &str, scopes: &[&str]) -> Self {
+    fn new(server: &TestServer, name: &str, scopes: &[&str]) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut args = vec!["token", "create", name, "-o", "json"];
         args.extend(scopes.iter().flat_map(|scope| ["--scope", scope]));
-        let token = server.json(&args);
+        let token = server.run_json(&args);
         Self {
             http: Client::new(),
             base: format!("{}/api/v1", server.url),
@@ -42,41 +42,43 @@ impl Caller {
 }
 
 #[tokio::test]
-async fn uploaded_files_are_out_of_reach_for_other_tokens() {
-    let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &["--no-runner"]);
+async fn uploaded_files_are_not_accessible_to_other_tokens() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(&environment, &["--no-runner"]);
     let owner = Caller::new(&server, "owner", &["run"]);
     let thief = Caller::new(&server, "thief", &["read", "run", "write"]);
     let data = b"files of the owner";
     let digest = sha2::Sha256::digest(data);
     let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    let asked = json!({"size": data.len(), "digest": format!("sha256:{digest}")});
-    let (status, begun) = owner.send(Method::POST, "/contexts", asked.clone()).await;
+    let upload = json!({"size": data.len(), "digest": format!("sha256:{digest}")});
+    let (status, begun) = owner.send(Method::POST, "/contexts", upload.clone()).await;
     assert_eq!(status, StatusCode::CREATED, "{begun}");
     let id = begun["id"].as_str().unwrap();
     assert_eq!(thief.upload(id, data).await, StatusCode::NOT_FOUND);
     assert_eq!(owner.upload(id, data).await, StatusCode::OK);
 
-    let (status, other) = thief.send(Method::POST, "/contexts", asked.clone()).await;
+    let (status, other) = thief.send(Method::POST, "/contexts", upload.clone()).await;
     assert_eq!(
         status,
         StatusCode::CREATED,
-        "the digest gave the files away: {other}"
+        "the digest gave access to the files: {other}"
     );
     assert_eq!(other["complete"], false, "{other}");
     assert_ne!(other["id"], begun["id"]);
     let path = format!("/contexts/{id}");
     let (status, seen) = thief.send(Method::GET, &path, Value::Null).await;
     assert_eq!(status, StatusCode::NOT_FOUND, "{seen}");
-    let run = json!({"spec": {"context": {"from": "upload", "id": id}, "work": {"do": "cmd", "line": "a ls"}}});
+    let run = json!({"spec": {"context": {"type": "upload", "id": id}, "source": {"type": "cmd", "line": "a ls"}}});
     let (status, made) = thief.send(Method::POST, "/runs", run.clone()).await;
     assert_eq!(
         status,
         StatusCode::UNPROCESSABLE_ENTITY,
-        "the id gave the files away: {made}"
+        "the id gave access to the files: {made}"
     );
 
-    let (status, again) = owner.send(Method::POST, "/contexts", asked).await;
+    let (status, again) = owner.send(Method::POST, "/contexts", upload).await;
     assert_eq!(
         (status, &again["id"]),
         (StatusCode::OK, &begun["id"]),

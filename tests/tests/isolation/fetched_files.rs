@@ -1,4 +1,5 @@
-//! Files and repositories that builds fetch: none is found by a digest alone, and none is decided by another task.
+//! Files and repositories fetched by builds: a digest alone gives no access, and no task affects
+//! the fetches of another.
 
 use std::{
     net::TcpListener,
@@ -9,29 +10,29 @@ use std::{
 };
 
 use acrtask_tests::{
-    Outcome, World,
+    Outcome, TestEnvironment,
     git_server::{HttpGit, Repositories},
     new_run_id,
-    project::folder,
-    service::Server,
+    project::create_folder,
+    service::TestServer,
 };
 use sha2::Digest as _;
 
-use crate::stored::{run_task, store_task};
+use crate::stored_task::{run_task, store_task};
 
-/// A server that gives a file to requests with a signature, and refuses the others.
+/// Server that serves a file to requests with a signature and refuses all others.
 struct SignedFile {
     port: u16,
     content: String,
-    given: Arc<AtomicU32>,
+    served: Arc<AtomicU32>,
 }
 
 impl SignedFile {
     fn start(content: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let given = Arc::new(AtomicU32::new(0));
-        let (counted, body) = (given.clone(), content.clone());
+        let served = Arc::new(AtomicU32::new(0));
+        let (counted, body) = (served.clone(), content.clone());
         std::thread::spawn(move || {
             for mut stream in listener.incoming().flatten() {
                 use std::io::{Read as _, Write as _};
@@ -53,7 +54,7 @@ impl SignedFile {
         Self {
             port,
             content,
-            given,
+            served,
         }
     }
 
@@ -66,106 +67,127 @@ impl SignedFile {
     }
 }
 
-/// Runs a stored task whose Dockerfile adds `source` and prints it. It may fail.
-fn add(world: &World, server: &Server, task: &str, source: &str) -> Outcome {
-    store_task(world, server, task, "build: .", None);
-    // The output of a step is shown in reverse, so that it cannot be an echo of the line.
+/// Runs a stored task whose Dockerfile adds `source` and prints it. The run may fail.
+fn run_add(
+    environment: &TestEnvironment,
+    server: &TestServer,
+    task: &str,
+    source: &str,
+) -> Outcome {
+    store_task(environment, server, task, "build: .", None);
+    // The step prints the content reversed, so that it cannot be an echo of the line.
     let dockerfile = format!(
         "FROM {}\nADD {source} /added\nRUN echo {} && find /added -type f -exec rev {{}} +\n",
-        world.busybox(),
+        environment.busybox(),
         new_run_id()
     );
-    let files = folder(&[("Dockerfile", &dockerfile)]);
+    let files = create_folder(&[("Dockerfile", &dockerfile)]);
     let args = ["task", "run", task, "--context", ".", "-o", "json"];
-    server.client(files.path(), &args).wait()
+    server.start_client(files.path(), &args).wait()
 }
 
-fn reversed(text: &str) -> String {
+fn reverse(text: &str) -> String {
     text.chars().rev().collect()
 }
 
 #[test]
-fn a_file_is_not_had_for_its_checksum() {
-    let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &["--allow-private-addresses"]);
+fn checksum_alone_gives_no_access_to_a_file() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(&environment, &["--allow-private-addresses"]);
     let file = SignedFile::start(format!("file-{}", new_run_id()));
-    let content = reversed(&file.content);
+    let content = reverse(&file.content);
     let checked = format!("--checksum={} ", file.digest());
 
     let signed = format!("{checked}{}", file.url("?sig=good"));
-    let victim = add(&world, &server, "prod/file", &signed);
-    assert_eq!(victim.code, Some(0), "{}", victim.all());
-    assert!(victim.stdout.contains(&content), "{}", victim.all());
-    let given = file.given.load(Ordering::SeqCst);
-    assert!(given >= 1, "{}", victim.all());
+    let victim = run_add(&environment, &server, "prod/file", &signed);
+    assert_eq!(victim.code, Some(0), "{}", victim.transcript());
+    assert!(victim.stdout.contains(&content), "{}", victim.transcript());
+    let served = file.served.load(Ordering::SeqCst);
+    assert!(served >= 1, "{}", victim.transcript());
 
-    // A digest does not give permission, whatever the URL.
+    // A digest gives no permission, whatever the URL.
     for (task, query) in [("team/bare", ""), ("team/wrong", "?sig=bad")] {
         let source = format!("{checked}{}", file.url(query));
-        let attacker = add(&world, &server, task, &source);
-        assert_ne!(attacker.code, Some(0), "{}", attacker.all());
-        assert!(!attacker.stdout.contains(&content), "{}", attacker.all());
+        let attacker = run_add(&environment, &server, task, &source);
+        assert_ne!(attacker.code, Some(0), "{}", attacker.transcript());
+        assert!(
+            !attacker.stdout.contains(&content),
+            "{}",
+            attacker.transcript()
+        );
         assert!(
             attacker.stdout.contains("ADD --checksum: cannot download"),
             "{}",
-            attacker.all()
+            attacker.transcript()
         );
-        assert!(!attacker.stdout.contains("sig=bad: "), "{}", attacker.all());
+        assert!(
+            !attacker.stdout.contains("sig=bad: "),
+            "{}",
+            attacker.transcript()
+        );
     }
 
-    // A Dockerfile with another digest than the file gets both in the message.
+    // For a wrong checksum, the error contains both digests.
     let other = format!(
         "--checksum=sha256:{} {}",
         "0".repeat(64),
         file.url("?sig=good")
     );
-    let mistaken = add(&world, &server, "team/mistaken", &other);
-    assert_ne!(mistaken.code, Some(0), "{}", mistaken.all());
+    let mistaken = run_add(&environment, &server, "team/mistaken", &other);
+    assert_ne!(mistaken.code, Some(0), "{}", mistaken.transcript());
     let message = format!("has the digest {}", file.digest());
-    assert!(mistaken.stdout.contains(&message), "{}", mistaken.all());
+    assert!(
+        mistaken.stdout.contains(&message),
+        "{}",
+        mistaken.transcript()
+    );
 
-    // Without a checksum, the builder asks the host itself.
-    let plain = add(&world, &server, "team/plain", &file.url(""));
-    assert_ne!(plain.code, Some(0), "{}", plain.all());
+    // Without a checksum, the builder requests the file from the host.
+    let plain = run_add(&environment, &server, "team/plain", &file.url(""));
+    assert_ne!(plain.code, Some(0), "{}", plain.transcript());
 }
 
 #[test]
-fn a_builder_of_a_runner_fetches_no_git_repository() {
-    let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &["--allow-private-addresses"]);
+fn builder_of_a_runner_fetches_no_git_repository() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(&environment, &["--allow-private-addresses"]);
     let repositories = Repositories::default();
     repositories.create("repo");
     let mark = format!("source-{}", new_run_id());
     let dockerfile = format!(
         "FROM {}\nCOPY mark /mark\nRUN echo {} && rev /mark\n",
-        world.busybox(),
+        environment.busybox(),
         new_run_id()
     );
     let commit = repositories.commit("repo", &[("mark", &mark), ("Dockerfile", &dockerfile)]);
     let git = HttpGit::start(&repositories.root(), None);
 
     for (number, reference) in ["main", &commit].into_iter().enumerate() {
-        let asked = git.requests().len();
+        let requested = git.requests().len();
         let source = format!("{}#{reference}", git.url("repo"));
         let task = format!("team/add{number}");
-        let refused = add(&world, &server, &task, &source);
-        assert_ne!(refused.code, Some(0), "{}", refused.all());
+        let refused = run_add(&environment, &server, &task, &source);
+        assert_ne!(refused.code, Some(0), "{}", refused.transcript());
         assert!(
             refused.stdout.contains("--build-context src="),
             "{}",
-            refused.all()
+            refused.transcript()
         );
-        assert_eq!(git.requests().len(), asked, "{}", refused.all());
+        assert_eq!(git.requests().len(), requested, "{}", refused.transcript());
     }
 
-    // The runner itself fetches contexts and named contexts, each time from their own URL.
+    // The runner itself fetches contexts and named contexts, each from its own URL.
     let line = format!("build: {}#{commit}", git.url("repo"));
-    store_task(&world, &server, "prod/context", &line, None);
+    store_task(&environment, &server, "prod/context", &line, None);
     let context = run_task(&server, "prod/context", &[("unused", "")]);
     assert!(
-        context.stdout.contains(&reversed(&mark)),
+        context.stdout.contains(&reverse(&mark)),
         "{}",
-        context.all()
+        context.transcript()
     );
     let vertexes = context.events_named("vertex");
     let names = vertexes.iter().filter_map(|event| event["name"].as_str());
@@ -173,38 +195,47 @@ fn a_builder_of_a_runner_fetches_no_git_repository() {
     assert!(from_git.is_empty(), "{from_git:?}");
 
     let line = format!("build: --build-context src={}#{commit} .", git.url("repo"));
-    store_task(&world, &server, "prod/named", &line, None);
+    store_task(&environment, &server, "prod/named", &line, None);
     let dockerfile = format!(
         "FROM {}\nCOPY --from=src mark /mark\nRUN echo {} && rev /mark\n",
-        world.busybox(),
+        environment.busybox(),
         new_run_id()
     );
     let named = run_task(&server, "prod/named", &[("Dockerfile", &dockerfile)]);
-    assert!(named.stdout.contains(&reversed(&mark)), "{}", named.all());
+    assert!(
+        named.stdout.contains(&reverse(&mark)),
+        "{}",
+        named.transcript()
+    );
 }
 
 #[test]
-fn the_base_of_a_build_is_the_image_that_a_context_names() {
-    let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &[]);
-    // A private image of another task, a host that is to be asked, and a name for a layout.
+fn recorded_base_is_the_image_of_the_named_context() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(&environment, &[]);
+    // A private image of another task, a host that would receive a request, and a short name.
     for (task, name) in [
-        ("team/private", format!("{}/private/app:1", world.registry)),
+        (
+            "team/private",
+            format!("{}/private/app:1", environment.registry),
+        ),
         ("team/host", "127.0.0.1:1/scan/x:1".to_owned()),
         ("team/short", "base".to_owned()),
     ] {
         let line = format!(
             "build: --build-context {name}=docker-image://{} .",
-            world.busybox()
+            environment.busybox()
         );
-        store_task(&world, &server, task, &line, None);
+        store_task(&environment, &server, task, &line, None);
         let outcome = run_task(&server, task, &[("Dockerfile", &format!("FROM {name}\n"))]);
         let used = outcome.events_named("base_used");
         let names: Vec<&str> = used
             .iter()
             .filter_map(|base| base["name"].as_str())
             .collect();
-        assert_eq!(names, [world.busybox()], "{}", outcome.all());
-        assert_eq!(used[0]["role"], "runtime", "{}", outcome.all());
+        assert_eq!(names, [environment.busybox()], "{}", outcome.transcript());
+        assert_eq!(used[0]["role"], "runtime", "{}", outcome.transcript());
     }
 }

@@ -1,77 +1,79 @@
-//! An image name means what the run built, else what the registry has for the run's own login. Images of other runs are
-//! out of reach.
+//! Image names: a name means the image that the run built, or else the registry's image as its own
+//! login sees it. Images of other runs are not accessible.
 
 use std::time::{Duration, Instant};
 
 use acrtask_tests::{
-    Outcome, Running, World, engine, new_run_id, project::folder, service::Server,
+    Outcome, RunningProgram, TestEnvironment, engine, new_run_id, project::create_folder,
+    service::TestServer,
 };
 use tempfile::TempDir;
 
-/// Names for one test: its images, and a part that is in all of them.
+/// Image names of one test, all with the same unique part.
 struct Names {
     registry: String,
     unique: String,
 }
 
 impl Names {
-    fn new(world: &World) -> Self {
+    fn new(environment: &TestEnvironment) -> Self {
         Self {
-            registry: world.registry.clone(),
+            registry: environment.registry.clone(),
             unique: new_run_id(),
         }
     }
 
-    /// An image that the registry has.
-    fn base(&self) -> String {
+    /// Returns the name of an image that the registry has.
+    fn base_image(&self) -> String {
         format!("{}/iso/base:{}", self.registry, self.unique)
     }
 
-    /// An image that only the attacker builds.
-    fn unpushed(&self) -> String {
+    /// Returns the name of an image that only the attacker builds.
+    fn unpushed_image(&self) -> String {
         format!("{}/iso/unpushed:{}", self.registry, self.unique)
     }
 
-    /// Fills a task or a Dockerfile in.
+    /// Replaces the placeholders of a task file or Dockerfile.
     fn fill(&self, text: &str) -> String {
-        text.replace("BASE", &self.base())
-            .replace("UNPUSHED", &self.unpushed())
+        text.replace("BASE", &self.base_image())
+            .replace("UNPUSHED", &self.unpushed_image())
             .replace("BUSYBOX", &format!("{}/base/busybox:1.36", self.registry))
             .replace("REGISTRY", &self.registry)
             .replace("UNIQUE", &self.unique)
     }
 
-    fn files(&self, task: &str, dockerfile: &str) -> TempDir {
-        folder(&[
+    fn create_files(&self, task: &str, dockerfile: &str) -> TempDir {
+        create_folder(&[
             ("acr-task.yaml", &self.fill(task)),
             ("Dockerfile", &self.fill(dockerfile)),
         ])
     }
 
     /// Pushes the image that the registry has.
-    fn push_base(&self, world: &World) {
+    fn push_base(&self, environment: &TestEnvironment) {
         let task = "version: v1.1.0
 steps:
   - build: -t BASE -t REGISTRY/iso/tools:UNIQUE .
   - push: [BASE, REGISTRY/iso/tools:UNIQUE]
 ";
-        let files = self.files(
+        let files = self.create_files(
             task,
             "FROM BUSYBOX\nLABEL test=UNIQUE\nRUN echo good > /who\n",
         );
-        let outcome = world.acrtask(files.path(), &["run", "-o", "plain", "."]);
-        assert_eq!(outcome.code, Some(0), "{}", outcome.all());
-        // A local run gives its names to the engine; here the engine is that of a runner.
+        let outcome = environment.run_acrtask(files.path(), &["run", "-o", "plain", "."]);
+        assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
+        // A local run gives its names to the engine. Here the engine is that of a runner.
         engine::docker(&[
             "image",
             "rm",
-            &self.base(),
+            &self.base_image(),
             &self.fill("REGISTRY/iso/tools:UNIQUE"),
         ]);
     }
 }
 
-/// Builds the names of others, pushes nothing, and stays while the victims run.
+/// Task file that builds under the names of other runs, pushes nothing, and runs while the victims
+/// run.
 const ATTACK: &str = "version: v1.1.0
 steps:
   - build: -t BASE -t UNPUSHED -t iso-UNIQUE -t docker.io/library/iso-UNIQUE:1 .
@@ -83,27 +85,29 @@ steps:
 ";
 const EVIL: &str = "FROM BUSYBOX\nRUN echo evil-UNIQUE > /who\n";
 
-/// Starts the attack, and waits until its images are there.
-fn attack(names: &Names, server: &Server, files: &TempDir) -> Running {
+/// Starts the attack and waits until its images exist.
+fn start_attack(names: &Names, server: &TestServer, files: &TempDir) -> RunningProgram {
     let attack = server.run(files.path(), &["run", "-o", "plain", "--no-push", "."]);
     attack.wait_for(&format!("| evil-{}", names.unique));
     attack
 }
 
-fn run_at(server: &Server, files: &TempDir) -> Outcome {
+fn run_folder(server: &TestServer, files: &TempDir) -> Outcome {
     server
         .run(files.path(), &["run", "-o", "plain", "."])
         .wait()
 }
 
 #[test]
-fn a_name_that_another_run_built_is_the_registrys_image() {
-    let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &["--slots", "4"]);
-    let names = Names::new(&world);
-    names.push_base(&world);
-    let evil = names.files(ATTACK, EVIL);
-    let attack = attack(&names, &server, &evil);
+fn name_built_by_another_run_means_the_registrys_image() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(&environment, &["--slots", "4"]);
+    let names = Names::new(&environment);
+    names.push_base(&environment);
+    let evil = names.create_files(ATTACK, EVIL);
+    let attack = start_attack(&names, &server, &evil);
 
     let task = "version: v1.1.0
 steps:
@@ -129,10 +133,14 @@ COPY --from=named /who /three
 RUN --mount=type=bind,from=BASE,target=/m cat /m/who > /four
 RUN --mount=type=bind,from=tail,target=/m cat /m/who >> /four
 ";
-    let files = names.files(task, dockerfile);
-    let victim = run_at(&server, &files);
-    assert_eq!(victim.code, Some(0), "{}", victim.all());
-    assert!(!victim.all().contains("evil"), "{}", victim.all());
+    let files = names.create_files(task, dockerfile);
+    let victim = run_folder(&server, &files);
+    assert_eq!(victim.code, Some(0), "{}", victim.transcript());
+    assert!(
+        !victim.transcript().contains("evil"),
+        "{}",
+        victim.transcript()
+    );
     for seen in [
         "ran-good",
         "word-good",
@@ -140,7 +148,11 @@ RUN --mount=type=bind,from=tail,target=/m cat /m/who >> /four
         "stages-good",
         "tools-good",
     ] {
-        assert!(victim.stdout.contains(seen), "{seen}: {}", victim.all());
+        assert!(
+            victim.stdout.contains(seen),
+            "{seen}: {}",
+            victim.transcript()
+        );
     }
     attack.signal("INT");
     attack.wait();
@@ -148,15 +160,17 @@ RUN --mount=type=bind,from=tail,target=/m cat /m/who >> /four
 
 #[test]
 fn images_of_another_run_are_refused() {
-    let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &["--slots", "4"]);
-    let names = Names::new(&world);
-    let evil = names.files(ATTACK, EVIL);
-    let attack = attack(&names, &server, &evil);
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(&environment, &["--slots", "4"]);
+    let names = Names::new(&environment);
+    let evil = names.create_files(ATTACK, EVIL);
+    let attack = start_attack(&names, &server, &evil);
     let stored = format!("127.0.0.1:0/run/{}-*", attack.run);
     let stored = engine::docker(&["images", "--format", "{{.Repository}}:{{.Tag}}", &stored]);
     let stored = stored.lines().next().unwrap().to_owned();
-    // The engine has the image, by the attacker's name and by its digest.
+    // The engine has the image, under the attacker's name and under its digest.
     let id = engine::docker(&["image", "inspect", "-f", "{{.Id}}", &stored]);
     assert!(id.starts_with("sha256:"), "{id}");
     let container = engine::docker(&[
@@ -168,12 +182,14 @@ fn images_of_another_run_are_refused() {
     ]);
     assert!(!container.is_empty());
 
-    let untagged = names.unpushed().replace(&format!(":{}", names.unique), "");
-    let upper = names.unpushed().replace("127.0.0.1", "LOCALHOST");
+    let untagged = names
+        .unpushed_image()
+        .replace(&format!(":{}", names.unique), "");
+    let upper = names.unpushed_image().replace("127.0.0.1", "LOCALHOST");
     let images = [
-        names.unpushed(),
+        names.unpushed_image(),
         format!("{untagged}@{id}"),
-        format!("{}@{id}", names.unpushed()),
+        format!("{}@{id}", names.unpushed_image()),
         format!("{}/iso/other@{id}", names.registry),
         format!("{}/iso/tagged:{}", names.registry, names.unique),
         upper,
@@ -213,7 +229,7 @@ fn images_of_another_run_are_refused() {
             "  - ignoreErrors: true\n    build: -t y{i} -f from{i} .\n"
         ));
     }
-    let files = folder(&[
+    let files = create_folder(&[
         ("acr-task.yaml", &task),
         ("Named", "FROM y\nRUN cat /who\n"),
     ]);
@@ -223,25 +239,31 @@ fn images_of_another_run_are_refused() {
     }
     let outcome = server.run(files.path(), &["run", "-o", "json", "."]).wait();
     let finished = outcome.events_named("step_finished");
-    assert_eq!(finished.len(), steps, "{}", outcome.all());
+    assert_eq!(finished.len(), steps, "{}", outcome.transcript());
     let succeeded: Vec<_> = finished
         .iter()
         .filter(|step| step["state"] != "failed")
         .collect();
     assert!(succeeded.is_empty(), "{succeeded:#?}\n{task}");
-    assert!(!outcome.stdout.contains("evil-"), "{}", outcome.all());
+    assert!(
+        !outcome.stdout.contains("evil-"),
+        "{}",
+        outcome.transcript()
+    );
     attack.signal("INT");
     attack.wait();
 }
 
 #[test]
-fn an_image_pulled_with_another_login_is_refused() {
-    let Some(world) = World::find() else { return };
+fn image_pulled_with_another_login_is_refused() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let registry = std::env::var("ACRTASK_TEST_AUTH_REGISTRY").unwrap();
     let user = std::env::var("ACRTASK_TEST_AUTH_USER").unwrap();
     let password = std::env::var("ACRTASK_TEST_AUTH_PASSWORD").unwrap();
-    let server = Server::start(&world, &["--slots", "4"]);
-    let names = Names::new(&world);
+    let server = TestServer::start(&environment, &["--slots", "4"]);
+    let names = Names::new(&environment);
     let image = format!("{registry}/iso/private:{}", names.unique);
     let owner = format!(
         "version: v1.1.0
@@ -253,9 +275,9 @@ steps:
     ignoreErrors: true
 "
     );
-    let files = names.files(&owner, "FROM BUSYBOX\nRUN echo private-UNIQUE > /who\n");
-    let pushed = run_at(&server, &files);
-    assert_eq!(pushed.code, Some(0), "{}", pushed.all());
+    let files = names.create_files(&owner, "FROM BUSYBOX\nRUN echo private-UNIQUE > /who\n");
+    let pushed = run_folder(&server, &files);
+    assert_eq!(pushed.code, Some(0), "{}", pushed.transcript());
     let owner = format!(
         "version: v1.1.0
 steps:
@@ -264,14 +286,14 @@ steps:
   - cmd: {image} sh -c 'cat /who; sleep 100'
 "
     );
-    let files = names.files(&owner, "");
+    let files = names.create_files(&owner, "");
     let running = server.run(files.path(), &["run", "-o", "plain", "."]);
     running.wait_for(&format!("| private-{}", names.unique));
     let line = format!("pushed {image} ");
     let digest = pushed.stdout.split(&line).nth(1).unwrap();
     let digest = digest.split_whitespace().next().unwrap().to_owned();
     let by_digest = format!("{registry}/iso/private@{digest}");
-    // The engine has the image, and no name that leads to it.
+    // The engine has the image, but no name that leads to it.
     assert!(engine_has(&digest) && !engine_has(&by_digest) && !engine_has(&image));
 
     let mut task = "version: v1.1.0\nsteps:\n".to_owned();
@@ -299,7 +321,7 @@ steps:
     let trigger = names.fill(&format!(
         "FROM BUSYBOX\nONBUILD COPY --from={by_digest} /who /who\n"
     ));
-    let files = folder(&[
+    let files = create_folder(&[
         ("acr-task.yaml", &task),
         ("Named", "FROM y\nRUN cat /who\n"),
         ("Tag", &format!("FROM {image}\nRUN cat /who\n")),
@@ -310,7 +332,7 @@ steps:
     ]);
     let outcome = server.run(files.path(), &["run", "-o", "json", "."]).wait();
     let finished = outcome.events_named("step_finished");
-    assert_eq!(finished.len(), 17, "{}", outcome.all());
+    assert_eq!(finished.len(), 17, "{}", outcome.transcript());
     let is_refused = |step: &serde_json::Value| {
         let expected = if step["step"] == "trigger" {
             "succeeded"
@@ -320,7 +342,11 @@ steps:
         step["state"] == expected
     };
     assert!(finished.iter().all(is_refused), "{finished:#?}");
-    assert!(!outcome.stdout.contains("private-t"), "{}", outcome.all());
+    assert!(
+        !outcome.stdout.contains("private-t"),
+        "{}",
+        outcome.transcript()
+    );
     running.signal("INT");
     running.wait();
     engine::docker_output(&["image", "rm", "-f", &digest]);
@@ -337,10 +363,12 @@ fn images_of(run: &str) -> String {
 }
 
 #[test]
-fn a_local_run_gives_its_names_to_the_engine_when_it_succeeds() {
-    let Some(world) = World::find() else { return };
-    let names = Names::new(&world);
-    names.push_base(&world);
+fn successful_local_run_tags_its_images_in_the_engine() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let names = Names::new(&environment);
+    names.push_base(&environment);
     let task = "version: v1.1.0
 steps:
   - build: -t BASE -t UNPUSHED .
@@ -351,38 +379,49 @@ steps:
             "while [ ! -f /workspace/stop ]; do sleep 1; done",
             "sleep 6",
         );
-        let files = names.files(&task, EVIL);
-        let run = world.start(files.path(), &["run", "-o", "plain", "."]);
+        let files = names.create_files(&task, EVIL);
+        let run = environment.start(files.path(), &["run", "-o", "plain", "."]);
         run.wait_for(&format!("| evil-{}", names.unique));
-        assert!(!engine_has(&names.base()) && !engine_has(&names.unpushed()));
-        // Another run of the same person has the registry's image meanwhile.
+        assert!(!engine_has(&names.base_image()) && !engine_has(&names.unpushed_image()));
+        // Meanwhile, another run of the same user gets the registry's image.
         let other = "version: v1.1.0\nsteps:\n  - cmd: BASE sh -c 'echo other-$(cat /who)'\n";
-        let files = names.files(other, "");
-        let other = world.acrtask(files.path(), &["run", "-o", "plain", "."]);
-        assert!(other.stdout.contains("other-good"), "{}", other.all());
+        let files = names.create_files(other, "");
+        let other = environment.run_acrtask(files.path(), &["run", "-o", "plain", "."]);
+        assert!(
+            other.stdout.contains("other-good"),
+            "{}",
+            other.transcript()
+        );
         let outcome = run.wait();
-        assert_eq!(outcome.code == Some(0), published, "{}", outcome.all());
-        assert_eq!(engine_has(&names.base()), published);
-        assert_eq!(engine_has(&names.unpushed()), published);
+        assert_eq!(
+            outcome.code == Some(0),
+            published,
+            "{}",
+            outcome.transcript()
+        );
+        assert_eq!(engine_has(&names.base_image()), published);
+        assert_eq!(engine_has(&names.unpushed_image()), published);
         assert_eq!(images_of(&outcome.run), "", "an image of the run is left");
     }
-    engine::docker(&["image", "rm", &names.base(), &names.unpushed()]);
+    engine::docker(&["image", "rm", &names.base_image(), &names.unpushed_image()]);
 }
 
 #[test]
-fn an_image_of_the_engine_alone_is_for_its_own_machine() {
-    let Some(world) = World::find() else { return };
-    let names = Names::new(&world);
-    // A registry that does not answer, and one that does not have it.
+fn image_only_in_the_engine_is_usable_by_local_runs_only() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let names = Names::new(&environment);
+    // A registry that is unreachable, and one without the image.
     let mine = [
         format!("127.0.0.1:1/iso/mine:{}", names.unique),
         format!("{}/iso/mine:{}", names.registry, names.unique),
     ];
     let task = "version: v1.1.0\nsteps:\n  - build: -t 127.0.0.1:1/iso/mine:UNIQUE -t REGISTRY/iso/mine:UNIQUE .\n";
-    let files = names.files(task, "FROM BUSYBOX\nRUN echo mine > /who\n");
-    let outcome = world.acrtask(files.path(), &["run", "-o", "plain", "."]);
-    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
-    let server = Server::start(&world, &[]);
+    let files = names.create_files(task, "FROM BUSYBOX\nRUN echo mine > /who\n");
+    let outcome = environment.run_acrtask(files.path(), &["run", "-o", "plain", "."]);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
+    let server = TestServer::start(&environment, &[]);
     for image in &mine {
         let task = format!(
             "version: v1.1.0
@@ -392,17 +431,17 @@ steps:
   - {{cmd: REGISTRY/iso/from:UNIQUE sh -c 'echo built-$(cat /who)'}}
 "
         );
-        let files = names.files(&task, &format!("FROM {image}\nRUN test -f /who\n"));
-        let here = world.acrtask(files.path(), &["run", "-o", "plain", "."]);
-        assert_eq!(here.code, Some(0), "{}", here.all());
+        let files = names.create_files(&task, &format!("FROM {image}\nRUN test -f /who\n"));
+        let here = environment.run_acrtask(files.path(), &["run", "-o", "plain", "."]);
+        assert_eq!(here.code, Some(0), "{}", here.transcript());
         for seen in ["ran-mine", "built-mine"] {
-            assert!(here.stdout.contains(seen), "{seen}: {}", here.all());
+            assert!(here.stdout.contains(seen), "{seen}: {}", here.transcript());
         }
         for step in [format!("cmd: {image} cat /who"), "build: -t x .".into()] {
             let task = format!("version: v1.1.0\nsteps:\n  - {step}\n");
-            let files = names.files(&task, &format!("FROM {image}\nRUN test -f /who\n"));
-            let there = run_at(&server, &files);
-            assert_ne!(there.code, Some(0), "{step}: {}", there.all());
+            let files = names.create_files(&task, &format!("FROM {image}\nRUN test -f /who\n"));
+            let there = run_folder(&server, &files);
+            assert_ne!(there.code, Some(0), "{step}: {}", there.transcript());
         }
     }
     engine::docker(&["image", "rm", &mine[0], &mine[1]]);
@@ -410,37 +449,40 @@ steps:
 }
 
 #[test]
-fn images_of_a_run_are_removed_with_it_or_by_the_next_start() {
-    let Some(world) = World::find() else { return };
-    let names = Names::new(&world);
-    let files = names.files(ATTACK, EVIL);
-    let killed = world.start(files.path(), &["run", "-o", "plain", "--no-push", "."]);
+fn images_of_a_run_are_removed_at_its_end_or_by_the_next_start() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let names = Names::new(&environment);
+    let files = names.create_files(ATTACK, EVIL);
+    let killed = environment.start(files.path(), &["run", "-o", "plain", "--no-push", "."]);
     killed.wait_for(&format!("| evil-{}", names.unique));
     assert_ne!(images_of(&killed.run), "");
     killed.signal("KILL");
     let killed = killed.wait();
     assert_ne!(images_of(&killed.run), "");
     let ok = "version: v1.1.0\nsteps:\n  - cmd: BUSYBOX true\n";
-    let files = names.files(ok, "");
-    // A busy engine takes longer than a start waits: what is left then is removed by the next one.
+    let files = names.create_files(ok, "");
+    // A busy engine can take longer than a start waits. Then the next start removes the remaining
+    // images.
     for _ in 0..10 {
-        let next = world.acrtask(files.path(), &["run", "."]);
-        assert_eq!(next.code, Some(0), "{}", next.all());
+        let next = environment.run_acrtask(files.path(), &["run", "."]);
+        assert_eq!(next.code, Some(0), "{}", next.transcript());
         if images_of(&killed.run).is_empty() {
             break;
         }
     }
     assert_eq!(images_of(&killed.run), "");
-    assert_eq!(engine::things_of(&killed.run), Vec::<String>::new());
+    assert_eq!(engine::list_resources(&killed.run), Vec::<String>::new());
 
-    let server = Server::start(&world, &[]);
+    let server = TestServer::start(&environment, &[]);
     let task = "version: v1.1.0\nsteps:\n  - build: -t UNPUSHED .\n  - cmd: UNPUSHED cat /who\n";
-    let outcome = run_at(&server, &names.files(task, EVIL));
-    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
+    let outcome = run_folder(&server, &names.create_files(task, EVIL));
+    assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
     let begun = Instant::now();
     while !images_of(&outcome.run).is_empty() {
         assert!(begun.elapsed() < Duration::from_secs(20), "the image stays");
         std::thread::sleep(Duration::from_millis(100));
     }
-    assert!(!engine_has(&names.unpushed()));
+    assert!(!engine_has(&names.unpushed_image()));
 }

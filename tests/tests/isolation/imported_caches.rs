@@ -1,17 +1,20 @@
-//! Caches that a build imports. A record of a cache decides layers of every build of the builder, so at a runner a build
-//! imports only caches that runs of its own domain have exported.
+//! Imported build caches. A cache record affects every build of its builder. Therefore a runner
+//! imports only caches that runs of the same trust domain have exported.
 
 use acrtask_model::ImageRef;
 use acrtask_registry::{Credentials, Descriptor, Manifest, Registry, Settings, manifest::sha256};
-use acrtask_tests::{Outcome, World, engine, new_run_id, project::folder, service::Server};
+use acrtask_tests::{
+    Outcome, TestEnvironment, engine, new_run_id, project::create_folder, service::TestServer,
+};
 use async_compression::tokio::bufread::{GzipDecoder, GzipEncoder};
 use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
 
-use crate::stored::{run_task, store_task};
+use crate::stored_task::{run_task, store_task};
 
-/// Returns the name with which BuildKit reports the import of a cache. `None` if the build imported none.
-fn imported(outcome: &Outcome) -> Option<String> {
+/// Returns the name under which BuildKit reports the import of a cache. `None` if the build
+/// imported none.
+fn imported_cache(outcome: &Outcome) -> Option<String> {
     let vertices = outcome.events_named("vertex").into_iter();
     let mut names = vertices.filter_map(|event| Some(event["name"].as_str()?.to_owned()));
     names.find_map(|name| {
@@ -28,14 +31,14 @@ fn warnings(outcome: &Outcome) -> String {
     messages.join("\n")
 }
 
-fn registry() -> Registry {
+fn registry_client() -> Registry {
     Registry::new(Credentials::new(), Settings::default()).unwrap()
 }
 
-/// Stores the cache `from` as `to`. The layer that contains `honest` contains `evil` there, and every record is newer
-/// than any other.
+/// Stores the cache `from` as `to`, with `honest` replaced by `evil` in its layer. Every record
+/// gets a creation date newer than any other.
 async fn edit_cache(from: &ImageRef, to: &ImageRef, honest: &str, evil: &str) -> Manifest {
-    let registry = registry();
+    let registry = registry_client();
     let manifest = registry.manifest(from).await.unwrap();
     let mut document: Value = serde_json::from_slice(&manifest.raw).unwrap();
     let list = if document["layers"].is_array() {
@@ -125,9 +128,9 @@ async fn edit_cache(from: &ImageRef, to: &ImageRef, honest: &str, evil: &str) ->
     registry.manifest(&to.at(digest)).await.unwrap()
 }
 
-/// Stores the cache's own seal for another manifest.
+/// Changes the seal of the cache so that it covers another manifest.
 async fn move_seal(cache: &ImageRef, edited: &Manifest) {
-    let registry = registry();
+    let registry = registry_client();
     let tag = format!("{}.seal", cache.tag().unwrap());
     let seal = cache.with_tag(&tag).unwrap();
     let manifest = registry.manifest(&seal).await.unwrap();
@@ -142,15 +145,17 @@ async fn move_seal(cache: &ImageRef, edited: &Manifest) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_edited_cache_decides_no_layer_of_another_task() {
-    let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &[]);
+async fn edited_cache_changes_no_layer_of_another_task() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(&environment, &[]);
     let unique = new_run_id();
     let (honest, evil) = (format!("honest-{unique}"), format!("forged-{unique}"));
     let dockerfile = |mark: &str| {
         format!(
             "FROM {}\nCOPY payload /payload\nRUN cat /payload && echo {mark}\n",
-            world.busybox()
+            environment.busybox()
         )
     };
     let files = |mark: &str| {
@@ -164,15 +169,15 @@ async fn an_edited_cache_decides_no_layer_of_another_task() {
         let files: Vec<(&str, &str)> = files.iter().map(|(name, text)| (*name, &**text)).collect();
         run_task(&server, task, &files)
     };
-    let name = |tag: &str| format!("{}/iso/cache:{tag}-{unique}", world.registry);
+    let name = |tag: &str| format!("{}/iso/cache:{tag}-{unique}", environment.registry);
     let cache: ImageRef = name("own").parse().unwrap();
     let export = format!("build: --cache-to type=registry,mode=max,ref={cache} .");
-    store_task(&world, &server, "team/export", &export, None);
+    store_task(&environment, &server, "team/export", &export, None);
     run("team/export", "export");
-    let image = format!("{}/iso/shared-{unique}:1", world.registry);
-    store_task(&world, &server, "prod/victim", "build: .", None);
+    let image = format!("{}/iso/shared-{unique}:1", environment.registry);
+    store_task(&environment, &server, "prod/victim", "build: .", None);
 
-    // A cache of the attacker, and the task's own ones after a push to their tags.
+    // A cache of the attacker, and the task's own caches after a push to their tags.
     let edited = edit_cache(&cache, &name("edited").parse().unwrap(), &honest, &evil).await;
     let same = edit_cache(&cache, &cache, &honest, &evil).await;
     assert_eq!(edited.digest, same.digest);
@@ -190,42 +195,58 @@ async fn an_edited_cache_decides_no_layer_of_another_task() {
     .enumerate()
     {
         let task = format!("team/a{number}");
-        store_task(&world, &server, &task, &format!("build: {line} ."), None);
+        store_task(
+            &environment,
+            &server,
+            &task,
+            &format!("build: {line} ."),
+            None,
+        );
         let attack = run(&task, &task);
         assert!(
             warnings(&attack).contains("is not used: no run of this task"),
             "{}",
-            attack.all()
+            attack.transcript()
         );
-        assert_eq!(imported(&attack), None, "{}", attack.all());
+        assert_eq!(imported_cache(&attack), None, "{}", attack.transcript());
         let victim = run("prod/victim", &format!("after-{task}"));
-        assert!(victim.stdout.contains(&honest), "{line}: {}", victim.all());
-        assert!(!victim.stdout.contains(&evil), "{line}: {}", victim.all());
+        assert!(
+            victim.stdout.contains(&honest),
+            "{line}: {}",
+            victim.transcript()
+        );
+        assert!(
+            !victim.stdout.contains(&evil),
+            "{line}: {}",
+            victim.transcript()
+        );
     }
-    // The task that has the seal imports what was sealed, and not what the tag or a moved seal names.
+    // The task imports what its seal covers, not what the tag or a moved seal refers to.
     let line = format!(
         "build: --cache-from {cache} --cache-to type=registry,mode=max,ref={cache} -t {image} ."
     );
-    store_task(&world, &server, "team/export", &line, None);
+    store_task(&environment, &server, "team/export", &line, None);
     let sealed = run("team/export", "sealed");
-    let from = imported(&sealed).unwrap_or_else(|| panic!("{}", sealed.all()));
-    // From the runner: BuildKit would take another manifest from the registry.
+    let from = imported_cache(&sealed).unwrap_or_else(|| panic!("{}", sealed.transcript()));
+    // From the runner, because BuildKit could get another manifest from the registry.
     assert!(from.starts_with("local:"), "{from}");
-    assert!(!sealed.stdout.contains(&evil), "{}", sealed.all());
+    assert!(!sealed.stdout.contains(&evil), "{}", sealed.transcript());
     let victim = run("prod/victim", "after-sealed");
-    assert!(!victim.stdout.contains(&evil), "{}", victim.all());
+    assert!(!victim.stdout.contains(&evil), "{}", victim.transcript());
     move_seal(&cache, &edited).await;
     let moved = run("team/export", "moved");
-    assert_eq!(imported(&moved), None, "{}", moved.all());
+    assert_eq!(imported_cache(&moved), None, "{}", moved.transcript());
     let victim = run("prod/victim", "at-last");
-    assert!(!victim.stdout.contains(&evil), "{}", victim.all());
+    assert!(!victim.stdout.contains(&evil), "{}", victim.transcript());
     engine::docker_output(&["image", "rm", "-f", &image]);
 }
 
 #[test]
-fn frontends_of_others_are_refused_and_the_official_name_is_proven() {
-    let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &[]);
+fn foreign_frontends_are_refused() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(&environment, &[]);
     for (line, expected) in [
         ("# syntax=REGISTRY/base/busybox:1.36", "--allow frontends"),
         (
@@ -237,36 +258,36 @@ fn frontends_of_others_are_refused_and_the_official_name_is_proven() {
             "--allow frontends",
         ),
     ] {
-        let line = line.replace("REGISTRY", &world.registry);
-        let dockerfile = format!("{line}\nFROM {}\n", world.busybox());
-        let files = folder(&[
+        let line = line.replace("REGISTRY", &environment.registry);
+        let dockerfile = format!("{line}\nFROM {}\n", environment.busybox());
+        let files = create_folder(&[
             ("Dockerfile", &dockerfile),
             ("acr-task.yaml", "version: v1.1.0\nsteps:\n  - build: .\n"),
         ]);
         let outcome = server
             .run(files.path(), &["run", "-o", "plain", "."])
             .wait();
-        assert_eq!(outcome.code, Some(1), "{line}: {}", outcome.all());
+        assert_eq!(outcome.code, Some(1), "{line}: {}", outcome.transcript());
         assert!(
-            outcome.all().contains(expected),
+            outcome.transcript().contains(expected),
             "{line}: {}",
-            outcome.all()
+            outcome.transcript()
         );
     }
-    // By an argument too. The line itself is that of the builder's own frontend.
+    // The argument is refused too. The line itself selects the builder's own frontend.
     let task = format!(
         "version: v1.1.0\nsteps:\n  - build: --build-arg BUILDKIT_SYNTAX={}/evil .\n",
-        world.registry
+        environment.registry
     );
-    let dockerfile = format!("# syntax = \nFROM {}\n", world.busybox());
-    let files = folder(&[("Dockerfile", &dockerfile), ("acr-task.yaml", &task)]);
+    let dockerfile = format!("# syntax = \nFROM {}\n", environment.busybox());
+    let files = create_folder(&[("Dockerfile", &dockerfile), ("acr-task.yaml", &task)]);
     let outcome = server
         .run(files.path(), &["run", "-o", "plain", "."])
         .wait();
-    assert_eq!(outcome.code, Some(1), "{}", outcome.all());
+    assert_eq!(outcome.code, Some(1), "{}", outcome.transcript());
     assert!(
-        outcome.all().contains("--allow frontends"),
+        outcome.transcript().contains("--allow frontends"),
         "{}",
-        outcome.all()
+        outcome.transcript()
     );
 }

@@ -1,21 +1,21 @@
-//! Images in folders with OCI layout, which a task writes. The builder takes what such a folder does not have from its own
-//! store, so a folder without all content gives no image.
+//! Images in OCI layout folders that a task writes. The builder would complete such a folder from
+//! its own store. So a folder without all content must be refused.
 
 use std::path::Path;
 
 use acrtask_model::ImageRef;
 use acrtask_registry::{Credentials, ManifestBody, Registry, Settings, manifest::sha256};
-use acrtask_tests::{World, project::folder, service::Server};
+use acrtask_tests::{TestEnvironment, project::create_folder, service::TestServer};
 use serde_json::json;
 
-/// The content of an image for one platform.
-struct Parts {
+/// Content of an image for one platform.
+struct ImageParts {
     manifest: Vec<u8>,
     config: Vec<u8>,
     layers: Vec<Vec<u8>>,
 }
 
-impl Parts {
+impl ImageParts {
     async fn read(image: &ImageRef) -> Self {
         let registry = Registry::new(Credentials::new(), Settings::default()).unwrap();
         let mut manifest = registry.manifest(image).await.unwrap();
@@ -41,7 +41,7 @@ impl Parts {
         }
     }
 
-    /// Writes the parts as an OCI layout. Returns the digest of the manifest.
+    /// Writes the parts as an OCI layout and returns the digest of the manifest.
     fn write(&self, folder: &Path) -> String {
         let blobs = folder.join("blobs/sha256");
         std::fs::create_dir_all(&blobs).unwrap();
@@ -76,16 +76,18 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_layout_gives_only_the_content_that_it_has() {
-    let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &[]);
-    let honest = Parts::read(&world.busybox().parse().unwrap()).await;
+async fn incomplete_oci_layout_is_refused() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(&environment, &[]);
+    let honest = ImageParts::read(&environment.busybox().parse().unwrap()).await;
     let layer = hex(&honest.layers[0]);
     let elsewhere = tempfile::tempdir().unwrap();
     let outside = elsewhere.path().join("layer");
     std::fs::write(&outside, &honest.layers[0]).unwrap();
-    // Another layer with the contents that the configuration names.
-    let mut other = Parts::read(&world.busybox().parse().unwrap()).await;
+    // A different layer under the configuration of the honest image.
+    let mut other = ImageParts::read(&environment.busybox().parse().unwrap()).await;
     let empty = vec![0; 1024];
     let text = String::from_utf8(other.manifest.clone()).unwrap();
     other.manifest = text.replace(&layer, &hex(&empty)).into_bytes();
@@ -107,7 +109,7 @@ async fn a_layout_gives_only_the_content_that_it_has() {
         ),
     ] {
         let task = "version: v1.1.0\nsteps:\n  - build: --build-context x=oci-layout://layout .\n";
-        let files = folder(&[
+        let files = create_folder(&[
             ("acr-task.yaml", task),
             ("Dockerfile", "FROM x\nRUN echo from-the-layout\n"),
         ]);
@@ -129,7 +131,7 @@ async fn a_layout_gives_only_the_content_that_it_has() {
             let outcome = server
                 .run(files.path(), &["run", "-o", "plain", "."])
                 .wait();
-            let all = outcome.all();
+            let all = outcome.transcript();
             let Some(expected) = expected else {
                 assert_eq!(outcome.code, Some(0), "{case}: {all}");
                 assert!(all.contains("from-the-layout"), "{case}: {all}");

@@ -1,20 +1,21 @@
-//! A registry that a task chooses claims to have an image of others, which the engine has. A digest is no secret, so the
-//! run gets the image only if that registry also sends its content.
+//! A registry chosen by a task claims to have a private image of another owner, which the engine
+//! has. A digest is not a secret. So the run gets the image only if that registry also sends its
+//! content.
 
 use std::{collections::HashMap, net::TcpListener, sync::Arc};
 
 use acrtask_model::{ImageRef, Secret};
 use acrtask_registry::{Credentials, Manifest, ManifestBody, Registry, Settings};
 use acrtask_tests::{
-    Outcome, World, engine,
-    misbehaving::{Misbehaving, Reply, Seen},
+    Outcome, TestEnvironment, engine,
+    misbehaving::{Misbehaving, ReceivedRequest, Reply},
     new_run_id,
-    project::folder,
-    service::Server,
+    project::create_folder,
+    service::TestServer,
 };
 use serde_json::json;
 
-/// What the registry sends of the image, by the first part of the repository.
+/// Parts of the image that the registry sends, by the first path component of the repository.
 const LIES: [(&str, &[Part]); 13] = [
     ("digest", &[]),
     ("manifest", &[Part::Manifest]),
@@ -57,12 +58,14 @@ const LIES: [(&str, &[Part]); 13] = [
         &[Part::Manifest, Part::Config, Part::Other("layers")],
     ),
 ];
-/// An index of an honest image and, for another platform and behind another index, of the private one.
+/// Index of an honest image and of a second index, which contains the private image for another
+/// platform.
 const HIDDEN: (&str, &[Part]) = (
     "hidden",
     &[Part::Manifest, Part::Config, Part::Other("hidden")],
 );
-/// An image whose layer is the index behind which the private image is. So the store gets it.
+/// Image whose layer is the index that contains the private image. Pulling it adds the index to the
+/// store.
 const INJECTED: (&str, &[Part]) = (
     "injected",
     &[Part::Manifest, Part::Config, Part::Other("injected")],
@@ -74,26 +77,29 @@ enum Part {
     Manifest,
     Config,
     Layer,
-    /// Bytes of the requested range that are not those of the layer.
+    /// Bytes of the requested range that differ from the layer.
     WrongLayer,
-    /// An image of the attacker with the layers of the private one.
+    /// Image of the attacker with the layers of the private image.
     OwnConfig,
-    /// An image of the attacker, by its key in [`Stored::others`].
+    /// Image of the attacker, by its key in [`Stored::others`].
     Other(&'static str),
 }
 
-/// A private image, as a registry has it.
+/// Private image with its forged variants, as the registry stores them.
 #[derive(Debug, Default)]
 struct Stored {
     digest: String,
-    /// An image of the attacker that has the same layers.
+    /// Digest of an attacker's image with the same layers.
     own_digest: String,
-    /// Images of the attacker with other layers. `""`: the configuration names the contents of the private ones.
-    /// `AMD64`, `no system`: an index of it with an unusual platform. `urls`: an honest one with other addresses of the
-    /// layers. `Layers`, `layers`: an honest one, and the private layers in a second list under this key.
+    /// Digests of attacker's images with other layers, by kind:
+    /// - `""`: the configuration lists the layers of the private image.
+    /// - `AMD64`, `no system`: an index of `""` with an unusual platform.
+    /// - `urls`: an honest image with other addresses of its layers.
+    /// - `Layers`, `layers`: an honest image that lists the private layers a second time under this
+    ///   key.
     others: HashMap<&'static str, String>,
     manifests: HashMap<String, (String, Vec<u8>)>,
-    /// Configurations, and layers of the attacker.
+    /// Configurations, and layers of the attacker, by digest.
     configs: HashMap<String, Vec<u8>>,
     layers: HashMap<String, Vec<u8>>,
 }
@@ -161,7 +167,7 @@ impl Stored {
             .insert(self.own_digest.clone(), (media_type, document));
     }
 
-    /// Adds indexes inside each other, with ten million ways to the image `""`.
+    /// Adds nested indexes with ten million paths to the image `""`.
     fn add_nested(&mut self) {
         let mut digest = self.others[""].clone();
         for _ in 0..7 {
@@ -263,7 +269,8 @@ impl Stored {
         let mut own = document.clone();
         let mut own_config: serde_json::Value = serde_json::from_slice(config).unwrap();
         for number in 0..count {
-            // An empty archive is two blocks of zeros. What follows makes another layer of it in each test run.
+            // An empty archive is two blocks of zeros. The appended bytes make the layer unique in
+            // each test run.
             let mut layer = vec![0; 1024];
             layer.extend(format!("{number} {}", digest(manifest)).bytes());
             layer.resize(1536, 0);
@@ -293,7 +300,7 @@ impl Stored {
             .insert(found, (media_type, text.into_bytes()));
     }
 
-    fn wanted(&self, parts: &[Part]) -> &str {
+    fn advertised_digest(&self, parts: &[Part]) -> &str {
         let wanted = parts.iter().find_map(|part| match part {
             Part::OwnConfig => Some(&self.own_digest),
             Part::Other(kind) => Some(&self.others[kind]),
@@ -302,20 +309,20 @@ impl Stored {
         wanted.unwrap_or(&self.digest)
     }
 
-    fn answer(&self, seen: &Seen) -> Reply {
-        let path = seen.request.path.trim_start_matches("/v2/");
+    fn respond(&self, received: &ReceivedRequest) -> Reply {
+        let path = received.request.path.trim_start_matches("/v2/");
         let (name, rest) = path.split_once('/').unwrap_or((path, ""));
         let all = LIES.iter().chain([&HONEST, &HIDDEN, &INJECTED]);
         let Some((_, parts)) = all.into_iter().find(|(lie, _)| *lie == name) else {
             return Reply::status(if path.is_empty() { 200 } else { 404 }, &[]);
         };
         let (kind, digest) = rest.rsplit_once('/').unwrap_or((rest, ""));
-        let is_head = seen.request.method == "HEAD";
+        let is_head = received.request.method == "HEAD";
         if kind.ends_with("manifests") {
             let digest = if digest.contains(':') {
                 digest
             } else {
-                self.wanted(parts)
+                self.advertised_digest(parts)
             };
             let Some((media_type, raw)) = self.manifests.get(digest) else {
                 return Reply::status(404, &[]);
@@ -337,20 +344,21 @@ impl Stored {
         if is_head || parts.contains(&Part::Layer) {
             return Reply::body("application/octet-stream", layer.clone());
         }
-        let range = seen.request.headers.get("range");
+        let range = received.request.headers.get("range");
         let range = range.and_then(|range| range.strip_prefix("bytes=")?.split_once('-'));
         match range.filter(|_| parts.contains(&Part::WrongLayer)) {
             Some((first, last)) => {
                 let (first, last): (usize, usize) = (first.parse().unwrap(), last.parse().unwrap());
-                Reply::Whole(206, Vec::new(), vec![0; last - first + 1])
+                Reply::Complete(206, Vec::new(), vec![0; last - first + 1])
             }
             None => Reply::status(404, &[]),
         }
     }
 }
 
-/// The steps that use `NAME:1` and `NAME@DIGEST`. Each fails unless the run gets the image; `trigger` always succeeds.
-fn attack(name: &str, digest: &str, target: &str, base: &str) -> tempfile::TempDir {
+/// Returns steps that use `NAME:1` and `NAME@DIGEST`. Each fails unless the run gets the image.
+/// Only `trigger` always succeeds.
+fn attack_files(name: &str, digest: &str, target: &str, base: &str) -> tempfile::TempDir {
     let (tag, pinned) = (format!("{name}:1"), format!("{name}@{digest}"));
     let mut task = "version: v1.1.0\nsteps:\n".to_owned();
     for (number, image) in [&tag, &pinned].into_iter().enumerate() {
@@ -371,7 +379,7 @@ fn attack(name: &str, digest: &str, target: &str, base: &str) -> tempfile::TempD
     task.push_str(&format!(
         "  - {{ignoreErrors: true, cmd: docker tag {pinned} {target}}}\n"
     ));
-    folder(&[
+    create_folder(&[
         ("acr-task.yaml", &task),
         ("Named", "FROM y\nRUN cat /who\n"),
         ("From0", &format!("FROM {tag}\nRUN cat /who\n")),
@@ -392,8 +400,8 @@ fn attack(name: &str, digest: &str, target: &str, base: &str) -> tempfile::TempD
     ])
 }
 
-/// The steps that look for the private image behind the index of [`HIDDEN`].
-fn hidden(registry: &str, base: &str) -> tempfile::TempDir {
+/// Returns steps that try to reach the private image through the index of [`HIDDEN`].
+fn hidden_files(registry: &str, base: &str) -> tempfile::TempDir {
     let image = format!("{registry}/{}/x:1", HIDDEN.0);
     let from = |platform: &str| {
         format!(
@@ -418,7 +426,7 @@ fn hidden(registry: &str, base: &str) -> tempfile::TempDir {
             "  - {{id: s{number}, ignoreErrors: true, {line}}}\n"
         ));
     }
-    folder(&[
+    create_folder(&[
         ("acr-task.yaml", &task),
         ("First", &format!("FROM {image}\nCOPY First /first\n")),
         (
@@ -430,19 +438,21 @@ fn hidden(registry: &str, base: &str) -> tempfile::TempDir {
     ])
 }
 
-fn failed(outcome: &Outcome) -> Vec<bool> {
+fn failed_steps(outcome: &Outcome) -> Vec<bool> {
     let finished = outcome.events_named("step_finished");
     let others = finished.iter().filter(|step| step["step"] != "trigger");
     others.map(|step| step["state"] == "failed").collect()
 }
 
 #[test]
-fn a_registry_that_lies_gives_no_run_the_engines_content() {
-    let Some(world) = World::find() else { return };
+fn lying_registry_gives_no_run_access_to_images_in_the_engine() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let registry = std::env::var("ACRTASK_TEST_AUTH_REGISTRY").unwrap();
     let user = std::env::var("ACRTASK_TEST_AUTH_USER").unwrap();
     let password = std::env::var("ACRTASK_TEST_AUTH_PASSWORD").unwrap();
-    let server = Server::start(&world, &["--slots", "2"]);
+    let server = TestServer::start(&environment, &["--slots", "2"]);
     let unique = new_run_id();
     let image = format!("{registry}/iso/private:{unique}");
     let task = format!(
@@ -457,14 +467,14 @@ steps:
     );
     let dockerfile = format!(
         "FROM {}\nRUN echo private-{unique} > /who && head -c 200000 /dev/urandom > /big\n",
-        world.busybox()
+        environment.busybox()
     );
-    let files = folder(&[("acr-task.yaml", &task), ("Dockerfile", &dockerfile)]);
+    let files = create_folder(&[("acr-task.yaml", &task), ("Dockerfile", &dockerfile)]);
     let run = || server.run(files.path(), &["run", "-o", "plain", "."]);
     let owner = run().wait();
-    assert_eq!(owner.code, Some(0), "{}", owner.all());
+    assert_eq!(owner.code, Some(0), "{}", owner.transcript());
     let private = format!("private-{unique}");
-    assert!(owner.stdout.contains(&private), "{}", owner.all());
+    assert!(owner.stdout.contains(&private), "{}", owner.transcript());
 
     let reference: ImageRef = image.parse().unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -473,36 +483,45 @@ steps:
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let answering = Arc::clone(&stored);
-    let requests = Misbehaving::start(listener, None, move |seen| answering.answer(seen));
+    let lying = Misbehaving::start(listener, None, move |received| answering.respond(received));
 
-    let target = format!("{}/iso/stolen:{unique}", world.registry);
+    let target = format!("{}/iso/stolen:{unique}", environment.registry);
     for (lie, parts) in LIES {
         let name = format!("{address}/{lie}/x");
-        let files = attack(&name, stored.wanted(parts), &target, &world.busybox());
+        let files = attack_files(
+            &name,
+            stored.advertised_digest(parts),
+            &target,
+            &environment.busybox(),
+        );
         let outcome = server.run(files.path(), &["run", "-o", "json", "."]).wait();
-        let failed = failed(&outcome);
-        assert_eq!(failed.len(), 16, "{lie}: {}", outcome.all());
+        let failed = failed_steps(&outcome);
+        assert_eq!(failed.len(), 16, "{lie}: {}", outcome.transcript());
         assert!(
             failed.iter().all(|failed| *failed),
             "{lie}: {failed:?} {}",
-            outcome.all()
+            outcome.transcript()
         );
         assert!(
             !outcome.stdout.contains(&private),
             "{lie}: {}",
-            outcome.all()
+            outcome.transcript()
         );
         assert!(
             outcome
                 .stdout
                 .contains("has not proven that this run may read it"),
             "{lie}: {}",
-            outcome.all()
+            outcome.transcript()
         );
     }
-    let files = hidden(&address.to_string(), &world.busybox());
+    let files = hidden_files(&address.to_string(), &environment.busybox());
     let outcome = server.run(files.path(), &["run", "-o", "json", "."]).wait();
-    assert!(!outcome.stdout.contains(&private), "{}", outcome.all());
+    assert!(
+        !outcome.stdout.contains(&private),
+        "{}",
+        outcome.transcript()
+    );
     let mut states = outcome.events_named("step_finished");
     states.sort_by_key(|step| step["step"].as_str().map(str::to_owned));
     let hidden: Vec<bool> = states
@@ -511,27 +530,33 @@ steps:
         .collect();
     // The honest image of the index is used, before and after.
     let expected = [false, true, true, true, true, true, true, false];
-    assert_eq!(hidden, expected, "{}", outcome.all());
-    // The same registry with all of the content is as good as the first one.
+    assert_eq!(hidden, expected, "{}", outcome.transcript());
+    // The same registry is accepted once it sends all of the content.
     let name = format!("{address}/{}/x", HONEST.0);
-    let files = attack(&name, &stored.digest, &target, &world.busybox());
+    let files = attack_files(&name, &stored.digest, &target, &environment.busybox());
     let outcome = server.run(files.path(), &["run", "-o", "json", "."]).wait();
-    let failed = failed(&outcome);
-    // The usual frontend has no `ONBUILD COPY --from` of an image.
+    let failed = failed_steps(&outcome);
+    // The default frontend does not support `ONBUILD COPY --from` of an image.
     let expected: Vec<bool> = (0..16).map(|step| step == 14).collect();
-    assert_eq!(failed, expected, "{}", outcome.all());
-    assert!(outcome.stdout.contains(&private), "{}", outcome.all());
+    assert_eq!(failed, expected, "{}", outcome.transcript());
+    assert!(
+        outcome.stdout.contains(&private),
+        "{}",
+        outcome.transcript()
+    );
     engine::docker_output(&["image", "rm", "-f", &stored.digest]);
-    // It could answer BuildKit with other content than the runner, so BuildKit asks it for nothing.
-    let requests = requests.seen();
+    // The registry could send BuildKit other content than the runner, so BuildKit must not request
+    // anything from it.
+    let requests = lying.requests();
     let clients = requests
         .iter()
-        .map(|seen| seen.request.headers.get("user-agent"));
+        .map(|received| received.request.headers.get("user-agent"));
     let mut clients: Vec<_> = clients
         .map(|client| client.cloned().unwrap_or_default())
         .collect();
     clients.sort();
     clients.dedup();
-    let is_known = |client: &String| client.starts_with("acrtask") || client.starts_with("docker/");
-    assert!(clients.iter().all(is_known), "{clients:?}");
+    let is_expected =
+        |client: &String| client.starts_with("acrtask") || client.starts_with("docker/");
+    assert!(clients.iter().all(is_expected), "{clients:?}");
 }

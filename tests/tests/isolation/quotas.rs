@@ -1,38 +1,40 @@
-//! Quotas: a token or a task that takes more than its share is refused, with an error that names the quota.
+//! Quotas: a token or task that exceeds its share is refused with an error that names the quota.
 
 use acrtask_tests::{
-    World,
-    service::{Runner, Server},
+    TestEnvironment,
+    service::{TestRunner, TestServer},
 };
 use serde_json::{Value, json};
 
-use crate::requests::{done, limited_token, request};
+use crate::requests::{create_limited_token, request, send};
 
 const RUNNER: [&str; 3] = ["read", "run", "write"];
 
-fn set(server: &Server, subject: &str, kind: &str, limit: &str) {
-    server.ok(&["quota", "set", subject, kind, limit]);
+fn set_quota(server: &TestServer, subject: &str, kind: &str, limit: &str) {
+    server.run_ok(&["quota", "set", subject, kind, limit]);
 }
 
-async fn task(server: &Server, name: &str, line: &str) {
+async fn create_task(server: &TestServer, name: &str, line: &str) {
     let task = json!({"name": name, "cmd": line});
-    done(server, &server.token, "POST", "/tasks", task).await;
+    send(server, &server.token, "POST", "/tasks", task).await;
 }
 
 #[tokio::test]
-async fn a_flood_of_runs_is_refused_by_name() {
-    let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &["--no-runner"]);
-    let team = limited_token(&server, "team", &RUNNER, "team/*");
+async fn runs_beyond_the_quota_are_refused_by_name() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(&environment, &["--no-runner"]);
+    let team = create_limited_token(&server, "team", &RUNNER, "team/*");
     for name in ["team/a", "team/b"] {
-        task(&server, name, "alpine true").await;
+        create_task(&server, name, "alpine true").await;
     }
-    set(&server, "task:team/a", "queuedRuns", "3");
+    set_quota(&server, "task:team/a", "queuedRuns", "3");
     let start = async |token: &str, name: &str| {
         let path = format!("/tasks/{name}/runs");
         request(&server, token, "POST", &path, json!({})).await
     };
-    // All at once: never more than the quota.
+    // All requests at once: never more runs than the quota.
     let answers = futures::future::join_all((0..12).map(|_| start(&team, "team%2Fa"))).await;
     let created = answers.iter().filter(|(status, _)| *status == 201).count();
     assert_eq!(created, 3, "{answers:?}");
@@ -51,39 +53,45 @@ async fn a_flood_of_runs_is_refused_by_name() {
     assert_eq!(
         start(&team, "team%2Fb").await.0,
         201,
-        "another task has its own"
+        "another task has a separate quota"
     );
-    // The program shows it and raises it.
-    let shown = server.ok(&["quota", "show", "team/a"]);
-    assert!(shown.stdout.contains("queuedRuns"), "{}", shown.all());
-    let quotas = done(&server, &team, "GET", "/quotas?task=team%2Fa", Value::Null).await;
+    // The program shows the quota and raises it.
+    let shown = server.run_ok(&["quota", "show", "team/a"]);
+    assert!(
+        shown.stdout.contains("queuedRuns"),
+        "{}",
+        shown.transcript()
+    );
+    let quotas = send(&server, &team, "GET", "/quotas?task=team%2Fa", Value::Null).await;
     let queued = quotas
         .as_array()
         .unwrap()
         .iter()
         .find(|it| it["kind"] == "queuedRuns");
     assert_eq!(queued.unwrap()["used"], 3, "{quotas:#}");
-    set(&server, "task:team/a", "queuedRuns", "4");
+    set_quota(&server, "task:team/a", "queuedRuns", "4");
     assert_eq!(start(&team, "team%2Fa").await.0, 201);
     let forbidden = json!({"subject": "task:team/a", "kind": "queuedRuns", "limit": 9});
     assert_eq!(
         request(&server, &team, "PUT", "/quotas", forbidden).await.0,
         403
     );
-    // Nothing of others is shown.
-    task(&server, "prod/x", "alpine true").await;
-    set(&server, "task:prod/x", "queuedRuns", "7");
-    let listed = done(&server, &team, "GET", "/quotas", Value::Null).await;
+    // Quotas of other tasks are not shown.
+    create_task(&server, "prod/x", "alpine true").await;
+    set_quota(&server, "task:prod/x", "queuedRuns", "7");
+    let listed = send(&server, &team, "GET", "/quotas", Value::Null).await;
     assert!(!listed.to_string().contains("prod/x"), "{listed:#}");
 }
 
 #[tokio::test]
-async fn endless_uploads_are_refused_by_name() {
-    let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &["--no-runner"]);
-    let team = limited_token(&server, "team", &RUNNER, "team/*");
-    set(&server, "token:*", "unfinishedContexts", "2");
-    set(&server, "token:*", "contextBytes", "1000");
+async fn uploads_beyond_the_quota_are_refused_by_name() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(&environment, &["--no-runner"]);
+    let team = create_limited_token(&server, "team", &RUNNER, "team/*");
+    set_quota(&server, "token:*", "unfinishedContexts", "2");
+    set_quota(&server, "token:*", "contextBytes", "1000");
     let upload = async |size: u64, letter: &str| {
         let body = json!({"size": size, "digest": format!("sha256:{}", letter.repeat(64))});
         request(&server, &team, "POST", "/contexts", body).await
@@ -107,7 +115,7 @@ async fn endless_uploads_are_refused_by_name() {
         message.contains("unfinishedContexts") && message.contains("is 2"),
         "{message}"
     );
-    let other = limited_token(&server, "other", &RUNNER, "other/*");
+    let other = create_limited_token(&server, "other", &RUNNER, "other/*");
     let body = json!({"size": 100, "digest": format!("sha256:{}", "c".repeat(64))});
     assert_eq!(
         request(&server, &other, "POST", "/contexts", body).await.0,
@@ -116,23 +124,25 @@ async fn endless_uploads_are_refused_by_name() {
 }
 
 #[tokio::test]
-async fn an_endless_log_ends_its_run_with_a_visible_mark() {
-    let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &["--no-runner"]);
-    let runner = Runner::start(&server, "one", &["--slots", "1"]);
+async fn endless_log_ends_its_run_with_a_visible_mark() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(&environment, &["--no-runner"]);
+    let runner = TestRunner::start(&server, "one", &["--slots", "1"]);
     let line = format!(
         "{} sh -c 'yes endless | head -c 200000000; sleep 300'",
-        world.busybox()
+        environment.busybox()
     );
-    task(&server, "team/loud", &line).await;
-    task(
+    create_task(&server, "team/loud", &line).await;
+    create_task(
         &server,
         "team/quiet",
-        &format!("{} echo fine", world.busybox()),
+        &format!("{} echo fine", environment.busybox()),
     )
     .await;
-    set(&server, "task:team/loud", "logBytesPerRun", "1M");
-    let run = done(
+    set_quota(&server, "task:team/loud", "logBytesPerRun", "1M");
+    let run = send(
         &server,
         &server.token,
         "POST",
@@ -150,12 +160,12 @@ async fn an_endless_log_ends_its_run_with_a_visible_mark() {
     );
     let length = run["logLength"].as_u64().unwrap();
     assert!((500_000..1_100_000).contains(&length), "{length}");
-    let log = server.ok(&["runs", "logs", id]);
+    let log = server.run_ok(&["runs", "logs", id]);
     let tail: String = log.stdout.chars().rev().take(2000).collect();
     let tail: String = tail.chars().rev().collect();
-    assert!(tail.contains("the log has reached a limit"), "{tail}");
-    // Its runner is free again.
-    let next = done(
+    assert!(tail.contains("the log exceeded a limit"), "{tail}");
+    // The runner is free again.
+    let next = send(
         &server,
         &server.token,
         "POST",
@@ -170,9 +180,14 @@ async fn an_endless_log_ends_its_run_with_a_visible_mark() {
 }
 
 #[tokio::test]
-async fn a_full_disk_refuses_what_is_new_by_name() {
-    let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &["--no-runner", "--min-free-disk", "1000000G"]);
+async fn full_disk_refuses_new_objects_by_name() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(
+        &environment,
+        &["--no-runner", "--min-free-disk", "1000000G"],
+    );
     let token = server.token.clone();
     let context = json!({"size": 9, "digest": format!("sha256:{}", "a".repeat(64))});
     for (path, body) in [

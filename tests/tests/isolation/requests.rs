@@ -1,21 +1,26 @@
-//! Requests to the API of a server as a holder of some token.
+//! Requests to the API with a given token.
 
-use acrtask_tests::service::Server;
+use acrtask_tests::service::TestServer;
 use serde_json::Value;
 
-/// Creates a token with these scopes that is limited to the tasks of `pattern`.
-pub(crate) fn limited_token(server: &Server, name: &str, scopes: &[&str], pattern: &str) -> String {
+/// Creates a token with these scopes, limited to the tasks that match `pattern`.
+pub(crate) fn create_limited_token(
+    server: &TestServer,
+    name: &str,
+    scopes: &[&str],
+    pattern: &str,
+) -> String {
     let mut args = vec!["token", "create", name, "--tasks", pattern, "-o", "json"];
     for scope in scopes {
         args.extend(["--scope", scope]);
     }
-    let token = server.json(&args);
+    let token = server.run_json(&args);
     token["secret"].as_str().unwrap().to_owned()
 }
 
-/// Sends a request, and returns the status and the body of the answer.
+/// Sends a request and returns the status and the body of the response.
 pub(crate) async fn request(
-    server: &Server,
+    server: &TestServer,
     token: &str,
     method: &str,
     path: &str,
@@ -35,9 +40,9 @@ pub(crate) async fn request(
     (status, serde_json::from_str(&text).unwrap_or(Value::Null))
 }
 
-/// Sends a request that must succeed, and returns the body of the answer.
-pub(crate) async fn done(
-    server: &Server,
+/// Sends a request that must succeed and returns the body of the response.
+pub(crate) async fn send(
+    server: &TestServer,
     token: &str,
     method: &str,
     path: &str,

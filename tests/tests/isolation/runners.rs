@@ -1,26 +1,32 @@
-//! Runners and pools: a runner is what its registration token says, and a task runs where its token may use runners.
+//! Runners and pools: a runner gets only the properties that its registration token grants. A task
+//! uses only the pools of the token that stored it.
 
 use acrtask_tests::{
-    World,
-    service::{Runner, Server},
+    TestEnvironment,
+    service::{TestRunner, TestServer},
 };
 use serde_json::{Value, json};
 
-use crate::requests::{done, limited_token, request};
+use crate::requests::{create_limited_token, request, send};
 
-/// Starts a runner with the program, and returns its exit code and what it printed, once it ended.
-fn ended(server: &Server, world: &World, token: &[&str], flags: &[&str]) -> (Option<i32>, String) {
+/// Starts a runner that must be refused. Returns its exit code and output.
+fn run_refused(
+    server: &TestServer,
+    environment: &TestEnvironment,
+    token: &[&str],
+    flags: &[&str],
+) -> (Option<i32>, String) {
     let folder = tempfile::tempdir().unwrap();
     let mut args = vec!["runner", "token", "-o", "json"];
     args.extend(token);
-    let made = server.json(&args);
+    let made = server.run_json(&args);
     let file = folder.path().join("token");
     std::fs::write(&file, made["secret"].as_str().unwrap()).unwrap();
-    // One that is taken would run for ever.
-    let output = world
-        .command_of("timeout")
+    // The time limit ends a runner that is wrongly accepted.
+    let output = environment
+        .command_for("timeout")
         .args(["-s", "KILL", "20"])
-        .arg(world.program())
+        .arg(environment.program())
         .args([
             "runner",
             "start",
@@ -41,16 +47,18 @@ fn ended(server: &Server, world: &World, token: &[&str], flags: &[&str]) -> (Opt
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
-    // It was refused before its token was used.
-    let runners = server.json(&["runner", "list", "-o", "json"]);
+    // The refusal must precede the use of the token.
+    let runners = server.run_json(&["runner", "list", "-o", "json"]);
     assert!(!runners.to_string().contains("rogue"), "{text}{runners:#}");
     (output.status.code(), text)
 }
 
 #[tokio::test]
-async fn a_runner_takes_no_pool_label_or_slots_beyond_its_token() {
-    let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &["--no-runner"]);
+async fn runner_cannot_exceed_the_pool_labels_and_slots_of_its_token() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(&environment, &["--no-runner"]);
     for (token, flags, message) in [
         (
             &[][..],
@@ -75,24 +83,26 @@ async fn a_runner_takes_no_pool_label_or_slots_beyond_its_token() {
         (&["--max-slots", "2"], &["--slots", "3"], "at most 2 slots"),
         (&[], &["--slots", "17"], "at most 16 slots"),
     ] {
-        let (code, text) = ended(&server, &world, token, flags);
+        let (code, text) = run_refused(&server, &environment, token, flags);
         assert_eq!(code, Some(2), "{flags:?}: {text}");
         assert!(text.contains(message), "{flags:?}: {text}");
     }
 }
 
 #[tokio::test]
-async fn a_runner_of_a_team_gets_no_run_and_no_secret_of_others() {
-    let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &["--no-runner"]);
-    let image = world.busybox();
+async fn runner_of_a_team_gets_no_run_and_no_secret_of_others() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(&environment, &["--no-runner"]);
+    let image = environment.busybox();
     for name in ["prod/app", "team/app"] {
         let task = json!({
             "name": name, "cmd": format!("{image} echo ran"), "secrets": {"s": "shared"},
         });
         let path = "/secrets/shared";
         let admin = &server.token;
-        done(
+        send(
             &server,
             admin,
             "PUT",
@@ -100,37 +110,42 @@ async fn a_runner_of_a_team_gets_no_run_and_no_secret_of_others() {
             json!({"value": "hush-hush-hush"}),
         )
         .await;
-        done(&server, admin, "POST", "/tasks", task).await;
+        send(&server, admin, "POST", "/tasks", task).await;
     }
     let mut runs = Vec::new();
     for name in ["prod%2Fapp", "team%2Fapp"] {
         let path = format!("/tasks/{name}/runs");
-        let run = done(&server, &server.token, "POST", &path, json!({})).await;
+        let run = send(&server, &server.token, "POST", &path, json!({})).await;
         runs.push(run["id"].as_str().unwrap().to_owned());
     }
-    let runner = Runner::start_granted(&server, "team", &["--tasks", "team/*"]);
+    let runner = TestRunner::start_granted(&server, "team", &["--tasks", "team/*"]);
     server.wait_for_run(&runs[1], |run| run["state"] == "succeeded");
-    assert_eq!(server.run_of(&runs[0])["state"], "queued");
-    let why = server.ok(&["runs", "why", &runs[0]]);
+    assert_eq!(server.fetch_run(&runs[0])["state"], "queued");
+    let why = server.run_ok(&["runs", "why", &runs[0]]);
     assert!(
         why.stdout.contains("is registered for other tasks"),
         "{}",
-        why.all()
+        why.transcript()
     );
     drop(runner);
 }
 
 #[tokio::test]
-async fn a_limited_token_uses_the_pools_that_it_was_given() {
-    let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &["--no-runner"]);
+async fn limited_token_uses_only_its_granted_pools() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(&environment, &["--no-runner"]);
     let scopes = ["read", "run", "write"];
-    let plain = limited_token(&server, "plain", &scopes, "team/*");
+    let plain = create_limited_token(&server, "plain", &scopes, "team/*");
     let args = [
         "token", "create", "gpu", "--tasks", "team/*", "--pool", "gpu", "--scope", "read",
         "--scope", "run", "--scope", "write", "-o", "json",
     ];
-    let gpu = server.json(&args)["secret"].as_str().unwrap().to_owned();
+    let gpu = server.run_json(&args)["secret"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let put = async |token: &str, pool: Option<&str>| {
         let mut task = json!({"name": "team/app", "cmd": "alpine true"});
         if let Some(pool) = pool {
@@ -154,11 +169,11 @@ async fn a_limited_token_uses_the_pools_that_it_was_given() {
     }
     assert_eq!(put(&gpu, Some("prod")).await.0, 403);
     assert_eq!(put(&gpu, Some("gpu")).await.0, 200);
-    // An administrator's choice stays, and another one is refused again.
+    // The choice of an administrator may stay, but any other pool is refused again.
     assert_eq!(put(&server.token, Some("prod")).await.0, 200);
     assert_eq!(put(&plain, Some("prod")).await.0, 200);
     assert_eq!(put(&plain, Some("gpu")).await.0, 403);
-    let tokens = done(&server, &server.token, "GET", "/tokens", Value::Null).await;
+    let tokens = send(&server, &server.token, "GET", "/tokens", Value::Null).await;
     let shown = tokens
         .as_array()
         .unwrap()

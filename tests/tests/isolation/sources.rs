@@ -1,4 +1,5 @@
-//! What builds fetch: nothing on the loopback of the builder's machine, however the address is written.
+//! Sources of builds: no spelling of an address lets a build fetch from the loopback of the
+//! builder's machine.
 
 use std::{
     net::TcpListener,
@@ -8,16 +9,16 @@ use std::{
     },
 };
 
-use acrtask_tests::{World, project::folder, service::Server};
+use acrtask_tests::{TestEnvironment, project::create_folder, service::TestServer};
 
-/// A server on the loopback that counts who connects, and gives everybody the same small file.
+/// Server on loopback that counts connections and returns the same small file to every request.
 struct Trap {
     port: u16,
     connections: Arc<AtomicU32>,
 }
 
 impl Trap {
-    fn set() -> Self {
+    fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let connections = Arc::new(AtomicU32::new(0));
@@ -43,7 +44,7 @@ impl Trap {
     }
 }
 
-/// Hosts that are this machine.
+/// Spellings of hosts that resolve to this machine.
 const SPELLINGS: [&str; 10] = [
     "127.0.0.1",
     "localhost",
@@ -58,19 +59,22 @@ const SPELLINGS: [&str; 10] = [
 ];
 
 #[test]
-fn nothing_on_the_loopback_of_the_builder_is_fetched() {
-    let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &[]);
-    let trap = Trap::set();
+fn builds_fetch_nothing_from_the_loopback_of_the_builder() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(&environment, &[]);
+    let trap = Trap::start();
     let port = trap.port;
-    let base = format!("FROM {}\n", world.busybox());
+    let base = format!("FROM {}\n", environment.busybox());
     let mut dockerfiles: Vec<String> = SPELLINGS
         .iter()
         .map(|host| format!("{base}ADD http://{host}:{port}/x /x\n"))
         .collect();
     dockerfiles.extend([
         format!("ARG H=127.0.0.1\n{base}ARG H=127.0.0.1\nADD http://$H:{port}/x /x\n"),
-        // The look-ahead does not understand this one, so the builder has to refuse it.
+        // The check of the Dockerfile does not understand this form, so the builder has to refuse
+        // it.
         format!("{base}ARG H=127.0.0.1x\nADD http://${{H%x}}:{port}/x /x\n"),
         format!("{base}ADD http://127.0.0.1:{port}/a.git#main /x\n"),
         format!("{base}ADD ssh://git@127.0.0.1:{port}/a.git#main /x\n"),
@@ -107,38 +111,45 @@ fn nothing_on_the_loopback_of_the_builder_is_fetched() {
             .zip(&dockerfiles)
             .map(|(name, text)| (name.as_str(), text.as_str())),
     );
-    let files = folder(&files);
+    let files = create_folder(&files);
     let outcome = server.run(files.path(), &["run", "-o", "json", "."]).wait();
     for (number, line) in lines.iter().enumerate() {
         let dockerfile = dockerfiles.get(number).map_or("", String::as_str);
-        let state = outcome.state(&format!("s{number}"));
-        assert_eq!(state, "failed", "{line}\n{dockerfile}\n{}", outcome.all());
+        let state = outcome.step_state(&format!("s{number}"));
+        assert_eq!(
+            state,
+            "failed",
+            "{line}\n{dockerfile}\n{}",
+            outcome.transcript()
+        );
     }
-    assert_eq!(trap.connections(), 0, "{}", outcome.all());
-    // The builder itself refuses what the look-ahead does not see.
+    assert_eq!(trap.connections(), 0, "{}", outcome.transcript());
+    // The builder itself refuses the forms that the check does not recognize.
     assert!(
         outcome.stdout.contains("denied by policy"),
         "{}",
-        outcome.all()
+        outcome.transcript()
     );
     assert!(
         outcome.stdout.contains("--allow-private-addresses"),
         "{}",
-        outcome.all()
+        outcome.transcript()
     );
 }
 
 #[test]
-fn an_operator_may_let_builds_reach_private_addresses() {
-    let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &["--allow-private-addresses"]);
-    let trap = Trap::set();
+fn operator_can_allow_private_addresses_for_builds() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(&environment, &["--allow-private-addresses"]);
+    let trap = Trap::start();
     let dockerfile = format!(
         "FROM {}\nADD http://127.0.0.1:{}/x /x\nRUN cat /x\n",
-        world.busybox(),
+        environment.busybox(),
         trap.port
     );
-    let files = folder(&[
+    let files = create_folder(&[
         ("Dockerfile", &dockerfile),
         (
             "acr-task.yaml",
@@ -146,6 +157,6 @@ fn an_operator_may_let_builds_reach_private_addresses() {
         ),
     ]);
     let outcome = server.run(files.path(), &["run", "-o", "json", "."]).wait();
-    assert_eq!(outcome.code, Some(0), "{}", outcome.all());
-    assert!(trap.connections() > 0, "{}", outcome.all());
+    assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
+    assert!(trap.connections() > 0, "{}", outcome.transcript());
 }

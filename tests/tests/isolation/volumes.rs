@@ -1,10 +1,12 @@
-//! Volumes and networks of other runs and of the machine are out of a run's reach.
+//! Volumes and networks of other runs and of the machine, which a run must not reach.
 
 use std::time::{Duration, Instant};
 
-use acrtask_tests::{World, engine, new_run_id, project::folder, service::Server};
+use acrtask_tests::{
+    TestEnvironment, engine, new_run_id, project::create_folder, service::TestServer,
+};
 
-/// A run that has a secret volume and a file in its workspace, and waits.
+/// Run with a secret volume and a file in its workspace, which waits.
 const VICTIM: &str = "version: v1.1.0
 volumes:
   - name: creds
@@ -15,30 +17,32 @@ steps:
     volumeMounts: [{name: creds, mountPath: /creds}]
 ";
 
-/// Removes a volume or network of the test at its end.
-struct Removed(&'static str, String);
+/// Volume, network or container of the test, removed when the value is dropped.
+struct RemovedOnDrop(&'static str, String);
 
-impl Drop for Removed {
+impl Drop for RemovedOnDrop {
     fn drop(&mut self) {
         let _ = engine::docker_output(&[self.0, "rm", "-f", &self.1]);
     }
 }
 
-fn wait_until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) {
+fn wait_until(message: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
     let begun = Instant::now();
-    while !holds() {
-        assert!(begun.elapsed() < limit, "{what}");
+    while !condition() {
+        assert!(begun.elapsed() < limit, "{message}");
         std::thread::sleep(Duration::from_millis(100));
     }
 }
 
 #[test]
 fn volumes_of_another_run_and_of_the_machine_are_not_mounted() {
-    let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &[]);
-    let machines = Removed("volume", format!("pgdata-{}", new_run_id()));
-    engine::docker(&["volume", "create", &machines.1]);
-    let files = folder(&[("acr-task.yaml", VICTIM)]);
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(&environment, &[]);
+    let machine_volume = RemovedOnDrop("volume", format!("pgdata-{}", new_run_id()));
+    engine::docker(&["volume", "create", &machine_volume.1]);
+    let files = create_folder(&[("acr-task.yaml", VICTIM)]);
     let victim = server.run(files.path(), &["run", "-o", "plain", "."]);
     victim.wait_for("| ready");
 
@@ -47,10 +51,11 @@ fn volumes_of_another_run_and_of_the_machine_are_not_mounted() {
         of_victim("workspace"),
         of_victim("home"),
         of_victim("creds"),
-        machines.1.clone(),
+        machine_volume.1.clone(),
     ];
     for target in &targets {
-        // A network of the machine with the volume's name used to make the name the machine's own.
+        // Regression: a declared network of the machine with the same name once disabled the
+        // renaming of the volume.
         let declared = format!(
             "version: v1.1.0
 networks: [{{name: {target}, skipCreation: true}}, {{name: own, isDefault: true}}]
@@ -58,12 +63,16 @@ steps:
   - cmd: -v {target}:/w $Registry/base/busybox:1.36 sh -c 'ls -A /w; echo evil > /w/evil'
 "
         );
-        let files = folder(&[("acr-task.yaml", &declared)]);
+        let files = create_folder(&[("acr-task.yaml", &declared)]);
         let outcome = server
             .run(files.path(), &["run", "-o", "plain", "."])
             .wait();
-        assert_ne!(outcome.code, Some(0), "{}", outcome.all());
-        assert!(outcome.all().contains("skipCreation"), "{}", outcome.all());
+        assert_ne!(outcome.code, Some(0), "{}", outcome.transcript());
+        assert!(
+            outcome.transcript().contains("skipCreation"),
+            "{}",
+            outcome.transcript()
+        );
 
         let run = new_run_id();
         let task = format!(
@@ -79,21 +88,25 @@ steps:
     volumeMounts: [{{name: {target}, mountPath: /w}}]
 "
         );
-        let files = folder(&[("acr-task.yaml", &task)]);
-        let outcome = world
-            .start_as(&run, files.path(), &["run", "-o", "plain", "."], &[], "")
+        let files = create_folder(&[("acr-task.yaml", &task)]);
+        let outcome = environment
+            .start_with_id(&run, files.path(), &["run", "-o", "plain", "."], &[], "")
             .wait();
-        assert_eq!(outcome.code, Some(0), "{}", outcome.all());
-        // The volume of that name is the run's own one: it has its own file, and what its own steps wrote.
+        assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
+        // The volume is the run's own: it contains its own file and the files its steps wrote.
         for seen in ["flag [own]", "word [evil own]", "key [evil own]"] {
-            assert!(outcome.stdout.contains(seen), "{seen}: {}", outcome.all());
+            assert!(
+                outcome.stdout.contains(seen),
+                "{seen}: {}",
+                outcome.transcript()
+            );
         }
     }
 
-    let look = [("workspace", "note"), ("creds", "token")];
-    for (name, expected) in look {
+    let checks = [("workspace", "note"), ("creds", "token")];
+    for (name, expected) in checks {
         let mount = format!("{}:/v:ro", of_victim(name));
-        let busybox = world.busybox();
+        let busybox = environment.busybox();
         let listed = engine::docker(&["run", "--rm", "-v", &mount, &busybox, "ls", "-A", "/v"]);
         assert!(listed.contains(expected), "{name}: {listed}");
         assert!(!listed.contains("evil"), "{name}: {listed}");
@@ -102,17 +115,28 @@ steps:
     victim.signal("INT");
     victim.wait();
     wait_until("the victim's secret stays", Duration::from_secs(20), || {
-        engine::things_of(&run).is_empty()
+        engine::list_resources(&run).is_empty()
     });
-    let machines = format!("{}:/v:ro", machines.1);
-    let busybox = world.busybox();
-    let listed = engine::docker(&["run", "--rm", "-v", &machines, &busybox, "ls", "-A", "/v"]);
+    let machine_volume = format!("{}:/v:ro", machine_volume.1);
+    let busybox = environment.busybox();
+    let listed = engine::docker(&[
+        "run",
+        "--rm",
+        "-v",
+        &machine_volume,
+        &busybox,
+        "ls",
+        "-A",
+        "/v",
+    ]);
     assert_eq!(listed, "", "a volume of the machine was changed");
 }
 
 #[test]
-fn a_volume_that_the_run_did_not_make_is_refused() {
-    let Some(world) = World::find() else { return };
+fn volume_not_created_by_the_run_is_refused() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     for labels in [
         &[][..],
         &["io.acrtask.run"],
@@ -120,7 +144,7 @@ fn a_volume_that_the_run_did_not_make_is_refused() {
     ] {
         for (name, needs) in [("home", ""), ("data", "-v data:/data ")] {
             let run = new_run_id();
-            let planted = Removed("volume", format!("acrtask_{run}_{name}"));
+            let planted = RemovedOnDrop("volume", format!("acrtask_{run}_{name}"));
             let mut args = vec!["volume".to_owned(), "create".into()];
             for label in labels {
                 let value = if *label == "io.acrtask.run" {
@@ -135,22 +159,32 @@ fn a_volume_that_the_run_did_not_make_is_refused() {
             let task = format!(
                 "version: v1.1.0\nsteps:\n  - id: one\n    cmd: {needs}$Registry/base/busybox:1.36 echo reached\n"
             );
-            let files = folder(&[("acr-task.yaml", &task)]);
-            let outcome = world
-                .start_as(&run, files.path(), &["run", "-o", "plain", "."], &[], "")
+            let files = create_folder(&[("acr-task.yaml", &task)]);
+            let outcome = environment
+                .start_with_id(&run, files.path(), &["run", "-o", "plain", "."], &[], "")
                 .wait();
-            assert_eq!(outcome.code, Some(1), "{}", outcome.all());
+            assert_eq!(outcome.code, Some(1), "{}", outcome.transcript());
             let why = format!("a volume {} that this run did not make", planted.1);
-            assert!(outcome.all().contains(&why), "{}", outcome.all());
-            assert!(!outcome.stdout.contains("| reached"), "{}", outcome.all());
+            assert!(
+                outcome.transcript().contains(&why),
+                "{}",
+                outcome.transcript()
+            );
+            assert!(
+                !outcome.stdout.contains("| reached"),
+                "{}",
+                outcome.transcript()
+            );
         }
     }
 }
 
 #[test]
 fn networks_of_the_machine_are_refused_when_declared() {
-    let Some(world) = World::find() else { return };
-    let network = Removed("network", format!("theirs-{}", new_run_id()));
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let network = RemovedOnDrop("network", format!("theirs-{}", new_run_id()));
     engine::docker(&["network", "create", &network.1]);
     let name = &network.1;
     for (declared, why) in [
@@ -187,26 +221,31 @@ fn networks_of_the_machine_are_refused_when_declared() {
         let task = format!(
             "version: v1.1.0\nnetworks: {declared}\nsteps:\n  - cmd: $Registry/base/busybox:1.36 echo reached\n"
         );
-        let files = folder(&[("acr-task.yaml", &task)]);
-        let outcome = world.acrtask(files.path(), &["run", "-o", "plain", "."]);
-        assert_eq!(outcome.code, Some(2), "{declared}: {}", outcome.all());
+        let files = create_folder(&[("acr-task.yaml", &task)]);
+        let outcome = environment.run_acrtask(files.path(), &["run", "-o", "plain", "."]);
+        assert_eq!(
+            outcome.code,
+            Some(2),
+            "{declared}: {}",
+            outcome.transcript()
+        );
         assert!(
             outcome.stderr.contains(why),
             "{declared}: {}",
-            outcome.all()
+            outcome.transcript()
         );
     }
-    // The same name without it is a network of the run.
+    // Without `skipCreation`, the same name means a network of the run.
     let task = format!(
         "version: v1.1.0\nnetworks: [{{name: {name}, isDefault: true}}]\nsteps:\n  - cmd: $Registry/base/busybox:1.36 sh -c 'sleep 5'\n"
     );
-    let files = folder(&[("acr-task.yaml", &task)]);
-    let run = world.start(files.path(), &["run", "-o", "plain", "."]);
+    let files = create_folder(&[("acr-task.yaml", &task)]);
+    let run = environment.start(files.path(), &["run", "-o", "plain", "."]);
     let own = format!("network acrtask_{}_{name}", run.run);
     wait_until(
-        "the run has no network of its own",
+        "the run did not create its network",
         Duration::from_secs(20),
-        || engine::things_of(&run.run).contains(&own),
+        || engine::list_resources(&run.run).contains(&own),
     );
     let joined = engine::docker(&["network", "inspect", "-f", "{{len .Containers}}", name]);
     assert_eq!(joined, "0");
@@ -214,14 +253,16 @@ fn networks_of_the_machine_are_refused_when_declared() {
 }
 
 #[test]
-fn a_volume_held_at_the_end_of_a_run_is_removed_later() {
-    let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &[]);
-    let files = folder(&[("acr-task.yaml", VICTIM)]);
+fn volume_in_use_at_the_end_of_a_run_is_removed_later() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(&environment, &[]);
+    let files = create_folder(&[("acr-task.yaml", VICTIM)]);
     let victim = server.run(files.path(), &["run", "-o", "plain", "."]);
     victim.wait_for("| ready");
     let run = victim.run.clone();
-    let holder = Removed("container", format!("holder-{run}"));
+    let holder = RemovedOnDrop("container", format!("holder-{run}"));
     let mount = format!("acrtask_{run}_creds:/v");
     engine::docker(&[
         "create",
@@ -229,17 +270,17 @@ fn a_volume_held_at_the_end_of_a_run_is_removed_later() {
         &holder.1,
         "-v",
         &mount,
-        &world.busybox(),
+        &environment.busybox(),
         "true",
     ]);
     victim.signal("INT");
     victim.wait();
     let left = vec![format!("volume acrtask_{run}_creds")];
     wait_until("the run does not end", Duration::from_secs(20), || {
-        engine::things_of(&run) == left
+        engine::list_resources(&run) == left
     });
     drop(holder);
     wait_until("the secret stays on disk", Duration::from_secs(20), || {
-        engine::things_of(&run).is_empty()
+        engine::list_resources(&run).is_empty()
     });
 }

@@ -1,4 +1,4 @@
-//! What a stranger does: one function for each attack, bounded in time and in the number of its connections.
+//! Attacks on the server, one function each, limited in time and in the number of connections.
 
 use std::{
     io,
@@ -15,12 +15,12 @@ use tokio::{
 
 use crate::{
     target::Address,
-    wire::{Io, PREFACE, Protocol, frame, open, open_http2, open_with, request, tcp},
+    wire::{Io, PREFACE, Protocol, connect_tcp, frame, open, open_http2, open_with, request},
 };
 
 type Attacking = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// An attack, and whether it is repeated over TLS.
+/// Attack by anonymous clients.
 pub(crate) struct Attack {
     pub(crate) name: &'static str,
     pub(crate) over_tls: bool,
@@ -61,9 +61,10 @@ const EXCHANGE: &str = "/api/v1/auth/exchange";
 const REGISTER: &str = "/acrtask.runner.v1.Runners/Register";
 const CONNECT: &str = "/acrtask.runner.v1.Runners/Connect";
 
-/// Runs `count` attackers until then. Each begins again a while after its connection ended, so that at most
-/// 1000 connections a second are opened: the attackers share the machine with the server and its clients.
-async fn crowd<F>(
+/// Runs `count` attackers until `until`. An attacker starts again after a pause. So at most 1000
+/// connections a second are opened, because the attackers share the machine with the server and its
+/// clients.
+async fn run_attackers<F>(
     address: Address,
     until: Instant,
     count: usize,
@@ -81,7 +82,7 @@ async fn crowd<F>(
                 sleep(pause).await;
             }
         });
-        // Spread over half a second.
+        // Spreads the starts over half a second.
         if number % 64 == 63 {
             sleep(Duration::from_millis(2)).await;
         }
@@ -91,13 +92,13 @@ async fn crowd<F>(
 }
 
 /// Waits until the server closes the connection.
-async fn wait(stream: &mut (impl Io + ?Sized)) -> io::Result<()> {
+async fn wait_for_close(stream: &mut (impl Io + ?Sized)) -> io::Result<()> {
     let mut bytes = [0; 4096];
     while stream.read(&mut bytes).await? > 0 {}
     Ok(())
 }
 
-/// Sends a byte a second until the server closes the connection.
+/// Sends one byte a second until the server closes the connection.
 async fn trickle(stream: &mut (impl Io + ?Sized)) -> io::Result<()> {
     let mut answer = [0; 4096];
     loop {
@@ -111,8 +112,9 @@ async fn trickle(stream: &mut (impl Io + ?Sized)) -> io::Result<()> {
     }
 }
 
-/// The number of files that this process may open, and a bound of it.
-fn connections() -> usize {
+/// Returns the number of connections to open: the file limit of this process less a reserve, at
+/// most 20 000.
+fn connection_limit() -> usize {
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let line = limits
         .lines()
@@ -124,16 +126,17 @@ fn connections() -> usize {
     files.saturating_sub(1000).min(20_000)
 }
 
-/// As many connections as there can be, which say nothing and are kept when the server has closed them.
+/// Opens as many connections as possible, sends nothing, and keeps them after the server closes
+/// them.
 async fn silent_connections(address: Address, until: Instant) {
-    let each = connections() / 8;
+    let each = connection_limit() / 8;
     let mut openers = JoinSet::new();
     for number in 0..8 {
         let address = address.clone();
         openers.spawn(async move {
             let mut open = Vec::new();
             while open.len() < each && Instant::now() < until {
-                match tcp(&address, number * 5 + open.len() % 5, None).await {
+                match connect_tcp(&address, number * 5 + open.len() % 5, None).await {
                     Ok(stream) => open.push(stream),
                     Err(_) => sleep(Duration::from_millis(20)).await,
                 }
@@ -144,21 +147,21 @@ async fn silent_connections(address: Address, until: Instant) {
     while openers.join_next().await.is_some() {}
 }
 
-/// The beginning of a TLS handshake, and no more.
+/// Starts a TLS handshake and never continues it.
 async fn half_open_handshakes(address: Address, until: Instant) {
-    crowd(address, until, 2000, async |address, number| {
-        let mut stream = tcp(&address, number, None).await?;
-        // A record with a ClientHello of 500 bytes.
+    run_attackers(address, until, 2000, async |address, number| {
+        let mut stream = connect_tcp(&address, number, None).await?;
+        // A record that announces a ClientHello of 500 bytes.
         stream
             .write_all(&[22, 3, 1, 1, 252, 1, 0, 1, 248, 3, 3])
             .await?;
-        wait(&mut stream).await
+        wait_for_close(&mut stream).await
     })
     .await;
 }
 
 async fn slow_heads(address: Address, until: Instant) {
-    crowd(address, until, 1500, async |address, number| {
+    run_attackers(address, until, 1500, async |address, number| {
         let mut stream = open(&address, number, Protocol::Http1).await?;
         stream
             .write_all(b"GET /api/v1/me HTTP/1.1\r\nhost: localhost\r\nx: ")
@@ -169,7 +172,7 @@ async fn slow_heads(address: Address, until: Instant) {
 }
 
 async fn slow_bodies(address: Address, until: Instant) {
-    crowd(address, until, 1500, async |address, number| {
+    run_attackers(address, until, 1500, async |address, number| {
         let path = [
             "/api/v1/auth/exchange",
             "/trigger/acrtu_x",
@@ -189,32 +192,37 @@ async fn slow_bodies(address: Address, until: Instant) {
     .await;
 }
 
-/// Sends a request with a body of so many bytes, which is never whole.
-async fn endless(address: &Address, number: usize, head: &str, length: usize) -> io::Result<()> {
+/// Sends a request head and `length` bytes of a body that never completes.
+async fn send_endless(
+    address: &Address,
+    number: usize,
+    head: &str,
+    length: usize,
+) -> io::Result<()> {
     let mut stream = open(address, number, Protocol::Http1).await?;
     stream.write_all(head.as_bytes()).await?;
     let chunk = vec![b' '; 64 << 10];
     for _ in 0..length / chunk.len() {
         stream.write_all(&chunk).await?;
     }
-    wait(&mut *stream).await
+    wait_for_close(&mut *stream).await
 }
 
 async fn large_bodies(address: Address, until: Instant) {
-    crowd(address, until, 128, async |address, number| {
+    run_attackers(address, until, 128, async |address, number| {
         let head = format!(
             "POST {EXCHANGE} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
              content-length: {}\r\n\r\n",
             8 << 20
         );
-        endless(&address, number, &head, 7 << 20).await
+        send_endless(&address, number, &head, 7 << 20).await
     })
     .await;
 }
 
-/// A delivery of 25 MiB without a valid signature, to a webhook that exists.
+/// Sends deliveries of 25 MiB without a valid signature to an existing webhook.
 async fn large_deliveries(address: Address, until: Instant) {
-    crowd(address, until, 64, async |address, number| {
+    run_attackers(address, until, 64, async |address, number| {
         let head = format!(
             "POST /hooks/load HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n\
              x-github-event: push\r\nx-github-delivery: {number}\r\nx-hub-signature-256: sha256={}\r\n\
@@ -222,20 +230,20 @@ async fn large_deliveries(address: Address, until: Instant) {
             "0".repeat(64),
             25 << 20
         );
-        endless(&address, number, &head, 24 << 20).await
+        send_endless(&address, number, &head, 24 << 20).await
     })
     .await;
 }
 
-fn post(path: &str, kind: &str) -> http::Request<()> {
+fn post_request(path: &str, kind: &str) -> http::Request<()> {
     http::Request::post(format!("http://localhost{path}"))
         .header("content-type", kind)
         .body(())
         .unwrap()
 }
 
-/// Opens 100 calls on one HTTP/2 connection; each sends `first` at once and then `chunk` again and again.
-async fn streams(
+/// Opens 100 calls on one HTTP/2 connection. Each sends `first` once and then `chunk` repeatedly.
+async fn open_streams(
     address: &Address,
     number: usize,
     paths: &[&str],
@@ -256,7 +264,7 @@ async fn streams(
             "application/json"
         };
         let (client, first, chunk) = (client.clone(), first.clone(), chunk.clone());
-        let head = post(path, kind);
+        let head = post_request(path, kind);
         calls.spawn(async move {
             let mut client = client.ready().await?;
             let (answer, mut body) = client.send_request(head, false)?;
@@ -266,8 +274,8 @@ async fn streams(
             while let Some(chunk) = &chunk {
                 body.reserve_capacity(chunk.len());
                 match std::future::poll_fn(|context| body.poll_capacity(context)).await {
-                    Some(Ok(room)) => {
-                        body.send_data(chunk.slice(..room.min(chunk.len())), false)?
+                    Some(Ok(capacity)) => {
+                        body.send_data(chunk.slice(..capacity.min(chunk.len())), false)?
                     }
                     _ => break,
                 }
@@ -279,7 +287,7 @@ async fn streams(
 }
 
 async fn large_bodies_of_many_streams(address: Address, until: Instant) {
-    crowd(address, until, 16, async |address, number| {
+    run_attackers(address, until, 16, async |address, number| {
         let chunk = Bytes::from(vec![b' '; 16 << 10]);
         let paths = [
             EXCHANGE,
@@ -288,33 +296,33 @@ async fn large_bodies_of_many_streams(address: Address, until: Instant) {
             "/hooks/load",
             "/hooks/none",
         ];
-        // A gRPC message of 8 MiB.
+        // Header of a gRPC message of 8 MiB.
         let first = Bytes::from_static(&[0, 0, 0x80, 0, 0]);
-        streams(&address, number, &paths, first, Some(chunk)).await
+        open_streams(&address, number, &paths, first, Some(chunk)).await
     })
     .await;
 }
 
 async fn silent_streams(address: Address, until: Instant) {
-    crowd(address, until, 400, async |address, number| {
+    run_attackers(address, until, 400, async |address, number| {
         let paths = [EXCHANGE, "/trigger/acrtu_x", "/hooks/load", "/nothing"];
         let first = Bytes::from(vec![b' '; 600]);
-        streams(&address, number, &paths, first, None).await
+        open_streams(&address, number, &paths, first, None).await
     })
     .await;
 }
 
 async fn silent_grpc_streams(address: Address, until: Instant) {
-    crowd(address, until, 400, async |address, number| {
+    run_attackers(address, until, 400, async |address, number| {
         let first = Bytes::from_static(&[0, 0, 0x7f, 0xff, 0xff]);
-        streams(&address, number, &[REGISTER, CONNECT], first, None).await
+        open_streams(&address, number, &[REGISTER, CONNECT], first, None).await
     })
     .await;
 }
 
-/// Wrong tokens, keys, URLs and signatures, from the address of the valid clients too.
+/// Sends wrong tokens, keys, URLs and signatures, also from the address of the valid clients.
 async fn wrong_credentials(address: Address, until: Instant) {
-    crowd(address, until, 24, async |address, number| {
+    run_attackers(address, until, 24, async |address, number| {
         let mut stream = open(&address, number / 6, Protocol::Http1).await?;
         let mut answer = vec![0; 16 << 10];
         let secret = "A".repeat(43);
@@ -348,9 +356,9 @@ async fn wrong_credentials(address: Address, until: Instant) {
     .await;
 }
 
-/// Asks for the largest open document many times, and reads none of it.
+/// Requests the largest public document many times and reads nothing.
 async fn unread_responses(address: Address, until: Instant) {
-    crowd(address, until, 600, async |address, number| {
+    run_attackers(address, until, 600, async |address, number| {
         let mut stream = open_with(&address, number, Protocol::Http1, Some(4096)).await?;
         let request = "GET /api/v1/openapi.json HTTP/1.1\r\nhost: localhost\r\n\r\n";
         stream.write_all(request.repeat(100).as_bytes()).await?;
@@ -359,9 +367,9 @@ async fn unread_responses(address: Address, until: Instant) {
     .await;
 }
 
-/// The same with HTTP/2, and a window of no bytes.
+/// Requests documents over HTTP/2 with a window of 0 bytes.
 async fn unread_streams(address: Address, until: Instant) {
-    crowd(address, until, 400, async |address, number| {
+    run_attackers(address, until, 400, async |address, number| {
         let mut stream = open_http2(&address, number, &[0, 4, 0, 0, 0, 0]).await?;
         for call in 0..100 {
             let path = [
@@ -380,7 +388,7 @@ async fn unread_streams(address: Address, until: Instant) {
 
 /// Opens calls and resets them at once.
 async fn rapid_resets(address: Address, until: Instant) {
-    crowd(address, until, 16, async |address, number| {
+    run_attackers(address, until, 16, async |address, number| {
         let mut stream = open_http2(&address, number, &[]).await?;
         let head = request("POST", EXCHANGE, &[("content-type", "application/json")]);
         let mut id = 1;
@@ -398,16 +406,16 @@ async fn rapid_resets(address: Address, until: Instant) {
     .await;
 }
 
-/// Frames that want an answer, which is not read.
+/// Sends frames that require a response, and never reads the responses.
 async fn pings_and_settings(address: Address, until: Instant) {
-    crowd(address, until, 32, async |address, number| {
+    run_attackers(address, until, 32, async |address, number| {
         let mut stream = open_http2(&address, number, &[]).await?;
-        let one = if number % 2 == 0 {
+        let message = if number % 2 == 0 {
             frame(6, 0, 0, &[0; 8])
         } else {
             frame(4, 0, 0, &[])
         };
-        let many = one.repeat(500);
+        let many = message.repeat(500);
         loop {
             stream.write_all(&many).await?;
             tokio::task::yield_now().await;
@@ -416,9 +424,9 @@ async fn pings_and_settings(address: Address, until: Instant) {
     .await;
 }
 
-/// Headers that never end.
+/// Sends headers that never end.
 async fn endless_headers(address: Address, until: Instant) {
-    crowd(address, until, 64, async |address, number| {
+    run_attackers(address, until, 64, async |address, number| {
         let mut stream = open_with(&address, number, Protocol::Http2, None).await?;
         stream.write_all(PREFACE).await?;
         stream.write_all(&frame(4, 0, 0, &[])).await?;
@@ -439,9 +447,9 @@ async fn endless_headers(address: Address, until: Instant) {
     .await;
 }
 
-/// Frames of a body that hold no bytes of it.
+/// Sends empty body frames.
 async fn empty_frames(address: Address, until: Instant) {
-    crowd(address, until, 16, async |address, number| {
+    run_attackers(address, until, 16, async |address, number| {
         let mut stream = open_http2(&address, number, &[]).await?;
         let head = request("POST", EXCHANGE, &[("content-type", "application/json")]);
         stream.write_all(&frame(1, 4, 1, &head)).await?;

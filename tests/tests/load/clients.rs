@@ -1,4 +1,4 @@
-//! Clients with valid credentials, one of each kind, and how long each of their requests took.
+//! Clients with valid credentials, one of each kind, which measure their requests.
 
 use std::{
     sync::{
@@ -27,14 +27,14 @@ use wiremock::{Mock, MockServer, ResponseTemplate, matchers};
 
 use crate::target::Target;
 
-/// Longest time that a client waits.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Longest wait for a response.
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// Secret of the webhook.
 const SECRET: &str = "the secret of a webhook under attack";
-/// Tokens that the server has not seen before the attack in which each is used.
+/// Number of tokens that the server has not seen before the attack in which each is used.
 const FRESH: usize = 300;
 
-/// Requests of valid clients: durations, and the reasons of those that were refused.
+/// Requests of valid clients: durations, and the errors of failed requests.
 #[derive(Default)]
 pub(crate) struct Samples(Mutex<Vec<(Duration, Option<String>)>>);
 
@@ -51,7 +51,7 @@ impl Samples {
         self.0.lock().unwrap().len()
     }
 
-    /// Reasons of refusals, and requests that took longer than a second.
+    /// Returns the errors of all failed requests.
     pub(crate) fn refused(&self) -> Vec<String> {
         let all = self.0.lock().unwrap();
         all.iter()
@@ -59,7 +59,8 @@ impl Samples {
             .collect()
     }
 
-    /// Returns the duration that this part of the requests kept to. A refusal took for ever.
+    /// Returns the duration within which this share of the requests completed. A failed request
+    /// counts as 999 seconds.
     pub(crate) fn percentile(&self, part: f64) -> Duration {
         let all = self.0.lock().unwrap();
         let mut durations: Vec<Duration> = all
@@ -85,11 +86,11 @@ impl Samples {
 pub(crate) struct Clients {
     url: String,
     token: String,
-    /// Opens a connection for each request.
+    /// HTTP client that opens a connection for each request.
     fresh: Client,
-    /// Keeps its connections.
+    /// HTTP client that keeps its connections open.
     kept: Client,
-    /// Tokens that were not used yet.
+    /// Unused tokens.
     tokens: Vec<String>,
     next: AtomicUsize,
     trigger: String,
@@ -99,9 +100,9 @@ pub(crate) struct Clients {
     runner_key: String,
 }
 
-fn client(target: &Target) -> reqwest::ClientBuilder {
+fn client_builder(target: &Target) -> reqwest::ClientBuilder {
     let builder = Client::builder()
-        .timeout(PATIENCE)
+        .timeout(TIMEOUT)
         .resolve("localhost", target.address.socket);
     match &target.certificate {
         None => builder,
@@ -113,11 +114,11 @@ fn client(target: &Target) -> reqwest::ClientBuilder {
 }
 
 impl Clients {
-    /// Makes a task with a URL, a webhook, a federation, a runner and tokens.
+    /// Creates a task with a trigger URL, a webhook, a federation, a runner and tokens.
     pub(crate) async fn prepare(target: &Target) -> Self {
         let issuer = MockServer::start().await;
         let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
-        // Uncompressed: 4, x, y.
+        // Uncompressed point: the byte 4, x, y.
         let point = pair.public_key_raw();
         let key = json!({
             "kty": "EC", "crv": "P-256", "use": "sig", "alg": "ES256", "kid": "one",
@@ -143,8 +144,11 @@ impl Clients {
         let mut clients = Self {
             url: target.url(),
             token: target.token.clone(),
-            fresh: client(target).pool_max_idle_per_host(0).build().unwrap(),
-            kept: client(target).build().unwrap(),
+            fresh: client_builder(target)
+                .pool_max_idle_per_host(0)
+                .build()
+                .unwrap(),
+            kept: client_builder(target).build().unwrap(),
             tokens: Vec::new(),
             next: AtomicUsize::new(0),
             trigger: String::new(),
@@ -154,28 +158,32 @@ impl Clients {
             issuer,
         };
         let task = json!({"name": "load", "cmd": "reg.example.com/app:1 true"});
-        clients.ask(Method::POST, "/tasks", task).await;
+        clients.send_request(Method::POST, "/tasks", task).await;
         let url = clients
-            .ask(Method::POST, "/tasks/load/trigger-url", json!({}))
+            .send_request(Method::POST, "/tasks/load/trigger-url", json!({}))
             .await;
         clients.trigger = url["path"].as_str().unwrap().to_owned();
         let hook = json!({"provider": "github", "secrets": [SECRET]});
-        clients.ask(Method::PUT, "/webhooks/load", hook).await;
+        clients
+            .send_request(Method::PUT, "/webhooks/load", hook)
+            .await;
         let federation = json!({
             "name": "ci", "issuer": clients.issuer.uri(), "audience": "acrtask",
             "subject": "repo:org/app:*", "scopes": ["read"],
         });
         clients
-            .ask(Method::PUT, "/federations/ci", federation)
+            .send_request(Method::PUT, "/federations/ci", federation)
             .await;
         for number in 0..FRESH {
             let token = json!({"name": format!("fresh-{number}"), "scopes": ["read"]});
-            let made = clients.ask(Method::POST, "/tokens", token).await;
+            let made = clients.send_request(Method::POST, "/tokens", token).await;
             clients
                 .tokens
                 .push(made["secret"].as_str().unwrap().to_owned());
         }
-        let made = clients.ask(Method::POST, "/runner-tokens", json!({})).await;
+        let made = clients
+            .send_request(Method::POST, "/runner-tokens", json!({}))
+            .await;
         let request = RegisterRequest {
             token: made["secret"].as_str().unwrap().to_owned(),
             name: "load".into(),
@@ -188,7 +196,7 @@ impl Clients {
         clients
     }
 
-    async fn ask(&self, method: Method, path: &str, body: Value) -> Value {
+    async fn send_request(&self, method: Method, path: &str, body: Value) -> Value {
         let request = self
             .kept
             .request(method, format!("{}{}{path}", self.url, acrtask_api::BASE))
@@ -201,33 +209,33 @@ impl Clients {
         serde_json::from_str(&text).unwrap()
     }
 
-    /// Makes requests of all kinds for so long.
+    /// Sends requests of all kinds for the duration `time`.
     pub(crate) async fn run(&self, time: Duration) -> Samples {
         let samples = Samples::default();
         let until = Instant::now() + time;
         tokio::join!(
-            every(100, until, &samples, "API with a token", || {
+            repeat_request(100, until, &samples, "API with a token", || {
                 self.get("/api/v1/me", &self.token, &self.fresh)
             }),
-            every(100, until, &samples, "API on an open connection", || {
+            repeat_request(100, until, &samples, "API on an open connection", || {
                 self.get("/api/v1/runs?limit=1", &self.token, &self.kept)
             }),
-            every(200, until, &samples, "API with a new token", || self
-                .first_use()),
-            every(150, until, &samples, "webhook", || self.deliver()),
-            every(1100, until, &samples, "trigger URL", || self.trigger()),
-            every(250, until, &samples, "OIDC exchange", || self.exchange()),
-            self.heartbeats(until, &samples),
+            repeat_request(200, until, &samples, "API with a new token", || self
+                .use_fresh_token()),
+            repeat_request(150, until, &samples, "webhook", || self.deliver()),
+            repeat_request(1100, until, &samples, "trigger URL", || self.trigger()),
+            repeat_request(250, until, &samples, "OIDC exchange", || self.exchange()),
+            self.run_heartbeats(until, &samples),
         );
         samples
     }
 
     async fn get(&self, path: &str, token: &str, client: &Client) -> Result<(), String> {
         let url = format!("{}{path}", self.url);
-        succeeds(client.get(url).bearer_auth(token)).await
+        expect_success(client.get(url).bearer_auth(token)).await
     }
 
-    async fn first_use(&self) -> Result<(), String> {
+    async fn use_fresh_token(&self) -> Result<(), String> {
         let number = self.next.fetch_add(1, Ordering::Relaxed) % self.tokens.len();
         self.get("/api/v1/me", &self.tokens[number], &self.fresh)
             .await
@@ -244,11 +252,11 @@ impl Clients {
             .header("x-github-delivery", id)
             .header("x-hub-signature-256", signature(SECRET, body.as_bytes()))
             .body(body);
-        succeeds(request).await
+        expect_success(request).await
     }
 
     async fn trigger(&self) -> Result<(), String> {
-        succeeds(self.fresh.post(format!("{}{}", self.url, self.trigger))).await
+        expect_success(self.fresh.post(format!("{}{}", self.url, self.trigger))).await
     }
 
     async fn exchange(&self) -> Result<(), String> {
@@ -261,20 +269,20 @@ impl Clients {
         header.kid = Some("one".into());
         let token = jsonwebtoken::encode(&header, &claims, &self.key).unwrap();
         let url = format!("{}/api/v1/auth/exchange", self.url);
-        succeeds(self.fresh.post(url).json(&json!({ "token": token }))).await
+        expect_success(self.fresh.post(url).json(&json!({ "token": token }))).await
     }
 
-    /// A runner that connects, and whose heartbeats are answered.
-    async fn heartbeats(&self, until: Instant, samples: &Samples) {
+    /// Connects as a runner and measures its heartbeats.
+    async fn run_heartbeats(&self, until: Instant, samples: &Samples) {
         while Instant::now() < until {
             let begun = Instant::now();
-            match tokio::time::timeout(PATIENCE, self.connect()).await {
+            match tokio::time::timeout(TIMEOUT, self.connect()).await {
                 Ok(Ok((out, mut answers))) => {
                     samples.add("runner", begun, Ok(()));
                     while Instant::now() < until {
                         let begun = Instant::now();
-                        let beat = beat(&out, &mut answers);
-                        let result = tokio::time::timeout(PATIENCE, beat).await;
+                        let heartbeat = send_heartbeat(&out, &mut answers);
+                        let result = tokio::time::timeout(TIMEOUT, heartbeat).await;
                         let result = result.unwrap_or_else(|_| Err("no answer".into()));
                         let ended = result.is_err();
                         samples.add("heartbeat", begun, result);
@@ -318,12 +326,12 @@ impl Clients {
     }
 }
 
-async fn beat(
+async fn send_heartbeat(
     out: &mpsc::Sender<FromRunner>,
     answers: &mut Streaming<ToRunner>,
 ) -> Result<(), String> {
     let heartbeat = from_runner::Message::Heartbeat(Heartbeat {
-        held: Vec::new(),
+        attempts: Vec::new(),
         free_disk: 1 << 40,
     });
     let message = FromRunner {
@@ -342,7 +350,7 @@ async fn beat(
     }
 }
 
-async fn succeeds(request: reqwest::RequestBuilder) -> Result<(), String> {
+async fn expect_success(request: reqwest::RequestBuilder) -> Result<(), String> {
     let answer = request.send().await.map_err(|error| format!("{error:?}"))?;
     let status = answer.status();
     let text = answer.text().await.map_err(|error| format!("{error:?}"))?;
@@ -352,7 +360,7 @@ async fn succeeds(request: reqwest::RequestBuilder) -> Result<(), String> {
     Err(format!("{status}: {text}"))
 }
 
-async fn every<F: Future<Output = Result<(), String>>>(
+async fn repeat_request<F: Future<Output = Result<(), String>>>(
     milliseconds: u64,
     until: Instant,
     samples: &Samples,

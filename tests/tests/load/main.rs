@@ -1,10 +1,15 @@
-//! Load without a token: what a stranger can open at a server, and whether clients with valid credentials notice.
+//! Load without a token: attacks by anonymous clients, and their effect on clients with valid
+//! credentials.
 //!
-//! Each attack runs for a few seconds against the real program, on loopback, from several addresses. Meanwhile
-//! clients of every kind make requests, and the memory of the server is sampled. Bounds: 256 MiB over the idle
-//! server, and 1 s at the 99th percentile of the valid requests of each attack, where a refusal counts as
-//! endless. `ACRTASK_LOAD_BIN` names another program than the tests' one: `cargo xtask bench load` measures the
-//! release build. `ACRTASK_LOAD_REPORT` names a file for the figures.
+//! Each attack runs for a few seconds against the real program, on loopback, from several
+//! addresses. Meanwhile clients of every kind make requests, and the memory of the server is
+//! sampled.
+//!
+//! Bounds: 256 MiB over the idle server, and 1 s at the 99th percentile of the valid requests of
+//! each attack. A failed request counts as 999 s.
+//!
+//! `ACRTASK_LOAD_BIN` selects another program than that of the tests: `cargo xtask bench load`
+//! measures the release build. `ACRTASK_LOAD_REPORT` is the path of a file for the results.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 #![allow(clippy::print_stdout, reason = "figures of the test")]
@@ -25,29 +30,30 @@ use attacks::{ATTACKS, Attack};
 use clients::Clients;
 use target::{Address, Target};
 
-/// Memory that a server may take over its idle state, in bytes.
+/// Memory that the server may use above its idle state, in bytes.
 const CEILING: u64 = 256 << 20;
-/// Bound of the 99th percentile of valid requests.
+/// Upper bound of the 99th percentile of valid requests.
 const LATENCY: Duration = Duration::from_secs(1);
 /// Duration of each attack.
 const ATTACK: Duration = Duration::from_secs(4);
-/// Requests that a percentile needs.
+/// Smallest number of requests for a percentile.
 const LEAST_REQUESTS: usize = 40;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement of the release build: `cargo xtask bench load`"]
-async fn valid_clients_are_served_while_strangers_attack() {
+async fn valid_clients_are_served_during_attacks() {
     attack_all(Target::start(false).await, |_| true).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement of the release build: `cargo xtask bench load`"]
-async fn valid_clients_are_served_while_strangers_attack_over_tls() {
+async fn valid_clients_are_served_during_attacks_over_tls() {
     attack_all(Target::start(true).await, |attack| attack.over_tls).await;
 }
 
-/// Runs an attack on a thread of its own, so that it delays no valid client by more than the system's scheduler does.
-fn start_apart(attack: &Attack, address: Address, until: Instant) -> JoinHandle<()> {
+/// Runs an attack on a separate thread. Then only the scheduler of the system can delay valid
+/// clients.
+fn start_on_thread(attack: &Attack, address: Address, until: Instant) -> JoinHandle<()> {
     let start = attack.start;
     thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -60,7 +66,7 @@ fn start_apart(attack: &Attack, address: Address, until: Instant) -> JoinHandle<
 async fn attack_all(target: Target, chosen: impl Fn(&Attack) -> bool) {
     let only = std::env::var("ACRTASK_LOAD_ONLY").ok();
     let clients = Clients::prepare(&target).await;
-    // Connections of the preparation are closed, and caches are filled.
+    // Closes the connections of the preparation and fills the caches.
     clients.run(Duration::from_secs(2)).await;
     let idle = target.memory();
     let mut rows = Vec::new();
@@ -70,7 +76,7 @@ async fn attack_all(target: Target, chosen: impl Fn(&Attack) -> bool) {
             continue;
         }
         let until = Instant::now() + ATTACK;
-        let attacking = start_apart(attack, target.clone_address(), until);
+        let attacking = start_on_thread(attack, target.clone_address(), until);
         let (samples, most) = tokio::join!(clients.run(ATTACK), target.watch_memory(until));
         attacking.join().unwrap();
         let over = most.saturating_sub(idle);

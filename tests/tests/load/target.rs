@@ -1,4 +1,4 @@
-//! The server under attack: a process of its own on loopback, with SQLite and no runner inside.
+//! Server under attack: a separate process on loopback, with SQLite and without a runner.
 
 use std::{
     fs::File,
@@ -14,22 +14,22 @@ use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use tempfile::TempDir;
 use tokio_rustls::TlsConnector;
 
-/// A server. It ends with this.
+/// Server process that ends with its handle.
 pub(crate) struct Target {
     pub(crate) address: Address,
-    /// The first administrator's token.
+    /// Token of the first administrator.
     pub(crate) token: String,
-    /// The server's certificate, as PEM.
+    /// Certificate of the server, as PEM.
     pub(crate) certificate: Option<String>,
     folder: TempDir,
     process: Mutex<Child>,
 }
 
-/// What an attack knows of the server.
+/// Information about the server that an attack gets.
 #[derive(Clone)]
 pub(crate) struct Address {
     pub(crate) socket: SocketAddr,
-    /// Configurations for HTTP/1.1 and HTTP/2.
+    /// TLS configurations for HTTP/1.1 and HTTP/2.
     pub(crate) tls: Option<(TlsConnector, TlsConnector)>,
 }
 
@@ -70,9 +70,9 @@ fn connector(certificate: &str, protocol: &[u8]) -> TlsConnector {
 }
 
 impl Target {
-    /// Starts a server, and waits until it listens.
+    /// Starts a server and waits until it listens.
     pub(crate) async fn start(tls: bool) -> Self {
-        // An error means that there is a provider already.
+        // An error means that a provider is already installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let folder = tempfile::tempdir().unwrap();
         let socket = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
@@ -132,7 +132,7 @@ impl Target {
             }
             assert!(
                 begun.elapsed() < Duration::from_secs(60),
-                "it does not start: {log}"
+                "the server did not start: {log}"
             );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -146,7 +146,7 @@ impl Target {
         self.certificate.is_some()
     }
 
-    /// `http://127.0.0.1:PORT`, or `https://localhost:PORT`.
+    /// Returns `http://127.0.0.1:PORT`, or `https://localhost:PORT` with TLS.
     pub(crate) fn url(&self) -> String {
         match self.certificate {
             None => format!("http://{}", self.address.socket),
@@ -162,7 +162,7 @@ impl Target {
         self.process.lock().unwrap().try_wait().unwrap().is_none()
     }
 
-    /// Resident memory of the process, in bytes.
+    /// Returns the resident memory of the process, in bytes.
     pub(crate) fn memory(&self) -> u64 {
         let pid = self.process.lock().unwrap().id();
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
@@ -171,7 +171,7 @@ impl Target {
         kib.and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) << 10
     }
 
-    /// Returns the most memory that the process takes until then.
+    /// Returns the peak of the process memory until `until`, in bytes.
     pub(crate) async fn watch_memory(&self, until: Instant) -> u64 {
         let mut most = 0;
         while Instant::now() < until {

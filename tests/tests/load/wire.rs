@@ -1,4 +1,4 @@
-//! Connections of attackers: from any loopback address, plain or TLS, with bytes of their own making.
+//! Connections of attackers: from any loopback address, plain or over TLS, with arbitrary bytes.
 
 use std::{
     io,
@@ -13,22 +13,22 @@ use tokio::{
 
 use crate::target::Address;
 
-/// Addresses that attackers come from, beside that of the valid clients.
+/// Number of source addresses of attackers. The first is also that of the valid clients.
 const SOURCES: usize = 40;
 
-/// A connection of either kind.
+/// Connection of either kind.
 pub(crate) trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 
-/// The protocol of a connection.
+/// Protocol of a connection.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Protocol {
     Http1,
     Http2,
 }
 
-/// Opens a TCP connection from the `number`th source. 0 is the address of the valid clients.
-pub(crate) async fn tcp(
+/// Opens a TCP connection from the source `number`. Source 0 is the address of the valid clients.
+pub(crate) async fn connect_tcp(
     address: &Address,
     number: usize,
     receive_buffer: Option<u32>,
@@ -52,14 +52,14 @@ pub(crate) async fn open(
     open_with(address, number, protocol, None).await
 }
 
-/// Opens a connection whose kernel buffers few bytes that are not read.
+/// Opens a connection with a limited kernel buffer for unread bytes.
 pub(crate) async fn open_with(
     address: &Address,
     number: usize,
     protocol: Protocol,
     receive_buffer: Option<u32>,
 ) -> io::Result<Box<dyn Io>> {
-    let stream = tcp(address, number, receive_buffer).await?;
+    let stream = connect_tcp(address, number, receive_buffer).await?;
     let Some((http1, http2)) = &address.tls else {
         return Ok(Box::new(stream));
     };
@@ -68,16 +68,16 @@ pub(crate) async fn open_with(
     } else {
         http2
     };
-    let name = "localhost".try_into().expect("it is a name");
+    let name = "localhost".try_into().expect("a valid DNS name");
     let handshake = tokio::time::timeout(Duration::from_secs(4), connector.connect(name, stream));
     let stream = handshake.await.map_err(|_| io::ErrorKind::TimedOut)??;
     Ok(Box::new(stream))
 }
 
-/// What an HTTP/2 connection begins with.
+/// Bytes that start an HTTP/2 connection.
 pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Makes an HTTP/2 frame.
+/// Encodes an HTTP/2 frame.
 pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     let mut frame = length[1..].to_vec();
@@ -87,7 +87,7 @@ pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8>
     frame
 }
 
-/// Makes a block of headers without compression.
+/// Encodes a block of headers without compression.
 pub(crate) fn headers(fields: &[(&str, &str)]) -> Vec<u8> {
     let mut block = Vec::new();
     for (name, value) in fields {
@@ -100,7 +100,7 @@ pub(crate) fn headers(fields: &[(&str, &str)]) -> Vec<u8> {
     block
 }
 
-/// Makes the headers of a request.
+/// Encodes the headers of a request.
 pub(crate) fn request(method: &str, path: &str, more: &[(&str, &str)]) -> Vec<u8> {
     let mut fields = vec![
         (":method", method),
@@ -112,7 +112,7 @@ pub(crate) fn request(method: &str, path: &str, more: &[(&str, &str)]) -> Vec<u8
     headers(&fields)
 }
 
-/// Opens an HTTP/2 connection with these settings, and reads nothing of it.
+/// Opens an HTTP/2 connection with these settings and reads nothing.
 pub(crate) async fn open_http2(
     address: &Address,
     number: usize,

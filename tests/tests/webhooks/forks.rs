@@ -1,10 +1,11 @@
-//! An approved pull request of a fork shares no cache with the task: it is foreign code all the same.
+//! Approved pull requests of forks: they share no cache with the task, because their code is not
+//! trusted.
 
-use acrtask_tests::{World, new_run_id};
+use acrtask_tests::{TestEnvironment, new_run_id};
 
-use crate::place::{Place, only_run};
+use crate::fixture::{WebhookFixture, only_run};
 
-/// A Dockerfile that shows what a cache mount holds, and puts `mark` there.
+/// Returns a Dockerfile that prints the content of a cache mount and writes `mark` to it.
 fn dockerfile(id: &str, mark: &str) -> String {
     format!(
         "ARG BASE\nFROM ${{BASE}}\nCOPY src/file /file\nRUN --mount=type=cache,id={id},target=/c \
@@ -12,44 +13,46 @@ fn dockerfile(id: &str, mark: &str) -> String {
     )
 }
 
-/// Runs a push of this Dockerfile to the main branch, and returns its log.
-fn log_of_push(place: &Place, delivery: &str, dockerfile: &str) -> String {
-    let before = place.head("main");
-    let commit = place
+/// Pushes this Dockerfile to the main branch and returns the log of the run.
+fn run_push(fixture: &WebhookFixture, delivery: &str, dockerfile: &str) -> String {
+    let before = fixture.resolve_reference("main");
+    let commit = fixture
         .repositories
         .commit("app", &[("Dockerfile", dockerfile)]);
-    let push = place.push(&before, &commit, &["Dockerfile"]);
-    let (status, receipt) = place.deliver("push", delivery, &push);
+    let push = fixture.push_event(&before, &commit, &["Dockerfile"]);
+    let (status, receipt) = fixture.deliver("push", delivery, &push);
     assert_eq!(status, 200, "{receipt:#}");
     let id = only_run(&receipt);
-    place.finished(&id, "succeeded");
-    place.ok(&["runs", "logs", &id]).all()
+    fixture.wait_finished(&id, "succeeded");
+    fixture.run_ok(&["runs", "logs", &id]).transcript()
 }
 
-/// Runs an approved commit of a fork's pull request with this Dockerfile, and returns its log.
-fn log_of_fork(place: &Place, number: u64, delivery: &str, dockerfile: &str) -> String {
-    let commit = place.commit_of_pull_request(number, &[("Dockerfile", dockerfile)]);
-    let opened = place.pull_request("opened", number, "stranger/app", &commit);
-    let (_, receipt) = place.deliver("pull_request", delivery, &opened);
+/// Runs an approved commit with this Dockerfile from the pull request of a fork. Returns the log.
+fn run_fork(fixture: &WebhookFixture, number: u64, delivery: &str, dockerfile: &str) -> String {
+    let commit = fixture.commit_pull_request(number, &[("Dockerfile", dockerfile)]);
+    let opened = fixture.pull_request_event("opened", number, "fork/app", &commit);
+    let (_, receipt) = fixture.deliver("pull_request", delivery, &opened);
     let id = only_run(&receipt);
-    place.ok(&["runs", "approve", &id]);
-    place.finished(&id, "succeeded");
-    place.ok(&["runs", "logs", &id]).all()
+    fixture.run_ok(&["runs", "approve", &id]);
+    fixture.wait_finished(&id, "succeeded");
+    fixture.run_ok(&["runs", "logs", &id]).transcript()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_approved_fork_shares_no_cache_with_the_task() {
-    let Some(world) = World::find() else { return };
-    let place = Place::new(&world);
-    place.task("app", &["--pull-request-trigger-enabled", "true"]);
+async fn approved_fork_shares_no_cache_with_the_task() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let fixture = WebhookFixture::new(&environment);
+    fixture.create_task("app", &["--pull-request-trigger-enabled", "true"]);
     let id = format!("fork-{}", new_run_id());
-    let log = log_of_push(&place, "delivery-1", &dockerfile(&id, "main1"));
+    let log = run_push(&fixture, "delivery-1", &dockerfile(&id, "main1"));
     assert!(log.contains("found-nothing-before-main1"), "{log}");
-    let log = log_of_fork(&place, 7, "delivery-2", &dockerfile(&id, "fork7"));
+    let log = run_fork(&fixture, 7, "delivery-2", &dockerfile(&id, "fork7"));
     assert!(log.contains("found-nothing-before-fork7"), "{log}");
-    // Another fork's pull request gets nothing of that one.
-    let log = log_of_fork(&place, 8, "delivery-3", &dockerfile(&id, "fork8"));
+    // The pull request of another fork gets no entry of the first.
+    let log = run_fork(&fixture, 8, "delivery-3", &dockerfile(&id, "fork8"));
     assert!(log.contains("found-nothing-before-fork8"), "{log}");
-    let log = log_of_push(&place, "delivery-4", &dockerfile(&id, "main2"));
+    let log = run_push(&fixture, "delivery-4", &dockerfile(&id, "main2"));
     assert!(log.contains("found-main1-before-main2"), "{log}");
 }

@@ -1,13 +1,14 @@
-//! From a push to an image: a real git server with a password, deliveries as GitHub signs them, a server with its runner,
-//! a real registry, and a stand-in of the forge that is told where runs stand.
+//! Path from a push to an image: a real git server with a password, deliveries signed as GitHub
+//! signs them, a server with its runner, a real registry, and a fake forge that receives commit
+//! statuses.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 #[path = "../common/mod.rs"]
 mod common;
+mod fixture;
 mod forks;
-mod killed;
-mod place;
+mod server_crashes;
 mod setup;
 
 use std::{
@@ -20,24 +21,24 @@ use std::{
 };
 
 use acrtask_tests::{
-    World,
+    TestEnvironment,
     forge::{deliver, deliver_signed},
 };
 use serde_json::{Value, json};
 
-use place::{FORGE_TOKEN, LIMIT, Place, only_run, task_file};
+use fixture::{FORGE_TOKEN, LIMIT, WebhookFixture, only_run, task_file};
 
-/// Looks at the command lines of all processes until it is dropped.
-struct Watched {
+/// Thread that searches the command lines of all processes for secrets until it is stopped.
+struct CommandLineWatch {
     stop: Arc<AtomicBool>,
-    seen: Option<thread::JoinHandle<Vec<String>>>,
+    reader: Option<thread::JoinHandle<Vec<String>>>,
 }
 
-impl Watched {
+impl CommandLineWatch {
     fn start() -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
-        let seen = thread::spawn(move || {
+        let reader = thread::spawn(move || {
             let mut found = Vec::new();
             while !stopped.load(Ordering::SeqCst) {
                 let processes = std::fs::read_dir("/proc").unwrap().flatten();
@@ -54,57 +55,68 @@ impl Watched {
         });
         Self {
             stop,
-            seen: Some(seen),
+            reader: Some(reader),
         }
     }
 
-    fn found(mut self) -> Vec<String> {
+    fn stop(mut self) -> Vec<String> {
         self.stop.store(true, Ordering::SeqCst);
-        self.seen.take().unwrap().join().unwrap()
+        self.reader.take().unwrap().join().unwrap()
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_push_becomes_an_image_and_the_forge_is_told() {
-    let Some(world) = World::find() else { return };
-    pushed(&world, Place::new(&world)).await;
+async fn push_builds_an_image_and_updates_the_commit_status() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    check_push(&environment, WebhookFixture::new(&environment)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_same_on_postgresql() {
-    let Some(world) = World::find() else { return };
-    let Some(database) = common::postgres().await else {
+async fn push_builds_an_image_and_updates_the_commit_status_on_postgresql() {
+    let Some(environment) = TestEnvironment::find() else {
         return;
     };
-    pushed(&world, Place::on(&world, &database)).await;
-    common::law_holds(&database).await;
+    let Some(database) = common::create_postgres_database().await else {
+        return;
+    };
+    check_push(
+        &environment,
+        WebhookFixture::with_database(&environment, &database),
+    )
+    .await;
+    common::assert_triggers_accounted(&database).await;
 }
 
-/// From a push to an image and to the forge; then the same delivery once more, forged and changed.
-async fn pushed(world: &World, place: Place) {
-    place.task("app", &[]);
-    let before = place.head("main");
-    let commit = place
+/// Checks the path from a push to an image and a commit status. Then sends the delivery again,
+/// forged and changed.
+async fn check_push(environment: &TestEnvironment, fixture: WebhookFixture) {
+    fixture.create_task("app", &[]);
+    let before = fixture.resolve_reference("main");
+    let commit = fixture
         .repositories
         .commit("app", &[("src/file", "second\n")]);
-    // Another one, which must not be what is built.
-    place.repositories.commit("app", &[("src/file", "third\n")]);
-    // The forge is out of order for a moment: the run does not wait for it.
-    place.forge.fail(1);
-    let watched = Watched::start();
-    let push = place.push(&before, &commit, &["src/file"]);
-    let (status, receipt) = place.deliver("push", "delivery-1", &push);
+    // A newer commit, which must not be built.
+    fixture
+        .repositories
+        .commit("app", &[("src/file", "third\n")]);
+    // The forge fails once. The run does not wait for it.
+    fixture.forge.fail_next(1);
+    let watch = CommandLineWatch::start();
+    let push = fixture.push_event(&before, &commit, &["src/file"]);
+    let (status, receipt) = fixture.deliver("push", "delivery-1", &push);
     assert_eq!(status, 200, "{receipt:#}");
     let id = only_run(&receipt);
-    let run = place.finished(&id, "succeeded");
-    assert_eq!(watched.found(), Vec::<String>::new());
+    let run = fixture.wait_finished(&id, "succeeded");
+    assert_eq!(watch.stop(), Vec::<String>::new());
 
-    // That commit, and no other one.
+    // The run used exactly that commit.
     assert_eq!(run["spec"]["context"]["commit"], commit.as_str(), "{run:#}");
-    let facts = &run["result"]["facts"];
+    let facts = &run["result"]["variables"];
     assert_eq!(facts["commit"], commit.as_str(), "{run:#}");
     assert_eq!(facts["branch"], "main", "{run:#}");
-    let pushed = world.digest(&place.image, &commit).await;
+    let pushed = environment.fetch_digest(&fixture.image, &commit).await;
     assert_eq!(
         run["result"]["images"][0]["digest"].as_str(),
         pushed.as_deref(),
@@ -112,11 +124,11 @@ async fn pushed(world: &World, place: Place) {
     );
     assert!(pushed.is_some());
 
-    // The forge was told, and what it was told last is how it ended.
-    let statuses = place.forge.wait_for("org/app", &commit, "success");
+    // The forge received statuses, and the last one is the final state.
+    let statuses = fixture.forge.wait_for("org/app", &commit, "success");
     let states: Vec<&str> = statuses
         .iter()
-        .map(|asked| asked.body["state"].as_str().unwrap())
+        .map(|request| request.body["state"].as_str().unwrap())
         .collect();
     assert_eq!(states.last(), Some(&"success"), "{states:?}");
     assert!(
@@ -126,233 +138,288 @@ async fn pushed(world: &World, place: Place) {
     );
     let last = statuses.last().unwrap();
     assert_eq!(last.body["context"], "acrtask/app");
-    // There is no page that a browser could open.
+    // The server has no page that a browser could open.
     assert!(last.body.get("target_url").is_none(), "{last:#?}");
     assert!(last.authorization.contains(FORGE_TOKEN), "{last:#?}");
 
-    // The delivery and its run are told of.
-    let delivery = place.delivery(&receipt["delivery"]);
+    // The delivery and its run are shown.
+    let delivery = fixture.show_delivery(&receipt["delivery"]);
     assert_eq!(delivery["senderId"], "delivery-1");
-    let outcome = &delivery["outcomes"][0];
-    assert_eq!(outcome["what"], "run", "{delivery:#}");
+    let outcome = &delivery["decisions"][0];
+    assert_eq!(outcome["action"], "runStarted", "{delivery:#}");
     assert_eq!(outcome["run"], id.as_str());
-    let list = place.ok(&["webhook", "deliveries"]).stdout;
+    let list = fixture.run_ok(&["webhook", "deliveries"]).stdout;
     assert!(list.contains(&format!("run {id}")), "{list}");
-    let shown = place.ok(&["task", "show", "app"]).stdout;
+    let shown = fixture.run_ok(&["task", "show", "app"]).stdout;
     assert!(shown.contains(&id), "{shown}");
 
-    // The same once more starts nothing: by its id, and, because GitHub signs the body alone, by its body.
-    let (status, again) = place.deliver("push", "delivery-1", &push);
+    // A repeated delivery starts nothing. It is recognized by its id, and by its body, because
+    // GitHub signs only the body.
+    let (status, again) = fixture.deliver("push", "delivery-1", &push);
     assert_eq!((status, &again["runs"]), (200, &json!([])), "{again:#}");
-    assert_eq!(again["seenBefore"], true, "{again:#}");
+    assert_eq!(again["duplicate"], true, "{again:#}");
     assert_eq!(again["delivery"], receipt["delivery"]);
-    let (status, again) = place.deliver("push", "delivery-2", &push);
+    let (status, again) = fixture.deliver("push", "delivery-2", &push);
     assert_eq!((status, &again["runs"]), (200, &json!([])), "{again:#}");
-    let replayed = place.delivery(&again["delivery"])["outcomes"][0].clone();
-    assert_eq!(replayed["what"], "suppressed", "{replayed:#}");
+    let replayed = fixture.show_delivery(&again["delivery"])["decisions"][0].clone();
+    assert_eq!(replayed["action"], "ignored", "{replayed:#}");
     let reason = replayed["reason"].as_str().unwrap();
     let first = receipt["delivery"].as_str().unwrap();
     assert!(reason.contains(first), "{reason}");
-    // A forged one, and one that was changed on the way.
-    let body = place.push(&commit, &before, &["src/file"]).to_string();
-    let (status, _) = deliver(&place.hook(), "wrong", "push", "delivery-3", &push).unwrap();
+    // A forged delivery, and one that was changed on the way.
+    let body = fixture
+        .push_event(&commit, &before, &["src/file"])
+        .to_string();
+    let (status, _) = deliver(&fixture.hook_url(), "wrong", "push", "delivery-3", &push).unwrap();
     assert_eq!(status, 401);
-    let (status, _) =
-        deliver_signed(&place.hook(), "push", "delivery-4", &body, "sha256=00").unwrap();
+    let (status, _) = deliver_signed(
+        &fixture.hook_url(),
+        "push",
+        "delivery-4",
+        &body,
+        "sha256=00",
+    )
+    .unwrap();
     assert_eq!(status, 401);
-    assert_eq!(place.runs("app").len(), 1);
+    assert_eq!(fixture.list_runs("app").len(), 1);
 
-    // Nothing of a secret is in what was said.
-    let log = place.run(&["runs", "logs", "-o", "json", &id]).all();
-    let said = [log, place.server.log()].concat();
-    assert!(!said.contains("hunter2"), "{said}");
+    // No output contains a secret.
+    let log = fixture
+        .run_client(&["runs", "logs", "-o", "json", &id])
+        .transcript();
+    let output = [log, fixture.server.log()].concat();
+    assert!(!output.contains("hunter2"), "{output}");
 
-    let doctor = place.run(&["doctor", "app"]);
-    assert_eq!(doctor.code, Some(0), "{}", doctor.all());
+    let doctor = fixture.run_client(&["doctor", "app"]);
+    assert_eq!(doctor.code, Some(0), "{}", doctor.transcript());
     assert!(
-        doctor.stdout.contains("2 deliveries were refused"),
+        doctor.stdout.contains("has rejected 2 deliveries"),
         "{}",
-        doctor.all()
+        doctor.transcript()
     );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_starts_nothing_says_why() {
-    let Some(world) = World::find() else { return };
-    let place = Place::new(&world);
-    place.task("app", &["--ignore-path", "docs/**"]);
-    let before = place.head("main");
-    let commit = place
+async fn ignored_deliveries_show_their_reason() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let fixture = WebhookFixture::new(&environment);
+    fixture.create_task("app", &["--ignore-path", "docs/**"]);
+    let before = fixture.resolve_reference("main");
+    let commit = fixture
         .repositories
         .commit("app", &[("docs/index.md", "second\n")]);
-    let push = place.push(&before, &commit, &["docs/index.md"]);
-    let (_, receipt) = place.deliver("push", "delivery-1", &push);
+    let push = fixture.push_event(&before, &commit, &["docs/index.md"]);
+    let (_, receipt) = fixture.deliver("push", "delivery-1", &push);
     assert_eq!(receipt["runs"], json!([]), "{receipt:#}");
-    let outcome = place.delivery(&receipt["delivery"])["outcomes"][0].clone();
-    assert_eq!(outcome["what"], "suppressed", "{outcome:#}");
+    let outcome = fixture.show_delivery(&receipt["delivery"])["decisions"][0].clone();
+    assert_eq!(outcome["action"], "ignored", "{outcome:#}");
     let reason = outcome["reason"].as_str().unwrap();
-    assert!(
-        reason.contains("none of the 1 files that changed"),
-        "{reason}"
-    );
-    let shown = place.ok(&["task", "show", "app"]).stdout;
-    assert!(shown.contains("none of the 1 files"), "{shown}");
+    assert!(reason.contains("none of the 1 changed files"), "{reason}");
+    let shown = fixture.run_ok(&["task", "show", "app"]).stdout;
+    assert!(shown.contains("none of the 1 changed"), "{shown}");
 
-    // The branch goes away.
-    let mut gone = place.push(&commit, &"0".repeat(40), &[]);
+    // The branch is deleted.
+    let mut gone = fixture.push_event(&commit, &"0".repeat(40), &[]);
     gone["commits"] = json!([]);
     gone["head_commit"] = Value::Null;
     gone["deleted"] = true.into();
-    let (_, receipt) = place.deliver("push", "delivery-2", &gone);
-    let delivery = place.delivery(&receipt["delivery"]);
+    let (_, receipt) = fixture.deliver("push", "delivery-2", &gone);
+    let delivery = fixture.show_delivery(&receipt["delivery"]);
     assert_eq!(receipt["runs"], json!([]), "{receipt:#}");
-    let outcome = &delivery["outcomes"][0];
+    let outcome = &delivery["decisions"][0];
     let reason = outcome["reason"].as_str().unwrap();
     assert!(reason.contains("was deleted"), "{delivery:#}");
 
-    // A repository that the webhook may not speak of.
+    // A repository that the webhook does not allow.
     let mut other = push.clone();
     other["repository"] =
         json!({ "full_name": "org/other", "clone_url": "https://git.example.com/org/other.git" });
-    let (status, receipt) = place.deliver("push", "delivery-3", &other);
+    let (status, receipt) = fixture.deliver("push", "delivery-3", &other);
     assert!(status < 300, "{receipt:#}");
     assert!(
         receipt["note"]
             .as_str()
             .unwrap()
-            .contains("may not speak of"),
+            .contains("is not allowed to report events of"),
         "{receipt:#}"
     );
-    assert!(place.runs("app").is_empty());
+    assert!(fixture.list_runs("app").is_empty());
 
-    // Once the task counts those files, the same delivery is looked at once more.
-    place.ok(&["task", "update", "app", "--ignore-path", ""]);
-    let first = place.server.json(&["webhook", "deliveries", "-o", "json"]);
+    // After the task includes those files, redelivery evaluates the same delivery again.
+    fixture.run_ok(&["task", "update", "app", "--ignore-path", ""]);
+    let first = fixture
+        .server
+        .run_json(&["webhook", "deliveries", "-o", "json"]);
     let first = first["items"]
         .as_array()
         .unwrap()
         .iter()
-        .find(|one| one["senderId"] == "delivery-1")
+        .find(|item| item["senderId"] == "delivery-1")
         .unwrap()["id"]
         .as_str()
         .unwrap()
         .to_owned();
-    let again = place
+    let again = fixture
         .server
-        .json(&["webhook", "redeliver", &first, "-o", "json"]);
+        .run_json(&["webhook", "redeliver", &first, "-o", "json"]);
     assert_eq!(again["redeliveryOf"], first.as_str(), "{again:#}");
-    let id = again["outcomes"][0]["run"].as_str().unwrap().to_owned();
-    place.finished(&id, "succeeded");
-    assert!(world.digest(&place.image, &commit).await.is_some());
+    let id = again["decisions"][0]["run"].as_str().unwrap().to_owned();
+    fixture.wait_finished(&id, "succeeded");
+    assert!(
+        environment
+            .fetch_digest(&fixture.image, &commit)
+            .await
+            .is_some()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_strangers_pull_request_waits_and_a_closed_one_is_canceled() {
-    let Some(world) = World::find() else { return };
-    let place = Place::new(&world);
-    place.task("app", &["--pull-request-trigger-enabled", "true"]);
-    let theirs = place.commit_of_pull_request(7, &[("src/file", "theirs\n")]);
-    let opened = place.pull_request("opened", 7, "stranger/app", &theirs);
-    let (_, receipt) = place.deliver("pull_request", "delivery-1", &opened);
+async fn fork_pull_request_waits_for_approval_and_closing_cancels_runs() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let fixture = WebhookFixture::new(&environment);
+    fixture.create_task("app", &["--pull-request-trigger-enabled", "true"]);
+    let theirs = fixture.commit_pull_request(7, &[("src/file", "theirs\n")]);
+    let opened = fixture.pull_request_event("opened", 7, "fork/app", &theirs);
+    let (_, receipt) = fixture.deliver("pull_request", "delivery-1", &opened);
     let id = only_run(&receipt);
-    let run = place.server.run_of(&id);
+    let run = fixture.server.fetch_run(&id);
     assert_eq!(run["state"], "queued", "{run:#}");
     assert_eq!(run["approval"], "pending", "{run:#}");
-    let why = place.ok(&["runs", "why", &id]).stdout;
+    let why = fixture.run_ok(&["runs", "why", &id]).stdout;
     assert!(
         why.contains(&format!("acrtask runs approve {id}")) && why.contains(&theirs),
         "{why}"
     );
-    let statuses = place.forge.wait_for("org/app", &theirs, "pending");
+    let statuses = fixture.forge.wait_for("org/app", &theirs, "pending");
     let description = statuses[0].body["description"].as_str().unwrap();
     assert!(description.contains("approval"), "{description}");
-    // It waits, although a runner is free.
+    // The run waits, although a runner is free.
     thread::sleep(Duration::from_secs(2));
-    assert_eq!(place.server.run_of(&id)["state"], "queued");
-    let approved = place.ok(&["runs", "approve", &id]);
-    assert!(approved.stderr.contains(&theirs), "{}", approved.all());
-    place.finished(&id, "succeeded");
-    assert!(world.digest(&place.image, &theirs).await.is_some());
-    place.forge.wait_for("org/app", &theirs, "success");
-    let twice = place.ok(&["runs", "approve", &id]);
-    assert!(twice.stderr.contains("approved already"), "{}", twice.all());
+    assert_eq!(fixture.server.fetch_run(&id)["state"], "queued");
+    let approved = fixture.run_ok(&["runs", "approve", &id]);
+    assert!(
+        approved.stderr.contains(&theirs),
+        "{}",
+        approved.transcript()
+    );
+    fixture.wait_finished(&id, "succeeded");
+    assert!(
+        environment
+            .fetch_digest(&fixture.image, &theirs)
+            .await
+            .is_some()
+    );
+    fixture.forge.wait_for("org/app", &theirs, "success");
+    let twice = fixture.run_ok(&["runs", "approve", &id]);
+    assert!(
+        twice.stderr.contains("approved already"),
+        "{}",
+        twice.transcript()
+    );
 
-    // One's own pull request begins at once; closing it ends its run.
+    // A pull request of the own repository starts at once. Closing it cancels its run.
     let slow = task_file(
-        &place.image,
+        &fixture.image,
         "  - id: slow\n    cmd: $Registry/base/busybox:1.36 sleep 300\n",
     );
-    let own = place.commit_of_pull_request(8, &[("acr-task.yaml", &slow)]);
-    let opened = place.pull_request("opened", 8, "org/app", &own);
-    let (_, receipt) = place.deliver("pull_request", "delivery-2", &opened);
+    let own = fixture.commit_pull_request(8, &[("acr-task.yaml", &slow)]);
+    let opened = fixture.pull_request_event("opened", 8, "org/app", &own);
+    let (_, receipt) = fixture.deliver("pull_request", "delivery-2", &opened);
     let running = only_run(&receipt);
-    place
+    fixture
         .server
         .wait_for_run(&running, |run| run["state"] == "running");
-    // A stranger's that nobody has approved goes with its pull request too.
-    let never = place.commit_of_pull_request(9, &[("src/file", "never\n")]);
-    let opened = place.pull_request("opened", 9, "stranger/app", &never);
-    let waiting = only_run(&place.deliver("pull_request", "delivery-3", &opened).1);
+    // Closing also cancels a run of a fork that was never approved.
+    let never = fixture.commit_pull_request(9, &[("src/file", "never\n")]);
+    let opened = fixture.pull_request_event("opened", 9, "fork/app", &never);
+    let waiting = only_run(&fixture.deliver("pull_request", "delivery-3", &opened).1);
     let begun = Instant::now();
-    for (n, number, from, commit) in [(4, 8, "org/app", &own), (5, 9, "stranger/app", &never)] {
-        let closed = place.pull_request("closed", number, from, commit);
-        let (_, receipt) = place.deliver("pull_request", &format!("delivery-{n}"), &closed);
+    for (n, number, from, commit) in [(4, 8, "org/app", &own), (5, 9, "fork/app", &never)] {
+        let closed = fixture.pull_request_event("closed", number, from, commit);
+        let (_, receipt) = fixture.deliver("pull_request", &format!("delivery-{n}"), &closed);
         assert_eq!(receipt["runs"], json!([]), "{receipt:#}");
     }
     for id in [&running, &waiting] {
-        let run = place.finished(id, "canceled");
+        let run = fixture.wait_finished(id, "canceled");
         assert!(
             run["reason"].as_str().unwrap().contains("closed"),
             "{run:#}"
         );
     }
     assert!(begun.elapsed() < LIMIT);
-    place.forge.wait_for("org/app", &own, "error");
-    assert!(world.digest(&place.image, &never).await.is_none());
+    fixture.forge.wait_for("org/app", &own, "error");
+    assert!(
+        environment
+            .fetch_digest(&fixture.image, &never)
+            .await
+            .is_none()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_newest_commit_wins_where_the_task_says_so() {
-    let Some(world) = World::find() else { return };
-    newest_wins(&world, Place::new(&world)).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_newest_commit_wins_on_postgresql() {
-    let Some(world) = World::find() else { return };
-    let Some(database) = common::postgres().await else {
+async fn newest_commit_supersedes_older_runs_with_newest_wins() {
+    let Some(environment) = TestEnvironment::find() else {
         return;
     };
-    newest_wins(&world, Place::on(&world, &database)).await;
-    common::law_holds(&database).await;
+    check_newest_wins(&environment, WebhookFixture::new(&environment)).await;
 }
 
-async fn newest_wins(world: &World, place: Place) {
-    place.task("app", &["--newest-wins"]);
+#[tokio::test(flavor = "multi_thread")]
+async fn newest_commit_supersedes_older_runs_on_postgresql() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let Some(database) = common::create_postgres_database().await else {
+        return;
+    };
+    check_newest_wins(
+        &environment,
+        WebhookFixture::with_database(&environment, &database),
+    )
+    .await;
+    common::assert_triggers_accounted(&database).await;
+}
+
+async fn check_newest_wins(environment: &TestEnvironment, fixture: WebhookFixture) {
+    fixture.create_task("app", &["--newest-wins"]);
     let slow = task_file(
-        &place.image,
+        &fixture.image,
         "  - id: slow\n    cmd: $Registry/base/busybox:1.36 sleep 300\n",
     );
-    let start = place.head("main");
-    let first = place
+    let start = fixture.resolve_reference("main");
+    let first = fixture
         .repositories
         .commit("app", &[("acr-task.yaml", &slow)]);
-    let push = place.push(&start, &first, &["acr-task.yaml"]);
-    let older = only_run(&place.deliver("push", "delivery-1", &push).1);
-    place
+    let push = fixture.push_event(&start, &first, &["acr-task.yaml"]);
+    let older = only_run(&fixture.deliver("push", "delivery-1", &push).1);
+    fixture
         .server
         .wait_for_run(&older, |run| run["state"] == "running");
-    let quick = task_file(&place.image, "");
-    let second = place
+    let quick = task_file(&fixture.image, "");
+    let second = fixture
         .repositories
         .commit("app", &[("acr-task.yaml", &quick)]);
-    let push = place.push(&first, &second, &["acr-task.yaml"]);
-    let newer = only_run(&place.deliver("push", "delivery-2", &push).1);
-    let run = place.finished(&older, "canceled");
+    let push = fixture.push_event(&first, &second, &["acr-task.yaml"]);
+    let newer = only_run(&fixture.deliver("push", "delivery-2", &push).1);
+    let run = fixture.wait_finished(&older, "canceled");
     assert_eq!(run["reason"], format!("superseded by {newer}"), "{run:#}");
-    place.finished(&newer, "succeeded");
-    assert!(world.digest(&place.image, &first).await.is_none());
-    assert!(world.digest(&place.image, &second).await.is_some());
-    place.forge.wait_for("org/app", &first, "error");
-    place.forge.wait_for("org/app", &second, "success");
+    fixture.wait_finished(&newer, "succeeded");
+    assert!(
+        environment
+            .fetch_digest(&fixture.image, &first)
+            .await
+            .is_none()
+    );
+    assert!(
+        environment
+            .fetch_digest(&fixture.image, &second)
+            .await
+            .is_some()
+    );
+    fixture.forge.wait_for("org/app", &first, "error");
+    fixture.forge.wait_for("org/app", &second, "success");
 }

@@ -1,44 +1,46 @@
-//! How a webhook comes to a forge, and what the doctor says of it.
+//! Setup of a webhook at a forge, and its diagnosis by `doctor`.
 
 use acrtask_tests::{
-    World,
+    TestEnvironment,
     forge::Forge,
     git_server::{HttpGit, Repositories},
     project,
-    service::Server,
+    service::TestServer,
 };
 use serde_json::{Value, json};
 
-use super::place::{FORGE_TOKEN, TOKEN};
+use super::fixture::{FORGE_TOKEN, TOKEN};
 
-/// The verdict of the doctor on one thing.
-fn verdict<'a>(report: &'a Value, name: &str) -> &'a Value {
+/// Returns the verdict of the doctor on one check.
+fn find_verdict<'a>(report: &'a Value, name: &str) -> &'a Value {
     let checks = report["checks"].as_array().unwrap();
     let found = checks.iter().find(|check| check["name"] == name);
     &found.unwrap_or_else(|| panic!("{name}: {report:#}"))["verdict"]
 }
 
 #[test]
-fn the_doctor_says_what_is_wrong() {
-    let Some(world) = World::find() else { return };
+fn doctor_reports_every_problem_of_a_task() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let repositories = Repositories::default();
     repositories.create("app");
     repositories.commit("app", &[("file", "")]);
     let git_server = HttpGit::start(&repositories.root(), Some(("ci", TOKEN)));
-    let mut server = Server::start(&world, &["--no-runner", "--allow-private-addresses"]);
-    let files = project::folder(&[(
+    let mut server = TestServer::start(&environment, &["--no-runner", "--allow-private-addresses"]);
+    let files = project::create_folder(&[(
         "app.yaml",
         &format!(
             "name: app\ncontext: {}#main\nregistry: {}\nsecrets: {{ NPM: NPM_TOKEN }}\ntriggers: {{ commit: {{}} }}\n",
             git_server.url("app"),
-            world.registry
+            environment.registry
         ),
     )]);
-    let run = |server: &Server, args: &[&str]| server.client(files.path(), args).wait();
+    let run = |server: &TestServer, args: &[&str]| server.start_client(files.path(), args).wait();
     let applied = run(&server, &["task", "apply", "--file", "app.yaml"]);
-    assert_eq!(applied.code, Some(0), "{}", applied.all());
+    assert_eq!(applied.code, Some(0), "{}", applied.transcript());
     let outcome = run(&server, &["doctor", "app", "-o", "json"]);
-    assert_eq!(outcome.code, Some(1), "{}", outcome.all());
+    assert_eq!(outcome.code, Some(1), "{}", outcome.transcript());
     let report: Value = serde_json::from_str(&outcome.stdout).unwrap();
     assert_eq!(report["ok"], false);
     for (name, expected) in [
@@ -54,9 +56,9 @@ fn the_doctor_says_what_is_wrong() {
         ("login", "ok"),
         ("clocks", "ok"),
     ] {
-        assert_eq!(verdict(&report, name), expected, "{name}: {report:#}");
+        assert_eq!(find_verdict(&report, name), expected, "{name}: {report:#}");
     }
-    // With the login the server reads what this machine alone does not.
+    // With the login the server can read the repository, while this machine alone cannot.
     let host = git_server.url("app");
     let host = host.split('/').nth(2).unwrap();
     std::fs::write(files.path().join("token"), TOKEN).unwrap();
@@ -74,27 +76,29 @@ fn the_doctor_says_what_is_wrong() {
             "app",
         ],
     );
-    assert_eq!(set.code, Some(0), "{}", set.all());
+    assert_eq!(set.code, Some(0), "{}", set.transcript());
     let outcome = run(&server, &["doctor", "app", "-o", "json"]);
     let report: Value = serde_json::from_str(&outcome.stdout).unwrap();
-    assert_eq!(verdict(&report, "repository"), "ok", "{report:#}");
-    assert!(!outcome.all().contains(TOKEN));
+    assert_eq!(find_verdict(&report, "repository"), "ok", "{report:#}");
+    assert!(!outcome.transcript().contains(TOKEN));
     let unknown = run(&server, &["doctor", "nothing"]);
-    assert_eq!(unknown.code, Some(2), "{}", unknown.all());
+    assert_eq!(unknown.code, Some(2), "{}", unknown.transcript());
     server.kill();
-    let away = run(&server, &["doctor", "-o", "json"]);
-    assert_eq!(away.code, Some(1), "{}", away.all());
-    let report: Value = serde_json::from_str(&away.stdout).unwrap();
-    assert_eq!(verdict(&report, "server"), "wrong", "{report:#}");
+    let unreachable = run(&server, &["doctor", "-o", "json"]);
+    assert_eq!(unreachable.code, Some(1), "{}", unreachable.transcript());
+    let report: Value = serde_json::from_str(&unreachable.stdout).unwrap();
+    assert_eq!(find_verdict(&report, "server"), "wrong", "{report:#}");
 }
 
 #[test]
-fn a_webhook_is_entered_at_the_forge_and_its_ping_arrives() {
-    let Some(world) = World::find() else { return };
-    let server = Server::start(&world, &["--no-runner"]);
+fn webhook_is_registered_at_the_forge_and_its_ping_arrives() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(&environment, &["--no-runner"]);
     let forge = Forge::start();
-    let files = project::folder(&[("token", FORGE_TOKEN)]);
-    let run = |args: &[&str]| server.client(files.path(), args).wait();
+    let files = project::create_folder(&[("token", FORGE_TOKEN)]);
+    let run = |args: &[&str]| server.start_client(files.path(), args).wait();
     let created = run(&[
         "task",
         "create",
@@ -102,11 +106,11 @@ fn a_webhook_is_entered_at_the_forge_and_its_ping_arrives() {
         "--context",
         "http://127.0.0.1:9/org/app.git#main",
         "--registry",
-        &world.registry,
+        &environment.registry,
         "--commit-trigger-enabled",
         "true",
     ]);
-    assert_eq!(created.code, Some(0), "{}", created.all());
+    assert_eq!(created.code, Some(0), "{}", created.transcript());
     let setup = |more: &[&str]| {
         let api = forge.url();
         let all = [
@@ -117,11 +121,11 @@ fn a_webhook_is_entered_at_the_forge_and_its_ping_arrives() {
         run(&all.concat())
     };
     let first = setup(&[]);
-    assert_eq!(first.code, Some(0), "{}", first.all());
+    assert_eq!(first.code, Some(0), "{}", first.transcript());
     assert!(
-        first.stderr.contains("the forge's ping has arrived"),
+        first.stderr.contains("received the forge's ping"),
         "{}",
-        first.all()
+        first.transcript()
     );
     let hooks = forge.hooks();
     assert_eq!(hooks.len(), 1);
@@ -130,7 +134,7 @@ fn a_webhook_is_entered_at_the_forge_and_its_ping_arrives() {
         hooks[0]["config"]["url"],
         format!("{}/hooks/org-app", server.url)
     );
-    // Once more: nothing is made, and the secret stays what it is.
+    // A second setup creates nothing and keeps the secret.
     let updated = run(&[
         "task",
         "update",
@@ -138,18 +142,15 @@ fn a_webhook_is_entered_at_the_forge_and_its_ping_arrives() {
         "--pull-request-trigger-enabled",
         "true",
     ]);
-    assert_eq!(updated.code, Some(0), "{}", updated.all());
+    assert_eq!(updated.code, Some(0), "{}", updated.transcript());
     let again = setup(&[]);
-    // The ping is the same as before, so that only the forge knows how it was answered.
-    assert_eq!(again.code, Some(0), "{}", again.all());
+    // The ping is the same as before, so only the forge has the status of the response.
+    assert_eq!(again.code, Some(0), "{}", again.transcript());
     let hooks = forge.hooks();
     assert_eq!(hooks.len(), 1);
     assert_eq!(hooks[0]["events"], json!(["push", "pull_request"]));
-    let said = [first.all(), again.all(), server.log()].concat();
-    assert!(!said.contains(FORGE_TOKEN));
+    let output = [first.transcript(), again.transcript(), server.log()].concat();
+    assert!(!output.contains(FORGE_TOKEN));
     let secret = hooks[0]["config"]["secret"].as_str().unwrap();
-    assert!(
-        !said.contains(secret),
-        "it is not shown where nobody needs it"
-    );
+    assert!(!output.contains(secret), "the secret is in the output");
 }

@@ -1,8 +1,12 @@
-//! `followpaths`: the builder names paths that it will read, and gets them with every symbolic link on the way.
+//! `followpaths`: paths that the builder will read. It receives them with all symbolic links on the
+//! path.
 //!
-//! Invariants: links are followed inside the root only (an absolute or climbing target stays below it); a path that
-//! does not exist is kept, so that the builder's own error names it. The answers are those of fsutil's `FollowLinks`,
-//! but for links that lead from one to the next without end, which no builder follows either.
+//! Invariants:
+//! - Links are followed inside the root only. An absolute target, or one with `..`, stays below the
+//!   root.
+//! - A missing path is kept, so that the builder's own error names it.
+//! - The results are those of fsutil's `FollowLinks`, except for endless chains of links, which no
+//!   builder follows either.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -10,22 +14,26 @@ use std::path::Path;
 
 use super::gopath;
 
-/// Links on the way of one path: as many as a builder follows.
+/// Maximum number of links on one path, as in a builder.
 const MAX_LINKS: usize = 255;
 
-/// The include patterns that the paths stand for. `None`: everything, because a path leads to the root.
-pub(crate) fn follow(root: &Path, paths: &[String]) -> io::Result<Option<Vec<String>>> {
+/// Returns the include patterns for the paths. `None` means everything, because a path leads to the
+/// root.
+pub(crate) fn resolve_follow_paths(
+    root: &Path,
+    paths: &[String],
+) -> io::Result<Option<Vec<String>>> {
     let mut resolver = Resolver {
         root,
         resolved: BTreeSet::new(),
     };
     for path in paths {
-        resolver.add(path, 0)?;
+        resolver.add_path(path, 0)?;
     }
     Ok(drop_nested(resolver.resolved.into_iter().collect()))
 }
 
-/// Drops what lies below the entry before it. `None` when one of them is the root.
+/// Drops paths below the previous path. `None` if one of them is the root.
 pub(crate) fn drop_nested(paths: Vec<String>) -> Option<Vec<String>> {
     let mut kept: Vec<String> = Vec::with_capacity(paths.len());
     let mut last = String::new();
@@ -51,7 +59,7 @@ struct Resolver<'a> {
 }
 
 impl Resolver<'_> {
-    fn add(&mut self, path: &str, links: usize) -> io::Result<()> {
+    fn add_path(&mut self, path: &str, links: usize) -> io::Result<()> {
         if links > MAX_LINKS {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -66,7 +74,7 @@ impl Resolver<'_> {
                 None => (rest, String::new()),
             };
             current = gopath::join(&current, &head);
-            let targets = self.targets(&current, true)?;
+            let targets = self.link_targets(&current, true)?;
             rest = tail;
             if (rest.is_empty() || !targets.is_empty()) && self.resolved.contains(&current) {
                 return Ok(());
@@ -74,7 +82,7 @@ impl Resolver<'_> {
             if !targets.is_empty() {
                 self.resolved.insert(current);
                 for target in targets {
-                    self.add(&gopath::join(&target, &rest), links + 1)?;
+                    self.add_path(&gopath::join(&target, &rest), links + 1)?;
                 }
                 return Ok(());
             }
@@ -85,8 +93,9 @@ impl Resolver<'_> {
         }
     }
 
-    /// Where the path leads if its last element is a link, or a wildcard that matches links.
-    fn targets(&self, path: &str, wildcard: bool) -> io::Result<Vec<String>> {
+    /// Returns the targets of a path if its last element is a link, or a wildcard that matches
+    /// links.
+    fn link_targets(&self, path: &str, wildcard: bool) -> io::Result<Vec<String>> {
         let (folder, base) = path.rsplit_once('/').unwrap_or((".", path));
         if wildcard && gopath::has_wildcard(base) {
             let entries = match std::fs::read_dir(self.root.join(folder)) {
@@ -99,7 +108,7 @@ impl Resolver<'_> {
                 let name = entry?.file_name();
                 let Some(name) = name.to_str() else { continue };
                 if gopath::matches(base, name).unwrap_or(false) {
-                    found.extend(self.targets(&gopath::join(folder, name), false)?);
+                    found.extend(self.link_targets(&gopath::join(folder, name), false)?);
                 }
             }
             found.sort();
@@ -127,7 +136,7 @@ impl Resolver<'_> {
     }
 }
 
-/// Nothing there, or something on the way is not a folder.
+/// Returns `true` if the path does not exist, or leads through something else than a folder.
 pub(crate) fn is_absent(e: &io::Error) -> bool {
     matches!(
         e.kind(),
@@ -146,7 +155,7 @@ mod tests {
 
     fn check(root: &TempDir, paths: &[&str], want: Option<&[&str]>) {
         let paths: Vec<String> = paths.iter().map(ToString::to_string).collect();
-        let got = follow(root.path(), &paths).unwrap();
+        let got = resolve_follow_paths(root.path(), &paths).unwrap();
         assert_eq!(
             got.as_deref()
                 .map(|got| got.iter().map(String::as_str).collect::<Vec<_>>())
@@ -156,7 +165,7 @@ mod tests {
         );
     }
 
-    /// Folders end with `/`, links are `(path, target)`.
+    /// Creates files and links. Folders end with `/`; links are `(path, target)`.
     fn tree(files: &[&str], links: &[(&str, &str)]) -> TempDir {
         let root = TempDir::new().unwrap();
         for file in files {
@@ -175,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_of_links() {
+    fn chain_of_links_is_followed() {
         let root = tree(
             &["dir/foo", "bar", "baz"],
             &[("dir/l1", "foo"), ("l2", "dir/l1")],
@@ -188,28 +197,28 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_without_end_is_an_error() {
+    fn endless_chain_of_links_is_refused() {
         let root = TempDir::new().unwrap();
         for i in 0..20_000 {
             symlink(format!("l{}", i + 1), root.path().join(format!("l{i}"))).unwrap();
         }
-        // On a thread as small as those of a runtime are.
+        // Uses a thread with the stack of a runtime's threads.
         let small = std::thread::Builder::new().stack_size(2 << 20);
         let path = root.path().to_owned();
-        let following = small.spawn(move || follow(&path, &["l0".to_owned()]));
+        let following = small.spawn(move || resolve_follow_paths(&path, &["l0".to_owned()]));
         let error = following.unwrap().join().unwrap().unwrap_err();
         assert!(error.to_string().contains("more than 255 links"), "{error}");
-        assert!(follow(root.path(), &["l19900".to_owned()]).is_ok());
+        assert!(resolve_follow_paths(root.path(), &["l19900".to_owned()]).is_ok());
     }
 
     #[test]
-    fn loops_end() {
+    fn loops_of_links_terminate() {
         let root = tree(&[], &[("l1", "l1"), ("l2", "l3"), ("l3", "l2")]);
         check(&root, &["l1", "l3"], Some(&["l1", "l2", "l3"]));
     }
 
     #[test]
-    fn absolute_and_climbing_links_stay_inside() {
+    fn absolute_and_parent_links_stay_inside() {
         for up in ["../", "../../../"] {
             let root = tree(
                 &["dir/", "foo/", "baz"],
@@ -220,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_absent_is_kept() {
+    fn missing_paths_are_kept() {
         let root = tree(&[], &[]);
         check(
             &root,
@@ -240,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn wildcards() {
+    fn wildcards_match_links() {
         let root = tree(
             &["foo/bar1", "foo/bar3", "baz", "dir/"],
             &[

@@ -1,13 +1,13 @@
-//! The few rules of Go's `path/filepath` (on a slash-separated system) that BuildKit's file patterns are
-//! defined by: `Clean`, the syntax that `Match` accepts, and `Match` itself.
+//! Rules of Go's `path/filepath` for slash-separated paths that define BuildKit's file patterns:
+//! `Clean`, the pattern syntax of `Match`, and `Match` itself.
 //!
 //! Source: documentation of `path/filepath`. Left out: Windows.
 
-/// A pattern that is not well-formed.
+/// Error for a malformed pattern.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("syntax error in pattern {pattern:?}")]
 pub struct BadPattern {
-    /// The pattern as it was given.
+    /// Original pattern.
     pub pattern: String,
 }
 
@@ -19,7 +19,8 @@ impl BadPattern {
     }
 }
 
-/// The shortest lexical equivalent of `path`: no `.`, no empty element, `..` resolved where it can be.
+/// Returns the shortest lexical equivalent of `path`, without `.` and empty elements, and with `..`
+/// resolved if possible.
 pub(crate) fn clean(path: &str) -> String {
     let rooted = path.starts_with('/');
     let mut parts: Vec<&str> = Vec::new();
@@ -43,7 +44,7 @@ pub(crate) fn clean(path: &str) -> String {
     }
 }
 
-/// `clean(a/b)`; an empty element is ignored.
+/// Returns `clean(a/b)`. Ignores an empty element.
 pub(crate) fn join(a: &str, b: &str) -> String {
     match (a.is_empty(), b.is_empty()) {
         (true, true) => String::new(),
@@ -53,7 +54,7 @@ pub(crate) fn join(a: &str, b: &str) -> String {
     }
 }
 
-/// One element of a parsed pattern.
+/// Element of a parsed pattern.
 #[derive(Debug)]
 enum Piece {
     Star,
@@ -65,7 +66,7 @@ enum Piece {
     },
 }
 
-/// Reads one possibly escaped character of a class. There must be something after it.
+/// Reads one possibly escaped character of a class. At least one more character must follow.
 fn class_char(chars: &[char], at: &mut usize) -> Option<char> {
     match chars.get(*at)? {
         '-' | ']' => return None,
@@ -121,12 +122,13 @@ fn parse(pattern: &str) -> Result<Vec<Piece>, BadPattern> {
     Ok(pieces)
 }
 
-/// Whether `Match` would accept the pattern.
+/// Checks that `Match` accepts the pattern.
 pub(crate) fn check(pattern: &str) -> Result<(), BadPattern> {
     parse(pattern).map(drop)
 }
 
-/// Whether the whole `name` matches; `*` and `?` never match a slash. Linear in time times the number of stars.
+/// Returns `true` if the complete `name` matches. `*` and `?` never match a slash. The time is
+/// linear in the length times the number of stars.
 pub(crate) fn matches(pattern: &str, name: &str) -> Result<bool, BadPattern> {
     let pieces = parse(pattern)?;
     let name: Vec<char> = name.chars().collect();
@@ -139,8 +141,8 @@ pub(crate) fn matches(pattern: &str, name: &str) -> Result<bool, BadPattern> {
         }
     };
     let (mut p, mut n) = (0, 0);
-    // The last star seen, and how far it has been stretched: enough for backtracking, since a later
-    // star can do whatever an earlier one could.
+    // Last star, and the number of characters it matches. This suffices for backtracking, because a
+    // later star can match everything that an earlier one could.
     let mut star: Option<(usize, usize)> = None;
     while n < name.len() {
         match pieces.get(p) {
@@ -165,7 +167,7 @@ pub(crate) fn matches(pattern: &str, name: &str) -> Result<bool, BadPattern> {
     Ok(pieces[p..].iter().all(|piece| matches!(piece, Piece::Star)))
 }
 
-/// Whether the name holds an unescaped wildcard.
+/// Returns `true` if the name contains an unescaped wildcard.
 pub(crate) fn has_wildcard(name: &str) -> bool {
     let mut chars = name.chars();
     while let Some(c) = chars.next() {
@@ -185,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn clean_is_the_shortest_equivalent() {
+    fn clean_returns_the_shortest_equivalent() {
         for (path, want) in [
             ("", "."),
             (".", "."),
@@ -202,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn match_agrees_with_go() {
+    fn matches_agrees_with_go() {
         for (pattern, name, want) in [
             ("abc", "abc", true),
             ("*", "abc", true),

@@ -1,14 +1,18 @@
-//! `moby.filesync.v1.FileSync`: the builder asks for a folder, we describe its entries, it requests the files that it lacks.
+//! `moby.filesync.v1.FileSync`: the builder requests a folder, this program describes its entries,
+//! and the builder requests the files that it lacks.
 //!
-//! The exchange: we send a STAT packet for each entry, numbered from 0 in order, and an empty STAT at
-//! the end. The builder sends REQ with a number for each file it wants; we answer with DATA packets and an empty one.
-//! When it has all, it sends FIN and we echo it.
+//! This program sends a STAT packet for each entry, numbered from 0 in order, and an empty STAT at
+//! the end. The builder sends a REQ with the number of each file that it wants. The response
+//! consists of DATA packets and an empty one. After the last file, the builder sends FIN, and this
+//! program returns it.
 //!
 //! Invariants:
-//! - Requests are taken off the wire at once and put in a queue of numbers, whatever the walk or the readers are doing: a
-//!   builder whose small frames pile up is cut off by HTTP/2's flood protection.
-//! - Memory does not depend on file sizes, and for each file it holds its name and 12 bytes.
-//! - A file that has vanished since the walk is sent empty. A file that cannot be opened or read fails the transfer.
+//! - A task reads requests immediately and stores their numbers in a queue, independent of the walk
+//!   and the readers. Otherwise small frames would accumulate, and the flood protection of HTTP/2
+//!   would close the connection.
+//! - Memory does not depend on file sizes. Each file takes its name and 12 bytes.
+//! - A file that vanished after the walk is sent empty. A file that cannot be opened or read fails
+//!   the transfer.
 //!
 //! Left out: `TarStream`, which no current builder uses.
 
@@ -42,23 +46,24 @@ use queue::RequestQueue;
 use walk::{Filter, Visitor};
 pub(crate) use walk::{WalkError, mode};
 
-/// Files that are read at the same time.
+/// Number of files read concurrently.
 const READERS: usize = 4;
-/// Bytes of a DATA packet.
+/// Size of a DATA packet, in bytes.
 const CHUNK: usize = 32 * 1024;
-/// Packets between the walk, the readers and the wire: with [`CHUNK`] this bounds the memory of a transfer.
+/// Number of packets between the walk, the readers and the wire. With [`CHUNK`] it bounds the
+/// memory of a transfer.
 const PACKETS_IN_FLIGHT: usize = 128;
 
-/// What a name in a `local://` source stands for.
+/// Content of a named `local://` source.
 #[derive(Debug, Clone)]
 pub(crate) enum Tree {
-    /// A folder of this machine.
+    /// Folder of this machine.
     Folder(PathBuf),
-    /// Files that exist in memory only: name without a slash, content.
+    /// Files in memory: names without a slash, and contents.
     Memory(Arc<[(String, Vec<u8>)]>),
 }
 
-/// The folders that a build may read.
+/// Folders that a build may read.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct FileSyncService {
     trees: Arc<HashMap<String, Tree>>,
@@ -83,11 +88,18 @@ impl FileSync for FileSyncService {
         &self,
         request: Request<Streaming<Packet>>,
     ) -> Result<Response<PacketStream>, Status> {
-        let wish = Wish::from_metadata(request.metadata())?;
-        let tree = self.trees.get(&wish.name).cloned().ok_or_else(|| {
-            Status::not_found(format!("no access allowed to dir {:?}", wish.name))
-        })?;
-        tracing::debug!(name = wish.name, include = ?wish.include, exclude = ?wish.exclude, follow = ?wish.follow, "file sync");
+        let folder_request = FolderRequest::from_metadata(request.metadata())?;
+        let tree = self
+            .trees
+            .get(&folder_request.name)
+            .cloned()
+            .ok_or_else(|| {
+                Status::not_found(format!(
+                    "no access allowed to dir {:?}",
+                    folder_request.name
+                ))
+            })?;
+        tracing::debug!(name = folder_request.name, include = ?folder_request.include, exclude = ?folder_request.exclude, follow = ?folder_request.follow, "file sync");
         let (packets, receiver) = mpsc::channel(PACKETS_IN_FLIGHT);
         let transfer = Arc::new(Transfer {
             packets,
@@ -95,12 +107,12 @@ impl FileSync for FileSyncService {
             queue: RequestQueue::default(),
             tree,
         });
-        tokio::spawn(Arc::clone(&transfer).take_requests(request.into_inner()));
+        tokio::spawn(Arc::clone(&transfer).receive_requests(request.into_inner()));
         for _ in 0..READERS {
             let transfer = Arc::clone(&transfer);
             tokio::task::spawn_blocking(move || transfer.read_files());
         }
-        tokio::task::spawn_blocking(move || transfer.send_stats(&wish));
+        tokio::task::spawn_blocking(move || transfer.send_stats(&folder_request));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
@@ -112,16 +124,16 @@ impl FileSync for FileSyncService {
     }
 }
 
-/// What a builder asked for, in the headers of its call.
+/// Folder that a builder requests, from the headers of its call.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Wish {
+struct FolderRequest {
     name: String,
     include: Vec<String>,
     exclude: Vec<String>,
     follow: Vec<String>,
 }
 
-impl Wish {
+impl FolderRequest {
     fn from_metadata(metadata: &MetadataMap) -> Result<Self, Status> {
         let values = |key: &str| -> Result<Vec<String>, Status> {
             let escaped = metadata
@@ -151,7 +163,7 @@ impl Wish {
     }
 }
 
-/// Undoes `application/x-www-form-urlencoded`, in which headers carry text that is not ASCII.
+/// Decodes `application/x-www-form-urlencoded`, the encoding of non-ASCII text in headers.
 fn query_unescape(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
@@ -173,7 +185,7 @@ fn query_unescape(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// One running exchange.
+/// Running exchange.
 struct Transfer {
     packets: mpsc::Sender<Result<Packet, Status>>,
     index: Mutex<FileIndex>,
@@ -182,7 +194,7 @@ struct Transfer {
 }
 
 impl Transfer {
-    /// Sends a packet from a thread that may block. `false` when nobody listens any more.
+    /// Sends a packet from a thread that may block. Returns `false` if the receiver is gone.
     fn send(&self, packet: Packet) -> bool {
         self.packets.blocking_send(Ok(packet)).is_ok()
     }
@@ -199,13 +211,16 @@ impl Transfer {
             .blocking_send(Err(Status::failed_precondition(message)));
     }
 
-    fn send_stats(&self, wish: &Wish) {
+    fn send_stats(&self, folder_request: &FolderRequest) {
         let sent = match &self.tree {
-            Tree::Folder(root) => {
-                Filter::following(root, &wish.include, &wish.exclude, &wish.follow)
-                    .and_then(|filter| walk::walk(root, &filter, &mut StatSender::new(self)))
-            }
-            Tree::Memory(files) => self.send_memory_stats(files, wish),
+            Tree::Folder(root) => Filter::with_follow_paths(
+                root,
+                &folder_request.include,
+                &folder_request.exclude,
+                &folder_request.follow,
+            )
+            .and_then(|filter| walk::walk(root, &filter, &mut StatSender::new(self))),
+            Tree::Memory(files) => self.send_memory_stats(files, folder_request),
         };
         match sent {
             Ok(()) => {
@@ -217,18 +232,22 @@ impl Transfer {
             Err(WalkError::Stopped) => {}
             Err(error) => {
                 let message = error_chain(&error);
-                tracing::warn!(name = wish.name, %message, "file sync failed");
+                tracing::warn!(name = folder_request.name, %message, "file sync failed");
                 self.fail(&message);
             }
         }
     }
 
-    fn send_memory_stats(&self, files: &[(String, Vec<u8>)], wish: &Wish) -> Result<(), WalkError> {
-        let mut include = wish.include.clone();
-        include.extend(wish.follow.iter().cloned());
-        let filter = Filter::new(&include, &wish.exclude)?;
+    fn send_memory_stats(
+        &self,
+        files: &[(String, Vec<u8>)],
+        folder_request: &FolderRequest,
+    ) -> Result<(), WalkError> {
+        let mut include = folder_request.include.clone();
+        include.extend(folder_request.follow.iter().cloned());
+        let filter = Filter::new(&include, &folder_request.exclude)?;
         let mut sender = StatSender::new(self);
-        for (name, data) in files.iter().filter(|(name, _)| filter.wants(name)) {
+        for (name, data) in files.iter().filter(|(name, _)| filter.matches(name)) {
             let size = i64::try_from(data.len()).unwrap_or(i64::MAX);
             sender.visit(
                 Path::new(""),
@@ -243,7 +262,7 @@ impl Transfer {
         Ok(())
     }
 
-    async fn take_requests(self: Arc<Self>, mut incoming: Streaming<Packet>) {
+    async fn receive_requests(self: Arc<Self>, mut incoming: Streaming<Packet>) {
         loop {
             let packet = match incoming.message().await {
                 Ok(Some(packet)) => packet,
@@ -339,7 +358,8 @@ impl Transfer {
     }
 }
 
-/// Opens a file that the walk described. `None` if it has vanished, or is a socket, which is sent as an empty file.
+/// Opens a file that the walk described. `None` if it vanished, or is a socket, which is sent as an
+/// empty file.
 fn open_file(path: &Path) -> io::Result<Option<File>> {
     match File::open(path) {
         Ok(file) => Ok(Some(file)),
@@ -351,7 +371,7 @@ fn open_file(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// Numbers the entries and sends their STAT packets.
+/// Visitor that numbers the entries and sends their STAT packets.
 struct StatSender<'a> {
     transfer: &'a Transfer,
     folder: PathBuf,
@@ -401,7 +421,7 @@ impl Visitor for StatSender<'_> {
     }
 }
 
-/// From an entry's number to its path, compactly: the folders, and one buffer with all names.
+/// Compact map from an entry's number to its path: the folders, and one buffer with all names.
 #[derive(Default)]
 struct FileIndex {
     folders: Vec<Box<Path>>,
@@ -409,7 +429,7 @@ struct FileIndex {
     entries: Vec<IndexEntry>,
 }
 
-/// `length` 0: nothing that can be requested.
+/// Location of a name. A `length` of 0 marks an entry that cannot be requested.
 struct IndexEntry {
     folder: u32,
     start: u32,
@@ -422,8 +442,8 @@ impl FileIndex {
     }
 
     fn push(&mut self, name: &str) {
-        // 4 GiB of names cannot be reached before the 4 billion entries that the protocol's numbers allow,
-        // and a name is at most 255 bytes: saturating only keeps the arithmetic total.
+        // The protocol's numbers allow 4 billion entries, and a name has at most 255 bytes. The
+        // buffer cannot exceed 4 GiB before that limit. Saturation only avoids a panic.
         let folder = u32::try_from(self.folders.len().saturating_sub(1)).unwrap_or(u32::MAX);
         let start = u32::try_from(self.names.len()).unwrap_or(u32::MAX);
         let length = u16::try_from(name.len()).unwrap_or(0);
@@ -450,7 +470,7 @@ impl FileIndex {
     }
 }
 
-/// An error with its causes in one line.
+/// Formats an error and its causes as one line.
 pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -467,7 +487,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn headers_are_unescaped_only_when_they_say_so() {
+    fn headers_are_unescaped_only_if_marked() {
         let mut metadata = MetadataMap::new();
         metadata.insert("dir-name", "context".parse().unwrap());
         metadata.append("followpaths", "a%20b".parse().unwrap());
@@ -475,8 +495,8 @@ mod tests {
         metadata.append("exclude-patterns", "!keep".parse().unwrap());
         metadata.insert("exclude-patterns-encoded", "1".parse().unwrap());
         assert_eq!(
-            Wish::from_metadata(&metadata).unwrap(),
-            Wish {
+            FolderRequest::from_metadata(&metadata).unwrap(),
+            FolderRequest {
                 name: "context".into(),
                 include: vec![],
                 exclude: vec!["ü* x".into(), "!keep".into()],
@@ -486,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn only_vanished_files_and_sockets_are_sent_empty() {
+    fn open_file_returns_none_for_vanished_files_and_sockets() {
         let dir = tempfile::TempDir::new().unwrap();
         let at = |name: &str| dir.path().join(name);
         std::fs::write(at("file"), "text").unwrap();
@@ -501,7 +521,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_unreadable_file_fails_the_transfer_with_its_name() {
+    async fn unreadable_file_fails_the_transfer_with_its_name() {
         let dir = tempfile::TempDir::new().unwrap();
         std::os::unix::fs::symlink("loop", dir.path().join("loop")).unwrap();
         let (packets, mut receiver) = mpsc::channel(PACKETS_IN_FLIGHT);
@@ -532,7 +552,7 @@ mod tests {
     }
 
     #[test]
-    fn the_index_finds_files_and_nothing_else() {
+    fn index_returns_paths_of_files_only() {
         let mut index = FileIndex::default();
         index.enter(Path::new("/r"));
         index.push("");

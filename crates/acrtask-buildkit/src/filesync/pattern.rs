@@ -1,35 +1,35 @@
-//! The pattern language of `.dockerignore` and of BuildKit's include and exclude patterns.
+//! Pattern language of `.dockerignore`, and of BuildKit's include and exclude patterns.
 //!
-//! It is not gitignore's: patterns are anchored at the root, `**` crosses folders, the last matching
-//! pattern wins, and `!` re-includes even below an excluded folder. A pattern that matches a folder
-//! matches what is in it.
+//! It differs from gitignore's. Patterns are anchored at the root. `**` crosses folders. The last
+//! matching pattern wins. `!` re-includes even below an excluded folder. A pattern that matches a
+//! folder also matches its content.
 //!
-//! Invariant: for each pattern and path the answer is that of moby/patternmatcher (its test tables are the
-//! tests here). The way there is the same too, because its answers depend on it: a pattern is
-//! first written as a regular expression of Go's dialect, oddities included.
+//! Invariant: for each pattern and path, the result is that of moby/patternmatcher. The tests here
+//! are its test tables. The implementation uses the same steps, because the results depend on them.
+//! It first translates a pattern to a regular expression of Go's dialect, including its oddities.
 //! Left out: Windows separators.
 
 use regex::Regex;
 
 use super::gopath::{self, BadPattern};
 
-/// A list of patterns, in order.
+/// Ordered list of patterns.
 #[derive(Debug, Clone, Default)]
 pub struct PatternSet {
     patterns: Vec<Pattern>,
     has_exceptions: bool,
 }
 
-/// One pattern, compiled.
+/// Compiled pattern.
 #[derive(Debug, Clone)]
 pub(crate) struct Pattern {
     text: String,
-    /// It began with `!`.
+    /// `true` if the pattern began with `!`.
     pub(crate) exception: bool,
     test: Test,
 }
 
-/// The cheapest test that decides a pattern.
+/// Cheapest test that decides a pattern.
 #[derive(Debug, Clone)]
 enum Test {
     Exact,
@@ -38,12 +38,13 @@ enum Test {
     Regex(Regex),
 }
 
-/// What the patterns said of a folder: asked once, then used for everything in it.
+/// Result of each pattern for a folder. It is computed once, and then used for all entries of the
+/// folder.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct FolderMatch(Vec<bool>);
 
 impl PatternSet {
-    /// Compiles the patterns; empty ones are skipped.
+    /// Compiles the patterns. Skips empty ones.
     pub fn new<S: AsRef<str>>(patterns: impl IntoIterator<Item = S>) -> Result<Self, BadPattern> {
         let mut set = Self::default();
         for given in patterns {
@@ -69,8 +70,8 @@ impl PatternSet {
         Ok(set)
     }
 
-    /// Compiles the lines of a `.dockerignore`, without its comments. A leading slash means the root, as every pattern
-    /// does.
+    /// Compiles the lines of a `.dockerignore`, without its comments. A leading slash means the
+    /// root, which every pattern is relative to anyway.
     pub fn from_ignore_file(text: &str) -> Result<Self, BadPattern> {
         let lines = text.strip_prefix('\u{feff}').unwrap_or(text).lines();
         Self::new(lines.filter(|line| !line.starts_with('#')).map(|line| {
@@ -82,8 +83,8 @@ impl PatternSet {
         }))
     }
 
-    /// Adds patterns before the others, which win over them.
-    pub fn after<S: AsRef<str>>(
+    /// Adds patterns before the others. The others take precedence.
+    pub fn with_preceding<S: AsRef<str>>(
         self,
         patterns: impl IntoIterator<Item = S>,
     ) -> Result<Self, BadPattern> {
@@ -97,7 +98,7 @@ impl PatternSet {
         self.patterns.is_empty()
     }
 
-    /// Returns `true` if a pattern includes again what another one matched.
+    /// Returns `true` if a pattern re-includes matches of another one.
     pub fn has_exceptions(&self) -> bool {
         self.has_exceptions
     }
@@ -106,12 +107,13 @@ impl PatternSet {
         &self.patterns
     }
 
-    /// Whether the slash-separated path, or a folder above it, matches.
+    /// Returns `true` if the slash-separated path, or a folder above it, matches.
     pub fn matches(&self, path: &str) -> bool {
         self.matches_in(path, None).0
     }
 
-    /// The same, given what [`Self::matches_in`] said of the path's folder, which saves looking at the parents again.
+    /// Matches a path with the result of [`Self::matches_in`] for its folder, so that it need not
+    /// match the parents again.
     pub(crate) fn matches_in(
         &self,
         path: &str,
@@ -122,7 +124,7 @@ impl PatternSet {
         for (i, pattern) in self.patterns.iter().enumerate() {
             let mut hit = folder.is_some_and(|folder| folder.0[i]);
             if !hit {
-                // An exception can only undo a match, a plain pattern only make one.
+                // An exception can only remove a match, and a plain pattern can only add one.
                 if pattern.exception != matched {
                     continue;
                 }
@@ -138,7 +140,7 @@ impl PatternSet {
     }
 }
 
-/// `a`, `a/b` for `a/b/c`.
+/// Returns the parents of a path: `a`, `a/b` for `a/b/c`.
 fn parents(path: &str) -> impl Iterator<Item = &str> {
     path.match_indices('/').map(|(at, _)| &path[..at])
 }
@@ -156,13 +158,14 @@ impl Pattern {
         }
     }
 
-    /// The pattern without a final `/**` and then without a final `/*`: the folder that it is about.
+    /// Returns the pattern without a final `/**` and then without a final `/*`: the folder that it
+    /// concerns.
     pub(crate) fn folder_text(&self) -> &str {
         let text = self.text.strip_suffix("/**").unwrap_or(&self.text);
         text.strip_suffix("/*").unwrap_or(text)
     }
 
-    /// Whether the folder part is a plain path, so that it can be compared with paths.
+    /// Returns `true` if the folder part is a plain path, which can be compared with paths.
     pub(crate) fn folder_is_plain(&self) -> bool {
         !self.folder_text().contains(['*', '[', ']', '?', '^', '\\'])
     }
@@ -176,7 +179,7 @@ enum Kind {
     Regex,
 }
 
-/// The kind of test for a cleaned pattern and its regular expression in Go's dialect.
+/// Returns the kind of test for a cleaned pattern, and its regular expression in Go's dialect.
 fn translate(pattern: &str) -> (Kind, String) {
     let mut regex = String::from("^");
     let mut kind = Kind::Exact;
@@ -186,7 +189,7 @@ fn translate(pattern: &str) -> (Kind, String) {
         match c {
             '*' if chars.peek() == Some(&'*') => {
                 chars.next();
-                // `**/` is as good as `**`.
+                // `**/` is equivalent to `**`.
                 if chars.peek() == Some(&'/') {
                     chars.next();
                 }
@@ -248,8 +251,9 @@ fn compile(pattern: &str) -> Result<Test, BadPattern> {
     })
 }
 
-/// Writes an expression of Go's dialect in that of the `regex` crate. They differ inside classes (where `[`, `&&`,
-/// `~~` have a meaning of their own here) and in some escapes. `None` for an escape that has no plain meaning.
+/// Translates an expression of Go's dialect to that of the `regex` crate. They differ inside
+/// classes (where `[`, `&&`, `~~` have a special meaning in the crate) and in some escapes. `None`
+/// for an escape without an equivalent.
 fn from_go_dialect(go: &str) -> Option<String> {
     let mut out = String::with_capacity(go.len() + 8);
     let mut chars = go.chars().peekable();
@@ -270,7 +274,7 @@ fn from_go_dialect(go: &str) -> Option<String> {
                 } else {
                     "[\\t\\n\\f\\r ]"
                 }),
-                // A class inside of a class is fine here.
+                // The crate allows a class inside of a class.
                 'D' => out.push_str("[^0-9]"),
                 'W' => out.push_str("[^0-9A-Za-z_]"),
                 'S' => out.push_str("[^\\t\\n\\f\\r ]"),
@@ -345,8 +349,8 @@ mod tests {
         PatternSet::new(patterns).unwrap()
     }
 
-    /// Asks the way a walk does: folder by folder.
-    fn walked(set: &PatternSet, path: &str) -> bool {
+    /// Matches like a walk: folder by folder.
+    fn matches_by_walk(set: &PatternSet, path: &str) -> bool {
         let mut folder = None;
         for parent in parents(path) {
             folder = Some(set.matches_in(parent, folder.as_ref()).1);
@@ -355,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn single_patterns() {
+    fn matches_agrees_with_patternmatcher() {
         for (pattern, path, want) in [
             ("**", "file", true),
             ("**", "file/", true),
@@ -426,7 +430,7 @@ mod tests {
             ("[\\]a]", "]", true),
             ("[\\-x]", "-", true),
             ("a[&~]b", "a&b", true),
-            // A folder of Windows: the escapes are those of Go's expressions, as docker has it.
+            // A Windows path: its escapes are those of Go's expressions, as in Docker.
             ("bin\\Debug", "binDebug", true),
             ("bin\\Debug", "binXebug", true),
             ("bin\\Debug", "bin1ebug", false),
@@ -443,7 +447,7 @@ mod tests {
             let set = set(&[pattern]);
             assert_eq!(set.matches(path), want, "{pattern} on {path}");
             assert_eq!(
-                walked(&set, path),
+                matches_by_walk(&set, path),
                 want,
                 "{pattern} on {path}, folder by folder"
             );
@@ -451,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_match_wins() {
+    fn last_match_wins() {
         let wheel = "dist/proxy.py-2.4.0rc3.dev36+g08acad9-py3-none-any.whl";
         for (patterns, path, want) in [
             (
@@ -475,7 +479,7 @@ mod tests {
             let set = set(patterns);
             assert_eq!(set.matches(path), want, "{patterns:?} on {path}");
             assert_eq!(
-                walked(&set, path),
+                matches_by_walk(&set, path),
                 want,
                 "{patterns:?} on {path}, folder by folder"
             );
@@ -483,7 +487,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_patterns_are_named() {
+    fn new_names_a_bad_pattern() {
         for pattern in [
             "!",
             "[",
@@ -500,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn the_expression_is_that_of_the_original() {
+    fn translate_agrees_with_patternmatcher() {
         for (pattern, kind, regex) in [
             ("*", Kind::Regex, "^[^/]*$"),
             ("a*/b", Kind::Regex, "^a[^/]*/b$"),
@@ -525,12 +529,13 @@ mod tests {
     }
 
     proptest! {
-        /// Asking folder by folder and asking at once is the same without exceptions, and nothing panics. (With them the
-        /// original differs too: a walk does not ask an exception about a folder that nothing has excluded.)
+        /// Without exceptions, matching folder by folder and matching at once agree, and nothing
+        /// panics. With exceptions the original differs too: a walk does not test an exception for
+        /// a folder that is not excluded.
         #[test]
-        fn both_ways_agree(patterns in prop::collection::vec("[a-c*?/.]{1,6}", 0..5), path in "[a-c.]{1,2}(/[a-c.]{1,2}){0,3}") {
+        fn matching_by_folder_and_at_once_agree(patterns in prop::collection::vec("[a-c*?/.]{1,6}", 0..5), path in "[a-c.]{1,2}(/[a-c.]{1,2}){0,3}") {
             if let Ok(set) = PatternSet::new(&patterns) && !path.split('/').any(|part| part == "." || part == "..") {
-                prop_assert_eq!(set.matches(&path), walked(&set, &path));
+                prop_assert_eq!(set.matches(&path), matches_by_walk(&set, &path));
             }
         }
     }

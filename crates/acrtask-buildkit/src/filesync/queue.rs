@@ -1,4 +1,4 @@
-//! The files that the builder has asked for and nobody has read yet. Unbounded, because each is four bytes.
+//! Queue of requested files that are not read yet. Unbounded, because each takes four bytes.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -25,7 +25,7 @@ impl RequestQueue {
         self.changed.notify_one();
     }
 
-    /// Nothing more will come: readers end, also when requests are left over.
+    /// Closes the queue. Readers end, even if requests remain.
     pub(super) fn close(&self) {
         self.state
             .lock()
@@ -34,7 +34,7 @@ impl RequestQueue {
         self.changed.notify_all();
     }
 
-    /// Waits for a request. `None` when the queue is closed.
+    /// Waits for a request. `None` if the queue is closed.
     pub(super) fn pop(&self) -> Option<u32> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         loop {

@@ -1,14 +1,15 @@
-//! Walks a folder in the order that BuildKit wants and describes each entry as fsutil does.
+//! Walk of a folder in BuildKit's order, with descriptions of its entries like fsutil's.
 //!
 //! Invariants:
-//! - Entries come in order of their path components; a folder comes before what is in it, also when it is sent
-//!   only because something in it is.
+//! - Entries are ordered by their path components. A folder precedes its content, even if it is
+//!   sent only because of its content.
 //! - An excluded folder is not read unless an exception could match below it.
-//! - Nothing is kept of an entry that was handed out, but the first path of each hard-linked file.
+//! - Emitted entries are not stored, except for the first path of each hard-linked file.
 //! - Owners are reset to 0, sockets become empty regular files, modes are Go's `os.FileMode`.
 //!
-//! What vanishes while it is being walked is left out, as if it had gone a moment before.
-//! Left out: names that are not UTF-8, which the protocol cannot carry; they are an error unless excluded.
+//! Entries that vanish during the walk are omitted.
+//! Left out: names that are not UTF-8, because the protocol does not support them. They are an
+//! error unless excluded.
 
 use std::collections::HashMap;
 use std::fs::{self, FileType, Metadata};
@@ -22,7 +23,7 @@ use super::follow::{self, is_absent};
 use super::gopath::BadPattern;
 use super::pattern::{FolderMatch, PatternSet};
 
-/// Bits of Go's `os.FileMode` beside the nine permissions.
+/// Bits of Go's `os.FileMode` in addition to the nine permissions.
 pub(crate) mod mode {
     pub(crate) const DIR: u32 = 1 << 31;
     pub(crate) const SYMLINK: u32 = 1 << 27;
@@ -34,12 +35,12 @@ pub(crate) mod mode {
     pub(crate) const CHAR_DEVICE: u32 = 1 << 21;
     pub(crate) const STICKY: u32 = 1 << 20;
     pub(crate) const IRREGULAR: u32 = 1 << 19;
-    /// Any of the bits that say that something is not a regular file.
+    /// Mask of all bits that mark a non-regular file.
     pub(crate) const TYPE: u32 =
         DIR | SYMLINK | NAMED_PIPE | SOCKET | DEVICE | CHAR_DEVICE | IRREGULAR;
 }
 
-/// A context could not be walked.
+/// Error of walking a context.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WalkError {
     #[error("cannot {action} {}", path.display())]
@@ -48,21 +49,21 @@ pub(crate) enum WalkError {
         path: PathBuf,
         source: io::Error,
     },
-    #[error("the name of {} is not UTF-8, which BuildKit's file transfer cannot carry; exclude it in .dockerignore or rename it", path.display())]
+    #[error("the name of {} is not UTF-8, which BuildKit's file transfer does not support; exclude it in .dockerignore or rename it", path.display())]
     NotUtf8 { path: PathBuf },
     #[error(transparent)]
     Pattern(#[from] BadPattern),
-    /// The one who asked for the entries has gone.
-    #[error("the receiver has gone")]
+    /// The receiver of the entries is gone.
+    #[error("the receiver is gone")]
     Stopped,
 }
 
-/// What of a folder is wanted.
+/// Filter for the entries of a folder.
 #[derive(Debug, Default)]
 pub(crate) struct Filter {
     include: PatternSet,
     exclude: PatternSet,
-    /// Each include pattern is about a plain folder: what is elsewhere need not be read.
+    /// `true` if every include pattern concerns a plain folder. Other folders need not be read.
     plain_includes: bool,
     plain_exceptions: bool,
 }
@@ -85,8 +86,8 @@ impl Filter {
         })
     }
 
-    /// Resolves `follow_paths` in `root` and adds them to the includes.
-    pub(crate) fn following(
+    /// Creates a filter whose includes also contain `follow_paths`, resolved in `root`.
+    pub(crate) fn with_follow_paths(
         root: &Path,
         include: &[String],
         exclude: &[String],
@@ -95,10 +96,12 @@ impl Filter {
         let mut include = include.to_vec();
         if !follow_paths.is_empty()
             && let Some(targets) =
-                follow::follow(root, follow_paths).map_err(|source| WalkError::Io {
-                    action: "follow links in",
-                    path: root.to_owned(),
-                    source,
+                follow::resolve_follow_paths(root, follow_paths).map_err(|source| {
+                    WalkError::Io {
+                        action: "follow links in",
+                        path: root.to_owned(),
+                        source,
+                    }
                 })?
         {
             include.extend(targets);
@@ -107,20 +110,23 @@ impl Filter {
         Ok(Self::new(&include, exclude)?)
     }
 
-    /// Whether a path is wanted, with no folder to start from.
-    pub(crate) fn wants(&self, path: &str) -> bool {
+    /// Returns `true` if the filter includes the path, without the result of its folder.
+    pub(crate) fn matches(&self, path: &str) -> bool {
         (self.include.is_empty() || self.include.matches(path)) && !self.exclude.matches(path)
     }
 
-    fn judge(&self, path: &str, is_dir: bool, folder: Option<&FolderState>) -> Judgement {
+    fn evaluate(&self, path: &str, is_dir: bool, folder: Option<&FolderState>) -> FilterDecision {
         let mut wanted = true;
         let mut state = FolderState::default();
         if !self.include.is_empty() {
             let (hit, matched) = self.include.matches_in(path, folder.map(|f| &f.include));
             state.include = matched;
             if !hit {
-                if is_dir && self.plain_includes && !self.any_below(&self.include, false, path) {
-                    return Judgement::Prune;
+                if is_dir
+                    && self.plain_includes
+                    && !self.any_pattern_below(&self.include, false, path)
+                {
+                    return FilterDecision::Prune;
                 }
                 wanted = false;
             }
@@ -131,18 +137,19 @@ impl Filter {
             if hit {
                 if is_dir
                     && self.plain_exceptions
-                    && !(self.exclude.has_exceptions() && self.any_below(&self.exclude, true, path))
+                    && !(self.exclude.has_exceptions()
+                        && self.any_pattern_below(&self.exclude, true, path))
                 {
-                    return Judgement::Prune;
+                    return FilterDecision::Prune;
                 }
                 wanted = false;
             }
         }
-        Judgement::Enter { wanted, state }
+        FilterDecision::Enter { wanted, state }
     }
 
-    /// Whether a pattern of that kind is about something below the folder.
-    fn any_below(&self, set: &PatternSet, exceptions: bool, folder: &str) -> bool {
+    /// Returns `true` if a pattern of this kind concerns entries below the folder.
+    fn any_pattern_below(&self, set: &PatternSet, exceptions: bool, folder: &str) -> bool {
         set.patterns()
             .iter()
             .filter(|p| p.exception == exceptions)
@@ -156,8 +163,8 @@ impl Filter {
     }
 }
 
-enum Judgement {
-    /// Neither the entry nor anything in it.
+enum FilterDecision {
+    /// The filter excludes the entry and its content.
     Prune,
     Enter {
         wanted: bool,
@@ -171,13 +178,14 @@ struct FolderState {
     exclude: FolderMatch,
 }
 
-/// Where the walk tells what it found.
+/// Receiver of the entries of a walk.
 pub(crate) trait Visitor {
-    /// `folder` is the absolute path of the folder that the entry is in. Called in order.
+    /// Receives an entry in the folder with the absolute path `folder`. Called in order.
     fn visit(&mut self, folder: &Path, stat: Stat) -> Result<(), WalkError>;
 }
 
-/// Walks everything below `root` that the filter wants. `root` must be a folder (a link to one is followed).
+/// Walks all entries below `root` that the filter includes. `root` must be a folder, or a link to
+/// one.
 pub(crate) fn walk(
     root: &Path,
     filter: &Filter,
@@ -194,34 +202,34 @@ pub(crate) fn walk(
         links: HashMap::new(),
         pending: Vec::new(),
     };
-    walk.below(root)
+    walk.walk_below(root)
 }
 
 struct Walk<'a> {
     filter: &'a Filter,
     visitor: &'a mut dyn Visitor,
-    /// The first path that was handed out for a file with several names.
+    /// First emitted path of each file with several names.
     links: HashMap<(u64, u64), String>,
-    /// Folders on the way to here that have not been handed out: parent, relative path.
+    /// Parents of the current folder that are not emitted yet: parent, relative path.
     pending: Vec<(PathBuf, String)>,
 }
 
-/// A folder that is being walked. A list of these and no calls inside of calls: a path may have more folders in it than
-/// the stack of a thread has room for.
+/// Folder on the current path of the walk. The walk uses a list of levels instead of recursion,
+/// because a path may contain more folders than fit on a thread's stack.
 struct Level {
     folder: PathBuf,
     relative: String,
-    /// What the filter said of the folder; nothing: it is the root.
+    /// Result of the filter for the folder. `None` for the root.
     state: Option<FolderState>,
     entries: std::vec::IntoIter<(std::ffi::OsString, FileType)>,
-    /// How many folders were pending with this one, where it has not been handed out itself.
+    /// Number of pending folders including this one. `None` if the folder was emitted.
     pending: Option<usize>,
 }
 
 impl Walk<'_> {
-    /// Walks everything below `root`.
-    fn below(&mut self, root: PathBuf) -> Result<(), WalkError> {
-        let entries = read_sorted(&root).map_err(|source| cannot_read(&root, source))?;
+    /// Walks all entries below `root`.
+    fn walk_below(&mut self, root: PathBuf) -> Result<(), WalkError> {
+        let entries = read_sorted(&root).map_err(|source| read_error(&root, source))?;
         let mut levels = vec![Level {
             folder: root,
             relative: String::new(),
@@ -231,7 +239,7 @@ impl Walk<'_> {
         }];
         while let Some(level) = levels.last_mut() {
             let Some((name, kind)) = level.entries.next() else {
-                self.leave(level.pending);
+                self.leave_folder(level.pending);
                 levels.pop();
                 continue;
             };
@@ -243,15 +251,15 @@ impl Walk<'_> {
                 format!("{}/{lossy}", level.relative)
             };
             let is_dir = kind.is_dir();
-            let judged = self.filter.judge(&path, is_dir, level.state.as_ref());
-            let Judgement::Enter { wanted, state } = judged else {
+            let decision = self.filter.evaluate(&path, is_dir, level.state.as_ref());
+            let FilterDecision::Enter { wanted, state } = decision else {
                 continue;
             };
             if wanted {
                 if name.to_str().is_none() {
                     return Err(WalkError::NotUtf8 { path: full });
                 }
-                if !self.hand_out(&level.folder, &full, &path)? {
+                if !self.emit(&level.folder, &full, &path)? {
                     continue;
                 }
             }
@@ -262,7 +270,7 @@ impl Walk<'_> {
                 Ok(entries) => entries,
                 Err(e) if is_absent(&e) => continue,
                 Err(e) if e.kind() == io::ErrorKind::PermissionDenied && !wanted => continue,
-                Err(source) => return Err(cannot_read(&full, source)),
+                Err(source) => return Err(read_error(&full, source)),
             };
             let pending = (!wanted).then(|| {
                 self.pending.push((level.folder.clone(), path.clone()));
@@ -279,21 +287,21 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// A folder has been walked: where nothing in it was wanted, it is not either.
-    fn leave(&mut self, pending: Option<usize>) {
+    /// Removes a walked folder from the pending ones if it has no included content.
+    fn leave_folder(&mut self, pending: Option<usize>) {
         if pending == Some(self.pending.len()) {
             self.pending.pop();
         }
     }
 
-    /// Hands out the entry, after the folders above it. `false` when it has vanished.
-    fn hand_out(&mut self, folder: &Path, full: &Path, path: &str) -> Result<bool, WalkError> {
-        let Some(stat) = self.describe(full, path)? else {
+    /// Emits the entry, after the pending folders above it. Returns `false` if it vanished.
+    fn emit(&mut self, folder: &Path, full: &Path, path: &str) -> Result<bool, WalkError> {
+        let Some(stat) = self.stat_entry(full, path)? else {
             return Ok(false);
         };
         for (above, relative) in std::mem::take(&mut self.pending) {
             let name = relative.rsplit('/').next().unwrap_or(&relative);
-            if let Some(stat) = self.describe(&above.join(name), &relative)? {
+            if let Some(stat) = self.stat_entry(&above.join(name), &relative)? {
                 self.visitor.visit(&above, stat)?;
             }
         }
@@ -301,21 +309,21 @@ impl Walk<'_> {
         Ok(true)
     }
 
-    fn describe(&mut self, full: &Path, path: &str) -> Result<Option<Stat>, WalkError> {
+    fn stat_entry(&mut self, full: &Path, path: &str) -> Result<Option<Stat>, WalkError> {
         let described =
-            fs::symlink_metadata(full).and_then(|metadata| self.stat(full, path, &metadata));
+            fs::symlink_metadata(full).and_then(|metadata| self.build_stat(full, path, &metadata));
         match described {
             Ok(stat) => Ok(Some(stat)),
             Err(e) if is_absent(&e) => Ok(None),
             Err(source) => Err(WalkError::Io {
-                action: "look at",
+                action: "read the metadata of",
                 path: full.to_owned(),
                 source,
             }),
         }
     }
 
-    fn stat(&mut self, full: &Path, path: &str, metadata: &Metadata) -> io::Result<Stat> {
+    fn build_stat(&mut self, full: &Path, path: &str, metadata: &Metadata) -> io::Result<Stat> {
         let kind = metadata.file_type();
         let mut stat = Stat {
             path: path.to_owned(),
@@ -358,7 +366,7 @@ impl Walk<'_> {
     }
 }
 
-fn cannot_read(folder: &Path, source: io::Error) -> WalkError {
+fn read_error(folder: &Path, source: io::Error) -> WalkError {
     WalkError::Io {
         action: "read the folder",
         path: folder.to_owned(),
@@ -366,7 +374,7 @@ fn cannot_read(folder: &Path, source: io::Error) -> WalkError {
     }
 }
 
-/// The entries of a folder in byte order of their names.
+/// Returns the entries of a folder in byte order of their names.
 fn read_sorted(folder: &Path) -> io::Result<Vec<(std::ffi::OsString, FileType)>> {
     let mut entries = Vec::new();
     for entry in fs::read_dir(folder)? {
@@ -381,7 +389,8 @@ fn read_sorted(folder: &Path) -> io::Result<Vec<(std::ffi::OsString, FileType)>>
     Ok(entries)
 }
 
-/// The names of an entry's extended attributes; none on a file system that has no such thing.
+/// Returns the names of an entry's extended attributes. Empty if the file system does not support
+/// them.
 fn list_xattrs(path: &Path) -> io::Result<Vec<String>> {
     match xattr::list(path) {
         Ok(names) => Ok(names.filter_map(|name| name.into_string().ok()).collect()),
@@ -390,7 +399,7 @@ fn list_xattrs(path: &Path) -> io::Result<Vec<String>> {
     }
 }
 
-/// The mode as Go's `os.FileMode` writes it.
+/// Returns the mode as Go's `os.FileMode`.
 pub(crate) fn go_mode(metadata: &Metadata) -> u32 {
     let unix = metadata.mode();
     let kind = metadata.file_type();
@@ -421,11 +430,11 @@ pub(crate) fn go_mode(metadata: &Metadata) -> u32 {
     }
 }
 
-/// Major and minor number, split as fsutil splits them.
+/// Returns the major and minor number, split like in fsutil.
 fn device_numbers(device: u64) -> (i64, i64) {
     let major = (device >> 8) & 0xfff;
     let minor = (device & 0xff) | ((device >> 12) & 0xf_ff00);
-    // Both are at most 20 bits wide.
+    // Both have at most 20 bits.
     (major as i64, minor as i64)
 }
 
@@ -466,7 +475,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_is_that_of_path_components() {
+    fn walk_orders_by_path_components() {
         let root = tree(&["a/x", "a-b", "a.txt", "b", "a/b/c"]);
         assert_eq!(
             paths(&root, &[], &[]),
@@ -475,11 +484,11 @@ mod tests {
     }
 
     #[test]
-    fn as_deep_as_a_path_can_be() {
+    fn walk_supports_the_deepest_path() {
         let root = TempDir::new().unwrap();
         let depth = (4000 - root.path().as_os_str().len()) / 2;
         fs::create_dir_all(root.path().join("a/".repeat(depth))).unwrap();
-        // On a thread as small as those of a runtime are.
+        // Uses a thread with the stack of a runtime's threads.
         let small = std::thread::Builder::new().stack_size(2 << 20);
         let path = root.path().to_owned();
         let walking = small.spawn(move || {
@@ -490,7 +499,7 @@ mod tests {
     }
 
     #[test]
-    fn includes_and_excludes() {
+    fn walk_applies_includes_and_excludes() {
         let root = tree(&[
             "bar",
             "bar2",
@@ -525,7 +534,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_and_modes() {
+    fn walk_reports_kinds_and_modes() {
         let root = tree(&["plain", "dir/f"]);
         let at = |name: &str| root.path().join(name);
         fs::set_permissions(at("plain"), fs::Permissions::from_mode(0o4755)).unwrap();
@@ -552,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hard_link_whose_first_name_is_excluded_is_a_file() {
+    fn hard_link_with_an_excluded_first_name_is_a_file() {
         let root = tree(&["a"]);
         fs::hard_link(root.path().join("a"), root.path().join("b")).unwrap();
         fs::hard_link(root.path().join("a"), root.path().join("c")).unwrap();
@@ -568,11 +577,11 @@ mod tests {
     }
 
     #[test]
-    fn extended_attributes_travel() {
+    fn walk_reports_extended_attributes() {
         let root = tree(&["f"]);
         let path = root.path().join("f");
         if xattr::set(&path, "user.note", b"kept").is_err() {
-            return; // The file system of the temporary folder has none.
+            return; // The file system of the temporary folder does not support them.
         }
         let mut seen = Collect::default();
         walk(root.path(), &Filter::default(), &mut seen).unwrap();
@@ -580,7 +589,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_not_utf8_is_refused_by_name() {
+    fn walk_refuses_names_that_are_not_utf8() {
         use std::os::unix::ffi::OsStrExt;
         let root = tree(&["ok"]);
         fs::write(

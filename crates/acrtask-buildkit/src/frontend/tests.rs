@@ -1,4 +1,4 @@
-//! Requests and what becomes of them.
+//! Tests of requests and their attributes.
 
 use acrtask_model::{CacheNamespace, Secret};
 
@@ -11,8 +11,8 @@ fn request() -> BuildRequest {
 }
 
 fn attrs(request: &BuildRequest, kind: EndpointKind) -> Vec<String> {
-    let capabilities = Capabilities::of(kind, Some("v0.30.0"));
-    let frontend = frontend(request, &capabilities, &HashMap::new()).unwrap();
+    let capabilities = Capabilities::for_kind(kind, Some("v0.30.0"));
+    let frontend = build_frontend(request, &capabilities, &HashMap::new()).unwrap();
     let mut list: Vec<_> = frontend
         .attrs
         .into_iter()
@@ -23,7 +23,7 @@ fn attrs(request: &BuildRequest, kind: EndpointKind) -> Vec<String> {
 }
 
 #[test]
-fn the_plain_build() {
+fn plain_build_has_minimal_attributes() {
     assert_eq!(
         attrs(&request(), EndpointKind::Buildkitd),
         ["attest:provenance=mode=max", "filename=Dockerfile"]
@@ -35,7 +35,7 @@ fn the_plain_build() {
 }
 
 #[test]
-fn everything_at_once() {
+fn all_options_become_attributes() {
     let mut request = request();
     request.dockerfile = DockerfileSource::InContext("docker/app.Dockerfile".into());
     request.target = Some("final".into());
@@ -89,12 +89,12 @@ fn everything_at_once() {
 }
 
 #[test]
-fn what_cannot_be_done_is_refused_by_name() {
-    let classic = Capabilities::of(EndpointKind::EngineClassicStore, None);
+fn unsupported_features_are_refused_by_name() {
+    let classic = Capabilities::for_kind(EndpointKind::EngineClassicStore, None);
     let refusal = |change: &dyn Fn(&mut BuildRequest)| {
         let mut request = request();
         change(&mut request);
-        check(&request, &classic).unwrap_err().to_string()
+        check_request(&request, &classic).unwrap_err().to_string()
     };
     insta::assert_snapshot!(
         [
@@ -106,11 +106,11 @@ fn what_cannot_be_done_is_refused_by_name() {
         ]
         .join("\n"),
         @r"
-    docker:///d.sock cannot do this: exporting a cache to a registry or a folder: the Docker Engine keeps its images in the classic store, not in containerd's
-    docker:///d.sock cannot do this: building for several platforms at once: the Docker Engine keeps its images in the classic store, not in containerd's
-    docker:///d.sock cannot do this: provenance and SBOM attestations: the Docker Engine keeps its images in the classic store, not in containerd's
-    docker:///d.sock cannot do this: pushing as part of a build: the Docker Engine keeps its images in the classic store, not in containerd's
-    docker:///d.sock cannot do this: writing an image archive (oci, docker): the Docker Engine keeps its images in the classic store, not in containerd's
+    docker:///d.sock cannot do this: exporting a cache to a registry or a folder: the Docker Engine stores its images in the classic store, not in containerd's
+    docker:///d.sock cannot do this: building for several platforms at once: the Docker Engine stores its images in the classic store, not in containerd's
+    docker:///d.sock cannot do this: provenance and SBOM attestations: the Docker Engine stores its images in the classic store, not in containerd's
+    docker:///d.sock cannot do this: pushing as part of a build: the Docker Engine stores its images in the classic store, not in containerd's
+    docker:///d.sock cannot do this: writing an image archive (oci, docker): the Docker Engine stores its images in the classic store, not in containerd's
     "
     );
     let mut inline = request();
@@ -118,12 +118,12 @@ fn what_cannot_be_done_is_refused_by_name() {
         kind: "inline".into(),
         attrs: Default::default(),
     }];
-    check(&inline, &classic).unwrap();
+    check_request(&inline, &classic).unwrap();
 }
 
 #[test]
-fn contradictions_are_refused() {
-    let buildkitd = Capabilities::of(EndpointKind::Buildkitd, None);
+fn contradictory_requests_are_refused() {
+    let buildkitd = Capabilities::for_kind(EndpointKind::Buildkitd, None);
     let mut twice = request();
     twice.secrets = vec![
         BuildSecret {
@@ -133,7 +133,7 @@ fn contradictions_are_refused() {
         2
     ];
     assert!(matches!(
-        check(&twice, &buildkitd),
+        check_request(&twice, &buildkitd),
         Err(BuildError::Request(_))
     ));
     let mut unloadable = request();
@@ -142,19 +142,19 @@ fn contradictions_are_refused() {
         archive: None,
     }];
     assert!(matches!(
-        check(&unloadable, &buildkitd),
+        check_request(&unloadable, &buildkitd),
         Err(BuildError::Request(_))
     ));
     let mut gateway = request();
     gateway.add_hosts = vec![("h".into(), "host-gateway".into())];
     assert!(matches!(
-        frontend(&gateway, &buildkitd, &HashMap::new()),
+        build_frontend(&gateway, &buildkitd, &HashMap::new()),
         Err(BuildError::Unsupported { .. })
     ));
 }
 
 #[test]
-fn pins_become_a_policy() {
+fn pins_become_policy_rules() {
     let mut request = request();
     request.pins = vec![SourcePin {
         reference: "docker.io/library/busybox:1.36".into(),
@@ -173,7 +173,7 @@ fn pins_become_a_policy() {
 }
 
 #[test]
-fn pins_are_named_contexts_at_an_engine() {
+fn pins_become_named_contexts_for_an_engine() {
     for (reference, name) in [
         ("docker.io/library/busybox:1.36", "busybox:1.36"),
         ("docker.io/library/busybox:latest", "busybox"),
@@ -202,7 +202,7 @@ fn pins_are_named_contexts_at_an_engine() {
 }
 
 #[test]
-fn the_syntax_line() {
+fn syntax_line_is_parsed() {
     for (text, want) in [
         (
             "# syntax=docker/dockerfile:1\nFROM a",
@@ -218,8 +218,8 @@ fn the_syntax_line() {
 }
 
 #[test]
-fn the_syntax_line_is_held_to_its_pin() {
-    for (line, held) in [
+fn pin_frontend_sets_the_pinned_digest() {
+    for (line, pinned) in [
         (
             "docker/dockerfile:1",
             Some("docker.io/docker/dockerfile:1@sha256:aa"),
@@ -234,8 +234,8 @@ fn the_syntax_line_is_held_to_its_pin() {
         }];
         let text = format!("# syntax={line}\nFROM a");
         let helpers = helper_images(&request, Some(text.as_bytes()));
-        hold_syntax(&mut request, &helpers);
-        assert_eq!(request.syntax.as_deref(), held, "{line}");
+        pin_frontend(&mut request, &helpers);
+        assert_eq!(request.syntax.as_deref(), pinned, "{line}");
     }
 }
 
@@ -248,16 +248,16 @@ fn namespaces_separate_cache_mounts_and_layers() {
         mounts: CacheNamespace::from_bytes([7; 16]),
         layers: CacheNamespace::from_bytes([8; 16]),
     });
-    let capabilities = Capabilities::of(EndpointKind::EngineClassicStore, Some("v0.30.0"));
+    let capabilities = Capabilities::for_kind(EndpointKind::EngineClassicStore, Some("v0.30.0"));
     let attributes = |request: &BuildRequest| {
-        frontend(request, &capabilities, &HashMap::new())
+        build_frontend(request, &capabilities, &HashMap::new())
             .unwrap()
             .attrs
     };
     let plain = attributes(&request);
     assert_eq!(plain["build-arg:BUILDKIT_CACHE_MOUNT_NS"], mounts);
     assert_eq!(plain["add-hosts"], host);
-    // What the user says stays inside the namespace.
+    // Values from the user stay inside the namespace.
     request.build_args = vec![("BUILDKIT_CACHE_MOUNT_NS".into(), Some("other".into()))];
     request.add_hosts = vec![("a".into(), "1.2.3.4".into())];
     let own = attributes(&request);
@@ -267,7 +267,7 @@ fn namespaces_separate_cache_mounts_and_layers() {
 }
 
 #[test]
-fn what_provenance_lists() {
+fn provenance_modes_decide_its_content() {
     for (provenance, hosts, instructions) in [
         (Provenance::Off, false, false),
         (Provenance::Min, true, false),

@@ -1,7 +1,9 @@
 //! Registry credentials for the builder.
 //!
-//! Invariants: a host is compared whole, never by a part of it; the token protocol is refused, so the builder
-//! itself fetches tokens with what it is given here.
+//! Invariants:
+//! - Hosts are compared as a whole, never in part.
+//! - The token protocol is refused, so that the builder itself requests tokens with these
+//!   credentials.
 
 use std::sync::Arc;
 
@@ -13,24 +15,24 @@ use bollard_buildkit_proto::moby::filesync::v1::{
 };
 use tonic::{Request, Response, Status};
 
-/// What a registry wants to see. An empty `username` makes `secret` an identity token.
+/// Credential of a registry. If `username` is empty, `secret` is an identity token.
 #[derive(Debug, Clone)]
 pub struct RegistryCredential {
-    /// The account.
+    /// Account name.
     pub username: String,
     /// Password or token.
     pub secret: Secret,
 }
 
-/// Finds credentials for a registry.
+/// Source of credentials for registries.
 #[tonic::async_trait]
 pub trait Credentials: Send + Sync + 'static {
-    /// The credential for exactly this host (`registry.example.com:5000`), or `None` for anonymous
-    /// access. Docker Hub is asked for under the name that [`registry_key`] gives.
+    /// Returns the credential for exactly this host (`registry.example.com:5000`). `None` for
+    /// anonymous access. The name of Docker Hub is that of [`registry_key`].
     async fn for_host(&self, host: &str) -> Option<RegistryCredential>;
 }
 
-/// Anonymous access everywhere.
+/// Credentials for anonymous access everywhere.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Anonymous;
 
@@ -41,7 +43,8 @@ impl Credentials for Anonymous {
     }
 }
 
-/// One name for each registry: Docker Hub's several hosts are `docker.io`, every other host is itself in lower case.
+/// Returns the name of a registry. Docker Hub's hosts become `docker.io`, and every other host
+/// becomes lower case.
 pub fn registry_key(host: &str) -> String {
     match host.to_ascii_lowercase().as_str() {
         "docker.io"
@@ -65,7 +68,7 @@ impl Auth for AuthService {
         tracing::debug!(
             host = key,
             found = found.is_some(),
-            "the builder asks for credentials"
+            "the builder requested credentials"
         );
         Ok(Response::new(match found {
             Some(credential) => CredentialsResponse {
@@ -80,37 +83,37 @@ impl Auth for AuthService {
         &self,
         _: Request<FetchTokenRequest>,
     ) -> Result<Response<FetchTokenResponse>, Status> {
-        Err(refused())
+        Err(refuse_token_protocol())
     }
 
     async fn get_token_authority(
         &self,
         _: Request<GetTokenAuthorityRequest>,
     ) -> Result<Response<GetTokenAuthorityResponse>, Status> {
-        Err(refused())
+        Err(refuse_token_protocol())
     }
 
     async fn verify_token_authority(
         &self,
         _: Request<VerifyTokenAuthorityRequest>,
     ) -> Result<Response<VerifyTokenAuthorityResponse>, Status> {
-        Err(refused())
+        Err(refuse_token_protocol())
     }
 }
 
-/// `Unavailable` is what makes a builder fall back to `Credentials`.
-fn refused() -> Status {
-    Status::unavailable("client side tokens are not offered")
+/// Returns the status `Unavailable`, after which a builder falls back to `Credentials`.
+fn refuse_token_protocol() -> Status {
+    Status::unavailable("client-side tokens are not supported")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    struct One;
+    struct TestCredentials;
 
     #[tonic::async_trait]
-    impl Credentials for One {
+    impl Credentials for TestCredentials {
         async fn for_host(&self, host: &str) -> Option<RegistryCredential> {
             (host == "docker.io" || host == "example.com").then(|| RegistryCredential {
                 username: "me".into(),
@@ -120,8 +123,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn hosts_are_compared_whole() {
-        let service = AuthService(Arc::new(One));
+    async fn credentials_require_the_exact_host() {
+        let service = AuthService(Arc::new(TestCredentials));
         for (host, want) in [
             ("example.com", "me"),
             ("EXAMPLE.com", "me"),
@@ -146,8 +149,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_token_protocol_is_refused_so_that_the_builder_falls_back() {
-        let service = AuthService(Arc::new(One));
+    async fn token_protocol_is_unavailable() {
+        let service = AuthService(Arc::new(TestCredentials));
         let status = service
             .get_token_authority(Request::new(GetTokenAuthorityRequest::default()))
             .await

@@ -1,9 +1,9 @@
-//! Serves folders with OCI layout and blobs of this program to the builder, as containerd content stores: caches of type
-//! `local`, and images that are named contexts.
+//! Content stores for the builder, in containerd's protocol: folders with OCI layout, and blobs of
+//! this program. They serve caches of type `local`, and images as named contexts.
 //!
-//! Invariant: a blob appears under its digest only when its bytes have that digest.
+//! Invariant: a blob appears under its digest only if its bytes have that digest.
 //!
-//! Left out: listing, deleting and resuming, which no builder does here.
+//! Left out: listing, deletion and resumption, which no builder uses here.
 
 mod layout;
 
@@ -36,7 +36,7 @@ pub(crate) use layout::{Layout, LayoutError};
 const STORE_HEADER: &str = "buildkit-attachable-store-id";
 const CHUNK: usize = 256 * 1024;
 
-/// For the session's announcement.
+/// Methods to announce in the session.
 pub(super) const METHODS: [&str; 9] = [
     "/containerd.services.content.v1.Content/Info",
     "/containerd.services.content.v1.Content/Update",
@@ -49,11 +49,11 @@ pub(super) const METHODS: [&str; 9] = [
     "/containerd.services.content.v1.Content/Abort",
 ];
 
-/// The content behind one id.
+/// Content of one store id.
 #[derive(Debug, Clone)]
 pub(crate) enum Store {
     Folder(Layout),
-    /// Blobs of this program. The builder only reads them.
+    /// Blobs of this program. The builder can only read them.
     Provided(Arc<dyn BlobSource>),
 }
 
@@ -61,17 +61,18 @@ impl Store {
     async fn size(&self, digest: &str) -> Result<u64, Status> {
         match self {
             Self::Folder(layout) => Ok(layout.size(digest)?),
-            Self::Provided(blobs) => Ok(opened(blobs, digest).await?.1),
+            Self::Provided(blobs) => Ok(open_provided(blobs, digest).await?.1),
         }
     }
 
-    /// Opens a blob at `offset`. Returns it with the number of bytes to read: `size`, or all the rest if `size` is 0.
+    /// Opens a blob at `offset`. Returns it with the number of bytes to read: `size`, or all
+    /// remaining bytes if `size` is 0.
     async fn open(&self, digest: &str, offset: i64, size: i64) -> Result<(File, u64), Status> {
         let blobs = match self {
-            Self::Folder(layout) => return Ok(layout.open(digest, offset, size)?),
+            Self::Folder(layout) => return Ok(layout.open_blob(digest, offset, size)?),
             Self::Provided(blobs) => blobs,
         };
-        let (mut file, length) = opened(blobs, digest).await?;
+        let (mut file, length) = open_provided(blobs, digest).await?;
         let offset = u64::try_from(offset).unwrap_or(0).min(length);
         file.seek(SeekFrom::Start(offset))?;
         let left = length - offset;
@@ -79,17 +80,17 @@ impl Store {
         Ok((file, size.map_or(left, |size| size.min(left))))
     }
 
-    /// Returns the folder to write to.
-    fn folder(&self) -> Result<&Layout, Status> {
+    /// Returns the layout to write to.
+    fn writable_layout(&self) -> Result<&Layout, Status> {
         match self {
             Self::Folder(layout) => Ok(layout),
-            Self::Provided(_) => Err(Status::permission_denied("the store is only read")),
+            Self::Provided(_) => Err(Status::permission_denied("the store is read-only")),
         }
     }
 }
 
 /// Opens a blob of this program. Returns it with its length in bytes.
-async fn opened(blobs: &Arc<dyn BlobSource>, digest: &str) -> Result<(File, u64), Status> {
+async fn open_provided(blobs: &Arc<dyn BlobSource>, digest: &str) -> Result<(File, u64), Status> {
     let file = blobs
         .open(digest)
         .await
@@ -99,7 +100,7 @@ async fn opened(blobs: &Arc<dyn BlobSource>, digest: &str) -> Result<(File, u64)
     Ok((file, length))
 }
 
-/// The stores by the ids under which the builder asks for them.
+/// Stores by the ids that the builder uses.
 #[derive(Clone)]
 pub(crate) struct ContentService {
     stores: Arc<HashMap<String, Store>>,
@@ -112,7 +113,7 @@ impl ContentService {
         }
     }
 
-    fn store(&self, metadata: &MetadataMap) -> Result<Store, Status> {
+    fn find_store(&self, metadata: &MetadataMap) -> Result<Store, Status> {
         let id = metadata.get(STORE_HEADER).and_then(|v| v.to_str().ok());
         let id = id.ok_or_else(|| {
             Status::invalid_argument(format!("request lacks metadata {STORE_HEADER:?}"))
@@ -127,21 +128,22 @@ impl ContentService {
         self,
         request: Request<proto::InfoRequest>,
     ) -> Result<Response<proto::InfoResponse>, Status> {
-        let store = self.store(request.metadata())?;
-        let info = info(&store, &request.get_ref().digest).await?;
+        let store = self.find_store(request.metadata())?;
+        let info = blob_info(&store, &request.get_ref().digest).await?;
         Ok(Response::new(proto::InfoResponse { info: Some(info) }))
     }
 
-    /// Labels are for the builder's own garbage collection; a folder has nowhere to keep them.
+    /// Returns the labels without storing them. They serve the builder's own garbage collection,
+    /// and a folder cannot store them.
     async fn update(
         self,
         request: Request<proto::UpdateRequest>,
     ) -> Result<Response<proto::InfoResponse>, Status> {
-        let store = self.store(request.metadata())?;
-        let asked = request.into_inner().info.unwrap_or_default();
+        let store = self.find_store(request.metadata())?;
+        let requested = request.into_inner().info.unwrap_or_default();
         let info = proto::Info {
-            labels: asked.labels,
-            ..info(&store, &asked.digest).await?
+            labels: requested.labels,
+            ..blob_info(&store, &requested.digest).await?
         };
         Ok(Response::new(proto::InfoResponse { info: Some(info) }))
     }
@@ -150,13 +152,15 @@ impl ContentService {
         self,
         request: Request<proto::ReadRequest>,
     ) -> Result<Response<ReplyStream<proto::ReadResponse>>, Status> {
-        let store = self.store(request.metadata())?;
-        let wish = request.into_inner();
-        let (mut reader, size) = store.open(&wish.digest, wish.offset, wish.size).await?;
+        let store = self.find_store(request.metadata())?;
+        let read_request = request.into_inner();
+        let (mut reader, size) = store
+            .open(&read_request.digest, read_request.offset, read_request.size)
+            .await?;
         let (sender, receiver) = mpsc::channel(4);
         tokio::task::spawn_blocking(move || {
             use std::io::Read;
-            let (mut offset, mut left) = (wish.offset, size);
+            let (mut offset, mut left) = (read_request.offset, size);
             while left > 0 {
                 let mut data = vec![0; CHUNK.min(usize::try_from(left).unwrap_or(CHUNK))];
                 let read = reader.read(&mut data);
@@ -194,7 +198,10 @@ impl ContentService {
         self,
         request: Request<Streaming<proto::WriteRequest>>,
     ) -> Result<Response<ReplyStream<proto::WriteResponse>>, Status> {
-        let store = self.store(request.metadata())?.folder()?.clone();
+        let store = self
+            .find_store(request.metadata())?
+            .writable_layout()?
+            .clone();
         let mut incoming = request.into_inner();
         let (sender, receiver) = mpsc::channel(4);
         tokio::spawn(async move {
@@ -204,7 +211,7 @@ impl ContentService {
                     Ok(Some(message)) => message,
                     Ok(None) | Err(_) => return,
                 };
-                let reply = write_step(&store, &mut ingest, message);
+                let reply = handle_write(&store, &mut ingest, message);
                 let failed = reply.is_err();
                 if sender.send(reply).await.is_err() || failed {
                     return;
@@ -217,7 +224,7 @@ impl ContentService {
 
 type ReplyStream<T> = ReceiverStream<Result<T, Status>>;
 
-async fn info(store: &Store, digest: &str) -> Result<proto::Info, Status> {
+async fn blob_info(store: &Store, digest: &str) -> Result<proto::Info, Status> {
     let size = store.size(digest).await?;
     Ok(proto::Info {
         digest: digest.to_owned(),
@@ -228,8 +235,8 @@ async fn info(store: &Store, digest: &str) -> Result<proto::Info, Status> {
     })
 }
 
-/// One message of a write. Pieces are at most a few MiB, so they are written in place.
-fn write_step(
+/// Handles one message of a write. Pieces have at most a few MiB, so they are written immediately.
+fn handle_write(
     store: &Layout,
     ingest: &mut Option<Ingest>,
     message: proto::WriteRequest,
@@ -244,7 +251,7 @@ fn write_step(
     }
     let open = match ingest {
         Some(open) => open,
-        None => ingest.insert(store.ingest()?),
+        None => ingest.insert(store.start_ingest()?),
     };
     if message.offset > 0
         && !message.data.is_empty()
@@ -391,18 +398,18 @@ mod tests {
     const HELLO: &str = "sha256:2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824";
 
     #[test]
-    fn a_blob_is_written_once_and_verified() {
+    fn blob_is_written_once_and_verified() {
         let folder = TempDir::new().unwrap();
         let store = Layout::create(folder.path()).unwrap();
         let mut ingest = None;
-        write_step(&store, &mut ingest, message(WriteAction::Stat, b"", HELLO)).unwrap();
-        write_step(
+        handle_write(&store, &mut ingest, message(WriteAction::Stat, b"", HELLO)).unwrap();
+        handle_write(
             &store,
             &mut ingest,
             message(WriteAction::Write, b"hel", HELLO),
         )
         .unwrap();
-        let reply = write_step(
+        let reply = handle_write(
             &store,
             &mut ingest,
             message(WriteAction::Commit, b"lo", HELLO),
@@ -411,15 +418,15 @@ mod tests {
         assert_eq!((reply.digest.as_str(), reply.offset), (HELLO, 5));
         assert_eq!(store.size(HELLO).unwrap(), 5);
         let again =
-            write_step(&store, &mut None, message(WriteAction::Stat, b"", HELLO)).unwrap_err();
+            handle_write(&store, &mut None, message(WriteAction::Stat, b"", HELLO)).unwrap_err();
         assert_eq!(again.code(), tonic::Code::AlreadyExists);
     }
 
     #[test]
-    fn a_wrong_digest_leaves_nothing() {
+    fn blob_with_a_wrong_digest_is_not_stored() {
         let folder = TempDir::new().unwrap();
         let store = Layout::create(folder.path()).unwrap();
-        let wrong = write_step(
+        let wrong = handle_write(
             &store,
             &mut None,
             message(WriteAction::Commit, b"other", HELLO),

@@ -1,8 +1,8 @@
-//! `moby.filesync.v1.FileSend`: the builder sends results. A `tar`, `oci` or `docker` exporter sends one
-//! stream of bytes; a `local` exporter sends a folder, in the packets of file sync.
+//! `moby.filesync.v1.FileSend`: the builder sends results. A `tar`, `oci` or `docker` exporter
+//! sends one stream of bytes. A `local` exporter sends a folder in the packets of file sync.
 //!
-//! Both use the same method; a header says which exporter speaks, and so of which type its messages are.
-//! That is why the service is written out here, on undecoded messages.
+//! Both use the same method. A header names the exporter, which decides the message type. The
+//! service is therefore written by hand, for undecoded messages.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -27,14 +27,14 @@ use super::receive;
 const EXPORTER_HEADER: &str = "buildkit-attachable-exporter-id";
 pub(crate) const METHOD: &str = "/moby.filesync.v1.FileSend/DiffCopy";
 
-/// Where one exporter's result goes.
+/// Destination of one exporter's result.
 pub(crate) enum Target {
-    /// A stream of bytes; taken by the first call.
+    /// Stream of bytes, consumed by the first call.
     Bytes(Mutex<Option<ByteSink>>),
     Folder(PathBuf),
 }
 
-/// Takes the bytes of an archive.
+/// Receiver of the bytes of an archive.
 pub(crate) type ByteSink = Pin<Box<dyn AsyncWrite + Send>>;
 
 #[derive(Clone)]
@@ -43,7 +43,7 @@ pub(crate) struct FileSendService {
 }
 
 impl FileSendService {
-    /// `targets`: by the exporter's place in the request.
+    /// Creates the service. The keys of `targets` are the indexes of the exporters in the request.
     pub(crate) fn new(targets: HashMap<usize, Target>) -> Self {
         Self {
             targets: Arc::new(targets),
@@ -78,7 +78,7 @@ impl FileSendService {
             Target::Folder(folder) => {
                 let folder = folder.clone();
                 tokio::spawn(async move {
-                    if let Err(status) = receive::receive(incoming, &replies, folder).await {
+                    if let Err(status) = receive::receive_folder(incoming, &replies, folder).await {
                         let _ = replies.send(Err(status)).await;
                     }
                 });

@@ -1,9 +1,11 @@
-//! The session: the builder calls back to us, for files, credentials, secrets and to hand over results.
+//! Session: the builder sends requests to this program, for files, credentials, secrets and
+//! results.
 //!
-//! It is a gRPC server of ours on a connection that we opened. At a Docker Engine that connection is a socket of
-//! its own (`POST /session`), which is the fastest way. Otherwise it is tunnelled through the stream of `Control.Session`.
+//! The session is a gRPC server on a connection that this program opened. For a Docker Engine, the
+//! connection is a separate socket (`POST /session`), which is the fastest way. Otherwise it is
+//! tunnelled through the stream of `Control.Session`.
 //!
-//! Invariant: closing the session (or dropping it) ends everything that it serves.
+//! Invariant: closing or dropping the session ends all its services.
 
 mod auth;
 mod content;
@@ -54,14 +56,14 @@ const HEADER_NAME: &str = "x-docker-expose-session-name";
 const HEADER_SHARED_KEY: &str = "x-docker-expose-session-sharedkey";
 const HEADER_METHOD: &str = "x-docker-expose-session-grpc-method";
 const SESSION_NAME: &str = "acrtask";
-/// Bytes that wait in one stream for the wire.
+/// Size of the send buffer of one stream, in bytes.
 const SEND_BUFFER: usize = 1024 * 1024;
-/// Bytes of the headers of one call: each pattern of a `.dockerignore` comes in a header of its own. As much as a gRPC server
-/// in Go takes.
+/// Maximum size of the headers of one call, in bytes, as in a gRPC server in Go. Each pattern of a
+/// `.dockerignore` has its own header.
 const MAX_HEADERS: u32 = 16 * 1024 * 1024;
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 
-/// What a session serves. A service that is absent is not announced.
+/// Services of a session. Absent services are not announced.
 pub(crate) struct Services {
     pub(crate) files: FileSyncService,
     pub(crate) auth: AuthService,
@@ -110,7 +112,7 @@ impl Services {
     }
 }
 
-/// A running session.
+/// Running session.
 pub(crate) struct Session {
     pub(crate) id: String,
     task: AbortHandle,
@@ -143,14 +145,14 @@ impl Session {
                         task: serve(stream, routes),
                     });
                 }
-                // A newer engine has no such path any more, and takes the session as any buildkitd does.
+                // A newer engine does not have this path, and accepts the session like a buildkitd.
                 Err(UpgradeError::Refused { .. }) => {}
                 Err(UpgradeError::Io(e)) => {
                     return Err(Status::unavailable(format!("cannot open a session: {e}")));
                 }
             }
         }
-        let (outgoing, stream) = tunnel::outgoing();
+        let (outgoing, stream) = tunnel::outgoing_channel();
         let mut request = Request::new(stream);
         for (name, value) in headers {
             let value = value
@@ -161,7 +163,8 @@ impl Session {
         let mut control = ControlClient::new(channel.clone())
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
-        // The answer's head comes only when the builder first speaks, so the call is part of the tunnel.
+        // The head of the response arrives only with the first message of the builder. The call is
+        // therefore part of the tunnel.
         let incoming = async move { control.session(request).await.map(Response::into_inner) };
         Ok(Self {
             id,
@@ -210,7 +213,7 @@ fn serve(
     .abort_handle()
 }
 
-/// The builder asks every few seconds whether we are still here.
+/// Health service. The builder checks every few seconds that this program is alive.
 struct Healthy;
 
 #[tonic::async_trait]

@@ -1,10 +1,10 @@
-//! Messages as bytes, for a method whose message type depends on a header of the call.
+//! Undecoded messages, for a method whose message type depends on a header of the call.
 
 use bytes::{Buf, BufMut, Bytes};
 use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
-/// Leaves messages as they are on the wire.
+/// Codec that does not change messages.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct RawCodec;
 

@@ -1,10 +1,12 @@
-//! Receives a folder in the packets of file sync: the counterpart of [`crate::filesync`].
+//! Receiver of a folder in the packets of file sync: the counterpart of [`crate::filesync`].
 //!
-//! Invariants: nothing is written outside the folder, because each path must be plain and its parent must be a folder
-//! that came before it in the same stream; what is there already is merged with, a non-folder in the way
-//! is replaced. Owners stay those of this process.
+//! Invariants:
+//! - No file is written outside the folder. Each path must be plain, and its parent must be a
+//!   folder that arrived earlier in the same stream.
+//! - Existing files are merged with the result. A non-folder in the place of a folder is replaced.
+//! - The owner of all files is this process.
 //!
-//! Left out: devices and pipes, which a user cannot make; they are named in the log.
+//! Left out: devices and pipes, which a user cannot create. The log names them.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
@@ -22,10 +24,10 @@ use tonic::{Status, Streaming};
 
 use crate::filesync::mode;
 
-/// Where packets for the builder go.
+/// Sender of packets to the builder.
 type Replies = mpsc::Sender<Result<Bytes, Status>>;
 
-fn packet(kind: PacketType, id: u32) -> Bytes {
+fn encode_packet(kind: PacketType, id: u32) -> Bytes {
     Packet {
         r#type: kind.into(),
         id,
@@ -35,8 +37,8 @@ fn packet(kind: PacketType, id: u32) -> Bytes {
     .into()
 }
 
-/// Runs the whole exchange; the folder is made if it is absent.
-pub(crate) async fn receive(
+/// Runs the complete exchange. Creates the folder if it does not exist.
+pub(crate) async fn receive_folder(
     mut incoming: Streaming<Bytes>,
     replies: &Replies,
     folder: PathBuf,
@@ -44,14 +46,14 @@ pub(crate) async fn receive(
     let (messages, mut queue) = mpsc::channel::<Bytes>(16);
     let replies = replies.clone();
     let writer = tokio::task::spawn_blocking(move || {
-        fs::create_dir_all(&folder).map_err(|e| cannot_write(&folder, &e))?;
+        fs::create_dir_all(&folder).map_err(|e| write_error(&folder, &e))?;
         let mut receiver = Receiver::new(folder);
         while let Some(message) = queue.blocking_recv() {
             let reply = |kind, id| {
-                // When nobody listens any more, the stream of messages ends as well.
-                let _ = replies.blocking_send(Ok(packet(kind, id)));
+                // If the receiver is gone, the stream of messages also ends.
+                let _ = replies.blocking_send(Ok(encode_packet(kind, id)));
             };
-            if receiver.take(message, reply)? == Progress::Finished {
+            if receiver.handle_packet(message, reply)? == Progress::Finished {
                 break;
             }
         }
@@ -68,7 +70,7 @@ pub(crate) async fn receive(
     })?
 }
 
-fn cannot_write(path: &Path, e: &io::Error) -> Status {
+fn write_error(path: &Path, e: &io::Error) -> Status {
     Status::aborted(format!(
         "cannot write the build's result to {}: {e}",
         path.display()
@@ -77,25 +79,25 @@ fn cannot_write(path: &Path, e: &io::Error) -> Status {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Progress {
-    Going,
+    Continue,
     Finished,
 }
 
 struct Receiver {
     root: PathBuf,
     next_id: u32,
-    /// Folders described so far, relative; with the time that each gets at the end.
+    /// Described folders, relative to the root, with their final modification times.
     folders: HashMap<PathBuf, i64>,
-    /// Files asked for and not complete.
-    awaited: HashMap<u32, Awaited>,
-    /// Regular files, which hard links may point to.
+    /// Requested files that are incomplete.
+    pending: HashMap<u32, PendingFile>,
+    /// Regular files, which may be targets of hard links.
     files: HashSet<PathBuf>,
-    /// All entries described so far.
+    /// All described entries.
     seen: HashSet<PathBuf>,
     described: bool,
 }
 
-struct Awaited {
+struct PendingFile {
     path: PathBuf,
     file: Option<File>,
     mode: u32,
@@ -108,14 +110,14 @@ impl Receiver {
             root,
             next_id: 0,
             folders: HashMap::new(),
-            awaited: HashMap::new(),
+            pending: HashMap::new(),
             files: HashSet::new(),
             seen: HashSet::new(),
             described: false,
         }
     }
 
-    fn take(
+    fn handle_packet(
         &mut self,
         message: Bytes,
         reply: impl Fn(PacketType, u32),
@@ -128,7 +130,10 @@ impl Receiver {
                     let id = self.next_id;
                     self.next_id += 1;
                     let path = self.root.join(&stat.path);
-                    if self.entry(id, &stat).map_err(|e| cannot_write(&path, &e))? {
+                    if self
+                        .create_entry(id, &stat)
+                        .map_err(|e| write_error(&path, &e))?
+                    {
                         reply(PacketType::PacketReq, id);
                     }
                 }
@@ -136,17 +141,17 @@ impl Receiver {
             },
             Ok(PacketType::PacketData) => {
                 let root = &self.root;
-                let awaited = self.awaited.get_mut(&packet.id).ok_or_else(|| {
+                let pending = self.pending.get_mut(&packet.id).ok_or_else(|| {
                     Status::invalid_argument(format!(
                         "data for file {}, which was not requested",
                         packet.id
                     ))
                 })?;
-                awaited
-                    .data(&packet.data)
-                    .map_err(|e| cannot_write(&root.join(&awaited.path), &e))?;
+                pending
+                    .write_data(&packet.data)
+                    .map_err(|e| write_error(&root.join(&pending.path), &e))?;
                 if packet.data.is_empty() {
-                    self.awaited.remove(&packet.id);
+                    self.pending.remove(&packet.id);
                 }
             }
             Ok(PacketType::PacketFin) => return Ok(Progress::Finished),
@@ -159,19 +164,19 @@ impl Receiver {
                 return Err(Status::invalid_argument("unexpected packet"));
             }
         }
-        if self.described && self.awaited.is_empty() {
+        if self.described && self.pending.is_empty() {
             self.described = false;
             self.set_folder_times()
-                .map_err(|e| cannot_write(&self.root, &e))?;
+                .map_err(|e| write_error(&self.root, &e))?;
             reply(PacketType::PacketFin, 0);
         }
-        Ok(Progress::Going)
+        Ok(Progress::Continue)
     }
 
-    /// Makes the entry. `true` when it is a file whose content must be requested.
-    fn entry(&mut self, id: u32, stat: &Stat) -> io::Result<bool> {
-        let relative = self.checked(&stat.path)?;
-        // What has come stays what it is: through a link in the place of a folder one could get out.
+    /// Creates the entry. Returns `true` for a file whose content must be requested.
+    fn create_entry(&mut self, id: u32, stat: &Stat) -> io::Result<bool> {
+        let relative = self.check_path(&stat.path)?;
+        // An entry must not change. A link in the place of a folder would lead out.
         if !self.seen.insert(relative.clone()) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
@@ -198,11 +203,11 @@ impl Receiver {
             }
             mode::SYMLINK => symlink(&stat.linkname, &full)?,
             0 if !stat.linkname.is_empty() => {
-                let target = self.checked(&stat.linkname)?;
+                let target = self.check_path(&stat.linkname)?;
                 if !self.files.contains(&target) {
                     return Err(io::Error::new(
                         io::ErrorKind::InvalidData,
-                        "a hard link to what was not sent",
+                        "a hard link to a file that was not sent",
                     ));
                 }
                 fs::hard_link(self.root.join(target), &full)?;
@@ -215,9 +220,9 @@ impl Receiver {
                     .open(&full)?;
                 self.files.insert(relative);
                 drop(file);
-                self.awaited.insert(
+                self.pending.insert(
                     id,
-                    Awaited {
+                    PendingFile {
                         path: full,
                         file: None,
                         mode: permissions,
@@ -228,14 +233,14 @@ impl Receiver {
             }
             _ => tracing::warn!(
                 path = stat.path,
-                "left out of the build's result: devices and pipes are not made"
+                "skipping a device or pipe of the build's result"
             ),
         }
         Ok(false)
     }
 
-    /// The path, when it is plain and its parent has been described as a folder.
-    fn checked(&self, path: &str) -> io::Result<PathBuf> {
+    /// Checks that the path is plain, and that its parent was described as a folder.
+    fn check_path(&self, path: &str) -> io::Result<PathBuf> {
         let bad = |why| Err(io::Error::new(io::ErrorKind::InvalidData, why));
         if path.is_empty() || path.split('/').any(|part| matches!(part, "" | "." | "..")) {
             return bad("the path is not a plain relative one");
@@ -259,9 +264,9 @@ impl Receiver {
     }
 }
 
-impl Awaited {
-    /// Writes a piece; an empty one completes the file.
-    fn data(&mut self, data: &[u8]) -> io::Result<()> {
+impl PendingFile {
+    /// Writes a piece. An empty piece completes the file.
+    fn write_data(&mut self, data: &[u8]) -> io::Result<()> {
         let file = match &mut self.file {
             Some(file) => file,
             None => self
@@ -290,7 +295,7 @@ fn unix_permissions(go: u32) -> u32 {
     unix
 }
 
-/// Times before 1970 are left as they are.
+/// Sets the modification time. Ignores times before 1970.
 fn set_time(file: &File, nanoseconds: i64) -> io::Result<()> {
     match u64::try_from(nanoseconds) {
         Ok(nanoseconds) => {
@@ -335,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_arrives() {
+    fn receiver_stores_a_folder() {
         let root = TempDir::new().unwrap();
         fs::write(root.path().join("kept"), "").unwrap();
         symlink("/etc", root.path().join("dir")).unwrap();
@@ -346,13 +351,13 @@ mod tests {
             stat("dir/a", 0o640, ""),
             stat("dir/b", 0o640, "dir/a"),
             stat("link", mode::SYMLINK | 0o777, "dir/a"),
-            packet(PacketType::PacketStat, 0),
+            encode_packet(PacketType::PacketStat, 0),
             data(1, b"he"),
             data(1, b"llo"),
             data(1, b""),
         ] {
             receiver
-                .take(message, |kind, id| replies.borrow_mut().push((kind, id)))
+                .handle_packet(message, |kind, id| replies.borrow_mut().push((kind, id)))
                 .unwrap();
         }
         assert_eq!(
@@ -376,19 +381,21 @@ mod tests {
     }
 
     #[test]
-    fn what_has_come_stays_what_it_is() {
+    fn receiver_refuses_to_replace_a_described_entry() {
         for (first, mode) in [("dir", mode::DIR | 0o755), ("file", 0o644)] {
             let (root, outside) = (TempDir::new().unwrap(), TempDir::new().unwrap());
             let mut receiver = Receiver::new(root.path().into());
-            receiver.take(stat(first, mode, ""), |_, _| {}).unwrap();
+            receiver
+                .handle_packet(stat(first, mode, ""), |_, _| {})
+                .unwrap();
             let to = outside.path().join("x");
             let link = stat(first, mode::SYMLINK | 0o777, to.to_str().unwrap());
-            assert!(receiver.take(link, |_, _| {}).is_err(), "{first}");
+            assert!(receiver.handle_packet(link, |_, _| {}).is_err(), "{first}");
         }
     }
 
     #[test]
-    fn nothing_leaves_the_folder() {
+    fn receiver_refuses_paths_that_lead_out() {
         for message in [
             stat("../x", 0o644, ""),
             stat("/x", 0o644, ""),
@@ -400,15 +407,19 @@ mod tests {
             let root = TempDir::new().unwrap();
             assert!(
                 Receiver::new(root.path().into())
-                    .take(message, |_, _| {})
+                    .handle_packet(message, |_, _| {})
                     .is_err()
             );
         }
         let root = TempDir::new().unwrap();
         let mut receiver = Receiver::new(root.path().into());
         receiver
-            .take(stat("l", mode::SYMLINK | 0o777, "/tmp"), |_, _| {})
+            .handle_packet(stat("l", mode::SYMLINK | 0o777, "/tmp"), |_, _| {})
             .unwrap();
-        assert!(receiver.take(stat("l/x", 0o644, ""), |_, _| {}).is_err());
+        assert!(
+            receiver
+                .handle_packet(stat("l/x", 0o644, ""), |_, _| {})
+                .is_err()
+        );
     }
 }

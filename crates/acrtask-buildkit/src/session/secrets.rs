@@ -1,6 +1,8 @@
-//! `RUN --mount=type=secret`: the builder asks for a secret by its id.
+//! `RUN --mount=type=secret`: the builder requests a secret by its id.
 //!
-//! Invariants: values live in unprintable types until they are encoded for the wire; an id that was not given to the build does not exist.
+//! Invariants:
+//! - Values are in types without a printable form until they are encoded for the wire.
+//! - A secret that the build does not list does not exist.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -12,64 +14,64 @@ use bollard_buildkit_proto::moby::buildkit::secrets::v1::{
 };
 use tonic::{Request, Response, Status};
 
-/// Bytes that a builder accepts of one secret.
+/// Maximum size of one secret in a builder, in bytes.
 pub const MAX_SECRET_BYTES: usize = 500 * 1024;
 
-/// A secret that a build may mount.
+/// Secret that a build may mount.
 #[derive(Debug, Clone)]
 pub struct BuildSecret {
-    /// The id by which the Dockerfile names it.
+    /// Id of the secret in the Dockerfile.
     pub id: String,
-    /// Where its value is.
+    /// Source of the value.
     pub source: SecretSource,
 }
 
-/// Where a secret's value comes from.
+/// Source of a secret's value.
 #[derive(Debug, Clone)]
 pub enum SecretSource {
     /// Text in memory.
     Text(Secret),
-    /// Any bytes in memory.
+    /// Bytes in memory.
     Bytes(Arc<secrecy::SecretSlice<u8>>),
-    /// A file, read when the builder asks.
+    /// File, read on the request of the builder.
     File(PathBuf),
-    /// A variable of this process.
+    /// Environment variable of this process.
     Env(String),
 }
 
-/// A secret cannot be given.
+/// Error of passing a secret to a build.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
-    /// Too large for any builder.
-    #[error("the secret {id:?} has {bytes} bytes; BuildKit takes at most {MAX_SECRET_BYTES}")]
+    /// The secret exceeds the limit of all builders.
+    #[error("the secret {id:?} has {bytes} bytes; BuildKit accepts at most {MAX_SECRET_BYTES}")]
     TooLarge {
-        /// Its id.
+        /// Id of the secret.
         id: String,
-        /// Its size.
+        /// Size of the secret, in bytes.
         bytes: u64,
     },
-    /// Its file cannot be used.
+    /// The file of the secret is unreadable.
     #[error("cannot read the secret {id:?} from {}", path.display())]
     File {
-        /// Its id.
+        /// Id of the secret.
         id: String,
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         source: std::io::Error,
     },
-    /// Its variable is not set.
-    #[error("the secret {id:?} is to come from the environment variable {name}, which is not set")]
+    /// The variable of the secret is not set.
+    #[error("the environment variable {name} of the secret {id:?} is not set")]
     Env {
-        /// Its id.
+        /// Id of the secret.
         id: String,
-        /// The variable.
+        /// Name of the variable.
         name: String,
     },
 }
 
 impl BuildSecret {
-    /// Finds out before the build whether the secret can be given.
+    /// Checks before the build that the secret is available.
     pub(crate) fn check(&self) -> Result<(), SecretError> {
         use secrecy::ExposeSecret;
         let bytes = match &self.source {
@@ -168,7 +170,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_secret_is_found_by_its_id_only() {
+    async fn secret_is_found_by_its_exact_id() {
         let service = SecretService::new(&[text("token", "v".into())]);
         let get = |id: &str| {
             service.get_secret(Request::new(GetSecretRequest {
@@ -181,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_given_is_said_before_the_build() {
+    fn check_refuses_unavailable_secrets() {
         assert!(matches!(
             text("big", "x".repeat(MAX_SECRET_BYTES + 1)).check(),
             Err(SecretError::TooLarge { .. })

@@ -1,6 +1,7 @@
-//! `RUN --mount=type=ssh`: what the builder sends goes to an SSH agent's socket, and back.
+//! `RUN --mount=type=ssh`: forwards bytes between the builder and the socket of an SSH agent.
 //!
-//! Left out: private key files. They would make this program an agent; `ssh-add` them to one instead.
+//! Left out: private key files. This program would have to be an agent. Use `ssh-add` to load them
+//! into one.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -15,18 +16,18 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-/// The id of a mount that names none.
+/// Id of a mount without an id.
 const DEFAULT_ID: &str = "default";
-/// The header in which the builder names the agent that it wants.
+/// Header in which the builder names the agent.
 const ID_HEADER: &str = "buildkit.ssh.id";
 const CHUNK: usize = 32 * 1024;
 
-/// An SSH agent that a build may use.
+/// SSH agent that a build may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SshSource {
-    /// The id by which the Dockerfile names it; `default` when it names none.
+    /// Id of the agent in the Dockerfile. `default` for a mount without an id.
     pub id: String,
-    /// The agent's socket.
+    /// Socket of the agent.
     pub agent: PathBuf,
 }
 
@@ -42,7 +43,7 @@ impl SshService {
         )
     }
 
-    fn agent(&self, id: &str) -> Result<&PathBuf, Status> {
+    fn find_agent(&self, id: &str) -> Result<&PathBuf, Status> {
         let id = if id.is_empty() { DEFAULT_ID } else { id };
         self.0
             .get(id)
@@ -59,7 +60,7 @@ impl Ssh for SshService {
         &self,
         request: Request<CheckAgentRequest>,
     ) -> Result<Response<CheckAgentResponse>, Status> {
-        self.agent(&request.get_ref().id)?;
+        self.find_agent(&request.get_ref().id)?;
         Ok(Response::new(CheckAgentResponse {}))
     }
 
@@ -72,7 +73,7 @@ impl Ssh for SshService {
             .get(ID_HEADER)
             .and_then(|v| v.to_str().ok())
             .unwrap_or_default();
-        let path = self.agent(id)?;
+        let path = self.find_agent(id)?;
         let socket = UnixStream::connect(path).await.map_err(|e| {
             Status::failed_precondition(format!(
                 "cannot connect to the SSH agent at {}: {e}",
@@ -98,7 +99,9 @@ impl Ssh for SshService {
                     Ok(n) => Ok(BytesMessage {
                         data: buffer[..n].to_vec(),
                     }),
-                    Err(e) => Err(Status::unavailable(format!("the SSH agent went away: {e}"))),
+                    Err(e) => Err(Status::unavailable(format!(
+                        "the SSH agent closed the connection: {e}"
+                    ))),
                 };
                 let failed = message.is_err();
                 if sender.send(message).await.is_err() || failed {
@@ -122,7 +125,7 @@ mod tests {
 
     use super::*;
 
-    /// A client of the service, over a connection in memory.
+    /// Returns a client of the service, over a connection in memory.
     async fn client(sources: &[SshSource]) -> SshClient<Channel> {
         let (near, far) = tokio::io::duplex(4096);
         crate::session::serve(far, Routes::new(SshServer::new(SshService::new(sources))));
@@ -140,16 +143,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn bytes_go_to_the_agent_and_back() {
+    async fn bytes_are_forwarded_to_the_agent_and_back() {
         let dir = tempfile::TempDir::new().unwrap();
         let path = dir.path().join("agent");
         let agent = UnixListener::bind(&path).unwrap();
         tokio::spawn(async move {
             let (mut stream, _) = agent.accept().await.unwrap();
-            let mut asked = Vec::new();
-            stream.read_to_end(&mut asked).await.unwrap();
+            let mut received = Vec::new();
+            stream.read_to_end(&mut received).await.unwrap();
             stream
-                .write_all(&[b"got ", asked.as_slice()].concat())
+                .write_all(&[b"got ", received.as_slice()].concat())
                 .await
                 .unwrap();
         });
@@ -163,20 +166,20 @@ mod tests {
             .await
             .unwrap();
         let messages = ["pi", "ng"].map(|text| BytesMessage { data: text.into() });
-        let mut answers = client
+        let mut responses = client
             .forward_agent(tokio_stream::iter(messages))
             .await
             .unwrap()
             .into_inner();
         let mut all = Vec::new();
-        while let Some(answer) = answers.message().await.unwrap() {
-            all.extend(answer.data);
+        while let Some(response) = responses.message().await.unwrap() {
+            all.extend(response.data);
         }
         assert_eq!(all, b"got ping");
     }
 
     #[tokio::test]
-    async fn only_named_agents_exist() {
+    async fn only_named_agents_are_available() {
         let mut client = client(&[SshSource {
             id: "work".into(),
             agent: "/absent".into(),

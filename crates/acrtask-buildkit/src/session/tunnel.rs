@@ -1,4 +1,4 @@
-//! A connection made of messages: the stream of `Control.Session`, read and written as bytes.
+//! Connection over messages: the stream of `Control.Session` as bytes.
 
 use std::future::Future;
 use std::io;
@@ -13,21 +13,21 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::PollSender;
 use tonic::{Status, Streaming};
 
-/// Messages that wait for the wire.
+/// Number of messages that wait for the wire.
 const MESSAGES_IN_FLIGHT: usize = 16;
-/// Bytes of one message.
+/// Size of one message, in bytes.
 const CHUNK: usize = 64 * 1024;
 
 type Opening = Pin<Box<dyn Future<Output = Result<Streaming<BytesMessage>, Status>> + Send>>;
 
-/// The two ends of what we send.
-pub(super) fn outgoing() -> (mpsc::Sender<BytesMessage>, ReceiverStream<BytesMessage>) {
+/// Creates the channel for outgoing messages.
+pub(super) fn outgoing_channel() -> (mpsc::Sender<BytesMessage>, ReceiverStream<BytesMessage>) {
     let (sender, receiver) = mpsc::channel(MESSAGES_IN_FLIGHT);
     (sender, ReceiverStream::new(receiver))
 }
 
 enum Incoming {
-    /// The call has been made and the builder has not answered.
+    /// The call has started, but the builder has not responded.
     Opening(Opening),
     Open(Box<Streaming<BytesMessage>>),
     Ended,
@@ -35,7 +35,8 @@ enum Incoming {
 
 pub(super) struct Tunnel {
     incoming: Incoming,
-    /// What of the last message has not been read.
+    /// Last message.
+    /// Number of bytes of `rest` that are already read.
     rest: Vec<u8>,
     read: usize,
     outgoing: PollSender<BytesMessage>,
@@ -55,7 +56,7 @@ impl Tunnel {
     }
 }
 
-fn broken(status: &Status) -> io::Error {
+fn stream_error(status: &Status) -> io::Error {
     io::Error::new(
         io::ErrorKind::ConnectionAborted,
         format!("the session's stream broke: {}", status.message()),
@@ -81,7 +82,7 @@ impl AsyncRead for Tunnel {
                     Ok(stream) => this.incoming = Incoming::Open(Box::new(stream)),
                     Err(status) => {
                         this.incoming = Incoming::Ended;
-                        return Poll::Ready(Err(broken(&status)));
+                        return Poll::Ready(Err(stream_error(&status)));
                     }
                 },
                 Incoming::Open(stream) => match ready!(stream.poll_next_unpin(cx)) {
@@ -91,7 +92,7 @@ impl AsyncRead for Tunnel {
                     }
                     Some(Err(status)) => {
                         this.incoming = Incoming::Ended;
-                        return Poll::Ready(Err(broken(&status)));
+                        return Poll::Ready(Err(stream_error(&status)));
                     }
                     None => this.incoming = Incoming::Ended,
                 },

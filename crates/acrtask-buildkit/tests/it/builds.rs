@@ -1,4 +1,4 @@
-//! What goes into a build.
+//! Inputs of builds.
 
 use std::sync::Arc;
 
@@ -8,10 +8,10 @@ use acrtask_model::Secret;
 use crate::harness::{context, on_each};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_context_is_what_dockerignore_leaves() {
-    on_each(async |site| {
+async fn context_excludes_files_of_dockerignore() {
+    on_each(async |builder| {
         let dir = context(
-            site,
+            builder,
             &[
                 ("Dockerfile", "FROM BASE\nCOPY . /c\nRUN cd /c && find . -type f -o -type l | sort\n"),
                 (".dockerignore", "**/*.log\nnode_modules\n!keep.log\ndocs/*\n!docs/README.md\nDockerfile\n"),
@@ -26,7 +26,7 @@ async fn the_context_is_what_dockerignore_leaves() {
             ],
         );
         std::os::unix::fs::symlink("src/deep", dir.path().join("link")).unwrap();
-        let built = site.build(site.request(&dir)).await;
+        let built = builder.build(builder.request(&dir)).await;
         built.outcome();
         assert_eq!(
             built.log(),
@@ -37,14 +37,14 @@ async fn the_context_is_what_dockerignore_leaves() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_ignore_file_may_be_long() {
-    on_each(async |site| {
+async fn long_ignore_file_is_supported() {
+    on_each(async |builder| {
         let mut patterns: String = (0..3000)
             .map(|i| format!("left/out/number-{i}\n"))
             .collect();
         patterns.push_str("last\n");
         let dir = context(
-            site,
+            builder,
             &[
                 (
                     "Dockerfile",
@@ -55,7 +55,7 @@ async fn an_ignore_file_may_be_long() {
                 ("kept", ""),
             ],
         );
-        let built = site.build(site.request(&dir)).await;
+        let built = builder.build(builder.request(&dir)).await;
         built.outcome();
         assert_eq!(built.log(), "./.dockerignore\n./Dockerfile\n./kept\n");
     })
@@ -63,10 +63,10 @@ async fn an_ignore_file_may_be_long() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dockerfile_may_have_an_ignore_file_of_its_own() {
-    on_each(async |site| {
+async fn dockerfile_can_have_its_own_ignore_file() {
+    on_each(async |builder| {
         let dir = context(
-            site,
+            builder,
             &[
                 (
                     "build/app.Dockerfile",
@@ -78,9 +78,9 @@ async fn a_dockerfile_may_have_an_ignore_file_of_its_own() {
                 ("b", ""),
             ],
         );
-        let mut request = site.request(&dir);
+        let mut request = builder.request(&dir);
         request.dockerfile = DockerfileSource::InContext("build/app.Dockerfile".into());
-        let built = site.build(request).await;
+        let built = builder.build(request).await;
         built.outcome();
         assert_eq!(built.log(), "./b\n");
     })
@@ -88,11 +88,11 @@ async fn a_dockerfile_may_have_an_ignore_file_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn modes_links_and_times_arrive() {
+async fn context_preserves_modes_links_and_times() {
     use std::os::unix::fs::PermissionsExt;
-    on_each(async |site| {
+    on_each(async |builder| {
         let dir = context(
-            site,
+            builder,
             &[
                 ("Dockerfile", "FROM BASE\nCOPY . /c\nRUN cd /c && stat -c '%n %a %h %u' bin one two && stat -c %Y bin && cat two\n"),
                 ("bin", "x"),
@@ -105,7 +105,7 @@ async fn modes_links_and_times_arrive() {
         std::fs::File::open(&bin).unwrap().set_modified(time).unwrap();
         std::fs::set_permissions(dir.path().join("one"), std::fs::Permissions::from_mode(0o640)).unwrap();
         std::fs::hard_link(dir.path().join("one"), dir.path().join("two")).unwrap();
-        let built = site.build(site.request(&dir)).await;
+        let built = builder.build(builder.request(&dir)).await;
         built.outcome();
         assert_eq!(built.log(), "bin 4755 1 0\none 640 2 0\ntwo 640 2 0\n1500000000\nsame");
     })
@@ -113,17 +113,17 @@ async fn modes_links_and_times_arrive() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_is_seen_and_an_unchanged_context_is_cached() {
-    on_each(async |site| {
+async fn unchanged_context_is_cached_and_changes_are_detected() {
+    on_each(async |builder| {
         let dir = context(
-            site,
+            builder,
             &[
                 ("Dockerfile", "FROM BASE\nCOPY a /a\nRUN cat /a\n"),
                 ("a", &format!("{:?}", std::time::SystemTime::now())),
             ],
         );
         let request = || {
-            let mut request = site.request(&dir);
+            let mut request = builder.request(&dir);
             request.no_cache = NoCache::UseCache;
             request
         };
@@ -132,15 +132,15 @@ async fn a_change_is_seen_and_an_unchanged_context_is_cached() {
                 |e| matches!(e, BuildEvent::Vertex(v) if v.name.contains("COPY a") && v.cached),
             )
         };
-        let first = site.build(request()).await;
+        let first = builder.build(request()).await;
         first.outcome();
         assert!(!cached(&first));
-        let second = site.build(request()).await;
+        let second = builder.build(request()).await;
         second.outcome();
         assert!(cached(&second));
         let changed = format!("changed {:?}", std::time::SystemTime::now());
         std::fs::write(dir.path().join("a"), &changed).unwrap();
-        let third = site.build(request()).await;
+        let third = builder.build(request()).await;
         third.outcome();
         assert!(!cached(&third));
         assert_eq!(third.log(), changed);
@@ -149,11 +149,11 @@ async fn a_change_is_seen_and_an_unchanged_context_is_cached() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn arguments_targets_labels_hosts_and_inline_dockerfiles() {
-    on_each(async |site| {
+async fn build_applies_arguments_targets_and_hosts_to_an_inline_dockerfile() {
+    on_each(async |builder| {
         let text = format!(
             "FROM {} AS one\nARG A\nARG B=default\nRUN echo \"$A $B\" && grep -c 10.1.2.3 /etc/hosts && cat /proc/sys/kernel/ostype\nFROM one AS two\nRUN false\n",
-            site.base()
+            builder.base()
         );
         let mut request = BuildRequest::new(BuildContext::None);
         request.dockerfile = DockerfileSource::Inline(text.into_bytes());
@@ -161,7 +161,7 @@ async fn arguments_targets_labels_hosts_and_inline_dockerfiles() {
         request.target = Some("one".into());
         request.build_args = vec![("A".into(), Some("given".into()))];
         request.add_hosts = vec![("other".into(), "10.1.2.3".into())];
-        let built = site.build(request).await;
+        let built = builder.build(request).await;
         built.outcome();
         assert_eq!(built.log(), "given default\n1\nLinux\n");
     })
@@ -169,25 +169,25 @@ async fn arguments_targets_labels_hosts_and_inline_dockerfiles() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn named_contexts() {
-    on_each(async |site| {
+async fn named_contexts_are_available_to_the_dockerfile() {
+    on_each(async |builder| {
         let dir = context(
-            site,
+            builder,
             &[(
                 "Dockerfile",
                 "FROM mybase\nCOPY --from=extra f /f\nRUN cat /f\n",
             )],
         );
-        let extra = context(site, &[("f", "from extra")]);
-        let mut request = site.request(&dir);
+        let extra = context(builder, &[("f", "from extra")]);
+        let mut request = builder.request(&dir);
         request
             .named_contexts
             .insert("extra".into(), NamedContext::Local(extra.path().into()));
         request.named_contexts.insert(
             "mybase".into(),
-            NamedContext::Reference(format!("docker-image://{}", site.base())),
+            NamedContext::Reference(format!("docker-image://{}", builder.base())),
         );
-        let built = site.build(request).await;
+        let built = builder.build(request).await;
         built.outcome();
         assert_eq!(built.log(), "from extra");
     })
@@ -195,10 +195,10 @@ async fn named_contexts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn secrets_are_mounted_and_not_kept() {
-    on_each(async |site| {
+async fn secrets_are_mounted_but_not_stored() {
+    on_each(async |builder| {
         let dir = context(
-            site,
+            builder,
             &[(
                 "Dockerfile",
                 "FROM BASE\nRUN --mount=type=secret,id=text sha256sum /run/secrets/text\nRUN --mount=type=secret,id=file,target=/s cat /s\nRUN ls /run/secrets 2>&1 | wc -l\n",
@@ -206,12 +206,12 @@ async fn secrets_are_mounted_and_not_kept() {
         );
         let file = dir.path().join("value");
         std::fs::write(&file, "from a file\n").unwrap();
-        let mut request = site.request(&dir);
+        let mut request = builder.request(&dir);
         request.secrets = vec![
             BuildSecret { id: "text".into(), source: SecretSource::Text(Secret::new("hello")) },
             BuildSecret { id: "file".into(), source: SecretSource::File(file) },
         ];
-        let built = site.build(request).await;
+        let built = builder.build(request).await;
         built.outcome();
         assert!(built.log().starts_with("2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"), "{}", built.log());
         assert!(built.log().contains("from a file\n"));
@@ -219,22 +219,22 @@ async fn secrets_are_mounted_and_not_kept() {
     .await;
 }
 
-// What goes through the socket is tested without a build: the base image has no program for Unix sockets.
+// Other tests cover the bytes through the socket: the base image has no program for Unix sockets.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_ssh_agent_is_announced_and_mounted() {
-    on_each(async |site| {
+async fn ssh_agent_is_announced_and_mounted() {
+    on_each(async |builder| {
         let dir = context(
-            site,
+            builder,
             &[("Dockerfile", "FROM BASE\nRUN --mount=type=ssh,required=true test -S $SSH_AUTH_SOCK && echo socket\n")],
         );
         let agent = dir.path().join("agent.sock");
         let _listener = tokio::net::UnixListener::bind(&agent).unwrap();
-        let mut request = site.request(&dir);
+        let mut request = builder.request(&dir);
         request.ssh = vec![SshSource { id: "default".into(), agent }];
-        let built = site.build(request).await;
+        let built = builder.build(request).await;
         built.outcome();
         assert_eq!(built.log(), "socket\n");
-        let without = site.build(site.request(&dir)).await;
+        let without = builder.build(builder.request(&dir)).await;
         assert!(without.error().to_string().contains("no SSH key"), "{}", without.error());
     })
     .await;
@@ -253,14 +253,14 @@ impl Credentials for Tester {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_registry_with_passwords_gets_them() {
+async fn private_registry_receives_credentials() {
     let Ok(registry) = std::env::var("ACRTASK_TEST_AUTH_REGISTRY") else {
         return println!("skipped: no registry with passwords");
     };
-    on_each(async |site| {
-        let dir = context(site, &[("Dockerfile", "FROM BASE\nRUN true\n")]);
+    on_each(async |builder| {
+        let dir = context(builder, &[("Dockerfile", "FROM BASE\nRUN true\n")]);
         let push = |credentials: Arc<dyn Credentials>| {
-            let mut request = site.request(&dir);
+            let mut request = builder.request(&dir);
             let names = vec![format!("{registry}/acrtask/auth:1")];
             request.exports = vec![Export::Image(ImageExport {
                 names,
@@ -269,7 +269,7 @@ async fn a_registry_with_passwords_gets_them() {
                 ..Default::default()
             })];
             request.credentials = credentials;
-            site.build(request)
+            builder.build(request)
         };
         assert!(
             push(Arc::new(Tester))
@@ -293,18 +293,22 @@ async fn a_registry_with_passwords_gets_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pin_decides_the_base() {
-    on_each(async |site| {
-        let dir = context(site, &[("Dockerfile", "FROM BASE\nRUN true\n")]);
-        let digest = site.build(site.request(&dir)).await.outcome().provenance[0]
+async fn pin_decides_the_base() {
+    on_each(async |builder| {
+        let dir = context(builder, &[("Dockerfile", "FROM BASE\nRUN true\n")]);
+        let digest = builder
+            .build(builder.request(&dir))
+            .await
+            .outcome()
+            .provenance[0]
             .digest
             .clone();
-        let mut request = site.request(&dir);
+        let mut request = builder.request(&dir);
         request.pins = vec![SourcePin {
-            reference: site.base(),
+            reference: builder.base(),
             digest: digest.clone(),
         }];
-        let built = site.build(request).await;
+        let built = builder.build(request).await;
         assert!(
             built
                 .outcome()
@@ -312,14 +316,14 @@ async fn a_pin_decides_the_base() {
                 .iter()
                 .any(|used| used.digest == digest)
         );
-        let mut request = site.request(&dir);
+        let mut request = builder.request(&dir);
         request.pins = vec![SourcePin {
-            reference: site.base(),
+            reference: builder.base(),
             digest: format!("sha256:{}", "0".repeat(64)),
         }];
         assert!(
-            site.build(request).await.result.is_err(),
-            "a pin to a digest that is not there must fail"
+            builder.build(request).await.result.is_err(),
+            "a pin to a missing digest must fail"
         );
     })
     .await;

@@ -1,4 +1,4 @@
-//! What a user sees when a build does not succeed.
+//! Errors of failed builds.
 
 use std::time::{Duration, Instant};
 
@@ -8,16 +8,16 @@ use tokio_util::sync::CancellationToken;
 use crate::harness::{context, on_each};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failing_command_shows_its_lines() {
-    on_each(async |site| {
+async fn failed_command_shows_its_lines() {
+    on_each(async |builder| {
         let dir = context(
-            site,
+            builder,
             &[(
                 "Dockerfile",
                 "FROM BASE\nRUN echo one && \\\n    echo two && \\\n    exit 7\nRUN true\n",
             )],
         );
-        let built = site.build(site.request(&dir)).await;
+        let built = builder.build(builder.request(&dir)).await;
         let BuildError::Failed(failure) = built.error() else {
             panic!("{:?}", built.error())
         };
@@ -28,7 +28,7 @@ async fn a_failing_command_shows_its_lines() {
             .error()
             .render_excerpt()
             .unwrap()
-            .replace(&site.base(), "BASE");
+            .replace(&builder.base(), "BASE");
         insta::allow_duplicates! {
             insta::assert_snapshot!(excerpt, @r"
             Dockerfile:2
@@ -46,10 +46,10 @@ async fn a_failing_command_shows_its_lines() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_syntax_error_shows_its_line() {
-    on_each(async |site| {
-        let dir = context(site, &[("Dockerfile", "FROM BASE\nRUNN true\n")]);
-        let built = site.build(site.request(&dir)).await;
+async fn syntax_error_shows_its_line() {
+    on_each(async |builder| {
+        let dir = context(builder, &[("Dockerfile", "FROM BASE\nRUNN true\n")]);
+        let built = builder.build(builder.request(&dir)).await;
         assert!(
             built.error().to_string().contains("unknown instruction"),
             "{}",
@@ -67,11 +67,11 @@ async fn a_syntax_error_shows_its_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_frontend_that_cannot_be_fetched_is_named() {
-    on_each(async |site| {
-        let image = format!("{}/absent/frontend:9", site.registry);
-        let dir = context(site, &[("Dockerfile", &format!("# syntax={image}\nFROM BASE\n"))]);
-        let built = site.build(site.request(&dir)).await;
+async fn unavailable_frontend_is_named() {
+    on_each(async |builder| {
+        let image = format!("{}/absent/frontend:9", builder.registry);
+        let dir = context(builder, &[("Dockerfile", &format!("# syntax={image}\nFROM BASE\n"))]);
+        let built = builder.build(builder.request(&dir)).await;
         assert!(matches!(built.error(), BuildError::HelperImage { image: named, .. } if *named == image), "{:?}", built.error());
         assert!(built.error().help().unwrap().contains("remove the `# syntax=` line"));
     })
@@ -79,13 +79,13 @@ async fn a_frontend_that_cannot_be_fetched_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_scanner_that_cannot_be_fetched_is_named() {
-    on_each(async |site| {
-        let dir = context(site, &[("Dockerfile", "FROM BASE\nRUN true\n")]);
-        let scanner = format!("{}/absent/scanner:1", site.registry);
-        let mut request = site.request(&dir);
+async fn unavailable_scanner_is_named() {
+    on_each(async |builder| {
+        let dir = context(builder, &[("Dockerfile", "FROM BASE\nRUN true\n")]);
+        let scanner = format!("{}/absent/scanner:1", builder.registry);
+        let mut request = builder.request(&dir);
         request.sbom = Some(format!("generator={scanner}"));
-        let built = site.build(request).await;
+        let built = builder.build(request).await;
         assert!(
             matches!(built.error(), BuildError::HelperImage { image, .. } if *image == scanner),
             "{:?}",
@@ -96,16 +96,16 @@ async fn a_scanner_that_cannot_be_fetched_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_missing_secret_fails_the_step() {
-    on_each(async |site| {
+async fn missing_secret_fails_the_step() {
+    on_each(async |builder| {
         let dir = context(
-            site,
+            builder,
             &[(
                 "Dockerfile",
                 "FROM BASE\nRUN --mount=type=secret,id=absent,required=true true\n",
             )],
         );
-        let built = site.build(site.request(&dir)).await;
+        let built = builder.build(builder.request(&dir)).await;
         assert!(
             built.error().to_string().contains("absent"),
             "{}",
@@ -116,17 +116,17 @@ async fn a_missing_secret_fails_the_step() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_canceled_build_stops_within_a_second() {
-    on_each(async |site| {
+async fn canceled_build_stops_within_a_second() {
+    on_each(async |builder| {
         let dir = context(
-            site,
+            builder,
             &[("Dockerfile", "FROM BASE\nRUN echo started && sleep 600\n")],
         );
         let cancel = CancellationToken::new();
         let mut canceled_at = None;
         let trigger = cancel.clone();
-        let built = site
-            .build_until(site.request(&dir), cancel, |event| {
+        let built = builder
+            .build_until(builder.request(&dir), cancel, |event| {
                 if matches!(event, BuildEvent::Log(log) if log.bytes.starts_with(b"started")) {
                     canceled_at = Some(Instant::now());
                     trigger.cancel();
@@ -145,7 +145,7 @@ async fn a_canceled_build_stops_within_a_second() {
 }
 
 #[tokio::test]
-async fn an_address_where_nobody_answers_is_named() {
+async fn unreachable_address_is_named() {
     for url in [
         "unix:///absent/buildkitd.sock",
         "tcp://127.0.0.1:1",

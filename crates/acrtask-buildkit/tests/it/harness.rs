@@ -1,4 +1,4 @@
-//! Endpoints, contexts and short ways to build.
+//! Endpoints, contexts and helpers for builds.
 
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
@@ -14,10 +14,10 @@ use tokio_util::sync::CancellationToken;
 /// Longer than any of these builds takes on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(120);
 
-pub(crate) struct Site {
+pub(crate) struct TestBuilder {
     pub(crate) client: Client,
     pub(crate) registry: String,
-    /// A build failed through a fault of the builder itself.
+    /// `true` after a build failed because of the builder itself.
     faulty: AtomicBool,
 }
 
@@ -52,7 +52,7 @@ impl Built {
     }
 }
 
-impl Site {
+impl TestBuilder {
     pub(crate) fn base(&self) -> String {
         format!("{}/base/busybox:1.36", self.registry)
     }
@@ -77,8 +77,8 @@ impl Site {
             }
             events
         };
-        let both = async { tokio::join!(self.client.build(request, sender, cancel), collect) };
-        let (result, events) = tokio::time::timeout(DEADLINE, both)
+        let building = async { tokio::join!(self.client.build(request, sender, cancel), collect) };
+        let (result, events) = tokio::time::timeout(DEADLINE, building)
             .await
             .expect("a build must end in time");
         if result.as_ref().is_err_and(BuildError::is_builder_fault) {
@@ -87,7 +87,7 @@ impl Site {
         Built { result, events }
     }
 
-    /// A build of the folder whose result is printed by `RUN` and goes nowhere.
+    /// Creates a request for the folder without a destination. `RUN` prints the result.
     pub(crate) fn request(&self, context: &TempDir) -> BuildRequest {
         let mut request = BuildRequest::new(BuildContext::Local {
             dir: context.path().into(),
@@ -97,26 +97,26 @@ impl Site {
     }
 }
 
-/// A folder with these files; `BASE` in a file is the base image.
-pub(crate) fn context(site: &Site, files: &[(&str, &str)]) -> TempDir {
+/// Creates a folder with these files. `BASE` in a file is the base image.
+pub(crate) fn context(builder: &TestBuilder, files: &[(&str, &str)]) -> TempDir {
     let dir = TempDir::new().expect("a temporary folder");
     for (name, content) in files {
         let path = dir.path().join(name);
         std::fs::create_dir_all(path.parent().unwrap_or(Path::new("/"))).expect("a folder");
-        std::fs::write(path, content.replace("BASE", &site.base())).expect("a file");
+        std::fs::write(path, content.replace("BASE", &builder.base())).expect("a file");
     }
     dir
 }
 
-/// Runs the test on each endpoint that there is.
-pub(crate) async fn on_each(test: impl AsyncFn(&Site)) {
+/// Runs the test on each available endpoint.
+pub(crate) async fn on_each(test: impl AsyncFn(&TestBuilder)) {
     let engine =
         std::env::var("ACRTASK_TEST_DOCKER_HOST").or_else(|_| std::env::var("DOCKER_HOST"));
     match engine {
         Ok(host) => {
             let url = host.replace("unix://", "docker://");
             let endpoint = Endpoint::parse(&url).expect("an engine's address");
-            attempt(&site(endpoint).await, &test).await;
+            attempt(&connect_builder(endpoint).await, &test).await;
         }
         Err(_) if std::env::var("ACRTASK_TEST_SKIP_ENGINE").as_deref() == Ok("1") => {
             println!("skipped: no engine")
@@ -131,32 +131,32 @@ pub(crate) async fn on_each(test: impl AsyncFn(&Site)) {
             if let Ok(folder) = std::env::var("ACRTASK_TEST_BUILDKITD_TLS") {
                 endpoint = endpoint.with_tls(TlsFiles::in_folder(folder));
             }
-            attempt(&site(endpoint).await, &test).await;
+            attempt(&connect_builder(endpoint).await, &test).await;
         }
         Err(_) => println!("skipped: no separate buildkitd (ACRTASK_TEST_BUILDKITD)"),
     }
 }
 
-/// Runs the test, and repeats it once after a fault of the builder itself.
-async fn attempt(site: &Site, test: &impl AsyncFn(&Site)) {
-    let first = AssertUnwindSafe(test(site)).catch_unwind().await;
+/// Runs the test. Repeats it once after a fault of the builder itself.
+async fn attempt(builder: &TestBuilder, test: &impl AsyncFn(&TestBuilder)) {
+    let first = AssertUnwindSafe(test(builder)).catch_unwind().await;
     match first {
         Ok(()) => {}
-        Err(_) if site.faulty.load(Ordering::Relaxed) => {
+        Err(_) if builder.faulty.load(Ordering::Relaxed) => {
             println!("repeating the test: the builder could not start a container");
-            test(site).await;
+            test(builder).await;
         }
         Err(panic) => std::panic::resume_unwind(panic),
     }
 }
 
-async fn site(endpoint: Endpoint) -> Site {
+async fn connect_builder(endpoint: Endpoint) -> TestBuilder {
     let registry = std::env::var("ACRTASK_TEST_REGISTRY")
         .expect("ACRTASK_TEST_REGISTRY names the registry with the base images");
     let client = Client::connect(endpoint)
         .await
-        .expect("the endpoint answers");
-    Site {
+        .expect("the endpoint responds");
+    TestBuilder {
         client,
         registry,
         faulty: AtomicBool::new(false),

@@ -1,21 +1,22 @@
-//! Who has to agree before a node starts: nobody, a person, or tasks that go first.
+//! Gates of nodes: no consent, an approval by a person, or canary tasks that must succeed first.
 //!
-//! Gates are set at each reconciliation, from the rules of then; whether one is open follows from the cascade alone.
+//! Each reconciliation sets the gates from the current rules. The state of a gate depends on the
+//! cascade only.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Cascade, Cascades, Gate, Mode, Node, NodePin, NodeState, Settings, SkippedBecause};
+use super::{Cascade, Cascades, Gate, Mode, Node, NodePin, NodeState, Settings, SkipCause};
 
-/// Whether a node may start.
+/// State of a gate.
 pub(super) enum GateState {
     Open,
     Shut,
-    /// This task, which goes first, was not built.
+    /// This canary task was not built.
     Failed(String),
 }
 
-/// Whether a node may start, as far as others have to agree.
-pub(super) fn gate(cascade: &Cascade, node: &Node) -> GateState {
+/// Returns the state of a node's gate.
+pub(super) fn gate_state(cascade: &Cascade, node: &Node) -> GateState {
     match &node.gate {
         Gate::Open => GateState::Open,
         Gate::Approval if cascade.approved => GateState::Open,
@@ -24,7 +25,7 @@ pub(super) fn gate(cascade: &Cascade, node: &Node) -> GateState {
             let mut state = GateState::Open;
             for task in first {
                 match cascade.nodes.get(task).map(|node| &node.state) {
-                    Some(canary) if canary.left_undone() => {
+                    Some(canary) if canary.is_unbuilt() => {
                         return GateState::Failed(task.clone());
                     }
                     Some(canary) if canary.is_open() => state = GateState::Shut,
@@ -37,39 +38,39 @@ pub(super) fn gate(cascade: &Cascade, node: &Node) -> GateState {
 }
 
 impl Cascades {
-    /// Says for each node that waits who has to agree first.
-    pub(super) fn close_gates(&mut self, settings: &Settings) {
+    /// Sets the gate of each waiting node.
+    pub(super) fn assign_gates(&mut self, settings: &Settings) {
         if settings.rules.is_empty() {
             return;
         }
         for cascade in self
             .cascades
             .values_mut()
-            .filter(|cascade| !cascade.is_over())
+            .filter(|cascade| !cascade.is_finished())
         {
             let mut gates = BTreeMap::new();
             for (task, node) in &cascade.nodes {
-                if !node.state.waits() {
+                if !node.state.is_waiting() {
                     continue;
                 }
-                let gate = match settings.mode(task) {
+                let gate = match settings.mode_of(task) {
                     Mode::Automatic => Gate::Open,
                     Mode::Approval => Gate::Approval,
                     Mode::Canary { first } => {
-                        let here = |name: &&String| {
+                        let is_canary = |name: &&String| {
                             cascade.nodes.get(*name).is_some_and(|node| {
                                 !matches!(
                                     node.state,
                                     NodeState::Skipped {
-                                        because: SkippedBecause::Fresh
-                                            | SkippedBecause::Moved { .. }
+                                        cause: SkipCause::Fresh | SkipCause::Moved { .. }
                                     }
                                 )
                             })
                         };
-                        let first: BTreeSet<String> = first.iter().filter(here).cloned().collect();
-                        let ahead = with_bases(cascade, &first);
-                        if first.is_empty() || ahead.contains(task) {
+                        let first: BTreeSet<String> =
+                            first.iter().filter(is_canary).cloned().collect();
+                        let canaries = with_ancestors(cascade, &first);
+                        if first.is_empty() || canaries.contains(task) {
                             Gate::Open
                         } else {
                             Gate::Canary { first }
@@ -87,8 +88,8 @@ impl Cascades {
     }
 }
 
-/// These tasks and all that they wait for in their cascade.
-fn with_bases(cascade: &Cascade, tasks: &BTreeSet<String>) -> BTreeSet<String> {
+/// Returns `tasks` and all tasks of the cascade that they wait for, directly or not.
+fn with_ancestors(cascade: &Cascade, tasks: &BTreeSet<String>) -> BTreeSet<String> {
     let mut found = tasks.clone();
     let mut waiting: Vec<String> = tasks.iter().cloned().collect();
     while let Some(task) = waiting.pop() {

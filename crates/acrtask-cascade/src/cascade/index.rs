@@ -1,5 +1,6 @@
-//! What is looked up at each step, made from the cascades and kept true beside them: an event then costs as much
-//! as it touches, however many nodes there are.
+//! Lookup tables derived from the cascades and updated with them.
+//!
+//! The cost of an event depends on the nodes it touches, not on the number of nodes.
 
 use std::{
     cmp::Reverse,
@@ -8,38 +9,41 @@ use std::{
 
 use super::state::{Cascade, CascadeId, Node, NodePin, NodeState};
 
-/// A node by its place.
-pub(super) type At = (CascadeId, String);
+/// Reference to a node: its cascade and its task.
+pub(super) type NodeRef = (CascadeId, String);
 
 #[derive(Debug, Clone, Default)]
 pub(super) struct Index {
-    /// Nodes by a node whose output they are pinned to.
-    pub(super) below: HashMap<At, Vec<At>>,
+    /// Nodes that are pinned to the output of a node, by that node.
+    pub(super) below: HashMap<NodeRef, Vec<NodeRef>>,
     /// Nodes that are ready, longest chain first.
     pub(super) ready: BTreeMap<CascadeId, BTreeSet<(Reverse<u64>, String)>>,
-    /// Tasks that run, and where.
+    /// Running tasks and the cascade of each.
     pub(super) running: BTreeMap<String, CascadeId>,
-    /// How many nodes of a cascade are not final, and how many of these run.
+    /// Per cascade: the number of nodes without a final state, and how many of these are running.
     open: HashMap<CascadeId, (usize, usize)>,
 }
 
 impl Index {
-    pub(super) fn of(cascades: &BTreeMap<CascadeId, Cascade>) -> Self {
+    pub(super) fn build(cascades: &BTreeMap<CascadeId, Cascade>) -> Self {
         let mut index = Self::default();
         for cascade in cascades.values() {
             for (task, node) in &cascade.nodes {
-                index.enter(cascade.id, task, node);
-                if !node.state.waits() {
+                index.add(cascade.id, task, node);
+                if !node.state.is_waiting() {
                     continue;
                 }
                 for base in &node.bases {
                     if let NodePin::Output {
                         task: parent,
-                        cascade: home,
+                        cascade: parent_cascade,
                         ..
                     } = &base.pin
                     {
-                        let below = index.below.entry((*home, parent.clone())).or_default();
+                        let below = index
+                            .below
+                            .entry((*parent_cascade, parent.clone()))
+                            .or_default();
                         below.push((cascade.id, task.clone()));
                     }
                 }
@@ -48,8 +52,8 @@ impl Index {
         index
     }
 
-    /// A node has this state now.
-    pub(super) fn enter(&mut self, cascade: CascadeId, task: &str, node: &Node) {
+    /// Adds a node in its current state.
+    pub(super) fn add(&mut self, cascade: CascadeId, task: &str, node: &Node) {
         if node.state.is_open() {
             self.open.entry(cascade).or_default().0 += 1;
         }
@@ -66,8 +70,8 @@ impl Index {
         }
     }
 
-    /// A node has this state no more.
-    pub(super) fn leave(&mut self, cascade: CascadeId, task: &str, node: &Node) {
+    /// Removes a node before its state changes.
+    pub(super) fn remove(&mut self, cascade: CascadeId, task: &str, node: &Node) {
         if node.state.is_open() {
             self.open.entry(cascade).or_default().0 -= 1;
         }
@@ -84,11 +88,11 @@ impl Index {
         }
     }
 
-    pub(super) fn open(&self, cascade: CascadeId) -> usize {
+    pub(super) fn open_count(&self, cascade: CascadeId) -> usize {
         self.open.get(&cascade).map_or(0, |counts| counts.0)
     }
 
-    pub(super) fn running_in(&self, cascade: CascadeId) -> usize {
+    pub(super) fn running_count(&self, cascade: CascadeId) -> usize {
         self.open.get(&cascade).map_or(0, |counts| counts.1)
     }
 }

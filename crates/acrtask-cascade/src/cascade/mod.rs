@@ -1,30 +1,34 @@
-//! Cascades: plans being carried out, while builds end or fail and bases move on.
+//! Cascades: plans that are carried out while runs finish or fail and bases move on.
 //!
-//! [`Cascades`] is everything that has to be kept, as data. Two functions change it, and both are pure:
-//! [`Cascades::step`] takes what happened, [`Cascades::reconcile`] takes all facts and no event. Each answers what
-//! to do now. Whoever drives them stores the new state and what is to be done in one transaction; after a crash
-//! [`Cascades::running`] says again what has to be running, and a run that exists already has the same
+//! [`Cascades`] is the complete state, as data. Two pure functions change it: [`Cascades::step`]
+//! applies an event, and [`Cascades::reconcile`] compares all facts with all cascades. Both return
+//! the actions to perform.
+//!
+//! The driver stores the new state and the actions in one transaction. After a crash,
+//! [`Cascades::running`] returns the runs that must exist. A run that exists already has the same
 //! (cascade, task, attempt).
 //!
-//! Invariants, held by tests over random histories:
+//! Tests over random histories check these invariants:
 //!
-//! - A task runs at most once at a time, and at most once in a cascade unless it failed or another run took its place.
-//! - A node starts only when each of its own bases has come to rest, and only where one of the bases that count
-//!   really has another digest than last time.
-//! - A task does not run again for the digests that it last ran for, unless somebody asks for it, or it failed and the
-//!   time that [`Settings::heal_secs`] sets has gone by.
-//! - What fails stops only what is below it. Everything that stays stale has a reason that can be shown.
-//! - The same facts again change nothing.
+//! - A task never runs twice at a time. It runs at most once per cascade unless it failed or was
+//!   superseded.
+//! - A node starts only when all of its bases have settled and a counted base has a new digest.
+//! - A task does not run again for the digests it last ran for. Exceptions are a request by a user,
+//!   and the automatic retry of a failed task after [`Settings::retry_failed_after_secs`].
+//! - A failure stops only the tasks below it. Every task that stays stale has a reason that can be
+//!   shown.
+//! - Reconciling with the same facts again changes nothing.
 //!
-//! When a base moves during a cascade, nodes that have not started take the new digest (they *join*). Tasks that
-//! have started with the old one are built again in a cascade that *follows*, and what is below them moves there,
-//! so that it is built once, on one set of digests. A node that was moved [`Settings::patience`] times stays where
-//! it is, so that a base that never rests does not keep anything from being built.
+//! When a base moves during a cascade, nodes that have not started use the new digest (they
+//! *join*). Tasks that started with the old digest are rebuilt in a cascade that *follows*. The
+//! nodes below them move there too, so each is built once, with one set of digests. A node that was
+//! moved [`Settings::max_deferrals`] times stays in its cascade. A base that moves all the time
+//! therefore cannot prevent a build.
 
 mod gates;
 mod index;
-mod look;
 mod reconcile;
+mod resolve;
 mod sets;
 mod settings;
 mod state;
@@ -36,18 +40,20 @@ use acrtask_model::{Digest, ImageRef};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-pub use reconcile::{Blocked, BlockedBecause, Reconciled};
+pub use reconcile::{Blocked, BlockedCause, Reconciliation};
 pub use settings::{Mode, QuietHours, Rule, Settings};
 pub use state::{
     Attempt, AttemptEnd, Cascade, CascadeId, Gate, Key, Node, NodeBase, NodePin, NodeState, Phase,
-    SkippedBecause, StaleBecause,
+    SkipCause, StaleCause,
 };
 pub use step::{End, Event, StepError};
 
 use index::Index;
 
-/// All cascades that are not over, those that are over until [`Cascades::prune`] takes them, and what each task was
-/// last run for.
+/// All unfinished cascades, the finished ones that were not pruned, and the last attempt of each
+/// task.
+///
+/// [`Cascades::prune`] removes finished cascades.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(from = "Stored", into = "Stored")]
 pub struct Cascades {
@@ -57,7 +63,7 @@ pub struct Cascades {
     index: Index,
 }
 
-/// What is kept; the index is made from it.
+/// Serialized form of [`Cascades`]. The index is derived from it.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Stored {
@@ -78,7 +84,7 @@ impl From<Stored> for Cascades {
             next: stored.next,
             index: Index::default(),
         };
-        all.index = Index::of(&all.cascades);
+        all.index = Index::build(&all.cascades);
         all
     }
 }
@@ -101,53 +107,54 @@ impl PartialEq for Cascades {
     }
 }
 
-/// What is to be done.
+/// Action for the driver.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "do", rename_all = "camelCase")]
 pub enum Action {
-    /// Start a run of a task. The same (cascade, task, attempt) is the same run.
+    /// Start a run of a task. The same (cascade, task, attempt) denotes the same run.
     Start(Start),
-    /// Stop this run; its end must still come back.
+    /// Stop this run. Its end must still be reported.
     Stop {
-        /// The cascade.
+        /// Cascade of the run.
         cascade: CascadeId,
-        /// The task.
+        /// Task of the run.
         task: String,
-        /// The attempt.
+        /// Attempt of the run.
         attempt: u32,
     },
-    /// Call [`Cascades::step`] with a tick then at the latest. Losing it loses time, nothing else.
+    /// Call [`Cascades::step`] with a tick at this time at the latest. A lost wake-up only causes a
+    /// delay.
     WakeAt {
-        /// When.
+        /// Time of the tick.
         at: Timestamp,
     },
-    /// A cascade is over.
+    /// A cascade is finished.
     Finished {
-        /// Which.
+        /// The finished cascade.
         cascade: CascadeId,
     },
 }
 
-/// A run to be started.
+/// A run to start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Start {
-    /// The cascade.
+    /// Cascade of the run.
     pub cascade: CascadeId,
-    /// The task.
+    /// Task to run.
     pub task: String,
-    /// Counts the starts of this task in this cascade, from 1.
+    /// Number of starts of this task in this cascade, from 1.
     pub attempt: u32,
-    /// The digest that each base is to be used with.
+    /// Digest to use for each base.
     pub pins: BTreeMap<ImageRef, Digest>,
-    /// Says (task, pins) in one word.
+    /// Key of the task and `pins`.
     pub key: Key,
-    /// Among the runs that wait.
+    /// Priority in the queue. Runs started by people have 0.
     pub priority: i32,
 }
 
 impl Cascades {
-    /// What was stored piece by piece: the cascades, what each task was last run for, and the newest number.
+    /// Restores the state from its stored parts. `newest` is the number of the newest cascade.
     pub fn from_parts(
         cascades: Vec<Cascade>,
         attempts: BTreeMap<String, Attempt>,
@@ -160,34 +167,35 @@ impl Cascades {
         })
     }
 
-    /// The number of the newest cascade that there ever was; 0 before the first.
+    /// Returns the number of the newest cascade ever created; 0 if there was none.
     pub fn newest(&self) -> u64 {
         self.next
     }
 
-    /// What each task was last run for, by name.
+    /// Returns the last attempt of each task, by task name.
     pub fn attempts(&self) -> impl Iterator<Item = (&str, &Attempt)> {
         self.attempts
             .iter()
             .map(|(task, attempt)| (task.as_str(), attempt))
     }
 
-    /// All cascades, the oldest first.
+    /// Returns all cascades, the oldest first.
     pub fn iter(&self) -> impl Iterator<Item = &Cascade> {
         self.cascades.values()
     }
 
-    /// One cascade.
+    /// Returns the cascade `id`.
     pub fn get(&self, id: CascadeId) -> Option<&Cascade> {
         self.cascades.get(&id)
     }
 
-    /// What a task was last run for by a cascade, if that is known.
+    /// Returns the last attempt of a cascade to build the task; `None` if there is none.
     pub fn last_attempt(&self, task: &str) -> Option<&Attempt> {
         self.attempts.get(task)
     }
 
-    /// What has to be running now: what a driver that crashed compares with the runs that exist.
+    /// Returns the runs that must exist now. After a crash, the driver compares them with the
+    /// existing runs.
     pub fn running(&self, settings: &Settings) -> Vec<Start> {
         let mut found = Vec::new();
         for cascade in self.cascades.values() {
@@ -207,13 +215,13 @@ impl Cascades {
         found
     }
 
-    /// Takes away and returns the cascades that are over and that nothing waits for any more.
+    /// Removes and returns the finished cascades that no open node depends on.
     pub fn prune(&mut self) -> Vec<Cascade> {
         self.prune_where(|_| true)
     }
 
-    /// The same with those of them that `may_go`.
-    pub fn prune_where(&mut self, may_go: impl Fn(&Cascade) -> bool) -> Vec<Cascade> {
+    /// Removes and returns the cascades of [`Self::prune`] that satisfy `removable`.
+    pub fn prune_where(&mut self, removable: impl Fn(&Cascade) -> bool) -> Vec<Cascade> {
         let mut needed = std::collections::BTreeSet::new();
         for cascade in self.cascades.values() {
             for node in cascade.nodes.values().filter(|node| node.state.is_open()) {
@@ -227,7 +235,9 @@ impl Cascades {
         let over: Vec<CascadeId> = self
             .cascades
             .values()
-            .filter(|cascade| cascade.is_over() && !needed.contains(&cascade.id) && may_go(cascade))
+            .filter(|cascade| {
+                cascade.is_finished() && !needed.contains(&cascade.id) && removable(cascade)
+            })
             .map(|cascade| cascade.id)
             .collect();
         let gone: Vec<Cascade> = over
@@ -235,7 +245,7 @@ impl Cascades {
             .filter_map(|id| self.cascades.remove(id))
             .collect();
         if !gone.is_empty() {
-            self.index = Index::of(&self.cascades);
+            self.index = Index::build(&self.cascades);
         }
         gone
     }

@@ -1,10 +1,14 @@
-//! All facts against all cascades: what has to begin, join, follow or be dropped.
+//! Comparison of all facts with all cascades: which nodes start, join, follow or are dropped.
 //!
-//! Takes no event. It plans everything that is stale now, and finds for each node of that plan the cascade that
-//! should build it: its *level* among the active cascades that it is connected with, the oldest being 0. A task
-//! that waits stays where it is. One that runs with the digests of the plan stays too; with others, or once it has
-//! come to its end there, it is built again one level later. Nothing is built at an earlier level than what it
-//! stands on. The level behind the last cascade is a new one, which follows.
+//! A reconciliation has no event as input. It plans everything that is stale now and assigns each
+//! node of the plan to the cascade that should build it. This is the *level* of the node among the
+//! active cascades it is connected with; the oldest cascade has level 0.
+//!
+//! - A waiting task stays in its cascade.
+//! - A task that runs with the planned digests stays too.
+//! - A task that runs with other digests, or has finished there, is rebuilt one level later.
+//! - No node is built at an earlier level than its bases.
+//! - The level after the last cascade is a new cascade that follows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,62 +18,69 @@ use serde::Serialize;
 
 use super::{
     Action, AttemptEnd, Cascade, CascadeId, Cascades, Gate, Key, Mode, Node, NodeBase, NodePin,
-    NodeState, Phase, Settings, SkippedBecause, StaleBecause, index::Index, sets::Sets,
+    NodeState, Phase, Settings, SkipCause, StaleCause, index::Index, sets::DisjointSets,
 };
 use crate::{
     graph::Graph,
     plan::{NodeId, PinTo, Plan, PlanOptions, Refused, plan},
 };
 
-/// What a reconciliation found and did.
+/// Result of a reconciliation.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Reconciled {
-    /// What to do.
+pub struct Reconciliation {
+    /// Actions to perform.
     pub actions: Vec<Action>,
-    /// Cascades that began.
+    /// Cascades that were created.
     pub created: Vec<CascadeId>,
-    /// Nodes that were added to a cascade, or whose bases were changed in it.
+    /// Nodes that were added to a cascade or whose bases changed.
     pub joined: Vec<(CascadeId, String)>,
-    /// Nodes that were taken out of a cascade without having been started.
+    /// Nodes that were removed from a cascade before they started.
     pub dropped: Vec<(CascadeId, String)>,
-    /// Tasks that are stale and are not built, until something changes.
+    /// Stale tasks that are not built until something changes.
     pub blocked: Vec<Blocked>,
-    /// Tasks that are stale and may not be built.
+    /// Stale tasks that must not be built.
     pub refused: Vec<Refused>,
 }
 
-/// A task that is stale and is not built.
+/// A stale task that is not built.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Blocked {
-    /// The task.
+    /// Name of the task.
     pub task: String,
-    /// Why.
-    pub because: BlockedBecause,
+    /// Reason.
+    pub cause: BlockedCause,
 }
 
-/// See [`Blocked`].
+/// Reason of a [`Blocked`] task.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub enum BlockedBecause {
-    /// It was run for these very digests, or somebody canceled that.
+pub enum BlockedCause {
+    /// A run for these digests ended this way, or a user canceled it.
     Tried(AttemptEnd),
-    /// It stands on a task that is blocked.
+    /// The task depends on this blocked task.
     Below(String),
 }
 
 impl Cascades {
-    /// Compares all facts with all cascades. Whoever calls it has read the facts after everything that
-    /// [`Cascades::step`] was told, so that a run that has ended well is in them. The same facts again give nothing.
-    pub fn reconcile(&mut self, graph: &Graph, settings: &Settings, now: Timestamp) -> Reconciled {
-        let mut done = Reconciled::default();
-        // What was started or left behind in one pass can be a reason for the next: a node that was started with
-        // an older base because it had been moved often enough is built again in a cascade that follows.
+    /// Compares all facts with all cascades. The same facts again change nothing.
+    ///
+    /// The caller reads the facts after the last event passed to [`Cascades::step`]. They then
+    /// include every successful run.
+    pub fn reconcile(
+        &mut self,
+        graph: &Graph,
+        settings: &Settings,
+        now: Timestamp,
+    ) -> Reconciliation {
+        let mut done = Reconciliation::default();
+        // The result of one pass can be the input of the next one. For example, a node that may not
+        // be deferred again starts with an older base and is rebuilt in a following cascade.
         loop {
-            let pass = self.pass(graph, settings, now);
+            let pass = self.reconcile_once(graph, settings, now);
             let starts = |action: &Action| matches!(action, Action::Start(_));
-            let rests = pass.created.is_empty()
+            let unchanged = pass.created.is_empty()
                 && pass.joined.is_empty()
                 && pass.dropped.is_empty()
                 && !pass.actions.iter().any(starts);
@@ -81,42 +92,51 @@ impl Cascades {
             done.dropped.extend(pass.dropped);
             done.blocked = pass.blocked;
             done.refused = pass.refused;
-            if rests {
+            if unchanged {
                 return done;
             }
         }
     }
 
-    fn pass(&mut self, graph: &Graph, settings: &Settings, now: Timestamp) -> Reconciled {
-        let mut done = Reconciled::default();
-        let plan = self.plan_open(graph, settings, now, &mut done.blocked);
+    fn reconcile_once(
+        &mut self,
+        graph: &Graph,
+        settings: &Settings,
+        now: Timestamp,
+    ) -> Reconciliation {
+        let mut done = Reconciliation::default();
+        let plan = self.plan_buildable(graph, settings, now, &mut done.blocked);
         done.refused = plan.refused().to_vec();
-        let homes = self.homes(&plan, settings, now, &mut done.created);
-        self.place(&plan, &homes, &mut done.joined, &mut done.dropped);
-        self.settle(graph, settings, now, &done.created);
-        self.drop_others(&plan, &mut done);
-        self.close_gates(settings);
-        self.index = Index::of(&self.cascades);
+        let destinations = self.assign_cascades(&plan, settings, now, &mut done.created);
+        self.place_nodes(&plan, &destinations, &mut done.joined, &mut done.dropped);
+        self.set_settling_end(graph, settings, now, &done.created);
+        self.drop_unplanned(&plan, &mut done);
+        self.assign_gates(settings);
+        self.index = Index::build(&self.cascades);
 
         let mut pending = Vec::new();
-        for cascade in self.cascades.values().filter(|cascade| !cascade.is_over()) {
+        for cascade in self
+            .cascades
+            .values()
+            .filter(|cascade| !cascade.is_finished())
+        {
             for (task, node) in &cascade.nodes {
                 if node.state == NodeState::Pending {
                     pending.push((cascade.id, task.clone()));
                 }
             }
         }
-        let mut rested = Vec::new();
+        let mut settled = Vec::new();
         for (id, task) in pending {
-            self.look(id, &task, now, &mut rested);
+            self.update_node(id, &task, now, &mut settled);
         }
-        self.spread(rested, now);
-        self.go_on(settings, now, &mut done.actions);
+        self.update_dependents(settled, now);
+        self.advance(settings, now, &mut done.actions);
         done
     }
 
-    /// The plan of all that is stale and was not run for the same digests before.
-    fn plan_open<'g>(
+    /// Plans everything that is stale and was not tried for the same digests before.
+    fn plan_buildable<'g>(
         &mut self,
         graph: &'g Graph,
         settings: &Settings,
@@ -125,13 +145,14 @@ impl Cascades {
     ) -> Plan<'g> {
         let mut options = PlanOptions {
             everything: true,
-            also: self.index.running.keys().cloned().collect(),
+            assumed_stale: self.index.running.keys().cloned().collect(),
             ..PlanOptions::default()
         };
         let all = plan(graph, &BTreeMap::new(), &options);
-        self.let_go(&all, settings);
+        self.forget_attempts(&all, settings);
         let mut tried = BTreeMap::new();
-        // What is being canceled is not taken up elsewhere before it is known how its runs ended.
+        // Tasks of a cascade that is being canceled are not built elsewhere until the results of
+        // its runs are recorded.
         for cascade in self
             .cascades
             .values()
@@ -142,8 +163,8 @@ impl Cascades {
                     node.state,
                     NodeState::Canceled { .. } | NodeState::Running { .. }
                 );
-                if stopped && !self.waits_elsewhere(cascade.id, task) {
-                    options.held.insert(task.clone());
+                if stopped && !self.is_waiting_elsewhere(cascade.id, task) {
+                    options.excluded.insert(task.clone());
                     tried.insert(task.clone(), AttemptEnd::Canceled);
                 }
             }
@@ -154,8 +175,12 @@ impl Cascades {
             for node in open.nodes() {
                 let name = open.name(node);
                 if let Some(attempt) = self.attempts.get(name)
-                    && let Some((pins, used)) = fixed(&open, node)
-                    && attempt.holds(&Key::of(name, &pins), &Key::of(name, &used), now)
+                    && let Some((pins, used)) = fixed_digests(&open, node)
+                    && attempt.forbids_rebuild(
+                        &Key::compute(name, &pins),
+                        &Key::compute(name, &used),
+                        now,
+                    )
                 {
                     found.push((name.to_owned(), attempt.end));
                 }
@@ -166,28 +191,31 @@ impl Cascades {
                     .filter(|node| open.node_of(all.task(*node)).is_none())
                 {
                     let name = all.name(node);
-                    let because = match tried.get(name) {
-                        Some(end) => BlockedBecause::Tried(*end),
-                        None => BlockedBecause::Below(below(&all, node, &open)),
+                    let cause = match tried.get(name) {
+                        Some(end) => BlockedCause::Tried(*end),
+                        None => BlockedCause::Below(blocking_parent(&all, node, &open)),
                     };
                     blocked.push(Blocked {
                         task: name.to_owned(),
-                        because,
+                        cause,
                     });
                 }
                 return open;
             }
             options
-                .held
+                .excluded
                 .extend(found.iter().map(|(name, _)| name.clone()));
             tried.extend(found);
         }
     }
 
-    /// Forgets what counts no more. A success, once the task is fresh: whoever builds it on older digests afterwards makes it
-    /// stale anew. What was not tried because those that go first had failed, once these are fresh, whoever built them.
-    /// And tasks that are gone.
-    fn let_go(&mut self, all: &Plan<'_>, settings: &Settings) {
+    /// Removes attempts that no longer matter.
+    ///
+    /// - Successes of fresh tasks: a later build on older digests makes the task stale again.
+    /// - Attempts skipped because of failed canaries, once the canaries are fresh, whichever run
+    ///   built them.
+    /// - Attempts of deleted tasks.
+    fn forget_attempts(&mut self, all: &Plan<'_>, settings: &Settings) {
         let graph = all.graph();
         let stale = |task: &str| {
             let task = graph.task(task);
@@ -197,61 +225,67 @@ impl Cascades {
             _ if graph.task(task).is_none() => false,
             AttemptEnd::Succeeded => stale(task),
             AttemptEnd::Failed | AttemptEnd::Canceled => true,
-            AttemptEnd::Held => matches!(
-                settings.mode(task),
+            AttemptEnd::CanaryFailed => matches!(
+                settings.mode_of(task),
                 Mode::Canary { first } if first.iter().any(|first| stale(first))
             ),
         });
     }
 
-    fn waits_elsewhere(&self, id: CascadeId, task: &str) -> bool {
+    fn is_waiting_elsewhere(&self, id: CascadeId, task: &str) -> bool {
         self.cascades.values().any(|other| {
-            other.id != id && other.nodes.get(task).is_some_and(|node| node.state.waits())
+            other.id != id
+                && other
+                    .nodes
+                    .get(task)
+                    .is_some_and(|node| node.state.is_waiting())
         })
     }
 
-    /// The cascade of each node of the plan; those that are needed and do not exist begin here.
-    fn homes(
+    /// Returns the destination of each node of the plan. Creates the cascades that do not exist
+    /// yet.
+    fn assign_cascades(
         &mut self,
         plan: &Plan<'_>,
         settings: &Settings,
         now: Timestamp,
         created: &mut Vec<CascadeId>,
-    ) -> Vec<Home> {
+    ) -> Vec<Destination> {
         let active: Vec<CascadeId> = self
             .cascades
             .values()
-            .filter(|cascade| !cascade.is_over() && !is_canceling(cascade))
+            .filter(|cascade| !cascade.is_finished() && !is_canceling(cascade))
             .map(|cascade| cascade.id)
             .collect();
-        let mut sets = Sets::new(plan.len() + active.len());
+        let mut sets = DisjointSets::new(plan.len() + active.len());
         for node in plan.nodes() {
-            for parent in plan.after(node) {
-                sets.join(node.0 as usize, parent.0 as usize);
+            for parent in plan.parents(node) {
+                sets.union(node.0 as usize, parent.0 as usize);
             }
             for (position, id) in active.iter().enumerate() {
                 if self.cascades[id].nodes.contains_key(plan.name(node)) {
-                    sets.join(node.0 as usize, plan.len() + position);
+                    sets.union(node.0 as usize, plan.len() + position);
                 }
             }
         }
-        self.gather(plan, &active, &mut sets);
-        // By set: its cascades, the oldest first.
+        self.merge_related(plan, &active, &mut sets);
+        // Cascades of each set, the oldest first.
         let mut levels: BTreeMap<usize, Vec<CascadeId>> = BTreeMap::new();
         for (position, id) in active.iter().enumerate() {
-            let set = sets.of(plan.len() + position);
+            let set = sets.find(plan.len() + position);
             levels.entry(set).or_default().push(*id);
         }
-        let mut homes: Vec<Home> = Vec::with_capacity(plan.len());
+        let mut destinations: Vec<Destination> = Vec::with_capacity(plan.len());
         for node in plan.nodes() {
             let name = plan.name(node);
-            let levels = levels.entry(sets.of(node.0 as usize)).or_default();
-            let own = self.own_level(plan, node, levels);
-            let parents = plan.after(node);
-            let level_of = |parent: &NodeId| homes[parent.0 as usize].level;
+            let levels = levels.entry(sets.find(node.0 as usize)).or_default();
+            let own = self.first_level(plan, node, levels);
+            let parents = plan.parents(node);
+            let level_of = |parent: &NodeId| destinations[parent.0 as usize].level;
             let mut level = parents.iter().map(level_of).max().unwrap_or(0).max(own);
-            let tired = |node: &Node| node.state.waits() && node.moved >= settings.patience;
-            let gives = |parent: &NodeId| {
+            let deferred_out =
+                |node: &Node| node.state.is_waiting() && node.moved >= settings.max_deferrals;
+            let provides_output = |parent: &NodeId| {
                 level_of(parent) <= own
                     || levels[..=own].iter().any(|id| {
                         let node = self.node(*id, plan.name(*parent));
@@ -259,41 +293,44 @@ impl Cascades {
                     })
             };
             if let Some(id) = levels.get(own)
-                && self.node(*id, name).is_some_and(tired)
-                && parents.iter().all(gives)
+                && self.node(*id, name).is_some_and(deferred_out)
+                && parents.iter().all(provides_output)
             {
                 level = own;
             }
             if level >= levels.len() {
-                let id = self.begin(levels.last().copied(), settings, now);
+                let id = self.create_cascade(levels.last().copied(), settings, now);
                 levels.push(id);
                 created.push(id);
                 level = levels.len() - 1;
             }
-            homes.push(Home {
+            destinations.push(Destination {
                 level,
                 cascade: levels[level],
                 earlier: levels[..level].to_vec(),
                 later: levels[level + 1..].to_vec(),
             });
         }
-        homes
+        destinations
     }
 
-    /// Puts together what one change makes stale, and all changes that no cascade works on yet.
-    fn gather(&self, plan: &Plan<'_>, active: &[CascadeId], sets: &mut Sets) {
+    /// Merges the sets of nodes with a common moved base, and of all changes that no cascade
+    /// handles yet.
+    fn merge_related(&self, plan: &Plan<'_>, active: &[CascadeId], sets: &mut DisjointSets) {
         let mut firsts = BTreeMap::new();
         for node in plan.nodes() {
             for pin in plan.pins(node) {
                 if pin.is_reason() && matches!(pin.to, PinTo::Digest(_)) {
                     let first = *firsts.entry(pin.image).or_insert(node);
-                    sets.join(first.0 as usize, node.0 as usize);
+                    sets.union(first.0 as usize, node.0 as usize);
                 }
             }
         }
         let mut oldest = BTreeMap::new();
         for (position, id) in active.iter().enumerate() {
-            oldest.entry(sets.of(plan.len() + position)).or_insert(*id);
+            oldest
+                .entry(sets.find(plan.len() + position))
+                .or_insert(*id);
         }
         let settles = |id: &CascadeId| {
             matches!(self.cascades[id].phase, Phase::Settling { .. })
@@ -305,19 +342,19 @@ impl Cascades {
             .map(|position| plan.len() + position);
         for node in plan.nodes() {
             let node = node.0 as usize;
-            if !oldest.contains_key(&sets.of(node)) {
+            if !oldest.contains_key(&sets.find(node)) {
                 let anchor = *anchor.get_or_insert(node);
-                let (own, common) = (sets.of(node), sets.of(anchor));
-                sets.join(own, common);
+                let (own, common) = (sets.find(node), sets.find(anchor));
+                sets.union(own, common);
                 if let Some(id) = oldest.get(&common).copied() {
-                    oldest.insert(sets.of(node), id);
+                    oldest.insert(sets.find(node), id);
                 }
             }
         }
     }
 
-    /// The first level at which a node can be, whatever its parents are.
-    fn own_level(&self, plan: &Plan<'_>, node: NodeId, levels: &[CascadeId]) -> usize {
+    /// Returns the first level at which a node can be built, regardless of its parents.
+    fn first_level(&self, plan: &Plan<'_>, node: NodeId, levels: &[CascadeId]) -> usize {
         let name = plan.name(node);
         let mut own = 0;
         for (level, id) in levels.iter().enumerate() {
@@ -326,12 +363,12 @@ impl Cascades {
             };
             let stays = match &found.state {
                 NodeState::Pending | NodeState::Ready { .. } => true,
-                NodeState::Running { pins, .. } if runs_for(plan, node, pins) => return level,
+                NodeState::Running { pins, .. } if matches_plan(plan, node, pins) => return level,
                 NodeState::Skipped {
-                    because: SkippedBecause::Fresh,
+                    cause: SkipCause::Fresh,
                 } => true,
                 NodeState::Skipped {
-                    because: SkippedBecause::Moved { .. },
+                    cause: SkipCause::Moved { .. },
                 } => continue,
                 _ => false,
             };
@@ -340,7 +377,7 @@ impl Cascades {
         own
     }
 
-    fn begin(
+    fn create_cascade(
         &mut self,
         follows: Option<CascadeId>,
         settings: &Settings,
@@ -365,40 +402,42 @@ impl Cascades {
         id
     }
 
-    /// Puts each node of the plan where it belongs.
-    fn place(
+    /// Adds each node of the plan to its cascade.
+    fn place_nodes(
         &mut self,
         plan: &Plan<'_>,
-        homes: &[Home],
+        destinations: &[Destination],
         joined: &mut Vec<(CascadeId, String)>,
         dropped: &mut Vec<(CascadeId, String)>,
     ) {
         let chains = plan.chain_times();
         for node in plan.nodes() {
             let name = plan.name(node);
-            let home = &homes[node.0 as usize];
-            let bases = self.bases(plan, node, homes);
+            let destination = &destinations[node.0 as usize];
+            let bases = self.node_bases(plan, node, destinations);
             let mut moved = 0;
-            for id in home.earlier.iter().chain(&home.later) {
+            for id in destination.earlier.iter().chain(&destination.later) {
                 let Some(cascade) = self.cascades.get_mut(id) else {
                     continue;
                 };
                 if let Some(other) = cascade.nodes.get_mut(name)
-                    && other.state.waits()
+                    && other.state.is_waiting()
                 {
                     moved = moved.max(other.moved + 1);
                     other.state = NodeState::Skipped {
-                        because: SkippedBecause::Moved { to: home.cascade },
+                        cause: SkipCause::Moved {
+                            to: destination.cascade,
+                        },
                     };
                     dropped.push((*id, name.to_owned()));
                 }
             }
-            let Some(cascade) = self.cascades.get_mut(&home.cascade) else {
+            let Some(cascade) = self.cascades.get_mut(&destination.cascade) else {
                 continue;
             };
             let present = cascade.nodes.get_mut(name);
             if let Some(present) = &present
-                && !present.state.waits()
+                && !present.state.is_waiting()
                 && present.state.is_open()
             {
                 continue;
@@ -413,7 +452,7 @@ impl Cascades {
             }
             let chain_ms = chains[node.0 as usize];
             match present {
-                Some(present) if present.state.waits() && present.bases == bases => {
+                Some(present) if present.state.is_waiting() && present.bases == bases => {
                     present.chain_ms = chain_ms;
                 }
                 Some(present) => {
@@ -423,7 +462,7 @@ impl Cascades {
                     present.failures = 0;
                     present.outdated = false;
                     present.moved = present.moved.max(moved);
-                    joined.push((home.cascade, name.to_owned()));
+                    joined.push((destination.cascade, name.to_owned()));
                 }
                 None => {
                     let new = Node {
@@ -437,14 +476,19 @@ impl Cascades {
                         outdated: false,
                     };
                     cascade.nodes.insert(name.to_owned(), new);
-                    joined.push((home.cascade, name.to_owned()));
+                    joined.push((destination.cascade, name.to_owned()));
                 }
             }
         }
     }
 
-    fn bases(&self, plan: &Plan<'_>, node: NodeId, homes: &[Home]) -> Vec<NodeBase> {
-        let home = &homes[node.0 as usize];
+    fn node_bases(
+        &self,
+        plan: &Plan<'_>,
+        node: NodeId,
+        destinations: &[Destination],
+    ) -> Vec<NodeBase> {
+        let destination = &destinations[node.0 as usize];
         plan.pins(node)
             .map(|pin| {
                 let used = plan.digest(pin.used);
@@ -454,14 +498,14 @@ impl Cascades {
                         let task = plan.name(parent);
                         let now = plan.graph().digest_now(pin.image);
                         let otherwise = now.unwrap_or_else(|| used.clone());
-                        let above = &homes[parent.0 as usize];
-                        // A node that stays where it is although its parent is built again later takes what the
-                        // parent gives here.
-                        let cascade = if above.level <= home.level {
+                        let above = &destinations[parent.0 as usize];
+                        // A deferred-out node stays although its parent is rebuilt later. It uses
+                        // the parent's output of this cascade.
+                        let cascade = if above.level <= destination.level {
                             Some(above.cascade)
                         } else {
-                            let here =
-                                std::iter::once(&home.cascade).chain(home.earlier.iter().rev());
+                            let here = std::iter::once(&destination.cascade)
+                                .chain(destination.earlier.iter().rev());
                             here.copied().find(|id| self.node(*id, task).is_some())
                         };
                         match cascade {
@@ -484,8 +528,9 @@ impl Cascades {
             .collect()
     }
 
-    /// The time to settle begins when the last of the bases moved, and not when that was taken up.
-    fn settle(
+    /// Sets the settling time to begin when the last of the bases moved, not when the
+    /// change was observed.
+    fn set_settling_end(
         &mut self,
         graph: &Graph,
         settings: &Settings,
@@ -506,13 +551,13 @@ impl Cascades {
         }
     }
 
-    /// What waits and is not in the plan needs no build any more, or must not be built.
-    fn drop_others(&mut self, plan: &Plan<'_>, done: &mut Reconciled) {
+    /// Settles waiting nodes that are not in the plan: they need no build, or must not be built.
+    fn drop_unplanned(&mut self, plan: &Plan<'_>, done: &mut Reconciliation) {
         let graph = plan.graph();
-        let blocked: BTreeMap<&str, &BlockedBecause> = done
+        let blocked: BTreeMap<&str, &BlockedCause> = done
             .blocked
             .iter()
-            .map(|blocked| (blocked.task.as_str(), &blocked.because))
+            .map(|blocked| (blocked.task.as_str(), &blocked.cause))
             .collect();
         let refused: BTreeSet<&str> = done
             .refused
@@ -524,25 +569,25 @@ impl Cascades {
             for (task, node) in &mut cascade.nodes {
                 let planned = graph.task(task).and_then(|task| plan.node_of(task));
                 if let NodeState::Running { pins, .. } = &node.state {
-                    node.outdated = planned.is_none_or(|node| !runs_for(plan, node, pins));
+                    node.outdated = planned.is_none_or(|node| !matches_plan(plan, node, pins));
                 }
-                if !node.state.waits() || planned.is_some() {
+                if !node.state.is_waiting() || planned.is_some() {
                     continue;
                 }
                 node.state = match blocked.get(task.as_str()) {
-                    Some(BlockedBecause::Tried(end)) => NodeState::Stale {
-                        because: StaleBecause::Tried { end: *end },
+                    Some(BlockedCause::Tried(end)) => NodeState::Stale {
+                        cause: StaleCause::Tried { end: *end },
                     },
-                    Some(BlockedBecause::Below(parent)) => NodeState::Stale {
-                        because: StaleBecause::Below {
+                    Some(BlockedCause::Below(parent)) => NodeState::Stale {
+                        cause: StaleCause::Below {
                             task: parent.clone(),
                         },
                     },
                     None if refused.contains(task.as_str()) => NodeState::Stale {
-                        because: StaleBecause::Refused,
+                        cause: StaleCause::Refused,
                     },
                     None => NodeState::Skipped {
-                        because: SkippedBecause::Fresh,
+                        cause: SkipCause::Fresh,
                     },
                 };
                 done.dropped.push((cascade.id, task.clone()));
@@ -551,16 +596,16 @@ impl Cascades {
     }
 }
 
-/// Where a node of the plan is built.
-struct Home {
+/// Cascade that builds a node of the plan.
+struct Destination {
     level: usize,
     cascade: CascadeId,
     earlier: Vec<CascadeId>,
     later: Vec<CascadeId>,
 }
 
-/// True where a run with these pins is the one that the plan wants.
-fn runs_for(plan: &Plan<'_>, node: NodeId, pins: &Digests) -> bool {
+/// Returns `true` if a run with these pins is the one that the plan contains.
+fn matches_plan(plan: &Plan<'_>, node: NodeId, pins: &Digests) -> bool {
     plan.pins(node).filter(|pin| pin.counted).all(|pin| {
         let image = plan.graph().image_ref(pin.image.0);
         matches!(pin.to, PinTo::Digest(digest) if pins.get(&image) == Some(&plan.digest(digest)))
@@ -573,8 +618,9 @@ fn is_canceling(cascade: &Cascade) -> bool {
 
 type Digests = BTreeMap<ImageRef, Digest>;
 
-/// What a node's bases are fixed to and what was used of them, where none of them is to be built first.
-fn fixed(plan: &Plan<'_>, node: NodeId) -> Option<(Digests, Digests)> {
+/// Returns the pinned and the used digests of a node. `None` if one of its bases must be built
+/// first.
+fn fixed_digests(plan: &Plan<'_>, node: NodeId) -> Option<(Digests, Digests)> {
     let mut pins = Digests::new();
     let mut used = Digests::new();
     for pin in plan.pins(node) {
@@ -588,9 +634,9 @@ fn fixed(plan: &Plan<'_>, node: NodeId) -> Option<(Digests, Digests)> {
     Some((pins, used))
 }
 
-/// The first task that a node of `all` waits for and that is not in `open`.
-fn below(all: &Plan<'_>, node: NodeId, open: &Plan<'_>) -> String {
-    let after = all.after(node);
+/// Returns the first task that a node of `all` waits for and that is not in `open`.
+fn blocking_parent(all: &Plan<'_>, node: NodeId, open: &Plan<'_>) -> String {
+    let after = all.parents(node);
     let blocked = after
         .iter()
         .find(|parent| open.node_of(all.task(**parent)).is_none());

@@ -1,16 +1,16 @@
 //! Disjoint sets of small numbers.
 
-/// Each number is at first in a set of its own.
-pub(super) struct Sets(Vec<usize>);
+/// Union-find over the numbers `0..count`.
+pub(super) struct DisjointSets(Vec<usize>);
 
-impl Sets {
-    /// So many.
+impl DisjointSets {
+    /// Creates `count` sets of one number each.
     pub(super) fn new(count: usize) -> Self {
         Self((0..count).collect())
     }
 
-    /// The number that stands for an item's set.
-    pub(super) fn of(&mut self, mut item: usize) -> usize {
+    /// Returns the representative of the set that contains `item`.
+    pub(super) fn find(&mut self, mut item: usize) -> usize {
         while self.0[item] != item {
             self.0[item] = self.0[self.0[item]];
             item = self.0[item];
@@ -18,9 +18,9 @@ impl Sets {
         item
     }
 
-    /// Makes one set of two.
-    pub(super) fn join(&mut self, a: usize, b: usize) {
-        let (a, b) = (self.of(a), self.of(b));
+    /// Merges the sets of two numbers.
+    pub(super) fn union(&mut self, a: usize, b: usize) {
+        let (a, b) = (self.find(a), self.find(b));
         let (low, high) = (a.min(b), a.max(b));
         self.0[high] = low;
     }

@@ -1,35 +1,37 @@
-//! How cascades are carried out: limits, patience, quiet hours, and who has to agree.
+//! Settings for carrying out cascades: limits, deferrals, quiet hours and gates.
 
 use std::collections::BTreeSet;
 
 use jiff::{SignedDuration, Timestamp, civil::Time};
 use serde::{Deserialize, Serialize};
 
-/// How cascades are carried out. Read at each step; nothing of it is kept in a cascade but the gates.
+/// Settings for carrying out cascades. Each step reads them; a cascade stores only its gates.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Settings {
-    /// Changes within so many seconds of the first make one cascade.
+    /// Time in seconds, from the first change, in which further changes are collected into the
+    /// cascade.
     pub settle_secs: u32,
-    /// Runs of one cascade side by side; at least 1.
+    /// Maximum number of concurrent runs of one cascade; at least 1.
     pub parallel: u32,
-    /// Runs of all cascades side by side.
+    /// Maximum number of concurrent runs of all cascades. `None`: unlimited.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parallel_total: Option<u32>,
-    /// How often a failed run is tried again before its node has failed.
+    /// Number of immediate retries of a failed run before its node fails.
     pub retries: u32,
-    /// The wait before each of these, in seconds.
+    /// Delay before each of these retries, in seconds.
     pub retry_delay_secs: u32,
-    /// A task that has failed for good is tried again by itself after so many seconds, then after twice as many, and so on;
-    /// at most a day. 0: never.
-    pub heal_secs: u32,
-    /// Of the runs, beside those that people start (0).
+    /// Delay in seconds until a failed task is retried automatically. 0 disables these retries.
+    ///
+    /// The delay doubles with each failure, up to one day.
+    pub retry_failed_after_secs: u32,
+    /// Priority of the runs in the queue. Runs started by people have 0.
     pub priority: i32,
-    /// How often a node may be moved to a cascade that follows.
-    pub patience: u32,
-    /// When nothing is started.
-    pub quiet: Vec<QuietHours>,
-    /// Who has to agree first. The longest that fits a task holds.
+    /// Maximum number of moves of a node to a following cascade.
+    pub max_deferrals: u32,
+    /// Daily hours without starts.
+    pub quiet_hours: Vec<QuietHours>,
+    /// Rules for gates. The rule with the longest matching prefix applies.
     pub rules: Vec<Rule>,
 }
 
@@ -41,57 +43,60 @@ impl Default for Settings {
             parallel_total: None,
             retries: 1,
             retry_delay_secs: 60,
-            heal_secs: 3600,
+            retry_failed_after_secs: 3600,
             priority: -5,
-            patience: 3,
-            quiet: Vec::new(),
+            max_deferrals: 3,
+            quiet_hours: Vec::new(),
             rules: Vec::new(),
         }
     }
 }
 
-/// Hours in which nothing is started, each day.
+/// Daily hours without starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct QuietHours {
-    /// Their begin, like `22:00:00`.
+    /// Begin of the hours, for example `22:00:00`.
     pub from: Time,
-    /// Their end; before `from` where midnight is between.
+    /// End of the hours. If it is before `from`, the hours include midnight.
     pub to: Time,
-    /// Minutes that the clock of these times is ahead of UTC. Whoever knows the time zone gives the offset of now.
+    /// Offset of these times from UTC in minutes. The caller computes the current offset of a time
+    /// zone.
     #[serde(default)]
     pub offset_minutes: i32,
 }
 
-/// Who has to agree before a task is built.
+/// Gate for the tasks with a name prefix.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Rule {
-    /// A task's name, or what names begin with. Empty: all.
+    /// Name or name prefix of the tasks. An empty prefix matches all tasks.
     pub tasks: String,
-    /// Who.
+    /// Gate mode of the tasks.
     pub mode: Mode,
 }
 
-/// See [`Rule`].
+/// Gate mode of a [`Rule`].
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub enum Mode {
-    /// Nobody.
+    /// Build without consent.
     #[default]
     Automatic,
-    /// A person, once for each cascade.
+    /// Build after a person approved the cascade.
     Approval,
-    /// These tasks, by succeeding first, with all that they wait for. Where none of them is in a cascade, nobody.
+    /// Build after these tasks and everything they wait for succeeded.
+    ///
+    /// If a cascade contains none of them, build without consent.
     Canary {
-        /// Their names.
+        /// Names of the canary tasks.
         first: BTreeSet<String>,
     },
 }
 
 impl Settings {
-    /// The mode of a task.
-    pub(crate) fn mode(&self, task: &str) -> Mode {
+    /// Returns the gate mode of a task.
+    pub(crate) fn mode_of(&self, task: &str) -> Mode {
         self.rules
             .iter()
             .filter(|rule| task.starts_with(&rule.tasks))
@@ -99,20 +104,27 @@ impl Settings {
             .map_or(Mode::Automatic, |rule| rule.mode.clone())
     }
 
-    /// How long after its failure number `failed` in a row a task is tried again.
-    pub(crate) fn heal_after(&self, failed: u32) -> Option<SignedDuration> {
+    /// Returns the delay until a task is retried after `failed` failures in a row. `None`: no
+    /// automatic retry.
+    pub(crate) fn retry_failed_after(&self, failed: u32) -> Option<SignedDuration> {
         const LONGEST: i64 = 24 * 60 * 60;
         let doubled = failed.saturating_sub(1).min(17);
-        let wait = (i64::from(self.heal_secs) << doubled).min(LONGEST.max(self.heal_secs.into()));
+        let wait = (i64::from(self.retry_failed_after_secs) << doubled)
+            .min(LONGEST.max(self.retry_failed_after_secs.into()));
         (wait > 0).then(|| SignedDuration::from_secs(wait))
     }
 
-    /// The end of the quiet hours that `now` is in.
+    /// Returns the end of the quiet hours that contain `now`.
     pub fn quiet_until(&self, now: Timestamp) -> Option<Timestamp> {
         let mut end = now;
-        // Hours that touch or overlap are one; hours that fill the day end never, which a day from now stands for.
-        for _ in 0..=self.quiet.len() {
-            match self.quiet.iter().find_map(|quiet| quiet.until(end)) {
+        // Adjacent and overlapping hours are merged. Hours that cover the whole day never end, so
+        // the end is about one day later.
+        for _ in 0..=self.quiet_hours.len() {
+            match self
+                .quiet_hours
+                .iter()
+                .find_map(|quiet| quiet.end_after(end))
+            {
                 Some(later) => end = later,
                 None => break,
             }
@@ -122,7 +134,7 @@ impl Settings {
 }
 
 impl QuietHours {
-    fn until(&self, at: Timestamp) -> Option<Timestamp> {
+    fn end_after(&self, at: Timestamp) -> Option<Timestamp> {
         const DAY: i64 = 24 * 60 * 60;
         let seconds = |time: Time| {
             i64::from(time.hour()) * 3600 + i64::from(time.minute()) * 60 + i64::from(time.second())
@@ -152,9 +164,9 @@ mod tests {
     }
 
     #[test]
-    fn quiet_hours_go_over_midnight_and_join() {
+    fn quiet_hours_span_midnight_and_merge() {
         let settings = Settings {
-            quiet: vec![quiet("22:00", "06:00", 60), quiet("06:00", "07:30", 60)],
+            quiet_hours: vec![quiet("22:00", "06:00", 60), quiet("06:00", "07:30", 60)],
             ..Settings::default()
         };
         let until = |at: &str| {
@@ -169,13 +181,13 @@ mod tests {
     }
 
     #[test]
-    fn what_failed_is_tried_again_later_and_later() {
-        let waits = |heal_secs, failed: u32| {
+    fn failed_retry_delay_doubles_up_to_one_day() {
+        let waits = |retry_failed_after_secs, failed: u32| {
             let settings = Settings {
-                heal_secs,
+                retry_failed_after_secs,
                 ..Settings::default()
             };
-            let wait = settings.heal_after(failed);
+            let wait = settings.retry_failed_after(failed);
             wait.map(|wait| wait.as_secs())
         };
         let hours: Vec<_> = (1..7).map(|failed| waits(3600, failed)).collect();
@@ -187,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_rule_holds() {
+    fn longest_matching_rule_applies() {
         let rule = |tasks: &str, mode| Rule {
             tasks: tasks.into(),
             mode,
@@ -200,8 +212,8 @@ mod tests {
             ],
             ..Settings::default()
         };
-        assert_eq!(settings.mode("x"), Mode::Approval);
-        assert_eq!(settings.mode("app/a"), Mode::Automatic);
-        assert_eq!(settings.mode("app/shop"), Mode::Approval);
+        assert_eq!(settings.mode_of("x"), Mode::Approval);
+        assert_eq!(settings.mode_of("app/a"), Mode::Automatic);
+        assert_eq!(settings.mode_of("app/shop"), Mode::Approval);
     }
 }

@@ -1,4 +1,4 @@
-//! The states of a cascade and of its nodes. A final state holds its own reason.
+//! States of cascades and their nodes. A final state contains its reason.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::Settings;
 
-/// A cascade's number.
+/// Number of a cascade.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct CascadeId(pub u64);
@@ -23,18 +23,18 @@ impl fmt::Display for CascadeId {
     }
 }
 
-/// A task and the digests of all its bases, in one word.
+/// Hash of a task name and the digests of all its bases.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Key(String);
 
 impl Key {
-    /// The key of a task and what its bases are pinned to.
-    pub fn of(task: &str, pins: &BTreeMap<ImageRef, Digest>) -> Self {
+    /// Computes the key of a task and the digests of its bases.
+    pub fn compute(task: &str, pins: &BTreeMap<ImageRef, Digest>) -> Self {
         let mut hash = Sha256::new();
         hash.update(task);
         for (image, digest) in pins {
-            // No part can hold a zero byte, so that no two lists are written alike.
+            // No part contains a zero byte, so different lists never produce the same input.
             hash.update([0]);
             hash.update(image.to_string());
             hash.update([0]);
@@ -49,88 +49,90 @@ impl Key {
         )
     }
 
-    /// As text.
+    /// Returns the key as hexadecimal text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// What a task was last run for.
+/// Last attempt of a cascade to build a task.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Attempt {
-    /// The digests, in one word.
+    /// Key of the digests that the task was built for.
     pub key: Key,
-    /// Those that it stood on before, in one word: what another run changed since makes this one count no more.
+    /// Key of the digests that the task used before. The attempt is obsolete if another run changes
+    /// them.
     pub from: Key,
-    /// How it ended.
+    /// Result of the attempt.
     pub end: AttemptEnd,
-    /// How often in a row it has failed for good for these digests.
+    /// Number of consecutive final failures for these digests.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub failed: u32,
-    /// From then on it is tried again by itself: what has failed may have had reasons that are gone.
+    /// Time of the automatic retry, because the cause of a failure may be temporary. `None`: no
+    /// retry.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub again: Option<Timestamp>,
 }
 
-/// See [`Attempt`].
+/// Result of an [`Attempt`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum AttemptEnd {
-    /// Well.
+    /// The run succeeded.
     Succeeded,
-    /// Badly, for good.
+    /// The run failed and its retries are used up.
     Failed,
-    /// Somebody canceled the cascade, before or while it ran.
+    /// A user canceled the cascade before or during the run.
     Canceled,
-    /// It was not tried, because those that go first failed.
-    Held,
+    /// The task was not tried because a canary failed.
+    CanaryFailed,
 }
 
-/// A plan being carried out.
+/// A plan that is carried out.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Cascade {
-    /// Its number.
+    /// Number of the cascade.
     pub id: CascadeId,
-    /// When its first change was seen.
+    /// Time when the first change was observed.
     pub created: Timestamp,
-    /// Where it stands.
+    /// Phase of the cascade.
     pub phase: Phase,
-    /// Nothing is started.
+    /// `true` if no further runs are started.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub paused: bool,
-    /// Somebody agreed.
+    /// `true` if a user approved the cascade.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub approved: bool,
-    /// The one before it, whose tasks it builds again.
+    /// Earlier cascade whose tasks this one rebuilds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub follows: Option<CascadeId>,
-    /// The bases that moved, with the digests that it builds on.
+    /// Bases that moved, with the digests to build on.
     pub changes: BTreeMap<ImageRef, Digest>,
-    /// By task.
+    /// Nodes by task name.
     pub nodes: BTreeMap<String, Node>,
 }
 
-/// Where a cascade stands.
+/// Phase of a cascade.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "phase", rename_all = "camelCase")]
 pub enum Phase {
-    /// Waits for further changes.
+    /// Collecting further changes.
     Settling {
-        /// Until then.
+        /// End of the settling time.
         until: Timestamp,
     },
-    /// Builds.
+    /// Building.
     Active,
-    /// Waits for the ends of runs that it stopped.
+    /// Waiting for the ends of the stopped runs.
     Canceling {
-        /// Who canceled it.
+        /// Name of the user who canceled the cascade.
         by: String,
     },
     /// Every node has its final state.
-    Over {
-        /// Since then.
+    Finished {
+        /// Time when the cascade finished.
         at: Timestamp,
     },
 }
@@ -139,45 +141,46 @@ pub enum Phase {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Node {
-    /// Where it stands.
+    /// State of the node.
     #[serde(flatten)]
     pub state: NodeState,
-    /// What it stands on.
+    /// Bases of the node.
     pub bases: Vec<NodeBase>,
-    /// Who has to agree first.
+    /// Consent needed before the start.
     #[serde(default, skip_serializing_if = "Gate::is_open")]
     pub gate: Gate,
-    /// The longest chain that begins with it, in milliseconds: what is started first.
+    /// Longest chain that begins with this node, in milliseconds. Longer chains start first.
     pub chain_ms: u64,
-    /// How often it was started.
+    /// Number of starts.
     pub attempts: u32,
-    /// How often it failed for these bases.
+    /// Number of failures with these bases.
     pub failures: u32,
-    /// How often it was moved to a cascade that follows.
+    /// Number of moves to a following cascade.
     pub moved: u32,
-    /// It runs with digests that are not those of its bases any more: where it fails, it is not tried again.
+    /// `true` if the running build uses digests that its bases no longer have. It is not retried if
+    /// it fails.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub outdated: bool,
 }
 
-/// Who has to agree first.
+/// Consent needed before a node starts.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Gate {
-    /// Nobody.
+    /// No consent needed.
     #[default]
     Open,
-    /// A person.
+    /// Approval by a person.
     Approval,
-    /// These tasks of the same cascade, by succeeding.
+    /// Success of these tasks of the same cascade.
     Canary {
-        /// Their names.
+        /// Names of the canary tasks.
         first: BTreeSet<String>,
     },
 }
 
 impl Attempt {
-    /// How a task that stands on `from` was left for `key`.
+    /// Creates an attempt for `key` of a task that used the digests of `from` before.
     pub(crate) fn new(key: Key, from: Key, end: AttemptEnd) -> Self {
         Self {
             key,
@@ -188,13 +191,13 @@ impl Attempt {
         }
     }
 
-    /// True where it says that a task which stands on `from` was tried for `key`, and is not to be tried again yet.
-    pub(crate) fn holds(&self, key: &Key, from: &Key, now: Timestamp) -> bool {
+    /// Returns `true` if this attempt forbids building the same digests again at `now`.
+    pub(crate) fn forbids_rebuild(&self, key: &Key, from: &Key, now: Timestamp) -> bool {
         self.is_for(key, from) && self.again.is_none_or(|again| again > now)
     }
 
-    /// The same of a run that has ended; `before` is what was known of the task until then.
-    pub(crate) fn ended(
+    /// Creates the attempt of a finished run. `before` is the previous attempt of the task.
+    pub(crate) fn from_end(
         key: Key,
         from: Key,
         end: AttemptEnd,
@@ -206,7 +209,7 @@ impl Attempt {
         if end == AttemptEnd::Failed {
             let before = before.filter(|before| before.is_for(&attempt.key, &attempt.from));
             let failed = before.map_or(0, |before| before.failed).saturating_add(1);
-            let wait = settings.heal_after(failed);
+            let wait = settings.retry_failed_after(failed);
             attempt.failed = failed;
             attempt.again = wait.map(|wait| now.saturating_add(wait).unwrap_or(now));
         }
@@ -219,11 +222,11 @@ impl Attempt {
 }
 
 impl Node {
-    /// What the task stands on, in one word.
-    pub(crate) fn from(&self, task: &str) -> Key {
+    /// Returns the key of the digests that the task used last.
+    pub(crate) fn used_key(&self, task: &str) -> Key {
         let bases = self.bases.iter();
         let used = bases.map(|base| (base.image.clone(), base.used.clone()));
-        Key::of(task, &used.collect())
+        Key::compute(task, &used.collect())
     }
 }
 
@@ -232,8 +235,8 @@ fn is_zero(count: &u32) -> bool {
 }
 
 impl NodeBase {
-    /// The digest that it comes to, where the task that it waits for, if any, is at rest and stands so.
-    pub fn fixed_by<'b>(&'b self, parent: Option<&'b NodeState>) -> &'b Digest {
+    /// Returns the digest to use. `parent` is the settled state of the task that builds this base.
+    pub fn resolved_digest<'b>(&'b self, parent: Option<&'b NodeState>) -> &'b Digest {
         match (&self.pin, parent) {
             (NodePin::Digest(digest), _) => digest,
             (NodePin::Output { otherwise, .. }, Some(NodeState::Succeeded { digests })) => {
@@ -250,132 +253,132 @@ impl Gate {
     }
 }
 
-/// A base of a node.
+/// Base of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeBase {
-    /// The image.
+    /// Image of the base.
     pub image: ImageRef,
-    /// It can make the task stale.
+    /// `true` if the base can make the task stale.
     pub counted: bool,
-    /// What was used last time.
+    /// Digest that the last run used.
     pub used: Digest,
-    /// What is to be used.
+    /// Digest or output to use.
     pub pin: NodePin,
 }
 
-/// See [`NodeBase`].
+/// Pin of a [`NodeBase`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum NodePin {
-    /// This digest.
+    /// A digest.
     Digest(Digest),
-    /// What a task pushes.
+    /// The output of a task.
     Output {
-        /// The task.
+        /// Name of the task.
         task: String,
-        /// The cascade in which it does.
+        /// Cascade that builds the task.
         cascade: CascadeId,
-        /// What the image has until then, and keeps where the task pushes nothing.
+        /// Current digest of the image. It stays in use if the task pushes nothing.
         otherwise: Digest,
     },
 }
 
-/// Where a node stands.
+/// State of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "camelCase")]
 pub enum NodeState {
-    /// Waits for the tasks that it stands on.
+    /// Waits for its bases.
     Pending,
-    /// Waits for a free place, for its hour, or for somebody's consent.
+    /// Waits for a free slot, a start time or an approval.
     Ready {
-        /// What its bases are fixed to.
+        /// Digest of each base.
         pins: BTreeMap<ImageRef, Digest>,
-        /// The same in one word.
+        /// Key of `pins`.
         key: Key,
-        /// After a failure: not before.
+        /// Earliest start after a failure.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         not_before: Option<Timestamp>,
     },
-    /// Has been started.
+    /// Started.
     Running {
-        /// What its bases are fixed to.
+        /// Digest of each base.
         pins: BTreeMap<ImageRef, Digest>,
-        /// The same in one word.
+        /// Key of `pins`.
         key: Key,
-        /// When.
+        /// Start time.
         since: Timestamp,
     },
-    /// Was built.
+    /// Built.
     Succeeded {
-        /// What it pushed.
+        /// Digests of the pushed images.
         digests: BTreeMap<ImageRef, Digest>,
     },
-    /// Could not be built, for good.
+    /// Failed, with all retries used up.
     Failed {
-        /// Why, in one line.
+        /// Reason in one line.
         reason: String,
-        /// When it is tried again by itself, in another cascade.
+        /// Time of the automatic retry in another cascade.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         again: Option<Timestamp>,
     },
-    /// Left behind: still stands on old digests.
+    /// Not built; still uses old digests.
     Stale {
-        /// Why.
-        because: StaleBecause,
+        /// Reason.
+        cause: StaleCause,
     },
     /// Needed no build.
     Skipped {
-        /// Why.
-        because: SkippedBecause,
+        /// Reason.
+        cause: SkipCause,
     },
-    /// Somebody canceled the cascade.
+    /// Canceled with its cascade.
     Canceled {
-        /// Who.
+        /// Name of the user who canceled the cascade.
         by: String,
     },
 }
 
-/// Why a node was left behind.
+/// Reason why a node was not built.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "why", rename_all = "camelCase")]
-pub enum StaleBecause {
-    /// A task that it stands on was not built.
+#[serde(tag = "type", rename_all = "camelCase")]
+pub enum StaleCause {
+    /// A task it depends on was not built.
     Below {
-        /// That task.
+        /// Name of that task.
         task: String,
     },
-    /// A task that goes first was not built.
+    /// A canary task was not built.
     Canary {
-        /// That task.
+        /// Name of the canary task.
         task: String,
     },
-    /// It was run for these very digests before.
+    /// The task was run for these digests before.
     Tried {
-        /// How that ended.
+        /// Result of that run.
         end: AttemptEnd,
     },
-    /// It may not be built: a loop, or another task's image.
+    /// The task must not be built: it is in a loop or pushes an image of another task.
     Refused,
 }
 
-/// Why a node needed no build.
+/// Reason why a node needed no build.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "why", rename_all = "camelCase")]
-pub enum SkippedBecause {
-    /// What it stands on came out with the digests that it was built from.
+#[serde(tag = "type", rename_all = "camelCase")]
+pub enum SkipCause {
+    /// The rebuilt bases have the digests that the task was built from.
     Unchanged,
-    /// Meanwhile it is not stale any more.
+    /// The task became fresh in the meantime.
     Fresh,
-    /// It is built in a cascade that follows.
+    /// The task is built in a following cascade.
     Moved {
-        /// Which.
+        /// Number of the following cascade.
         to: CascadeId,
     },
 }
 
 impl NodeState {
-    /// True for a state that may still change.
+    /// Returns `true` if the state may still change.
     pub fn is_open(&self) -> bool {
         matches!(
             self,
@@ -383,18 +386,18 @@ impl NodeState {
         )
     }
 
-    /// True before the start.
-    pub(crate) fn waits(&self) -> bool {
+    /// Returns `true` before the start.
+    pub(crate) fn is_waiting(&self) -> bool {
         matches!(self, Self::Pending | Self::Ready { .. })
     }
 
-    /// True where it gives its images to those below it, now or soon.
+    /// Returns `true` if the node provides its images to its dependents, now or soon.
     pub(crate) fn was_started(&self) -> bool {
         matches!(self, Self::Running { .. } | Self::Succeeded { .. })
     }
 
-    /// True where a task has to be built by somebody still.
-    pub(crate) fn left_undone(&self) -> bool {
+    /// Returns `true` if the task is still to be built.
+    pub(crate) fn is_unbuilt(&self) -> bool {
         matches!(
             self,
             Self::Failed { .. } | Self::Stale { .. } | Self::Canceled { .. }
@@ -403,12 +406,12 @@ impl NodeState {
 }
 
 impl Cascade {
-    /// True where nothing of it changes any more.
-    pub fn is_over(&self) -> bool {
-        matches!(self.phase, Phase::Over { .. })
+    /// Returns `true` if every node has its final state.
+    pub fn is_finished(&self) -> bool {
+        matches!(self.phase, Phase::Finished { .. })
     }
 
-    /// Where the task of this cascade stands that a base waits for, if it waits for one.
+    /// Returns the state of the node of this cascade that builds `base`, if there is one.
     pub fn parent_of(&self, base: &NodeBase) -> Option<&NodeState> {
         match &base.pin {
             NodePin::Output { task, cascade, .. } if *cascade == self.id => {
@@ -418,27 +421,28 @@ impl Cascade {
         }
     }
 
-    /// The tasks that it has built: each with the digests that it was built from, and those of before, in one word.
-    pub fn built_for(&self) -> Vec<(String, Key, Key)> {
+    /// Returns the tasks that this cascade built, each with the keys of the new and of the
+    /// previously used digests.
+    pub fn built_tasks(&self) -> Vec<(String, Key, Key)> {
         let built = |node: &&Node| matches!(node.state, NodeState::Succeeded { .. });
         let nodes = self.nodes.iter().filter(|(_, node)| built(node));
         nodes
             .map(|(task, node)| {
                 let pins = node.bases.iter().map(|base| {
-                    let digest = base.fixed_by(self.parent_of(base));
+                    let digest = base.resolved_digest(self.parent_of(base));
                     (base.image.clone(), digest.clone())
                 });
                 (
                     task.clone(),
-                    Key::of(task, &pins.collect()),
-                    node.from(task),
+                    Key::compute(task, &pins.collect()),
+                    node.used_key(task),
                 )
             })
             .collect()
     }
 
-    /// True where nothing goes on before somebody approves it.
-    pub fn waits_for_approval(&self) -> bool {
+    /// Returns `true` if the cascade cannot continue without an approval.
+    pub fn is_awaiting_approval(&self) -> bool {
         !self.approved
             && self.phase == Phase::Active
             && self.nodes.values().all(|node| match node.state {

@@ -1,4 +1,4 @@
-//! What an event does: ends of runs, commands of people, and the clock.
+//! Effects of events: ends of runs, commands of users, and the clock.
 
 use std::collections::BTreeMap;
 
@@ -8,111 +8,115 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Action, Attempt, AttemptEnd, Cascade, CascadeId, Cascades, Key, Node, NodePin, NodeState,
-    Phase, Settings, StaleBecause, Start,
-    gates::{GateState, gate},
-    index::At,
-    look::Resolved,
+    Phase, Settings, StaleCause, Start,
+    gates::{GateState, gate_state},
+    index::NodeRef,
+    resolve::BaseState,
 };
 
-/// What happened.
+/// Input of [`Cascades::step`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "camelCase", deny_unknown_fields)]
 pub enum Event {
-    /// Time went by.
+    /// Time has passed.
     Tick,
-    /// A run has ended. Told twice, or of an attempt that counts no more, it changes nothing.
+    /// A run has ended. A repeated event or one of an obsolete attempt changes nothing.
     Ended {
-        /// The cascade.
+        /// Cascade of the run.
         cascade: CascadeId,
-        /// The task.
+        /// Task of the run.
         task: String,
-        /// The attempt.
+        /// Attempt of the run.
         attempt: u32,
-        /// How.
+        /// Result of the run.
         end: End,
     },
-    /// Start nothing more of this cascade for now.
+    /// Start no further runs of a cascade for now.
     Pause {
-        /// Which.
+        /// Cascade to pause.
         cascade: CascadeId,
     },
-    /// Go on with it.
+    /// Continue a paused cascade.
     Resume {
-        /// Which.
+        /// Cascade to resume.
         cascade: CascadeId,
     },
-    /// Somebody agrees.
+    /// A user approves a cascade.
     Approve {
-        /// To which.
+        /// Approved cascade.
         cascade: CascadeId,
     },
-    /// Stop it. What it would have built stays stale until another digest comes.
+    /// Stop a cascade. Its unbuilt tasks stay stale until another digest arrives.
     Cancel {
-        /// Which.
+        /// Cascade to cancel.
         cascade: CascadeId,
-        /// Who says so.
+        /// Name of the user.
         by: String,
     },
-    /// Try again what failed, was left behind or canceled. Takes effect at the next reconciliation, with the
-    /// digests of then.
+    /// Retry the nodes that failed, were not built or were canceled.
+    ///
+    /// The next reconciliation applies this with the digests of that time.
     Retry {
-        /// Which.
+        /// Cascade to retry.
         cascade: CascadeId,
     },
-    /// Forget what a task was last run for, so that the next reconciliation builds it if it is stale.
+    /// Remove the last attempt of a task. The next reconciliation builds the task if it is stale.
     Forget {
-        /// Which task.
+        /// Name of the task.
         task: String,
     },
-    /// What a task was built for is not wanted: it stays as it was until another digest comes. [`Cascade::built_for`] says
-    /// this of all that a cascade has built.
+    /// Reject the result of a build. The task keeps its previous images until another digest
+    /// arrives.
+    ///
+    /// [`Cascade::built_tasks`] returns the values for all tasks that a cascade built.
     Decline {
-        /// Which task.
+        /// Name of the task.
         task: String,
-        /// The digests, in one word.
+        /// Key of the digests that the task was built for.
         key: Key,
-        /// Those that it stood on before, in one word.
+        /// Key of the digests that the task used before.
         from: Key,
     },
 }
 
-/// How a run has ended.
+/// Result of a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum End {
-    /// Well.
+    /// The run succeeded.
     Succeeded {
-        /// What it pushed.
+        /// Digests of the pushed images.
         digests: BTreeMap<ImageRef, Digest>,
     },
-    /// Badly.
+    /// The run failed.
     Failed {
-        /// Why, in one line.
+        /// Reason in one line.
         reason: String,
     },
-    /// Somebody stopped it.
+    /// A user stopped the run.
     Canceled {
-        /// Who.
+        /// Name of the user.
         by: String,
     },
-    /// Another run of the task took its place, and is over by now. That is no failure: unless the other one has built it,
-    /// as the next reconciliation knows, the task is started again.
+    /// Another run of the task replaced this one and has ended. This does not count as a failure.
+    ///
+    /// The task starts again unless the next reconciliation finds that the other run built it.
     Superseded,
 }
 
-/// Why a command is refused.
+/// Reason why a command is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StepError {
-    /// There is none.
-    #[error("there is no cascade {0}; `acrtask cascade list` shows those that there are")]
+    /// The cascade does not exist.
+    #[error("cascade {0} does not exist; `acrtask cascade list` lists all cascades")]
     Unknown(CascadeId),
-    /// It is over.
-    #[error("cascade {0} is over; `acrtask cascade retry {0}` tries again what is left of it")]
+    /// The cascade is finished.
+    #[error("cascade {0} is finished; `acrtask cascade retry {0}` retries its unbuilt tasks")]
     Over(CascadeId),
 }
 
 impl Cascades {
-    /// Takes what happened; says what to do.
+    /// Applies an event and returns the actions to perform.
     pub fn step(
         &mut self,
         event: Event,
@@ -127,12 +131,14 @@ impl Cascades {
                 task,
                 attempt,
                 end,
-            } => self.ended(cascade, &task, attempt, end, settings, now),
-            Event::Pause { cascade } => self.active(cascade)?.paused = true,
-            Event::Resume { cascade } => self.active(cascade)?.paused = false,
-            Event::Approve { cascade } => self.active(cascade)?.approved = true,
-            Event::Cancel { cascade, by } => self.cancel(cascade, &by, now, &mut actions)?,
-            Event::Retry { cascade } => self.retry(cascade)?,
+            } => self.record_end(cascade, &task, attempt, end, settings, now),
+            Event::Pause { cascade } => self.active_mut(cascade)?.paused = true,
+            Event::Resume { cascade } => self.active_mut(cascade)?.paused = false,
+            Event::Approve { cascade } => self.active_mut(cascade)?.approved = true,
+            Event::Cancel { cascade, by } => {
+                self.cancel_cascade(cascade, &by, now, &mut actions)?
+            }
+            Event::Retry { cascade } => self.retry_cascade(cascade)?,
             Event::Forget { task } => {
                 self.attempts.remove(&task);
             }
@@ -141,13 +147,13 @@ impl Cascades {
                 self.attempts.insert(task, attempt);
             }
         }
-        self.go_on(settings, now, &mut actions);
+        self.advance(settings, now, &mut actions);
         Ok(actions)
     }
 
-    fn active(&mut self, id: CascadeId) -> Result<&mut Cascade, StepError> {
+    fn active_mut(&mut self, id: CascadeId) -> Result<&mut Cascade, StepError> {
         let cascade = self.cascades.get_mut(&id).ok_or(StepError::Unknown(id))?;
-        if cascade.is_over() {
+        if cascade.is_finished() {
             return Err(StepError::Over(id));
         }
         Ok(cascade)
@@ -157,19 +163,20 @@ impl Cascades {
         self.cascades.get(&id)?.nodes.get(task)
     }
 
-    /// Gives a node another state. The only place where one changes.
-    pub(super) fn set(&mut self, id: CascadeId, task: &str, state: NodeState) {
+    /// Changes the state of a node and updates the index. No other code does this between
+    /// reconciliations.
+    pub(super) fn set_state(&mut self, id: CascadeId, task: &str, state: NodeState) {
         let Some(cascade) = self.cascades.get_mut(&id) else {
             return;
         };
         if let Some(node) = cascade.nodes.get_mut(task) {
-            self.index.leave(id, task, node);
+            self.index.remove(id, task, node);
             node.state = state;
-            self.index.enter(id, task, node);
+            self.index.add(id, task, node);
         }
     }
 
-    fn ended(
+    fn record_end(
         &mut self,
         id: CascadeId,
         task: &str,
@@ -195,7 +202,7 @@ impl Cascades {
             return;
         }
         let again = node.failures < settings.retries && !node.outdated;
-        let from = node.from(task);
+        let from = node.used_key(task);
         let (mut state, end) = match (end, canceled) {
             (End::Succeeded { digests }, _) => {
                 (NodeState::Succeeded { digests }, AttemptEnd::Succeeded)
@@ -203,7 +210,7 @@ impl Cascades {
             (_, Some(by)) | (End::Canceled { by }, None) => {
                 (NodeState::Canceled { by }, AttemptEnd::Canceled)
             }
-            (End::Superseded, None) => return self.set(id, task, NodeState::Pending),
+            (End::Superseded, None) => return self.set_state(id, task, NodeState::Pending),
             (End::Failed { .. }, None) if again => {
                 if let Some(node) = self
                     .cascades
@@ -219,7 +226,7 @@ impl Cascades {
                     key,
                     not_before,
                 };
-                return self.set(id, task, state);
+                return self.set_state(id, task, state);
             }
             (End::Failed { reason }, None) => {
                 let state = NodeState::Failed {
@@ -230,7 +237,7 @@ impl Cascades {
             }
         };
         let before = self.attempts.get(task);
-        let attempt = Attempt::ended(key, from, end, before, settings, now);
+        let attempt = Attempt::from_end(key, from, end, before, settings, now);
         if let NodeState::Failed { again, .. } = &mut state {
             *again = attempt.again;
         }
@@ -239,14 +246,14 @@ impl Cascades {
             NodeState::Succeeded { digests } => Some(digests.clone()),
             _ => None,
         };
-        self.set(id, task, state);
-        let mut rested = vec![(id, task.to_owned())];
+        self.set_state(id, task, state);
+        let mut settled = vec![(id, task.to_owned())];
         let built = (end == AttemptEnd::Succeeded).then_some(&pins);
         if let Some(pushed) = pushed {
-            self.gives_now(task, &pushed);
+            self.update_fallback_digests(task, &pushed);
         }
-        self.look_again(task, built, now, &mut rested);
-        self.spread(rested, now);
+        self.update_waiting_nodes(task, built, now, &mut settled);
+        self.update_dependents(settled, now);
     }
 
     fn is_open_elsewhere(&self, id: CascadeId, task: &str) -> bool {
@@ -256,10 +263,10 @@ impl Cascades {
         })
     }
 
-    /// A task pushed these: that is what its images have where it is not built again.
-    fn gives_now(&mut self, task: &str, pushed: &BTreeMap<ImageRef, Digest>) {
+    /// Makes `pushed` the fallback digests of the nodes that are pinned to this task.
+    fn update_fallback_digests(&mut self, task: &str, pushed: &BTreeMap<ImageRef, Digest>) {
         let homes = self.cascades.keys().map(|id| (*id, task.to_owned()));
-        let below: Vec<At> = homes
+        let below: Vec<NodeRef> = homes
             .filter_map(|at| self.index.below.get(&at))
             .flatten()
             .cloned()
@@ -284,18 +291,19 @@ impl Cascades {
         }
     }
 
-    /// A run of a task has ended. Where it waits in a cascade that follows, it may start now, or, with what it was
-    /// built from meanwhile, need no further build.
-    fn look_again(
+    /// Updates the waiting nodes of a task in following cascades after a run has ended.
+    ///
+    /// They may start now, or need no build because the run used the same digests.
+    fn update_waiting_nodes(
         &mut self,
         task: &str,
         built: Option<&BTreeMap<ImageRef, Digest>>,
         now: Timestamp,
-        rested: &mut Vec<At>,
+        settled: &mut Vec<NodeRef>,
     ) {
         let waits = |cascade: &&Cascade| {
             let node = cascade.nodes.get(task);
-            node.is_some_and(|node| node.state.waits())
+            node.is_some_and(|node| node.state.is_waiting())
         };
         let ids: Vec<CascadeId> = self
             .cascades
@@ -304,7 +312,7 @@ impl Cascades {
             .map(|cascade| cascade.id)
             .collect();
         for id in ids {
-            self.set(id, task, NodeState::Pending);
+            self.set_state(id, task, NodeState::Pending);
             let cascade = self.cascades.get_mut(&id);
             if let Some(node) = cascade.and_then(|cascade| cascade.nodes.get_mut(task)) {
                 for base in &mut node.bases {
@@ -313,25 +321,25 @@ impl Cascades {
                     }
                 }
             }
-            self.look(id, task, now, rested);
+            self.update_node(id, task, now, settled);
         }
     }
 
-    fn cancel(
+    fn cancel_cascade(
         &mut self,
         id: CascadeId,
         by: &str,
         now: Timestamp,
         actions: &mut Vec<Action>,
     ) -> Result<(), StepError> {
-        let cascade = self.active(id)?;
+        let cascade = self.active_mut(id)?;
         if matches!(cascade.phase, Phase::Canceling { .. }) {
             return Ok(());
         }
         cascade.phase = Phase::Canceling { by: by.to_owned() };
         let mut waiting = Vec::new();
         for (task, node) in &cascade.nodes {
-            if node.state.waits() {
+            if node.state.is_waiting() {
                 waiting.push(task.clone());
             } else if node.state.is_open() {
                 actions.push(Action::Stop {
@@ -342,13 +350,13 @@ impl Cascades {
             }
         }
         for task in &waiting {
-            self.set(id, task, NodeState::Canceled { by: by.to_owned() });
+            self.set_state(id, task, NodeState::Canceled { by: by.to_owned() });
         }
-        self.spread(waiting.into_iter().map(|task| (id, task)).collect(), now);
+        self.update_dependents(waiting.into_iter().map(|task| (id, task)).collect(), now);
         Ok(())
     }
 
-    fn retry(&mut self, id: CascadeId) -> Result<(), StepError> {
+    fn retry_cascade(&mut self, id: CascadeId) -> Result<(), StepError> {
         let cascade = self.cascades.get(&id).ok_or(StepError::Unknown(id))?;
         if matches!(cascade.phase, Phase::Canceling { .. }) {
             return Ok(());
@@ -356,15 +364,15 @@ impl Cascades {
         let again: Vec<String> = cascade
             .nodes
             .iter()
-            .filter(|(task, node)| node.state.left_undone() && !self.is_open_elsewhere(id, task))
+            .filter(|(task, node)| node.state.is_unbuilt() && !self.is_open_elsewhere(id, task))
             .map(|(task, _)| task.clone())
             .collect();
         for task in &again {
             self.attempts.remove(task);
-            self.set(id, task, NodeState::Pending);
+            self.set_state(id, task, NodeState::Pending);
         }
         if let Some(cascade) = self.cascades.get_mut(&id).filter(|_| !again.is_empty()) {
-            if cascade.is_over() {
+            if cascade.is_finished() {
                 cascade.phase = Phase::Active;
             }
             for task in &again {
@@ -376,8 +384,13 @@ impl Cascades {
         Ok(())
     }
 
-    /// Starts what may start, ends what is over, and says when to look again.
-    pub(super) fn go_on(&mut self, settings: &Settings, now: Timestamp, actions: &mut Vec<Action>) {
+    /// Starts ready nodes, finishes cascades and requests the next wake-up.
+    pub(super) fn advance(
+        &mut self,
+        settings: &Settings,
+        now: Timestamp,
+        actions: &mut Vec<Action>,
+    ) {
         let mut wake: Option<Timestamp> = None;
         let mut wake_at = |at: Timestamp| wake = Some(wake.map_or(at, |wake| wake.min(at)));
         for cascade in self.cascades.values_mut() {
@@ -392,23 +405,24 @@ impl Cascades {
         let quiet = settings.quiet_until(now);
         let ids: Vec<CascadeId> = self.index.ready.keys().copied().collect();
         for id in ids {
-            let goes = |cascade: &Cascade| cascade.phase == Phase::Active && !cascade.paused;
-            // A gate that failed leaves its nodes behind, and others may then be looked at; a start takes a place.
-            while self.cascades.get(&id).is_some_and(goes) {
-                let found = self.next_of(id, settings, now, &mut wake_at);
+            let may_start = |cascade: &Cascade| cascade.phase == Phase::Active && !cascade.paused;
+            // A failed gate makes its nodes stale, and the next node may then be startable. A start
+            // occupies a slot.
+            while self.cascades.get(&id).is_some_and(may_start) {
+                let found = self.next_startable(id, settings, now, &mut wake_at);
                 match found {
                     None => break,
                     Some((task, Some(failed))) => {
-                        let because = StaleBecause::Canary { task: failed };
-                        self.set(id, &task, NodeState::Stale { because });
-                        self.spread(vec![(id, task)], now);
+                        let cause = StaleCause::Canary { task: failed };
+                        self.set_state(id, &task, NodeState::Stale { cause });
+                        self.update_dependents(vec![(id, task)], now);
                     }
                     Some((task, None)) => {
                         if let Some(end) = quiet {
                             wake_at(end);
                             break;
                         }
-                        actions.extend(self.start(id, &task, settings, now));
+                        actions.extend(self.start_node(id, &task, settings, now));
                     }
                 }
             }
@@ -416,11 +430,11 @@ impl Cascades {
         let over: Vec<CascadeId> = self
             .cascades
             .values()
-            .filter(|cascade| !cascade.is_over() && self.index.open(cascade.id) == 0)
+            .filter(|cascade| !cascade.is_finished() && self.index.open_count(cascade.id) == 0)
             .map(|cascade| cascade.id)
             .collect();
         for id in over {
-            self.finish(id, now);
+            self.finish_cascade(id, now);
             actions.push(Action::Finished { cascade: id });
         }
         if let Some(at) = wake {
@@ -428,8 +442,9 @@ impl Cascades {
         }
     }
 
-    /// The next node of a cascade that may start, or that is left behind because this canary failed.
-    fn next_of(
+    /// Returns the next node of a cascade that may start. With `Some(canary)`, that canary failed
+    /// and the node must not start.
+    fn next_startable(
         &self,
         id: CascadeId,
         settings: &Settings,
@@ -438,7 +453,7 @@ impl Cascades {
     ) -> Option<(String, Option<String>)> {
         let cascade = self.cascades.get(&id)?;
         let total = settings.parallel_total.unwrap_or(u32::MAX).max(1) as usize;
-        let free = self.index.running_in(id) < settings.parallel.max(1) as usize
+        let free = self.index.running_count(id) < settings.parallel.max(1) as usize
             && self.index.running.len() < total;
         if !free {
             return None;
@@ -447,7 +462,7 @@ impl Cascades {
             let Some(node) = cascade.nodes.get(task) else {
                 continue;
             };
-            match gate(cascade, node) {
+            match gate_state(cascade, node) {
                 GateState::Shut => continue,
                 GateState::Failed(canary) => return Some((task.clone(), Some(canary))),
                 GateState::Open => {}
@@ -468,7 +483,7 @@ impl Cascades {
         None
     }
 
-    fn start(
+    fn start_node(
         &mut self,
         id: CascadeId,
         task: &str,
@@ -493,12 +508,13 @@ impl Cascades {
             key,
             since: now,
         };
-        self.set(id, task, state);
+        self.set_state(id, task, state);
         Some(Action::Start(start))
     }
 
-    /// Writes down that a cascade is over, and for what its undone nodes are not to be tried again by themselves.
-    fn finish(&mut self, id: CascadeId, now: Timestamp) {
+    /// Finishes a cascade and records which digests of its unbuilt nodes must not be retried
+    /// automatically.
+    fn finish_cascade(&mut self, id: CascadeId, now: Timestamp) {
         let Some(cascade) = self.cascades.get(&id) else {
             return;
         };
@@ -507,25 +523,25 @@ impl Cascades {
             let end = match &node.state {
                 NodeState::Canceled { .. } => AttemptEnd::Canceled,
                 NodeState::Stale {
-                    because: StaleBecause::Canary { .. },
-                } => AttemptEnd::Held,
+                    cause: StaleCause::Canary { .. },
+                } => AttemptEnd::CanaryFailed,
                 _ => continue,
             };
             let mut node = node.clone();
-            // Where a parent was not built either, this one is below it; what it would stand on then is what the
-            // parent's image has now.
+            // If a parent was not built either, this node uses the current digest of the parent's
+            // image.
             for base in &mut node.bases {
                 base.counted = false;
             }
-            if let Resolved::Pins(pins) = self.resolve(&node) {
-                let key = Key::of(task, &pins);
-                let from = node.from(task);
+            if let BaseState::Pinned(pins) = self.resolve_bases(&node) {
+                let key = Key::compute(task, &pins);
+                let from = node.used_key(task);
                 declined.push((task.clone(), Attempt::new(key, from, end)));
             }
         }
         self.attempts.extend(declined);
         if let Some(cascade) = self.cascades.get_mut(&id) {
-            cascade.phase = Phase::Over { at: now };
+            cascade.phase = Phase::Finished { at: now };
         }
     }
 }

@@ -1,4 +1,6 @@
-//! Facts become a [`Graph`], in any order and one at a time, so that a million of them need not be in memory twice.
+//! Builder of a [`Graph`].
+//!
+//! Facts arrive one at a time and in any order, so a million of them are never in memory twice.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
@@ -8,7 +10,7 @@ use jiff::Timestamp;
 use super::{COUNTED, Conflict, Edge, Graph, Lists, NONE, Policy, TaskFacts};
 use crate::intern::{Interner, pack};
 
-/// Collects facts.
+/// Collector of facts for a [`Graph`].
 #[derive(Debug, Default)]
 pub struct GraphBuilder {
     images: Interner,
@@ -23,13 +25,13 @@ pub struct GraphBuilder {
     /// (image, digest)
     tags: Vec<(u32, u32)>,
     moves: Vec<(u32, Timestamp)>,
-    /// Where names are written, to be looked up.
+    /// Reused buffer for an image name during its lookup.
     name: String,
 }
 
 impl GraphBuilder {
-    /// Takes a task in. Of two with one name, both count as one: names are unique where tasks are stored.
-    pub fn task(&mut self, facts: &TaskFacts) {
+    /// Adds a task. Facts with the same name count as one task; stored task names are unique.
+    pub fn add_task(&mut self, facts: &TaskFacts) {
         let task = self.tasks.intern(facts.name.as_bytes());
         if task as usize == self.policies.len() {
             self.policies.push(Policy::default());
@@ -43,7 +45,7 @@ impl GraphBuilder {
             if output.image.digest().is_some() {
                 continue;
             }
-            let image = self.image(&output.image);
+            let image = self.intern_image(&output.image);
             let digest = self.digests.intern(&pack(&output.digest));
             self.outputs.push((task, image, digest));
         }
@@ -52,7 +54,7 @@ impl GraphBuilder {
                 continue;
             }
             let edge = Edge {
-                base: self.image(&base.image),
+                base: self.intern_image(&base.image),
                 used: self.digests.intern(&pack(&base.digest)),
                 role: base.role,
             };
@@ -60,33 +62,35 @@ impl GraphBuilder {
         }
     }
 
-    /// Says what a tag points at now. An own image of which nothing is said has the digest that was pushed last.
-    pub fn tag(&mut self, image: &ImageRef, digest: &Digest) {
+    /// Sets the current digest of a tag.
+    ///
+    /// An image of a task keeps the digest of its last push if no digest is set.
+    pub fn set_digest(&mut self, image: &ImageRef, digest: &Digest) {
         if image.digest().is_some() {
             return;
         }
-        let image = self.image(image);
+        let image = self.intern_image(image);
         let digest = self.digests.intern(&pack(digest));
         self.tags.push((image, digest));
     }
 
-    /// Says when a tag was last seen to move.
-    pub fn moved(&mut self, image: &ImageRef, at: Timestamp) {
+    /// Records when a tag last moved. The latest time counts.
+    pub fn record_move(&mut self, image: &ImageRef, at: Timestamp) {
         if image.digest().is_none() {
-            let image = self.image(image);
+            let image = self.intern_image(image);
             self.moves.push((image, at));
         }
     }
 
-    fn image(&mut self, image: &ImageRef) -> u32 {
+    fn intern_image(&mut self, image: &ImageRef) -> u32 {
         self.name.clear();
         let latest = if image.tag().is_none() { ":latest" } else { "" };
-        // Writing to a String cannot fail. What names a digest is no tag, and does not come here.
+        // Writing to a `String` cannot fail. References by digest are filtered out by the callers.
         let _ = write!(self.name, "{image}{latest}");
         self.images.intern(self.name.as_bytes())
     }
 
-    /// The graph of all that was taken in.
+    /// Builds the graph of all added facts.
     pub fn finish(self) -> Graph {
         let (images, image_of) = self.images.sorted();
         drop(self.images);
@@ -134,15 +138,18 @@ impl GraphBuilder {
                 });
             }
         }
-        // Of two digests for one tag the greater one counts: wrong input, but the same result in any order.
-        let mut said: BTreeMap<u32, u32> = BTreeMap::new();
+        // Contradicting digests of one tag are invalid input. The greater one counts, whatever the
+        // order.
+        let mut tag_digests: BTreeMap<u32, u32> = BTreeMap::new();
         for (image, digest) in self.tags {
-            let said = said.entry(image_of[image as usize]).or_insert(digest);
-            if self.digests.get(digest) > self.digests.get(*said) {
-                *said = digest;
+            let current = tag_digests
+                .entry(image_of[image as usize])
+                .or_insert(digest);
+            if self.digests.get(digest) > self.digests.get(*current) {
+                *current = digest;
             }
         }
-        for (image, digest) in said {
+        for (image, digest) in tag_digests {
             now[image as usize] = digest;
         }
 
@@ -177,13 +184,13 @@ impl GraphBuilder {
             last = Some((*task, edge.base));
             users.push((edge.base, if counted { task | COUNTED } else { *task }));
         }
-        let edges = lists(tasks.len(), edges);
+        let edges = group_by_owner(tasks.len(), edges);
         users.sort_unstable_by_key(|(image, user)| (*image, user & !COUNTED));
         outputs.sort_unstable();
         conflicts.sort_unstable();
         Graph {
-            users: lists(images.len(), users),
-            outputs: lists(tasks.len(), outputs),
+            users: group_by_owner(images.len(), users),
+            outputs: group_by_owner(tasks.len(), outputs),
             edges,
             images,
             tasks,
@@ -199,8 +206,8 @@ impl GraphBuilder {
     }
 }
 
-/// Lists of what is sorted by its owner.
-fn lists<T>(owners: usize, sorted: Vec<(u32, T)>) -> Lists<T> {
+/// Groups items by owner. `sorted` is sorted by owner.
+fn group_by_owner<T>(owners: usize, sorted: Vec<(u32, T)>) -> Lists<T> {
     assert!(
         u32::try_from(sorted.len()).is_ok(),
         "a graph holds fewer than 2^32 edges"

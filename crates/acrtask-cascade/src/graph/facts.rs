@@ -1,23 +1,24 @@
-//! What the control plane knows of images: the input of everything here, as data.
+//! Facts about images from the control plane: the input of this crate.
 
 use acrtask_model::{Digest, ImageRef, events::BaseRole};
 use serde::{Deserialize, Serialize};
 
-/// Which bases of a task make it stale when their digest changes.
+/// Bases whose digest changes make a task stale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Policy {
-    /// Those that the finished images stand on.
+    /// Bases of the final images.
     #[default]
     Runtime,
-    /// Every image that its last run used: other stages, `COPY --from`, frontends, and what `cmd` steps ran.
+    /// Every image of the last run: all build stages, `COPY --from`, frontends and images of `cmd`
+    /// steps.
     All,
-    /// None.
+    /// No base.
     None,
 }
 
 impl Policy {
-    /// True where a base in `role` counts.
+    /// Returns `true` if a base in `role` can make the task stale.
     pub fn counts(self, role: BaseRole) -> bool {
         match self {
             Self::Runtime => role == BaseRole::Runtime,
@@ -27,44 +28,45 @@ impl Policy {
     }
 }
 
-/// All that is known.
+/// Input of a [`Graph`](super::Graph).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Facts {
-    /// The tasks, in any order.
+    /// Tasks, in any order.
     pub tasks: Vec<TaskFacts>,
-    /// What tags point at now, as far as that is known. A tag that vanished, or that nobody may read, is missing
-    /// here: nothing becomes stale because of it.
+    /// Current digests of tags, as far as they are available.
+    ///
+    /// A deleted or unreadable tag is missing here and makes no task stale.
     pub tags: Vec<TagFacts>,
 }
 
-/// A task and what its last successful run did.
+/// A task and the result of its last successful run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TaskFacts {
-    /// Its name.
+    /// Name of the task.
     pub name: String,
-    /// Which bases count.
+    /// Bases that can make the task stale.
     #[serde(default)]
     pub policy: Policy,
-    /// The images that it pushed.
+    /// Images that the run pushed.
     #[serde(default)]
     pub images: Vec<TagFacts>,
-    /// What it used.
+    /// Bases that the run used.
     #[serde(default)]
     pub bases: Vec<BaseFacts>,
-    /// How long a run of it takes, in milliseconds, as past runs show.
+    /// Expected run time in milliseconds, from past runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_ms: Option<u64>,
 }
 
-/// A tag and a digest.
+/// A tag and its digest.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TagFacts {
-    /// The tag; `latest` where none is written.
+    /// Image with its tag; `latest` if no tag is written.
     pub image: ImageRef,
-    /// The digest.
+    /// Digest of the tag.
     pub digest: Digest,
 }
 
@@ -72,10 +74,11 @@ pub struct TagFacts {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BaseFacts {
-    /// The tag as it was asked for. One that names a digest never moves and is left out of the graph.
+    /// Image as written in the build. A reference by digest never moves and is left out of the
+    /// graph.
     pub image: ImageRef,
-    /// What it is to the task.
+    /// Role of the base in the build.
     pub role: BaseRole,
-    /// What was used of it.
+    /// Digest that the run used.
     pub digest: Digest,
 }

@@ -1,11 +1,14 @@
-//! The image graph: tasks, the images that they push, and the images that these were built from.
+//! Graph of tasks, the images they push and the bases these images were built from.
 //!
-//! Everything is a small number in flat arrays, so that a million images with four edges each take some hundred
-//! bytes an image. The numbers are given in the order of names: a graph is the same whatever the order of its
-//! facts, and numbers can be compared in place of names.
+//! All entities are small numbers in flat arrays. A million images with four edges each need some
+//! hundred bytes per image. Numbers follow the order of names, so they can be compared instead of
+//! names. The graph does not depend on the order of its facts.
 //!
-//! Invariants: each image has at most one task that builds it ([`Conflict`]); edges of a task are sorted by base;
-//! an edge that names a digest is not in the graph, for it cannot move.
+//! Invariants:
+//!
+//! - At most one task builds an image ([`Conflict`]).
+//! - The edges of a task are sorted by base.
+//! - References by digest are not in the graph, because they cannot move.
 
 mod build;
 mod facts;
@@ -21,65 +24,66 @@ pub use facts::{BaseFacts, Facts, Policy, TagFacts, TaskFacts};
 
 use crate::intern::{Interner, pack, unpack};
 
-/// In place of a number: nothing.
+/// Marker for a missing number.
 pub(crate) const NONE: u32 = u32::MAX;
-/// In a list of users: the edge counts for its task.
+/// Flag in a list of users: the edge can make its task stale.
 pub(crate) const COUNTED: u32 = 1 << 31;
 
-/// A task of one [`Graph`].
+/// Task of one [`Graph`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TaskId(pub(crate) u32);
 
-/// An image of one [`Graph`].
+/// Image of one [`Graph`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ImageId(pub(crate) u32);
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Edge {
     pub(crate) base: u32,
-    /// The digest that was used.
+    /// Digest that the last run used.
     pub(crate) used: u32,
     pub(crate) role: BaseRole,
 }
 
-/// Two tasks that say they build one image. The first by name keeps it; the other is built by no cascade until
-/// one of them stops pushing the image.
+/// An image that two tasks push. It belongs to the first task by name.
+///
+/// No cascade builds the other task until one of them stops pushing the image.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Conflict {
-    /// The image.
+    /// Image with its tag.
     pub image: String,
-    /// The task that it is taken to belong to.
+    /// Task that owns the image.
     pub owner: String,
-    /// The task that claims it too.
+    /// Other task that pushes the image.
     pub claimant: String,
 }
 
-/// The graph. Made by a [`GraphBuilder`].
+/// Immutable image graph, made by a [`GraphBuilder`].
 #[derive(Debug, Default)]
 pub struct Graph {
     pub(crate) images: Interner,
     pub(crate) tasks: Interner,
     pub(crate) digests: Interner,
-    /// By image: the digest that it has now.
+    /// Current digest by image.
     pub(crate) now: Vec<u32>,
-    /// By image: when it was last seen to move, where that is known.
+    /// Time of the last observed move by image.
     moved: BTreeMap<u32, Timestamp>,
-    /// By image: the task that builds it.
+    /// Task that builds the image, by image.
     pub(crate) builder: Vec<u32>,
     pub(crate) policies: Vec<Policy>,
-    /// By task: past run time in milliseconds.
+    /// Past run time in milliseconds, by task.
     pub(crate) run_ms: Vec<u32>,
     pub(crate) outputs: Lists<u32>,
     pub(crate) edges: Lists<Edge>,
-    /// By image: the tasks that used it, each once, with [`COUNTED`].
+    /// Tasks that used the image, each once with the flag [`COUNTED`], by image.
     pub(crate) users: Lists<u32>,
     conflicts: Vec<Conflict>,
-    /// By task: it claims another task's image.
+    /// By task: `true` if the task pushes an image of another task.
     contested: Vec<bool>,
 }
 
-/// A list for each of many things, end to end.
+/// List per owner, stored end to end.
 #[derive(Debug)]
 pub(crate) struct Lists<T> {
     starts: Vec<u32>,
@@ -96,7 +100,7 @@ impl<T> Default for Lists<T> {
 }
 
 impl<T> Lists<T> {
-    pub(crate) fn of(&self, index: u32) -> &[T] {
+    pub(crate) fn get(&self, index: u32) -> &[T] {
         let index = index as usize;
         &self.items[self.starts[index] as usize..self.starts[index + 1] as usize]
     }
@@ -107,93 +111,95 @@ impl<T> Lists<T> {
 }
 
 impl Graph {
-    /// The graph of these facts.
+    /// Builds the graph of `facts`.
     pub fn new(facts: &Facts) -> Self {
         let mut builder = GraphBuilder::default();
         for task in &facts.tasks {
-            builder.task(task);
+            builder.add_task(task);
         }
         for tag in &facts.tags {
-            builder.tag(&tag.image, &tag.digest);
+            builder.set_digest(&tag.image, &tag.digest);
         }
         builder.finish()
     }
 
-    /// How many tasks there are.
+    /// Returns the number of tasks.
     pub fn task_count(&self) -> usize {
         self.tasks.len()
     }
 
-    /// How many images there are, our own and others.
+    /// Returns the number of images, including those that no task builds.
     pub fn image_count(&self) -> usize {
         self.images.len()
     }
 
-    /// How many edges there are.
+    /// Returns the number of edges.
     pub fn edge_count(&self) -> usize {
         self.edges.items.len()
     }
 
-    /// Images that two tasks claim.
+    /// Returns the images that two tasks push.
     pub fn conflicts(&self) -> &[Conflict] {
         &self.conflicts
     }
 
-    /// The task with this name.
+    /// Returns the task named `name`.
     pub fn task(&self, name: &str) -> Option<TaskId> {
         self.tasks.find(name.as_bytes()).map(TaskId)
     }
 
-    /// The image with this tag; `latest` where none is written.
+    /// Returns the image with this tag; `latest` if `image` has none.
     pub fn image(&self, image: &ImageRef) -> Option<ImageId> {
         let name = image.clone().or_latest().to_string();
         self.images.find(name.as_bytes()).map(ImageId)
     }
 
-    /// A task's name.
+    /// Returns the name of a task.
     pub fn task_name(&self, task: TaskId) -> &str {
         self.tasks.text(task.0)
     }
 
-    /// An image's name with its tag.
+    /// Returns the name of an image with its tag.
     pub fn image_name(&self, image: ImageId) -> &str {
         self.images.text(image.0)
     }
 
-    /// The digest that an image has now, if that is known.
+    /// Returns the current digest of an image; `None` if it is not available.
     pub fn digest_now(&self, image: ImageId) -> Option<Digest> {
         let digest = self.now[image.0 as usize];
         (digest != NONE).then(|| self.digest(digest))
     }
 
-    /// When an image's tag was last seen to move, if that is known.
+    /// Returns when the tag of an image was last observed to move; `None` if never.
     pub fn moved_at(&self, image: ImageId) -> Option<Timestamp> {
         self.moved.get(&image.0).copied()
     }
 
-    /// The task that builds an image.
+    /// Returns the task that builds an image.
     pub fn builder_of(&self, image: ImageId) -> Option<TaskId> {
         let task = self.builder[image.0 as usize];
         (task != NONE).then_some(TaskId(task))
     }
 
-    /// The images that a task pushes.
+    /// Returns the images that a task pushes.
     pub fn images_of(&self, task: TaskId) -> impl Iterator<Item = ImageId> {
-        self.outputs.of(task.0).iter().copied().map(ImageId)
+        self.outputs.get(task.0).iter().copied().map(ImageId)
     }
 
-    /// Every image that stands on `image`, through any number of tasks and whatever the policies say, in the order
-    /// of names: its blast radius.
-    pub fn stands_on(&self, image: ImageId) -> Vec<ImageId> {
+    /// Returns the blast radius of `image`: every image that depends on it, directly or not, in the
+    /// order of names.
+    ///
+    /// Policies are ignored.
+    pub fn dependents_of(&self, image: ImageId) -> Vec<ImageId> {
         let mut seen = vec![false; self.task_count()];
         let mut waiting = vec![image.0];
         let mut found = Vec::new();
         while let Some(image) = waiting.pop() {
-            for user in self.users.of(image) {
+            for user in self.users.get(image) {
                 let task = user & !COUNTED;
                 if !std::mem::replace(&mut seen[task as usize], true) {
-                    waiting.extend(self.outputs.of(task));
-                    found.extend(self.outputs.of(task).iter().copied().map(ImageId));
+                    waiting.extend(self.outputs.get(task));
+                    found.extend(self.outputs.get(task).iter().copied().map(ImageId));
                 }
             }
         }
@@ -201,7 +207,7 @@ impl Graph {
         found
     }
 
-    /// Bytes of memory that the graph holds.
+    /// Returns the allocated memory in bytes.
     pub fn memory(&self) -> usize {
         self.images.memory()
             + self.tasks.memory()

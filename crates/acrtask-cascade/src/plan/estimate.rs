@@ -1,4 +1,4 @@
-//! How long a plan will take, by past run times.
+//! Estimated duration of a plan, from past run times.
 
 use std::{
     cmp::Reverse,
@@ -7,40 +7,41 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{NodeId, Plan, number};
+use super::{NodeId, Plan, to_u32};
 use crate::graph::NONE;
 
-/// What is taken for a task that never ran, where no other task of the plan ever did either: a minute.
+/// Assumed run time of a task if no task of the plan has ever run: one minute.
 const UNKNOWN_MS: u64 = 60_000;
 
-/// How long a plan will take.
+/// Estimated duration of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Estimate {
-    /// Runs side by side.
+    /// Number of concurrent runs.
     pub parallel: usize,
-    /// From the first start to the last end, in milliseconds.
+    /// Time from the first start to the last end, in milliseconds.
     pub total_ms: u64,
-    /// The same without a limit: the longest chain of tasks.
+    /// Time of the longest chain of tasks, in milliseconds: the duration without a limit on
+    /// concurrency.
     pub critical_ms: u64,
-    /// All run times together.
+    /// Sum of all run times, in milliseconds.
     pub work_ms: u64,
-    /// Tasks without a past run; the median of the others was taken for them.
+    /// Number of tasks without a past run. They are assumed to take the median of the others.
     pub guessed: usize,
 }
 
 impl Plan<'_> {
-    /// How long it will take with so many runs side by side (at least one), longest chains first.
+    /// Estimates the duration with `parallel` concurrent runs (at least one), longest chains first.
     pub fn estimate(&self, parallel: usize) -> Estimate {
         let parallel = parallel.max(1);
         let times = self.run_times();
-        let rest = self.chains(&times);
+        let rest = self.longest_chains(&times);
         let mut waiting = vec![0_u32; self.len()];
         let mut ready = BTreeSet::new();
         let mut children = vec![Vec::new(); self.len()];
         for node in self.nodes() {
-            let after = self.after(node);
-            waiting[node.0 as usize] = number(after.len());
+            let after = self.parents(node);
+            waiting[node.0 as usize] = to_u32(after.len());
             if after.is_empty() {
                 ready.insert((Reverse(rest[node.0 as usize]), node.0));
             }
@@ -81,34 +82,34 @@ impl Plan<'_> {
         }
     }
 
-    /// By node: the longest chain that begins with it, in milliseconds.
+    /// Returns the longest chain that begins with each node, in milliseconds.
     pub(crate) fn chain_times(&self) -> Vec<u64> {
-        self.chains(&self.run_times())
+        self.longest_chains(&self.run_times())
     }
 
-    /// The run time of a node's task, as far as it is known.
+    /// Returns the past run time of a node's task in milliseconds; `None` if it never ran.
     pub fn run_ms(&self, node: NodeId) -> Option<u64> {
         let ms = self.graph.run_ms[self.nodes[node.0 as usize] as usize];
         (ms != NONE).then_some(ms.into())
     }
 
     fn run_times(&self) -> Vec<u64> {
-        let mut known: Vec<u64> = self.nodes().filter_map(|node| self.run_ms(node)).collect();
-        known.sort_unstable();
-        let guess = known.get(known.len() / 2).copied().unwrap_or(UNKNOWN_MS);
+        let mut past: Vec<u64> = self.nodes().filter_map(|node| self.run_ms(node)).collect();
+        past.sort_unstable();
+        let guess = past.get(past.len() / 2).copied().unwrap_or(UNKNOWN_MS);
         self.nodes()
             .map(|node| self.run_ms(node).unwrap_or(guess))
             .collect()
     }
 
-    fn chains(&self, times: &[u64]) -> Vec<u64> {
+    fn longest_chains(&self, times: &[u64]) -> Vec<u64> {
         let mut rest = times.to_vec();
         let mut below = vec![0_u64; self.len()];
-        // Children come after their parents, so that from the end on each is complete when it is read.
+        // Children follow their parents. In reverse order, each value is complete when it is read.
         for node in self.nodes().rev() {
             let at = node.0 as usize;
             rest[at] = times[at] + below[at];
-            for parent in self.after(node) {
+            for parent in self.parents(node) {
                 let parent = parent.0 as usize;
                 below[parent] = below[parent].max(rest[at]);
             }

@@ -1,4 +1,4 @@
-//! Tasks that rebuild their own bases, found and told as a path.
+//! Detection of tasks that rebuild their own bases, with the path of each loop.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -7,44 +7,46 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Plan, bases, number};
+use super::{Plan, edges_by_base, to_u32};
 use crate::graph::{COUNTED, Graph, NONE};
 
-/// Why a stale task is not built.
+/// Reason why a stale task is not built.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(tag = "why", rename_all = "camelCase")]
+#[serde(tag = "type", rename_all = "camelCase")]
 pub enum Refused {
-    /// Its images are, through these steps, its own base. Each step's task stands on the image of the step before
-    /// it, the first one on that of the last.
+    /// The task depends on its own images.
+    ///
+    /// Each step of the path builds on the image of the step before it, the first step on that of
+    /// the last.
     Loop {
-        /// The shortest path around.
+        /// Shortest path around the loop.
         path: Vec<LoopStep>,
-        /// All tasks that rebuild each other, those of the path and others.
+        /// All tasks that rebuild each other, including those outside the path.
         tasks: Vec<String>,
     },
-    /// It pushes an image that another task pushes too.
+    /// The task pushes an image of another task.
     Contested {
-        /// The task.
+        /// Task that is not built.
         task: String,
-        /// The image.
+        /// Contested image.
         image: String,
-        /// The other task.
+        /// Task that owns the image.
         owner: String,
     },
 }
 
-/// A step of a path.
+/// Step of a loop.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LoopStep {
-    /// The task.
+    /// Task that pushes the image.
     pub task: String,
-    /// The image of its that the next one stands on.
+    /// Image of the task that the next step is built from.
     pub image: String,
 }
 
 impl Refused {
-    /// The tasks that are not built.
+    /// Returns the tasks that are not built.
     pub fn tasks(&self) -> &[String] {
         match self {
             Self::Loop { tasks, .. } => tasks,
@@ -63,7 +65,7 @@ impl fmt::Display for Refused {
                 let first = path.first().map_or("", |step| step.task.as_str());
                 write!(
                     f,
-                    "{first}: a task that rebuilds its own base never comes to rest"
+                    "{first}: a task that rebuilds its own base would be rebuilt forever"
                 )?;
                 if tasks.len() > path.len() {
                     write!(f, " ({} tasks are in this loop)", tasks.len())?;
@@ -78,9 +80,11 @@ impl fmt::Display for Refused {
     }
 }
 
-/// The strongly connected parts among `within` that are more than one task that waits for nobody: over the edges
-/// that count, or over all.
-pub(super) fn parts(
+/// Finds the strongly connected components of the tasks `within`. With `counted_only`, only counted
+/// edges connect tasks.
+///
+/// A single task is a component only if it waits for itself.
+pub(super) fn find_components(
     plan: &Plan<'_>,
     within: impl Fn(u32) -> bool,
     counted_only: bool,
@@ -88,10 +92,10 @@ pub(super) fn parts(
     let graph = plan.graph;
     let count = graph.task_count();
     let parents = |task: u32| -> Vec<u32> {
-        let parents = bases(graph, task).filter_map(|edges| {
+        let parents = edges_by_base(graph, task).filter_map(|edges| {
             let counted = edges.iter().any(|edge| graph.counts(task, edge));
             let parent = graph.builder[edges[0].base as usize];
-            // A base of its own that does not count is no reason to wait.
+            // An uncounted base of the task itself does not make it wait.
             (parent != NONE && within(parent) && (counted || !counted_only && parent != task))
                 .then_some(parent)
         });
@@ -103,8 +107,9 @@ pub(super) fn parts(
     let mut next = 0;
     let mut stack = Vec::new();
     let mut found = Vec::new();
-    // Tarjan's algorithm with a stack of its own: a chain of a million tasks must not end the thread.
-    for start in (0..number(count)).filter(|task| within(*task)) {
+    // This is Tarjan's algorithm with an explicit stack. A chain of a million tasks would overflow
+    // the call stack.
+    for start in (0..to_u32(count)).filter(|task| within(*task)) {
         if index[start as usize] != NONE {
             continue;
         }
@@ -137,17 +142,17 @@ pub(super) fn parts(
                 low[caller] = low[caller].min(low[task as usize]);
             }
             if low[task as usize] == index[task as usize] {
-                let mut part = Vec::new();
+                let mut component = Vec::new();
                 while let Some(member) = stack.pop() {
                     on_stack[member as usize] = false;
-                    part.push(member);
+                    component.push(member);
                     if member == task {
                         break;
                     }
                 }
-                if part.len() > 1 || itself {
-                    part.sort_unstable();
-                    found.push(part);
+                if component.len() > 1 || itself {
+                    component.sort_unstable();
+                    found.push(component);
                 }
             }
         }
@@ -156,22 +161,22 @@ pub(super) fn parts(
     found
 }
 
-/// The refusal of one such part, with its shortest path from the first task by name.
-pub(super) fn refuse(graph: &Graph, part: &[u32]) -> Refused {
-    let start = part[0];
-    let mut came: BTreeMap<u32, (u32, u32)> = BTreeMap::new();
+/// Returns the refusal of a loop, with the shortest path from its first task by name.
+pub(super) fn refuse_loop(graph: &Graph, component: &[u32]) -> Refused {
+    let start = component[0];
+    let mut reached_from: BTreeMap<u32, (u32, u32)> = BTreeMap::new();
     let mut waiting = VecDeque::from([start]);
     'search: while let Some(task) = waiting.pop_front() {
-        for image in graph.outputs.of(task) {
-            for user in graph.users.of(*image) {
+        for image in graph.outputs.get(task) {
+            for user in graph.users.get(*image) {
                 let below = user & !COUNTED;
-                if user & COUNTED == 0 || part.binary_search(&below).is_err() {
+                if user & COUNTED == 0 || component.binary_search(&below).is_err() {
                     continue;
                 }
-                if came.contains_key(&below) {
+                if reached_from.contains_key(&below) {
                     continue;
                 }
-                came.insert(below, (task, *image));
+                reached_from.insert(below, (task, *image));
                 if below == start {
                     break 'search;
                 }
@@ -181,7 +186,7 @@ pub(super) fn refuse(graph: &Graph, part: &[u32]) -> Refused {
     }
     let mut path = Vec::new();
     let mut at = start;
-    while let Some((task, image)) = came.get(&at) {
+    while let Some((task, image)) = reached_from.get(&at) {
         path.push(LoopStep {
             task: graph.tasks.text(*task).to_owned(),
             image: graph.images.text(*image).to_owned(),
@@ -194,7 +199,7 @@ pub(super) fn refuse(graph: &Graph, part: &[u32]) -> Refused {
     path.reverse();
     Refused::Loop {
         path,
-        tasks: part
+        tasks: component
             .iter()
             .map(|task| graph.tasks.text(*task).to_owned())
             .collect(),

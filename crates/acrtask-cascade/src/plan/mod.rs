@@ -1,14 +1,18 @@
-//! (graph, digest changes) -> what is built again, in which order, pinned to what. A pure function.
+//! Planner: a pure function from a graph and digest changes to the tasks to build, their order and
+//! their pins.
 //!
-//! Invariants, each held by a property test: every stale task is in the plan exactly once and no fresh one is; a
-//! parent comes before its children; what a base is pinned to is the same in the whole plan.
+//! Property tests check these invariants:
 //!
-//! A base that does not count for a task's policy never makes it stale. But a task that is built anyway waits for
-//! every base of its that is being built too, so that all of a plan stands on the same images. Only where that
-//! would make a ring does it take such a base as it is now.
+//! - Every stale task is in the plan exactly once, and no fresh task is.
+//! - Parents precede their children.
+//! - A base is pinned to the same digest in the whole plan.
 //!
-//! A task that rebuilds its own base would never come to rest. It is refused with the path ([`Refused`]), counts
-//! as unchanging for all others, and stops nobody else.
+//! A base that does not count for a task's policy never makes the task stale. A task that is built
+//! anyway waits for all of its bases that are being built, so the whole plan uses the same images.
+//! If waiting would create a cycle, the task uses the current digest of such a base.
+//!
+//! A task that rebuilds its own base would be rebuilt forever. The planner refuses it with the path
+//! ([`Refused`]), treats it as unchanging for all other tasks, and plans the rest.
 
 mod estimate;
 mod loops;
@@ -24,76 +28,76 @@ pub use loops::{LoopStep, Refused};
 
 use crate::graph::{Edge, Graph, ImageId, NONE, TaskId};
 
-/// What is to be planned.
+/// Options of [`plan()`].
 #[derive(Debug, Clone, Default)]
 pub struct PlanOptions {
-    /// All that is stale, not only what the changes make stale.
+    /// Plan everything that is stale, not only what the changes make stale.
     pub everything: bool,
-    /// Tasks that are not to be built, nor anything below them.
-    pub held: BTreeSet<String>,
-    /// Tasks that are taken to be stale: those that run now, so that nobody knows what they will stand on.
-    pub also: BTreeSet<String>,
+    /// Tasks to leave out, together with all tasks below them.
+    pub excluded: BTreeSet<String>,
+    /// Tasks to treat as stale: the running ones, whose used digests are not recorded yet.
+    pub assumed_stale: BTreeSet<String>,
 }
 
-/// A digest of one [`Plan`].
+/// Digest of one [`Plan`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct DigestId(u32);
 
-/// A node of one [`Plan`]: a task, counted in the order of the plan.
+/// Node of one [`Plan`]: a task, numbered in the order of the plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub(crate) u32);
 
-/// What one base of a node is fixed to.
+/// Pinned base of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pin {
-    /// The base.
+    /// Pinned base.
     pub image: ImageId,
-    /// What it is to the task; the weightiest role where it has several.
+    /// Role of the base in the build. If it has several, the weightiest one.
     pub role: BaseRole,
-    /// It can make the task stale.
+    /// `true` if the base can make the task stale.
     pub counted: bool,
-    /// What was used of it last time.
+    /// Digest that the last run used.
     pub used: DigestId,
-    /// What is to be used.
+    /// Digest or output to use.
     pub to: PinTo,
 }
 
-/// See [`Pin`].
+/// Target of a [`Pin`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PinTo {
-    /// This digest.
+    /// A digest.
     Digest(DigestId),
-    /// What this node pushes.
+    /// The image that this node pushes.
     Output(NodeId),
 }
 
 impl Pin {
-    /// True where this base is a reason for the build.
+    /// Returns `true` if this base is a reason for the build.
     pub fn is_reason(&self) -> bool {
         self.counted && self.to != PinTo::Digest(self.used)
     }
 }
 
-/// What is built again. Order of nodes: wave by wave, by name within a wave.
+/// Tasks to build, ordered by wave and by name within a wave.
 #[derive(Debug)]
 pub struct Plan<'g> {
     graph: &'g Graph,
-    /// By image: the digest it is to have.
+    /// Planned digest of each changed image, by image.
     changed: BTreeMap<u32, u32>,
-    /// Digests that are not in the graph; their numbers follow those of the graph.
+    /// Digests that are not in the graph. Their numbers follow those of the graph.
     new_digests: Vec<Digest>,
     unknown: Vec<ImageRef>,
     nodes: Vec<u32>,
-    /// By task: its node.
-    places: Vec<u32>,
-    /// The first node of each wave.
+    /// Node of each task, by task.
+    positions: Vec<u32>,
+    /// First node of each wave.
     waves: Vec<u32>,
-    /// By task: the ring of uncounted bases that it is in; empty where there is none.
+    /// Ring of uncounted bases that contains the task, by task. Empty without rings.
     rings: Vec<u32>,
     refused: Vec<Refused>,
 }
 
-/// Plans what `changes` make stale: for each tag the digest that it has now.
+/// Plans the tasks that `changes` make stale. `changes` maps each tag to its new digest.
 pub fn plan<'g>(
     graph: &'g Graph,
     changes: &BTreeMap<ImageRef, Digest>,
@@ -105,7 +109,7 @@ pub fn plan<'g>(
         new_digests: Vec::new(),
         unknown: Vec::new(),
         nodes: Vec::new(),
-        places: Vec::new(),
+        positions: Vec::new(),
         waves: Vec::new(),
         rings: Vec::new(),
         refused: Vec::new(),
@@ -116,74 +120,75 @@ pub fn plan<'g>(
             continue;
         };
         let digest = graph.find_digest(digest).unwrap_or_else(|| {
-            let known = plan.new_digests.iter().position(|new| new == digest);
-            let index = known.unwrap_or_else(|| {
+            let existing = plan.new_digests.iter().position(|new| new == digest);
+            let index = existing.unwrap_or_else(|| {
                 plan.new_digests.push(digest.clone());
                 plan.new_digests.len() - 1
             });
-            number(graph.digests.len() + index)
+            to_u32(graph.digests.len() + index)
         });
         plan.changed.insert(id.0, digest);
     }
-    order::fill(&mut plan, options);
+    order::order_plan(&mut plan, options);
     plan
 }
 
 impl<'g> Plan<'g> {
-    /// The graph that it is of.
+    /// Returns the graph of this plan.
     pub fn graph(&self) -> &'g Graph {
         self.graph
     }
 
-    /// True where nothing is to be built.
+    /// Returns `true` if the plan contains no tasks.
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()
     }
 
-    /// How many tasks are built.
+    /// Returns the number of tasks to build.
     pub fn len(&self) -> usize {
         self.nodes.len()
     }
 
-    /// The nodes in their order.
+    /// Returns the nodes in order.
     pub fn nodes(&self) -> impl DoubleEndedIterator<Item = NodeId> + use<> {
-        (0..number(self.nodes.len())).map(NodeId)
+        (0..to_u32(self.nodes.len())).map(NodeId)
     }
 
-    /// The node of a task.
+    /// Returns the node of a task; `None` if the plan does not contain it.
     pub fn node_of(&self, task: TaskId) -> Option<NodeId> {
-        let place = self.places[task.0 as usize];
-        (place != NONE).then_some(NodeId(place))
+        let position = self.positions[task.0 as usize];
+        (position != NONE).then_some(NodeId(position))
     }
 
-    /// The task of a node.
+    /// Returns the task of a node.
     pub fn task(&self, node: NodeId) -> TaskId {
         TaskId(self.nodes[node.0 as usize])
     }
 
-    /// The name of a node's task.
+    /// Returns the name of a node's task.
     pub fn name(&self, node: NodeId) -> &'g str {
         self.graph.task_name(self.task(node))
     }
 
-    /// The wave that a node is in, from 0: all of its parents are in earlier ones, one of them in the one before.
+    /// Returns the wave of a node, from 0. All parents are in earlier waves, one of them in the
+    /// previous wave.
     pub fn wave(&self, node: NodeId) -> usize {
         self.waves.partition_point(|first| *first <= node.0) - 1
     }
 
-    /// How many waves there are.
+    /// Returns the number of waves.
     pub fn wave_count(&self) -> usize {
         self.waves.len()
     }
 
-    /// What the bases of a node are fixed to, in the order of their names.
+    /// Returns the pinned bases of a node, in the order of their names.
     pub fn pins(&self, node: NodeId) -> impl Iterator<Item = Pin> {
         let task = self.nodes[node.0 as usize];
-        bases(self.graph, task).map(move |edges| self.pin(task, edges))
+        edges_by_base(self.graph, task).map(move |edges| self.pin(task, edges))
     }
 
-    /// The nodes that a node waits for, each once.
-    pub fn after(&self, node: NodeId) -> Vec<NodeId> {
+    /// Returns the nodes that a node waits for, each once.
+    pub fn parents(&self, node: NodeId) -> Vec<NodeId> {
         let mut after: Vec<NodeId> = self
             .pins(node)
             .filter_map(|pin| match pin.to {
@@ -196,43 +201,45 @@ impl<'g> Plan<'g> {
         after
     }
 
-    /// A digest's text.
+    /// Returns the text form of a digest.
     pub fn digest(&self, digest: DigestId) -> Digest {
-        let known = self.graph.digests.len();
-        match (digest.0 as usize).checked_sub(known) {
+        let in_graph = self.graph.digests.len();
+        match (digest.0 as usize).checked_sub(in_graph) {
             Some(new) => self.new_digests[new].clone(),
             None => self.graph.digest(digest.0),
         }
     }
 
-    /// The changes that it is of, as far as anything is known to stand on them: image and new digest.
+    /// Returns the changes of this plan as image and new digest, without images that no known task
+    /// uses.
     pub fn changes(&self) -> impl Iterator<Item = (ImageId, DigestId)> {
         self.changed
             .iter()
             .map(|(image, digest)| (ImageId(*image), DigestId(*digest)))
     }
 
-    /// Changed images that nothing is known to stand on.
+    /// Returns the changed images that no known task uses.
     pub fn unknown(&self) -> &[ImageRef] {
         &self.unknown
     }
 
-    /// Tasks that are stale and may not be built, with the reason.
+    /// Returns the stale tasks that must not be built, with the reasons.
     pub fn refused(&self) -> &[Refused] {
         &self.refused
     }
 
-    /// Bytes of memory that the plan holds beside the graph.
+    /// Returns the allocated memory in bytes, without the graph.
     pub fn memory(&self) -> usize {
         (self.nodes.capacity()
-            + self.places.capacity()
+            + self.positions.capacity()
             + self.waves.capacity()
             + self.rings.capacity())
             * size_of::<u32>()
     }
 
-    /// The digest that an image is taken to have, if any is known.
-    fn target(&self, image: u32) -> u32 {
+    /// Returns the number of the digest that an image is expected to have; `NONE` if it is not
+    /// available.
+    fn target_digest(&self, image: u32) -> u32 {
         let now = self.graph.now[image as usize];
         if self.changed.is_empty() {
             return now;
@@ -240,22 +247,22 @@ impl<'g> Plan<'g> {
         self.changed.get(&image).copied().unwrap_or(now)
     }
 
-    /// True where this edge makes its task stale without any build.
+    /// Returns `true` if this edge makes its task stale before anything is built.
     fn is_stale(&self, task: u32, edge: &Edge) -> bool {
-        let target = self.target(edge.base);
+        let target = self.target_digest(edge.base);
         target != NONE && target != edge.used && self.graph.counts(task, edge)
     }
 
-    /// The task that `task` has to wait for because of these edges to one base.
-    fn parent(&self, task: u32, base: u32, counted: bool) -> Option<u32> {
+    /// Returns the task that `task` waits for because of its edges to `base`.
+    fn awaited_parent(&self, task: u32, base: u32, counted: bool) -> Option<u32> {
         let parent = self.graph.builder[base as usize];
         (parent != NONE
-            && self.places[parent as usize] != NONE
+            && self.positions[parent as usize] != NONE
             && !self.is_dropped(task, parent, counted))
         .then_some(parent)
     }
 
-    /// True where waiting would make a ring.
+    /// Returns `true` if waiting for `parent` would create a cycle.
     fn is_dropped(&self, task: u32, parent: u32, counted: bool) -> bool {
         !counted
             && (task == parent
@@ -270,9 +277,9 @@ impl<'g> Plan<'g> {
         let stale = edges.iter().find(|edge| self.is_stale(task, edge));
         let counting = edges.iter().find(|edge| self.graph.counts(task, edge));
         let edge = stale.or(counting).unwrap_or(&edges[0]);
-        let to = match self.parent(task, base, counted) {
-            Some(parent) => PinTo::Output(NodeId(self.places[parent as usize])),
-            None => PinTo::Digest(DigestId(match self.target(base) {
+        let to = match self.awaited_parent(task, base, counted) {
+            Some(parent) => PinTo::Output(NodeId(self.positions[parent as usize])),
+            None => PinTo::Digest(DigestId(match self.target_digest(base) {
                 NONE => edge.used,
                 target => target,
             })),
@@ -287,37 +294,37 @@ impl<'g> Plan<'g> {
     }
 }
 
-/// The edges of a task, those to one base together.
-fn bases(graph: &Graph, task: u32) -> impl Iterator<Item = &[Edge]> {
-    graph.edges.of(task).chunk_by(|a, b| a.base == b.base)
+/// Returns the edges of a task, grouped by base.
+fn edges_by_base(graph: &Graph, task: u32) -> impl Iterator<Item = &[Edge]> {
+    graph.edges.get(task).chunk_by(|a, b| a.base == b.base)
 }
 
-/// The refusal of a node or an image that cannot be counted is the graph's: it holds fewer than 2^32 of them.
-fn number(index: usize) -> u32 {
+/// Converts an index to `u32`. The graph refuses input with 2^32 or more entities.
+fn to_u32(index: usize) -> u32 {
     u32::try_from(index).unwrap_or(NONE)
 }
 
-/// A plan's numbers, for those who read them.
+/// Size of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Size {
-    /// Tasks.
+    /// Number of tasks.
     pub tasks: usize,
-    /// Images that they push.
+    /// Number of images that the tasks push.
     pub images: usize,
-    /// Waves.
+    /// Number of waves.
     pub waves: usize,
 }
 
 impl Plan<'_> {
-    /// How much it is.
+    /// Returns the size of the plan.
     pub fn size(&self) -> Size {
         Size {
             tasks: self.len(),
             images: self
                 .nodes
                 .iter()
-                .map(|task| self.graph.outputs.of(*task).len())
+                .map(|task| self.graph.outputs.get(*task).len())
                 .sum(),
             waves: self.wave_count(),
         }

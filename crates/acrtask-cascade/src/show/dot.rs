@@ -1,12 +1,13 @@
-//! A plan for graphviz: `acrtask cascade plan REF -o dot | dot -Tsvg`.
+//! Rendering of a plan for graphviz: `acrtask cascade plan REF -o dot | dot -Tsvg`.
 
 use std::fmt::Write as _;
 
 use super::{PinToView, PlanView};
 
-/// The plan as a graph: bases that moved as ellipses, tasks as boxes; dashed where a base is waited for but is no
-/// reason for the build.
-pub fn dot(plan: &PlanView) -> String {
+/// Renders the plan as a graph, with moved bases as ellipses and tasks as boxes.
+///
+/// A dashed edge marks a base that the task waits for but that is not a reason for the build.
+pub fn render_dot(plan: &PlanView) -> String {
     let mut out =
         String::from("digraph cascade {\n  rankdir=LR;\n  node [fontname=\"monospace\"];\n");
     for change in &plan.changes {
@@ -17,9 +18,9 @@ pub fn dot(plan: &PlanView) -> String {
             from.join(", "),
             change.to.short()
         );
-        line(
+        push_line(
             &mut out,
-            &format!("{} [label={}];", quoted(&change.image), quoted(&label)),
+            &format!("{} [label={}];", quote(&change.image), quote(&label)),
         );
     }
     for node in &plan.nodes {
@@ -30,13 +31,13 @@ pub fn dot(plan: &PlanView) -> String {
             .map(|image| image.image.as_str())
             .collect();
         let label = format!("{}\n{}", node.task, images.join("\n"));
-        line(
+        push_line(
             &mut out,
-            &format!("{} [shape=box, label={}];", quoted(&name), quoted(&label)),
+            &format!("{} [shape=box, label={}];", quote(&name), quote(&label)),
         );
     }
     for node in &plan.nodes {
-        let name = quoted(&format!("task {}", node.task));
+        let name = quote(&format!("task {}", node.task));
         for pin in &node.pins {
             let from = match &pin.to {
                 PinToView::OutputOf(parent) => format!("task {parent}"),
@@ -44,19 +45,19 @@ pub fn dot(plan: &PlanView) -> String {
                 PinToView::To(_) => continue,
             };
             let style = if pin.reason { "" } else { " [style=dashed]" };
-            line(&mut out, &format!("{} -> {name}{style};", quoted(&from)));
+            push_line(&mut out, &format!("{} -> {name}{style};", quote(&from)));
         }
     }
     out.push_str("}\n");
     out
 }
 
-fn line(out: &mut String, text: &str) {
-    // Writing to a String cannot fail.
+fn push_line(out: &mut String, text: &str) {
+    // Writing to a `String` cannot fail.
     let _ = writeln!(out, "  {text}");
 }
 
-fn quoted(text: &str) -> String {
+fn quote(text: &str) -> String {
     format!(
         "\"{}\"",
         text.replace('\\', "\\\\")

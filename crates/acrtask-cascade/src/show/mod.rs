@@ -1,7 +1,8 @@
-//! A plan as others read it: JSON ([`PlanView`]), text for a person ([`tree`]), and graphviz ([`dot`]).
+//! Renderings of a plan: JSON ([`PlanView`]), text for people ([`render_tree`]) and graphviz
+//! ([`render_dot`]).
 //!
-//! The first is a function of the plan alone, with names in place of numbers; the others are functions of the first, so
-//! that whoever read it as JSON shows the same.
+//! [`PlanView`] depends only on the plan and uses names instead of numbers. The other forms depend
+//! only on [`PlanView`], so a client that reads the JSON renders the same text.
 
 mod dot;
 mod tree;
@@ -9,27 +10,27 @@ mod tree;
 use acrtask_model::{Digest, events::BaseRole};
 use serde::{Deserialize, Serialize};
 
-pub use dot::dot;
-pub use tree::tree;
+pub use dot::render_dot;
+pub use tree::render_tree;
 
 use crate::plan::{Estimate, NodeId, Pin, PinTo, Plan, Refused, Size};
 
-/// A plan with everything written out: what `cascade plan -o json` prints.
+/// A plan with all names written out, as `cascade plan -o json` prints it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PlanView {
-    /// The bases that moved.
+    /// Bases that moved.
     pub changes: Vec<ChangeView>,
-    /// How much is built.
+    /// Number of tasks, images and waves.
     pub size: Size,
-    /// How long it will take.
+    /// Estimated duration.
     pub estimate: Estimate,
-    /// The tasks in the order of the plan.
+    /// Tasks in the order of the plan.
     pub nodes: Vec<NodeView>,
-    /// Stale tasks that may not be built.
+    /// Stale tasks that must not be built.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refused: Vec<RefusedView>,
-    /// Changed images that nothing is known to stand on.
+    /// Changed images that no known task uses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unknown: Vec<String>,
 }
@@ -38,11 +39,11 @@ pub struct PlanView {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ChangeView {
-    /// The image.
+    /// Name of the image.
     pub image: String,
-    /// What stands on it used these.
+    /// Digests that the dependents of the image were built from.
     pub from: Vec<Digest>,
-    /// What it has now.
+    /// Current digest.
     pub to: Digest,
 }
 
@@ -50,18 +51,18 @@ pub struct ChangeView {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NodeView {
-    /// Its name.
+    /// Name of the task.
     pub task: String,
-    /// Its wave, from 0.
+    /// Wave of the task, from 0.
     pub wave: usize,
-    /// The tasks that it waits for.
+    /// Tasks that this task waits for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub after: Vec<String>,
-    /// The images that it pushes.
+    /// Images that the task pushes.
     pub images: Vec<ImageView>,
-    /// What its bases are fixed to.
+    /// Pinned bases of the task.
     pub pins: Vec<PinView>,
-    /// Past run time.
+    /// Past run time in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_ms: Option<u64>,
 }
@@ -70,53 +71,53 @@ pub struct NodeView {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ImageView {
-    /// The image.
+    /// Name of the image.
     pub image: String,
-    /// The digest it has now.
+    /// Current digest of the image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<Digest>,
 }
 
-/// What a base is fixed to.
+/// Pinned base of a task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PinView {
-    /// The base.
+    /// Name of the base.
     pub image: String,
-    /// What it is to the task.
+    /// Role of the base in the build.
     pub role: BaseRole,
-    /// What was used last time.
+    /// Digest that the last run used.
     pub from: Digest,
-    /// A digest, or a task whose output it will be.
+    /// Digest to use, or the task whose output is used.
     #[serde(flatten)]
     pub to: PinToView,
-    /// It is a reason for the build.
+    /// `true` if the base is a reason for the build.
     pub reason: bool,
 }
 
-/// See [`PinView`].
+/// Target of a [`PinView`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum PinToView {
-    /// This digest.
+    /// A digest.
     To(Digest),
-    /// What this task pushes.
+    /// The image that this task pushes.
     OutputOf(String),
 }
 
-/// A task that may not be built.
+/// A stale task that must not be built.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RefusedView {
-    /// In words.
+    /// Reason as text.
     pub message: String,
-    /// In parts.
+    /// Reason as data.
     #[serde(flatten)]
     pub refused: Refused,
 }
 
 impl Plan<'_> {
-    /// Everything written out, with an estimate for so many runs side by side.
+    /// Returns the plan with all names written out and an estimate for `parallel` concurrent runs.
     pub fn view(&self, parallel: usize) -> PlanView {
         PlanView {
             changes: self.change_views(),
@@ -135,7 +136,9 @@ impl Plan<'_> {
         }
     }
 
-    /// The images whose digests, not any build of the plan, are reasons for it, in the order of names.
+    /// Returns the images whose new digests are reasons for the plan, in the order of names.
+    ///
+    /// Images that the plan itself builds are left out.
     fn change_views(&self) -> Vec<ChangeView> {
         let mut found: Vec<ChangeView> = Vec::new();
         let mut at = std::collections::BTreeMap::new();
@@ -148,7 +151,7 @@ impl Plan<'_> {
             });
         }
         for node in self.nodes() {
-            for (pin, to) in self.moved(node) {
+            for (pin, to) in self.moved_pins(node) {
                 let index = *at.entry(pin.image).or_insert_with(|| {
                     found.push(ChangeView {
                         image: self.graph().image_name(pin.image).to_owned(),
@@ -170,8 +173,8 @@ impl Plan<'_> {
         found
     }
 
-    /// The pins of a node that are reasons because a digest moved.
-    fn moved(&self, node: NodeId) -> impl Iterator<Item = (Pin, crate::plan::DigestId)> {
+    /// Returns the pins of a node that are reasons because a digest moved.
+    fn moved_pins(&self, node: NodeId) -> impl Iterator<Item = (Pin, crate::plan::DigestId)> {
         self.pins(node).filter_map(|pin| match pin.to {
             PinTo::Digest(to) if pin.is_reason() => Some((pin, to)),
             _ => None,
@@ -189,7 +192,7 @@ impl Plan<'_> {
         NodeView {
             task: self.name(node).to_owned(),
             wave: self.wave(node),
-            after: names(self.after(node)),
+            after: names(self.parents(node)),
             images: graph
                 .images_of(self.task(node))
                 .map(|image| ImageView {

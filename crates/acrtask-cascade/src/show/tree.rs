@@ -1,17 +1,19 @@
-//! A plan as a tree for a person: below each base that moved, what is built because of it.
+//! Rendering of a plan as a tree for people: each moved base with the tasks that it causes to be
+//! built.
 //!
-//! Each task is shown once, below the last one that it waits for; the others that it waits for are named beside it.
+//! Each task appears once, below the last task that it waits for. The other tasks it waits for are
+//! named beside it.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use super::{NodeView, PinToView, PlanView};
 
-/// The plan as a tree.
-pub fn tree(plan: &PlanView) -> String {
+/// Renders the plan as a tree.
+pub fn render_tree(plan: &PlanView) -> String {
     let mut out = String::new();
-    let mut below: BTreeMap<Place<'_>, Vec<&NodeView>> = BTreeMap::new();
+    let mut below: BTreeMap<Parent<'_>, Vec<&NodeView>> = BTreeMap::new();
     for node in &plan.nodes {
-        below.entry(place(node)).or_default().push(node);
+        below.entry(display_parent(node)).or_default().push(node);
     }
     for change in &plan.changes {
         let from: Vec<&str> = change.from.iter().map(|digest| digest.short()).collect();
@@ -20,74 +22,75 @@ pub fn tree(plan: &PlanView) -> String {
         } else {
             format!("{} -> {}", from.join(", "), change.to.short())
         };
-        say(&mut out, &format!("{}  {from}", change.image));
-        branches(&below, Place::Image(&change.image), &mut out);
+        push_line(&mut out, &format!("{}  {from}", change.image));
+        push_branches(&below, Parent::Image(&change.image), &mut out);
     }
     if plan.nodes.is_empty() {
-        say(&mut out, "nothing to build");
+        push_line(&mut out, "nothing to build");
     } else {
         let (size, estimate) = (plan.size, plan.estimate);
         let mut text = format!(
             "\n{}, {}, {}; about {} with {} side by side",
-            counted(size.tasks, "task"),
-            counted(size.images, "image"),
-            counted(size.waves, "wave"),
-            time(estimate.total_ms),
+            pluralize(size.tasks, "task"),
+            pluralize(size.images, "image"),
+            pluralize(size.waves, "wave"),
+            format_duration(estimate.total_ms),
             estimate.parallel,
         );
         if estimate.guessed > 0 {
-            // Writing to a String cannot fail.
+            // Writing to a `String` cannot fail.
             let _ = write!(text, " ({} never ran before)", estimate.guessed);
         }
-        say(&mut out, &text);
+        push_line(&mut out, &text);
     }
     for refused in &plan.refused {
-        say(&mut out, &format!("not built: {}", refused.message));
+        push_line(&mut out, &format!("not built: {}", refused.message));
     }
     for image in &plan.unknown {
-        say(&mut out, &format!("nothing is known to stand on {image}"));
+        push_line(&mut out, &format!("no known task uses {image}"));
     }
     out
 }
 
-/// What a task is shown below.
+/// Parent of a task in the tree.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Place<'p> {
+enum Parent<'p> {
     Image(&'p str),
     Task(&'p str),
 }
 
-fn place(node: &NodeView) -> Place<'_> {
-    if let Some(parent) = node.after.last() {
-        return Place::Task(parent);
+fn display_parent(node: &NodeView) -> Parent<'_> {
+    if let Some(task) = node.after.last() {
+        return Parent::Task(task);
     }
     // A task without a parent is in the plan because a digest moved.
     let moved = node.pins.iter().find(|pin| pin.reason);
-    Place::Image(moved.map_or("", |pin| &pin.image))
+    Parent::Image(moved.map_or("", |pin| &pin.image))
 }
 
-/// Writes what is below a place, deepest branches with a stack of our own.
-fn branches<'p>(
-    below: &BTreeMap<Place<'p>, Vec<&'p NodeView>>,
-    place: Place<'p>,
+/// Writes the branches below `parent`. An explicit stack allows any depth.
+fn push_branches<'p>(
+    below: &BTreeMap<Parent<'p>, Vec<&'p NodeView>>,
+    parent: Parent<'p>,
     out: &mut String,
 ) {
-    let mut waiting = children(below, place, "");
+    let mut waiting = children_of(below, parent, "");
     while let Some((node, indent, last)) = waiting.pop() {
         let branch = if last { "└─ " } else { "├─ " };
-        say(out, &format!("{indent}{branch}{}", describe(node)));
+        push_line(out, &format!("{indent}{branch}{}", describe_node(node)));
         let indent = format!("{indent}{}", if last { "   " } else { "│  " });
-        waiting.extend(children(below, Place::Task(&node.task), &indent));
+        waiting.extend(children_of(below, Parent::Task(&node.task), &indent));
     }
 }
 
-/// What is below a place, the last one first; with its indent, and whether it is the last one.
-fn children<'p>(
-    below: &BTreeMap<Place<'p>, Vec<&'p NodeView>>,
-    place: Place<'p>,
+/// Returns the children of `parent` in reverse order, each with its indent and `true` for the last
+/// child.
+fn children_of<'p>(
+    below: &BTreeMap<Parent<'p>, Vec<&'p NodeView>>,
+    parent: Parent<'p>,
     indent: &str,
 ) -> Vec<(&'p NodeView, String, bool)> {
-    let nodes = below.get(&place).map_or(&[][..], Vec::as_slice);
+    let nodes = below.get(&parent).map_or(&[][..], Vec::as_slice);
     let last = nodes.len().saturating_sub(1);
     let mut children: Vec<_> = nodes
         .iter()
@@ -98,7 +101,7 @@ fn children<'p>(
     children
 }
 
-fn describe(node: &NodeView) -> String {
+fn describe_node(node: &NodeView) -> String {
     let images: Vec<&str> = node
         .images
         .iter()
@@ -109,16 +112,16 @@ fn describe(node: &NodeView) -> String {
         let _ = write!(text, " -> {}", images.join(", "));
     }
     if let Some(ms) = node.run_ms {
-        let _ = write!(text, "  {}", time(ms));
+        let _ = write!(text, "  {}", format_duration(ms));
     }
     if let Some((_, others)) = node.after.split_last()
         && !others.is_empty()
     {
         let _ = write!(text, "  also after {}", others.join(", "));
     }
-    let shown = match place(node) {
-        Place::Image(image) => image,
-        Place::Task(_) => "",
+    let shown = match display_parent(node) {
+        Parent::Image(image) => image,
+        Parent::Task(_) => "",
     };
     let bases: Vec<&str> = node
         .pins
@@ -133,18 +136,18 @@ fn describe(node: &NodeView) -> String {
     text
 }
 
-fn say(out: &mut String, line: &str) {
+fn push_line(out: &mut String, line: &str) {
     out.push_str(line);
     out.push('\n');
 }
 
-fn counted(count: usize, thing: &str) -> String {
+fn pluralize(count: usize, thing: &str) -> String {
     let s = if count == 1 { "" } else { "s" };
     format!("{count} {thing}{s}")
 }
 
-/// Milliseconds for a person: `850 ms`, `12 s`, `3m 5s`, `2h 10m`.
-fn time(ms: u64) -> String {
+/// Formats milliseconds for people: `850 ms`, `12 s`, `3m 5s`, `2h 10m`.
+fn format_duration(ms: u64) -> String {
     let seconds = (ms + 500) / 1000;
     match seconds {
         0 => format!("{ms} ms"),

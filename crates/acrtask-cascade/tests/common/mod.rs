@@ -1,6 +1,7 @@
-//! A small world for tests: bases that move, tasks that build images from them, and a registry that knows both.
+//! Simulated fleet of images: moving bases, tasks that build images from them, and a registry.
 //!
-//! A build is a function of what it used, so that what an image should be can be computed without any planner.
+//! A build is a pure function of the used digests, so the expected digest of an image needs no
+//! planner.
 
 #![allow(
     dead_code,
@@ -16,7 +17,7 @@ use acrtask_cascade::{
 };
 use acrtask_model::{Digest, ImageRef, events::BaseRole};
 
-/// A digest that shows its number in its first digits.
+/// Returns a digest that starts with `number` in hexadecimal.
 pub(crate) fn digest(number: u64) -> Digest {
     format!("sha256:{}", format!("{number:016x}").repeat(4))
         .parse()
@@ -27,7 +28,7 @@ pub(crate) fn image(text: &str) -> ImageRef {
     text.parse::<ImageRef>().unwrap().or_latest()
 }
 
-/// Numbers that look random, the same in each run.
+/// Deterministic pseudo-random numbers.
 #[derive(Debug, Clone)]
 pub(crate) struct Random(u64);
 
@@ -43,8 +44,8 @@ impl Random {
         usize::try_from((self.0 >> 11) % u64::try_from(limit).unwrap()).unwrap()
     }
 
-    pub(crate) fn percent(&mut self, chance: usize) -> bool {
-        self.below(100) < chance
+    pub(crate) fn chance(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
     }
 
     pub(crate) fn pick<T: Clone>(&mut self, from: &[T]) -> Option<T> {
@@ -58,20 +59,20 @@ pub(crate) struct Task {
     pub(crate) bases: Vec<(ImageRef, BaseRole)>,
     pub(crate) images: Vec<ImageRef>,
     pub(crate) run_ms: Option<u64>,
-    /// Its images are the same whatever they are built from.
+    /// `true` if its images do not depend on its bases.
     pub(crate) reproducible: bool,
-    /// What the last run used; nothing: it never ran.
+    /// Digests that the last run used. Empty if the task never ran.
     pub(crate) used: BTreeMap<ImageRef, Digest>,
 }
 
 #[derive(Debug, Clone, Default)]
-pub(crate) struct World {
+pub(crate) struct TestFleet {
     pub(crate) tasks: BTreeMap<String, Task>,
     pub(crate) tags: BTreeMap<ImageRef, Digest>,
 }
 
-impl World {
-    /// What all bases of a task have now.
+impl TestFleet {
+    /// Returns the current digests of a task's bases.
     pub(crate) fn bases_now(&self, task: &str) -> BTreeMap<ImageRef, Digest> {
         let bases = self.tasks[task].bases.iter();
         bases
@@ -79,7 +80,7 @@ impl World {
             .collect()
     }
 
-    /// A run of a task with these bases ends well; answers what it pushed.
+    /// Simulates a successful run with these bases. Returns the pushed digests.
     pub(crate) fn build(
         &mut self,
         name: &str,
@@ -107,13 +108,13 @@ impl World {
         pushed
     }
 
-    /// Every task runs once, bases first as far as that goes.
+    /// Runs every task once, bases first as far as possible.
     pub(crate) fn build_all(&mut self) {
         let mut left: BTreeSet<String> = self.tasks.keys().cloned().collect();
         while !left.is_empty() {
-            let built = |world: &Self, name: &String| {
-                let mut bases = world.tasks[name].bases.iter();
-                bases.all(|(image, _)| world.tags.contains_key(image))
+            let built = |fleet: &Self, name: &String| {
+                let mut bases = fleet.tasks[name].bases.iter();
+                bases.all(|(image, _)| fleet.tags.contains_key(image))
             };
             let next = left.iter().find(|name| built(self, name));
             let next = next.or(left.first()).unwrap().clone();
@@ -161,44 +162,44 @@ impl World {
     }
 }
 
-/// Some tasks that stand on each other, all of them built.
-pub(crate) fn random_world(random: &mut Random) -> World {
-    let mut world = World::default();
+/// Returns a random fleet in which every task was built.
+pub(crate) fn random_fleet(random: &mut Random) -> TestFleet {
+    let mut fleet = TestFleet::default();
     let bases: Vec<ImageRef> = (0..1 + random.below(3))
         .map(|index| image(&format!("base-{index}:1")))
         .collect();
     for base in &bases {
-        world.tags.insert(base.clone(), digest(1));
+        fleet.tags.insert(base.clone(), digest(1));
     }
     let count = 2 + random.below(6);
     for index in 0..count {
         let mut from = bases.clone();
-        let made: Vec<ImageRef> = world
+        let made: Vec<ImageRef> = fleet
             .tasks
             .values()
             .flat_map(|task| task.images.clone())
             .collect();
-        // Twice as likely as an outer base.
+        // An image of the fleet is twice as likely as an outer base.
         from.extend(made.clone());
         from.extend(made);
         let mut on: BTreeMap<ImageRef, BaseRole> = BTreeMap::new();
         for _ in 0..1 + random.below(3) {
-            let role = if random.percent(75) {
+            let role = if random.chance(75) {
                 BaseRole::Runtime
             } else {
                 BaseRole::BuildTime
             };
             on.insert(random.pick(&from).unwrap(), role);
         }
-        if random.percent(4) {
-            // Perhaps a loop: an image of a task that comes later.
+        if random.chance(4) {
+            // This creates a loop if the image belongs to a later task.
             on.insert(
                 image(&format!("r.io/t{}:1", random.below(count))),
                 BaseRole::Runtime,
             );
         }
         let mut images = vec![image(&format!("r.io/t{index}:1"))];
-        if random.percent(20) {
+        if random.chance(20) {
             images.push(image(&format!("r.io/t{index}-extra:1")));
         }
         let task = Task {
@@ -209,24 +210,24 @@ pub(crate) fn random_world(random: &mut Random) -> World {
             },
             bases: on.into_iter().collect(),
             images,
-            run_ms: random.percent(70).then_some(1000 * (1 + index as u64)),
-            reproducible: random.percent(10),
+            run_ms: random.chance(70).then_some(1000 * (1 + index as u64)),
+            reproducible: random.chance(10),
             used: BTreeMap::new(),
         };
-        world.tasks.insert(format!("t{index}"), task);
+        fleet.tasks.insert(format!("t{index}"), task);
     }
-    world.build_all();
-    // Whatever the order was: each task stands on what its bases have now.
+    fleet.build_all();
+    // Each task uses the current digests of its bases, whatever the build order was.
     for _ in 0..count {
-        for name in world.tasks.keys().cloned().collect::<Vec<_>>() {
-            let pins = world.bases_now(&name);
-            world.build(&name, &pins);
+        for name in fleet.tasks.keys().cloned().collect::<Vec<_>>() {
+            let pins = fleet.bases_now(&name);
+            fleet.build(&name, &pins);
         }
     }
-    world
+    fleet
 }
 
-/// The slow and obvious model of facts: names, and nothing computed ahead.
+/// Slow and simple model of the facts: works with names and precomputes nothing.
 pub(crate) struct Model<'a> {
     pub(crate) facts: &'a Facts,
     pub(crate) now: BTreeMap<ImageRef, Digest>,
@@ -253,8 +254,8 @@ impl<'a> Model<'a> {
             .unwrap()
     }
 
-    /// The first task by name that pushes an image.
-    pub(crate) fn owner(&self, image: &ImageRef) -> Option<&'a str> {
+    /// Returns the first task by name that pushes an image.
+    pub(crate) fn owner_of(&self, image: &ImageRef) -> Option<&'a str> {
         let tasks = self.facts.tasks.iter();
         tasks
             .filter(|task| task.images.iter().any(|tag| tag.image == *image))
@@ -262,36 +263,37 @@ impl<'a> Model<'a> {
             .min()
     }
 
-    /// Tasks that push an image of another task.
-    pub(crate) fn contested(&self) -> BTreeSet<&'a str> {
+    /// Returns the tasks that push an image of another task.
+    pub(crate) fn contested_tasks(&self) -> BTreeSet<&'a str> {
         let tasks = self.facts.tasks.iter();
         tasks
             .filter(|task| {
                 let mut images = task.images.iter();
-                images.any(|tag| self.owner(&tag.image) != Some(&task.name))
+                images.any(|tag| self.owner_of(&tag.image) != Some(&task.name))
             })
             .map(|task| task.name.as_str())
             .collect()
     }
 
-    /// The tasks whose images a task counts as bases, or uses at all.
+    /// Returns the tasks that build the bases of a task: all of them, or only the counted ones.
     pub(crate) fn parents(&self, task: &TaskFacts, counted: bool) -> BTreeSet<&'a str> {
         task.bases
             .iter()
             .filter(|base| !counted || task.policy.counts(base.role))
-            .filter_map(|base| self.owner(&base.image))
+            .filter_map(|base| self.owner_of(&base.image))
             .collect()
     }
 
-    /// True where `above` is reached from `task` by going from tasks to their bases, at least one step.
-    pub(crate) fn stands_on(&self, task: &str, above: &str, counted: bool) -> bool {
+    /// Returns `true` if `task` depends on `above`, directly or not.
+    pub(crate) fn depends_on(&self, task: &str, above: &str, counted: bool) -> bool {
         self.reaches(task, above, counted, &BTreeSet::new())
     }
 
-    /// True where builds of a task would lead to a further build of it. A contested task is not built, so that no
-    /// loop goes through it.
+    /// Returns `true` if builds of a task would cause another build of it.
+    ///
+    /// Contested tasks are not built, so no loop goes through them.
     pub(crate) fn rebuilds_itself(&self, task: &str) -> bool {
-        self.reaches(task, task, true, &self.contested())
+        self.reaches(task, task, true, &self.contested_tasks())
     }
 
     fn reaches(&self, task: &str, above: &str, counted: bool, not: &BTreeSet<&str>) -> bool {
@@ -313,8 +315,12 @@ impl<'a> Model<'a> {
         false
     }
 
-    /// The tasks with a base that counts and has another digest now than was used: of these images, or of any.
-    pub(crate) fn moved(&self, of: Option<&BTreeSet<ImageRef>>) -> BTreeSet<&'a str> {
+    /// Returns the tasks with a counted base whose digest changed: among the images `of`, or any
+    /// image.
+    pub(crate) fn tasks_with_moved_bases(
+        &self,
+        of: Option<&BTreeSet<ImageRef>>,
+    ) -> BTreeSet<&'a str> {
         let tasks = self.facts.tasks.iter();
         tasks
             .filter(|task| {
@@ -331,21 +337,22 @@ impl<'a> Model<'a> {
             .collect()
     }
 
-    /// What has to be built: what moved, and what stands on it, without what may not be built.
-    pub(crate) fn stale(
+    /// Returns the tasks to build: those with moved bases and their dependents, without refused and
+    /// excluded ones.
+    pub(crate) fn stale_tasks(
         &self,
         of: Option<&BTreeSet<ImageRef>>,
-        held: &BTreeSet<String>,
+        excluded: &BTreeSet<String>,
     ) -> BTreeSet<&'a str> {
-        let contested = self.contested();
+        let contested = self.contested_tasks();
         let may = |task: &str| {
             !contested.contains(task)
                 && !self.rebuilds_itself(task)
-                && !held
+                && !excluded
                     .iter()
-                    .any(|held| held == task || self.stands_on(task, held, true))
+                    .any(|excluded| excluded == task || self.depends_on(task, excluded, true))
         };
-        let mut stale: BTreeSet<&str> = self.moved(of);
+        let mut stale: BTreeSet<&str> = self.tasks_with_moved_bases(of);
         stale.retain(|task| may(task));
         loop {
             let more: Vec<&str> = self

@@ -1,4 +1,4 @@
-//! From a step and its line to what the engine is asked to make. Pure.
+//! Conversion of a step and its line to a container definition for the engine. Pure.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,7 +12,7 @@ use bollard::models::{
 };
 use jiff::Timestamp;
 
-use super::{flags, words};
+use super::{expand, flags};
 use crate::{
     Allow,
     engine::Labels,
@@ -20,17 +20,17 @@ use crate::{
     workspace::{HOME, WORKSPACE},
 };
 
-/// What of the run a container's definition depends on.
-pub(crate) struct Setting<'a> {
+/// The parts of a run that a container's definition depends on.
+pub(crate) struct DefinitionInput<'a> {
     pub(crate) step: &'a Step,
     pub(crate) labels: &'a Labels,
     pub(crate) allow: &'a Allow,
-    /// Reaches every container; the step's own and the line's win.
+    /// Environment of every container. Variables of the step and the line override it.
     pub(crate) env: &'a [(String, String)],
     pub(crate) workspace_mounts: Vec<Mount>,
-    /// The volume that the workspace lives in.
+    /// The volume of the workspace.
     pub(crate) workspace_volume: &'a str,
-    /// What the task calls it: `{{.Run.SharedVolume}}`.
+    /// The task's name for that volume: `{{.Run.SharedVolume}}`.
     pub(crate) workspace_name: &'a str,
     /// Names of the task's volumes.
     pub(crate) volumes: Vec<&'a str>,
@@ -38,64 +38,66 @@ pub(crate) struct Setting<'a> {
     pub(crate) volume_name: &'a dyn Fn(&str) -> String,
     /// Returns the engine's name for a declared network.
     pub(crate) network_name: &'a dyn Fn(&str) -> String,
-    /// The network that the step joins; nothing: the engine's own.
+    /// The network that the step joins. `None`: the engine's own.
     pub(crate) network: Option<&'a str>,
     /// The networks of the task.
     pub(crate) networks: Vec<&'a str>,
-    /// Those of them that were there before the run: they are the machine's.
-    pub(crate) of_the_machine: Vec<&'a str>,
-    /// Whether the engine can mount a folder of a volume; an older one would mount all of it and say nothing.
-    pub(crate) mounts_parts: bool,
-    /// Bytes will be piped into it.
+    /// The networks of the task that existed before the run. They belong to the machine.
+    pub(crate) machine_networks: Vec<&'a str>,
+    /// Set if the engine can mount a folder of a volume. An older engine would silently mount the
+    /// whole volume.
+    pub(crate) supports_subpaths: bool,
+    /// Set if the container reads from a pipe.
     pub(crate) stdin: bool,
     pub(crate) now: Timestamp,
 }
 
-/// A container, ready to be made.
+/// The definition of a container, complete except for its image id.
 #[derive(Debug)]
 pub(crate) struct Definition {
     pub(crate) body: ContainerCreateBody,
-    /// As the line names it.
+    /// The image as the line names it.
     pub(crate) image: String,
     /// `--platform`.
     pub(crate) platform: Option<String>,
     pub(crate) detach: bool,
-    /// `--pull always`, or the step's `pull`.
+    /// `--pull`, or the step's `pull`.
     pub(crate) pull: Pull,
-    /// A network of the run that must be there first.
+    /// A network of the run that must exist first.
     pub(crate) needs_network: Option<String>,
-    /// Volumes of the task that it mounts.
+    /// Volumes of the task that the container mounts.
     pub(crate) needs_volumes: Vec<String>,
-    /// The name that `--name` gave it.
+    /// The name that `--name` sets.
     pub(crate) name: Option<String>,
-    /// What to warn of.
+    /// Warnings for the user.
     pub(crate) warnings: Vec<String>,
 }
 
-/// When the image is pulled.
+/// Policy for pulling the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum Pull {
-    /// Where the engine does not have it.
+    /// Pulls the image if the engine does not have it.
     #[default]
     Missing,
-    /// Every time.
     Always,
-    /// Never.
     Never,
 }
 
-/// What the engine is asked to make for `line`. An error is a refusal, with what to do about it.
-pub(crate) fn define(line: &ContainerLine, setting: Setting<'_>) -> Result<Definition, String> {
-    let step = setting.step;
+/// Returns the container definition for `line`. An error is a refusal with a remedy.
+pub(crate) fn define_container(
+    line: &ContainerLine,
+    input: DefinitionInput<'_>,
+) -> Result<Definition, String> {
+    let step = input.step;
     let options = &step.container;
-    let text = |word: &Word| words::expand(word, setting.now);
+    let text = |word: &Word| expand::expand_word(word, input.now);
     let flag = |word: &Option<Word>| word.as_ref().map(text).transpose();
 
-    let mut out = flags::apply(&line.flags.other, &setting)?;
+    let mut out = flags::apply_flags(&line.flags.other, &input)?;
     let host = &mut out.host;
 
     if options.privileged || line.flags.privileged {
-        if !setting.allow.privileged {
+        if !input.allow.privileged {
             return Err(
                 "privileged containers are not allowed here; an operator who trusts this \
                         task allows them with `--allow privileged`"
@@ -106,34 +108,34 @@ pub(crate) fn define(line: &ContainerLine, setting: Setting<'_>) -> Result<Defin
     }
     match options.isolation.as_deref() {
         None | Some("" | "default") => {}
-        Some(other) => out.warnings.push(format!(
-            "isolation `{other}` means nothing on Linux and is ignored"
-        )),
+        Some(other) => out
+            .warnings
+            .push(format!("isolation `{other}` has no effect on Linux")),
     }
     if let Some(cpus) = &options.cpus {
-        host.nano_cpus = Some(flags::nano_cpus(cpus)?);
+        host.nano_cpus = Some(flags::parse_nano_cpus(cpus)?);
     }
 
-    let mut mounts = setting.workspace_mounts.clone();
+    let mut mounts = input.workspace_mounts.clone();
     let mut needs_volumes = Vec::new();
     for wanted in &options.volume_mounts {
-        let name = (setting.volume_name)(&wanted.name);
-        mounts.push(crate::engine::volumes::mount(
+        let name = (input.volume_name)(&wanted.name);
+        mounts.push(crate::engine::volumes::volume_mount(
             &name,
             &wanted.mount_path,
             false,
             None,
-            setting.labels,
+            input.labels,
         ));
         needs_volumes.push(wanted.name.clone());
     }
     for word in &line.flags.volumes {
-        match flags::volume(&text(word)?, &setting)? {
-            flags::VolumeFlag::Mount { mount, of_task } => {
-                // A line's own mount takes the place of one that every step has there.
+        match flags::parse_volume(&text(word)?, &input)? {
+            flags::VolumeFlag::Mount { mount, task_volume } => {
+                // A mount of the line replaces the default mount at the same path.
                 mounts.retain(|other| other.target != mount.target);
                 mounts.push(*mount);
-                needs_volumes.extend(of_task);
+                needs_volumes.extend(task_volume);
             }
             flags::VolumeFlag::Bind(bind) => host.binds.get_or_insert_default().push(bind),
             flags::VolumeFlag::Anonymous(path) => out.volumes.push(path),
@@ -141,7 +143,7 @@ pub(crate) fn define(line: &ContainerLine, setting: Setting<'_>) -> Result<Defin
     }
     host.mounts = Some(mounts);
 
-    let (bindings, mut exposed) = flags::ports(
+    let (bindings, mut exposed) = flags::parse_ports(
         options
             .ports
             .iter()
@@ -149,7 +151,7 @@ pub(crate) fn define(line: &ContainerLine, setting: Setting<'_>) -> Result<Defin
             .map(Ok)
             .chain(line.flags.ports.iter().map(text))
             .collect::<Result<Vec<_>, _>>()?,
-        setting.allow.host_network,
+        input.allow.host_network,
     )?;
     for port in options
         .expose
@@ -158,7 +160,7 @@ pub(crate) fn define(line: &ContainerLine, setting: Setting<'_>) -> Result<Defin
         .map(Ok)
         .chain(line.flags.expose.iter().map(text))
     {
-        exposed.extend(flags::exposed(&port?)?);
+        exposed.extend(flags::parse_exposed_ports(&port?)?);
     }
     exposed.sort();
     exposed.dedup();
@@ -173,7 +175,7 @@ pub(crate) fn define(line: &ContainerLine, setting: Setting<'_>) -> Result<Defin
         aliases.push(text(alias)?);
     }
     let wanted_network = flag(&line.flags.network)?;
-    let (mode, needs_network) = network(wanted_network.as_deref(), &setting)?;
+    let (mode, needs_network) = network_mode(wanted_network.as_deref(), &input)?;
     let networking = needs_network.as_ref().map(|_| NetworkingConfig {
         endpoints_config: Some(HashMap::from([(
             mode.clone(),
@@ -199,16 +201,16 @@ pub(crate) fn define(line: &ContainerLine, setting: Setting<'_>) -> Result<Defin
 
     let detach = options.detach || line.flags.detach;
     if !detach && !options.keep {
-        // What it prints is streamed; the engine need not write it to its disk as well.
+        // The output is streamed, so the engine need not write it to its disk as well.
         host.log_config.get_or_insert(HostConfigLogConfig {
             typ: Some("none".into()),
             config: None,
         });
     }
 
-    let mut labels = setting.labels.map();
+    let mut labels = input.labels.to_map();
     labels.insert(STEP_LABEL.into(), step.id.to_string());
-    // Set in any case: a label that the container does not have it gets from its image.
+    // Set always: otherwise the container would inherit the label from its image.
     labels.insert(KEEP_LABEL.into(), options.keep.to_string());
     labels.insert(NAME_LABEL.into(), name.clone().unwrap_or_default());
     for word in &line.flags.labels {
@@ -238,24 +240,24 @@ pub(crate) fn define(line: &ContainerLine, setting: Setting<'_>) -> Result<Defin
         ),
         (None, None) => None,
     };
-    let args = words::expand_all(&line.args, setting.now)?;
+    let args = expand::expand_words(&line.args, input.now)?;
     let attach = !detach || options.detach;
     let body = ContainerCreateBody {
         hostname: out
             .hostname
             .take()
-            .or_else(|| Some(hostname(step.id.as_str()))),
+            .or_else(|| Some(to_hostname(step.id.as_str()))),
         domainname: out.domainname.take(),
         user: flag(&line.flags.user)?.or_else(|| options.user.clone()),
-        attach_stdin: Some(setting.stdin),
+        attach_stdin: Some(input.stdin),
         attach_stdout: Some(attach),
         attach_stderr: Some(attach),
-        open_stdin: Some(setting.stdin),
-        stdin_once: Some(setting.stdin),
+        open_stdin: Some(input.stdin),
+        stdin_once: Some(input.stdin),
         exposed_ports: (!exposed.is_empty()).then_some(exposed),
-        env: Some(environment(&line.flags.env, &out.env, &setting)?),
+        env: Some(merge_environment(&line.flags.env, &out.env, &input)?),
         cmd: (!args.is_empty()).then_some(args),
-        // The engine fills it in when the image is known.
+        // Set as soon as the image is resolved.
         image: None,
         volumes: (!out.volumes.is_empty()).then(|| std::mem::take(&mut out.volumes)),
         working_dir,
@@ -280,7 +282,8 @@ pub(crate) fn define(line: &ContainerLine, setting: Setting<'_>) -> Result<Defin
     })
 }
 
-/// Where the step's commands start: `/workspace/<workingDirectory>`, an absolute one as it is.
+/// Returns the working directory of the step's commands: `/workspace/<workingDirectory>`, or an
+/// absolute one unchanged.
 pub(crate) fn working_folder(step: &Step) -> String {
     let wanted = step.working_directory.trim();
     if wanted.starts_with('/') {
@@ -292,61 +295,62 @@ pub(crate) fn working_folder(step: &Step) -> String {
     }
 }
 
-/// The engine's network mode, and the network of the run that it needs.
-fn network(
+/// Returns the engine's network mode, and the network of the run that it needs.
+fn network_mode(
     wanted: Option<&str>,
-    setting: &Setting<'_>,
+    input: &DefinitionInput<'_>,
 ) -> Result<(String, Option<String>), String> {
     let name = match wanted {
-        Some("bridge" | "default") | None => match setting.network {
+        Some("bridge" | "default") | None => match input.network {
             Some(network) => network,
             None => return Ok(("bridge".into(), None)),
         },
         Some(other) => other,
     };
-    let declared = setting.networks.contains(&name);
-    let of_the_machine = setting.of_the_machine.contains(&name);
-    if declared && !of_the_machine {
-        return Ok(((setting.network_name)(name), Some(name.into())));
+    let declared = input.networks.contains(&name);
+    let is_machine_network = input.machine_networks.contains(&name);
+    if declared && !is_machine_network {
+        return Ok(((input.network_name)(name), Some(name.into())));
     }
     match name {
         "none" => Ok(("none".into(), None)),
         "bridge" | "default" => Ok(("bridge".into(), None)),
-        "host" if setting.allow.host_network => Ok(("host".into(), None)),
+        "host" if input.allow.host_network => Ok(("host".into(), None)),
         "host" => Err(
             "the host's network is not allowed here; an operator who trusts this task \
                         allows it with `--allow host-network`"
                 .into(),
         ),
-        name if of_the_machine && setting.allow.host_network => {
-            Ok(((setting.network_name)(name), Some(name.into())))
+        name if is_machine_network && input.allow.host_network => {
+            Ok(((input.network_name)(name), Some(name.into())))
         }
-        name if of_the_machine => Err(format!(
-            "the network `{name}` is this machine's and not the run's, which is not allowed here: take `skipCreation` \
-             away for one of the run's own; an operator who trusts this task allows it with `--allow host-network`"
+        name if is_machine_network => Err(format!(
+            "the network `{name}` belongs to this machine and not to the run, which is not allowed here: remove `skipCreation` \
+             to use a network of the run; an operator who trusts this task allows it with `--allow host-network`"
         )),
         other => Err(format!(
-            "there is no network `{other}` in this task; declare it under `networks:` (it has: {})",
-            setting.networks.join(", ")
+            "the task has no network `{other}`; declare it under `networks:` (declared: {})",
+            input.networks.join(", ")
         )),
     }
 }
 
-/// `KEY=VALUE` once for each key: HOME, the run's, the step's, the line's; the last one wins.
-fn environment(
+/// Returns `KEY=VALUE` texts with unique keys. HOME, the run, the step and the line are applied in
+/// this order; the last value wins.
+fn merge_environment(
     flags: &[Word],
     files: &[(String, String)],
-    setting: &Setting<'_>,
+    input: &DefinitionInput<'_>,
 ) -> Result<Vec<String>, String> {
     let mut env: BTreeMap<String, String> = BTreeMap::from([("HOME".into(), HOME.into())]);
-    env.extend(setting.env.iter().cloned());
-    env.extend(pairs(&setting.step.env));
+    env.extend(input.env.iter().cloned());
+    env.extend(env_pairs(&input.step.env));
     env.extend(files.iter().cloned());
     for word in flags {
-        let text = words::expand(word, setting.now)?;
+        let text = expand::expand_word(word, input.now)?;
         match text.split_once('=') {
             Some((key, value)) => drop(env.insert(key.into(), value.into())),
-            // The name alone: its value from the step's environment, which is there already.
+            // A name without a value uses the step's value, which is set already.
             None if env.contains_key(&text) => {}
             None => drop(env.insert(text, String::new())),
         }
@@ -354,16 +358,16 @@ fn environment(
     Ok(env.into_iter().map(|(k, v)| format!("{k}={v}")).collect())
 }
 
-/// `KEY=VALUE` texts as pairs; a key alone has no value.
-pub(crate) fn pairs(env: &[String]) -> impl Iterator<Item = (String, String)> {
+/// Splits `KEY=VALUE` texts into pairs. A key without `=` has an empty value.
+pub(crate) fn env_pairs(env: &[String]) -> impl Iterator<Item = (String, String)> {
     env.iter().map(|entry| {
         let (key, value) = entry.split_once('=').unwrap_or((entry, ""));
         (key.to_owned(), value.to_owned())
     })
 }
 
-/// A host name of at most 63 letters, digits and `-`.
-fn hostname(step: &str) -> String {
+/// Returns a host name of at most 63 letters, digits and `-`.
+fn to_hostname(step: &str) -> String {
     let clean: String = step
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
@@ -376,9 +380,9 @@ fn hostname(step: &str) -> String {
 /// The bindings of published ports, by container port.
 pub(crate) type Bindings = HashMap<String, Option<Vec<PortBinding>>>;
 
-/// What [`flags::apply`] has made of the flags that have no field of their own.
+/// Settings from the flags that have no field of their own in the line.
 #[derive(Debug, Default)]
-pub(crate) struct Extra {
+pub(crate) struct FlagSettings {
     pub(crate) host: HostConfig,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) volumes: Vec<String>,

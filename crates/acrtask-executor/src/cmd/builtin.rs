@@ -1,7 +1,8 @@
-//! `true false echo exit pwd ls cat date`: the words that lines use between containers.
+//! The built-in commands that lines use between containers: `true false echo exit pwd ls cat date`.
 //!
-//! They see the workspace and the home folder, nothing else, and do what the small forms that task files use
-//! do: `echo -n`, `ls [-a] [PATH ...]` one name a line, `cat [FILE ...]`, `date [-u] [+FORMAT]` in UTC.
+//! They can access the workspace and the home folder only. They support the forms that task files
+//! use: `echo -n`, `ls [-a] [PATH ...]` with one name per line, `cat [FILE ...]`, and `date [-u]
+//! [+FORMAT]` in UTC.
 
 use acrtask_spec::cmd_line::Word;
 use tokio::io::AsyncReadExt;
@@ -9,19 +10,19 @@ use tokio::io::AsyncReadExt;
 use super::{
     Flow,
     body::working_folder,
+    expand,
     io::{Exit, Io, PIPE},
-    words,
 };
 use crate::{
     context::StepContext,
-    error::chain,
+    error::error_chain,
     output::now,
     workspace::{WorkspaceError, resolve_path},
 };
 
-/// Runs one of the words.
+/// Runs a built-in command.
 pub(crate) async fn run(ctx: &StepContext, line: &[Word], io: &mut Io) -> Flow {
-    let words = match words::expand_all(line, now()) {
+    let words = match expand::expand_words(line, now()) {
         Ok(words) => words,
         Err(why) => return Flow::Next(Exit::refused(2, why)),
     };
@@ -32,17 +33,17 @@ pub(crate) async fn run(ctx: &StepContext, line: &[Word], io: &mut Io) -> Flow {
     Flow::Next(match name.as_str() {
         "true" => Exit::OK,
         "false" => Exit::code(1),
-        "exit" => return leave(args),
+        "exit" => return exit_line(args),
         "pwd" => print(io, &format!("{folder}\n")).await,
         "echo" => print(io, &echo(args)).await,
         "date" => date(args, io).await,
         "cat" => cat(ctx, &folder, args, io).await,
         "ls" => ls(ctx, &folder, args, io).await,
-        other => Exit::refused(127, format!("{other} is not a built-in word")),
+        other => Exit::refused(127, format!("{other} is not a built-in command")),
     })
 }
 
-fn leave(args: &[String]) -> Flow {
+fn exit_line(args: &[String]) -> Flow {
     match args.first().map(|code| code.parse::<u8>()) {
         None => Flow::Leave(Exit::OK),
         Some(Ok(code)) => Flow::Leave(Exit::code(code.into())),
@@ -70,12 +71,12 @@ async fn date(args: &[String], io: &Io) -> Exit {
         Some(other) => {
             return Exit::refused(
                 1,
-                format!("date: only +FORMAT is known here, not `{other}`"),
+                format!("date: only +FORMAT is supported here, not `{other}`"),
             );
         }
         None => "",
     };
-    match words::date(format, now()) {
+    match expand::format_date(format, now()) {
         Ok(text) => print(io, &format!("{text}\n")).await,
         Err(why) => Exit::refused(1, why),
     }
@@ -97,7 +98,7 @@ async fn cat(ctx: &StepContext, folder: &str, args: &[String], io: &mut Io) -> E
         match copied {
             Ok(true) => {}
             Ok(false) => return Exit::code(141),
-            Err(error) => exit = Exit::refused(1, format!("cat: {}", chain(&error))),
+            Err(error) => exit = Exit::refused(1, format!("cat: {}", error_chain(&error))),
         }
         if ctx.cancel.is_cancelled() {
             break;
@@ -106,7 +107,7 @@ async fn cat(ctx: &StepContext, folder: &str, args: &[String], io: &mut Io) -> E
     exit
 }
 
-/// False where nobody reads any more.
+/// Returns `false` if the reader has closed the pipe.
 async fn copy_stdin(io: &mut Io) -> Result<bool, WorkspaceError> {
     let Some(mut stdin) = io.stdin.take() else {
         return Ok(true);
@@ -143,7 +144,11 @@ async fn copy_file(
     file: &str,
     io: &Io,
 ) -> Result<bool, WorkspaceError> {
-    let mut content = ctx.run.workspace.open(&resolve_path(folder, file)?).await?;
+    let mut content = ctx
+        .run
+        .workspace
+        .open_file(&resolve_path(folder, file)?)
+        .await?;
     while let Some(chunk) = content.recv().await {
         let chunk = chunk.map_err(read_error)?;
         if io.stdout.lock().await.write(&chunk).await.is_err() {
@@ -170,12 +175,12 @@ async fn ls(ctx: &StepContext, folder: &str, args: &[String], io: &Io) -> Exit {
     for (i, path) in paths.iter().enumerate() {
         let listed = async {
             let resolved = resolve_path(folder, path)?;
-            ctx.run.workspace.list(&resolved).await
+            ctx.run.workspace.list_entries(&resolved).await
         };
         let text = match listed.await {
-            Ok(entries) => names(path, &entries, all),
+            Ok(entries) => format_names(path, &entries, all),
             Err(error) => {
-                exit = Exit::refused(2, format!("ls: {}", chain(&error)));
+                exit = Exit::refused(2, format!("ls: {}", error_chain(&error)));
                 continue;
             }
         };
@@ -198,8 +203,8 @@ async fn ls(ctx: &StepContext, folder: &str, args: &[String], io: &Io) -> Exit {
     exit
 }
 
-/// One name a line, sorted; a file is listed as it was named.
-fn names(path: &str, entries: &[crate::archive::Listed], all: bool) -> String {
+/// Returns the sorted names, one per line. A file is listed under the name of the argument.
+fn format_names(path: &str, entries: &[crate::archive::ListedEntry], all: bool) -> String {
     let is_folder = entries.first().is_some_and(|entry| entry.is_folder);
     if !is_folder {
         return format!("{path}\n");
@@ -217,10 +222,10 @@ fn names(path: &str, entries: &[crate::archive::Listed], all: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::archive::Listed;
+    use crate::archive::ListedEntry;
 
     #[test]
-    fn echoes() {
+    fn echo_joins_arguments() {
         let echo = |args: &[&str]| echo(&args.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>());
         assert_eq!(echo(&["a", "b"]), "a b\n");
         assert_eq!(echo(&["-n", "a"]), "a");
@@ -228,8 +233,8 @@ mod tests {
     }
 
     #[test]
-    fn lists_names() {
-        let entry = |path: &str, is_folder| Listed {
+    fn ls_sorts_and_filters_names() {
+        let entry = |path: &str, is_folder| ListedEntry {
             path: path.into(),
             is_folder,
         };
@@ -240,19 +245,19 @@ mod tests {
             entry("a", true),
             entry("a/c", false),
         ];
-        assert_eq!(names(".", &folder, false), "a\nb\n");
-        assert_eq!(names(".", &folder, true), ".x\na\nb\n");
-        assert_eq!(names("f", &[entry("", false)], false), "f\n");
+        assert_eq!(format_names(".", &folder, false), "a\nb\n");
+        assert_eq!(format_names(".", &folder, true), ".x\na\nb\n");
+        assert_eq!(format_names("f", &[entry("", false)], false), "f\n");
     }
 
     #[test]
-    fn leaves() {
+    fn exit_takes_a_number() {
         assert!(matches!(
-            leave(&["3".into()]),
+            exit_line(&["3".into()]),
             Flow::Leave(Exit { code: 3, .. })
         ));
         assert!(matches!(
-            leave(&["x".into()]),
+            exit_line(&["x".into()]),
             Flow::Leave(Exit { code: 2, .. })
         ));
     }

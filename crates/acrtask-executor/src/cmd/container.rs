@@ -1,8 +1,8 @@
-//! One container of a line, from its image to its exit code.
+//! A container of a line, from its image to its exit code.
 //!
-//! It is attached to before it is started, so that nothing that it prints is lost; it is removed while
-//! later steps run. Dropping the future leaves a container with the run's label, which the end of the run
-//! removes.
+//! The executor attaches to the container before it starts, so that no output is lost. It removes
+//! the container while later steps run. If the future is dropped, the container remains with the
+//! run's label, and the end of the run removes it.
 
 use std::{
     sync::{
@@ -22,31 +22,31 @@ use futures::StreamExt;
 use tokio::io::AsyncWriteExt;
 
 use super::{
-    body::{Definition, Pull, Setting, define},
-    docker::images::reference,
+    body::{Definition, DefinitionInput, Pull, define_container},
+    docker::images::parse_reference,
     io::{Exit, Input, Io, SharedSink},
 };
 use crate::{
     context::{NamedContainer, STOP_GRACE, StepContext},
     engine::Engine,
-    error::{EngineError, chain},
+    error::{EngineError, error_chain},
     images::{self, Found, Origin, OwnImage},
     output::now,
     workspace::WorkspaceError,
 };
 
-/// Numbers the containers of a process, so that no two have one name.
+/// Serial number of the next container of this process, so that names are unique.
 static SERIAL: AtomicU32 = AtomicU32::new(0);
 
-/// The first API of engines that can mount a folder of a volume.
-const SUBPATHS: (usize, usize) = (1, 45);
+/// The first API version of engines that can mount a folder of a volume.
+const SUBPATH_API: (usize, usize) = (1, 45);
 
-/// How long the output of a container that was stopped is waited for.
-const LAST_WORDS: Duration = Duration::from_secs(5);
+/// Time to wait for the remaining output of a stopped container.
+const REMAINING_OUTPUT_WAIT: Duration = Duration::from_secs(5);
 
-/// Runs a container; returns how it ended. Sinks are left to the caller to finish.
+/// Runs a container and returns its exit. The caller finishes the sinks.
 pub(crate) async fn run(ctx: &StepContext, line: &ContainerLine, io: &mut Io) -> Exit {
-    let definition = match definition(ctx, line, io.stdin.is_some()) {
+    let definition = match build_definition(ctx, line, io.stdin.is_some()) {
         Ok(definition) => definition,
         Err(why) => return Exit::refused(125, why),
     };
@@ -54,80 +54,84 @@ pub(crate) async fn run(ctx: &StepContext, line: &ContainerLine, io: &mut Io) ->
         let step = Some(&ctx.step.id);
         ctx.run.events.warn(step, warning.clone(), None).await;
     }
-    match carry_out(ctx, definition, io).await {
+    match run_container(ctx, definition, io).await {
         Ok(exit) => exit,
-        Err(Failure::Start(error)) => could_not_start(&error),
+        Err(Failure::Start(error)) => start_failure(&error),
         Err(Failure::Other(why)) => Exit::refused(125, why),
     }
 }
 
 enum Failure {
-    /// The program in it could not be started.
+    /// The program in the container could not be started.
     Start(EngineError),
     Other(String),
 }
 
 impl From<EngineError> for Failure {
     fn from(error: EngineError) -> Self {
-        Self::Other(chain(&error))
+        Self::Other(error_chain(&error))
     }
 }
 
 impl From<WorkspaceError> for Failure {
     fn from(error: WorkspaceError) -> Self {
-        Self::Other(chain(&error))
+        Self::Other(error_chain(&error))
     }
 }
 
-fn definition(ctx: &StepContext, line: &ContainerLine, stdin: bool) -> Result<Definition, String> {
+fn build_definition(
+    ctx: &StepContext,
+    line: &ContainerLine,
+    stdin: bool,
+) -> Result<Definition, String> {
     let run = &ctx.run;
-    define(
+    define_container(
         line,
-        Setting {
+        DefinitionInput {
             step: &ctx.step,
             labels: &run.labels,
             allow: &run.options.allow,
             env: &run.options.env,
             workspace_mounts: run.workspace.mounts(),
-            workspace_volume: &run.workspace.volume(),
+            workspace_volume: &run.workspace.volume_name(),
             workspace_name: &format!("acrtask_{}_workspace", run.id),
             volumes: run.plan.volumes.iter().map(|v| v.name.as_str()).collect(),
             volume_name: &|name| run.volume_name(name),
             network_name: &|name| match run.plan.networks.iter().find(|n| n.name == name) {
                 Some(network) => run.network_name(network),
-                None => run.labels.scope.object(name),
+                None => run.labels.scope.object_name(name),
             },
             network: ctx.step.network.as_deref(),
             networks: run.plan.networks.iter().map(|n| n.name.as_str()).collect(),
-            of_the_machine: run
+            machine_networks: run
                 .plan
                 .networks
                 .iter()
                 .filter(|network| network.skip_creation)
                 .map(|network| network.name.as_str())
                 .collect(),
-            mounts_parts: run.engine.facts.api >= SUBPATHS,
+            supports_subpaths: run.engine.facts.api >= SUBPATH_API,
             stdin,
             now: now(),
         },
     )
 }
 
-async fn carry_out(
+async fn run_container(
     ctx: &StepContext,
     definition: Definition,
     io: &mut Io,
 ) -> Result<Exit, Failure> {
     let run = &ctx.run;
-    // A container that a line put aside with `-d` lives on after its step.
-    let aside = definition.detach && !ctx.step.container.detach;
+    // A container that a line started with `-d` continues after its step.
+    let detached_by_line = definition.detach && !ctx.step.container.detach;
     let id = tokio::select! {
-        id = make(ctx, &definition) => id?,
-        // What was made by then has the run's label.
+        id = create_with_dependencies(ctx, &definition) => id?,
+        // The cleanup finds objects that exist by now through the run's label.
         () = ctx.cancel.cancelled() => return Ok(Exit::code(137)),
     };
-    let writing = run.workspace.writing();
-    if aside {
+    let writing = run.workspace.start_writing();
+    if detached_by_line {
         let started = run.engine.start_container(&id).await;
         started.map_err(Failure::Start)?;
         let _ = io
@@ -136,22 +140,25 @@ async fn carry_out(
             .await
             .write(format!("{id}\n").as_bytes())
             .await;
-        // It may write until the run ends: the workspace is never quiet again.
+        // The container may write until the run ends, so the workspace never counts as idle again.
         std::mem::forget(writing);
         return Ok(Exit::OK);
     }
-    let ended = attend(ctx, &id, io).await;
+    let ended = start_and_follow(ctx, &id, io).await;
     drop(writing);
     if ctx.step.container.keep {
-        tracing::debug!(container = %id, "kept");
+        tracing::debug!(container = %id, "kept a container");
     } else {
         run.remove_in_background(id);
     }
     ended
 }
 
-/// Makes the container with everything that it needs: image, network, files.
-async fn make(ctx: &StepContext, definition: &Definition) -> Result<String, Failure> {
+/// Creates the container and everything that it needs: image, network, files.
+async fn create_with_dependencies(
+    ctx: &StepContext,
+    definition: &Definition,
+) -> Result<String, Failure> {
     let run = &ctx.run;
     let network = async {
         match &definition.needs_network {
@@ -165,11 +172,11 @@ async fn make(ctx: &StepContext, definition: &Definition) -> Result<String, Fail
         };
         let own = run.workspace.own_volumes();
         let ensured = own.ensure_mounted(host).await;
-        ensured.map_err(|error| Failure::Other(chain(&error)))
+        ensured.map_err(|error| Failure::Other(error_chain(&error)))
     };
     let ((), (), image) = tokio::try_join!(network, volumes, prepare_image(ctx, definition))?;
-    let id = create(ctx, definition, image).await?;
-    run.remember(NamedContainer {
+    let id = create_container(ctx, definition, image).await?;
+    run.register_container(NamedContainer {
         id: id.clone(),
         names: std::iter::once(ctx.step.id.to_string())
             .chain(definition.name.clone())
@@ -177,15 +184,15 @@ async fn make(ctx: &StepContext, definition: &Definition) -> Result<String, Fail
     });
     let host = definition.body.host_config.as_ref();
     let read_only = host.is_some_and(|host| host.readonly_rootfs == Some(true));
-    run.workspace.fill_through(&id, read_only).await?;
+    run.workspace.upload_context_through(&id, read_only).await?;
     for (name, path) in mounted_volumes(definition, ctx) {
         run.fill_volume(&id, &name, &path).await?;
     }
     Ok(id)
 }
 
-/// Starts the container and stays with it until it has ended, or has been stopped because its step is to end.
-async fn attend(ctx: &StepContext, id: &str, io: &mut Io) -> Result<Exit, Failure> {
+/// Starts the container and waits until it has ended. Stops it if its step must end.
+async fn start_and_follow(ctx: &StepContext, id: &str, io: &mut Io) -> Result<Exit, Failure> {
     let run = &ctx.run;
     let attached = run.engine.attach(id, io.stdin.is_some()).await?;
     run.engine
@@ -193,8 +200,11 @@ async fn attend(ctx: &StepContext, id: &str, io: &mut Io) -> Result<Exit, Failur
         .await
         .map_err(Failure::Start)?;
     ctx.up.notify_one();
-    let feeding = io.stdin.take().map(|stdin| feed(stdin, attached.input));
-    let mut following = std::pin::pin!(follow(attached.output, io, feeding));
+    let feeding = io
+        .stdin
+        .take()
+        .map(|stdin| feed_stdin(stdin, attached.input));
+    let mut following = std::pin::pin!(copy_output(attached.output, io, feeding));
     let followed = tokio::select! {
         followed = &mut following => Some(followed),
         () = ctx.cancel.cancelled() => None,
@@ -203,25 +213,26 @@ async fn attend(ctx: &StepContext, id: &str, io: &mut Io) -> Result<Exit, Failur
         Some(Ok(())) => {
             tokio::select! {
                 code = run.engine.wait_container(id) => Ok(Exit::code(code?)),
-                () = ctx.cancel.cancelled() => Ok(stop(ctx, id).await),
+                () = ctx.cancel.cancelled() => Ok(stop_container(ctx, id).await),
             }
         }
-        Some(Err(Lost::Reader)) => {
-            // Nobody reads any more, as when `head` has seen enough: the program gets no further.
+        Some(Err(CopyError::Reader)) => {
+            // The reader has closed the pipe, as `head` does after its last line. The program
+            // cannot continue.
             run.engine.kill_container(id).await?;
             Ok(Exit::code(141))
         }
-        Some(Err(Lost::Engine(why))) => Ok(Exit::refused(125, why)),
+        Some(Err(CopyError::Engine(why))) => Ok(Exit::refused(125, why)),
         None => {
-            // Its last words are heard, too.
-            let last_words = tokio::time::timeout(LAST_WORDS, following);
-            let (exit, _) = tokio::join!(stop(ctx, id), last_words);
+            // The output up to the stop is still processed.
+            let remaining_output = tokio::time::timeout(REMAINING_OUTPUT_WAIT, following);
+            let (exit, _) = tokio::join!(stop_container(ctx, id), remaining_output);
             Ok(exit)
         }
     }
 }
 
-/// Where the task's volumes are mounted in this container.
+/// Returns the names and mount points of the task's volumes in this container.
 fn mounted_volumes(definition: &Definition, ctx: &StepContext) -> Vec<(String, String)> {
     let mounts = definition
         .body
@@ -240,15 +251,15 @@ fn mounted_volumes(definition: &Definition, ctx: &StepContext) -> Vec<(String, S
         .collect()
 }
 
-/// Stops the container of a step that is to end.
-async fn stop(ctx: &StepContext, id: &str) -> Exit {
+/// Stops the container of a step that must end.
+async fn stop_container(ctx: &StepContext, id: &str) -> Exit {
     match ctx.run.engine.stop_container(id, STOP_GRACE).await {
         Ok(()) => Exit::code(137),
         Err(error) => Exit::error(&error),
     }
 }
 
-/// What a container is made of.
+/// The image of a container.
 #[expect(clippy::large_enum_variant, reason = "there is one for each container")]
 enum Image {
     /// An image that a step of this run built.
@@ -258,7 +269,7 @@ enum Image {
 }
 
 impl Image {
-    /// Returns how the engine finds it.
+    /// Returns the name of the image for requests to the engine.
     fn in_engine(&self, engine: &Engine) -> String {
         match self {
             Self::Built(image) => image.in_engine(engine),
@@ -267,14 +278,14 @@ impl Image {
     }
 }
 
-/// Finds out which image the line means, and loads it where a separate BuildKit has it.
+/// Resolves the image of the line, and loads it into the engine if a separate BuildKit has it.
 async fn prepare_image(ctx: &StepContext, definition: &Definition) -> Result<Image, Failure> {
     let run = &ctx.run;
-    let name = reference(&definition.image).map_err(Failure::Other)?;
+    let name = parse_reference(&definition.image).map_err(Failure::Other)?;
     let fresh = definition.pull == Pull::Always;
-    if let Some(own) = run.images.find_ref(&name) {
+    if let Some(own) = run.images.find_image(&name) {
         match &own.origin {
-            // By another name, it is the run's own.
+            // Under another name, it is the run's own image.
             Origin::Pulled(pinned) if !fresh || pinned.name() != name.name() => {
                 return Ok(Image::Found(name, Found::Registry(pinned.clone())));
             }
@@ -289,25 +300,26 @@ async fn prepare_image(ctx: &StepContext, definition: &Definition) -> Result<Ima
     let found = images::resolve_with_retries(ctx, &name, fresh).await;
     let found = found.map_err(Failure::Other)?;
     if let (Found::Registry(pinned), true) = (&found, fresh) {
-        let pulled = images::pull(ctx, pinned, definition.platform.as_deref()).await;
+        let pulled = images::pull_image(ctx, pinned, definition.platform.as_deref()).await;
         pulled.map_err(Failure::Other)?;
     }
     Ok(Image::Found(name, found))
 }
 
-/// Makes the container; pulls its image where the engine does not have it.
-async fn create(
+/// Creates the container, and pulls its image if the engine does not have it.
+async fn create_container(
     ctx: &StepContext,
     definition: &Definition,
     image: Image,
 ) -> Result<String, Failure> {
     let run = &ctx.run;
     let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-    let name = container_name(&run.labels.scope.object(ctx.step.id.as_str()), serial);
+    let name = container_name(&run.labels.scope.object_name(ctx.step.id.as_str()), serial);
     let mut platform = definition.platform.as_deref();
     if let Image::Found(_, Found::Registry(pinned)) = &image {
         if !run.options.own_machine {
-            // Without one, the engine takes any image that it has of an index, and not the one that is proven.
+            // Without a platform, the engine uses any image of the index that it has, even if
+            // another one is proven.
             platform = platform.or(Some(&run.engine.facts.platform));
         }
         let pulls = definition.pull != Pull::Never;
@@ -321,7 +333,11 @@ async fn create(
         .create_container(&name, platform, body.clone())
         .await;
     let is_missing = |error: &EngineError| {
-        error.status() == Some(404) && error.engine_says().to_lowercase().contains("no such image")
+        error.status() == Some(404)
+            && error
+                .engine_message()
+                .to_lowercase()
+                .contains("no such image")
     };
     match (made, image) {
         (Ok(id), image) => {
@@ -331,7 +347,7 @@ async fn create(
             Ok(id)
         }
         (Err(error), Image::Built(_)) if is_missing(&error) => Err(Failure::Other(format!(
-            "the image {} that this run built is gone from the engine: another program removed it",
+            "the image {} that this run built is missing in the engine: another program removed it",
             definition.image
         ))),
         (Err(error), Image::Found(reference, found))
@@ -340,7 +356,7 @@ async fn create(
             let Found::Registry(pinned) = &found else {
                 return Err(error.into());
             };
-            let pulled = images::pull(ctx, pinned, platform).await;
+            let pulled = images::pull_image(ctx, pinned, platform).await;
             pulled.map_err(Failure::Other)?;
             let id = run.engine.create_container(&name, platform, body).await?;
             remember_image(ctx, definition.image.clone(), reference, &found);
@@ -350,15 +366,16 @@ async fn create(
     }
 }
 
-/// Adds an image that the run did not build to its images, and tells which one is run, by digest, without holding the
-/// container up. One that the run built has bases, which its build has told.
-fn remember_image(ctx: &StepContext, asked_for: String, name: ImageRef, found: &Found) {
-    images::remember(ctx, name, found);
+/// Adds an image that the run did not build to its images. Also reports the image by digest, in the
+/// background to avoid a delay of the container. The bases of an image that the run built are
+/// already reported by its build.
+fn remember_image(ctx: &StepContext, requested_name: String, name: ImageRef, found: &Found) {
+    images::register_found(ctx, name, found);
     let ctx = ctx.clone();
     let run = Arc::clone(&ctx.run);
     let (image, digest) = (found.in_engine(&run.engine), found.digest().cloned());
     run.background.spawn(async move {
-        let Ok(Some(stored)) = ctx.run.engine.image(&image).await else {
+        let Ok(Some(stored)) = ctx.run.engine.find_image(&image).await else {
             return;
         };
         if let Some(digest) = digest {
@@ -366,8 +383,8 @@ fn remember_image(ctx: &StepContext, asked_for: String, name: ImageRef, found: &
                 .events
                 .send(EventKind::BaseUsed {
                     step: ctx.step.id.clone(),
-                    role: BaseRole::Ran,
-                    name: asked_for,
+                    role: BaseRole::Cmd,
+                    name: requested_name,
                     digest,
                     evidence: Evidence::Engine,
                     platforms: stored.platform().into_iter().collect(),
@@ -377,7 +394,8 @@ fn remember_image(ctx: &StepContext, asked_for: String, name: ImageRef, found: &
     });
 }
 
-/// A name of the characters that the engine allows; the serial number keeps attempts apart.
+/// Returns a name that consists of characters that the engine allows. The serial number makes it
+/// unique for each attempt.
 fn container_name(scoped: &str, serial: u32) -> String {
     let clean: String = scoped
         .chars()
@@ -396,70 +414,76 @@ fn container_name(scoped: &str, serial: u32) -> String {
     }
 }
 
-/// Feeds what is piped into a container to it, and tells it the end.
-async fn feed(mut stdin: Input, mut input: std::pin::Pin<Box<dyn tokio::io::AsyncWrite + Send>>) {
-    // A program that does not read to the end is no error.
+/// Writes the piped input to a container and closes its standard input.
+async fn feed_stdin(
+    mut stdin: Input,
+    mut input: std::pin::Pin<Box<dyn tokio::io::AsyncWrite + Send>>,
+) {
+    // A program may end before it has read all of its input.
     let _ = tokio::io::copy(&mut stdin, &mut input).await;
     let _ = input.shutdown().await;
 }
 
-enum Lost {
-    /// The end of the pipe that the output goes to.
+enum CopyError {
+    /// The reader of the output has closed its end of the pipe.
     Reader,
     Engine(String),
 }
 
-/// Carries the output of a container to its sinks until it ends.
-async fn follow(
+/// Copies the output of a container to its sinks until it ends.
+async fn copy_output(
     mut output: std::pin::Pin<
         Box<dyn futures::Stream<Item = Result<LogOutput, bollard::errors::Error>> + Send>,
     >,
     io: &Io,
     feeding: Option<impl Future<Output = ()> + Send + 'static>,
-) -> Result<(), Lost> {
-    // Ends with this function, so that a reader that waits for more does not outlive its container.
+) -> Result<(), CopyError> {
+    // Ends with this function, so that a reader that waits for input does not outlive its
+    // container.
     let mut feeder = tokio::task::JoinSet::new();
     if let Some(feeding) = feeding {
         feeder.spawn(feeding);
     }
     while let Some(frame) = output.next().await {
-        let frame = frame
-            .map_err(|e| Lost::Engine(format!("lost the container's output: {}", chain(&e))))?;
+        let frame = frame.map_err(|e| {
+            CopyError::Engine(format!("lost the container's output: {}", error_chain(&e)))
+        })?;
         let (sink, bytes): (&SharedSink, _) = match frame {
             LogOutput::StdErr { message } => (&io.stderr, message),
             LogOutput::StdOut { message } | LogOutput::Console { message } => (&io.stdout, message),
             LogOutput::StdIn { .. } => continue,
         };
         if sink.lock().await.write(&bytes).await.is_err() {
-            return Err(Lost::Reader);
+            return Err(CopyError::Reader);
         }
     }
     Ok(())
 }
 
-/// The code that a shell would give for a program that cannot be run, and why.
-fn could_not_start(error: &EngineError) -> Exit {
-    let says = error.engine_says();
-    let code = if says.contains("executable file not found") || says.contains("no such file") {
+/// Returns the exit code of a shell for a program that cannot be started, with the reason.
+fn start_failure(error: &EngineError) -> Exit {
+    let message = error.engine_message();
+    let code = if message.contains("executable file not found") || message.contains("no such file")
+    {
         127
-    } else if says.contains("permission denied") {
+    } else if message.contains("permission denied") {
         126
     } else {
         125
     };
-    // The engine's own layers before the point are of no use to the author of a task.
-    let why = says
+    // The error layers of the engine before this text do not help the author of a task.
+    let why = message
         .rsplit_once("exec: ")
-        .map_or(says.as_str(), |(_, why)| why)
+        .map_or(message.as_str(), |(_, why)| why)
         .trim_end_matches(": unknown");
     Exit::refused(code, format!("the container could not be started: {why}"))
 }
 
-/// Says on the step's standard error why a command ended before it ran.
-pub(crate) async fn say_why(ctx: &StepContext, exit: &Exit) {
+/// Prints the reason why a command failed to the step's standard error.
+pub(crate) async fn print_reason(ctx: &StepContext, exit: &Exit) {
     if let Some(why) = &exit.why {
         ctx.output
-            .say(Stream::Stderr, &format!("acrtask: {why}"))
+            .print_line(Stream::Stderr, &format!("acrtask: {why}"))
             .await;
     }
 }

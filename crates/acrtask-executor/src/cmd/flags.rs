@@ -1,8 +1,8 @@
-//! The flags of `docker run`, and which of them need the operator's word.
+//! The flags of `docker run`, including those that need the operator's permission.
 //!
-//! A flag that would let a container out of its box (devices, capabilities, the host's namespaces, host
-//! paths) is refused with the `--allow` that permits it. A flag that the engine's API does not have is
-//! refused by name; nothing is dropped in silence.
+//! Some flags extend the reach of a container: devices, capabilities, the host's namespaces, host
+//! paths. They are refused with a hint to the `--allow` option that permits them. A flag that the
+//! engine's API lacks is refused by name. No flag is silently ignored.
 
 use std::collections::HashMap;
 
@@ -10,28 +10,36 @@ use acrtask_spec::cmd_line::Word;
 use bollard::models::{Mount, PortBinding, ResourcesUlimits};
 
 use super::{
-    body::{Bindings, Extra, Pull, Setting},
-    words,
+    body::{Bindings, DefinitionInput, FlagSettings, Pull},
+    expand,
 };
 use crate::{
-    engine::volumes::mount,
+    engine::volumes::volume_mount,
     workspace::{HOME, WORKSPACE, resolve_path},
 };
 
 /// Applies the flags that have no field of their own in the line.
-pub(crate) fn apply(flags: &[(String, Word)], setting: &Setting<'_>) -> Result<Extra, String> {
-    let mut out = Extra::default();
+pub(crate) fn apply_flags(
+    flags: &[(String, Word)],
+    input: &DefinitionInput<'_>,
+) -> Result<FlagSettings, String> {
+    let mut out = FlagSettings::default();
     for (name, value) in flags {
-        let value = words::expand(value, setting.now)?;
-        one(&mut out, name.trim_start_matches('-'), &value, setting)?;
+        let value = expand::expand_word(value, input.now)?;
+        apply_flag(&mut out, name.trim_start_matches('-'), &value, input)?;
     }
     Ok(out)
 }
 
-fn one(out: &mut Extra, name: &str, value: &str, setting: &Setting<'_>) -> Result<(), String> {
+fn apply_flag(
+    out: &mut FlagSettings,
+    name: &str,
+    value: &str,
+    input: &DefinitionInput<'_>,
+) -> Result<(), String> {
     let host = &mut out.host;
     let needs_privileged = |what: &str| {
-        if setting.allow.privileged {
+        if input.allow.privileged {
             return Ok(());
         }
         Err(format!(
@@ -40,34 +48,34 @@ fn one(out: &mut Extra, name: &str, value: &str, setting: &Setting<'_>) -> Resul
         ))
     };
     match name {
-        // Removed at the end in any case; no terminal is there to be attached to.
+        // Containers are always removed at the end, and no terminal exists to attach.
         "rm" | "i" | "interactive" | "t" | "tty" | "it" | "a" | "attach" | "sig-proxy" | "q"
         | "quiet" | "detach-keys" => {}
-        "m" | "memory" => host.memory = Some(bytes(name, value)?),
-        "memory-reservation" => host.memory_reservation = Some(bytes(name, value)?),
-        "memory-swap" => host.memory_swap = Some(bytes(name, value)?),
-        "shm-size" => host.shm_size = Some(bytes(name, value)?),
-        "cpus" => host.nano_cpus = Some(nano_cpus(value)?),
+        "m" | "memory" => host.memory = Some(parse_bytes(name, value)?),
+        "memory-reservation" => host.memory_reservation = Some(parse_bytes(name, value)?),
+        "memory-swap" => host.memory_swap = Some(parse_bytes(name, value)?),
+        "shm-size" => host.shm_size = Some(parse_bytes(name, value)?),
+        "cpus" => host.nano_cpus = Some(parse_nano_cpus(value)?),
         "c" | "cpu-shares" => {
-            let shares = number(name, value)?;
+            let shares = parse_number(name, value)?;
             if shares > DEFAULT_CPU_SHARES {
                 needs_privileged(name)?;
             }
             host.cpu_shares = Some(shares);
         }
-        "cpu-period" => host.cpu_period = Some(number(name, value)?),
-        "cpu-quota" => host.cpu_quota = Some(number(name, value)?),
+        "cpu-period" => host.cpu_period = Some(parse_number(name, value)?),
+        "cpu-quota" => host.cpu_quota = Some(parse_number(name, value)?),
         "cpuset-cpus" => host.cpuset_cpus = Some(value.into()),
         "cpuset-mems" => host.cpuset_mems = Some(value.into()),
-        "pids-limit" => host.pids_limit = Some(number(name, value)?),
+        "pids-limit" => host.pids_limit = Some(parse_number(name, value)?),
         "oom-score-adj" => {
             needs_privileged(name)?;
-            host.oom_score_adj = Some(number(name, value)?);
+            host.oom_score_adj = Some(parse_number(name, value)?);
         }
         "init" => host.init = Some(value != "false"),
         "read-only" => host.readonly_rootfs = Some(value != "false"),
         "P" | "publish-all" if value == "false" => {}
-        "P" | "publish-all" if setting.allow.host_network => host.publish_all_ports = Some(true),
+        "P" | "publish-all" if input.allow.host_network => host.publish_all_ports = Some(true),
         "P" | "publish-all" => {
             return Err(format!(
                 "`--{name}` publishes ports on all addresses of the machine: name them with `-p PORT`, which publishes \
@@ -90,7 +98,7 @@ fn one(out: &mut Extra, name: &str, value: &str, setting: &Setting<'_>) -> Resul
                 .insert(path.into(), options.into());
         }
         "sysctl" => {
-            let (key, value) = pair(name, value)?;
+            let (key, value) = parse_pair(name, value)?;
             if !is_namespaced(&key) {
                 return Err(format!(
                     "`--sysctl {key}` would change the whole machine; a container has its own `net.*`, `kernel.shm*`, \
@@ -100,13 +108,14 @@ fn one(out: &mut Extra, name: &str, value: &str, setting: &Setting<'_>) -> Resul
             host.sysctls.get_or_insert_default().insert(key, value);
         }
         "ulimit" => {
-            let limit = ulimit(value)?;
+            let limit = parse_ulimit(value)?;
             if limit.name.as_deref().is_some_and(is_machine_wide_limit) {
                 needs_privileged(name)?;
             }
             host.ulimits.get_or_insert_default().push(limit);
         }
-        // All others are the engine's own connections, from the machine's network, to sockets and files of the machine too.
+        // All other drivers open connections as the engine, from the machine's network, also to
+        // sockets and files of the machine.
         "log-driver" => {
             if !matches!(value, "none" | "local" | "json-file") {
                 needs_privileged(name)?;
@@ -114,7 +123,7 @@ fn one(out: &mut Extra, name: &str, value: &str, setting: &Setting<'_>) -> Resul
             host.log_config.get_or_insert_default().typ = Some(value.into());
         }
         "log-opt" => {
-            let (key, value) = pair(name, value)?;
+            let (key, value) = parse_pair(name, value)?;
             if !matches!(key.as_str(), "max-size" | "max-file" | "compress") {
                 needs_privileged(name)?;
             }
@@ -180,21 +189,21 @@ fn one(out: &mut Extra, name: &str, value: &str, setting: &Setting<'_>) -> Resul
     Ok(())
 }
 
-fn pair(name: &str, value: &str) -> Result<(String, String), String> {
+fn parse_pair(name: &str, value: &str) -> Result<(String, String), String> {
     value
         .split_once('=')
         .map(|(k, v)| (k.to_owned(), v.to_owned()))
         .ok_or_else(|| format!("--{name} takes KEY=VALUE, not `{value}`"))
 }
 
-fn number(name: &str, value: &str) -> Result<i64, String> {
+fn parse_number(name: &str, value: &str) -> Result<i64, String> {
     value
         .parse()
         .map_err(|_| format!("--{name} takes a whole number, not `{value}`"))
 }
 
-/// `512m`, `1.5g`, `1024`: as Docker reads sizes, in powers of 1024.
-fn bytes(name: &str, value: &str) -> Result<i64, String> {
+/// Parses a size such as `512m`, `1.5g` or `1024`, as Docker does, in powers of 1024.
+fn parse_bytes(name: &str, value: &str) -> Result<i64, String> {
     let error = || format!("--{name} takes a size such as 512m, not `{value}`");
     let lower = value.trim().to_ascii_lowercase();
     if lower == "-1" {
@@ -224,8 +233,8 @@ fn bytes(name: &str, value: &str) -> Result<i64, String> {
     Ok(bytes as i64)
 }
 
-/// A number of CPUs, in billionths.
-pub(crate) fn nano_cpus(value: &str) -> Result<i64, String> {
+/// Parses a number of CPUs. Returns it in billionths.
+pub(crate) fn parse_nano_cpus(value: &str) -> Result<i64, String> {
     let error = || format!("cpus must be a number such as 0.5 or 2, not `{value}`");
     let cpus: f64 = value.trim().parse().map_err(|_| error())?;
     if !(cpus > 0.0 && cpus < 1e6) {
@@ -238,10 +247,36 @@ pub(crate) fn nano_cpus(value: &str) -> Result<i64, String> {
     Ok((cpus * 1e9).round() as i64)
 }
 
-/// `nofile=1024:2048`.
-fn ulimit(value: &str) -> Result<ResourcesUlimits, String> {
+/// Names of resource limits (setrlimit(2)). The engine and BuildKit each accept further spellings,
+/// such as upper case, so all other names are refused.
+const ULIMIT_NAMES: [&str; 15] = [
+    "core",
+    "cpu",
+    "data",
+    "fsize",
+    "locks",
+    "memlock",
+    "msgqueue",
+    "nice",
+    "nofile",
+    "nproc",
+    "rss",
+    "rtprio",
+    "rttime",
+    "sigpending",
+    "stack",
+];
+
+/// Parses `nofile=1024:2048`.
+pub(crate) fn parse_ulimit(value: &str) -> Result<ResourcesUlimits, String> {
     let error = || format!("--ulimit takes NAME=SOFT[:HARD], not `{value}`");
     let (name, limits) = value.split_once('=').ok_or_else(error)?;
+    if !ULIMIT_NAMES.contains(&name) {
+        return Err(format!(
+            "--ulimit has no limit `{name}`; write one of {}",
+            ULIMIT_NAMES.join(", ")
+        ));
+    }
     let (soft, hard) = limits.split_once(':').unwrap_or((limits, limits));
     Ok(ResourcesUlimits {
         name: Some(name.into()),
@@ -250,11 +285,11 @@ fn ulimit(value: &str) -> Result<ResourcesUlimits, String> {
     })
 }
 
-/// Returns `true` for a setting of the kernel that each container has for itself. Docker lists the same ones. The engine
-/// refuses `net.*` in a container on the machine's network.
+/// Returns `true` for a kernel input that each container has for itself. Docker has the same
+/// list. The engine refuses `net.*` in a container on the machine's network.
 fn is_namespaced(sysctl: &str) -> bool {
     let is_name = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    let of_ipc = [
+    let ipc_settings = [
         "kernel.msgmax",
         "kernel.msgmnb",
         "kernel.msgmni",
@@ -271,22 +306,24 @@ fn is_namespaced(sysctl: &str) -> bool {
     };
     sysctl.chars().all(is_name)
         && !sysctl.contains("..")
-        && (of_ipc.contains(&sysctl) || begins("net.") || begins("fs.mqueue."))
+        && (ipc_settings.contains(&sysctl) || begins("net.") || begins("fs.mqueue."))
 }
 
-/// The engine's default weight of a container's CPU time. More would take CPU time from other containers.
+/// The engine's default weight of a container's CPU time. A higher weight would reduce the CPU time
+/// of other containers.
 const DEFAULT_CPU_SHARES: i64 = 1024;
 
-/// Returns `true` for a resource limit that decides whether a process runs before all others of the machine.
+/// Returns `true` for a resource limit that can give a process priority over all others of the
+/// machine.
 pub(crate) fn is_machine_wide_limit(name: &str) -> bool {
     matches!(name, "rtprio" | "nice" | "rttime")
 }
 
-/// The address that ports are published on, unless the operator allows the machine's network.
+/// Address on which ports are published, unless the operator allows the machine's network.
 const LOOPBACK: &str = "127.0.0.1";
 
-/// Options of `-v` that concern the mount alone. Only `ro` has an effect: volumes of a run are neither relabelled
-/// nor filled from the image.
+/// Options of `-v` that affect only the mount. Only `ro` has an effect: volumes of a run are
+/// neither relabelled nor filled from the image.
 const VOLUME_OPTIONS: [&str; 8] = [
     "ro",
     "rw",
@@ -298,26 +335,26 @@ const VOLUME_OPTIONS: [&str; 8] = [
     "consistent",
 ];
 
-/// Mount that `-v` names.
+/// The mount that a `-v` flag describes.
 #[derive(Debug)]
 pub(crate) enum VolumeFlag {
     /// A volume of the run, or a part of the workspace.
     Mount {
         mount: Box<Mount>,
-        /// The name of the task's volume, where it is one.
-        of_task: Option<String>,
+        /// Name of the task's volume, if it is one.
+        task_volume: Option<String>,
     },
-    /// A path of the engine's host, which the operator has allowed.
+    /// A path of the engine's host that the operator allowed.
     Bind(String),
-    /// A path that gets a volume of its own.
+    /// A path with an anonymous volume.
     Anonymous(String),
 }
 
-/// The engine's socket, as lines name it.
+/// The usual path of the engine's socket in lines.
 const SOCKET: &str = "/var/run/docker.sock";
 
-/// `SOURCE:TARGET[:OPTIONS]`.
-pub(crate) fn volume(value: &str, setting: &Setting<'_>) -> Result<VolumeFlag, String> {
+/// Parses `SOURCE:TARGET[:OPTIONS]`.
+pub(crate) fn parse_volume(value: &str, input: &DefinitionInput<'_>) -> Result<VolumeFlag, String> {
     let mut parts = value.split(':');
     let (source, target, options) = (parts.next(), parts.next(), parts.next());
     let (source, target) = match (source, target, parts.next()) {
@@ -338,65 +375,68 @@ pub(crate) fn volume(value: &str, setting: &Setting<'_>) -> Result<VolumeFlag, S
     }
     let read_only = options.contains(&"ro");
     if matches!(source, SOCKET | "/run/docker.sock") {
-        if setting.allow.docker_socket {
+        if input.allow.docker_socket {
             return Ok(VolumeFlag::Bind(format!("{source}:{target}")));
         }
         return Err(
-            "the engine's socket is not given to steps: whoever has it owns the machine. \
+            "steps do not receive the engine's socket, because it gives control of the machine. \
                     `cmd: docker ...` steps need no socket; an operator who trusts this task \
                     allows it with `--allow docker-socket`"
                 .into(),
         );
     }
-    let whole_workspace = source == setting.workspace_name;
+    let whole_workspace = source == input.workspace_name;
     let is_path = source.starts_with(['/', '.', '~']) || source.contains('/');
     if whole_workspace || is_path {
         let path = if whole_workspace {
             WORKSPACE.to_owned()
         } else {
-            let base = super::body::working_folder(setting.step);
+            let base = super::body::working_folder(input.step);
             resolve_path(&base, source).map_err(|error| {
                 format!("-v {value}: {error}; paths of the machine are never mounted")
             })?
         };
         let (volume, root) = if path == HOME || path.starts_with(&format!("{HOME}/")) {
-            ((setting.volume_name)("home"), HOME)
+            ((input.volume_name)("home"), HOME)
         } else {
-            (setting.workspace_volume.to_owned(), WORKSPACE)
+            (input.workspace_volume.to_owned(), WORKSPACE)
         };
         let sub = path[root.len()..].trim_start_matches('/');
         let sub = (!sub.is_empty()).then_some(sub);
-        if sub.is_some() && !setting.mounts_parts {
+        if sub.is_some() && !input.supports_subpaths {
             return Err(format!(
                 "-v {value}: this engine cannot mount a part of the workspace, which Docker 26 and later can; the whole of \
                  it is at {WORKSPACE} in every container"
             ));
         }
         return Ok(VolumeFlag::Mount {
-            mount: Box::new(mount(&volume, target, read_only, sub, setting.labels)),
-            of_task: None,
+            mount: Box::new(volume_mount(&volume, target, read_only, sub, input.labels)),
+            task_volume: None,
         });
     }
-    let of_task = setting.volumes.contains(&source).then(|| source.to_owned());
+    let task_volume = input.volumes.contains(&source).then(|| source.to_owned());
     Ok(VolumeFlag::Mount {
-        mount: Box::new(mount(
-            &(setting.volume_name)(source),
+        mount: Box::new(volume_mount(
+            &(input.volume_name)(source),
             target,
             read_only,
             None,
-            setting.labels,
+            input.labels,
         )),
-        of_task,
+        task_volume,
     })
 }
 
-/// Ports that one container may publish. The engine runs a process for each, and sets them up one by one.
+/// Maximum number of ports that one container may publish. The engine runs a process for each, and
+/// sets them up one by one.
 const MAX_PORTS: usize = 100;
 
-/// Published ports, `[[IP:]HOST:]CONTAINER[/PROTOCOL]` with ranges, and what they expose.
+/// Parses published ports, `[[IP:]HOST:]CONTAINER[/PROTOCOL]` with ranges. Returns their bindings
+/// and the ports to expose.
 ///
-/// A port without an address is published on [`LOOPBACK`], and another address is refused, unless `any_address`.
-pub(crate) fn ports(
+/// A port without an address is published on [`LOOPBACK`]. Another address is refused, unless
+/// `any_address` is set.
+pub(crate) fn parse_ports(
     specs: Vec<String>,
     any_address: bool,
 ) -> Result<(Bindings, Vec<String>), String> {
@@ -426,10 +466,10 @@ pub(crate) fn ports(
             None if !any_address => Some(LOOPBACK),
             ip => ip,
         };
-        let containers = range(container).ok_or_else(error)?;
+        let containers = parse_port_range(container).ok_or_else(error)?;
         let hosts = match host {
             Some("") | None => None,
-            Some(host) => Some(range(host).ok_or_else(error)?),
+            Some(host) => Some(parse_port_range(host).ok_or_else(error)?),
         };
         if hosts
             .as_ref()
@@ -461,14 +501,14 @@ pub(crate) fn ports(
     Ok((bindings, exposed))
 }
 
-/// `8080`, `8080/udp`, `8080-8082`.
-pub(crate) fn exposed(spec: &str) -> Result<Vec<String>, String> {
+/// Parses exposed ports: `8080`, `8080/udp`, `8080-8082`.
+pub(crate) fn parse_exposed_ports(spec: &str) -> Result<Vec<String>, String> {
     let (ports, protocol) = spec.split_once('/').unwrap_or((spec, "tcp"));
-    let ports = range(ports).ok_or_else(|| format!("`{spec}` is not a port"))?;
+    let ports = parse_port_range(ports).ok_or_else(|| format!("`{spec}` is not a port"))?;
     Ok(ports.map(|port| format!("{port}/{protocol}")).collect())
 }
 
-fn range(text: &str) -> Option<std::ops::RangeInclusive<u16>> {
+fn parse_port_range(text: &str) -> Option<std::ops::RangeInclusive<u16>> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     let (first, last) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
     (first > 0 && first <= last).then_some(first..=last)

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::*;
 use crate::{
     Allow,
-    cmd::body::{Definition, define},
+    cmd::body::{Definition, define_container},
     engine::Labels,
     owner::Owner,
 };
@@ -47,12 +47,12 @@ fn step() -> Step {
     }
 }
 
-/// What is made of `docker run LINE`.
-fn made(line: &str, allow: Allow) -> Result<Definition, String> {
-    made_by(line, allow, true)
+/// Returns the definition for `docker run LINE`.
+fn define_line(line: &str, allow: Allow) -> Result<Definition, String> {
+    define_with(line, allow, true)
 }
 
-fn made_by(line: &str, allow: Allow, mounts_parts: bool) -> Result<Definition, String> {
+fn define_with(line: &str, allow: Allow, supports_subpaths: bool) -> Result<Definition, String> {
     let words: Vec<Word> = line
         .split_whitespace()
         .map(|text| Word {
@@ -62,9 +62,9 @@ fn made_by(line: &str, allow: Allow, mounts_parts: bool) -> Result<Definition, S
     let line = cmd_line::container_from_words(&words).map_err(|refusal| refusal.message)?;
     let step = step();
     let labels = Labels::new("r1".parse().unwrap(), Owner::this_process());
-    define(
+    define_container(
         &line,
-        Setting {
+        DefinitionInput {
             step: &step,
             labels: &labels,
             allow: &allow,
@@ -80,21 +80,21 @@ fn made_by(line: &str, allow: Allow, mounts_parts: bool) -> Result<Definition, S
             },
             network: Some("net"),
             networks: vec!["net", "shared"],
-            of_the_machine: vec!["shared"],
-            mounts_parts,
+            machine_networks: vec!["shared"],
+            supports_subpaths,
             stdin: false,
             now: jiff::Timestamp::UNIX_EPOCH,
         },
     )
 }
 
-fn denied(line: &str) -> String {
-    made(line, Allow::default()).unwrap_err()
+fn refusal(line: &str) -> String {
+    define_line(line, Allow::default()).unwrap_err()
 }
 
 #[test]
-fn a_plain_container() {
-    let made = made(
+fn plain_container_has_defaults_of_the_step() {
+    let made = define_line(
         "-e B=line -l traefik.enable=true alpine echo a",
         Allow::default(),
     )
@@ -116,9 +116,9 @@ fn a_plain_container() {
 }
 
 #[test]
-fn volumes_are_the_runs_own() {
+fn volume_flags_mount_only_volumes_of_the_run() {
     let mounts = |line: &str| {
-        let host = made(line, Allow::default())
+        let host = define_line(line, Allow::default())
             .unwrap()
             .body
             .host_config
@@ -138,7 +138,7 @@ fn volumes_are_the_runs_own() {
         mounts("-v creds:/c:ro alpine"),
         ("acrtask_r1_creds".into(), "/c".into(), None, true)
     );
-    // A network of the machine with the same name makes no difference.
+    // A machine network with the same name has no effect.
     assert_eq!(
         mounts("-v shared:/c alpine"),
         ("acrtask_r1_shared".into(), "/c".into(), None, false)
@@ -168,17 +168,17 @@ fn volumes_are_the_runs_own() {
         "-v ../../x:/c alpine",
         "-v /var/lib/docker:/c alpine",
     ] {
-        assert!(denied(line).contains("never mounted"), "{line}");
+        assert!(refusal(line).contains("never mounted"), "{line}");
     }
-    assert!(denied("-v /var/run/docker.sock:/s alpine").contains("--allow docker-socket"));
-    assert!(denied("-v a:b alpine").contains("SOURCE:/TARGET"));
-    let old = |line: &str| made_by(line, Allow::default(), false);
+    assert!(refusal("-v /var/run/docker.sock:/s alpine").contains("--allow docker-socket"));
+    assert!(refusal("-v a:b alpine").contains("SOURCE:/TARGET"));
+    let old = |line: &str| define_with(line, Allow::default(), false);
     assert!(old("-v ./x:/c alpine").unwrap_err().contains("Docker 26"));
     assert!(old("-v /workspace:/c alpine").is_ok());
 }
 
 #[test]
-fn a_way_out_needs_the_operator() {
+fn flags_that_extend_the_reach_need_the_operator() {
     for line in [
         "--privileged alpine",
         "--cap-add NET_ADMIN alpine",
@@ -193,44 +193,49 @@ fn a_way_out_needs_the_operator() {
         "--ulimit nice=40:40 alpine",
     ] {
         assert!(
-            denied(line).contains("--allow privileged"),
+            refusal(line).contains("--allow privileged"),
             "{line}: {}",
-            denied(line)
+            refusal(line)
         );
         let allow = Allow {
             privileged: true,
             ..Allow::default()
         };
-        assert!(made(line, allow).is_ok(), "{line}");
+        assert!(define_line(line, allow).is_ok(), "{line}");
     }
-    assert!(denied("--network host alpine").contains("--allow host-network"));
-    assert!(denied("--network shared alpine").contains("--allow host-network"));
-    assert!(denied("--network other alpine").contains("there is no network `other`"));
+    // The engine accepts every case.
+    for limit in ["RTPRIO=99", "Nice=40", "\"rtprio=99\"", " rtprio=99"] {
+        let error = parse_ulimit(limit).unwrap_err();
+        assert!(error.contains("has no limit"), "{limit}: {error}");
+    }
+    assert!(refusal("--network host alpine").contains("--allow host-network"));
+    assert!(refusal("--network shared alpine").contains("--allow host-network"));
+    assert!(refusal("--network other alpine").contains("the task has no network `other`"));
     assert!(
-        made(
+        define_line(
             "--log-driver json-file --log-opt max-size=1m alpine",
             Allow::default()
         )
         .is_ok()
     );
-    assert!(denied("--device /dev/kvm alpine").contains("not supported"));
+    assert!(refusal("--device /dev/kvm alpine").contains("not supported"));
     for label in [
         "io.acrtask.run=x",
         "io.acrtask.keep",
         "com.docker.compose.project=x",
     ] {
-        assert!(denied(&format!("-l {label} alpine")).contains("is reserved"));
+        assert!(refusal(&format!("-l {label} alpine")).contains("is reserved"));
     }
     for line in ["-P alpine", "--publish-all alpine"] {
-        assert!(denied(line).contains("--allow host-network"), "{line}");
+        assert!(refusal(line).contains("--allow host-network"), "{line}");
     }
     for line in ["-v a:/b:rshared alpine", "-v a:/b:ro,exec alpine"] {
-        assert!(denied(line).contains("is not supported"), "{line}");
+        assert!(refusal(line).contains("is not supported"), "{line}");
     }
 }
 
 #[test]
-fn sysctls_of_the_container_alone() {
+fn sysctl_accepts_only_namespaced_settings() {
     for name in [
         "net.core.somaxconn",
         "net.ipv4.ip_unprivileged_port_start",
@@ -240,7 +245,7 @@ fn sysctls_of_the_container_alone() {
         "kernel.sem",
         "fs.mqueue.msg_max",
     ] {
-        let made = made(&format!("--sysctl {name}=1 alpine"), Allow::default()).unwrap();
+        let made = define_line(&format!("--sysctl {name}=1 alpine"), Allow::default()).unwrap();
         let host = made.body.host_config.unwrap();
         assert_eq!(host.sysctls.unwrap()[name], "1");
     }
@@ -255,7 +260,7 @@ fn sysctls_of_the_container_alone() {
         "net.",
         "netx",
     ] {
-        let why = made(&format!("--sysctl {name}=1 alpine"), Allow::default()).unwrap_err();
+        let why = define_line(&format!("--sysctl {name}=1 alpine"), Allow::default()).unwrap_err();
         assert!(why.contains("the whole machine"), "{name}: {why}");
     }
     let allow = Allow {
@@ -263,18 +268,18 @@ fn sysctls_of_the_container_alone() {
         ..Allow::default()
     };
     let line = "--network host --sysctl net.core.somaxconn=1 alpine";
-    let why = made(line, allow).unwrap_err();
+    let why = define_line(line, allow).unwrap_err();
     assert!(why.contains("`--network host`"), "{why}");
 }
 
 #[test]
-fn networks_that_are_none_of_the_runs() {
+fn network_flag_selects_the_network_mode() {
     let mode = |line: &str| {
         let allow = Allow {
             host_network: true,
             ..Allow::default()
         };
-        let host = made(line, allow).unwrap().body.host_config.unwrap();
+        let host = define_line(line, allow).unwrap().body.host_config.unwrap();
         host.network_mode.unwrap()
     };
     assert_eq!(mode("--network none alpine"), "none");
@@ -284,7 +289,7 @@ fn networks_that_are_none_of_the_runs() {
 }
 
 #[test]
-fn sizes_and_numbers() {
+fn sizes_and_cpu_counts_are_parsed() {
     for (text, expected) in [
         ("512m", 512 << 20),
         ("1g", 1 << 30),
@@ -293,21 +298,21 @@ fn sizes_and_numbers() {
         ("2GiB", 2 << 30),
         ("-1", -1),
     ] {
-        assert_eq!(bytes("memory", text), Ok(expected), "{text}");
+        assert_eq!(parse_bytes("memory", text), Ok(expected), "{text}");
     }
     for bad in ["", "m", "1x", "1e400g", "-5m"] {
-        assert!(bytes("memory", bad).is_err(), "{bad}");
+        assert!(parse_bytes("memory", bad).is_err(), "{bad}");
     }
-    assert_eq!(nano_cpus("0.5"), Ok(500_000_000));
+    assert_eq!(parse_nano_cpus("0.5"), Ok(500_000_000));
     for bad in ["0", "-1", "many", "nan"] {
-        assert!(nano_cpus(bad).is_err(), "{bad}");
+        assert!(parse_nano_cpus(bad).is_err(), "{bad}");
     }
 }
 
 #[test]
-fn published_ports() {
+fn published_ports_bind_to_loopback_by_default() {
     let show = |spec: &str, any_address| {
-        let (bindings, exposed) = ports(vec![spec.into()], any_address)?;
+        let (bindings, exposed) = parse_ports(vec![spec.into()], any_address)?;
         let mut out: Vec<String> = bindings
             .into_iter()
             .flat_map(|(port, to)| {
@@ -355,5 +360,5 @@ fn published_ports() {
     for bad in ["", "x", "0", "80:", "1-3:1-2", "9-8", "70000"] {
         assert!(show(bad, false).is_err(), "{bad}");
     }
-    assert_eq!(exposed("53/udp").unwrap(), ["53/udp"]);
+    assert_eq!(parse_exposed_ports("53/udp").unwrap(), ["53/udp"]);
 }

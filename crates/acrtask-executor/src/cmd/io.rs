@@ -1,4 +1,4 @@
-//! Where a command reads and writes: the step's own output, a pipe, a file of the workspace, nothing.
+//! Input and output of a command: the step's own output, a pipe, a file of the workspace, or none.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -12,41 +12,41 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::io::StreamReader;
 
-use super::words::expand;
+use super::expand::expand_word;
 use crate::{
     archive::Pack,
-    error::chain,
+    error::error_chain,
     output::{LineSink, StepOutput, now},
     workspace::{Scratch, Workspace, WorkspaceError, resolve_path},
 };
 
-/// Bytes that may wait in a pipe.
+/// Size of the buffer of a pipe, in bytes.
 pub(crate) const PIPE: usize = 64 * 1024;
 
-/// What a command reads.
+/// The standard input of a command.
 pub(crate) type Input = Box<dyn AsyncRead + Send + Sync + Unpin>;
 
-/// Where one stream of a command goes.
+/// The destination of one stream of a command.
 pub(crate) enum Sink {
     /// The step's output.
     Lines(LineSink),
     /// The next command of the pipeline.
     Pipe(DuplexStream),
-    /// A file of the workspace, which is there when the command has ended.
+    /// A file of the workspace, which is written when the command has ended.
     File(Spool),
-    /// Kept, for an executor's word whose output another part of it reads.
+    /// Discards the stream.
     Null,
 }
 
-/// A file on its way to the workspace. Its size must be known before it can go there.
+/// A buffered file for the workspace. An upload to the workspace needs the size first.
 pub(crate) struct Spool {
     scratch: Scratch,
     file: BufWriter<tokio::fs::File>,
-    /// Where in the workspace.
+    /// Path in the workspace.
     target: String,
 }
 
-/// The reader has gone away.
+/// The error of a write after the reader has closed the pipe.
 #[derive(Debug)]
 pub(crate) struct Broken;
 
@@ -65,7 +65,7 @@ impl Sink {
 /// A sink that both streams of a command may share.
 pub(crate) type SharedSink = Arc<Mutex<Sink>>;
 
-fn shared(sink: Sink) -> SharedSink {
+fn shared_sink(sink: Sink) -> SharedSink {
     Arc::new(Mutex::new(sink))
 }
 
@@ -74,22 +74,22 @@ pub(crate) struct Io {
     pub(crate) stdin: Option<Input>,
     pub(crate) stdout: SharedSink,
     pub(crate) stderr: SharedSink,
-    /// Every sink that was opened for this command, to be finished when it has ended.
+    /// All sinks that were opened for this command. They are finished when it has ended.
     opened: Vec<SharedSink>,
 }
 
 impl Io {
-    /// The streams of a command in a pipeline, before its redirections.
+    /// Returns the streams of a command in a pipeline, before its redirections.
     pub(crate) fn new(
         output: &StepOutput,
         stdin: Option<Input>,
         pipe: Option<DuplexStream>,
     ) -> Self {
-        let stdout = shared(match pipe {
+        let stdout = shared_sink(match pipe {
             Some(pipe) => Sink::Pipe(pipe),
             None => Sink::Lines(output.line_sink(Stream::Stdout)),
         });
-        let stderr = shared(Sink::Lines(output.line_sink(Stream::Stderr)));
+        let stderr = shared_sink(Sink::Lines(output.line_sink(Stream::Stderr)));
         Self {
             stdin,
             opened: vec![Arc::clone(&stdout), Arc::clone(&stderr)],
@@ -98,7 +98,7 @@ impl Io {
         }
     }
 
-    /// Applies redirections, in order, as a shell does. `folder` is what relative names start from.
+    /// Applies redirections, in order, as a shell does. Relative names start at `folder`.
     pub(crate) async fn redirect(
         &mut self,
         redirects: &[Redirect],
@@ -113,10 +113,10 @@ impl Io {
                     } else {
                         &self.stdout
                     });
-                    *self.slot(*fd) = target;
+                    *self.sink_mut(*fd) = target;
                 }
                 Redirect::Output { fd, to, append } => {
-                    let name = expand(to, now()).map_err(WorkspaceError::Path)?;
+                    let name = expand_word(to, now()).map_err(WorkspaceError::Path)?;
                     let sink = if name == "/dev/null" {
                         Sink::Null
                     } else if name == "/dev/stdout" || name == "/dev/stderr" {
@@ -125,22 +125,22 @@ impl Io {
                         } else {
                             &self.stdout
                         };
-                        *self.slot(*fd) = Arc::clone(target);
+                        *self.sink_mut(*fd) = Arc::clone(target);
                         continue;
                     } else {
                         let target = resolve_path(folder, &name)?;
                         Sink::File(Spool::open(workspace, target, *append).await?)
                     };
-                    let sink = shared(sink);
+                    let sink = shared_sink(sink);
                     self.opened.push(Arc::clone(&sink));
-                    *self.slot(*fd) = sink;
+                    *self.sink_mut(*fd) = sink;
                 }
                 Redirect::Input { from } => {
-                    let name = expand(from, now()).map_err(WorkspaceError::Path)?;
+                    let name = expand_word(from, now()).map_err(WorkspaceError::Path)?;
                     self.stdin = Some(if name == "/dev/null" {
                         Box::new(tokio::io::empty())
                     } else {
-                        reader(workspace.open(&resolve_path(folder, &name)?).await?)
+                        file_reader(workspace.open_file(&resolve_path(folder, &name)?).await?)
                     });
                 }
             }
@@ -148,7 +148,7 @@ impl Io {
         Ok(())
     }
 
-    fn slot(&mut self, fd: u8) -> &mut SharedSink {
+    fn sink_mut(&mut self, fd: u8) -> &mut SharedSink {
         if fd == 2 {
             &mut self.stderr
         } else {
@@ -156,7 +156,8 @@ impl Io {
         }
     }
 
-    /// The command has ended: files go to the workspace, last lines are sent, pipes are closed.
+    /// Uploads files to the workspace, sends the last lines and closes pipes, after the command has
+    /// ended.
     pub(crate) async fn finish(self, workspace: &Workspace) -> Result<(), WorkspaceError> {
         let Self {
             opened,
@@ -172,7 +173,7 @@ impl Io {
                     // The other end may have ended first.
                     let _ = pipe.shutdown().await;
                 }
-                Sink::File(spool) => spool.deliver(workspace).await?,
+                Sink::File(spool) => spool.upload(workspace).await?,
                 Sink::Null => {}
             }
         }
@@ -200,8 +201,8 @@ impl Spool {
             target,
         };
         if append {
-            // A file that is not there yet is begun.
-            if let Ok(mut content) = workspace.open(&spool.target).await {
+            // If the file does not exist, the append creates it.
+            if let Ok(mut content) = workspace.open_file(&spool.target).await {
                 while let Some(chunk) = content.recv().await {
                     let chunk = chunk.map_err(|source| spool.error(source))?;
                     spool
@@ -226,7 +227,7 @@ impl Spool {
         }
     }
 
-    async fn deliver(&mut self, workspace: &Workspace) -> Result<(), WorkspaceError> {
+    async fn upload(&mut self, workspace: &Workspace) -> Result<(), WorkspaceError> {
         self.file
             .flush()
             .await
@@ -237,22 +238,22 @@ impl Spool {
             at: name.into(),
             mode: 0o644,
         };
-        workspace.put(folder, vec![pack]).await
+        workspace.put_files(folder, vec![pack]).await
     }
 }
 
-/// Chunks of a file as a stream that can be read.
-pub(crate) fn reader(content: tokio::sync::mpsc::Receiver<std::io::Result<Bytes>>) -> Input {
+/// Returns the chunks of a file as a reader.
+pub(crate) fn file_reader(content: tokio::sync::mpsc::Receiver<std::io::Result<Bytes>>) -> Input {
     Box::new(StreamReader::new(ReceiverStream::new(content)))
 }
 
-/// How a command ended.
+/// The end of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Exit {
-    /// 0 is success. Above 124 as Docker has it: 125 the engine refused, 126 and 127 the program
-    /// could not be run.
+    /// The exit code; 0 is success. Docker's codes apply: 125 if the engine refused, 126 and 127 if
+    /// the program could not be run.
     pub(crate) code: i64,
-    /// What is to be said about it beside the code.
+    /// The reason, in addition to the code.
     pub(crate) why: Option<String>,
 }
 
@@ -270,8 +271,8 @@ impl Exit {
         }
     }
 
-    /// 125 with an error and its causes.
+    /// Returns exit code 125 with an error and its causes.
     pub(crate) fn error(error: &(dyn std::error::Error + 'static)) -> Self {
-        Self::refused(125, chain(error))
+        Self::refused(125, error_chain(error))
     }
 }

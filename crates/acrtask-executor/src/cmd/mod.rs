@@ -1,35 +1,37 @@
-//! The line of a cmd step, carried out: pipelines of containers, `docker` words and built-in words.
+//! Execution of the line of a cmd step: pipelines of containers, `docker` commands and built-in
+//! commands.
 //!
-//! Never a shell of the runner: each kind of command has its own file, and what joins them is here.
-//! A pipeline's exit code is that of its last command, as in a shell without `pipefail`.
+//! No part of it runs in a shell of the runner. Each kind of command has its own file; this file
+//! joins them. The exit code of a pipeline is that of its last command, as in a shell without
+//! `pipefail`.
 
 pub(crate) mod body;
 pub(crate) mod builtin;
 pub(crate) mod container;
 pub(crate) mod docker;
+pub(crate) mod expand;
 pub(crate) mod flags;
 pub(crate) mod io;
-pub(crate) mod words;
 
 use acrtask_spec::cmd_line::{CmdLine, Command, CommandKind, Joiner, Pipeline};
 
-use crate::{context::StepContext, error::chain, policy::Attempt};
+use crate::{context::StepContext, error::error_chain, policy::Attempt};
 use io::{Exit, Input, Io, PIPE};
 
-/// What a command did to the line that it stands in.
+/// The effect of a command on the rest of its line.
 #[derive(Debug)]
 pub(crate) enum Flow {
-    /// The next one decides by this exit.
+    /// The next command runs depending on this exit.
     Next(Exit),
-    /// `exit N`: nothing more of the line runs.
+    /// `exit N`: the rest of the line does not run.
     Leave(Exit),
 }
 
 /// Runs a line to its end.
 pub(crate) async fn run(ctx: &StepContext, line: &CmdLine) -> Attempt {
-    let mut last = match pipeline(ctx, &line.first).await {
+    let mut last = match run_pipeline(ctx, &line.first).await {
         Flow::Next(exit) => exit,
-        Flow::Leave(exit) => return attempt(ctx, exit),
+        Flow::Leave(exit) => return to_attempt(ctx, exit),
     };
     for (joiner, next) in &line.rest {
         if ctx.cancel.is_cancelled() {
@@ -41,16 +43,16 @@ pub(crate) async fn run(ctx: &StepContext, line: &CmdLine) -> Attempt {
             Joiner::Then => true,
         };
         if runs {
-            last = match pipeline(ctx, next).await {
+            last = match run_pipeline(ctx, next).await {
                 Flow::Next(exit) => exit,
-                Flow::Leave(exit) => return attempt(ctx, exit),
+                Flow::Leave(exit) => return to_attempt(ctx, exit),
             };
         }
     }
-    attempt(ctx, last)
+    to_attempt(ctx, last)
 }
 
-fn attempt(ctx: &StepContext, exit: Exit) -> Attempt {
+fn to_attempt(ctx: &StepContext, exit: Exit) -> Attempt {
     if ctx.cancel.is_cancelled() {
         return Attempt::Stopped;
     }
@@ -73,7 +75,7 @@ fn attempt(ctx: &StepContext, exit: Exit) -> Attempt {
     }
 }
 
-async fn pipeline(ctx: &StepContext, pipeline: &Pipeline) -> Flow {
+async fn run_pipeline(ctx: &StepContext, pipeline: &Pipeline) -> Flow {
     let mut stdin: Option<Input> = None;
     let count = pipeline.commands.len();
     let mut commands = Vec::with_capacity(count);
@@ -86,22 +88,22 @@ async fn pipeline(ctx: &StepContext, pipeline: &Pipeline) -> Flow {
         };
         let io = Io::new(&ctx.output, stdin.take(), pipe);
         stdin = next;
-        commands.push(command(ctx, one, io));
+        commands.push(run_command(ctx, one, io));
     }
     let mut flows = futures::future::join_all(commands).await;
     match flows.pop() {
-        // `exit` in a pipeline leaves only its own part of it.
+        // `exit` in a pipeline ends only its own part of it.
         Some(Flow::Leave(exit)) if count > 1 => Flow::Next(exit),
         Some(flow) => flow,
         None => Flow::Next(Exit::OK),
     }
 }
 
-async fn command(ctx: &StepContext, command: &Command, mut io: Io) -> Flow {
+async fn run_command(ctx: &StepContext, command: &Command, mut io: Io) -> Flow {
     let workspace = &ctx.run.workspace;
     let folder = body::working_folder(&ctx.step);
     let mut flow = match io.redirect(&command.redirects, workspace, &folder).await {
-        Err(error) => Flow::Next(Exit::refused(1, chain(&error))),
+        Err(error) => Flow::Next(Exit::refused(1, error_chain(&error))),
         Ok(()) => match &command.kind {
             CommandKind::Container(line) => Flow::Next(container::run(ctx, line, &mut io).await),
             CommandKind::Docker(words) => Flow::Next(docker::run(ctx, words, &mut io).await),
@@ -111,11 +113,11 @@ async fn command(ctx: &StepContext, command: &Command, mut io: Io) -> Flow {
     if let Flow::Next(exit) = &flow
         && !ctx.cancel.is_cancelled()
     {
-        container::say_why(ctx, exit).await;
+        container::print_reason(ctx, exit).await;
     }
     if let Err(error) = io.finish(workspace).await {
-        let exit = Exit::refused(1, chain(&error));
-        container::say_why(ctx, &exit).await;
+        let exit = Exit::refused(1, error_chain(&error));
+        container::print_reason(ctx, &exit).await;
         flow = Flow::Next(exit);
     }
     flow

@@ -1,4 +1,4 @@
-//! Containers: made, attached to, started, waited for, stopped, removed.
+//! Containers: create, attach, start, wait, stop, remove, copy files.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -17,11 +17,11 @@ use bollard::{
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt};
 
-use super::{Engine, gone_is_fine};
+use super::{Engine, ignore_not_found};
 use crate::error::EngineError;
 
 impl Engine {
-    /// Makes a container and returns its id. A missing image is an error with status 404.
+    /// Creates a container and returns its id. A missing image is an error with status 404.
     pub(crate) async fn create_container(
         &self,
         name: &str,
@@ -36,10 +36,10 @@ impl Engine {
             .create_container(Some(options.build()), body)
             .await
             .map(|made| made.id)
-            .map_err(EngineError::on(format!("create container {name}")))
+            .map_err(EngineError::could_not(format!("create container {name}")))
     }
 
-    /// Attaches to a container that has not been started, so that nothing that it prints is lost.
+    /// Attaches to a container that has not started, so that no output is lost.
     pub(crate) async fn attach(
         &self,
         id: &str,
@@ -54,39 +54,38 @@ impl Engine {
         self.docker
             .attach_container(id, Some(options))
             .await
-            .map_err(EngineError::on(format!("attach to container {id}")))
+            .map_err(EngineError::could_not(format!("attach to container {id}")))
     }
 
-    /// Starts a container.
     pub(crate) async fn start_container(&self, id: &str) -> Result<(), EngineError> {
         self.docker
             .start_container(id, None)
             .await
-            .map_err(EngineError::on("start the container"))
+            .map_err(EngineError::could_not("start the container"))
     }
 
-    /// Waits until a container that was started has ended; returns its exit code.
+    /// Waits until a started container has ended, and returns its exit code.
     pub(crate) async fn wait_container(&self, id: &str) -> Result<i64, EngineError> {
         let options = WaitContainerOptionsBuilder::new()
             .condition("not-running")
             .build();
-        let mut answers = std::pin::pin!(self.docker.wait_container(id, Some(options)));
-        match answers.next().await {
-            Some(Ok(answer)) => Ok(answer.status_code),
+        let mut responses = std::pin::pin!(self.docker.wait_container(id, Some(options)));
+        match responses.next().await {
+            Some(Ok(response)) => Ok(response.status_code),
             // The library turns an exit code other than 0 into an error.
             Some(Err(Error::DockerContainerWaitError { error, code })) if error.is_empty() => {
                 Ok(code)
             }
-            Some(Err(source)) => Err(EngineError::on("wait for the container")(source)),
-            None => Err(EngineError::on("wait for the container")(
+            Some(Err(source)) => Err(EngineError::could_not("wait for the container")(source)),
+            None => Err(EngineError::could_not("wait for the container")(
                 Error::DockerStreamError {
-                    error: "the engine ended its answer without an exit code".into(),
+                    error: "the engine ended its response without an exit code".into(),
                 },
             )),
         }
     }
 
-    /// Asks a container to end, and kills it after `grace`.
+    /// Sends a stop signal to a container, and kills it after `grace`.
     pub(crate) async fn stop_container(
         &self,
         id: &str,
@@ -94,24 +93,24 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let seconds = i32::try_from(grace.as_secs()).unwrap_or(i32::MAX);
         let options = StopContainerOptionsBuilder::new().t(seconds).build();
-        gone_is_fine(
+        ignore_not_found(
             self.docker
                 .stop_container(id, Some(options))
                 .await
-                .map_err(EngineError::on(format!("stop container {id}"))),
+                .map_err(EngineError::could_not(format!("stop container {id}"))),
         )
     }
 
-    /// Kills a container at once.
+    /// Kills a container without a grace period.
     pub(crate) async fn kill_container(&self, id: &str) -> Result<(), EngineError> {
         let options = KillContainerOptionsBuilder::new().signal("KILL").build();
         match self
             .docker
             .kill_container(id, Some(options))
             .await
-            .map_err(EngineError::on(format!("kill container {id}")))
+            .map_err(EngineError::could_not(format!("kill container {id}")))
         {
-            // 409: it does not run.
+            // 409: the container does not run.
             Err(error) if matches!(error.status(), Some(404 | 409)) => Ok(()),
             other => other,
         }
@@ -127,13 +126,13 @@ impl Engine {
             .docker
             .remove_container(id, Some(options))
             .await
-            .map_err(EngineError::on(format!("remove container {id}")))
+            .map_err(EngineError::could_not(format!("remove container {id}")))
         {
-            // 409: another removal is under way.
+            // 409: another removal is in progress.
             Err(error)
                 if error.status() == Some(404)
                     || (error.status() == Some(409)
-                        && error.engine_says().contains("in progress")) =>
+                        && error.engine_message().contains("in progress")) =>
             {
                 Ok(())
             }
@@ -141,7 +140,7 @@ impl Engine {
         }
     }
 
-    /// Every container, running or not, that `filters` let through.
+    /// Lists the containers that match `filters`, running or not.
     pub(crate) async fn list_containers(
         &self,
         filters: HashMap<String, Vec<String>>,
@@ -153,7 +152,7 @@ impl Engine {
         self.docker
             .list_containers(Some(options))
             .await
-            .map_err(EngineError::on("list containers"))
+            .map_err(EngineError::could_not("list containers"))
     }
 
     /// Unpacks a tar stream below `path` of a container, which need not run.
@@ -167,10 +166,10 @@ impl Engine {
         self.docker
             .upload_to_container(id, Some(options), body_try_stream(tar))
             .await
-            .map_err(EngineError::on(format!("copy files to {path}")))
+            .map_err(EngineError::could_not(format!("copy files to {path}")))
     }
 
-    /// A file or a folder of a container as a tar stream.
+    /// Returns a file or a folder of a container as a tar stream.
     pub(crate) fn download(
         &self,
         id: &str,
@@ -188,7 +187,7 @@ impl Engine {
             })
     }
 
-    /// Everything that the engine knows of a container.
+    /// Returns the engine's full description of a container.
     pub(crate) async fn inspect_container(
         &self,
         id: &str,
@@ -196,10 +195,10 @@ impl Engine {
         self.docker
             .inspect_container(id, None::<InspectContainerOptions>)
             .await
-            .map_err(EngineError::on(format!("look at container {id}")))
+            .map_err(EngineError::could_not(format!("inspect container {id}")))
     }
 
-    /// What a container has printed, or goes on printing.
+    /// Returns the output of a container. With `follow`, also its future output.
     pub(crate) fn logs(
         &self,
         id: &str,

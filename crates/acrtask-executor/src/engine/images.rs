@@ -1,4 +1,4 @@
-//! Images of the engine: looked at, pulled, tagged, pushed, loaded.
+//! Images of the engine: inspect, pull, tag, remove, save, load.
 
 use std::collections::HashMap;
 
@@ -23,14 +23,14 @@ use crate::error::EngineError;
 /// An image in the engine's store.
 #[derive(Debug, Clone)]
 pub(crate) struct StoredImage {
-    /// The engine's id: with the containerd store the digest of the manifest or index, with the
-    /// classic one that of the configuration.
+    /// The engine's id. It is the digest of the manifest or index in the containerd store, and that
+    /// of the configuration in the classic store.
     pub(crate) id: String,
     pub(crate) details: ImageInspect,
 }
 
 impl StoredImage {
-    /// What a container of it runs on: `linux/arm64/v8`.
+    /// Returns the platform of a container of the image: `linux/arm64/v8`.
     pub(crate) fn platform(&self) -> Option<String> {
         let parts = [
             self.details.os.as_deref(),
@@ -56,7 +56,7 @@ pub(crate) enum TransferError {
     Engine(#[from] EngineError),
 }
 
-/// What the engine is told for a registry.
+/// Returns the credentials of a registry in the form of the engine's API.
 async fn docker_credentials(
     credentials: &Credentials,
     registry: &str,
@@ -85,13 +85,13 @@ async fn docker_credentials(
 }
 
 impl Engine {
-    /// The image `name`, or nothing where the store does not have it.
-    pub(crate) async fn image(&self, name: &str) -> Result<Option<StoredImage>, EngineError> {
+    /// Returns the image `name`. `None` if the store does not have it.
+    pub(crate) async fn find_image(&self, name: &str) -> Result<Option<StoredImage>, EngineError> {
         match self
             .docker
             .inspect_image(name)
             .await
-            .map_err(EngineError::on(format!("look up image {name}")))
+            .map_err(EngineError::could_not(format!("look up image {name}")))
         {
             Ok(details) => Ok(Some(StoredImage {
                 id: details.id.clone().unwrap_or_default(),
@@ -102,7 +102,7 @@ impl Engine {
         }
     }
 
-    /// Pulls an image; `status` is told each line that the engine says about it.
+    /// Pulls an image. Calls `status` with each status line of the engine.
     pub(crate) async fn pull_image(
         &self,
         image: &ImageRef,
@@ -118,7 +118,7 @@ impl Engine {
         }
         let mut lines = std::pin::pin!(self.docker.create_image(Some(options.build()), None, auth));
         while let Some(line) = lines.next().await {
-            let line = line.map_err(EngineError::on(format!("pull {image}")))?;
+            let line = line.map_err(EngineError::could_not(format!("pull {image}")))?;
             if let Some(text) = line.status
                 && line.progress_detail.is_none()
             {
@@ -128,7 +128,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Gives an image another name.
+    /// Adds a name to an image.
     pub(crate) async fn tag_image(
         &self,
         source: &str,
@@ -141,35 +141,35 @@ impl Engine {
         self.docker
             .tag_image(source, Some(options.build()))
             .await
-            .map_err(EngineError::on(format!("tag {source} as {target}")))
+            .map_err(EngineError::could_not(format!("tag {source} as {target}")))
     }
 
-    /// Returns the names that match a pattern, as `registry/team/*`.
+    /// Returns the names that match a pattern such as `registry/team/*`.
     pub(crate) async fn image_names(&self, pattern: &str) -> Result<Vec<String>, EngineError> {
         let filters = HashMap::from([("reference", vec![pattern])]);
         let options = ListImagesOptionsBuilder::new().filters(&filters).build();
         let images = self.docker.list_images(Some(options)).await;
-        let images = images.map_err(EngineError::on("list images"))?;
+        let images = images.map_err(EngineError::could_not("list images"))?;
         Ok(images
             .into_iter()
             .flat_map(|image| image.repo_tags)
             .collect())
     }
 
-    /// Takes a name away from an image, and the image where it was the last one.
+    /// Removes a name from an image, and the image if it was its last name.
     pub(crate) async fn remove_image(&self, name: &str) -> Result<(), EngineError> {
         let options = RemoveImageOptionsBuilder::new().build();
-        super::gone_is_fine(
+        super::ignore_not_found(
             self.docker
                 .remove_image(name, Some(options), None)
                 .await
                 .map(drop)
-                .map_err(EngineError::on(format!("remove image {name}"))),
+                .map_err(EngineError::could_not(format!("remove image {name}"))),
         )
     }
 
-    /// Makes an image without any file in it, which needs no registry. A container of it is never
-    /// started: it is there to reach the volumes that it mounts.
+    /// Creates an image without any files, which needs no registry. Its container is never started
+    /// and only gives access to the volumes that it mounts.
     pub(crate) async fn import_empty_image(
         &self,
         repository: &str,
@@ -178,7 +178,7 @@ impl Engine {
         // The end of a tar archive: two blocks of zeros.
         let empty = Bytes::from_static(&[0; 1024]);
         let changes: Vec<String> = labels
-            .map()
+            .to_map()
             .iter()
             .map(|(key, value)| format!("LABEL {key}={value}"))
             .collect();
@@ -193,31 +193,31 @@ impl Engine {
             Some(body_full(empty)),
             None
         ));
-        let attempted = "make an empty image";
+        let attempted = "create an empty image";
         let mut id = None;
         while let Some(line) = lines.next().await {
-            let line = line.map_err(EngineError::on(attempted))?;
+            let line = line.map_err(EngineError::could_not(attempted))?;
             id = line.status.filter(|text| text.contains(':')).or(id);
         }
         id.ok_or_else(|| {
-            EngineError::on(attempted)(Error::DockerStreamError {
-                error: "the engine named no image".into(),
+            EngineError::could_not(attempted)(Error::DockerStreamError {
+                error: "the engine returned no image id".into(),
             })
         })
     }
 
-    /// An image as a tar stream, as `docker save` writes it. `name` may be its digest.
+    /// Returns an image as a tar stream, in the format of `docker save`. `name` may be its digest.
     pub(crate) fn save_image(
         &self,
         name: &str,
     ) -> impl Stream<Item = Result<Bytes, EngineError>> + Send {
-        let attempted = format!("take {name} out of the engine");
+        let attempted = format!("save image {name}");
         self.docker
             .export_image(name)
-            .map(move |chunk| chunk.map_err(EngineError::on(attempted.clone())))
+            .map(move |chunk| chunk.map_err(EngineError::could_not(attempted.clone())))
     }
 
-    /// Loads images from a tar stream as `docker save` writes it.
+    /// Loads images from a tar stream in the format of `docker save`.
     pub(crate) async fn load_images(
         &self,
         tar: impl Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static,
@@ -229,7 +229,7 @@ impl Engine {
             None
         ));
         while let Some(line) = lines.next().await {
-            line.map_err(EngineError::on("load an image into the engine"))?;
+            line.map_err(EngineError::could_not("load an image into the engine"))?;
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
-//! The Docker engine: one connection, and what is known about the engine behind it.
+//! The Docker engine: one connection, and the properties of the engine.
 //!
-//! The files beside this one hold what is done with each kind of its objects. Every object that is
-//! made here carries the labels of its run ([`crate::owner`]).
+//! Each module handles one kind of object. Every object that it creates has the labels of its run
+//! ([`crate::owner`]).
 
 pub(crate) mod containers;
 pub(crate) mod images;
@@ -18,26 +18,28 @@ use crate::{
     scope::RunScope,
 };
 
-/// Limit of one request's answer, in seconds. Long, because an upload of a large workspace is one
-/// request; whatever needs a shorter limit has its own.
+/// Time limit of one request, in seconds. The limit is long, because the upload of a large
+/// workspace is one request. Requests that need a shorter limit set their own.
 const REQUEST_TIMEOUT_SECS: u64 = 6 * 3600;
 
-/// Limit of the first request to an engine, in seconds.
+/// Time limit of the first request to an engine, in seconds.
 const CONNECT_TIMEOUT_SECS: u64 = 15;
 
-/// Where a Docker engine listens.
+/// The address of a Docker engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DockerEndpoint {
     /// `unix:///path`, `tcp://host:port`, `https://host:port`.
     pub host: String,
-    /// Folder with `ca.pem`, `cert.pem` and `key.pem`; mutual TLS is used where it is given.
+    /// Folder with `ca.pem`, `cert.pem` and `key.pem` for mutual TLS. `None`: no TLS.
     pub certificates: Option<PathBuf>,
 }
 
 impl DockerEndpoint {
-    /// The engine that Docker's own tools would use: `DOCKER_HOST`, with the certificates in `DOCKER_CERT_PATH`, else
-    /// those beside Docker's configuration, where `DOCKER_TLS_VERIFY` is set; else `/var/run/docker.sock`. `var` looks a
-    /// variable up.
+    /// Returns the engine that Docker's own tools would use.
+    ///
+    /// Its address is `DOCKER_HOST`, else `/var/run/docker.sock`. If `DOCKER_TLS_VERIFY` is set,
+    /// the certificates come from `DOCKER_CERT_PATH`, else from the folder of Docker's
+    /// configuration. `var` returns the value of a variable.
     pub fn from_env(var: impl Fn(&str) -> Option<String>) -> Self {
         let set = |name: &str| var(name).filter(|value| !value.is_empty());
         Self {
@@ -50,7 +52,7 @@ impl DockerEndpoint {
         }
     }
 
-    fn open(&self, timeout: u64) -> Result<Docker, bollard::errors::Error> {
+    fn connect(&self, timeout: u64) -> Result<Docker, bollard::errors::Error> {
         if let Some(path) = self.host.strip_prefix("unix://") {
             return Docker::connect_with_unix(path, timeout, API_DEFAULT_VERSION);
         }
@@ -67,28 +69,29 @@ impl DockerEndpoint {
         }
     }
 
-    fn error(&self, source: bollard::errors::Error) -> ConnectError {
+    fn connect_error(&self, source: bollard::errors::Error) -> ConnectError {
         ConnectError {
             what: "the Docker engine",
             address: self.host.clone(),
             help: "start the engine, or name another one with DOCKER_HOST or --docker-host; \
-                   `docker version` with the same DOCKER_HOST shows whether it answers"
+                   `docker version` with the same DOCKER_HOST shows whether it responds"
                 .into(),
             source: source.into(),
         }
     }
 }
 
-/// What an engine says of itself.
+/// Properties that an engine reports about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineFacts {
-    /// Its version.
+    /// Version of the engine, or `unknown`.
     pub version: String,
-    /// `linux/amd64`.
+    /// Platform of the engine: `linux/amd64`.
     pub platform: String,
-    /// True where images live in containerd's store: what BuildKit builds is run and pushed as it is.
+    /// Set if images are in containerd's store. The engine can then run and push BuildKit's images
+    /// directly.
     pub containerd_store: bool,
-    /// The API that is spoken with it: major, minor.
+    /// Major and minor version of the API that both sides use.
     pub api: (usize, usize),
 }
 
@@ -101,11 +104,11 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// Connects, and asks the engine what it is.
+    /// Connects and reads the properties of the engine.
     pub(crate) async fn connect(endpoint: &DockerEndpoint) -> Result<Self, ConnectError> {
-        let error = |source| endpoint.error(source);
+        let error = |source| endpoint.connect_error(source);
         let docker = endpoint
-            .open(CONNECT_TIMEOUT_SECS)
+            .connect(CONNECT_TIMEOUT_SECS)
             .map_err(error)?
             .negotiate_version()
             .await
@@ -133,7 +136,7 @@ impl Engine {
         })
     }
 
-    /// One line for the first event of a run.
+    /// Returns a one-line description for the first event of a run.
     pub(crate) fn describe(&self) -> String {
         let store = if self.facts.containerd_store {
             "containerd store"
@@ -147,7 +150,7 @@ impl Engine {
     }
 }
 
-/// The labels of everything that a run makes.
+/// The labels of all objects that a run creates.
 #[derive(Debug, Clone)]
 pub(crate) struct Labels {
     pub(crate) scope: RunScope,
@@ -159,39 +162,39 @@ impl Labels {
         Self { scope, owner }
     }
 
-    /// As the engine takes them.
-    pub(crate) fn map(&self) -> HashMap<String, String> {
+    /// Returns the labels in the form of the engine's API.
+    pub(crate) fn to_map(&self) -> HashMap<String, String> {
         HashMap::from([
             (RUN_LABEL.into(), self.scope.to_string()),
             (OWNER_LABEL.into(), self.owner.to_string()),
         ])
     }
 
-    /// `key=value` of the run's label.
+    /// Returns `key=value` of the run's label.
     pub(crate) fn run_label(&self) -> String {
         format!("{RUN_LABEL}={}", self.scope)
     }
 
-    /// Returns `true` if `labels` are those of an object of this run, made by this process.
-    pub(crate) fn own(&self, labels: &HashMap<String, String>) -> bool {
-        self.map()
+    /// Returns `true` if `labels` are those of an object of this run that this process created.
+    pub(crate) fn match_object(&self, labels: &HashMap<String, String>) -> bool {
+        self.to_map()
             .iter()
             .all(|(key, value)| labels.get(key) == Some(value))
     }
 
-    /// A filter that finds what this run made.
-    pub(crate) fn filter(&self) -> HashMap<String, Vec<String>> {
+    /// Returns a filter that matches the objects of this run.
+    pub(crate) fn to_filter(&self) -> HashMap<String, Vec<String>> {
         label_filter(&self.run_label())
     }
 }
 
-/// A filter on one label.
+/// Returns a filter on one label.
 pub(crate) fn label_filter(label: &str) -> HashMap<String, Vec<String>> {
     HashMap::from([("label".into(), vec![label.into()])])
 }
 
-/// Ignores that a thing is already gone.
-pub(crate) fn gone_is_fine(result: Result<(), EngineError>) -> Result<(), EngineError> {
+/// Ignores the error for an object that does not exist.
+pub(crate) fn ignore_not_found(result: Result<(), EngineError>) -> Result<(), EngineError> {
     match result {
         Err(error) if error.is_not_found() => Ok(()),
         other => other,
@@ -203,7 +206,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn endpoint_from_the_environment() {
+    fn endpoint_follows_the_environment() {
         let from = |vars: &[(&str, &str)]| {
             let vars: HashMap<String, String> = vars
                 .iter()

@@ -3,11 +3,10 @@
 use acrtask_spec::plan::Network;
 use bollard::{models::NetworkCreateRequest, query_parameters::ListNetworksOptionsBuilder};
 
-use super::{Engine, Labels, gone_is_fine, label_filter};
+use super::{Engine, Labels, ignore_not_found, label_filter};
 use crate::error::EngineError;
 
 impl Engine {
-    /// Makes a network of a run.
     pub(crate) async fn create_network(
         &self,
         name: &str,
@@ -18,31 +17,34 @@ impl Engine {
             name: name.into(),
             driver: Some(network.driver.clone()),
             enable_ipv6: Some(network.ipv6),
-            labels: Some(labels.map()),
+            labels: Some(labels.to_map()),
             ..Default::default()
         };
         self.docker
             .create_network(request)
             .await
             .map(drop)
-            .map_err(EngineError::on(format!(
+            .map_err(EngineError::could_not(format!(
                 "create network {} (driver {})",
                 network.name, network.driver
             )))
     }
 
-    /// Removes a network; one that is gone already is fine.
+    /// Removes a network. Succeeds if it does not exist.
     pub(crate) async fn remove_network(&self, name: &str) -> Result<(), EngineError> {
-        gone_is_fine(
+        ignore_not_found(
             self.docker
                 .remove_network(name)
                 .await
-                .map_err(EngineError::on(format!("remove network {name}"))),
+                .map_err(EngineError::could_not(format!("remove network {name}"))),
         )
     }
 
-    /// Name and labels of every network with `label`.
-    pub(crate) async fn list_networks(&self, label: &str) -> Result<Vec<Listed>, EngineError> {
+    /// Returns name and labels of every network with `label`.
+    pub(crate) async fn list_networks(
+        &self,
+        label: &str,
+    ) -> Result<Vec<ListedObject>, EngineError> {
         let options = ListNetworksOptionsBuilder::new()
             .filters(&label_filter(label))
             .build();
@@ -50,11 +52,11 @@ impl Engine {
             .docker
             .list_networks(Some(options))
             .await
-            .map_err(EngineError::on("list networks"))?;
+            .map_err(EngineError::could_not("list networks"))?;
         Ok(networks
             .into_iter()
             .filter_map(|network| {
-                Some(Listed {
+                Some(ListedObject {
                     name: network.name?,
                     labels: network.labels.unwrap_or_default(),
                 })
@@ -63,9 +65,9 @@ impl Engine {
     }
 }
 
-/// An object of the engine as a list shows it.
+/// An object of the engine in a list.
 #[derive(Debug, Clone)]
-pub(crate) struct Listed {
+pub(crate) struct ListedObject {
     pub(crate) name: String,
     pub(crate) labels: std::collections::HashMap<String, String>,
 }

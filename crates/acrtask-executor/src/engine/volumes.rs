@@ -1,7 +1,8 @@
 //! The volumes of a run.
 //!
-//! Invariant: a container mounts a volume only after [`OwnVolumes::ensure`] has confirmed that the volume carries the
-//! labels of its run. A volume that the engine had before, or that another run made, is refused.
+//! Invariant: a container mounts a volume only after [`OwnVolumes::ensure_volume`] has confirmed
+//! that the volume has the labels of its run. A volume that existed before or that belongs to
+//! another run is refused.
 
 use std::{
     collections::HashMap,
@@ -14,10 +15,10 @@ use bollard::{
 };
 use tokio::sync::OnceCell;
 
-use super::{Engine, Labels, gone_is_fine, label_filter, networks::Listed};
+use super::{Engine, Labels, ignore_not_found, label_filter, networks::ListedObject};
 use crate::{error::EngineError, output::lock};
 
-/// The volumes that one run has made, each created and checked once.
+/// The volumes that one run has created, each created and checked once.
 #[derive(Debug)]
 pub(crate) struct OwnVolumes {
     engine: Engine,
@@ -34,13 +35,15 @@ impl OwnVolumes {
         }
     }
 
-    /// Creates the volume `name` unless this run did before. Refuses a volume of anyone else.
-    pub(crate) async fn ensure(&self, name: &str) -> Result<(), VolumeError> {
+    /// Creates the volume `name` unless this run did before. Refuses a volume that does not belong
+    /// to this run.
+    pub(crate) async fn ensure_volume(&self, name: &str) -> Result<(), VolumeError> {
         let cell = Arc::clone(lock(&self.made).entry(name.to_owned()).or_default());
         cell.get_or_try_init(|| async {
-            // For a name that exists, the engine returns the volume that it has, with the labels of its maker.
+            // For an existing name, the engine returns the existing volume with the labels of its
+            // creator.
             let found = self.engine.create_volume(name, &self.labels).await?;
-            if self.labels.own(&found) {
+            if self.labels.match_object(&found) {
                 Ok(())
             } else {
                 Err(VolumeError::NotOwn(name.to_owned()))
@@ -55,7 +58,7 @@ impl OwnVolumes {
         let mounts = host.mounts.iter().flatten();
         let named = mounts.filter(|mount| mount.typ == Some(MountType::VOLUME));
         let names = named.filter_map(|mount| mount.source.as_deref());
-        futures::future::try_join_all(names.map(|name| self.ensure(name))).await?;
+        futures::future::try_join_all(names.map(|name| self.ensure_volume(name))).await?;
         Ok(())
     }
 }
@@ -72,8 +75,8 @@ pub(crate) enum VolumeError {
     NotOwn(String),
 }
 
-/// A mount of the volume `name`, which the engine makes where it does not exist.
-pub(crate) fn mount(
+/// Returns a mount of the volume `name`, which the engine creates if it does not exist.
+pub(crate) fn volume_mount(
     name: &str,
     target: &str,
     read_only: bool,
@@ -86,9 +89,9 @@ pub(crate) fn mount(
         target: Some(target.into()),
         read_only: Some(read_only),
         volume_options: Some(MountVolumeOptions {
-            // What the image has at this path is not the workspace's.
+            // Files of the image at this path must not appear in the workspace.
             no_copy: Some(true),
-            labels: Some(labels.map()),
+            labels: Some(labels.to_map()),
             subpath: subpath.map(str::to_owned),
             ..Default::default()
         }),
@@ -97,7 +100,8 @@ pub(crate) fn mount(
 }
 
 impl Engine {
-    /// Creates a volume with the labels of a run. Returns the labels that the engine has for that name.
+    /// Creates a volume with the labels of a run. Returns the labels that the engine has for that
+    /// name.
     async fn create_volume(
         &self,
         name: &str,
@@ -106,40 +110,40 @@ impl Engine {
         let request = VolumeCreateRequest {
             name: Some(name.into()),
             driver: Some("local".into()),
-            labels: Some(labels.map()),
+            labels: Some(labels.to_map()),
             ..Default::default()
         };
         let made = self.docker.create_volume(request).await;
         Ok(made
-            .map_err(EngineError::on(format!("create volume {name}")))?
+            .map_err(EngineError::could_not(format!("create volume {name}")))?
             .labels)
     }
 
-    /// Removes a volume; one that is gone already is fine.
+    /// Removes a volume. Succeeds if it does not exist.
     pub(crate) async fn remove_volume(&self, name: &str) -> Result<(), EngineError> {
-        gone_is_fine(
+        ignore_not_found(
             self.docker
                 .remove_volume(name, None::<RemoveVolumeOptions>)
                 .await
-                .map_err(EngineError::on(format!("remove volume {name}"))),
+                .map_err(EngineError::could_not(format!("remove volume {name}"))),
         )
     }
 
-    /// Name and labels of every volume with `label`.
-    pub(crate) async fn list_volumes(&self, label: &str) -> Result<Vec<Listed>, EngineError> {
+    /// Returns name and labels of every volume with `label`.
+    pub(crate) async fn list_volumes(&self, label: &str) -> Result<Vec<ListedObject>, EngineError> {
         let options = ListVolumesOptionsBuilder::new()
             .filters(&label_filter(label))
             .build();
-        let answer = self
+        let response = self
             .docker
             .list_volumes(Some(options))
             .await
-            .map_err(EngineError::on("list volumes"))?;
-        Ok(answer
+            .map_err(EngineError::could_not("list volumes"))?;
+        Ok(response
             .volumes
             .unwrap_or_default()
             .into_iter()
-            .map(|volume| Listed {
+            .map(|volume| ListedObject {
                 name: volume.name,
                 labels: volume.labels,
             })

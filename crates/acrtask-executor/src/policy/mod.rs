@@ -1,27 +1,25 @@
-//! What surrounds an attempt of a step: each behaviour in its own file, composed by [`crate::steps`].
+//! Policies around an attempt of a step: each one in its own file, composed by [`crate::steps`].
 
 pub(crate) mod reach;
 pub(crate) mod retry;
 pub(crate) mod timeout;
 
-/// How one attempt of a step ended.
+/// The end of one attempt of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Attempt {
-    /// Well.
     Succeeded,
-    /// Badly.
     Failed {
-        /// In one line, without secrets.
+        /// The reason, in one line and without secrets.
         reason: String,
-        /// Where a process gave one.
+        /// The exit code of the process, if it had one.
         exit_code: Option<i64>,
     },
-    /// Past the limit of an attempt.
+    /// The attempt exceeded its timeout.
     TimedOut {
-        /// The limit, in seconds.
+        /// The timeout, in seconds.
         after_secs: u64,
     },
-    /// Because it was asked to.
+    /// The attempt was stopped on request.
     Stopped,
 }
 
@@ -33,7 +31,7 @@ impl Attempt {
         }
     }
 
-    /// Why it is worth telling; nothing for success.
+    /// Returns the reason of a failure. `None` for other ends.
     pub(crate) fn reason(&self) -> Option<String> {
         match self {
             Self::Succeeded | Self::Stopped => None,

@@ -1,16 +1,16 @@
-//! Whether a run failed only because a registry or the engine could not be reached: nothing is then known to be
-//! wrong with the task.
+//! Detection of runs that failed only because a registry or the engine was unreachable. Such a
+//! failure is not evidence against the task.
 //!
-//! Engines and builders tell their own failures as text alone. Only the reasons of steps that no process of the
-//! task ended are read, so that nothing a task prints decides.
+//! Engines and builders report their own failures as text only. Only the reasons of steps that no
+//! process of the task ended are used, so that the output of a task has no influence.
 
 use acrtask_model::StepState;
 
-/// The exit code of a container that the engine did not start.
+/// Exit code of a container that the engine did not start.
 const ENGINE_REFUSED: i64 = 125;
 
-/// How Go's network stack and our own client say that there was no connection.
-const SIGNS: [&str; 8] = [
+/// Messages of Go's network stack and of this program's client for a failed connection.
+const UNREACHABLE_MESSAGES: [&str; 8] = [
     "connection refused",
     "no such host",
     "no route to host",
@@ -21,25 +21,27 @@ const SIGNS: [&str; 8] = [
     "server misbehaving",
 ];
 
-/// Whether every failure that ended the run is one of reaching somebody.
+/// Returns `true` if every failure that ended the run was a failed connection.
 pub(crate) fn only_unreachable<'a>(states: impl IntoIterator<Item = &'a StepState>) -> bool {
     let mut failures = states.into_iter().filter_map(|state| match state {
         StepState::Failed {
             reason,
             exit_code,
             ignored: false,
-        } => {
-            Some(exit_code.is_none_or(|code| code == ENGINE_REFUSED) && sounds_unreachable(reason))
-        }
+        } => Some(
+            exit_code.is_none_or(|code| code == ENGINE_REFUSED) && is_unreachable_message(reason),
+        ),
         StepState::TimedOut { .. } => Some(false),
         _ => None,
     });
     failures.next().is_some_and(|first| first) && failures.all(|one| one)
 }
 
-fn sounds_unreachable(reason: &str) -> bool {
+fn is_unreachable_message(reason: &str) -> bool {
     let reason = reason.to_lowercase();
-    SIGNS.iter().any(|sign| reason.contains(sign))
+    UNREACHABLE_MESSAGES
+        .iter()
+        .any(|text| reason.contains(text))
 }
 
 #[cfg(test)]
@@ -55,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_failed_to_connect_counts() {
+    fn only_connection_failures_count() {
         let refused = || {
             failed(
                 "dial tcp 127.0.0.1:1: connect: connection refused",

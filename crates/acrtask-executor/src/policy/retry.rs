@@ -1,4 +1,4 @@
-//! Whether a failed attempt is followed by another one. Pure.
+//! The decision to retry a failed attempt. Pure.
 
 use std::time::Duration;
 
@@ -7,18 +7,24 @@ use super::Attempt;
 /// `retries`, `retryDelay` and `retryOnErrors` of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Retry {
-    /// Attempts after the first one.
+    /// Number of attempts after the first one.
     pub(crate) retries: u32,
-    /// Wait between attempts.
+    /// Delay between attempts.
     pub(crate) delay: Duration,
-    /// Only where the output contained one of the texts.
+    /// Retries only if the output contained one of the texts.
     pub(crate) only_on_match: bool,
 }
 
 impl Retry {
-    /// The wait before the next attempt; nothing where attempt number `attempt` (from 1) was the last one.
-    /// `matched`: the output of this attempt contained one of `retryOnErrors`.
-    pub(crate) fn next(&self, attempt: u32, ended: &Attempt, matched: bool) -> Option<Duration> {
+    /// Returns the delay before the next attempt. `None` if attempt number `attempt`, from 1, was
+    /// the last one. `matched` is set if the output of this attempt contained one of
+    /// `retryOnErrors`.
+    pub(crate) fn next_delay(
+        &self,
+        attempt: u32,
+        ended: &Attempt,
+        matched: bool,
+    ) -> Option<Duration> {
         let failed = matches!(ended, Attempt::Failed { .. } | Attempt::TimedOut { .. });
         let wanted = !self.only_on_match || matched;
         (failed && wanted && attempt <= self.retries).then_some(self.delay)
@@ -30,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn decides() {
+    fn retry_depends_on_attempt_result_and_match() {
         let retry = |only_on_match| Retry {
             retries: 2,
             delay: Duration::from_secs(5),
@@ -48,7 +54,7 @@ mod tests {
             (false, 1, &Attempt::Succeeded, true, None),
             (false, 1, &Attempt::Stopped, true, None),
         ] {
-            assert_eq!(retry(only).next(attempt, ended, matched), expected);
+            assert_eq!(retry(only).next_delay(attempt, ended, matched), expected);
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Images in a folder with OCI layout, which a task may have written.
+//! Checks of images in an OCI layout folder, which a task may have written.
 //!
-//! A builder takes the content that the folder does not have from its own store. So the folder must have all of it, and
-//! the configurations must name the contents of the layers.
+//! A builder takes content that the folder lacks from its own store. So the folder must be
+//! complete, and the configurations must name the contents of the layers.
 //!
 //! Source: OCI image specification 1.1, "Image Layout".
 
@@ -21,15 +21,15 @@ use acrtask_source::paths::{file_inside, read_inside};
 use tokio_util::io::ReaderStream;
 
 use super::{MAX_CONFIG, MAX_MANIFESTS, Proofs};
-use crate::{context::RunContext, error::chain};
+use crate::{context::RunContext, error::error_chain};
 
-/// Biggest index or manifest, in bytes.
+/// Maximum size of an index or manifest, in bytes.
 const MAX_MANIFEST: u64 = 4 << 20;
 
 /// Checks all images of the folder, and the one with `digest`.
 ///
 /// # Errors
-/// A sentence for the user: the folder does not have all content of an image, or a configuration lies.
+/// A sentence for the user: the folder lacks content of an image, or a configuration is wrong.
 pub(crate) async fn check_layout(
     run: &RunContext,
     folder: &Path,
@@ -42,7 +42,7 @@ pub(crate) async fn check_layout(
         proofs: &run.proofs,
         folder,
     };
-    let checked = layout.check(digest).await;
+    let checked = layout.check_images(digest).await;
     checked.map_err(|why| format!("--build-context: the OCI layout is not used: {why}"))
 }
 
@@ -52,8 +52,8 @@ struct Layout<'l> {
 }
 
 impl Layout<'_> {
-    async fn check(&self, digest: Option<&str>) -> Result<(), String> {
-        let index = self.read("index.json", MAX_MANIFEST)?;
+    async fn check_images(&self, digest: Option<&str>) -> Result<(), String> {
+        let index = self.read_file("index.json", MAX_MANIFEST)?;
         let index = Manifest::parse(index.into(), None)?;
         let ManifestBody::Index(index) = index.body else {
             return Err("its index.json is not an index".into());
@@ -74,7 +74,7 @@ impl Layout<'_> {
             if seen.len() > MAX_MANIFESTS {
                 return Err(format!("it has more than {MAX_MANIFESTS} manifests"));
             }
-            let raw = self.blob(&digest, MAX_MANIFEST)?;
+            let raw = self.read_blob(&digest, MAX_MANIFEST)?;
             match Manifest::parse(raw.into(), None)?.body {
                 ManifestBody::Index(index) => {
                     for entry in &index.manifests {
@@ -82,19 +82,19 @@ impl Layout<'_> {
                     }
                     waiting.extend(index.manifests.into_iter().map(|one| one.digest));
                 }
-                ManifestBody::Image(image) => self.image(&image).await?,
+                ManifestBody::Image(image) => self.check_image(&image).await?,
             }
         }
         Ok(())
     }
 
-    async fn image(&self, image: &Image) -> Result<(), String> {
+    async fn check_image(&self, image: &Image) -> Result<(), String> {
         for descriptor in image.layers.iter().chain([&image.config]) {
             descriptor.check_urls()?;
             descriptor.check_blob()?;
         }
-        let contents = diff_ids(&self.blob(&image.config.digest, MAX_CONFIG)?)?;
-        // A builder uses no image whose configuration names no contents.
+        let contents = diff_ids(&self.read_blob(&image.config.digest, MAX_CONFIG)?)?;
+        // A builder refuses an image whose configuration names no contents.
         if !contents.is_empty() && contents.len() != image.layers.len() {
             return Err(format!(
                 "a configuration names {} layers, and its manifest {}",
@@ -104,20 +104,21 @@ impl Layout<'_> {
         }
         let mut contents = contents.into_iter();
         for layer in &image.layers {
-            self.layer(layer, contents.next()).await?;
+            self.check_layer(layer, contents.next()).await?;
         }
         Ok(())
     }
 
-    async fn layer(&self, layer: &Descriptor, content: Option<Digest>) -> Result<(), String> {
+    async fn check_layer(&self, layer: &Descriptor, content: Option<Digest>) -> Result<(), String> {
         let digest = &layer.digest;
-        let path = self.path(&blob_name(digest))?;
+        let path = self.file_path(&blob_name(digest))?;
         let open = async || {
             let file = tokio::fs::File::open(&path).await;
-            file.map_err(|error| format!("the layer {digest}: {}", chain(&error)))
+            file.map_err(|error| format!("the layer {digest}: {}", error_chain(&error)))
         };
         let found = file_digest(open().await?, digest).await;
-        let found = found.map_err(|error| format!("the layer {digest}: {}", chain(&error)))?;
+        let found =
+            found.map_err(|error| format!("the layer {digest}: {}", error_chain(&error)))?;
         if found != *digest {
             return Err(format!(
                 "the file of the layer {digest} has the digest {found}"
@@ -132,31 +133,31 @@ impl Layout<'_> {
         Ok(())
     }
 
-    /// Reads a blob of at most `limit` bytes, and checks its digest.
-    fn blob(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, String> {
-        let bytes = self.read(&blob_name(digest), limit)?;
+    /// Reads a blob of at most `limit` bytes and checks its digest.
+    fn read_blob(&self, digest: &Digest, limit: u64) -> Result<Vec<u8>, String> {
+        let bytes = self.read_file(&blob_name(digest), limit)?;
         if sha256(&bytes) != *digest {
             return Err(format!("the file of {digest} has another digest"));
         }
         Ok(bytes)
     }
 
-    fn read(&self, name: &str, limit: u64) -> Result<Vec<u8>, String> {
+    fn read_file(&self, name: &str, limit: u64) -> Result<Vec<u8>, String> {
         let bytes = read_inside(self.folder, Path::new(name), limit);
-        bytes.map_err(|error| refusal(name, &error))
+        bytes.map_err(|error| file_error(name, &error))
     }
 
-    fn path(&self, name: &str) -> Result<PathBuf, String> {
+    fn file_path(&self, name: &str) -> Result<PathBuf, String> {
         let path = file_inside(self.folder, Path::new(name));
-        path.map_err(|error| refusal(name, &error))
+        path.map_err(|error| file_error(name, &error))
     }
 }
 
 /// Returns the sentence for a file of the layout that cannot be used.
-fn refusal(name: &str, error: &io::Error) -> String {
+fn file_error(name: &str, error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => format!("it does not have {name}"),
-        _ => format!("{name}: {}", chain(error)),
+        _ => format!("{name}: {}", error_chain(error)),
     }
 }
 

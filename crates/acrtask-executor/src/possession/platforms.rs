@@ -1,35 +1,37 @@
-//! The images of an index that a platform may choose. Pure.
+//! Selection of the images of an index by platform. Pure.
 
 use acrtask_registry::Platform;
 
-/// Names of operating systems as engines and builders compare them. They read other spellings as one of these.
+/// Operating systems in the normal form of engines and builders. They normalize other spellings to
+/// one of these.
 const SYSTEMS: [&str; 3] = ["linux", "windows", "unknown"];
-/// The same of processors.
+/// Processors in the normal form of engines and builders.
 const ARCHITECTURES: [&str; 14] = [
     "386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc64",
     "ppc64le", "riscv64", "s390x", "unknown",
 ];
 
-/// The platforms of the images of an index that may be used: `linux/arm64/v8`. Without any, all images may be used.
+/// Platforms of the usable images of an index, such as `linux/arm64/v8`. If empty, all images may
+/// be used.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Platforms(pub(crate) Vec<String>);
 
 impl Platforms {
-    /// Returns the platforms of all images.
+    /// Returns a value that includes the images for all platforms.
     pub(crate) fn all() -> Self {
         Self(Vec::new())
     }
 
-    /// Returns `true` if an image for `platform` may be used. An engine for `amd64` also runs `386`. A spelling that
-    /// engines may read as another one counts as used.
+    /// Returns `true` if an image for `platform` may be used. An engine for `amd64` also runs
+    /// `386`. A spelling that engines may normalize to another one counts as used.
     pub(super) fn include(&self, platform: Option<&Platform>) -> bool {
         let Some(platform) = platform.filter(|_| !self.0.is_empty()) else {
             return true;
         };
-        let is_known = |os: &str, architecture: &str| {
+        let is_normalized = |os: &str, architecture: &str| {
             SYSTEMS.contains(&os) && ARCHITECTURES.contains(&architecture)
         };
-        if !is_known(&platform.os, &platform.architecture) {
+        if !is_normalized(&platform.os, &platform.architecture) {
             return true;
         }
         let family = |architecture: &str| match architecture {
@@ -43,7 +45,7 @@ impl Platforms {
             let architecture = parts.next().unwrap_or_default();
             let same_family = !family(architecture).is_empty()
                 && family(architecture) == family(&platform.architecture);
-            !is_known(os, architecture)
+            !is_normalized(os, architecture)
                 || os == platform.os && (same_family || architecture == platform.architecture)
         })
     }
@@ -54,7 +56,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn platforms_include_all_that_an_engine_may_choose() {
+    fn platforms_include_all_images_that_an_engine_may_choose() {
         let platform = |text: &str| {
             let (os, architecture) = text.split_once('/').unwrap();
             Platform {
@@ -74,7 +76,7 @@ mod tests {
             ("linux/amd64", "windows/amd64", false),
             ("linux/s390x", "linux/riscv64", false),
             ("linux/amd64", "unknown/unknown", false),
-            // Spellings that an engine reads as linux/amd64 or linux/arm.
+            // Spellings that an engine normalizes to linux/amd64 or linux/arm.
             ("linux/amd64", "/amd64", true),
             ("linux/amd64", "/", true),
             ("linux/amd64", "linux/x86-64", true),

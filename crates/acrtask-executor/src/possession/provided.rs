@@ -1,11 +1,15 @@
 //! Images and caches of registries whose content this program reads for a builder.
 //!
-//! A builder that asks a registry itself converts manifests of Docker's schema 1 without comparing their digest, and reads
-//! caches without it. A registry could therefore answer the builder with other content than this program. So the builder
-//! gets every manifest, configuration and missing layer from here, by digest.
+//! A builder that requests content from a registry itself does not compare every digest. It
+//! converts manifests of Docker's schema 1 and reads caches without a comparison. A registry could
+//! therefore send other content to the builder than to this program. So the builder receives every
+//! manifest, configuration and missing layer from this program, by digest.
 //!
-//! Invariants: what is given out has its digest; every image of an index that is given out is proven, because a builder
-//! uses those that it has without asking; a digest that no manifest before it names is not given out.
+//! Invariants:
+//! - Content that is provided has its digest.
+//! - Every image of a provided index is proven, because a builder uses those in its store without a
+//!   request.
+//! - A digest is provided only if a manifest provided before names it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -26,20 +30,24 @@ use super::{
     Comparison, MAX_CONFIG, MAX_MANIFESTS, Missing, Platforms, Proof, Proofs, Purpose, new_proof,
     read_manifest,
 };
-use crate::{context::RunContext, error::chain, output::lock, workspace::Scratch};
+use crate::{context::RunContext, error::error_chain, output::lock, workspace::Scratch};
 
-/// Returns the content of `image`, a name with this digest, after the proof that the run may read it. Of an index, the
-/// content has the images for `platforms`: it is another index then, with its own digest.
+/// Returns the content of `image`, a name with this digest, after the proof that the run may read
+/// it.
+///
+/// If the image is an index with more platforms, the content is another index with its own digest.
+/// That index has only the images for `platforms`.
 ///
 /// # Errors
-/// A sentence for the user: the registry does not send the content, or the index lacks the platforms.
-pub(crate) async fn provide(
+/// A sentence for the user: the registry does not send the content, or the index lacks the
+/// platforms.
+pub(crate) async fn provide_image(
     run: &RunContext,
     image: &ImageRef,
     digest: &Digest,
     platforms: &Platforms,
 ) -> Result<Arc<RegistryImage>, String> {
-    // What is given out of an index is proven with everything in it.
+    // Everything in the provided part of an index is proven.
     let proof = new_proof(run, image, digest, Platforms::all(), Purpose::Builder).await?;
     let filtered = Proof {
         platforms: platforms.clone(),
@@ -53,11 +61,11 @@ pub(crate) async fn provide(
         .into_iter()
         .any(|proof| run.proofs.contains(proof));
     let manifest = read_manifest(&provided.registry, &run.proofs, image, digest, kept).await;
-    let manifest = manifest.map_err(|why| comparison.refusal(&why))?;
+    let manifest = manifest.map_err(|why| comparison.refusal_message(&why))?;
     let ManifestBody::Index(index) = &manifest.body else {
         if !kept {
-            let proven = comparison.judge(digest, &manifest, 0).await;
-            proven.map_err(|why| comparison.refusal(&why))?;
+            let proven = comparison.compare_manifest(digest, &manifest, 0).await;
+            proven.map_err(|why| comparison.refusal_message(&why))?;
         }
         provided.allow_proven(digest).await?;
         return Ok(Arc::new(provided));
@@ -71,13 +79,15 @@ pub(crate) async fn provide(
         return Err(format!("{image} has no image for {wanted}"));
     }
     for entry in &chosen.manifests {
-        entry.check_urls().map_err(|why| comparison.refusal(&why))?;
+        entry
+            .check_urls()
+            .map_err(|why| comparison.refusal_message(&why))?;
         comparison.prove(&entry.digest).await?;
     }
-    run.proofs.keep_document(digest, &manifest.raw);
+    run.proofs.store_document(digest, &manifest.raw);
     run.proofs.add(filtered);
     if chosen.manifests.len() < index.manifests.len() {
-        provided.root = provided.keep_index(&chosen)?;
+        provided.root = provided.store_index(&chosen)?;
     } else {
         run.proofs.add(proof);
     }
@@ -103,14 +113,15 @@ pub(crate) async fn provide_cache(
 /// The content of an image or a cache of a registry.
 #[derive(Debug)]
 pub(crate) struct RegistryImage {
-    /// The digest that the builder gets: that of the image, or of an index of some of its entries.
+    /// The digest that the builder receives: that of the image, or of an index of some of its
+    /// entries.
     pub(crate) root: Digest,
     registry: Registry,
     image: ImageRef,
     proofs: Arc<Proofs>,
     /// `None` for a cache.
     proof: Option<Proof>,
-    /// The builder's own store. `None`: it cannot be read.
+    /// The builder's own store. `None` if it cannot be read.
     store: Option<Client>,
     blobs: Mutex<HashMap<Digest, Blob>>,
     scratch: Scratch,
@@ -127,7 +138,7 @@ struct Blob {
 enum Kind {
     Manifest,
     Config,
-    /// With its size in bytes.
+    /// Size in bytes.
     Layer(u64),
 }
 
@@ -139,7 +150,10 @@ impl RegistryImage {
         proof: Option<Proof>,
         store: Option<Client>,
     ) -> Result<Self, String> {
-        let scratch = run.workspace.scratch().map_err(|error| chain(&error))?;
+        let scratch = run
+            .workspace
+            .scratch()
+            .map_err(|error| error_chain(&error))?;
         let provided = Self {
             root: digest.clone(),
             registry: run.registry(),
@@ -150,7 +164,7 @@ impl RegistryImage {
             blobs: Mutex::default(),
             scratch,
         };
-        provided.allow(digest, Kind::Manifest);
+        provided.allow_blob(digest, Kind::Manifest);
         Ok(provided)
     }
 
@@ -167,8 +181,8 @@ impl RegistryImage {
         }
     }
 
-    /// Allows a blob to be given out.
-    fn allow(&self, digest: &Digest, kind: Kind) -> Blob {
+    /// Allows providing a blob.
+    fn allow_blob(&self, digest: &Digest, kind: Kind) -> Blob {
         let mut blobs = lock(&self.blobs);
         let blob = blobs.entry(digest.clone()).or_insert_with(|| Blob {
             kind,
@@ -177,11 +191,11 @@ impl RegistryImage {
         blob.clone()
     }
 
-    /// Keeps an index that is not in the registry. Returns its digest.
-    fn keep_index(&self, index: &Index) -> Result<Digest, String> {
-        let raw = serde_json::to_vec(index).map_err(|error| chain(&error))?;
+    /// Stores an index that is not in the registry. Returns its digest.
+    fn store_index(&self, index: &Index) -> Result<Digest, String> {
+        let raw = serde_json::to_vec(index).map_err(|error| error_chain(&error))?;
         let digest = sha256(&raw);
-        let path = self.path(&digest);
+        let path = self.blob_path(&digest);
         std::fs::write(&path, &raw)
             .map_err(|error| format!("cannot write {}: {error}", path.display()))?;
         let blob = Blob {
@@ -190,17 +204,17 @@ impl RegistryImage {
         };
         lock(&self.blobs).insert(digest.clone(), blob);
         for entry in &index.manifests {
-            self.allow(&entry.digest, Kind::Manifest);
+            self.allow_blob(&entry.digest, Kind::Manifest);
         }
         Ok(digest)
     }
 
-    fn path(&self, digest: &Digest) -> PathBuf {
+    fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.scratch.path().join(digest.as_str().replace(':', "-"))
     }
 
-    /// Allows everything to be given out that the run has proven of a manifest. A builder that has a manifest does not ask
-    /// for it, and asks for what it names.
+    /// Allows providing everything that the run has proven about a manifest. A builder that already
+    /// has a manifest does not request it, but requests the content that it names.
     async fn allow_proven(&self, root: &Digest) -> Result<(), String> {
         let mut waiting = vec![root.clone()];
         let mut seen = HashSet::new();
@@ -214,20 +228,20 @@ impl RegistryImage {
                     self.image
                 ));
             }
-            let blob = self.allow(&digest, Kind::Manifest);
+            let blob = self.allow_blob(&digest, Kind::Manifest);
             let raw = match blob.file.get() {
                 Some(path) => tokio::fs::read(path)
                     .await
                     .map(Bytes::from)
-                    .map_err(|error| chain(&error))?,
-                None => self.manifest(&digest).await?.raw,
+                    .map_err(|error| error_chain(&error))?,
+                None => self.fetch_manifest(&digest).await?.raw,
             };
             if let ManifestBody::Index(index) = Manifest::parse(raw, None)?.body {
                 let entries = index.manifests.into_iter();
                 let entries = entries.filter(|entry| self.proof.is_some() || entry.is_manifest());
                 waiting.extend(entries.map(|entry| entry.digest));
             }
-            // What is in memory makes no wait, and a run can be canceled.
+            // Manifests in memory never wait, so this yields to let a cancellation take effect.
             tokio::task::yield_now().await;
         }
         Ok(())
@@ -237,32 +251,32 @@ impl RegistryImage {
     ///
     /// # Errors
     /// A sentence for the user.
-    pub(super) async fn layer(&self, layer: &Descriptor) -> Result<File, String> {
-        let blob = self.allow(&layer.digest, Kind::Layer(layer.size));
-        self.file(&layer.digest, &blob).await
+    pub(super) async fn open_layer(&self, layer: &Descriptor) -> Result<File, String> {
+        let blob = self.allow_blob(&layer.digest, Kind::Layer(layer.size));
+        self.open_file(&layer.digest, &blob).await
     }
 
-    async fn file(&self, digest: &Digest, blob: &Blob) -> Result<File, String> {
-        let read = || self.read(digest, blob.kind);
+    async fn open_file(&self, digest: &Digest, blob: &Blob) -> Result<File, String> {
+        let read = || self.read_blob(digest, blob.kind);
         let path = blob.file.get_or_try_init(read).await?;
         File::open(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
     }
 
     /// Reads a blob into a file.
-    async fn read(&self, digest: &Digest, kind: Kind) -> Result<PathBuf, String> {
-        let path = self.path(digest);
+    async fn read_blob(&self, digest: &Digest, kind: Kind) -> Result<PathBuf, String> {
+        let path = self.blob_path(digest);
         let failed = |error: std::io::Error| format!("cannot write {}: {error}", path.display());
         let document = match kind {
-            Kind::Manifest => self.manifest(digest).await?.raw,
-            Kind::Config => self.config(digest).await?,
+            Kind::Manifest => self.fetch_manifest(digest).await?.raw,
+            Kind::Config => self.fetch_config(digest).await?,
             Kind::Layer(size) => {
                 let pieces = self.registry.blob(&self.image, digest, size).await;
-                let mut pieces = pieces.map_err(|error| chain(&error))?;
+                let mut pieces = pieces.map_err(|error| error_chain(&error))?;
                 let file = tempfile::NamedTempFile::new_in(self.scratch.path());
                 let mut file = file.map_err(failed)?;
-                // The stream ends with an error if the content does not have the digest.
+                // The stream ends with an error if the content does not match the digest.
                 while let Some(piece) = pieces.next().await {
-                    let piece = piece.map_err(|error| chain(&error))?;
+                    let piece = piece.map_err(|error| error_chain(&error))?;
                     file.write_all(&piece).map_err(failed)?;
                 }
                 file.persist(&path).map_err(|error| failed(error.error))?;
@@ -273,8 +287,8 @@ impl RegistryImage {
         Ok(path)
     }
 
-    /// Returns a manifest, and allows what it names to be given out.
-    async fn manifest(&self, digest: &Digest) -> Result<Manifest, String> {
+    /// Returns a manifest, and allows providing the content that it names.
+    async fn fetch_manifest(&self, digest: &Digest) -> Result<Manifest, String> {
         if let Some(proof) = &self.proof {
             self.comparison(proof).prove(digest).await?;
         }
@@ -285,34 +299,34 @@ impl RegistryImage {
             ManifestBody::Index(index) => {
                 for entry in &index.manifests {
                     entry.check_urls()?;
-                    // A cache of an older form is an index of layers.
+                    // A cache in the older format is an index of layers.
                     let is_manifest = self.proof.is_some() || entry.is_manifest();
                     let kind = if is_manifest {
                         Kind::Manifest
                     } else {
                         Kind::Layer(entry.size)
                     };
-                    self.allow(&entry.digest, kind);
+                    self.allow_blob(&entry.digest, kind);
                 }
             }
             ManifestBody::Image(image) => {
                 image.config.check_urls()?;
-                self.allow(&image.config.digest, Kind::Config);
+                self.allow_blob(&image.config.digest, Kind::Config);
                 for layer in &image.layers {
                     layer.check_urls()?;
-                    self.allow(&layer.digest, Kind::Layer(layer.size));
+                    self.allow_blob(&layer.digest, Kind::Layer(layer.size));
                 }
             }
         }
         Ok(manifest)
     }
 
-    async fn config(&self, digest: &Digest) -> Result<Bytes, String> {
-        if let Some(kept) = self.proofs.document(digest) {
+    async fn fetch_config(&self, digest: &Digest) -> Result<Bytes, String> {
+        if let Some(kept) = self.proofs.stored_document(digest) {
             return Ok(kept);
         }
         let config = self.registry.blob_bytes(&self.image, digest, MAX_CONFIG);
-        config.await.map_err(|error| chain(&error))
+        config.await.map_err(|error| error_chain(&error))
     }
 }
 
@@ -324,7 +338,7 @@ impl BlobSource for RegistryImage {
             };
             let blob = lock(&self.blobs).get(&digest).cloned();
             match blob {
-                Some(blob) => self.file(&digest, &blob).await.map(Some),
+                Some(blob) => self.open_file(&digest, &blob).await.map(Some),
                 None => Ok(None),
             }
         }

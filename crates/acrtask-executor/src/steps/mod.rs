@@ -1,5 +1,5 @@
-//! One step from its start to its end: `startDelay`, then `repeat` rounds of attempts, each with its
-//! `timeout`, each failed one retried as the step says.
+//! Execution of one step: `startDelay`, then `repeat` rounds of attempts. Each attempt has a
+//! `timeout`. A failed attempt is retried as the step defines it.
 
 pub(crate) mod build;
 pub(crate) mod push;
@@ -14,13 +14,13 @@ use crate::{
     cmd,
     context::StepContext,
     graph::End,
-    policy::{Attempt, retry::Retry, timeout::limited},
+    policy::{Attempt, retry::Retry, timeout::run_with_timeout},
 };
 
-/// What a step's last event says beside its state.
+/// Additional data for the last event of a step.
 #[derive(Debug, Default)]
 pub(crate) struct Trace {
-    /// For a failed build: the Dockerfile's lines.
+    /// For a failed build: the lines of the Dockerfile.
     pub(crate) excerpt: Option<String>,
 }
 
@@ -36,7 +36,7 @@ pub(crate) async fn run(ctx: &StepContext) -> (End, Trace) {
         delay: step.retry_delay,
         only_on_match: !step.retry_on_errors.is_empty(),
     };
-    // A detached step lives as long as its run.
+    // A detached step runs as long as its run.
     let limit = (!step.container.detach && !step.timeout.is_zero()).then_some(step.timeout);
     let mut number = 0;
     for _round in 0..=step.repeat {
@@ -50,11 +50,13 @@ pub(crate) async fn run(ctx: &StepContext) -> (End, Trace) {
                 attempt: number,
             };
             ctx.run.events.send(started).await;
-            let ended = limited(limit, &ctx.cancel, |cancel| {
-                attempt(ctx, cancel, &mut trace)
+            let ended = run_with_timeout(limit, &ctx.cancel, |cancel| {
+                run_attempt(ctx, cancel, &mut trace)
             })
             .await;
-            let Some(delay) = retry.next(attempt_of_round, &ended, ctx.output.found()) else {
+            let Some(delay) =
+                retry.next_delay(attempt_of_round, &ended, ctx.output.found_retry_text())
+            else {
                 break ended;
             };
             let retrying = EventKind::StepRetrying {
@@ -81,7 +83,7 @@ pub(crate) async fn run(ctx: &StepContext) -> (End, Trace) {
     (End::Succeeded, trace)
 }
 
-async fn attempt(ctx: &StepContext, cancel: CancellationToken, trace: &mut Trace) -> Attempt {
+async fn run_attempt(ctx: &StepContext, cancel: CancellationToken, trace: &mut Trace) -> Attempt {
     let ctx = StepContext {
         cancel,
         ..ctx.clone()
@@ -99,7 +101,7 @@ async fn attempt(ctx: &StepContext, cancel: CancellationToken, trace: &mut Trace
     }
 }
 
-/// Waits; false where the step is to end instead.
+/// Waits for `time`. Returns `false` if the step must end.
 pub(crate) async fn wait(time: Duration, cancel: &CancellationToken) -> bool {
     if time.is_zero() {
         return !cancel.is_cancelled();

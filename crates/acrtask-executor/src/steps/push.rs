@@ -1,5 +1,6 @@
-//! Push steps: every image to its registry, and the digest there is the one that was built and tested. Where the run
-//! holds its images back, they go there by that digest alone, and their tags stay as they are.
+//! Push steps. Each image is pushed to its registry, whose digest must be the one that was built
+//! and tested. A run that stages its images pushes them by digest only and leaves their tags
+//! unchanged.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -11,17 +12,17 @@ use super::wait;
 use crate::{
     context::StepContext,
     images::{Origin, OwnImage},
-    login_help::chain_with_help,
+    login_help::error_chain_with_help,
     policy::Attempt,
     upload,
 };
 
-/// Attempts at one image.
+/// Number of attempts to push one image.
 const ATTEMPTS: u32 = 3;
-/// The wait after the first failed attempt; doubled after each.
+/// Delay after the first failed attempt. It doubles after each further one.
 const FIRST_DELAY: Duration = Duration::from_secs(1);
 
-/// Pushes the images of a step, side by side.
+/// Pushes the images of a step concurrently.
 pub(crate) async fn run(ctx: &StepContext, step: &PushStep) -> Attempt {
     let mut images = Vec::new();
     for image in &step.images {
@@ -33,7 +34,7 @@ pub(crate) async fn run(ctx: &StepContext, step: &PushStep) -> Attempt {
     if ctx.run.no_push {
         for image in &images {
             let text = format!("not pushed, as --no-push asks: {image}");
-            ctx.output.say(Stream::Stderr, &text).await;
+            ctx.output.print_line(Stream::Stderr, &text).await;
         }
         return Attempt::Succeeded;
     }
@@ -53,12 +54,12 @@ pub(crate) async fn run(ctx: &StepContext, step: &PushStep) -> Attempt {
     }
 }
 
-/// Pushes one image and checks what its registry has then.
+/// Pushes one image and then checks the manifest in its registry.
 pub(crate) async fn push(ctx: &StepContext, image: &ImageRef) -> Result<Digest, String> {
     let image = image.clone().or_latest();
-    let Some(own) = ctx.run.images.find_ref(&image) else {
+    let Some(own) = ctx.run.images.find_image(&image) else {
         return Err(format!(
-            "there is no image {image} to push: no step of this run built or pulled it"
+            "the run has no image {image} to push: none of its steps built or pulled it"
         ));
     };
     let mut delay = FIRST_DELAY;
@@ -71,7 +72,7 @@ pub(crate) async fn push(ctx: &StepContext, image: &ImageRef) -> Result<Digest, 
             Ok(digest) => return Ok(digest),
             Err(failure) => failure,
         };
-        if attempt == ATTEMPTS || !failure.again {
+        if attempt == ATTEMPTS || !failure.may_retry {
             return Err(failure.why);
         }
         let text = format!(
@@ -79,7 +80,7 @@ pub(crate) async fn push(ctx: &StepContext, image: &ImageRef) -> Result<Digest, 
             failure.why,
             delay.as_secs()
         );
-        ctx.output.say(Stream::Stderr, &text).await;
+        ctx.output.print_line(Stream::Stderr, &text).await;
         if !wait(delay, &ctx.cancel).await {
             return Err(failure.why);
         }
@@ -90,29 +91,29 @@ pub(crate) async fn push(ctx: &StepContext, image: &ImageRef) -> Result<Digest, 
 
 struct Failure {
     why: String,
-    /// Another attempt may help.
-    again: bool,
+    /// Set if another attempt may succeed.
+    may_retry: bool,
 }
 
 impl Failure {
     fn retryable(why: impl Into<String>) -> Self {
         let why = why.into();
-        // A registry that refuses the credentials will go on refusing them.
+        // A registry that refuses the credentials will refuse them again.
         let refused = ["unauthorized", "denied", "no basic auth credentials"]
             .iter()
             .any(|sign| why.to_lowercase().contains(sign));
-        // As words of their own: digests hold these digits too.
+        // Only separate words count, because digests may contain these digits.
         let status = why
             .split(|c: char| !c.is_ascii_alphanumeric())
             .any(|word| matches!(word, "401" | "403"));
-        let again = !refused && !status;
-        Self { why, again }
+        let may_retry = !refused && !status;
+        Self { why, may_retry }
     }
 
     fn fatal(why: impl Into<String>) -> Self {
         Self {
             why: why.into(),
-            again: false,
+            may_retry: false,
         }
     }
 }
@@ -122,41 +123,41 @@ async fn push_once(ctx: &StepContext, image: &ImageRef, own: &OwnImage) -> Resul
     if !own.pushed {
         ctx.may_push().await.map_err(Failure::fatal)?;
     }
-    let text = if run.hold {
+    let text = if run.push_by_digest {
         format!("pushing {image} without its tag")
     } else {
         format!("pushing {image}")
     };
-    ctx.output.say(Stream::Stderr, &text).await;
+    ctx.output.print_line(Stream::Stderr, &text).await;
     let pushed = if own.pushed {
         own.digest.clone()
     } else if matches!(own.origin, Origin::Builder { .. }) {
         let pushed = run.builder.push_from_cache(ctx, own, image).await;
         pushed.map_err(Failure::retryable)?
     } else {
-        let pushed = upload::push(ctx, image, own, !run.hold).await;
+        let pushed = upload::push_image(ctx, image, own, !run.push_by_digest).await;
         pushed.map_err(Failure::retryable)?
     };
-    // The registry has the last word.
-    let there = if run.hold {
+    // The registry's manifest decides.
+    let target = if run.push_by_digest {
         image.at(pushed.clone())
     } else {
         image.clone()
     };
     let manifest = run
         .registry()
-        .manifest(&there)
+        .manifest(&target)
         .await
-        .map_err(|error| Failure::retryable(chain_with_help(&error)))?;
+        .map_err(|error| Failure::retryable(error_chain_with_help(&error)))?;
     let digest = manifest.digest.clone();
     if pushed != digest {
         return Err(Failure::fatal(format!(
-            "{image} was pushed as {pushed}, but the registry has {digest}: somebody else pushed the same tag"
+            "{image} was pushed as {pushed}, but the registry has {digest}: another client pushed the same tag"
         )));
     }
-    if !is_built(own, &manifest.digest, &manifest.body) {
+    if !is_built_image(own, &manifest.digest, &manifest.body) {
         return Err(Failure::fatal(format!(
-            "the registry has {digest} as {image}, but step {} built {}: what was tested is not what was pushed",
+            "the registry has {digest} as {image}, but step {} built {}: the pushed image is not the tested one",
             own.step, own.digest
         )));
     }
@@ -165,13 +166,14 @@ async fn push_once(ctx: &StepContext, image: &ImageRef, own: &OwnImage) -> Resul
             .into_iter()
             .map(|(platform, digest)| (platform.to_string(), digest))
             .collect(),
-        ManifestBody::Image(body) => platform_of(ctx, &there, body, &digest).await,
+        ManifestBody::Image(body) => platform_of(ctx, &target, body, &digest).await,
     };
-    tell(ctx, image, &digest, platforms).await;
+    report_pushed(ctx, image, &digest, platforms).await;
     Ok(digest)
 }
 
-/// The platform of a single image, as its configuration names it. Nothing depends on it, so that it may stay unknown.
+/// Returns the platform of a single image from its configuration. It is only informational and may
+/// be unknown.
 async fn platform_of(
     ctx: &StepContext,
     image: &ImageRef,
@@ -185,29 +187,29 @@ async fn platform_of(
             .into_iter()
             .collect(),
         Err(error) => {
-            tracing::debug!(%image, %error, "the platform of an image is not known");
+            tracing::debug!(%image, %error, "could not read the platform of an image");
             BTreeMap::new()
         }
     }
 }
 
-/// Tells that an image is in its registry now, under its tag or by its digest alone.
-pub(crate) async fn tell(
+/// Reports that an image is in its registry now, under its tag or staged.
+pub(crate) async fn report_pushed(
     ctx: &StepContext,
     image: &ImageRef,
     digest: &Digest,
     platforms: BTreeMap<String, Digest>,
 ) {
-    let held = ctx.run.hold;
-    if held {
-        ctx.run.hold_image(image, digest);
+    let staged = ctx.run.push_by_digest;
+    if staged {
+        ctx.run.add_staged(image, digest);
     }
-    let text = if held {
-        format!("held {image} {digest} (no tag yet)")
+    let text = if staged {
+        format!("staged {image} {digest} (no tag yet)")
     } else {
         format!("pushed {image} {digest}")
     };
-    ctx.output.say(Stream::Stderr, &text).await;
+    ctx.output.print_line(Stream::Stderr, &text).await;
     ctx.run
         .events
         .send(EventKind::ImagePushed {
@@ -215,15 +217,17 @@ pub(crate) async fn tell(
             name: image.to_string(),
             digest: digest.clone(),
             platforms,
-            held,
+            tag_deferred: staged,
         })
         .await;
 }
 
-/// Whether what a registry has is the image that was built. Its digest says so; where the image was attested
-/// only when it was pushed, the digest of the manifest inside; where the builder knows no manifest (the classic
-/// store), that of the configuration.
-fn is_built(built: &OwnImage, digest: &Digest, body: &ManifestBody) -> bool {
+/// Returns `true` if the registry's image is the one that was built.
+///
+/// The digests are usually equal. If the push added the attestation, the digest of the manifest in
+/// the index is equal. If the builder knows no manifest, as with the classic store, the digest of
+/// the configuration is equal.
+fn is_built_image(built: &OwnImage, digest: &Digest, body: &ManifestBody) -> bool {
     if built.digest == *digest {
         return true;
     }
@@ -244,8 +248,8 @@ mod tests {
     use super::Failure;
 
     #[test]
-    fn what_a_registry_refuses_is_not_tried_again() {
-        for (why, again) in [
+    fn push_is_not_retried_after_a_refusal() {
+        for (why, may_retry) in [
             ("dial tcp 127.0.0.1:1: connect: connection refused", true),
             (
                 "Head \"https://h/v2/a/blobs/sha256:f4c4030ef401\": EOF",
@@ -256,7 +260,7 @@ mod tests {
             ("denied: requested access to the resource is denied", false),
             ("no basic auth credentials", false),
         ] {
-            assert_eq!(Failure::retryable(why).again, again, "{why}");
+            assert_eq!(Failure::retryable(why).may_retry, may_retry, "{why}");
         }
     }
 }

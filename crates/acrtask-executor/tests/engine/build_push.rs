@@ -1,11 +1,11 @@
-//! What a build step made is what later steps run and push.
+//! Later steps run and push the image that a build step built.
 
 use crate::harness::engine;
 
 const DOCKERFILE: &str = "FROM $BASH\nARG GREETING=hello\nRUN echo \"$GREETING\" > /greeting\nCMD [\"cat\", \"/greeting\"]\n";
 
 #[tokio::test]
-async fn the_pushed_image_is_the_built_and_tested_one() {
+async fn pushed_image_is_the_built_and_tested_one() {
     let engine = engine!();
     let ran = engine
         .task(
@@ -23,7 +23,7 @@ async fn the_pushed_image_is_the_built_and_tested_one() {
 }
 
 #[tokio::test]
-async fn a_build_sees_what_steps_before_it_wrote() {
+async fn build_reads_files_of_earlier_steps() {
     let engine = engine!();
     let ran = engine
         .task(
@@ -46,7 +46,7 @@ steps:
 }
 
 #[tokio::test]
-async fn no_push_says_so_and_pushes_nothing() {
+async fn no_push_prints_a_notice_and_pushes_nothing() {
     let engine = engine!();
     let mut task = engine
         .task("steps:\n  - id: build\n    build: -t $R/$ID/no:1 .\n  - id: push\n    push: [\"$R/$ID/no:1\"]\n")
@@ -58,21 +58,21 @@ async fn no_push_says_so_and_pushes_nothing() {
 }
 
 #[tokio::test]
-async fn pushing_what_is_not_there() {
+async fn push_of_a_missing_image_fails() {
     let engine = engine!();
     let ran = engine
         .run("steps:\n  - id: p\n    push: [\"$R/$ID/none:1\"]\n")
         .await
         .failed();
     assert!(
-        ran.reason("p").contains("there is no image"),
+        ran.reason("p").contains("the run has no image"),
         "{}",
         ran.reason("p")
     );
 }
 
 #[tokio::test]
-async fn bases_are_told_with_their_roles() {
+async fn bases_are_reported_with_their_roles() {
     let engine = engine!();
     let ran = engine
         .task("steps:\n  - id: build\n    build: -t $R/$ID/bases:1 .\n")
@@ -99,7 +99,7 @@ async fn bases_are_told_with_their_roles() {
 }
 
 #[tokio::test]
-async fn secrets_arguments_targets_and_files() {
+async fn build_uses_secrets_arguments_targets_and_files() {
     let engine = engine!();
     let ran = engine
         .task(
@@ -133,7 +133,7 @@ steps:
 }
 
 #[tokio::test]
-async fn a_failing_build_shows_its_lines() {
+async fn failing_build_shows_its_dockerfile_lines() {
     let engine = engine!();
     let ran = engine
         .task("steps:\n  - id: b\n    build: -t $R/$ID/bad:1 .\n")
@@ -150,7 +150,7 @@ async fn a_failing_build_shows_its_lines() {
 }
 
 #[tokio::test]
-async fn cache_enabled_goes_through_the_registry() {
+async fn enabled_cache_is_imported_from_the_registry() {
     let engine = engine!();
     let text =
         "version: v1.1.0\nsteps:\n  - id: b\n    cache: enabled\n    build: -t $R/cached/app:1 .\n";

@@ -1,4 +1,4 @@
-//! Nothing stays behind, however a run ends.
+//! A run leaves no objects on the engine, regardless of its end.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ fn is_ready(kind: &EventKind) -> bool {
 }
 
 #[tokio::test]
-async fn an_interrupt_stops_and_removes_everything() {
+async fn interrupt_stops_the_run_and_removes_its_objects() {
     let engine = engine!();
     let started = std::time::Instant::now();
     let ran = engine
@@ -33,7 +33,7 @@ async fn an_interrupt_stops_and_removes_everything() {
 }
 
 #[tokio::test]
-async fn a_dropped_run_is_removed_in_the_background() {
+async fn objects_of_a_dropped_run_are_removed_in_the_background() {
     let engine = engine!();
     let task = engine.task(SLEEPS);
     let id = task.id.clone();
@@ -44,7 +44,7 @@ async fn a_dropped_run_is_removed_in_the_background() {
         _ = executor.run(request, sender, task.cancel.clone()) => panic!("the run ended"),
         () = async { while !is_ready(&receiver.recv().await.unwrap().kind) {} } => {}
     }
-    gone(&id).await;
+    wait_until_removed(&id).await;
 }
 
 /// Returns the names of the images that runs of runners pulled.
@@ -69,12 +69,12 @@ async fn old_images_that_runs_pulled_are_removed() {
     let mut task = engine
         .task("steps:\n  - build: -t $R/$ID/kept:1 .\n")
         .file("Dockerfile", "FROM $BUSYBOX\n");
-    // Its image stays in the engine.
+    // The image stays in the engine.
     task.options.own_machine = true;
     let (id, options) = (task.id.clone(), task.options.clone());
     let built = format!("{}/{id}/kept:1", engine.registry);
     task.run().await.ok();
-    // As a runner names what it pulled: the tag is the hour of the pull since 1970.
+    // The name that a runner gives a pulled image: the tag is the hour of the pull since 1970.
     let mut names = Vec::new();
     for hour in ["1", "9999999"] {
         let repository = format!("127.0.0.1:0/pulled/{id}");
@@ -115,10 +115,10 @@ async fn old_images_that_runs_pulled_are_removed() {
             .await;
         removed.unwrap();
     }
-    gone(&sleeping.id).await;
+    wait_until_removed(&sleeping.id).await;
 }
 
-async fn gone(id: &acrtask_model::RunId) {
+async fn wait_until_removed(id: &acrtask_model::RunId) {
     for _ in 0..200 {
         if left_on_engine(id).await.is_empty() {
             return;
@@ -129,7 +129,7 @@ async fn gone(id: &acrtask_model::RunId) {
 }
 
 #[tokio::test]
-async fn keep_keeps_the_container_and_says_so() {
+async fn keep_keeps_the_container_and_reports_it() {
     let engine = engine!();
     let task: Task = engine.task("steps:\n  - id: s\n    keep: true\n    cmd: $BASH true\n");
     let executor = Executor::connect(task.options.clone()).await.unwrap();
@@ -145,8 +145,8 @@ async fn keep_keeps_the_container_and_says_so() {
     );
     let left = left_on_engine(&task.id).await;
     assert!(left.iter().any(|l| l.starts_with("container")), "{left:?}");
-    // Another start leaves it alone; here it is taken away by hand.
-    executor.remove_leftovers().await;
+    // Another start leaves the container. The test removes it.
+    executor.remove_orphans().await;
     executor.finish_removals(Duration::from_secs(60)).await;
     assert!(
         left_on_engine(&task.id)
@@ -191,11 +191,11 @@ async fn keep_keeps_the_container_and_says_so() {
     }
 }
 
-/// The variable that makes the test below run a task instead, in a process that is then killed.
+/// Variable that makes the test below run a task instead, in a process that is then killed.
 const VICTIM: &str = "ACRTASK_TEST_VICTIM";
 
 #[tokio::test]
-async fn the_next_start_removes_what_a_killed_process_left() {
+async fn next_start_removes_orphans_of_a_killed_process() {
     let engine = engine!();
     if let Ok(id) = std::env::var(VICTIM) {
         let mut task = engine.task(SLEEPS);
@@ -212,7 +212,7 @@ async fn the_next_start_removes_what_a_killed_process_left() {
     let id = engine.task(SLEEPS).id;
     let mut victim = std::process::Command::new(std::env::current_exe().unwrap())
         .args([
-            "the_next_start_removes_what_a_killed_process_left",
+            "next_start_removes_orphans_of_a_killed_process",
             "--nocapture",
         ])
         .env(VICTIM, id.as_str())
@@ -226,15 +226,15 @@ async fn the_next_start_removes_what_a_killed_process_left() {
         .any(|line| line.contains("VICTIM READY"));
     assert!(ready, "the process did not get to its container");
     let executor = Executor::connect(Options::new(endpoint())).await.unwrap();
-    executor.remove_leftovers().await;
+    executor.remove_orphans().await;
     executor.finish_removals(Duration::from_secs(60)).await;
     assert!(
         !left_on_engine(&id).await.is_empty(),
-        "what a living process made was removed"
+        "objects of a live process were removed"
     );
     victim.kill().unwrap();
     victim.wait().unwrap();
-    executor.remove_leftovers().await;
+    executor.remove_orphans().await;
     executor.finish_removals(Duration::from_secs(60)).await;
-    gone(&id).await;
+    wait_until_removed(&id).await;
 }

@@ -1,4 +1,4 @@
-//! What a container of a cmd step finds, and what it may do.
+//! The environment of a container of a cmd step, and its permissions.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use acrtask_executor::Allow;
 use crate::harness::engine;
 
 #[tokio::test]
-async fn workspace_home_and_folder() {
+async fn container_mounts_workspace_and_home() {
     let engine = engine!();
     let ran = engine
         .task(
@@ -37,13 +37,13 @@ steps:
 }
 
 #[tokio::test]
-async fn the_users_folder_is_never_written_to() {
+async fn steps_never_write_to_the_users_folder() {
     let engine = engine!();
     let task = engine
         .task("steps:\n  - cmd: $BASH bash -c 'rm -rf /workspace/*; echo x > /workspace/new'\n");
     let task = task.file("precious", "here\n");
     let folder = task.context.path().to_owned();
-    // The folder outlives the run, to be looked at.
+    // Keeps the folder after the run for the check.
     let context = std::sync::Arc::clone(&task.context);
     task.run().await.ok();
     let names: Vec<_> = std::fs::read_dir(&folder)
@@ -84,7 +84,7 @@ steps:
 }
 
 #[tokio::test]
-async fn environment_user_entry_point_and_cpus() {
+async fn container_uses_environment_user_entry_point_and_cpus() {
     let engine = engine!();
     let task = engine.task(
         r#"
@@ -121,7 +121,7 @@ steps:
 }
 
 #[tokio::test]
-async fn a_volume_with_secret_files() {
+async fn volume_contains_secret_files() {
     let engine = engine!();
     let ran = engine
         .run(
@@ -149,7 +149,7 @@ steps:
 }
 
 #[tokio::test]
-async fn what_lets_out_of_the_box_is_refused_with_the_way_to_allow_it() {
+async fn extended_permissions_are_refused_with_a_remedy() {
     let engine = engine!();
     for (line, allow) in [
         (
@@ -184,7 +184,7 @@ async fn what_lets_out_of_the_box_is_refused_with_the_way_to_allow_it() {
 }
 
 #[tokio::test]
-async fn networks_by_name_lead_nowhere_that_was_not_allowed() {
+async fn named_networks_of_the_machine_need_permission() {
     let engine = engine!();
     let there = |name: &str| {
         format!(
@@ -216,7 +216,7 @@ async fn networks_by_name_lead_nowhere_that_was_not_allowed() {
 }
 
 #[tokio::test]
-async fn output_is_whole_masked_and_in_order() {
+async fn output_is_complete_masked_and_in_order() {
     let engine = engine!();
     let mut task = engine.task(
         r#"
@@ -239,7 +239,7 @@ steps:
 }
 
 #[tokio::test]
-async fn an_image_that_is_not_there_is_pulled_or_named() {
+async fn missing_image_is_pulled_or_named_in_the_error() {
     let engine = engine!();
     let ran = engine
         .run("steps:\n  - id: s\n    cmdDownloadRetries: 1\n    cmdDownloadRetryDelay: 1\n    cmd: $R/no/such:1 true\n")
@@ -271,7 +271,7 @@ async fn an_image_that_is_not_there_is_pulled_or_named() {
 }
 
 #[tokio::test]
-async fn a_program_that_cannot_be_run() {
+async fn failed_program_is_named_in_the_reason() {
     let engine = engine!();
     let ran = engine
         .run("steps:\n  - id: s\n    cmd: $BASH no-such-program\n")

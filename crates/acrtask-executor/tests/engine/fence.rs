@@ -1,4 +1,4 @@
-//! A run whose fence is closed brings no image into a registry, on whichever way.
+//! A run whose fence is closed pushes no image to a registry in any way.
 
 use std::sync::{
     Arc,
@@ -11,7 +11,7 @@ use acrtask_registry::{Credentials, Registry, Settings};
 
 use crate::harness::{Engine, engine};
 
-/// Grants the first so many questions.
+/// Grants the first requests up to a given number.
 #[derive(Debug)]
 struct Grants {
     left: AtomicU32,
@@ -40,7 +40,7 @@ impl Fence for Grants {
     }
 }
 
-/// Whether the registry has the image.
+/// Returns `true` if the registry has the image.
 async fn has(name: &str) -> bool {
     let registry = Registry::new(Credentials::new(), Settings::default()).unwrap();
     registry
@@ -51,7 +51,7 @@ async fn has(name: &str) -> bool {
 
 const DOCKERFILE: &str = "FROM $BUSYBOX\nRUN echo fenced > /x\n";
 
-/// Each way in which a task pushes `$R/$ID/fenced:1`.
+/// All ways in which a task can push `$R/$ID/fenced:1`.
 const WAYS: [(&str, &str); 9] = [
     (
         "a push step",
@@ -102,25 +102,25 @@ async fn run(engine: &Engine, steps: &str, fence: Arc<Grants>) -> (crate::harnes
 }
 
 #[tokio::test]
-async fn what_is_not_granted_is_not_pushed() {
+async fn closed_fence_prevents_every_kind_of_push() {
     let engine = engine!();
     for (way, steps) in WAYS {
         let fence = Grants::first(0);
         let (ran, there) = run(&engine, steps, Arc::clone(&fence)).await;
         assert!(!there, "{way}: pushed all the same\n{}", ran.story());
         let ran = ran.failed();
-        let told = ran.story();
+        let story = ran.story();
         assert!(
-            told.contains("nothing was pushed: the lease is over"),
-            "{way}: {told}"
+            story.contains("nothing was pushed: the lease is over"),
+            "{way}: {story}"
         );
-        // A fence that is closed stays closed: no second attempt.
-        assert_eq!(fence.asked.load(Ordering::SeqCst), 1, "{way}: {told}");
+        // A closed fence stays closed, so the push is not attempted again.
+        assert_eq!(fence.asked.load(Ordering::SeqCst), 1, "{way}: {story}");
     }
 }
 
 #[tokio::test]
-async fn what_is_granted_is_pushed() {
+async fn open_fence_allows_every_kind_of_push() {
     let engine = engine!();
     for (way, steps) in WAYS {
         let fence = Grants::first(9);
@@ -128,16 +128,16 @@ async fn what_is_granted_is_pushed() {
         let ran = ran.ok();
         assert!(there, "{way}: not in the registry\n{}", ran.story());
         assert_eq!(fence.asked.load(Ordering::SeqCst), 1, "{way}");
-        // And is an image of the run, whose bases are remembered.
+        // It is an image of the run, and its bases are recorded.
         let pushed = ran.events.iter().any(|event| {
             matches!(&event.kind, EventKind::ImagePushed { name, .. } if name.ends_with("/fenced:1"))
         });
-        assert!(pushed, "{way}: not told\n{}", ran.story());
+        assert!(pushed, "{way}: not story\n{}", ran.story());
     }
 }
 
 #[tokio::test]
-async fn each_image_is_asked_for() {
+async fn fence_checks_each_image() {
     let engine = engine!();
     let fence = Grants::first(1);
     let mut task = engine

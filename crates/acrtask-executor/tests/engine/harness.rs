@@ -1,4 +1,4 @@
-//! A task file in, what happened out.
+//! A test harness that runs a task file and collects its events.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -9,7 +9,7 @@ use acrtask_model::{
 };
 use acrtask_registry::Credentials;
 use acrtask_spec::{
-    Lookup, RunFacts, SecretDeclaration, TaskSource,
+    Lookup, RunVariables, SecretDeclaration, TaskSource,
     plan::{StepCache, StepKind},
     render_diagnostics, resolve,
 };
@@ -17,10 +17,10 @@ use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-/// No run of these tests takes longer.
+/// Time limit of each run of these tests.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// What the environment names; nothing where engine tests are to be skipped.
+/// The test environment. `from_env` returns `None` if engine tests are to be skipped.
 pub(crate) struct Engine {
     pub(crate) registry: String,
 }
@@ -43,7 +43,7 @@ impl Engine {
     }
 }
 
-/// `let Some(engine) = engine() else { return }`.
+/// Returns the engine, or returns from the test if engine tests are to be skipped.
 macro_rules! engine {
     () => {
         match $crate::harness::Engine::from_env() {
@@ -71,20 +71,20 @@ pub(crate) struct Task {
     text: String,
     pub(crate) context: Arc<TempDir>,
     pub(crate) options: Options,
-    pub(crate) facts: RunFacts,
+    pub(crate) facts: RunVariables,
     pub(crate) cancel: CancellationToken,
     pub(crate) extra: Extra,
 }
 
-/// What a test gives a request beside its task.
+/// Additional parts of a request.
 #[derive(Default)]
 pub(crate) struct Extra {
     pub(crate) fence: Option<Arc<dyn Fence>>,
     pub(crate) pins: BTreeMap<ImageRef, Digest>,
     pub(crate) credentials: Option<Credentials>,
     pub(crate) cache: Option<StepCache>,
-    pub(crate) hold: bool,
-    /// The cache namespace; by default that of all tests.
+    pub(crate) push_by_digest: bool,
+    /// The cache namespace. `None`: that of all tests.
     pub(crate) namespace: Option<CacheNamespace>,
 }
 
@@ -111,7 +111,8 @@ pub(crate) fn endpoint() -> DockerEndpoint {
 }
 
 impl Engine {
-    /// A task; `$R` stands for the registry, `$BASH` and `$BUSYBOX` for images, `$ID` for the run's id.
+    /// Returns a task. Replaces `$R` by the registry, `$BASH` and `$BUSYBOX` by images, and `$ID`
+    /// by the run's id.
     pub(crate) fn task(&self, text: &str) -> Task {
         let id = RunId::from_random(rand_bits());
         let text = text
@@ -120,10 +121,10 @@ impl Engine {
             .replace("$R", &self.registry)
             .replace("$ID", id.as_str());
         Task {
-            facts: RunFacts {
+            facts: RunVariables {
                 id: id.to_string(),
                 registry: self.registry.clone(),
-                ..RunFacts::default()
+                ..RunVariables::default()
             },
             id,
             text,
@@ -139,7 +140,7 @@ impl Engine {
     }
 }
 
-/// Different in each test process and each call.
+/// Returns bits that differ in each test process and each call.
 fn rand_bits() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(std::process::id())
@@ -186,7 +187,7 @@ impl Task {
             context: Some(self.context.path().to_owned()),
             fence: self.extra.fence.clone(),
             credentials: self.extra.credentials.clone(),
-            hold: self.extra.hold,
+            push_by_digest: self.extra.push_by_digest,
             ..RunRequest::new(self.id.clone(), plan, self.extra.domain())
         }
     }
@@ -195,7 +196,7 @@ impl Task {
         self.run_and(|_, _| {}).await
     }
 
-    /// Runs; `on` sees each event as it happens.
+    /// Runs the task and calls `on` with each event as it happens.
     pub(crate) async fn run_and(self, mut on: impl FnMut(&Event, &CancellationToken)) -> Ran {
         let request = self.request();
         let executor = Executor::connect(self.options.clone()).await.unwrap();
@@ -228,7 +229,7 @@ impl Task {
 }
 
 impl Ran {
-    /// The run succeeded; else what happened is shown.
+    /// Asserts that the run succeeded, and shows its events otherwise.
     #[track_caller]
     pub(crate) fn ok(self) -> Self {
         assert_eq!(
@@ -262,7 +263,7 @@ impl Ran {
             .clone()
     }
 
-    /// Everything that a step printed.
+    /// Returns all output of a step.
     pub(crate) fn output(&self, step: &str) -> String {
         let mut out = String::new();
         for event in &self.events {
@@ -284,7 +285,7 @@ impl Ran {
         self.events.iter().filter_map(warning).collect()
     }
 
-    /// Why a step failed.
+    /// Returns the reason of a step's failure.
     pub(crate) fn reason(&self, step: &str) -> String {
         match self.state(step) {
             StepState::Failed { reason, .. } => reason,
@@ -300,7 +301,7 @@ impl Ran {
     }
 }
 
-/// What the engine has with the label of a run.
+/// Returns the engine's objects with the label of a run.
 pub(crate) async fn left_on_engine(run: &RunId) -> Vec<String> {
     let docker = docker().await;
     let filters = std::collections::HashMap::from([(

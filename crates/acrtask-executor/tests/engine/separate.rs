@@ -1,7 +1,8 @@
-//! The same with a BuildKit of its own: what it builds is run on the engine and pushed from its cache.
+//! Tests with a separate BuildKit: the engine runs its images, and they are pushed from its cache.
 //!
-//! `ACRTASK_TEST_BUILDKITD` names one (`unix:///...`, `tcp://...` with `ACRTASK_TEST_BUILDKITD_TLS`, the folder of the
-//! certificates); without it these are skipped.
+//! `ACRTASK_TEST_BUILDKITD` is its address, `unix:///...` or `tcp://...`. For TLS,
+//! `ACRTASK_TEST_BUILDKITD_TLS` is the folder of the certificates. Without the address these tests
+//! are skipped.
 
 use acrtask_buildkit::{Endpoint, TlsFiles};
 
@@ -20,7 +21,7 @@ fn buildkitd() -> Option<Endpoint> {
 }
 
 #[tokio::test]
-async fn built_run_and_pushed() {
+async fn separate_buildkit_builds_runs_and_pushes() {
     let engine = engine!();
     let Some(endpoint) = buildkitd() else { return };
     let mut task = engine
@@ -33,7 +34,8 @@ async fn built_run_and_pushed() {
     let ran = task.run().await.ok();
     assert_eq!(ran.output("test").trim(), ran.id.as_str());
     assert_eq!(ran.report.pushed.len(), 2, "{}", ran.story());
-    // What was tested is inside what was pushed: the platform's manifest has the digest of the build.
+    // The tested image is part of the pushed one: the platform's manifest has the digest of the
+    // build.
     for event in &ran.events {
         if let acrtask_model::EventKind::ImagePushed {
             digest, platforms, ..

@@ -1,4 +1,4 @@
-//! What surrounds a step: order, limits, repetition.
+//! Order, time limits and repetition of steps.
 
 use acrtask_model::{EventKind, RunState};
 
@@ -10,7 +10,7 @@ fn attempts(ran: &Ran, step: &str) -> usize {
 }
 
 #[tokio::test]
-async fn retries_until_it_works() {
+async fn failed_step_is_retried() {
     let engine = engine!();
     let ran = engine
         .run(
@@ -39,7 +39,7 @@ steps:
 }
 
 #[tokio::test]
-async fn a_secret_is_masked_in_every_sentence() {
+async fn secret_is_masked_in_every_message() {
     let engine = engine!();
     let mut task = engine.task(
         r#"
@@ -57,7 +57,7 @@ steps:
 }
 
 #[tokio::test]
-async fn a_timeout_stops_the_container() {
+async fn timeout_stops_the_container() {
     let engine = engine!();
     let started = std::time::Instant::now();
     let ran = engine
@@ -78,15 +78,15 @@ async fn a_timeout_stops_the_container() {
 }
 
 #[tokio::test]
-async fn a_context_that_does_not_come_is_not_waited_for() {
+async fn cancel_stops_a_download_of_a_context_that_hangs() {
     let engine = engine!();
-    // Takes connections, and says nothing.
+    // Accepts connections and sends nothing.
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let host = silent.local_addr().unwrap().to_string();
     let mut task = engine.task(&format!(
         "steps:\n  - id: build\n    build: -t $R/$ID/never:1 oci://{host}/context:1\n"
     ));
-    task.options.known_registries = vec![host];
+    task.options.operator_registries = vec![host];
     let cancel = task.cancel.clone();
     let started = std::time::Instant::now();
     tokio::spawn(async move {
@@ -99,7 +99,7 @@ async fn a_context_that_does_not_come_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn the_run_has_a_limit_too() {
+async fn run_timeout_stops_the_run() {
     let engine = engine!();
     let mut task = engine.task("steps:\n  - id: slow\n    cmd: $BASH busybox sleep 60\n");
     task.options.timeout = Some(std::time::Duration::from_secs(2));
@@ -114,7 +114,7 @@ async fn the_run_has_a_limit_too() {
 }
 
 #[tokio::test]
-async fn a_failure_stops_what_runs_beside_it() {
+async fn failure_stops_concurrent_steps() {
     let engine = engine!();
     let started = std::time::Instant::now();
     let ran = engine
@@ -143,9 +143,9 @@ steps:
 }
 
 #[tokio::test]
-async fn steps_side_by_side_meet() {
+async fn independent_steps_run_concurrently() {
     let engine = engine!();
-    // Each waits for the other's file: one after the other they would never end.
+    // Each step waits for the other's file, so they would never end in sequence.
     let wait = |mine: &str, theirs: &str| {
         format!(
             "$BASH bash -c 'echo > /workspace/{mine}; while [ ! -e /workspace/{theirs} ]; do busybox sleep 0.1; done'"

@@ -1,9 +1,9 @@
-//! The forms in which a secret can appear, and how a text is matched against them.
+//! The forms in which a secret can appear in a text, and their detection.
 //!
-//! A [`Form`] holds one text and matches it leniently: each character may appear as it is or behind any
-//! of the escapes of [`escapes`], in any mixture. That covers JSON, Go's `%q`, `printf %q`, quoting by
-//! shells, percent-encoding with any set of safe characters, HTML and XML, and several of them in a row.
-//! A line break inside of a match is skipped, as `fold` and `base64` insert them.
+//! A [`Form`] contains one text and matches it leniently. Each character may appear unchanged or as
+//! any of its [`escapes`], in any mixture. That covers JSON, Go's `%q`, `printf %q`, HTML, XML,
+//! quoting by shells, and percent-encoding with any set of safe characters. It also covers several
+//! of them in a row. A line break inside of a match is skipped, as `fold` and `base64` insert them.
 //!
 //! Left out: compression, encryption, base 32, reversed text, and columns that `hexdump -C` adds.
 
@@ -18,29 +18,30 @@ use base64::{
     engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD},
 };
 
-/// Bytes of the beginning of a form that a text is searched for.
+/// Number of bytes at the beginning of a form for which a text is searched.
 pub(super) const START: usize = 4;
 /// The first bytes of a form: at least [`START`], at most [`MAX_START`].
 pub(super) type Start = Vec<u8>;
 
-/// Longest beginning that is compared before a form is: enough for the first escape.
+/// Maximum length of the beginning that is compared before the form. It is sufficient for the first
+/// escape.
 const MAX_START: usize = 8;
-/// Longest run of backslashes in front of one character: quoting inside of quoting, three times.
+/// Maximum number of backslashes before one character: three levels of quoting.
 const MAX_BACKSLASHES: usize = 8;
-/// Deepest nesting of `%25` and of `&amp;`.
+/// Maximum nesting of `%25` and of `&amp;`.
 const MAX_NESTING: usize = 2;
-/// Ends of a match that are followed at once: an ambiguous text cannot make them grow.
+/// Maximum number of concurrent ends of a match, so that an ambiguous text cannot multiply them.
 const MAX_BRANCHES: usize = 16;
-/// Characters that must have matched before a line break is skipped. Fewer would hold back the last
-/// line of a text for as long as its end could be the beginning of a secret.
+/// Number of characters that must match before a line break is skipped. With fewer, the masker
+/// would often delay the last line of a text.
 const MIN_BEFORE_BREAK: usize = 4;
-/// Fewest characters of base 64 that are searched for.
+/// Minimum number of base 64 characters to search for.
 const MIN_BASE64: usize = 5;
 
-/// One text, and the way in which its characters are written.
+/// A text in a specific encoding.
 #[derive(Clone)]
 pub(super) struct Form {
-    /// Characters in front of `text`: of base 64, those that a byte before the secret has a part in.
+    /// Characters before `text`. For base 64, those that encode bits of a byte before the secret.
     lead: String,
     text: Arc<str>,
     kind: Kind,
@@ -52,11 +53,11 @@ enum Kind {
     Text,
     /// Two hexadecimal digits for each byte of the text.
     Hex,
-    /// The text is base 64, and a character of [`Tail`] follows.
+    /// The text is base 64, and is followed by a character that matches the [`Tail`].
     Base64(Option<Tail>),
 }
 
-/// The base 64 character that holds the last bits of a secret and the first ones of what follows.
+/// The base 64 character with the last bits of a secret and the first bits of the following data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Tail {
     mask: u8,
@@ -64,25 +65,26 @@ pub(super) struct Tail {
 }
 
 impl Tail {
-    /// True if `byte` can be this character.
+    /// Returns `true` if `byte` can be this character.
     pub(super) fn accepts(self, byte: u8) -> bool {
         sextet(byte).is_some_and(|value| value & self.mask == self.bits)
     }
 }
 
-/// The beginning of a text, compared with a form.
+/// Result of the comparison of the beginning of a text with a form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Beginning {
-    /// The form, in this many bytes, and the character that may follow it.
-    Whole(usize, Option<Tail>),
-    /// Possibly the beginning of the form: the answer depends on bytes that are still missing.
+    /// The form, with its length in bytes and the character that may follow it.
+    Complete(usize, Option<Tail>),
+    /// Possibly the beginning of the form. The result depends on bytes that are still missing.
     Unfinished,
     /// Another text.
     Other,
 }
 
-/// Appends the forms of `text`: in hexadecimal, in base 64 at each alignment and, if `plain`, as it is.
-pub(super) fn forms_of(text: &str, plain: bool, forms: &mut Vec<Form>) {
+/// Appends the forms of `text`: in hexadecimal, in base 64 at each alignment and, if `plain`,
+/// unchanged.
+pub(super) fn append_forms(text: &str, plain: bool, forms: &mut Vec<Form>) {
     let shared: Arc<str> = text.into();
     let kinds = [(Kind::Text, plain), (Kind::Hex, true)];
     for (kind, _) in kinds.into_iter().filter(|(_, wanted)| *wanted) {
@@ -92,7 +94,7 @@ pub(super) fn forms_of(text: &str, plain: bool, forms: &mut Vec<Form>) {
             kind,
         });
     }
-    // Without its first byte, too: where a line of digits ends behind that.
+    // Also without its first byte, in case a line of digits ends after that byte.
     if let Some(rest) = text.get(1..).filter(|rest| rest.len() > START) {
         forms.push(Form {
             lead: String::new(),
@@ -103,8 +105,8 @@ pub(super) fn forms_of(text: &str, plain: bool, forms: &mut Vec<Form>) {
     base64_forms(text.as_bytes(), forms);
 }
 
-/// Appends the base 64 of any data with `value` inside, from the first to the last character that
-/// `value` has a part in.
+/// Appends the base 64 forms of any data that contains `value`, from the first to the last
+/// character that encodes bits of `value`.
 fn base64_forms(value: &[u8], forms: &mut Vec<Form>) {
     let standard = base64_forms_in(value, |bytes| STANDARD_NO_PAD.encode(bytes), forms);
     if standard {
@@ -115,15 +117,16 @@ fn base64_forms(value: &[u8], forms: &mut Vec<Form>) {
 /// Appends the forms in one alphabet. Returns `true` if another alphabet has other forms.
 fn base64_forms_in(value: &[u8], encode: impl Fn(&[u8]) -> String, forms: &mut Vec<Form>) -> bool {
     let mut differs = false;
-    // `before`: how many bytes of the first group belong to the text before the secret.
+    // `before`: number of bytes of the first group that belong to the text before the secret.
     for before in 0..3usize {
-        // The bytes of the secret that share a group with them.
+        // Number of bytes of the secret that share a group with them.
         let shared = (3 - before) % 3;
         let Some(rest) = value.get(shared..) else {
             continue;
         };
         let mut body = encode(rest);
-        // The last character has a part in what follows, unless the groups come out even.
+        // The last character also encodes bits of the following data, unless the groups are
+        // complete.
         let tail = match rest.len() % 3 {
             0 => None,
             left => {
@@ -146,10 +149,10 @@ fn base64_forms_in(value: &[u8], encode: impl Fn(&[u8]) -> String, forms: &mut V
                 });
             }
         };
-        // Alone, too: where a line of base 64 ends within the shared group.
+        // Also alone, in case a line of base 64 ends within the shared group.
         add(String::new());
         if shared > 0 {
-            // The first character that the secret has a part in has unknown bits in front.
+            // The first character with bits of the secret begins with unknown bits.
             let unknown_bits = if before == 1 { 2 } else { 4 };
             for unknown in 0..1u8 << unknown_bits {
                 let mut group = vec![0; before];
@@ -163,7 +166,7 @@ fn base64_forms_in(value: &[u8], encode: impl Fn(&[u8]) -> String, forms: &mut V
     differs
 }
 
-/// The six bits that a character of base 64 stands for, in either alphabet.
+/// Returns the six bits that a character of base 64 encodes, in either alphabet.
 fn sextet(byte: u8) -> Option<u8> {
     Some(match byte {
         b'A'..=b'Z' => byte - b'A',
@@ -176,14 +179,14 @@ fn sextet(byte: u8) -> Option<u8> {
 }
 
 impl Form {
-    /// The beginnings that the form can have.
+    /// Returns all possible beginnings of the form.
     pub(super) fn starts(&self) -> BTreeSet<Start> {
         let mut starts = BTreeSet::new();
         match self.kind {
             Kind::Text | Kind::Base64(_) => {
                 let mut first = String::new();
                 first.extend(self.chars().take(START));
-                // A name or number is escaped as a whole or not at all.
+                // Letters and digits are escaped all together or not at all.
                 let whole = matches!(self.kind, Kind::Text);
                 starts_from(&first, Vec::new(), whole, &mut starts);
             }
@@ -192,14 +195,14 @@ impl Form {
         starts
     }
 
-    /// Compares the beginning of `text` with the form. With `end`, nothing follows `text`.
+    /// Compares the beginning of `text` with the form. With `end`, no bytes follow `text`.
     pub(super) fn match_beginning(&self, text: &[u8], end: bool) -> Beginning {
         let found = match self.kind {
             Kind::Text | Kind::Base64(_) => self.match_text(text, end),
             Kind::Hex => match_hex(self.text.as_bytes(), text, end),
         };
         match (found, self.kind) {
-            (Beginning::Whole(len, _), Kind::Base64(tail)) => Beginning::Whole(len, tail),
+            (Beginning::Complete(len, _), Kind::Base64(tail)) => Beginning::Complete(len, tail),
             (found, _) => found,
         }
     }
@@ -209,14 +212,14 @@ impl Form {
     }
 
     fn match_text(&self, text: &[u8], end: bool) -> Beginning {
-        // Most texts are the form as it is, or differ at once.
-        let lead = common(self.lead.as_bytes(), text);
+        // Most texts equal the form or differ at once.
+        let lead = common_prefix_len(self.lead.as_bytes(), text);
         let same = match lead == self.lead.len() {
-            true => lead + common(self.text.as_bytes(), &text[lead..]),
+            true => lead + common_prefix_len(self.text.as_bytes(), &text[lead..]),
             false => lead,
         };
         if same == self.lead.len() + self.text.len() {
-            return Beginning::Whole(same, None);
+            return Beginning::Complete(same, None);
         }
         if same == text.len() {
             return match end {
@@ -231,7 +234,8 @@ impl Form {
         self.match_escaped(text, end)
     }
 
-    /// Follows every way in which `text` can be the form, one character of the form after another.
+    /// Follows all ways in which `text` can encode the form, one character of the form after
+    /// another.
     fn match_escaped(&self, text: &[u8], end: bool) -> Beginning {
         let (mut at, mut next) = (vec![0usize], Vec::new());
         let mut unfinished = false;
@@ -239,7 +243,7 @@ impl Form {
             for &offset in &at {
                 let mut step = |offset: usize| {
                     let rest = &text[offset..];
-                    unfinished |= match_char(c, rest, |len| add(&mut next, offset + len));
+                    unfinished |= match_char(c, rest, |len| add_offset(&mut next, offset + len));
                 };
                 step(offset);
                 if position >= MIN_BEFORE_BREAK && c != '\n' {
@@ -261,25 +265,25 @@ impl Form {
             return Beginning::Unfinished;
         }
         match at.into_iter().max() {
-            Some(len) => Beginning::Whole(len, None),
+            Some(len) => Beginning::Complete(len, None),
             None => Beginning::Other,
         }
     }
 }
 
-fn add(offsets: &mut Vec<usize>, offset: usize) {
+fn add_offset(offsets: &mut Vec<usize>, offset: usize) {
     if offsets.len() < MAX_BRANCHES && !offsets.contains(&offset) {
         offsets.push(offset);
     }
 }
 
-/// The number of bytes that `a` and `b` begin with alike.
-fn common(a: &[u8], b: &[u8]) -> usize {
-    let both = a.iter().zip(b);
-    both.take_while(|(a, b)| a == b).count()
+/// Returns the length of the common prefix of `a` and `b`.
+fn common_prefix_len(a: &[u8], b: &[u8]) -> usize {
+    let pairs = a.iter().zip(b);
+    pairs.take_while(|(a, b)| a == b).count()
 }
 
-/// True if an escape or a break of a line can begin with `byte`.
+/// Returns `true` if an escape or a line break can begin with `byte`.
 fn is_intro(byte: u8) -> bool {
     matches!(
         byte,
@@ -287,8 +291,8 @@ fn is_intro(byte: u8) -> bool {
     )
 }
 
-/// Calls `found` with the length of each way in which `text` begins with `c`. Returns `true` if more
-/// bytes could make another one.
+/// Calls `found` with the length of each encoding of `c` at the beginning of `text`. Returns `true`
+/// if more bytes could complete another one.
 fn match_char(c: char, text: &[u8], mut found: impl FnMut(usize)) -> bool {
     let mut raw = [0; 4];
     let raw = c.encode_utf8(&mut raw).as_bytes();
@@ -310,8 +314,8 @@ fn match_char(c: char, text: &[u8], mut found: impl FnMut(usize)) -> bool {
     unfinished
 }
 
-/// Compares the beginning of `text` with `escape`, as [`match_char`] does. Hexadecimal digits match in
-/// either case, and what introduces an escape may be escaped itself.
+/// Compares the beginning of `text` with `escape`, as [`match_char`] does. Hexadecimal digits match
+/// in either case, and the introducer of an escape may itself be escaped.
 fn match_escape(
     escape: &[u8],
     text: &[u8],
@@ -356,7 +360,7 @@ fn match_escape(
     unfinished
 }
 
-/// The escapes of `c`, in lower case; [`match_escape`] accepts more.
+/// Returns the escapes of `c`, in lower case. [`match_escape`] accepts more.
 fn escapes(c: char) -> Cow<'static, [Vec<u8>]> {
     static ASCII: LazyLock<Vec<Vec<Vec<u8>>>> =
         LazyLock::new(|| (0u8..128).map(|c| list_escapes(char::from(c))).collect());
@@ -422,8 +426,8 @@ fn list_escapes(c: char) -> Vec<Vec<u8>> {
     all
 }
 
-/// Adds the first bytes of every way to write `text`, behind `before`. With `whole`, letters and digits
-/// are escaped, too, where everything before them is.
+/// Adds the first bytes of every encoding of `text`, after `before`. With `whole`, letters and
+/// digits are escaped too if everything before them is.
 fn starts_from(text: &str, mut before: Vec<u8>, whole: bool, starts: &mut BTreeSet<Start>) {
     if before.len() >= START {
         before.truncate(MAX_START);
@@ -451,7 +455,7 @@ fn starts_from(text: &str, mut before: Vec<u8>, whole: bool, starts: &mut BTreeS
             continue;
         }
         for written in [escape.clone(), uppercase_digits(escape)] {
-            // What introduces the escape, escaped itself up to the limits above.
+            // The introducer of the escape, itself escaped up to the limits above.
             let outer: &[&[u8]] = match written[0] {
                 b'\\' => &[b"\\", b"\\\\", b"\\\\\\"],
                 b'%' => &[b"%", b"%25", b"%2525"],
@@ -463,7 +467,7 @@ fn starts_from(text: &str, mut before: Vec<u8>, whole: bool, starts: &mut BTreeS
                 starts_from(rest, written, whole, starts);
             }
             if written[0] == b'\\' {
-                // A longer run fills a beginning alone.
+                // A longer run of backslashes fills a whole beginning.
                 let run = [&before[..], &[b'\\'; START]].concat();
                 starts.insert(run[..START].to_vec());
             }
@@ -471,7 +475,7 @@ fn starts_from(text: &str, mut before: Vec<u8>, whole: bool, starts: &mut BTreeS
     }
 }
 
-/// `escape` with hexadecimal digits in upper case; what introduces them stays.
+/// Returns `escape` with hexadecimal digits in upper case and an unchanged introducer.
 fn uppercase_digits(escape: &[u8]) -> Vec<u8> {
     let digit = |byte: &u8| match byte {
         b'a'..=b'f' => byte.to_ascii_uppercase(),
@@ -480,7 +484,7 @@ fn uppercase_digits(escape: &[u8]) -> Vec<u8> {
     escape.iter().map(digit).collect()
 }
 
-/// What may stand between the digits of two bytes.
+/// Possible separators between the digits of two bytes.
 const SEPARATORS: &[&[u8]] = &[
     b" ", b":", b"-", b",", b"\n", b"\r\n", b"\\x", b"0x", b" 0x", b", 0x", b",0x", b", ", b"  ",
 ];
@@ -497,7 +501,7 @@ fn hex_starts(bytes: &[u8], starts: &mut BTreeSet<Start>) {
         let (first, second) = (digits(first), digits(second));
         let mut add = |text: &[u8]| starts.insert(text[..text.len().min(MAX_START)].to_vec());
         add([first.as_bytes(), second.as_bytes()].concat().as_slice());
-        // A break of the line would hold back every line that ends in these digits.
+        // With a line break, every line that ends in these digits would be delayed.
         for separator in SEPARATORS.iter().filter(|text| !text.ends_with(b"\n")) {
             add(&[first.as_bytes(), separator, second.as_bytes()].concat());
         }
@@ -520,7 +524,7 @@ fn match_hex(bytes: &[u8], text: &[u8], end: bool) -> Beginning {
                 .take_while(|(a, b)| a.to_ascii_lowercase() == *b);
             let same = same.count();
             match same {
-                2 => Beginning::Whole(at + 2, None),
+                2 => Beginning::Complete(at + 2, None),
                 same if same == rest.len() => Beginning::Unfinished,
                 _ => Beginning::Other,
             }
@@ -540,10 +544,10 @@ fn match_hex(bytes: &[u8], text: &[u8], end: bool) -> Beginning {
             }
         }
         match best {
-            Beginning::Whole(next, _) => at = next,
+            Beginning::Complete(next, _) => at = next,
             Beginning::Unfinished => return unfinished,
             Beginning::Other => return Beginning::Other,
         }
     }
-    Beginning::Whole(at, None)
+    Beginning::Complete(at, None)
 }

@@ -6,10 +6,11 @@
 pub struct RegisterRequest {
     #[prost(string, tag = "1")]
     pub token: ::prost::alloc::string::String,
-    /// Its name; unique. Another live runner of this name is an error.
+    /// Unique name. A registered runner with the same name is an error.
     #[prost(string, tag = "2")]
     pub name: ::prost::alloc::string::String,
-    /// Pool, labels and slots as in Hello. If the token does not allow them, the server refuses and the token stays unused.
+    /// Pool, labels and slots as in Hello. If the token does not allow them, the server refuses them
+    /// and the token stays unused.
     #[prost(string, tag = "3")]
     pub pool: ::prost::alloc::string::String,
     #[prost(map = "string, string", tag = "4")]
@@ -86,7 +87,7 @@ pub mod to_runner {
         Drain(super::Drain),
     }
 }
-/// A run and which attempt at it.
+/// A run and the number of its attempt.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Attempt {
     #[prost(string, tag = "1")]
@@ -99,7 +100,7 @@ pub struct Attempt {
 pub struct Hello {
     #[prost(string, tag = "1")]
     pub version: ::prost::alloc::string::String,
-    /// linux/amd64 ...
+    /// Platforms like linux/amd64.
     #[prost(string, repeated, tag = "2")]
     pub platforms: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(uint32, tag = "3")]
@@ -109,10 +110,10 @@ pub struct Hello {
         ::prost::alloc::string::String,
         ::prost::alloc::string::String,
     >,
-    /// Empty: what the registration token said, else `default`.
+    /// Pool. Empty: the pool of the registration token, or `default`.
     #[prost(string, tag = "5")]
     pub pool: ::prost::alloc::string::String,
-    /// What engine and builder are and can do: engine, builder, registry-cache ...
+    /// Properties of the engine and the builder: engine, builder, registry-cache ...
     #[prost(map = "string, string", tag = "6")]
     pub features: ::std::collections::HashMap<
         ::prost::alloc::string::String,
@@ -120,25 +121,26 @@ pub struct Hello {
     >,
     #[prost(uint64, tag = "7")]
     pub free_disk: u64,
-    /// What it holds from before: these leases are renewed, or answered with Abandon.
+    /// Leases from an earlier stream. The control plane renews them or responds with Abandon.
     #[prost(message, repeated, tag = "8")]
-    pub held: ::prost::alloc::vec::Vec<Attempt>,
+    pub attempts: ::prost::alloc::vec::Vec<Attempt>,
 }
-/// Every heartbeat_ms: renews the leases of what the runner holds.
+/// Renewal of all leases of the runner, sent every heartbeat_ms.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Heartbeat {
     #[prost(message, repeated, tag = "1")]
-    pub held: ::prost::alloc::vec::Vec<Attempt>,
+    pub attempts: ::prost::alloc::vec::Vec<Attempt>,
     #[prost(uint64, tag = "2")]
     pub free_disk: u64,
 }
-/// The lease has reached the runner, which has a slot for it.
+/// Confirmation that the lease has reached the runner and occupies a slot.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Accepted {
     #[prost(message, optional, tag = "1")]
     pub of: ::core::option::Option<Attempt>,
 }
-/// The runner cannot take the lease now (no slot, draining, no disk): it goes back to the queue at once.
+/// Return of a lease that the runner cannot execute now (no slot, draining, no disk). The run goes
+/// back to the queue at once.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Declined {
     #[prost(message, optional, tag = "1")]
@@ -146,13 +148,13 @@ pub struct Declined {
     #[prost(string, tag = "2")]
     pub reason: ::prost::alloc::string::String,
 }
-/// The run's plan is made and it begins.
+/// Start of the run, after its plan is complete.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Started {
     #[prost(message, optional, tag = "1")]
     pub of: ::core::option::Option<Attempt>,
 }
-/// Bytes of the run's log: events of acrtask-model, one JSON object a line.
+/// Bytes of the run's log: events of acrtask-model, one JSON object per line.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LogChunk {
     #[prost(message, optional, tag = "1")]
@@ -162,7 +164,7 @@ pub struct LogChunk {
     #[prost(bytes = "bytes", tag = "3")]
     pub data: ::prost::bytes::Bytes,
 }
-/// May this attempt push? Asked before each push; renews the lease too.
+/// Question whether the attempt may push, sent before each push. It also renews the lease.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Fence {
     #[prost(message, optional, tag = "1")]
@@ -170,12 +172,12 @@ pub struct Fence {
     #[prost(uint64, tag = "2")]
     pub nonce: u64,
 }
-/// The attempt is over. Sent again after each reconnection until it is acknowledged.
+/// Final report of an attempt. The runner repeats it after a reconnection until it is acknowledged.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Finished {
     #[prost(message, optional, tag = "1")]
     pub of: ::core::option::Option<Attempt>,
-    /// A final state of acrtask-model's RunState, in its JSON form.
+    /// A final RunState of acrtask-model in its JSON form.
     #[prost(string, tag = "2")]
     pub state: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
@@ -185,11 +187,11 @@ pub struct Finished {
     pub result_json: ::prost::alloc::string::String,
     #[prost(uint64, tag = "5")]
     pub log_length: u64,
-    /// Lower-case hexadecimal SHA-256 of the whole log.
+    /// SHA-256 of the whole log in lower-case hexadecimal digits.
     #[prost(string, tag = "6")]
     pub log_sha256: ::prost::alloc::string::String,
 }
-/// It takes nothing more.
+/// Announcement that the runner accepts no new leases.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Draining {}
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -202,7 +204,7 @@ pub struct Welcome {
     pub heartbeat_ms: u32,
     #[prost(uint32, tag = "4")]
     pub lease_ms: u32,
-    /// Of what Hello said it held, what it may go on with, and how much of each log the control plane has.
+    /// Confirmed leases of Hello, each with the length of the log that the control plane has stored.
     #[prost(message, repeated, tag = "5")]
     pub kept: ::prost::alloc::vec::Vec<LogAck>,
 }
@@ -222,24 +224,25 @@ pub struct Lease {
     >,
     #[prost(message, repeated, tag = "4")]
     pub credentials: ::prost::alloc::vec::Vec<Credential>,
-    /// W3C traceparent; empty where nothing is traced.
+    /// W3C traceparent. Empty without tracing.
     #[prost(string, tag = "5")]
     pub traceparent: ::prost::alloc::string::String,
     #[prost(uint64, tag = "6")]
     pub context_size: u64,
-    /// sha256:... of the context; empty where there is none to fetch from the control plane.
+    /// Digest sha256:... of the context. Empty if the control plane has no context for the run.
     #[prost(string, tag = "7")]
     pub context_digest: ::prost::alloc::string::String,
-    /// The key of acrtask-model's TrustDomain: what the run may share with other runs.
+    /// Key of acrtask-model's TrustDomain, which limits what the run shares with other runs.
     #[prost(string, tag = "8")]
     pub trust_domain: ::prost::alloc::string::String,
-    /// The name of the domain's build caches. A secret: it keeps other domains out of them.
+    /// Name of the domain's build caches. It is secret, so that other domains cannot use them.
     #[prost(string, tag = "9")]
     pub cache_namespace: ::prost::alloc::string::String,
-    /// The key of the seals on the domain's caches in registries: 64 hexadecimal digits. A secret of the runner.
+    /// Key of the seals on the domain's caches in registries: 64 hexadecimal digits. Only the runner
+    /// may use this secret.
     #[prost(string, tag = "10")]
     pub cache_seal_key: ::prost::alloc::string::String,
-    /// Name of the stored task that the run may read vaults as; empty if it may read none.
+    /// Name of the stored task as which the run may read vaults. Empty if it may read none.
     #[prost(string, tag = "11")]
     pub vault_task: ::prost::alloc::string::String,
 }
@@ -253,13 +256,13 @@ pub struct Credential {
     #[prost(string, tag = "3")]
     pub password: ::prost::alloc::string::String,
 }
-/// The leases that were renewed. What a heartbeat named and this does not is abandoned too.
+/// Renewed leases. Leases that the heartbeat contains and this response omits are lost.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Renewed {
     #[prost(message, repeated, tag = "1")]
-    pub held: ::prost::alloc::vec::Vec<Attempt>,
+    pub attempts: ::prost::alloc::vec::Vec<Attempt>,
 }
-/// Everything below `offset` is stored: the runner may forget it.
+/// Acknowledgement that everything before `offset` is stored. The runner may release it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LogAck {
     #[prost(message, optional, tag = "1")]
@@ -278,11 +281,11 @@ pub struct FenceAnswer {
 pub struct FinishedAck {
     #[prost(message, optional, tag = "1")]
     pub of: ::core::option::Option<Attempt>,
-    /// Below log_length: the log is not whole; send from here and then Finished again.
+    /// If below log_length, the log is incomplete: the runner sends it from here, then Finished again.
     #[prost(uint64, tag = "2")]
     pub log_offset: u64,
 }
-/// Stop the run, clean up, and report it as canceled with this reason.
+/// Request to stop the run, clean up, and report it as canceled with this reason.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Cancel {
     #[prost(message, optional, tag = "1")]
@@ -290,7 +293,7 @@ pub struct Cancel {
     #[prost(string, tag = "2")]
     pub reason: ::prost::alloc::string::String,
 }
-/// The attempt is not the runner's any more: stop it, push nothing, say nothing more about it.
+/// Notice that the lease is lost: the runner stops the attempt, pushes nothing and reports no more.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Abandon {
     #[prost(message, optional, tag = "1")]
@@ -298,7 +301,7 @@ pub struct Abandon {
     #[prost(string, tag = "2")]
     pub reason: ::prost::alloc::string::String,
 }
-/// Nothing new will be leased until the runner is told otherwise by leases. It stays, and goes on with what it holds.
+/// Notice that the runner gets no new leases for now. It stays connected and finishes its runs.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Drain {}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -393,7 +396,7 @@ pub mod runners_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Gives a one-use registration token for a key of the runner's own.
+        /// Exchanges a one-use registration token for the runner's own key.
         pub async fn register(
             &mut self,
             request: impl tonic::IntoRequest<super::RegisterRequest>,
@@ -418,7 +421,8 @@ pub mod runners_client {
                 .insert(GrpcMethod::new("acrtask.runner.v1.Runners", "Register"));
             self.inner.unary(req, path, codec).await
         }
-        /// The one stream of a runner. Metadata `authorization: Bearer KEY`. A second stream of the same runner ends the first.
+        /// Opens the single stream of a runner, with the metadata `authorization: Bearer KEY`. A second
+        /// stream of the same runner ends the first.
         pub async fn connect(
             &mut self,
             request: impl tonic::IntoStreamingRequest<Message = super::FromRunner>,
@@ -443,7 +447,7 @@ pub mod runners_client {
                 .insert(GrpcMethod::new("acrtask.runner.v1.Runners", "Connect"));
             self.inner.streaming(req, path, codec).await
         }
-        /// The bytes of the context of a run that the runner holds, from `offset` on.
+        /// Returns the bytes of the context of a run that the runner leases, from `offset` on.
         pub async fn fetch_context(
             &mut self,
             request: impl tonic::IntoRequest<super::FetchContextRequest>,
@@ -483,7 +487,7 @@ pub mod runners_server {
     /// Generated trait containing gRPC methods that should be implemented for use with RunnersServer.
     #[async_trait]
     pub trait Runners: std::marker::Send + std::marker::Sync + 'static {
-        /// Gives a one-use registration token for a key of the runner's own.
+        /// Exchanges a one-use registration token for the runner's own key.
         async fn register(
             &self,
             request: tonic::Request<super::RegisterRequest>,
@@ -497,7 +501,8 @@ pub mod runners_server {
             >
             + std::marker::Send
             + 'static;
-        /// The one stream of a runner. Metadata `authorization: Bearer KEY`. A second stream of the same runner ends the first.
+        /// Opens the single stream of a runner, with the metadata `authorization: Bearer KEY`. A second
+        /// stream of the same runner ends the first.
         async fn connect(
             &self,
             request: tonic::Request<tonic::Streaming<super::FromRunner>>,
@@ -508,7 +513,7 @@ pub mod runners_server {
             >
             + std::marker::Send
             + 'static;
-        /// The bytes of the context of a run that the runner holds, from `offset` on.
+        /// Returns the bytes of the context of a run that the runner leases, from `offset` on.
         async fn fetch_context(
             &self,
             request: tonic::Request<super::FetchContextRequest>,

@@ -1,6 +1,7 @@
-//! What is sent for a challenge: the registry's password, or a token of a token server.
+//! Responses to challenges: the registry's password, or a token of a token server.
 //!
-//! Invariant: what a registry gets is worth no more than the login that it was given.
+//! Invariant: the value of a token does not exceed the value of the login that the user gave for
+//! the registry.
 
 use acrtask_model::Secret;
 use reqwest::{
@@ -10,11 +11,11 @@ use reqwest::{
 use url::Url;
 
 use super::{
-    Call, Grant, MAX_TOKEN, MAX_TRIES, MAX_WAIT, NamedBy, Transport, basic, read_limited,
-    retry_after,
-    route::Clients,
-    sensitive, unreachable, wait,
-    words::{authority, help_foreign, help_missing, help_refused, message},
+    Call, Grant, MAX_TOKEN, MAX_TRIES, MAX_WAIT, Transport, UrlSource, basic_header,
+    hosts::{authority, help_foreign, help_missing, help_refused, read_error_message},
+    read_limited, retry_after,
+    routes::Clients,
+    sensitive_header, unreachable_error, wait_before_retry,
 };
 use crate::{
     challenge::{Challenge, RealmTrust, realm_trust},
@@ -24,36 +25,36 @@ use crate::{
 };
 
 impl Transport {
-    /// Answers the challenge in `headers`.
+    /// Obtains a grant for the challenge in `headers`.
     pub(super) async fn authorize(
         &self,
         call: &Call<'_>,
         headers: &HeaderMap,
-        named_by: NamedBy,
+        url_source: UrlSource,
     ) -> Result<Grant, RegistryError> {
         let challenge = headers
             .get_all(header::WWW_AUTHENTICATE)
             .iter()
             .filter_map(|value| Challenge::parse(value.to_str().ok()?))
             .max_by_key(|challenge| matches!(challenge, Challenge::Bearer { .. }));
-        let own = || self.credential(call, call.host);
+        let own = || self.find_credential(call, call.host);
         match challenge {
             None => Err(RegistryError::Invalid {
                 attempt: call.attempt.clone(),
                 reason: format!(
-                    "{} asks for authorization of a kind that is not known",
+                    "{} requires an unsupported kind of authorization",
                     call.host
                 ),
             }),
             Some(Challenge::Basic) => Ok(match own().await? {
                 Some(Credential::Password { username, password }) => Grant {
-                    header: Some(basic(&username, &password)),
+                    header: Some(basic_header(&username, &password)),
                     help: help_refused(call.host),
                 },
                 Some(Credential::IdentityToken(_)) => Grant {
                     header: None,
                     help: format!(
-                        "{} takes a password, and the Docker configuration has a token: give `--credential {}=USER:@FILE`",
+                        "{} requires a password, but the Docker configuration has a token: give `--credential {}=USER:@FILE`",
                         call.host, call.host
                     ),
                 },
@@ -76,35 +77,36 @@ impl Transport {
                     .filter(|url| matches!(url.scheme(), "http" | "https"))
                     .ok_or_else(|| {
                         invalid(format!(
-                            "{} names a token server that is not an address",
+                            "{} names a token server that is not a URL",
                             call.host
                         ))
                     })?;
                 let clients = match realm.host_str() == call.url.host_str() {
                     true => &self.routes.named,
-                    false => self.routes.to(named_by)?,
+                    false => self.routes.clients_for(url_source)?,
                 };
                 net::check_literal(clients.policy, &realm)
-                    .map_err(|error| unreachable(call, error))?;
+                    .map_err(|error| unreachable_error(call, error))?;
                 let realm_host = authority(&realm);
                 let (credential, help) = match realm_trust(&call.url, &realm) {
                     RealmTrust::Registry => match own().await? {
                         None => (None, help_missing(call.host)),
                         credential => (credential, help_refused(call.host)),
                     },
-                    // The token goes to the registry. It must not be worth more than what the registry was given.
+                    // The registry receives the token. The token must not be worth more than the
+                    // login for the registry.
                     RealmTrust::SameLoginOnly => {
                         let own = own().await?;
-                        let theirs = self.credential(call, &realm_host).await?;
+                        let theirs = self.find_credential(call, &realm_host).await?;
                         match own.filter(|own| theirs.is_some_and(|theirs| own.is_same(&theirs))) {
                             None => (None, help_foreign(call.host, &realm_host)),
                             credential => (credential, help_refused(&realm_host)),
                         }
                     }
-                    RealmTrust::Nobody => (
+                    RealmTrust::Untrusted => (
                         None,
                         format!(
-                            "the token server of {}, {realm_host}, has no TLS, so that it is not given a password",
+                            "the token server of {}, {realm_host}, has no TLS, so acrtask sends it no password",
                             call.host
                         ),
                     ),
@@ -112,7 +114,7 @@ impl Transport {
                 let mut scopes = call.scopes.clone();
                 scopes.extend(scope.filter(|scope| !call.scopes.contains(scope)));
                 let token = self
-                    .token(clients, call, (realm, service, scopes), credential, &help)
+                    .request_token(clients, call, (realm, service, scopes), credential, &help)
                     .await?;
                 Ok(Grant {
                     header: Some(Secret::new(format!("Bearer {}", token.expose()))),
@@ -122,7 +124,7 @@ impl Transport {
         }
     }
 
-    async fn credential(
+    async fn find_credential(
         &self,
         call: &Call<'_>,
         host: &str,
@@ -136,8 +138,9 @@ impl Transport {
             })
     }
 
-    /// Asks a token server. No redirect is followed: the request may carry a password.
-    async fn token(
+    /// Requests a token from a token server. Follows no redirect, because the request may contain a
+    /// password.
+    async fn request_token(
         &self,
         clients: &Clients,
         call: &Call<'_>,
@@ -170,8 +173,10 @@ impl Transport {
                     );
                     let request = clients.direct.get(realm.clone()).query(&query);
                     match other {
-                        Some(Credential::Password { username, password }) => request
-                            .header(header::AUTHORIZATION, sensitive(&basic(username, password))),
+                        Some(Credential::Password { username, password }) => request.header(
+                            header::AUTHORIZATION,
+                            sensitive_header(&basic_header(username, password)),
+                        ),
                         _ => request,
                     }
                 }
@@ -195,7 +200,7 @@ impl Transport {
                     retry_after,
                 });
             }
-            wait(tries, retry_after).await;
+            wait_before_retry(tries, retry_after).await;
         };
         match response.status() {
             status if status.is_success() => {}
@@ -203,7 +208,7 @@ impl Transport {
                 return Err(RegistryError::Denied {
                     attempt: call.attempt.clone(),
                     host: realm_host,
-                    message: message(response).await,
+                    message: read_error_message(response).await,
                     help: help.to_owned(),
                 });
             }
@@ -212,24 +217,24 @@ impl Transport {
                     attempt: call.attempt.clone(),
                     host: realm_host,
                     status: status.as_u16(),
-                    message: message(response).await,
+                    message: read_error_message(response).await,
                 });
             }
         }
         #[derive(serde::Deserialize)]
-        struct Answer {
+        struct TokenResponse {
             token: Option<String>,
             access_token: Option<String>,
         }
         let body = read_limited(response, MAX_TOKEN, &call.attempt, &realm_host).await?;
-        serde_json::from_slice::<Answer>(&body)
+        serde_json::from_slice::<TokenResponse>(&body)
             .ok()
             .and_then(|answer| answer.token.or(answer.access_token))
             .filter(|token| HeaderValue::from_str(token).is_ok())
             .map(Secret::new)
             .ok_or_else(|| RegistryError::Invalid {
                 attempt: call.attempt.clone(),
-                reason: format!("the token server {realm_host} answered without a token"),
+                reason: format!("the token server {realm_host} responded without a token"),
             })
     }
 }

@@ -1,4 +1,4 @@
-//! Who may what: every operation of the OpenAPI document stands in one table here, or this test fails.
+//! Tests of authorization. One table lists every operation of the OpenAPI document.
 
 use std::collections::BTreeSet;
 
@@ -10,13 +10,13 @@ use acrtask_model::events::BaseRole;
 use axum::http::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::testing::Server;
+use super::testing::TestServer;
 use crate::auth;
 
-/// What an operation needs.
+/// Requirement of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Needs {
-    /// Not even a token.
+enum Requirement {
+    /// No token.
     Nothing,
     /// Any token.
     Token,
@@ -24,40 +24,46 @@ enum Needs {
     Scope(Scope),
 }
 
-/// What a token for other tasks gets, where the operation belongs to a task, or to none.
+/// Response to a token whose task limit excludes the task of the operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Others {
-    /// It belongs to no task.
+enum OtherTask {
+    /// The operation has no task. The limit does not matter.
     Free,
-    /// It sees nothing there.
+    /// 404: the token does not see the task.
     Hidden,
-    /// It may not.
+    /// 403.
     Forbidden,
-    /// A list without what it may not see.
+    /// A list without the hidden entries.
     Empty,
 }
 
 struct Row {
     method: Method,
     path: &'static str,
-    needs: Needs,
-    others: Others,
+    requirement: Requirement,
+    other_task: OtherTask,
     body: Value,
 }
 
-fn row(method: Method, path: &'static str, needs: Needs, others: Others, body: Value) -> Row {
+fn row(
+    method: Method,
+    path: &'static str,
+    requirement: Requirement,
+    other_task: OtherTask,
+    body: Value,
+) -> Row {
     Row {
         method,
         path,
-        needs,
-        others,
+        requirement,
+        other_task,
         body,
     }
 }
 
 fn table() -> Vec<Row> {
-    use Needs::{Nothing, Scope as Of, Token};
-    use Others::{Empty, Forbidden, Free, Hidden};
+    use OtherTask::{Empty, Forbidden, Free, Hidden};
+    use Requirement::{Nothing, Scope as Of, Token};
     let (get, post, put, delete, patch) = (
         Method::GET,
         Method::POST,
@@ -72,7 +78,7 @@ fn table() -> Vec<Row> {
         Of(Scope::Admin),
     );
     let none = || Value::Null;
-    let cmd = || json!({"spec": {"work": {"do": "cmd", "line": "alpine true"}}});
+    let cmd = || json!({"spec": {"source": {"type": "cmd", "line": "alpine true"}}});
     let task = || json!({"name": "mine", "cmd": "alpine true"});
     vec![
         row(get.clone(), "/openapi.json", Nothing, Free, none()),
@@ -311,7 +317,7 @@ fn operations() -> BTreeSet<(String, String)> {
     let mut found = BTreeSet::new();
     for (path, item) in document["paths"].as_object().unwrap() {
         let Some(path) = path.strip_prefix(acrtask_api::BASE) else {
-            // What opens it is in its path; `trigger_url_tests.rs` shows that nothing else does.
+            // A secret in its path authorizes it, as `trigger_url_tests.rs` shows.
             assert_eq!(path, "/trigger/{token}");
             continue;
         };
@@ -322,17 +328,17 @@ fn operations() -> BTreeSet<(String, String)> {
     found
 }
 
-/// A control plane that has one of everything.
-struct World {
-    server: Server,
+/// A server with one resource of each kind.
+struct AuthorizationFixture {
+    server: TestServer,
     run: String,
     context: String,
 }
 
-impl World {
+impl AuthorizationFixture {
     async fn new() -> Self {
-        let server = Server::start().await;
-        server.runner("mine").await;
+        let server = TestServer::start().await;
+        server.register_runner("mine").await;
         let task = json!({"name": "mine", "cmd": "alpine true"});
         server
             .post("/tasks", task)
@@ -342,15 +348,17 @@ impl World {
             .post("/tasks/mine/runs", json!({}))
             .await
             .json(StatusCode::CREATED);
-        // One that is over, so that its events end.
+        // Cancel the run, so that its events end.
         server
             .post(&format!("/runs/{}/cancel", run.id), json!({}))
             .await;
         let base = |name| (name, 'b', BaseRole::Runtime);
         let bases = [base("base:1"), base("r.io/moved:1")];
-        server.pushed("mine", ("r.io/mine:1", 'a'), &bases).await;
-        server.moves("r.io/moved:1", 'c').await;
-        server.cascade(1).await;
+        server
+            .complete_push("mine", ("r.io/mine:1", 'a'), &bases)
+            .await;
+        server.record_digest("r.io/moved:1", 'c').await;
+        server.wait_for_cascade(1).await;
         server.start_run().await;
         for path in ["/secrets/mine", "/secrets/own"] {
             let body = if path.ends_with("own") {
@@ -399,9 +407,9 @@ impl World {
             .replace("{timer}", "night")
     }
 
-    async fn ask(&self, row: &Row, token: Option<&str>) -> super::testing::Answer {
+    async fn send_row(&self, row: &Row, token: Option<&str>) -> super::testing::TestResponse {
         let body = (!row.body.is_null()).then_some(&row.body);
-        let request = Server::request(row.method.clone(), &self.path(row), token, body);
+        let request = TestServer::request(row.method.clone(), &self.path(row), token, body);
         self.server.send(request).await
     }
 }
@@ -413,39 +421,39 @@ fn every_operation_is_in_the_table() {
         .iter()
         .map(|row| (row.method.to_string(), row.path.to_owned()))
         .collect();
-    assert_eq!(listed.len(), table.len(), "one of them is listed twice");
+    assert_eq!(listed.len(), table.len(), "an operation is listed twice");
     assert_eq!(listed, operations());
 }
 
 #[test]
-fn the_document_says_what_each_operation_needs() {
+fn document_describes_the_required_scope_of_each_operation() {
     let document = serde_json::to_value(super::openapi()).unwrap();
     for row in table() {
         let path = format!("{}{}", acrtask_api::BASE, row.path);
         let operation = &document["paths"][path.as_str()][row.method.as_str().to_lowercase()];
-        let expected = match row.needs {
-            Needs::Nothing => Value::Null,
-            Needs::Token => json!([{ "token": [] }]),
-            Needs::Scope(scope) => json!([{ "token": [auth::scope_name(scope)] }]),
+        let expected = match row.requirement {
+            Requirement::Nothing => Value::Null,
+            Requirement::Token => json!([{ "token": [] }]),
+            Requirement::Scope(scope) => json!([{ "token": [auth::scope_name(scope)] }]),
         };
         assert_eq!(operation["security"], expected, "{} {path}", row.method);
     }
 }
 
 #[tokio::test]
-async fn nobody_gets_in_without_a_token() {
-    let world = World::new().await;
-    let server = &world.server;
-    let stranger = auth::mint().text.0;
+async fn requests_without_a_valid_token_are_refused() {
+    let fixture = AuthorizationFixture::new().await;
+    let server = &fixture.server;
+    let unknown = auth::new_token().text.0;
     for (at, row) in table().iter().enumerate() {
-        // Failures of one address are few; this is about something else.
+        // Advance the clock, so that the limit of failures per address does not apply.
         let now = super::testing::NOW + 600_000 * i64::try_from(at).unwrap();
         server.app.clock.set(now);
         let what = format!("{} {}", row.method, row.path);
-        let without = world.ask(row, None).await.status;
-        let wrong = world.ask(row, Some(&stranger)).await.status;
-        if row.needs == Needs::Nothing {
-            // Refused for what it says, where it is, and not for a token.
+        let without = fixture.send_row(row, None).await.status;
+        let wrong = fixture.send_row(row, Some(&unknown)).await.status;
+        if row.requirement == Requirement::Nothing {
+            // The operation is refused because of its body, if at all, and not because of a token.
             let expected = if row.path == "/auth/exchange" {
                 StatusCode::UNAUTHORIZED
             } else {
@@ -460,32 +468,35 @@ async fn nobody_gets_in_without_a_token() {
 }
 
 #[tokio::test]
-async fn a_scope_opens_what_it_says_and_nothing_else() {
-    let world = World::new().await;
-    let server = &world.server;
+async fn each_scope_allows_exactly_its_operations() {
+    let fixture = AuthorizationFixture::new().await;
+    let server = &fixture.server;
     let all = [Scope::Read, Scope::Run, Scope::Write];
-    let nothing = server.token(&[], None).await;
+    let no_scope = server.create_token(&[], None).await;
     for row in table() {
         let what = format!("{} {}", row.method, row.path);
-        match row.needs {
-            Needs::Nothing => {}
-            Needs::Token => {
-                assert_eq!(world.ask(&row, Some(&nothing)).await.status, StatusCode::OK);
+        match row.requirement {
+            Requirement::Nothing => {}
+            Requirement::Token => {
+                assert_eq!(
+                    fixture.send_row(&row, Some(&no_scope)).await.status,
+                    StatusCode::OK
+                );
             }
-            Needs::Scope(needed) => {
+            Requirement::Scope(needed) => {
                 let others: Vec<Scope> = all
                     .into_iter()
                     .filter(|scope| !scope.includes(needed))
                     .collect();
-                let without = server.token(&others, None).await;
-                let refused = world.ask(&row, Some(&without)).await;
+                let without = server.create_token(&others, None).await;
+                let refused = fixture.send_row(&row, Some(&without)).await;
                 let problem = refused.problem(StatusCode::FORBIDDEN);
                 assert_eq!(problem.code, "forbidden", "{what}");
-                let with = server.token(&[needed], None).await;
-                let opened = world.ask(&row, Some(&with)).await;
+                let with = server.create_token(&[needed], None).await;
+                let opened = fixture.send_row(&row, Some(&with)).await;
                 for more in all.into_iter().filter(|scope| scope.includes(needed)) {
-                    let more = server.token(&[more], None).await;
-                    let status = world.ask(&row, Some(&more)).await.status;
+                    let more = server.create_token(&[more], None).await;
+                    let status = fixture.send_row(&row, Some(&more)).await.status;
                     assert_ne!(status, StatusCode::FORBIDDEN, "{what}");
                 }
                 let refused = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
@@ -505,37 +516,43 @@ async fn a_scope_opens_what_it_says_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_token_for_other_tasks_sees_and_does_nothing_here() {
-    let world = World::new().await;
+async fn token_for_other_tasks_sees_and_changes_nothing() {
+    let fixture = AuthorizationFixture::new().await;
     let all = [Scope::Read, Scope::Run, Scope::Write];
     for limit in ["other", "min", "other/*", "mine/*"] {
-        let token = world.server.token(&all, Some(limit)).await;
+        let token = fixture.server.create_token(&all, Some(limit)).await;
         for row in table() {
             let what = format!("{limit}: {} {}", row.method, row.path);
-            let answer = world.ask(&row, Some(&token)).await;
-            let status = answer.status;
-            match row.others {
-                Others::Free if row.needs == Needs::Scope(Scope::Admin) => {
+            let response = fixture.send_row(&row, Some(&token)).await;
+            let status = response.status;
+            match row.other_task {
+                OtherTask::Free if row.requirement == Requirement::Scope(Scope::Admin) => {
                     assert_eq!(status, StatusCode::FORBIDDEN, "{what}");
                 }
-                Others::Free => assert_ne!(status, StatusCode::FORBIDDEN, "{what}"),
-                Others::Hidden => assert_eq!(status, StatusCode::NOT_FOUND, "{what}"),
-                Others::Forbidden => assert_eq!(status, StatusCode::FORBIDDEN, "{what}"),
-                Others::Empty => {
-                    let list: Value = answer.json(StatusCode::OK);
+                OtherTask::Free => assert_ne!(status, StatusCode::FORBIDDEN, "{what}"),
+                OtherTask::Hidden => assert_eq!(status, StatusCode::NOT_FOUND, "{what}"),
+                OtherTask::Forbidden => assert_eq!(status, StatusCode::FORBIDDEN, "{what}"),
+                OtherTask::Empty => {
+                    let list: Value = response.json(StatusCode::OK);
                     let items = list.get("items").unwrap_or(&list);
                     assert_eq!(items, &json!([]), "{what}");
                 }
             }
         }
     }
-    // A run that belongs to no task is not theirs either.
-    let token = world.server.token(&all, Some("mine")).await;
-    let run = world.server.start_run().await;
+    // A limited token does not see a run without a task either.
+    let token = fixture.server.create_token(&all, Some("mine")).await;
+    let run = fixture.server.start_run().await;
     let path = format!("/runs/{}", run.id);
-    let answer = world.server.ask(Method::GET, &path, &token, None).await;
-    answer.problem(StatusCode::NOT_FOUND);
-    let own = format!("/runs/{}", world.run);
-    let answer = world.server.ask(Method::GET, &own, &token, None).await;
-    answer.json::<Run>(StatusCode::OK);
+    let response = fixture
+        .server
+        .send_as(Method::GET, &path, &token, None)
+        .await;
+    response.problem(StatusCode::NOT_FOUND);
+    let own = format!("/runs/{}", fixture.run);
+    let response = fixture
+        .server
+        .send_as(Method::GET, &own, &token, None)
+        .await;
+    response.json::<Run>(StatusCode::OK);
 }

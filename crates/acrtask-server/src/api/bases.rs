@@ -1,6 +1,7 @@
-//! Base images: the tags that are watched, and what stands on one. A `/` in a name is `%2F` in a path.
+//! Base images: watched tags, and the images that depend on them. A `/` in a name is `%2F` in a
+//! path.
 //!
-//! A token that is limited to tasks sees the tags that images of these tasks stand on.
+//! A token with a task limit sees the bases of images of its tasks.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -28,22 +29,22 @@ use super::{
     secrets::task_names,
 };
 use crate::{
-    auth::{self, By, Caller},
+    auth::{self, Authenticated, Caller},
     bases::{
         self,
-        known::{Stale, Standing},
+        staleness::{ImageGraph, Staleness},
         tags,
     },
 };
 
-/// Tags that are read at once.
+/// Watched tags that one query reads.
 const CHUNK: u32 = 500;
-/// Moves of a tag that are shown.
+/// Most digest changes of a tag in a response.
 const HISTORY: u32 = 50;
-/// The longest that a request waits for looks.
-const LONGEST_WAIT: u64 = 60;
-/// How often it is seen whether they have been.
-const POLL: Duration = Duration::from_millis(100);
+/// Longest wait for polls, in seconds.
+const MAX_WAIT_SECS: u64 = 60;
+/// Interval between checks for completed polls.
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
@@ -56,7 +57,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(resume))
 }
 
-/// Which tags a list shows.
+/// Filter and page of a list of base tags.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -64,46 +65,47 @@ struct ListBases {
     /// Length of the page: 1 to 200, 50 by default.
     #[param(minimum = 1, maximum = 200)]
     limit: Option<u32>,
-    /// What the page before gave as `next`.
+    /// `next` of the previous page.
     cursor: Option<String>,
 }
 
-/// Tags that a caller sees: bases of images of its tasks, as a login of its tasks or of the server sees them.
-struct Sight {
-    /// Names of its tasks, by id.
+/// Visibility of base tags for a caller: bases of images of its tasks, with logins of its tasks or
+/// of the server.
+struct VisibleBases {
+    /// Names of the visible tasks by id.
     tasks: HashMap<String, String>,
-    /// `None` if it sees all tags.
-    standing: Option<Standing>,
+    /// Visible images. `None` if the caller sees all tags.
+    graph: Option<ImageGraph>,
 }
 
-impl Sight {
-    async fn of(api: &Api, caller: &Caller) -> Result<Self, ApiError> {
-        let standing = match caller.tasks {
+impl VisibleBases {
+    async fn load(api: &Api, caller: &Caller) -> Result<Self, ApiError> {
+        let graph = match caller.tasks {
             None => None,
-            Some(_) => Some(Standing::read(&api.app, |task| caller.sees(task)).await?),
+            Some(_) => Some(ImageGraph::read(&api.app, |task| caller.may_see(task)).await?),
         };
         Ok(Self {
             tasks: task_names(api, caller).await?,
-            standing,
+            graph,
         })
     }
 
-    fn sees_name(&self, name: &str) -> bool {
-        let standing = self.standing.as_ref();
-        standing.is_none_or(|standing| standing.is_base(name))
+    fn includes(&self, name: &str) -> bool {
+        let graph = self.graph.as_ref();
+        graph.is_none_or(|graph| graph.is_base(name))
     }
 
-    /// Returns the row as the caller may see it, with its own images counted. `None`: it does not see the row.
+    /// Returns the row with only visible images counted. `None` if the caller does not see the row.
     fn filter(&self, mut row: WatchRow) -> Option<WatchRow> {
-        let Some(standing) = &self.standing else {
+        let Some(graph) = &self.graph else {
             return Some(row);
         };
         let is_own = row.scope.is_empty() || self.tasks.contains_key(&row.scope);
-        if !is_own || !standing.is_base(&row.name) {
+        if !is_own || !graph.is_base(&row.name) {
             return None;
         }
-        row.used_by = standing.users(&row.name);
-        // A connection error would show which hosts and ports of the server's network respond.
+        row.used_by = graph.dependent_count(&row.name);
+        // A connection error would reveal reachable hosts and ports of the server's network.
         if row.detail.is_some() {
             row.detail = Some("a token without a limit to tasks shows the reason".to_owned());
         }
@@ -115,7 +117,7 @@ fn to_api(row: WatchRow, tasks: &HashMap<String, String>) -> Base {
     Base {
         name: row.name,
         login_of: (!row.scope.is_empty()).then(|| {
-            // A task that the caller does not see stays without a name.
+            // Hide the name of a task that the caller does not see.
             tasks
                 .get(&row.scope)
                 .cloned()
@@ -135,14 +137,14 @@ fn to_api(row: WatchRow, tasks: &HashMap<String, String>) -> Base {
     }
 }
 
-/// Those with this name, with all that is known of them.
+/// Returns the watched tags with this name, one per login, with all details.
 async fn find(api: &Api, caller: &Caller, name: &str) -> Result<Vec<Base>, ApiError> {
     let missing = || {
         ApiError::not_found(format!("the tag `{name}` is not watched"))
-            .help("tags are watched that the newest images of tasks stand on: `acrtask base list`")
+            .help("the server watches the bases of the newest images of tasks: `acrtask base list`")
     };
-    let sight = Sight::of(api, caller).await?;
-    if !sight.sees_name(name) {
+    let visible = VisibleBases::load(api, caller).await?;
+    if !visible.includes(name) {
         return Err(missing());
     }
     let store = &api.app.store;
@@ -155,12 +157,12 @@ async fn find(api: &Api, caller: &Caller, name: &str) -> Result<Vec<Base>, ApiEr
         .await?;
     let rows: Vec<WatchRow> = rows
         .into_iter()
-        .filter_map(|row| sight.filter(row))
+        .filter_map(|row| visible.filter(row))
         .collect();
     if rows.is_empty() {
         return Err(missing());
     }
-    let proposals = tags::proposals(&api.app, |task| caller.sees(task)).await?;
+    let proposals = tags::list_proposals(&api.app, |task| caller.may_see(task)).await?;
     let mut found = Vec::new();
     for row in rows {
         let platforms = store.base_platforms(&row).await?;
@@ -168,33 +170,34 @@ async fn find(api: &Api, caller: &Caller, name: &str) -> Result<Vec<Base>, ApiEr
         found.push(Base {
             platforms,
             changes,
-            newer: tags::newer_than(&proposals, name),
-            ..to_api(row, &sight.tasks)
+            newer: tags::newer_tags(&proposals, name),
+            ..to_api(row, &visible.tasks)
         });
     }
     Ok(found)
 }
 
-/// Base tags that are watched, by name. One that is looked at with several logins is there once for each.
+/// Lists watched base tags by name. A tag that is polled with several logins has one entry per
+/// login.
 #[utoipa::path(get, path = "/bases", tag = "bases", params(ListBases), security(("token" = ["read"])), responses(
     (status = OK, body = Page<Base>),
     (status = BAD_REQUEST, body = Problem),
 ))]
 async fn list(
-    by: By<auth::Read>,
+    by: Authenticated<auth::Read>,
     State(api): State<Api>,
-    Query(asked): Query<ListBases>,
+    Query(input): Query<ListBases>,
 ) -> Result<Json<Page<Base>>, ApiError> {
-    let limit = runs::page_limit(asked.limit)? as usize;
-    let sight = Sight::of(&api, &by.caller).await?;
+    let limit = runs::page_limit(input.limit)? as usize;
+    let visible = VisibleBases::load(&api, &by.caller).await?;
     let mut items: Vec<Base> = Vec::new();
-    let mut after = asked.cursor;
+    let mut after = input.cursor;
     let next = loop {
         let rows = read_after(&api, after.take()).await?;
         after = rows.last().map(|row| row.name.clone());
-        let seen = rows.into_iter().filter_map(|row| sight.filter(row));
-        items.extend(seen.map(|row| to_api(row, &sight.tasks)));
-        // A page ends where a name does.
+        let seen = rows.into_iter().filter_map(|row| visible.filter(row));
+        items.extend(seen.map(|row| to_api(row, &visible.tasks)));
+        // A page ends at the end of a name.
         if let Some(beyond) = items.get(limit).map(|base| base.name.clone()) {
             let end = items[..limit].iter().rposition(|base| base.name != beyond);
             let end = end.map_or_else(
@@ -211,7 +214,8 @@ async fn list(
     Ok(Json(Page { items, next }))
 }
 
-/// Watched tags behind a name, those of one name together; none: there are no more.
+/// Reads the next watched tags after a name. All entries of a name are read together. Empty at the
+/// end.
 async fn read_after(api: &Api, after: Option<String>) -> Result<Vec<WatchRow>, StoreError> {
     let store = &api.app.store;
     let mut rows = store
@@ -235,12 +239,13 @@ async fn read_after(api: &Api, after: Option<String>) -> Result<Vec<WatchRow>, S
     Ok(rows)
 }
 
-/// A base tag: what it holds, how it moved, and how it stands. One entry for each login that it is looked at with.
+/// Returns a base tag with its digest, its digest changes and its state. One entry per login that
+/// polls it.
 #[utoipa::path(get, path = "/bases/{base}", tag = "bases",
     params(("base" = String, Path, description = "Registry, repository and tag.")),
     security(("token" = ["read"])), responses((status = OK, body = Vec<Base>), (status = NOT_FOUND, body = Problem)))]
 async fn show(
-    by: By<auth::Read>,
+    by: Authenticated<auth::Read>,
     State(api): State<Api>,
     Path(base): Path<String>,
 ) -> Result<Json<Vec<Base>>, ApiError> {
@@ -248,40 +253,40 @@ async fn show(
     Ok(Json(find(&api, &by.caller, &name).await?))
 }
 
-/// Looks at tags now, one or all. A paused one is not looked at.
+/// Polls tags now, one or all. Paused tags are not polled.
 #[utoipa::path(post, path = "/bases/check", tag = "bases", request_body = Option<CheckBases>,
     security(("token" = ["run"])), responses(
-    (status = OK, body = Vec<Base>, description = "How they stand after that, or after the wait."),
+    (status = OK, body = Vec<Base>, description = "The tags after their polls, or after the wait."),
     (status = NOT_FOUND, body = Problem),
 ))]
 async fn check(
-    by: By<auth::Run>,
+    by: Authenticated<auth::Run>,
     State(api): State<Api>,
-    OptionalJson(asked): OptionalJson<CheckBases>,
+    OptionalJson(input): OptionalJson<CheckBases>,
 ) -> Result<Json<Vec<Base>>, ApiError> {
     let app = &api.app;
-    let name = asked.name.as_deref().map(full_name).transpose()?;
-    if asked.wait_secs > LONGEST_WAIT {
+    let name = input.name.as_deref().map(full_name).transpose()?;
+    if input.wait_secs > MAX_WAIT_SECS {
         return Err(ApiError::invalid(format!(
-            "`waitSecs` is {}, and may be {LONGEST_WAIT} at most",
-            asked.wait_secs
+            "`waitSecs` is {}: write {MAX_WAIT_SECS} or less",
+            input.wait_secs
         )));
     }
-    // What came a moment ago is looked at too.
-    bases::compare(app).await?;
-    tags::pass(app).await?;
-    let sight = Sight::of(&api, &by.caller).await?;
+    // Include the bases of images that were pushed a moment ago.
+    bases::update_watches(app).await?;
+    tags::reconcile_rules(app).await?;
+    let visible = VisibleBases::load(&api, &by.caller).await?;
     let wanted = async || -> Result<Vec<WatchRow>, ApiError> {
         let mut found = Vec::new();
         if let Some(name) = &name {
-            if sight.sees_name(name) {
+            if visible.includes(name) {
                 let filter = WatchFilter {
                     name: Some(name.clone()),
                     limit: CHUNK,
                     ..WatchFilter::default()
                 };
                 let rows = app.store.watches(filter).await?;
-                found.extend(rows.into_iter().filter_map(|row| sight.filter(row)));
+                found.extend(rows.into_iter().filter_map(|row| visible.filter(row)));
             }
             return Ok(found);
         }
@@ -289,7 +294,7 @@ async fn check(
         loop {
             let rows = read_after(&api, after.take()).await?;
             after = rows.last().map(|row| row.name.clone());
-            found.extend(rows.into_iter().filter_map(|row| sight.filter(row)));
+            found.extend(rows.into_iter().filter_map(|row| visible.filter(row)));
             if after.is_none() {
                 return Ok(found);
             }
@@ -307,10 +312,10 @@ async fn check(
         .iter()
         .filter_map(|name| Some(name.parse::<ImageRef>().ok()?.name()))
         .collect();
-    app.store.hurry_watches(Some(names), now).await?;
+    app.store.mark_watches_due(Some(names), now).await?;
     app.bases.notify_one();
-    tags::hurry(app, Some(repositories.iter().cloned().collect())).await?;
-    let until = Instant::now() + Duration::from_secs(asked.wait_secs);
+    tags::mark_lists_due(app, Some(repositories.iter().cloned().collect())).await?;
+    let until = Instant::now() + Duration::from_secs(input.wait_secs);
     let rows = loop {
         let rows = wanted().await?;
         let waits =
@@ -323,75 +328,76 @@ async fn check(
         if Instant::now() >= until || !(lists || rows.iter().any(waits)) {
             break rows;
         }
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
     };
-    // What was listed is compared before the answer, whoever does it next.
-    tags::pass(app).await?;
+    // Compare the listed tags before the response, even if the background task has not done so yet.
+    tags::reconcile_rules(app).await?;
     Ok(Json(
         rows.into_iter()
-            .map(|row| to_api(row, &sight.tasks))
+            .map(|row| to_api(row, &visible.tasks))
             .collect(),
     ))
 }
 
-/// Rules of tasks for newer tags of base images, and what each has found, by task.
+/// Lists the rules of tasks for newer tags of base images, and the tags that each rule found, by
+/// task.
 #[utoipa::path(get, path = "/bases/proposals", tag = "bases", security(("token" = ["read"])), responses(
     (status = OK, body = Page<BaseProposal>),
 ))]
 async fn proposals(
-    by: By<auth::Read>,
+    by: Authenticated<auth::Read>,
     State(api): State<Api>,
 ) -> Result<Json<Page<BaseProposal>>, ApiError> {
     Ok(Json(Page {
-        items: tags::proposals(&api.app, |task| by.caller.sees(task)).await?,
+        items: tags::list_proposals(&api.app, |task| by.caller.may_see(task)).await?,
         next: None,
     }))
 }
 
-/// Everything that stands on a base, through any number of our own images.
+/// Returns all images that depend on a base, directly or through other images of this server.
 #[utoipa::path(get, path = "/bases/{base}/blast-radius", tag = "bases",
     params(("base" = String, Path, description = "Registry, repository and tag.")),
     security(("token" = ["read"])), responses(
     (status = OK, body = BlastRadius),
-    (status = NOT_FOUND, body = Problem, description = "Nothing that is known stands on it."),
+    (status = NOT_FOUND, body = Problem, description = "No known image depends on it."),
 ))]
 async fn blast_radius(
-    by: By<auth::Read>,
+    by: Authenticated<auth::Read>,
     State(api): State<Api>,
     Path(base): Path<String>,
 ) -> Result<Json<BlastRadius>, ApiError> {
     let base = full_name(&base)?;
-    let standing = Standing::read(&api.app, |task| by.caller.sees(task)).await?;
-    if !standing.knows(&base) {
+    let graph = ImageGraph::read(&api.app, |task| by.caller.may_see(task)).await?;
+    if !graph.contains(&base) {
         return Err(ApiError::not_found(format!(
-            "no image that is known stands on `{base}`"
+            "no known image depends on `{base}`"
         )));
     }
-    let stale = Stale::read(&api.app).await?;
+    let stale = Staleness::read(&api.app).await?;
     Ok(Json(BlastRadius {
-        images: standing.blast_radius(&base, &stale),
+        images: graph.blast_radius(&base, &stale),
         base,
     }))
 }
 
-/// Stops looking at a tag. What is known of it stays as it is.
+/// Pauses the polls of a tag. Its known digest and history are kept.
 #[utoipa::path(post, path = "/bases/{base}/pause", tag = "bases",
     params(("base" = String, Path, description = "Registry, repository and tag.")),
     security(("token" = ["write"])), responses((status = OK, body = Vec<Base>), (status = NOT_FOUND, body = Problem)))]
 async fn pause(
-    by: By<auth::Write>,
+    by: Authenticated<auth::Write>,
     State(api): State<Api>,
     Path(base): Path<String>,
 ) -> Result<Json<Vec<Base>>, ApiError> {
     set_paused(&api, &by.caller, &base, true).await
 }
 
-/// Looks at a paused tag again, beginning now.
+/// Resumes the polls of a paused tag, with a poll now.
 #[utoipa::path(post, path = "/bases/{base}/resume", tag = "bases",
     params(("base" = String, Path, description = "Registry, repository and tag.")),
     security(("token" = ["write"])), responses((status = OK, body = Vec<Base>), (status = NOT_FOUND, body = Problem)))]
 async fn resume(
-    by: By<auth::Write>,
+    by: Authenticated<auth::Write>,
     State(api): State<Api>,
     Path(base): Path<String>,
 ) -> Result<Json<Vec<Base>>, ApiError> {
@@ -404,12 +410,12 @@ async fn set_paused(
     base: &str,
     paused: bool,
 ) -> Result<Json<Vec<Base>>, ApiError> {
-    // It concerns every task that stands on it.
-    caller.need_task(None)?;
+    // A pause affects every task that depends on the tag.
+    caller.require_task(None)?;
     let app = &api.app;
     let name = full_name(base)?;
     app.store
-        .pause_watch(&name, paused, app.clock.now_ms())
+        .set_watch_paused(&name, paused, app.clock.now_ms())
         .await?;
     let found = find(api, caller, &name).await?;
     app.bases.notify_one();
@@ -417,7 +423,7 @@ async fn set_paused(
         base = name,
         paused,
         by = caller.name,
-        "a base tag was paused or resumed"
+        "paused or resumed a base tag"
     );
     Ok(Json(found))
 }

@@ -1,4 +1,4 @@
-//! Bodies made to cost time and memory are refused quickly, wherever JSON is read.
+//! Tests of hostile bodies: every JSON parser refuses them quickly.
 
 use std::time::{Duration, Instant};
 
@@ -7,9 +7,9 @@ use axum::{
     http::{Method, Request, header},
 };
 
-use super::testing::Server;
+use super::testing::TestServer;
 
-/// Time for one body; the compiler did not optimize.
+/// Time limit for one body in an unoptimized build.
 const LIMIT: Duration = Duration::from_secs(10);
 
 fn bombs() -> Vec<(&'static str, String)> {
@@ -56,7 +56,7 @@ fn bombs() -> Vec<(&'static str, String)> {
 
 #[tokio::test]
 async fn json_bombs_are_refused_in_time() {
-    let server = Server::start().await;
+    let server = TestServer::start().await;
     for (name, text) in bombs() {
         for (method, path) in [
             (Method::POST, "/runs"),
@@ -72,18 +72,18 @@ async fn json_bombs_are_refused_in_time() {
                 .body(Body::from(text.clone()))
                 .unwrap();
             let began = Instant::now();
-            let answer = server.send(request).await;
+            let response = server.send(request).await;
             let took = began.elapsed();
             assert!(
-                answer.status.is_client_error(),
+                response.status.is_client_error(),
                 "{name} at {path}: {}",
-                answer.status
+                response.status
             );
             assert!(took < LIMIT, "{name} at {path}: {took:?}");
             assert!(
-                answer.body.len() < 64 << 10,
+                response.body.len() < 64 << 10,
                 "{name} at {path}: {} bytes",
-                answer.body.len()
+                response.body.len()
             );
         }
     }

@@ -1,7 +1,7 @@
-//! Cascades: what is built again because a base moved, planned, shown and steered; and their settings.
+//! Cascades: plan, list, show and control them, and change their settings.
 //!
-//! A token that is limited to tasks sees of a cascade what is done with these tasks, and a cascade without them not at
-//! all. What concerns a whole cascade is not its to say.
+//! A token with a task limit sees only the nodes of its tasks, and no cascades without them. It
+//! cannot control cascades.
 
 use std::collections::BTreeSet;
 
@@ -30,11 +30,11 @@ use super::{
     runs,
 };
 use crate::{
-    auth::{self, By, Caller, TaskLimit},
+    auth::{self, Authenticated, Caller, TaskLimit},
     cascades::{self, CommandError, ListFilter, PlanError, promote as gate},
 };
 
-/// Cascades that are read at once.
+/// Cascades that one query reads.
 const CHUNK: u32 = 50;
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
@@ -55,7 +55,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
 impl From<CommandError> for ApiError {
     fn from(error: CommandError) -> Self {
         match error {
-            CommandError::Unknown(id) => missing(id),
+            CommandError::Unknown(id) => cascade_not_found(id),
             CommandError::Over(_) => Self::conflict(error.to_string()),
             CommandError::Settings(problems) => problems.into(),
             CommandError::Invalid(message) => Self::unprocessable(message),
@@ -74,30 +74,30 @@ impl From<PlanError> for ApiError {
     }
 }
 
-fn missing(id: u64) -> ApiError {
-    ApiError::not_found(format!("there is no cascade {id}"))
-        .help("`acrtask cascade list` shows those that there are")
+fn cascade_not_found(id: u64) -> ApiError {
+    ApiError::not_found(format!("the cascade {id} does not exist"))
+        .help("list all cascades with `acrtask cascade list`")
 }
 
-/// Which cascades a list shows.
+/// Filter and page of a list of cascades.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct ListCascades {
-    /// Only those that are not over.
+    /// Lists only unfinished cascades.
     active: bool,
-    /// Only those that have, or had, something to do with the task of this name, or, where it ends in `*`, with one whose
-    /// name begins so.
+    /// Lists only cascades with a node of this task. A trailing `*` matches all tasks with this
+    /// prefix.
     task: Option<String>,
     /// Length of the page: 1 to 200, 50 by default.
     #[param(minimum = 1, maximum = 200)]
     limit: Option<u32>,
-    /// What the page before gave as `next`.
+    /// `next` of the previous page.
     cursor: Option<String>,
 }
 
-/// What a caller sees of a cascade; nothing: not even that it exists.
-async fn seen(
+/// Hides the tasks that a caller may not see. Returns `None` if the caller may not see the cascade.
+async fn hide_other_tasks(
     api: &Api,
     caller: &Caller,
     mut detail: CascadeDetail,
@@ -105,32 +105,32 @@ async fn seen(
     if caller.tasks.is_none() {
         return Ok(Some(detail));
     }
-    let sees = |task: &str| caller.sees(Some(task));
+    let may_see = |task: &str| caller.may_see(Some(task));
     let hidden: BTreeSet<String> = detail
         .nodes
         .iter()
         .map(|node| node.task.clone())
-        .filter(|task| !sees(task))
+        .filter(|task| !may_see(task))
         .collect();
-    detail.nodes.retain(|node| sees(&node.task));
+    detail.nodes.retain(|node| may_see(&node.task));
     if detail.nodes.is_empty() {
         return Ok(None);
     }
     let mut counts = CascadeCounts::default();
     let mut bases = BTreeSet::new();
     for node in &mut detail.nodes {
-        node.after.retain(|task| sees(task));
+        node.after.retain(|task| may_see(task));
         counts.add(node.state);
         bases.extend(node.pins.keys().cloned());
-        // Names of other tasks are nobody's business.
-        let why = node.why.as_deref().unwrap_or_default();
+        // Hide the names of other tasks in reasons.
+        let why = node.reason.as_deref().unwrap_or_default();
         if hidden.iter().any(|task| why.contains(task.as_str())) {
-            node.why = Some("because of a task that this token does not see".into());
+            node.reason = Some("because of a task that this token may not see".into());
         }
     }
     let follows = match detail.summary.follows {
         Some(id) => match cascades::show(&api.app, id).await {
-            Ok(before) => Some(id).filter(|_| before.nodes.iter().any(|node| sees(&node.task))),
+            Ok(before) => Some(id).filter(|_| before.nodes.iter().any(|node| may_see(&node.task))),
             Err(StoreError::NotFound { .. }) => None,
             Err(error) => return Err(error.into()),
         },
@@ -141,23 +141,24 @@ async fn seen(
     summary.counts = counts;
     summary.changes.retain(|base, _| bases.contains(base));
     let images = api.app.store.cascade_images(summary.id).await?;
-    let (own, others): (Vec<_>, Vec<_>) = images.into_iter().partition(|image| sees(&image.task));
+    let (own, others): (Vec<_>, Vec<_>) =
+        images.into_iter().partition(|image| may_see(&image.task));
     let own: BTreeSet<String> = own.into_iter().map(|image| image.name).collect();
     detail.images.retain(|image| own.contains(&image.name));
-    // The note is about all images and tests of the cascade, in any form of their names.
-    let promotion = cascades::settings(&api.app).await?.promotion;
+    // The note can name any image and test of the cascade, in any form.
+    let promotion = cascades::read_settings(&api.app).await?.promotion;
     let tests = promotion.map_or_else(Vec::new, |promotion| promotion.tests);
-    let sees_all = hidden.is_empty() && others.is_empty() && tests.iter().all(|task| sees(task));
+    let sees_all = hidden.is_empty() && others.is_empty() && tests.iter().all(|task| may_see(task));
     if summary.promotion_note.is_some() && !sees_all {
-        summary.promotion_note = Some("it concerns tasks that this token does not see".into());
+        summary.promotion_note = Some("it concerns tasks that this token may not see".into());
     }
     let names_hidden = |text: &str| {
         let mut names = hidden.iter().chain(others.iter().map(|image| &image.name));
         names.any(|name| text.contains(name.as_str()))
     };
     for image in &mut detail.images {
-        if image.why.as_deref().is_some_and(names_hidden) {
-            image.why = Some("because of an image that this token does not see".into());
+        if image.reason.as_deref().is_some_and(names_hidden) {
+            image.reason = Some("because of an image that this token may not see".into());
         }
     }
     Ok(Some(detail))
@@ -165,26 +166,31 @@ async fn seen(
 
 async fn find(api: &Api, caller: &Caller, id: u64) -> Result<CascadeDetail, ApiError> {
     let detail = match cascades::show(&api.app, id).await {
-        Err(StoreError::NotFound { .. }) => return Err(missing(id)),
+        Err(StoreError::NotFound { .. }) => return Err(cascade_not_found(id)),
         found => found?,
     };
-    seen(api, caller, detail).await?.ok_or_else(|| missing(id))
+    hide_other_tasks(api, caller, detail)
+        .await?
+        .ok_or_else(|| cascade_not_found(id))
 }
 
-/// Why an image is stale that its cascade has built.
-fn built_and(promotion: CascadePromotion) -> Option<&'static str> {
+/// Returns the reason why an image is stale although its cascade has built it.
+fn unpromoted_reason(promotion: CascadePromotion) -> Option<&'static str> {
     match promotion {
         CascadePromotion::None | CascadePromotion::Promoted => None,
-        CascadePromotion::Held => Some("its tag moves when the whole cascade is promoted"),
+        CascadePromotion::Staged => Some("its tag is set when the whole cascade is promoted"),
         CascadePromotion::RolledBack => {
-            Some("its tag was put back, and stays until a base moves again")
+            Some("its tag was rolled back, and stays until the next digest change of a base")
         }
-        CascadePromotion::Dropped => Some("what was built was given up, and its tag has not moved"),
+        CascadePromotion::Discarded => {
+            Some("its staged image was discarded, and its tag is unchanged")
+        }
     }
 }
 
-/// What cascades do about the images of a task that is stale; nothing: nobody has looked at it yet.
-pub(super) async fn rebuild(
+/// Returns the planned or running rebuild of a stale image of a task. `None` if no cascade has
+/// handled it yet.
+pub(super) async fn find_rebuild(
     api: &Api,
     caller: &Caller,
     task: &str,
@@ -194,18 +200,18 @@ pub(super) async fn rebuild(
         let promotion = detail.summary.promotion;
         let node = detail.nodes.into_iter().find(|node| node.task == task);
         let found = node.and_then(|node| {
-            let why = match (node.state, built_and(promotion)) {
+            let reason = match (node.state, unpromoted_reason(promotion)) {
                 (CascadeNodeState::Skipped, _) => return None,
-                // One that was built and has its tag is stale because of something newer.
+                // A node with a set tag is stale because of a newer digest change.
                 (CascadeNodeState::Succeeded, None) => return None,
-                (CascadeNodeState::Succeeded, Some(what)) => Some(what.to_owned()),
-                _ => node.why,
+                (CascadeNodeState::Succeeded, Some(reason)) => Some(reason.to_owned()),
+                _ => node.reason,
             };
             Some(Rebuild {
                 cascade: Some(id),
                 state: Some(node.state),
                 run: node.run,
-                why,
+                reason,
             })
         });
         if found.is_some() {
@@ -218,38 +224,38 @@ pub(super) async fn rebuild(
         .into_iter()
         .find(|refused| refused.refused.tasks().iter().any(|name| name == task));
     Ok(refused.map(|refused| Rebuild {
-        why: Some(if caller.tasks.is_none() {
+        reason: Some(if caller.tasks.is_none() {
             refused.message
         } else {
-            "it would build its own base again and again, or another task pushes its image".into()
+            "it would rebuild its own base endlessly, or another task pushes its image".into()
         }),
         ..Rebuild::default()
     }))
 }
 
-/// Cascades, the newest first.
+/// Lists cascades, the newest first.
 #[utoipa::path(get, path = "/cascades", tag = "cascades", params(ListCascades), security(("token" = ["read"])),
     responses((status = OK, body = Page<CascadeSummary>), (status = BAD_REQUEST, body = Problem)))]
 async fn list(
-    by: By<auth::Read>,
+    by: Authenticated<auth::Read>,
     State(api): State<Api>,
-    Query(asked): Query<ListCascades>,
+    Query(input): Query<ListCascades>,
 ) -> Result<Json<Page<CascadeSummary>>, ApiError> {
-    let limit = runs::page_limit(asked.limit)? as usize;
-    let mut before = match &asked.cursor {
+    let limit = runs::page_limit(input.limit)? as usize;
+    let mut before = match &input.cursor {
         None => None,
         Some(cursor) => Some(cursor.parse().map_err(|_| {
-            ApiError::unprocessable(format!("`{cursor}` is no cursor of this list"))
-                .help("take the one that the page before gave as `next`")
+            ApiError::unprocessable(format!("`{cursor}` is not a cursor of this list"))
+                .help("write the `next` of the previous page")
         })?),
     };
     let mut filter = ListFilter {
-        open: asked.active,
+        open: input.active,
         limit: CHUNK,
         ..ListFilter::default()
     };
-    let wanted = TaskLimit::parse(asked.task.as_deref());
-    let Some(tasks) = runs::both(&by.caller.limit, wanted) else {
+    let wanted = TaskLimit::parse(input.task.as_deref());
+    let Some(tasks) = runs::intersect(&by.caller.limit, wanted) else {
         return Ok(Json(Page {
             items: Vec::new(),
             next: None,
@@ -257,7 +263,7 @@ async fn list(
     };
     (filter.task, filter.task_prefix) = tasks.into_names();
     let mut items = Vec::new();
-    // One more tells whether there is another page.
+    // One entry more than the page shows that there is a next page.
     while items.len() <= limit {
         let filter = ListFilter {
             before,
@@ -290,39 +296,37 @@ async fn list(
     Ok(Json(Page { items, next }))
 }
 
-/// A cascade: its tasks, where each stands and why, and what it pushed.
+/// Returns a cascade with the state and reason of each node, and with its pushed images.
 #[utoipa::path(get, path = "/cascades/{id}", tag = "cascades",
-    params(("id" = u64, Path, description = "Its number.")),
+    params(("id" = u64, Path, description = "Number of the cascade.")),
     security(("token" = ["read"])),
     responses((status = OK, body = CascadeDetail), (status = NOT_FOUND, body = Problem)))]
 async fn show(
-    by: By<auth::Read>,
+    by: Authenticated<auth::Read>,
     State(api): State<Api>,
     Path(id): Path<u64>,
 ) -> Result<Json<CascadeDetail>, ApiError> {
     Ok(Json(find(&api, &by.caller, id).await?))
 }
 
-/// What would be built again, in which order, on which digests, and how long that takes. Nothing is started.
+/// Plans a cascade without starting it: tasks, order, digests and estimated duration.
 #[utoipa::path(post, path = "/cascades/plan", tag = "cascades", request_body = Option<PlanRequest>,
     security(("token" = ["read"])), responses(
     (status = OK, body = Object),
     (status = BAD_REQUEST, body = Problem),
-    (status = BAD_GATEWAY, body = Problem, description = "The registry does not say what the tag holds."),
+    (status = BAD_GATEWAY, body = Problem, description = "The registry does not report the digest of the tag."),
 ))]
 async fn plan(
-    by: By<auth::Read>,
+    by: Authenticated<auth::Read>,
     State(api): State<Api>,
-    OptionalJson(asked): OptionalJson<PlanRequest>,
+    OptionalJson(input): OptionalJson<PlanRequest>,
 ) -> Result<Json<PlanView>, ApiError> {
-    // A plan goes through the tasks of everybody.
-    by.caller.need_task(None)?;
-    let reference = match &asked.reference {
-        None if asked.digest.is_some() => {
-            return Err(
-                ApiError::unprocessable("a digest is given without what it is of")
-                    .help("name the base in `reference`"),
-            );
+    // A plan contains the tasks of all users.
+    by.caller.require_task(None)?;
+    let reference = match &input.reference {
+        None if input.digest.is_some() => {
+            return Err(ApiError::unprocessable("`digest` needs `reference`")
+                .help("write the name of the base in `reference`"));
         }
         None => None,
         Some(text) => {
@@ -331,30 +335,30 @@ async fn plan(
                 .map_err(|error| ApiError::unprocessable(error.to_string()))?;
             if reference.digest().is_some() {
                 return Err(ApiError::unprocessable(format!(
-                    "`{text}` names a digest, which never moves"
+                    "`{text}` contains a digest, which never changes"
                 ))
-                .help("name a tag in `reference`, and what it would hold in `digest`"));
+                .help("write a tag in `reference` and its assumed digest in `digest`"));
             }
             Some(reference.or_latest())
         }
     };
-    let plan = cascades::plan(&api.app, reference, asked.digest, asked.all).await?;
+    let plan = cascades::plan(&api.app, reference, input.digest, input.all).await?;
     Ok(Json(plan))
 }
 
 /// Returns the settings without the names of tasks that the caller may not see.
-fn seen_settings(caller: &Caller, mut settings: CascadeSettings) -> CascadeSettings {
+fn visible_settings(caller: &Caller, mut settings: CascadeSettings) -> CascadeSettings {
     if caller.tasks.is_none() {
         return settings;
     }
     let concerns = |tasks: &str| {
         let tasks = TaskLimit::Prefix(tasks.to_owned());
-        runs::both(&caller.limit, tasks).is_some()
+        runs::intersect(&caller.limit, tasks).is_some()
     };
     settings.rules.retain(|rule| concerns(&rule.tasks));
     for rule in &mut settings.rules {
         if let CascadeMode::Canary { first } = &mut rule.mode {
-            first.retain(|task| caller.sees(Some(task)));
+            first.retain(|task| caller.may_see(Some(task)));
         }
     }
     settings.promotion = settings.promotion.filter(|it| concerns(&it.tasks));
@@ -362,116 +366,116 @@ fn seen_settings(caller: &Caller, mut settings: CascadeSettings) -> CascadeSetti
         // A test is a task, or a task and a step.
         promotion.tests.retain(|test| {
             let task = test.rsplit_once('/').map(|(task, _)| task);
-            caller.sees(Some(test)) || task.is_some_and(|task| caller.sees(Some(task)))
+            caller.may_see(Some(test)) || task.is_some_and(|task| caller.may_see(Some(task)))
         });
     }
     settings
 }
 
-/// How cascades are carried out. A token that is limited to tasks gets the rules that concern them, without the names of
-/// other tasks.
+/// Returns the settings of cascades. A token with a task limit gets only the rules for its tasks,
+/// without names of other tasks.
 #[utoipa::path(get, path = "/cascades/settings", tag = "cascades", security(("token" = ["read"])),
     responses((status = OK, body = CascadeSettings)))]
 async fn settings(
-    by: By<auth::Read>,
+    by: Authenticated<auth::Read>,
     State(api): State<Api>,
 ) -> Result<Json<CascadeSettings>, ApiError> {
-    let settings = cascades::settings(&api.app).await?;
-    Ok(Json(seen_settings(&by.caller, settings)))
+    let settings = cascades::read_settings(&api.app).await?;
+    Ok(Json(visible_settings(&by.caller, settings)))
 }
 
-/// Sets how cascades are carried out. What is left out is as it is by default.
+/// Replaces the settings of cascades. Omitted fields get their defaults.
 #[utoipa::path(put, path = "/cascades/settings", tag = "cascades", request_body = CascadeSettings,
     security(("token" = ["admin"])), responses(
     (status = OK, body = CascadeSettings),
-    (status = BAD_REQUEST, body = Problem, description = "What is wrong with them."),
+    (status = BAD_REQUEST, body = Problem, description = "A setting is invalid."),
 ))]
 async fn put_settings(
-    by: By<auth::Admin>,
+    by: Authenticated<auth::Admin>,
     State(api): State<Api>,
-    Json(asked): Json<CascadeSettings>,
+    Json(input): Json<CascadeSettings>,
 ) -> Result<Json<CascadeSettings>, ApiError> {
-    cascades::put_settings(&api.app, asked).await?;
-    tracing::info!(by = by.caller.name, "the settings of cascades were set");
-    Ok(Json(cascades::settings(&api.app).await?))
+    cascades::put_settings(&api.app, input).await?;
+    tracing::info!(by = by.caller.name, "replaced the settings of cascades");
+    Ok(Json(cascades::read_settings(&api.app).await?))
 }
 
-/// Tells the driver of cascades, and shows what came of it.
-async fn order(
+/// Sends an event to the driver of cascades and returns the cascade afterwards.
+async fn send_command(
     api: &Api,
     caller: &Caller,
     id: u64,
-    what: &'static str,
+    done: &'static str,
     event: Event,
 ) -> Result<Json<CascadeDetail>, ApiError> {
-    // It concerns every task of the cascade.
-    caller.need_task(None)?;
-    cascades::command(&api.app, event).await?;
-    tracing::info!(cascade = id, by = caller.name, "a cascade was {what}");
+    // A command affects every task of the cascade.
+    caller.require_task(None)?;
+    cascades::apply_command(&api.app, event).await?;
+    tracing::info!(cascade = id, by = caller.name, "{done} a cascade");
     Ok(Json(find(api, caller, id).await?))
 }
 
-/// Starts nothing more of a cascade. What runs goes on.
+/// Pauses a cascade: it starts no further nodes. Running nodes continue.
 #[utoipa::path(post, path = "/cascades/{id}/pause", tag = "cascades",
-    params(("id" = u64, Path, description = "Its number.")),
+    params(("id" = u64, Path, description = "Number of the cascade.")),
     security(("token" = ["write"])), responses(
     (status = OK, body = CascadeDetail),
     (status = NOT_FOUND, body = Problem),
-    (status = CONFLICT, body = Problem, description = "It is over."),
+    (status = CONFLICT, body = Problem, description = "The cascade is finished."),
 ))]
 async fn pause(
-    by: By<auth::Write>,
+    by: Authenticated<auth::Write>,
     State(api): State<Api>,
     Path(id): Path<u64>,
 ) -> Result<Json<CascadeDetail>, ApiError> {
     let cascade = CascadeId(id);
-    order(&api, &by.caller, id, "paused", Event::Pause { cascade }).await
+    send_command(&api, &by.caller, id, "paused", Event::Pause { cascade }).await
 }
 
-/// Goes on with a paused cascade.
+/// Resumes a paused cascade.
 #[utoipa::path(post, path = "/cascades/{id}/resume", tag = "cascades",
-    params(("id" = u64, Path, description = "Its number.")),
+    params(("id" = u64, Path, description = "Number of the cascade.")),
     security(("token" = ["write"])), responses(
     (status = OK, body = CascadeDetail),
     (status = NOT_FOUND, body = Problem),
-    (status = CONFLICT, body = Problem, description = "It is over."),
+    (status = CONFLICT, body = Problem, description = "The cascade is finished."),
 ))]
 async fn resume(
-    by: By<auth::Write>,
+    by: Authenticated<auth::Write>,
     State(api): State<Api>,
     Path(id): Path<u64>,
 ) -> Result<Json<CascadeDetail>, ApiError> {
     let cascade = CascadeId(id);
-    order(&api, &by.caller, id, "resumed", Event::Resume { cascade }).await
+    send_command(&api, &by.caller, id, "resumed", Event::Resume { cascade }).await
 }
 
-/// Agrees to a cascade that waits for somebody's consent.
+/// Approves a cascade that waits for an approval.
 #[utoipa::path(post, path = "/cascades/{id}/approve", tag = "cascades",
-    params(("id" = u64, Path, description = "Its number.")),
+    params(("id" = u64, Path, description = "Number of the cascade.")),
     security(("token" = ["write"])), responses(
     (status = OK, body = CascadeDetail),
     (status = NOT_FOUND, body = Problem),
-    (status = CONFLICT, body = Problem, description = "It is over."),
+    (status = CONFLICT, body = Problem, description = "The cascade is finished."),
 ))]
 async fn approve(
-    by: By<auth::Write>,
+    by: Authenticated<auth::Write>,
     State(api): State<Api>,
     Path(id): Path<u64>,
 ) -> Result<Json<CascadeDetail>, ApiError> {
     let cascade = CascadeId(id);
-    order(&api, &by.caller, id, "approved", Event::Approve { cascade }).await
+    send_command(&api, &by.caller, id, "approved", Event::Approve { cascade }).await
 }
 
-/// Stops a cascade: its runs are canceled, and what it would have built stays stale until another digest comes.
+/// Cancels a cascade and its runs. Its unbuilt images stay stale until the next digest change.
 #[utoipa::path(post, path = "/cascades/{id}/cancel", tag = "cascades",
-    params(("id" = u64, Path, description = "Its number.")),
+    params(("id" = u64, Path, description = "Number of the cascade.")),
     security(("token" = ["write"])), responses(
     (status = OK, body = CascadeDetail),
     (status = NOT_FOUND, body = Problem),
-    (status = CONFLICT, body = Problem, description = "It is over."),
+    (status = CONFLICT, body = Problem, description = "The cascade is finished."),
 ))]
 async fn cancel(
-    by: By<auth::Write>,
+    by: Authenticated<auth::Write>,
     State(api): State<Api>,
     Path(id): Path<u64>,
 ) -> Result<Json<CascadeDetail>, ApiError> {
@@ -479,64 +483,57 @@ async fn cancel(
         cascade: CascadeId(id),
         by: by.caller.name.clone(),
     };
-    order(&api, &by.caller, id, "canceled", event).await
+    send_command(&api, &by.caller, id, "canceled", event).await
 }
 
-/// Tries again what failed, was left behind or canceled, with the digests of now.
+/// Retries all failed, skipped and canceled nodes with the current digests.
 #[utoipa::path(post, path = "/cascades/{id}/retry", tag = "cascades",
-    params(("id" = u64, Path, description = "Its number.")),
+    params(("id" = u64, Path, description = "Number of the cascade.")),
     security(("token" = ["write"])), responses(
     (status = OK, body = CascadeDetail),
     (status = NOT_FOUND, body = Problem),
 ))]
 async fn retry(
-    by: By<auth::Write>,
+    by: Authenticated<auth::Write>,
     State(api): State<Api>,
     Path(id): Path<u64>,
 ) -> Result<Json<CascadeDetail>, ApiError> {
     let cascade = CascadeId(id);
-    order(
-        &api,
-        &by.caller,
-        id,
-        "tried again",
-        Event::Retry { cascade },
-    )
-    .await
+    send_command(&api, &by.caller, id, "retried", Event::Retry { cascade }).await
 }
 
-/// Moves the tags of everything that a cascade holds back, whatever its tests say.
+/// Promotes all staged images of a cascade, regardless of its tests.
 #[utoipa::path(post, path = "/cascades/{id}/promote", tag = "cascades",
-    params(("id" = u64, Path, description = "Its number.")),
+    params(("id" = u64, Path, description = "Number of the cascade.")),
     security(("token" = ["write"])), responses(
-    (status = OK, body = CascadeDetail, description = "The tags are being moved."),
-    (status = BAD_REQUEST, body = Problem, description = "It holds nothing back, or is still building."),
+    (status = OK, body = CascadeDetail, description = "The promotion sets the tags in the background."),
+    (status = BAD_REQUEST, body = Problem, description = "The cascade has no staged images, or is still building."),
     (status = NOT_FOUND, body = Problem),
 ))]
 async fn promote(
-    by: By<auth::Write>,
+    by: Authenticated<auth::Write>,
     State(api): State<Api>,
     Path(id): Path<u64>,
 ) -> Result<Json<CascadeDetail>, ApiError> {
-    by.caller.need_task(None)?;
+    by.caller.require_task(None)?;
     gate::promote(&api.app, id, &by.caller.name).await?;
     Ok(Json(find(&api, &by.caller, id).await?))
 }
 
-/// Puts back, under all tags that a cascade moved, what they held before it. What it still holds back is given up.
+/// Rolls back all tags that a cascade set to their previous digests. Discards its staged images.
 #[utoipa::path(post, path = "/cascades/{id}/rollback", tag = "cascades",
-    params(("id" = u64, Path, description = "Its number.")),
+    params(("id" = u64, Path, description = "Number of the cascade.")),
     security(("token" = ["write"])), responses(
-    (status = OK, body = CascadeDetail, description = "The tags are being put back."),
-    (status = BAD_REQUEST, body = Problem, description = "There is nothing to put back, or it is still building."),
+    (status = OK, body = CascadeDetail, description = "The rollback restores the tags in the background."),
+    (status = BAD_REQUEST, body = Problem, description = "No tags to restore, or the cascade is still building."),
     (status = NOT_FOUND, body = Problem),
 ))]
 async fn rollback(
-    by: By<auth::Write>,
+    by: Authenticated<auth::Write>,
     State(api): State<Api>,
     Path(id): Path<u64>,
 ) -> Result<Json<CascadeDetail>, ApiError> {
-    by.caller.need_task(None)?;
+    by.caller.require_task(None)?;
     gate::rollback(&api.app, id, &by.caller.name).await?;
     Ok(Json(find(&api, &by.caller, id).await?))
 }

@@ -1,10 +1,10 @@
-//! Tests of `cascades.rs`: what is answered about cascades, to whom, and what commands do.
+//! Tests of `cascades.rs`: responses, visibility and commands.
 
 use acrtask_api::{
     admin::Scope,
     cascade::{
         CascadeDetail, CascadeNodeState, CascadeOfRun, CascadePhase, CascadeSettings,
-        CascadeSummary, MovedBase, QuietHours,
+        CascadeSummary, DigestChange, QuietHours,
     },
     image::ImageDetail,
     run::{Page, Run, RunSummary},
@@ -14,14 +14,14 @@ use acrtask_model::events::BaseRole;
 use axum::http::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::api::testing::{NOW, Server, sha};
+use crate::api::testing::{NOW, TestServer, letter_digest};
 
 const BASE: &str = "docker.io/library/base:1";
 
-/// A base that moved, `lib` that stands on it, and `app` that stands on that.
-async fn server() -> Server {
-    let server = Server::start().await;
-    server.runner("mine").await;
+/// Starts a server with a changed base, `lib` that depends on it, and `app` that depends on `lib`.
+async fn server_with_stale_images() -> TestServer {
+    let server = TestServer::start().await;
+    server.register_runner("mine").await;
     for task in ["lib", "app"] {
         let body = json!({"name": task, "cmd": "alpine true"});
         server
@@ -31,15 +31,15 @@ async fn server() -> Server {
     }
     let on = |base, letter| [(base, letter, BaseRole::Runtime)];
     let lib = ("r.io/lib:1", 'a');
-    server.pushed("lib", lib, &on(BASE, '1')).await;
+    server.complete_push("lib", lib, &on(BASE, '1')).await;
     server
-        .pushed("app", ("r.io/app:1", 'b'), &on("r.io/lib:1", 'a'))
+        .complete_push("app", ("r.io/app:1", 'b'), &on("r.io/lib:1", 'a'))
         .await;
-    server.moves(BASE, '2').await;
+    server.record_digest(BASE, '2').await;
     server
 }
 
-async fn show(server: &Server, id: u64) -> CascadeDetail {
+async fn show(server: &TestServer, id: u64) -> CascadeDetail {
     let path = format!("/cascades/{id}");
     server.get(&path).await.json(StatusCode::OK)
 }
@@ -50,35 +50,35 @@ fn states(detail: &CascadeDetail) -> Vec<(&str, CascadeNodeState)> {
 }
 
 #[tokio::test]
-async fn a_cascade_is_listed_and_shown() {
-    let server = server().await;
+async fn cascade_is_listed_and_shown() {
+    let server = server_with_stale_images().await;
     let none: Page<CascadeSummary> = server.get("/cascades").await.json(StatusCode::OK);
     assert_eq!(none.items, []);
     server
         .get("/cascades/1")
         .await
         .problem(StatusCode::NOT_FOUND);
-    server.cascade(1).await;
+    server.wait_for_cascade(1).await;
     let all: Page<CascadeSummary> = server.get("/cascades").await.json(StatusCode::OK);
     assert_eq!((all.items.len(), &all.next), (1, &None));
     let detail = show(&server, 1).await;
     assert_eq!(detail.summary, all.items[0]);
     assert_eq!(detail.summary.phase, CascadePhase::Settling);
     assert!(detail.summary.settles_at.is_some());
-    assert_eq!(detail.summary.changes[BASE], sha('2'));
+    assert_eq!(detail.summary.changes[BASE], letter_digest('2'));
     assert_eq!(detail.summary.counts.total(), 2);
     let lib = &detail.nodes[1];
     assert_eq!(
         (lib.task.as_str(), lib.state),
         ("lib", CascadeNodeState::Ready)
     );
-    assert_eq!(lib.pins[BASE], sha('2'));
+    assert_eq!(lib.pins[BASE], letter_digest('2'));
     let app = &detail.nodes[0];
     assert_eq!(
         (app.state, &app.after[..]),
         (CascadeNodeState::Pending, &["lib".to_owned()][..])
     );
-    assert!(detail.nodes.iter().all(|node| node.why.is_some()));
+    assert!(detail.nodes.iter().all(|node| node.reason.is_some()));
     let active: Page<CascadeSummary> = server
         .get("/cascades?active=true&limit=1")
         .await
@@ -99,67 +99,70 @@ async fn a_cascade_is_listed_and_shown() {
 }
 
 #[tokio::test]
-async fn a_token_sees_of_a_cascade_what_is_its_own() {
-    let server = server().await;
-    server.cascade(1).await;
+async fn limited_token_sees_only_its_nodes_of_a_cascade() {
+    let server = server_with_stale_images().await;
+    server.wait_for_cascade(1).await;
     let token = server
-        .token(&[Scope::Read, Scope::Write], Some("app"))
+        .create_token(&[Scope::Read, Scope::Write], Some("app"))
         .await;
     let own: CascadeDetail = server
-        .ask(Method::GET, "/cascades/1", &token, None)
+        .send_as(Method::GET, "/cascades/1", &token, None)
         .await
         .json(StatusCode::OK);
     assert_eq!(states(&own), [("app", CascadeNodeState::Pending)]);
     let app = &own.nodes[0];
     assert_eq!(app.after, [""; 0]);
-    assert!(!app.why.as_ref().unwrap().contains("lib"), "{app:?}");
+    assert!(!app.reason.as_ref().unwrap().contains("lib"), "{app:?}");
     assert_eq!(own.summary.counts.total(), 1);
-    assert!(own.summary.changes.is_empty(), "it does not stand on it");
+    assert!(
+        own.summary.changes.is_empty(),
+        "app does not depend on it directly"
+    );
     let all: Page<CascadeSummary> = server
-        .ask(Method::GET, "/cascades", &token, None)
+        .send_as(Method::GET, "/cascades", &token, None)
         .await
         .json(StatusCode::OK);
     assert_eq!(all.items, [own.summary]);
     let hidden: Page<CascadeSummary> = server
-        .ask(Method::GET, "/cascades?task=lib", &token, None)
+        .send_as(Method::GET, "/cascades?task=lib", &token, None)
         .await
         .json(StatusCode::OK);
-    assert_eq!(hidden.items, [], "a filter tells nothing of others");
+    assert_eq!(hidden.items, [], "a filter reveals no other tasks");
     let other = server
-        .token(&[Scope::Read, Scope::Write], Some("other"))
+        .create_token(&[Scope::Read, Scope::Write], Some("other"))
         .await;
     server
-        .ask(Method::GET, "/cascades/1", &other, None)
+        .send_as(Method::GET, "/cascades/1", &other, None)
         .await
         .problem(StatusCode::NOT_FOUND);
     for word in ["pause", "cancel"] {
         let path = format!("/cascades/1/{word}");
         server
-            .ask(Method::POST, &path, &token, Some(&json!({})))
+            .send_as(Method::POST, &path, &token, Some(&json!({})))
             .await
             .problem(StatusCode::FORBIDDEN);
     }
 }
 
 #[tokio::test]
-async fn commands_do_what_they_say() {
-    let server = server().await;
-    server.cascade(1).await;
-    let tell = async |word: &str| server.post(&format!("/cascades/1/{word}"), json!({})).await;
-    let paused: CascadeDetail = tell("pause").await.json(StatusCode::OK);
+async fn commands_change_the_state_of_a_cascade() {
+    let server = server_with_stale_images().await;
+    server.wait_for_cascade(1).await;
+    let command = async |word: &str| server.post(&format!("/cascades/1/{word}"), json!({})).await;
+    let paused: CascadeDetail = command("pause").await.json(StatusCode::OK);
     assert!(paused.summary.paused);
-    let resumed: CascadeDetail = tell("resume").await.json(StatusCode::OK);
+    let resumed: CascadeDetail = command("resume").await.json(StatusCode::OK);
     assert!(!resumed.summary.paused);
-    let approved: CascadeDetail = tell("approve").await.json(StatusCode::OK);
+    let approved: CascadeDetail = command("approve").await.json(StatusCode::OK);
     assert!(approved.summary.approved);
-    let canceled: CascadeDetail = tell("cancel").await.json(StatusCode::OK);
-    assert_eq!(canceled.summary.phase, CascadePhase::Over);
+    let canceled: CascadeDetail = command("cancel").await.json(StatusCode::OK);
+    assert_eq!(canceled.summary.phase, CascadePhase::Finished);
     let gone = CascadeNodeState::Canceled;
     assert_eq!(states(&canceled), [("app", gone), ("lib", gone)]);
-    let problem = tell("pause").await.problem(StatusCode::CONFLICT);
+    let problem = command("pause").await.problem(StatusCode::CONFLICT);
     assert!(problem.message.contains("retry 1"), "{problem:?}");
-    let again: CascadeDetail = tell("retry").await.json(StatusCode::OK);
-    assert_eq!(again.summary.phase, CascadePhase::Active);
+    let retried: CascadeDetail = command("retry").await.json(StatusCode::OK);
+    assert_eq!(retried.summary.phase, CascadePhase::Active);
     for word in ["pause", "retry"] {
         let path = format!("/cascades/9/{word}");
         let problem = server.post(&path, json!({})).await;
@@ -168,21 +171,25 @@ async fn commands_do_what_they_say() {
 }
 
 #[tokio::test]
-async fn a_stale_image_says_what_becomes_of_it() {
-    let server = server().await;
+async fn stale_image_shows_its_rebuild() {
+    let server = server_with_stale_images().await;
     let rebuild = async |image: &str| {
         let path = format!("/images/{}", image.replace('/', "%2F"));
         let image: ImageDetail = server.get(&path).await.json(StatusCode::OK);
         image.rebuild
     };
-    assert_eq!(rebuild("r.io/lib:1").await, None, "nobody has looked yet");
-    server.cascade(1).await;
+    assert_eq!(
+        rebuild("r.io/lib:1").await,
+        None,
+        "no cascade has handled it yet"
+    );
+    server.wait_for_cascade(1).await;
     let found = rebuild("r.io/lib:1").await.unwrap();
     assert_eq!(
         (found.cascade, found.state),
         (Some(1), Some(CascadeNodeState::Ready))
     );
-    assert!(found.why.is_some());
+    assert!(found.reason.is_some());
     assert_eq!(rebuild("r.io/app:1").await, None, "it is not stale yet");
     let canceled = server.post("/cascades/1/cancel", json!({})).await;
     canceled.json::<CascadeDetail>(StatusCode::OK);
@@ -191,9 +198,9 @@ async fn a_stale_image_says_what_becomes_of_it() {
 }
 
 #[tokio::test]
-async fn a_stale_image_that_builds_its_own_base_says_so() {
-    let server = Server::start().await;
-    server.runner("mine").await;
+async fn stale_image_in_a_build_loop_shows_the_reason() {
+    let server = TestServer::start().await;
+    server.register_runner("mine").await;
     for task in ["a", "b"] {
         let body = json!({"name": task, "cmd": "alpine true"});
         server
@@ -203,42 +210,42 @@ async fn a_stale_image_that_builds_its_own_base_says_so() {
     }
     let (a, b) = ("r.io/a:1", "r.io/b:1");
     let on = |base, letter| [(base, letter, BaseRole::Runtime)];
-    server.pushed("a", (a, 'a'), &on(b, '1')).await;
-    server.pushed("b", (b, 'b'), &on(a, 'a')).await;
-    server.moves(b, 'b').await;
+    server.complete_push("a", (a, 'a'), &on(b, '1')).await;
+    server.complete_push("b", (b, 'b'), &on(a, 'a')).await;
+    server.record_digest(b, 'b').await;
     let image: ImageDetail = server.get("/images/r.io%2Fa:1").await.json(StatusCode::OK);
     assert!(!image.image.stale.is_empty());
     let rebuild = image.rebuild.unwrap();
     assert_eq!(rebuild.cascade, None);
-    let why = rebuild.why.unwrap();
-    assert!(why.contains("never comes to rest"), "{why}");
+    let why = rebuild.reason.unwrap();
+    assert!(why.contains("would be rebuilt forever"), "{why}");
 }
 
 #[tokio::test]
-async fn a_plan_starts_nothing() {
-    let server = server().await;
+async fn plan_starts_nothing() {
+    let server = server_with_stale_images().await;
     let plan = async |body: Value| server.post("/cascades/plan", body).await;
     let names = |plan: &PlanView| -> Vec<String> {
         plan.nodes.iter().map(|node| node.task.clone()).collect()
     };
     let stale: PlanView = plan(json!({"all": true})).await.json(StatusCode::OK);
     assert_eq!(names(&stale), ["lib", "app"]);
-    assert_eq!(stale.changes[0].to, sha('2'));
-    let nothing: PlanView = server
-        .ask(Method::POST, "/cascades/plan", &server.admin, None)
+    assert_eq!(stale.changes[0].to, letter_digest('2'));
+    let default: PlanView = server
+        .send_as(Method::POST, "/cascades/plan", &server.admin, None)
         .await
         .json(StatusCode::OK);
-    assert_eq!(nothing, stale);
-    let other = json!({"reference": "r.io/lib:1", "digest": sha('9')});
+    assert_eq!(default, stale);
+    let other = json!({"reference": "r.io/lib:1", "digest": letter_digest('9')});
     let other: PlanView = plan(other).await.json(StatusCode::OK);
     assert_eq!(names(&other), ["app"]);
-    let unknown = json!({"reference": "nobody/uses:1", "digest": sha('9')});
+    let unknown = json!({"reference": "unused/image:1", "digest": letter_digest('9')});
     let unknown: PlanView = plan(unknown).await.json(StatusCode::OK);
-    assert_eq!(unknown.unknown, ["docker.io/nobody/uses:1"]);
+    assert_eq!(unknown.unknown, ["docker.io/unused/image:1"]);
     for wrong in [
-        json!({"digest": sha('9')}),
+        json!({"digest": letter_digest('9')}),
         json!({"reference": "Base"}),
-        json!({"reference": format!("base@{}", sha('9'))}),
+        json!({"reference": format!("base@{}", letter_digest('9'))}),
         json!({"ref": "base"}),
     ] {
         let text = wrong.to_string();
@@ -249,21 +256,21 @@ async fn a_plan_starts_nothing() {
 
 #[tokio::test]
 async fn settings_are_kept_and_checked() {
-    let server = Server::start().await;
+    let server = TestServer::start().await;
     let path = "/cascades/settings";
     let found: CascadeSettings = server.get(path).await.json(StatusCode::OK);
     assert_eq!(found, CascadeSettings::default());
-    let new = json!({"parallel": 2, "timeZone": "Europe/Berlin", "quiet": [{"from": "22:00", "to": "06:00"}]});
+    let new = json!({"parallel": 2, "timezone": "Europe/Berlin", "quietHours": [{"from": "22:00", "to": "06:00"}]});
     let set: CascadeSettings = server.put(path, new).await.json(StatusCode::OK);
     assert_eq!((set.parallel, set.settle_secs), (2, 30));
     let quiet = QuietHours {
         from: "22:00".parse().unwrap(),
         to: "06:00".parse().unwrap(),
     };
-    assert_eq!(set.quiet, [quiet]);
+    assert_eq!(set.quiet_hours, [quiet]);
     let found: CascadeSettings = server.get(path).await.json(StatusCode::OK);
     assert_eq!(found, set);
-    let wrong = json!({"parallel": 0, "timeZone": "Mars/Olympus"});
+    let wrong = json!({"parallel": 0, "timezone": "Mars/Olympus"});
     let problem = server
         .put(path, wrong)
         .await
@@ -281,17 +288,17 @@ async fn settings_are_kept_and_checked() {
 }
 
 #[tokio::test]
-async fn a_cascade_that_waits_for_consent_says_so() {
-    let server = server().await;
+async fn cascade_shows_that_it_awaits_an_approval() {
+    let server = server_with_stale_images().await;
     let rules = json!({"rules": [{"tasks": "", "mode": "approval"}]});
     server
         .put("/cascades/settings", rules)
         .await
         .json::<Value>(StatusCode::OK);
-    server.cascade(1).await;
+    server.wait_for_cascade(1).await;
     server.app.clock.set(NOW + 31_000);
     server
-        .drive(async || show(&server, 1).await.summary.waits_for_approval)
+        .drive_cascades(async || show(&server, 1).await.summary.awaiting_approval)
         .await;
     let path = "/cascades/1/approve";
     let approved: CascadeDetail = server.post(path, json!({})).await.json(StatusCode::OK);
@@ -303,18 +310,18 @@ async fn a_cascade_that_waits_for_consent_says_so() {
         .await
         .json(StatusCode::OK);
     assert_eq!(run.trigger, "cascade");
-    let moved = MovedBase {
-        name: BASE.into(),
-        from: sha('1'),
-        to: sha('2'),
+    let moved = DigestChange {
+        reference: BASE.into(),
+        from: letter_digest('1'),
+        to: letter_digest('2'),
     };
     let of = CascadeOfRun {
         id: 1,
         attempt: 1,
-        moved: vec![moved],
+        changes: vec![moved],
     };
     assert_eq!(run.cascade, Some(of));
-    // Lists say the same, and nothing of a run that a person started.
+    // Lists have the same cascade, and none for a manual run.
     let all: Page<RunSummary> = server.get("/runs?task=lib").await.json(StatusCode::OK);
     assert_eq!(all.items.len(), 2);
     for listed in all.items {
@@ -324,26 +331,28 @@ async fn a_cascade_that_waits_for_consent_says_so() {
 }
 
 #[tokio::test]
-async fn the_note_of_a_promotion_names_no_task_that_a_token_may_not_see() {
-    let server = server().await;
-    server.cascade(1).await;
+async fn promotion_note_hides_tasks_that_a_token_may_not_see() {
+    let server = server_with_stale_images().await;
+    server.wait_for_cascade(1).await;
     let error = Some("r.io: PUT /v2/lib/manifests/1");
     let store = &server.app.store;
     let noted = store.release_promotion(1, "none", error, None, NOW);
     noted.await.unwrap();
-    let token = server.token(&[Scope::Read], Some("app")).await;
-    let seen = server.ask(Method::GET, "/cascades/1", &token, None).await;
+    let token = server.create_token(&[Scope::Read], Some("app")).await;
+    let seen = server
+        .send_as(Method::GET, "/cascades/1", &token, None)
+        .await;
     let seen: CascadeDetail = seen.json(StatusCode::OK);
     assert_eq!(states(&seen), [("app", CascadeNodeState::Pending)]);
     let note = seen.summary.promotion_note.unwrap();
-    assert_eq!(note, "it concerns tasks that this token does not see");
+    assert_eq!(note, "it concerns tasks that this token may not see");
     let all = show(&server, 1).await.summary.promotion_note.unwrap();
     assert!(all.contains("/v2/lib/"), "{all}");
 }
 
 #[tokio::test]
-async fn settings_name_no_task_that_a_token_may_not_see() {
-    let server = Server::start().await;
+async fn settings_hide_tasks_that_a_token_may_not_see() {
+    let server = TestServer::start().await;
     let rules = json!({
         "rules": [
             {"tasks": "", "mode": {"canary": {"first": ["prod/small", "team/small"]}}},
@@ -357,11 +366,11 @@ async fn settings_name_no_task_that_a_token_may_not_see() {
         .await
         .json::<serde_json::Value>(StatusCode::OK);
     let seen = async |tasks: &str| {
-        let token = server.token(&[Scope::Read], Some(tasks)).await;
-        let answer = server
-            .ask(Method::GET, "/cascades/settings", &token, None)
+        let token = server.create_token(&[Scope::Read], Some(tasks)).await;
+        let response = server
+            .send_as(Method::GET, "/cascades/settings", &token, None)
             .await;
-        answer.json::<serde_json::Value>(StatusCode::OK)
+        response.json::<serde_json::Value>(StatusCode::OK)
     };
     let team = seen("team/*").await;
     assert!(!team.to_string().contains("prod"), "{team}");

@@ -1,8 +1,11 @@
-//! Uploads of files: in parts, each streamed to the place for blobs, and checked as a whole at the end.
+//! Uploads of contexts in parts. Each part is streamed to the blob store. The digest of all parts
+//! is checked at the end.
 //!
-//! Invariants: a part counts once it is stored whole; what was stored for a part that does not count is removed; a
-//! context is complete only when the digest of all its parts is the one that was promised; it belongs to the principal that
-//! uploads it, and does not exist for any other one.
+//! Invariants:
+//! * A part counts after it is stored completely. The blob of a part that does not count is
+//!   removed.
+//! * A context is complete only if the digest of all its parts is the announced one.
+//! * A context belongs to the principal that uploads it. For other principals it does not exist.
 
 use std::sync::{
     Arc,
@@ -32,7 +35,7 @@ use super::{
 };
 use crate::{
     App,
-    auth::{self, By, Caller},
+    auth::{self, Authenticated, Caller},
     blobs::BlobError,
     serve::request_guard::Guarded as _,
 };
@@ -53,39 +56,39 @@ fn to_api(app: &App, row: &ContextRow) -> Context {
     }
 }
 
-/// Begins an upload. Where the server has the same bytes already, it is complete at once.
+/// Starts an upload. If the server already has a context of the caller with the same digest, it is
+/// complete at once.
 #[utoipa::path(post, path = "/contexts", tag = "contexts", request_body = CreateContext, security(("token" = ["run"])), responses(
     (status = CREATED, body = Context),
-    (status = OK, body = Context, description = "The server has it already."),
+    (status = OK, body = Context, description = "The server already has this context."),
     (status = BAD_REQUEST, body = Problem),
-    (status = PAYLOAD_TOO_LARGE, body = Problem, description = "It is larger than the server takes; the message says how large it may be."),
+    (status = PAYLOAD_TOO_LARGE, body = Problem, description = "The context exceeds the limit of the server, which the message names."),
 ))]
 async fn create(
-    by: By<auth::Run>,
+    by: Authenticated<auth::Run>,
     State(api): State<Api>,
-    Json(asked): Json<CreateContext>,
+    Json(input): Json<CreateContext>,
 ) -> Result<Response, ApiError> {
     let app = &api.app;
     let caller = &by.caller;
-    if asked.size == 0 {
-        return Err(
-            ApiError::invalid("a context of 0 bytes is none").help("give `context` nothing")
-        );
+    if input.size == 0 {
+        return Err(ApiError::invalid("a context of 0 bytes cannot be uploaded")
+            .help("leave out `context`"));
     }
-    if asked.size > app.config.context_limit {
+    if input.size > app.config.context_limit {
         return Err(ApiError::too_large(format!(
-            "the context has {} bytes, and this server takes {} at most (its setting `context-limit`)",
-            asked.size, app.config.context_limit
+            "the context has {} bytes, and the limit of this server is {} (its setting `context-limit`)",
+            input.size, app.config.context_limit
         ))
-        .help("leave out what the build does not need, with a `.dockerignore`"));
+        .help("exclude files that the build does not need with a `.dockerignore`"));
     }
     let id = format!("c{}", auth::random_id());
     let row = app
         .store
         .create_context_within(
             &id,
-            asked.size,
-            &asked.digest,
+            input.size,
+            &input.digest,
             &caller.principal,
             caller.charged_to().as_deref(),
             app.clock.now_ms(),
@@ -100,21 +103,23 @@ async fn create(
     Ok((status, location, Json(to_api(app, &row))).into_response())
 }
 
-/// Finds a context of the caller's. One of another principal is not found, but by an administrator.
+/// Returns a context that the caller owns. Only an admin finds contexts of other principals.
 async fn find(app: &App, id: &str, caller: &Caller) -> Result<ContextRow, ApiError> {
     match app.store.context(id).await {
-        Ok(row) if row.owner.as_ref() == Some(&caller.principal) || caller.has(Scope::Admin) => {
+        Ok(row)
+            if row.owner.as_ref() == Some(&caller.principal) || caller.has_scope(Scope::Admin) =>
+        {
             Ok(row)
         }
-        Ok(_) | Err(StoreError::NotFound { .. }) => {
-            Err(ApiError::not_found(format!("there is no context {id}"))
-                .help("begin a new one: POST /api/v1/contexts"))
-        }
+        Ok(_) | Err(StoreError::NotFound { .. }) => Err(ApiError::not_found(format!(
+            "the context {id} does not exist"
+        ))
+        .help("start a new upload: POST /api/v1/contexts")),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Refuses a run whose files another principal uploaded, as if there were none.
+/// Refuses a run with the files of another principal, as if they did not exist.
 pub(super) async fn check_owner(
     app: &App,
     caller: &Caller,
@@ -125,24 +130,26 @@ pub(super) async fn check_owner(
     };
     find(app, id, caller).await.map(drop).map_err(|error| {
         if error.is_not_found() {
-            incomplete(id)
+            incomplete_context(id)
         } else {
             error
         }
     })
 }
 
-/// The error for files that are not all there, or are another principal's.
-pub(super) fn incomplete(id: &str) -> ApiError {
-    ApiError::unprocessable(format!("there is no complete context `{id}`"))
-        .help("upload the files first: POST /api/v1/contexts, and PATCH it until `complete`")
+/// Returns the error for an incomplete upload, or for files of another principal.
+pub(super) fn incomplete_context(id: &str) -> ApiError {
+    ApiError::unprocessable(format!(
+        "the context `{id}` is not complete or does not exist"
+    ))
+    .help("upload the files first: POST /api/v1/contexts, and PATCH it until `complete`")
 }
 
-/// How far an upload is.
-#[utoipa::path(get, path = "/contexts/{id}", tag = "contexts", params(("id" = String, Path, description = "The upload's id.")),
+/// Returns the progress of an upload.
+#[utoipa::path(get, path = "/contexts/{id}", tag = "contexts", params(("id" = String, Path, description = "Id of the upload.")),
     security(("token" = ["run"])), responses((status = OK, body = Context), (status = NOT_FOUND, body = Problem)))]
 async fn show(
-    by: By<auth::Run>,
+    by: Authenticated<auth::Run>,
     State(api): State<Api>,
     Path(id): Path<String>,
 ) -> Result<Json<Context>, ApiError> {
@@ -150,17 +157,18 @@ async fn show(
     Ok(Json(to_api(&api.app, &row)))
 }
 
-/// Bytes of a context, from the offset on. Without any, nothing changes.
+/// Bytes of a context, starting at the offset. An empty body changes nothing.
 #[derive(utoipa::ToSchema)]
 #[schema(value_type = String, format = Binary)]
 #[expect(dead_code, reason = "describes a body in the OpenAPI document")]
 struct Part(Vec<u8>);
 
-/// Adds the next part. After the last one the digest of the whole is checked; where it is wrong, the upload begins anew.
+/// Appends the next part. After the last part the digest of all parts is checked. If it differs,
+/// the upload restarts.
 #[utoipa::path(patch, path = "/contexts/{id}", tag = "contexts",
     params(
-        ("id" = String, Path, description = "The upload's id."),
-        ("Upload-Offset" = u64, Header, description = "Where the part begins: the upload's `received`."),
+        ("id" = String, Path, description = "Id of the upload."),
+        ("Upload-Offset" = u64, Header, description = "Offset of the part: the `received` of the upload."),
     ),
     request_body(content = inline(Option<Part>), content_type = "application/offset+octet-stream"),
     security(("token" = ["run"])),
@@ -168,40 +176,40 @@ struct Part(Vec<u8>);
         (status = OK, body = Context),
         (status = BAD_REQUEST, body = Problem),
         (status = NOT_FOUND, body = Problem),
-        (status = CONFLICT, body = Problem, description = "The part begins elsewhere than at `received`."),
+        (status = CONFLICT, body = Problem, description = "The offset of the part is not `received`."),
         (status = PAYLOAD_TOO_LARGE, body = Problem, description = "The part is larger than `partLimit`."),
-        (status = UNPROCESSABLE_ENTITY, body = Problem, description = "The digest is not the promised one; the upload begins anew."),
+        (status = UNPROCESSABLE_ENTITY, body = Problem, description = "The digest differs from the announced one. The upload restarts."),
     ))]
 async fn append(
-    by: By<auth::Run>,
+    by: Authenticated<auth::Run>,
     State(api): State<Api>,
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Json<Context>, ApiError> {
     let (parts, body) = request.into_parts();
     let (headers, guard) = (parts.headers, parts.extensions.guard().cloned());
-    guard.streams_body();
+    guard.mark_streaming();
     let app = &api.app;
     let offset: u64 = extract::header(&headers, "upload-offset")?
         .and_then(|text| text.parse().ok())
         .ok_or_else(|| {
-            ApiError::invalid("the header `Upload-Offset` must say where the part begins")
-                .help("it is the `received` of the upload")
+            ApiError::invalid("the header `Upload-Offset` must be the offset of the part")
+                .help("write the `received` of the upload")
         })?;
     let row = find(app, &id, &by.caller).await?;
     if row.complete {
         return Err(ApiError::conflict(format!(
-            "the context {id} is complete already"
+            "the context {id} is already complete"
         )));
     }
     if offset != row.received {
         return Err(wrong_offset(&row, offset));
     }
-    let room = row.size - row.received;
+    let missing = row.size - row.received;
     let announced: Option<u64> =
         extract::header(&headers, "content-length")?.and_then(|text| text.parse().ok());
     if let Some(announced) = announced {
-        check_length(app, announced, room)?;
+        check_length(app, announced, missing)?;
     }
     let stored = store_part(app, &row, &by.caller, body).await;
     let stored = stored.map_err(|error| match guard.refusal() {
@@ -210,7 +218,7 @@ async fn append(
     });
     let row = match stored? {
         Some(row) => row,
-        // Whole already, but the last answer was lost between the part and the check.
+        // All bytes were stored, but a previous request failed before the digest check.
         None if row.received == row.size => row,
         // An empty part adds nothing.
         None => row,
@@ -218,7 +226,7 @@ async fn append(
     if row.received < row.size {
         return Ok(Json(to_api(app, &row)));
     }
-    let row = finish(app, row).await?;
+    let row = complete_upload(app, row).await?;
     Ok(Json(to_api(app, &row)))
 }
 
@@ -227,10 +235,10 @@ fn wrong_offset(row: &ContextRow, offset: u64) -> ApiError {
         "the part begins at {offset}, and the next one must begin at {}",
         row.received
     ))
-    .help(format!("send what comes from byte {} on", row.received))
+    .help(format!("send the bytes from offset {}", row.received))
 }
 
-fn check_length(app: &App, length: u64, room: u64) -> Result<(), ApiError> {
+fn check_length(app: &App, length: u64, missing: u64) -> Result<(), ApiError> {
     if length > app.config.part_limit {
         return Err(ApiError::too_large(format!(
             "the part is larger than {} bytes, the `partLimit` of this server",
@@ -238,48 +246,49 @@ fn check_length(app: &App, length: u64, room: u64) -> Result<(), ApiError> {
         ))
         .help("send smaller parts"));
     }
-    if length > room {
+    if length > missing {
         return Err(ApiError::unprocessable(format!(
-            "the part has more bytes than the {room} that are missing"
+            "the part has more than the {missing} missing bytes"
         )));
     }
     Ok(())
 }
 
-/// Streams a part to its blob and adds it; nothing for a part without bytes.
+/// Streams a part to its blob and adds it to the context. Returns `None` if the part is empty.
 async fn store_part(
     app: &App,
     row: &ContextRow,
     caller: &Caller,
     body: Body,
 ) -> Result<Option<ContextRow>, ApiError> {
-    let room = row.size - row.received;
-    // Two who send the same part at once do not write the same blob.
+    let missing = row.size - row.received;
+    // A random key separates concurrent uploads of the same part.
     let key = format!("contexts/{}/{}-{}", row.id, row.received, auth::random_id());
     let seen = Arc::new(AtomicU64::new(0));
-    let most = room.min(app.config.part_limit);
+    let limit = missing.min(app.config.part_limit);
     let counted = {
         let seen = seen.clone();
         body.into_data_stream().map(move |chunk| {
             let chunk = chunk.map_err(std::io::Error::other)?;
             let length = chunk.len() as u64;
-            if seen.fetch_add(length, Ordering::Relaxed) + length > most {
-                return Err(std::io::Error::other("it is too long"));
+            if seen.fetch_add(length, Ordering::Relaxed) + length > limit {
+                return Err(std::io::Error::other("the part is too long"));
             }
             Ok(chunk)
         })
     };
     let stored = app.blobs.put_stream(&key, counted.boxed()).await;
-    check_length(app, seen.load(Ordering::Relaxed), room)?;
+    check_length(app, seen.load(Ordering::Relaxed), missing)?;
     let length = match stored {
         Ok(0) => {
-            remove(app, vec![key]).await;
+            remove_blobs(app, vec![key]).await;
             return Ok(None);
         }
         Ok(length) => length,
         Err(BlobError::Input(error)) => {
-            tracing::debug!(context = row.id, %error, "a part broke off");
-            return Err(ApiError::invalid("the part broke off").help("send it again"));
+            tracing::debug!(context = row.id, %error, "an upload of a part failed");
+            return Err(ApiError::invalid("the upload of the part was interrupted")
+                .help("send the part again"));
         }
         Err(error) => return Err(error.into()),
     };
@@ -290,17 +299,17 @@ async fn store_part(
     match added {
         Ok(row) => Ok(Some(row)),
         Err(StoreError::Conflict { .. }) => {
-            remove(app, vec![key]).await;
+            remove_blobs(app, vec![key]).await;
             let now = find(app, &row.id, caller).await?;
             Err(wrong_offset(&now, row.received))
         }
-        // Whether it was added is not known: the blob stays, and retention removes it with the context.
+        // The part may have been added. Keep the blob: retention removes it with the context.
         Err(error) => Err(error.into()),
     }
 }
 
-/// Checks the digest of all parts.
-async fn finish(app: &App, row: ContextRow) -> Result<ContextRow, ApiError> {
+/// Checks the digest of all parts and completes the context.
+async fn complete_upload(app: &App, row: ContextRow) -> Result<ContextRow, ApiError> {
     let mut hash = Sha256::new();
     for part in &row.parts {
         let mut stream = app.blobs.get_stream(&part.blob, None).await?;
@@ -316,9 +325,9 @@ async fn finish(app: &App, row: ContextRow) -> Result<ContextRow, ApiError> {
     let found = format!("sha256:{found}");
     if found != row.digest.to_string() {
         let blobs = app.store.reset_context(&row.id).await?;
-        remove(app, blobs).await;
+        remove_blobs(app, blobs).await;
         return Err(ApiError::mismatch(format!(
-            "what came is {found}, and {} was promised; the upload begins anew",
+            "the digest of the upload is {found}, and {} was announced; upload it again from offset 0",
             row.digest
         )));
     }
@@ -328,9 +337,9 @@ async fn finish(app: &App, row: ContextRow) -> Result<ContextRow, ApiError> {
         .await?)
 }
 
-async fn remove(app: &App, blobs: Vec<String>) {
+async fn remove_blobs(app: &App, blobs: Vec<String>) {
     if let Err(error) = app.blobs.delete(&blobs).await {
-        tracing::warn!(%error, "a blob that nothing needs could not be removed");
+        tracing::warn!(%error, "cannot remove an unused blob");
     }
 }
 

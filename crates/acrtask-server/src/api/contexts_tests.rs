@@ -7,7 +7,7 @@ use serde_json::json;
 use super::*;
 use crate::{
     Config,
-    api::testing::{Answer, Server},
+    api::testing::{TestResponse, TestServer},
 };
 
 fn digest(data: &[u8]) -> String {
@@ -16,7 +16,7 @@ fn digest(data: &[u8]) -> String {
     format!("sha256:{hex}")
 }
 
-async fn begin(server: &Server, data: &[u8]) -> Context {
+async fn start_upload(server: &TestServer, data: &[u8]) -> Context {
     server
         .post(
             "/contexts",
@@ -26,7 +26,12 @@ async fn begin(server: &Server, data: &[u8]) -> Context {
         .json(StatusCode::CREATED)
 }
 
-async fn part(server: &Server, id: &str, offset: u64, body: impl Into<Body>) -> Answer {
+async fn send_part(
+    server: &TestServer,
+    id: &str,
+    offset: u64,
+    body: impl Into<Body>,
+) -> TestResponse {
     let request = Request::builder()
         .method(Method::PATCH)
         .uri(format!("{BASE}/contexts/{id}"))
@@ -37,7 +42,7 @@ async fn part(server: &Server, id: &str, offset: u64, body: impl Into<Body>) -> 
     server.send(request).await
 }
 
-fn blobs(server: &Server) -> usize {
+fn count_blobs(server: &TestServer) -> usize {
     fn count(folder: &std::path::Path) -> usize {
         std::fs::read_dir(folder).map_or(0, |entries| {
             entries
@@ -56,17 +61,17 @@ fn blobs(server: &Server) -> usize {
 }
 
 #[tokio::test]
-async fn a_context_comes_in_parts_and_is_used() {
-    let server = Server::start().await;
+async fn context_is_uploaded_in_parts_and_used_by_a_run() {
+    let server = TestServer::start().await;
     let data = vec![7_u8; 100_000];
-    let context = begin(&server, &data).await;
+    let context = start_upload(&server, &data).await;
     assert_eq!(context.received, 0);
-    let run = json!({"spec": {"context": {"from": "upload", "id": context.id}}});
+    let run = json!({"spec": {"context": {"type": "upload", "id": context.id}}});
     server
         .post("/runs", run.clone())
         .await
         .problem(StatusCode::UNPROCESSABLE_ENTITY);
-    let half: Context = part(&server, &context.id, 0, data[..40_000].to_vec())
+    let half: Context = send_part(&server, &context.id, 0, data[..40_000].to_vec())
         .await
         .json(StatusCode::OK);
     assert_eq!((half.received, half.complete), (40_000, false));
@@ -75,36 +80,36 @@ async fn a_context_comes_in_parts_and_is_used() {
         .await
         .json(StatusCode::OK);
     assert_eq!(shown, half);
-    let whole: Context = part(&server, &context.id, 40_000, data[40_000..].to_vec())
+    let whole: Context = send_part(&server, &context.id, 40_000, data[40_000..].to_vec())
         .await
         .json(StatusCode::OK);
     assert_eq!((whole.received, whole.complete), (100_000, true));
     let run: Run = server.post("/runs", run).await.json(StatusCode::CREATED);
     let row = server.app.store.run(&run.id).await.unwrap();
     assert_eq!(row.context_id.as_deref(), Some(context.id.as_str()));
-    // The same bytes again need no upload.
-    let again: Context = server
+    // The same bytes need no second upload.
+    let reused: Context = server
         .post(
             "/contexts",
             json!({"size": data.len(), "digest": digest(&data)}),
         )
         .await
         .json(StatusCode::OK);
-    assert_eq!(again.id, context.id);
-    part(&server, &context.id, 100_000, "x")
+    assert_eq!(reused.id, context.id);
+    send_part(&server, &context.id, 100_000, "x")
         .await
         .problem(StatusCode::CONFLICT);
 }
 
 #[tokio::test]
-async fn a_part_at_a_wrong_offset_is_told_the_right_one() {
-    let server = Server::start().await;
-    let context = begin(&server, b"hello world").await;
-    part(&server, &context.id, 0, "hello")
+async fn part_at_a_wrong_offset_is_refused_with_the_expected_one() {
+    let server = TestServer::start().await;
+    let context = start_upload(&server, b"hello world").await;
+    send_part(&server, &context.id, 0, "hello")
         .await
         .json::<Context>(StatusCode::OK);
     for offset in [0, 4, 6, 11] {
-        let problem = part(&server, &context.id, offset, "x")
+        let problem = send_part(&server, &context.id, offset, "x")
             .await
             .problem(StatusCode::CONFLICT);
         assert_eq!(
@@ -112,22 +117,22 @@ async fn a_part_at_a_wrong_offset_is_told_the_right_one() {
             format!("the part begins at {offset}, and the next one must begin at 5")
         );
     }
-    assert_eq!(blobs(&server), 1);
-    let missing = Server::request(
+    assert_eq!(count_blobs(&server), 1);
+    let missing = TestServer::request(
         Method::PATCH,
         &format!("/contexts/{}", context.id),
         Some(&server.admin),
         None,
     );
     server.send(missing).await.problem(StatusCode::BAD_REQUEST);
-    part(&server, "cnothere", 0, "x")
+    send_part(&server, "cnothere", 0, "x")
         .await
         .problem(StatusCode::NOT_FOUND);
 }
 
 #[tokio::test]
 async fn limits_are_named_and_leave_nothing() {
-    let server = Server::with(Config {
+    let server = TestServer::with(Config {
         context_limit: 1000,
         part_limit: 100,
         ..Config::default()
@@ -142,40 +147,40 @@ async fn limits_are_named_and_leave_nothing() {
         .post("/contexts", json!({"size": 0, "digest": digest(b"")}))
         .await
         .problem(StatusCode::BAD_REQUEST);
-    let context = begin(&server, &[1; 150]).await;
+    let context = start_upload(&server, &[1; 150]).await;
     assert_eq!(context.part_limit, 100);
-    // With a length that is announced, and without.
-    let problem = part(&server, &context.id, 0, vec![1; 101])
+    // Send a part with an announced length, then one without.
+    let problem = send_part(&server, &context.id, 0, vec![1; 101])
         .await
         .problem(StatusCode::PAYLOAD_TOO_LARGE);
     assert!(problem.message.contains("100 bytes"), "{problem:?}");
     let chunks = futures::stream::iter((0..30).map(|_| Ok::<_, std::io::Error>(vec![1_u8; 10])));
-    part(&server, &context.id, 0, Body::from_stream(chunks))
+    send_part(&server, &context.id, 0, Body::from_stream(chunks))
         .await
         .problem(StatusCode::PAYLOAD_TOO_LARGE);
-    part(&server, &context.id, 0, vec![1; 100])
+    send_part(&server, &context.id, 0, vec![1; 100])
         .await
         .json::<Context>(StatusCode::OK);
-    part(&server, &context.id, 100, vec![1; 51])
+    send_part(&server, &context.id, 100, vec![1; 51])
         .await
         .problem(StatusCode::UNPROCESSABLE_ENTITY);
     // An empty part changes nothing.
-    let same: Context = part(&server, &context.id, 100, "")
+    let same: Context = send_part(&server, &context.id, 100, "")
         .await
         .json(StatusCode::OK);
     assert_eq!((same.received, same.complete), (100, false));
-    assert_eq!(blobs(&server), 1);
+    assert_eq!(count_blobs(&server), 1);
 }
 
 #[tokio::test]
-async fn a_part_that_breaks_off_does_not_count() {
-    let server = Server::start().await;
-    let context = begin(&server, &[1; 150]).await;
+async fn interrupted_part_does_not_count() {
+    let server = TestServer::start().await;
+    let context = start_upload(&server, &[1; 150]).await;
     let chunks = futures::stream::iter([
         Ok(vec![1_u8; 50]),
         Err(std::io::Error::other("the connection was cut")),
     ]);
-    part(&server, &context.id, 0, Body::from_stream(chunks))
+    send_part(&server, &context.id, 0, Body::from_stream(chunks))
         .await
         .problem(StatusCode::BAD_REQUEST);
     let shown: Context = server
@@ -183,39 +188,39 @@ async fn a_part_that_breaks_off_does_not_count() {
         .await
         .json(StatusCode::OK);
     assert_eq!(shown.received, 0);
-    assert_eq!(blobs(&server), 0);
+    assert_eq!(count_blobs(&server), 0);
 }
 
 #[tokio::test]
-async fn other_bytes_than_promised_begin_anew() {
-    let server = Server::start().await;
-    let context = begin(&server, b"right").await;
-    part(&server, &context.id, 0, "wr")
+async fn upload_with_a_wrong_digest_restarts() {
+    let server = TestServer::start().await;
+    let context = start_upload(&server, b"right").await;
+    send_part(&server, &context.id, 0, "wr")
         .await
         .json::<Context>(StatusCode::OK);
-    let problem = part(&server, &context.id, 2, "ong")
+    let problem = send_part(&server, &context.id, 2, "ong")
         .await
         .problem(StatusCode::UNPROCESSABLE_ENTITY);
     assert_eq!(problem.code, "mismatch");
-    assert_eq!(blobs(&server), 0);
+    assert_eq!(count_blobs(&server), 0);
     let shown: Context = server
         .get(&format!("/contexts/{}", context.id))
         .await
         .json(StatusCode::OK);
     assert_eq!((shown.received, shown.complete), (0, false));
-    let whole: Context = part(&server, &context.id, 0, "right")
+    let whole: Context = send_part(&server, &context.id, 0, "right")
         .await
         .json(StatusCode::OK);
     assert!(whole.complete);
 }
 
 #[tokio::test]
-async fn of_two_that_send_the_same_part_one_counts() {
-    let server = Server::start().await;
-    let context = begin(&server, b"hello world").await;
+async fn only_one_of_two_equal_parts_counts() {
+    let server = TestServer::start().await;
+    let context = start_upload(&server, b"hello world").await;
     let (one, other) = tokio::join!(
-        part(&server, &context.id, 0, "hello world"),
-        part(&server, &context.id, 0, "hello world"),
+        send_part(&server, &context.id, 0, "hello world"),
+        send_part(&server, &context.id, 0, "hello world"),
     );
     let mut statuses = [one.status, other.status];
     statuses.sort();
@@ -227,21 +232,21 @@ async fn of_two_that_send_the_same_part_one_counts() {
         other.text()
     );
     assert_eq!(statuses[1], StatusCode::CONFLICT);
-    assert_eq!(blobs(&server), 1);
+    assert_eq!(count_blobs(&server), 1);
 }
 
 #[tokio::test]
 async fn files_belong_to_the_principal_that_uploaded_them() {
-    let server = Server::start().await;
-    let ann = server.token(&[Scope::Run], None).await;
+    let server = TestServer::start().await;
+    let ann = server.create_token(&[Scope::Run], None).await;
     let bob = server
-        .token(&[Scope::Run, Scope::Read, Scope::Write], None)
+        .create_token(&[Scope::Run, Scope::Read, Scope::Write], None)
         .await;
     let data = b"the files of ann";
-    let asked = json!({"size": data.len(), "digest": digest(data)});
+    let input = json!({"size": data.len(), "digest": digest(data)});
     let ask = |method: Method, path: String, token: &str, body: Option<serde_json::Value>| {
         let (server, token) = (&server, token.to_owned());
-        async move { server.ask(method, &path, &token, body.as_ref()).await }
+        async move { server.send_as(method, &path, &token, body.as_ref()).await }
     };
     let upload = |token: String, id: String| {
         let request = Request::builder()
@@ -253,31 +258,31 @@ async fn files_belong_to_the_principal_that_uploaded_them() {
             .unwrap();
         server.send(request)
     };
-    let begun = ask(Method::POST, "/contexts".into(), &ann, Some(asked.clone())).await;
+    let begun = ask(Method::POST, "/contexts".into(), &ann, Some(input.clone())).await;
     let ours: Context = begun.json(StatusCode::CREATED);
-    // An upload that is under way is nobody else's to fill.
+    // Only its owner can continue an upload.
     let intruder = upload(bob.clone(), ours.id.clone()).await;
     intruder.problem(StatusCode::NOT_FOUND);
     let whole: Context = upload(ann.clone(), ours.id.clone())
         .await
         .json(StatusCode::OK);
     assert!(whole.complete);
-    // The digest gives nothing, and does not tell that the server has the files.
-    let begun = ask(Method::POST, "/contexts".into(), &bob, Some(asked.clone())).await;
+    // The digest grants no access, and does not reveal that the server has the files.
+    let begun = ask(Method::POST, "/contexts".into(), &bob, Some(input.clone())).await;
     let theirs: Context = begun.json(StatusCode::CREATED);
     assert_ne!(theirs.id, ours.id);
     assert!(!theirs.complete);
-    let again = ask(Method::POST, "/contexts".into(), &ann, Some(asked)).await;
-    let again: Context = again.json(StatusCode::OK);
-    assert_eq!(again.id, ours.id);
-    // Neither does the id, which says no more than one that there is not.
+    let repeated = ask(Method::POST, "/contexts".into(), &ann, Some(input)).await;
+    let repeated: Context = repeated.json(StatusCode::OK);
+    assert_eq!(repeated.id, ours.id);
+    // The id grants no access either: the response is the same as for an unknown id.
     let path = format!("/contexts/{}", ours.id);
     let hidden = ask(Method::GET, path.clone(), &bob, None).await;
     hidden.problem(StatusCode::NOT_FOUND);
     ask(Method::GET, path, &ann, None)
         .await
         .json::<Context>(StatusCode::OK);
-    let run = |id: &str| json!({"spec": {"context": {"from": "upload", "id": id}}});
+    let run = |id: &str| json!({"spec": {"context": {"type": "upload", "id": id}}});
     let refused = ask(Method::POST, "/runs".into(), &bob, Some(run(&ours.id))).await;
     let refused = refused.problem(StatusCode::UNPROCESSABLE_ENTITY);
     let missing = ask(Method::POST, "/runs".into(), &bob, Some(run("cmissing"))).await;
@@ -291,12 +296,12 @@ async fn files_belong_to_the_principal_that_uploaded_them() {
         .post("/tasks", task)
         .await
         .json::<Task>(StatusCode::CREATED);
-    let start = json!({"context": {"from": "upload", "id": ours.id}});
+    let start = json!({"context": {"type": "upload", "id": ours.id}});
     let started = ask(Method::POST, "/tasks/app/runs".into(), &bob, Some(start)).await;
     started.problem(StatusCode::UNPROCESSABLE_ENTITY);
     let made = ask(Method::POST, "/runs".into(), &ann, Some(run(&ours.id))).await;
     let made: Run = made.json(StatusCode::CREATED);
-    // A rerun is of the same files, whoever may see the run; so may an administrator.
+    // Principals that may see a run may rerun it with the same files. An admin may use any files.
     let path = format!("/runs/{}/rerun", made.id);
     ask(Method::POST, path, &bob, None)
         .await

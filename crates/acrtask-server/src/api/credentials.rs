@@ -1,4 +1,4 @@
-//! Logins for registries and git hosts: set, listed without passwords, removed.
+//! Logins for registries and git hosts: set, list and delete. No operation returns a password.
 
 use acrtask_api::forms::Host;
 use std::collections::HashMap;
@@ -11,12 +11,13 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{
     Api, ApiError,
     extract::{Json, Path, Query},
-    secrets::{OfTask, scope_of, task_names},
+    secrets::{OfTask, require_scope_of, task_names},
     tasks,
 };
 use crate::{
-    auth::{self, By},
-    submit::{self, Problems},
+    auth::{self, Authenticated},
+    run_factory,
+    validate::{self, Problems},
 };
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
@@ -25,13 +26,13 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(put, delete))
 }
 
-/// Logins, without their passwords.
+/// Lists logins without their passwords.
 #[utoipa::path(get, path = "/credentials", tag = "credentials", params(OfTask), security(("token" = ["read"])), responses(
     (status = OK, body = Vec<Credential>),
-    (status = NOT_FOUND, body = Problem, description = "There is no such task."),
+    (status = NOT_FOUND, body = Problem, description = "The task does not exist."),
 ))]
 async fn list(
-    by: By<auth::Read>,
+    by: Authenticated<auth::Read>,
     State(api): State<Api>,
     Query(of): Query<OfTask>,
 ) -> Result<Json<Vec<Credential>>, ApiError> {
@@ -54,7 +55,7 @@ async fn list(
             "" => None,
             id => Some(names.get(id)?.clone()),
         };
-        caller.sees(task.as_deref()).then(|| Credential {
+        caller.may_see(task.as_deref()).then(|| Credential {
             host: row.host,
             username: row.username,
             task,
@@ -64,46 +65,43 @@ async fn list(
     Ok(Json(seen.collect()))
 }
 
-/// Sets the login for a host. Runs are given those of their task, and those of all tasks for hosts that it has none for.
+/// Sets the login for a host. A run gets the logins of its task, and those of all tasks for other
+/// hosts.
 #[utoipa::path(put, path = "/credentials/{host}", tag = "credentials", request_body = PutCredential,
-    params(("host" = Host, Path, description = "Host and port, as image names have them.")),
+    params(("host" = Host, Path, description = "Host and port, as in image names.")),
     security(("token" = ["write"])), responses(
     (status = OK, body = Credential),
     (status = BAD_REQUEST, body = Problem),
-    (status = NOT_FOUND, body = Problem, description = "There is no such task."),
+    (status = NOT_FOUND, body = Problem, description = "The task does not exist."),
 ))]
 async fn put(
-    by: By<auth::Write>,
+    by: Authenticated<auth::Write>,
     State(api): State<Api>,
     Path(host): Path<String>,
-    Json(asked): Json<PutCredential>,
+    Json(input): Json<PutCredential>,
 ) -> Result<Json<Credential>, ApiError> {
-    let scope = scope_of(&api, &by.caller, asked.task.as_deref()).await?;
-    submit::host_name(&host).map_err(ApiError::invalid)?;
-    let password = asked.kept().map_err(ApiError::unprocessable)?;
+    let scope = require_scope_of(&api, &by.caller, input.task.as_deref()).await?;
+    validate::check_host_name(&host).map_err(ApiError::invalid)?;
+    let password = input.stored_password().map_err(ApiError::unprocessable)?;
     let mut problems = Problems::default();
-    submit::check_username("username", &asked.username, &mut problems);
-    submit::check_value("password", &password, &mut problems);
+    validate::check_username("username", &input.username, &mut problems);
+    validate::check_value("password", &password, &mut problems);
     problems.into_result()?;
     let host = canonical_host(&host);
     let app = &api.app;
     let now = app.clock.now_ms();
-    let sealed = app
-        .vault
-        .seal(&submit::credential_aad(&scope, &host), password.as_bytes());
-    app.store
-        .put_credential(&scope, &host, &asked.username, &sealed, now)
-        .await?;
-    tracing::info!(
-        host,
-        task = asked.task,
-        by = by.caller.name,
-        "a login was set"
+    let sealed = app.vault.seal(
+        &run_factory::credential_aad(&scope, &host),
+        password.as_bytes(),
     );
+    app.store
+        .put_credential(&scope, &host, &input.username, &sealed, now)
+        .await?;
+    tracing::info!(host, task = input.task, by = by.caller.name, "set a login");
     Ok(Json(Credential {
         host,
-        username: asked.username,
-        task: asked.task,
+        username: input.username,
+        task: input.task,
         updated_at: acrtask_store::timestamp(now),
     }))
 }
@@ -113,20 +111,15 @@ async fn put(
     params(("host" = String, Path, description = "Host and port."), OfTask),
     security(("token" = ["write"])), responses((status = NO_CONTENT), (status = NOT_FOUND, body = Problem)))]
 async fn delete(
-    by: By<auth::Write>,
+    by: Authenticated<auth::Write>,
     State(api): State<Api>,
     Path(host): Path<String>,
     Query(of): Query<OfTask>,
 ) -> Result<StatusCode, ApiError> {
-    let scope = scope_of(&api, &by.caller, of.task.as_deref()).await?;
+    let scope = require_scope_of(&api, &by.caller, of.task.as_deref()).await?;
     let host = canonical_host(&host);
     api.app.store.delete_credential(&scope, &host).await?;
-    tracing::info!(
-        host,
-        task = of.task,
-        by = by.caller.name,
-        "a login was removed"
-    );
+    tracing::info!(host, task = of.task, by = by.caller.name, "removed a login");
     Ok(StatusCode::NO_CONTENT)
 }
 

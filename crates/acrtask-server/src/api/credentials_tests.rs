@@ -3,37 +3,37 @@
 use serde_json::json;
 
 use super::*;
-use crate::api::testing::Server;
+use crate::api::testing::TestServer;
 
 const KEY: &str = "-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n";
 
 #[tokio::test]
-async fn a_key_is_kept_with_what_its_host_is_known_by() {
-    let server = Server::start().await;
+async fn ssh_key_is_stored_with_its_host_keys() {
+    let server = TestServer::start().await;
     let body =
         json!({"username": "git", "password": KEY, "knownHosts": "\n# h:22\nh ssh-ed25519 AAAA\n"});
-    let answer = server.put("/credentials/h", body).await;
-    assert!(!answer.text().contains("hunter2") && !answer.text().contains("AAAA"));
-    answer.json::<Credential>(StatusCode::OK);
+    let response = server.put("/credentials/h", body).await;
+    assert!(!response.text().contains("hunter2") && !response.text().contains("AAAA"));
+    response.json::<Credential>(StatusCode::OK);
     let rows = server.app.store.credentials().await.unwrap();
     let kept = server
         .app
         .vault
-        .open(&submit::credential_aad("", "h"), &rows[0].password)
+        .open(&run_factory::credential_aad("", "h"), &rows[0].password)
         .unwrap();
     assert_eq!(kept.expose(), format!("{KEY}# h:22\nh ssh-ed25519 AAAA\n"));
 }
 
 #[tokio::test]
-async fn a_login_is_set_listed_and_removed() {
-    let server = Server::start().await;
+async fn login_is_set_listed_and_removed() {
+    let server = TestServer::start().await;
     let body = json!({"username": "ci", "password": "hunter2"});
     for host in ["Reg.Example.com:5000", "index.docker.io"] {
-        let answer = server
+        let response = server
             .put(&format!("/credentials/{host}"), body.clone())
             .await;
-        assert!(!answer.text().contains("hunter2"));
-        answer.json::<Credential>(StatusCode::OK);
+        assert!(!response.text().contains("hunter2"));
+        response.json::<Credential>(StatusCode::OK);
     }
     let listed = server.get("/credentials").await;
     assert!(!listed.text().contains("hunter2"));
@@ -45,8 +45,8 @@ async fn a_login_is_set_listed_and_removed() {
         rows.iter()
             .all(|row| !row.password.windows(7).any(|window| window == b"hunter2"))
     );
-    let answer = server.delete("/credentials/REG.example.com:5000").await;
-    assert_eq!(answer.status, StatusCode::NO_CONTENT);
+    let response = server.delete("/credentials/REG.example.com:5000").await;
+    assert_eq!(response.status, StatusCode::NO_CONTENT);
     server
         .delete("/credentials/reg.example.com:5000")
         .await

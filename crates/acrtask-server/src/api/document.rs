@@ -1,6 +1,6 @@
-//! What the API says of itself: the OpenAPI document, and the schemas of task definitions and task files.
+//! The OpenAPI document, and the JSON Schemas of task definitions and task files.
 //!
-//! They hold nothing that is secret, and editors ask for them without a token.
+//! They contain no secrets. Editors fetch them without a token.
 
 use std::sync::OnceLock;
 
@@ -24,16 +24,16 @@ use serde_json::{Map, Value};
 use super::Api;
 use acrtask_api::{BASE, forms, task::TaskDefinition};
 
-/// What the document says beside its routes.
+/// Parts of the OpenAPI document that do not belong to a route.
 #[derive(Debug, OpenApi)]
 #[openapi(
     info(
         title = "acrtask",
-        description = "The control plane of acrtask: runs, tasks, secrets, runners. Every refusal is a `Problem`.",
+        description = "The API of the acrtask server: runs, tasks, secrets, runners. Every refusal is a `Problem`.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     modifiers(&Token),
-    // Forms of parameters: only those of bodies are found automatically.
+    // Forms of parameters. The macros only find the forms of bodies.
     components(schemas(
         forms::EventId,
         forms::Generation,
@@ -43,12 +43,12 @@ use acrtask_api::{BASE, forms, task::TaskDefinition};
         forms::SecretName,
         forms::TimeOrDate,
         forms::WebhookName,
-        forms::Word,
+        forms::ShortName,
     )),
 )]
 pub(super) struct Document;
 
-/// How a caller says who it is.
+/// Security scheme of all operations: a bearer token.
 struct Token;
 
 impl Modify for Token {
@@ -62,8 +62,8 @@ impl Modify for Token {
     }
 }
 
-/// Gives each operation a name of its own: that of its tag and of its handler, `runs_list`.
-pub(super) fn name_operations(document: &mut utoipa::openapi::OpenApi) {
+/// Sets unique operation ids from the tag and the handler, for example `runs_list`.
+pub(super) fn set_operation_ids(document: &mut utoipa::openapi::OpenApi) {
     for operation in operations(document) {
         let tag = operation.tags.as_ref().and_then(|tags| tags.first());
         let name = operation.operation_id.as_deref();
@@ -71,36 +71,36 @@ pub(super) fn name_operations(document: &mut utoipa::openapi::OpenApi) {
     }
 }
 
-/// Refusals of every operation. An operation's own description of one stays.
+/// Refusals of every operation. A description in the operation itself has priority.
 const REFUSALS: [(&str, &str); 8] = [
     (
         "400",
         "A parameter or the body does not have the form of this document.",
     ),
-    ("408", "The body came too slowly."),
+    ("408", "The body arrived too slowly."),
     ("413", "The body is too large."),
     (
         "422",
-        "Each value has the form of this document, and a rule that no schema can express is broken. The message names it.",
+        "Each value has the form of this document, but violates a rule that no schema can express. The message names the rule.",
     ),
     (
         "429",
-        "Too many requests of this caller, or a quota is used up. `Retry-After` says when to try again.",
+        "The caller sent too many requests, or a quota is exhausted. `Retry-After` is the time to wait.",
     ),
-    ("500", "An error of the server. Its log says more."),
+    ("500", "The server failed. Its log has details."),
     ("503", "The server is overloaded or not ready."),
     ("507", "The disk of the server is almost full."),
 ];
-/// Refusals of operations that need a token.
+/// Additional refusals of operations that need a token.
 const REFUSALS_WITH_TOKEN: [(&str, &str); 2] = [
-    ("401", "The token is missing, not known or expired."),
+    ("401", "The token is missing, unknown or expired."),
     (
         "403",
         "The token does not have the scope, or is limited to other tasks.",
     ),
 ];
 
-/// Describes the refusals that requests to every operation can get.
+/// Adds the refusals to all operations.
 pub(super) fn describe_refusals(document: &mut utoipa::openapi::OpenApi) {
     for operation in operations(document) {
         let with_token = operation
@@ -120,8 +120,8 @@ pub(super) fn describe_refusals(document: &mut utoipa::openapi::OpenApi) {
     }
 }
 
-/// The document as JSON, with what the derive macros cannot express.
-fn refined(document: &utoipa::openapi::OpenApi) -> Result<String, serde_json::Error> {
+/// Returns the document as JSON, with additions that the derive macros cannot express.
+fn refine_document(document: &utoipa::openapi::OpenApi) -> Result<String, serde_json::Error> {
     let mut document = serde_json::to_value(document)?;
     let schemas = document["components"]["schemas"].take();
     let Value::Object(mut schemas) = schemas else {
@@ -129,12 +129,12 @@ fn refined(document: &utoipa::openapi::OpenApi) -> Result<String, serde_json::Er
     };
     let objects = schemas.clone();
     for schema in schemas.values_mut() {
-        refine(schema, &objects);
+        refine_schema(schema, &objects);
     }
     document["components"]["schemas"] = schemas.into();
     let content = "/paths/~1api~1v1~1contexts~1{id}/patch/requestBody/content/application~1offset+octet-stream";
     if let Some(schema) = document.pointer_mut(&format!("{content}/schema")) {
-        // Bytes may be absent, and have no `null`.
+        // The bytes may be absent, but not `null`.
         let variants = schema["oneOf"].as_array().cloned().unwrap_or_default();
         if let Some(bytes) = variants.into_iter().find(|it| it["type"] != "null") {
             *schema = bytes;
@@ -144,30 +144,32 @@ fn refined(document: &utoipa::openapi::OpenApi) -> Result<String, serde_json::Er
     serde_json::to_string(&document)
 }
 
-/// Merges what is combined and closes variants, at every depth.
-fn refine(schema: &mut Value, objects: &Map<String, Value>) {
-    if let Some(mut whole) = merged(schema, objects) {
-        // An answer may get more keys.
+/// Merges `allOf` schemas and closes variants, recursively.
+fn refine_schema(schema: &mut Value, objects: &Map<String, Value>) {
+    if let Some(mut whole) = merge_all_of(schema, objects) {
+        // Responses may get additional keys in later versions.
         whole.remove("additionalProperties");
         *schema = whole.into();
     }
     let variants = schema.get_mut("oneOf").and_then(Value::as_array_mut);
     for variant in variants.into_iter().flatten() {
-        if let Some(whole) = merged(variant, objects) {
+        if let Some(whole) = merge_all_of(variant, objects) {
             *variant = whole.into();
         }
         close_variant(variant);
     }
     match schema {
-        Value::Array(all) => all.iter_mut().for_each(|part| refine(part, objects)),
-        Value::Object(object) => object.values_mut().for_each(|part| refine(part, objects)),
+        Value::Array(all) => all.iter_mut().for_each(|part| refine_schema(part, objects)),
+        Value::Object(object) => object
+            .values_mut()
+            .for_each(|part| refine_schema(part, objects)),
         _ => {}
     }
 }
 
-/// Merges the objects of an `allOf` into one. `None` if `schema` is something else. An object that allows no other
-/// keys cannot be combined: no value could have the keys of both.
-fn merged(schema: &Value, objects: &Map<String, Value>) -> Option<Map<String, Value>> {
+/// Merges the objects of an `allOf` into one. Returns `None` for another schema. Closed objects
+/// cannot be combined with `allOf`, because no value satisfies both.
+fn merge_all_of(schema: &Value, objects: &Map<String, Value>) -> Option<Map<String, Value>> {
     let mut whole = Map::new();
     for part in schema.get("allOf")?.as_array()? {
         let part = match part.get("$ref").and_then(Value::as_str) {
@@ -188,8 +190,8 @@ fn merged(schema: &Value, objects: &Map<String, Value>) -> Option<Map<String, Va
     Some(whole)
 }
 
-/// Closes a variant of an enum: the server refuses keys of other variants. One that consists of its tag alone stays
-/// open, because the server ignores other keys there.
+/// Closes a variant of an enum, because the server refuses keys of other variants. A variant of
+/// only its tag stays open, because the server ignores other keys there.
 fn close_variant(variant: &mut Value) {
     let Some(object) = variant.as_object_mut() else {
         return;
@@ -202,7 +204,7 @@ fn close_variant(variant: &mut Value) {
         return;
     }
     object.insert("additionalProperties".into(), false.into());
-    // The content of a variant that is one key with an object.
+    // Also close the content of a variant that is one key with an object.
     let properties = object.get_mut("properties").and_then(Value::as_object_mut);
     for content in properties.into_iter().flat_map(Map::values_mut) {
         if content.get("properties").is_some()
@@ -213,7 +215,7 @@ fn close_variant(variant: &mut Value) {
     }
 }
 
-/// Gives unsigned integers their range. The macros describe them as `int32` and `int64`, which are smaller.
+/// Sets the range of unsigned integers. The macros describe them as `int32` and `int64`.
 fn widen_unsigned(schema: &mut Value) {
     match schema {
         Value::Array(all) => all.iter_mut().for_each(widen_unsigned),
@@ -254,12 +256,12 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(file_schema))
 }
 
-fn json(content_type: &'static str, body: impl Into<axum::body::Body>) -> Response {
+fn json_response(content_type: &'static str, body: impl Into<axum::body::Body>) -> Response {
     (
         [
             (header::CONTENT_TYPE, content_type),
             (header::CACHE_CONTROL, "public, max-age=300"),
-            // Editors in a browser.
+            // Allow editors that run in a browser.
             (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
         ],
         body.into(),
@@ -267,44 +269,46 @@ fn json(content_type: &'static str, body: impl Into<axum::body::Body>) -> Respon
         .into_response()
 }
 
-/// A document that is written once: as many requests as there may be share its bytes.
-type Written = OnceLock<Result<Bytes, serde_json::Error>>;
+/// A document that is formatted once. All responses share its bytes.
+type CachedDocument = OnceLock<Result<Bytes, serde_json::Error>>;
 
-fn written(
+fn cached_response(
     content_type: &'static str,
-    once: &'static Written,
-    write: impl FnOnce() -> Result<String, serde_json::Error>,
+    once: &'static CachedDocument,
+    format: impl FnOnce() -> Result<String, serde_json::Error>,
 ) -> Response {
-    match once.get_or_init(|| write().map(Bytes::from)) {
-        Ok(bytes) => json(content_type, bytes.clone()),
+    match once.get_or_init(|| format().map(Bytes::from)) {
+        Ok(bytes) => json_response(content_type, bytes.clone()),
         Err(error) => super::ApiError::internal(error).into_response(),
     }
 }
 
-/// This document.
+/// Returns this document.
 #[utoipa::path(get, path = "/openapi.json", tag = "schemas", responses((status = OK, body = Object)))]
 async fn openapi() -> Response {
-    static ONCE: Written = OnceLock::new();
-    written("application/json", &ONCE, || refined(&super::openapi()))
+    static ONCE: CachedDocument = OnceLock::new();
+    cached_response("application/json", &ONCE, || {
+        refine_document(&super::openapi())
+    })
 }
 
-/// The JSON Schema of a task's definition, as the API and files of `acrtask task apply` have it.
+/// Returns the JSON Schema of task definitions, for the API and for `acrtask task apply`.
 #[utoipa::path(get, path = "/schemas/task.json", tag = "schemas",
     responses((status = OK, body = Object, content_type = "application/schema+json")))]
 async fn task_schema() -> Response {
-    static ONCE: Written = OnceLock::new();
-    written("application/schema+json", &ONCE, || {
+    static ONCE: CachedDocument = OnceLock::new();
+    cached_response("application/schema+json", &ONCE, || {
         let mut schema = schemars::schema_for!(TaskDefinition);
         schema.insert("$id".into(), format!("{BASE}/schemas/task.json").into());
         serde_json::to_string_pretty(&schema)
     })
 }
 
-/// The JSON Schema of `acr-task.yaml`, for editors.
+/// Returns the JSON Schema of `acr-task.yaml` for editors.
 #[utoipa::path(get, path = "/schemas/acr-task.json", tag = "schemas",
     responses((status = OK, body = Object, content_type = "application/schema+json")))]
 async fn file_schema() -> Response {
-    json("application/schema+json", acrtask_spec::FILE_SCHEMA)
+    json_response("application/schema+json", acrtask_spec::FILE_SCHEMA)
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
-//! The events of a run as they come: server-sent events from any offset, on over new attempts, until the run is over.
+//! Server-sent events of a run, from any offset, across attempts, until the run is finished.
 //!
-//! Each `data` is a line of the log, its `id` the offset behind that line. Before the first line of each attempt comes an
-//! `attempt` event, after the last one of the run an `end` event. Invariants: whole lines only, each once and in order; a
-//! slow reader costs its own connection a few chunks of memory and nobody anything else.
+//! Each `data` is a log line. Its `id` is the offset after that line. An `attempt` event precedes
+//! the first line of each attempt, and an `end` event follows the last one.
+//!
+//! Invariants: only complete lines are sent, each once and in order. A slow reader costs its
+//! connection a few chunks of memory, and other connections nothing.
 
 use acrtask_api::forms::EventId;
 use std::{collections::VecDeque, sync::Arc, time::Duration};
@@ -29,38 +31,38 @@ use super::{
 };
 use crate::{
     App,
-    auth::{self, By},
+    auth::{self, Authenticated},
     logs::{self, LogError, Subscription},
 };
 
-/// How often a comment shows that the connection is alive.
+/// Interval between comments that keep the connection alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
-/// Longest line that is kept together, in bytes; a longer one cannot be an event.
+/// Longest line, in bytes. A longer line cannot be an event.
 pub(super) const MAX_LINE: usize = 64 << 20;
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(events))
 }
 
-/// From where on.
+/// Start of an event stream.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct From {
-    /// Bytes of the attempt's log that are known already: the `id` of the last event.
+    /// Offset in the attempt's log: the `id` of the last received event. 0 by default.
     offset: Option<u64>,
-    /// The attempt that `offset` belongs to; nothing: the one that counts now.
+    /// Attempt of `offset`. The current attempt by default.
     attempt: Option<u32>,
 }
 
-/// The events of a run, as they come.
+/// Streams the events of a run.
 ///
-/// `Last-Event-ID` stands for `offset` where that is absent. An `attempt` event (`{"attempt":2}`) comes before the first
-/// line of each attempt, and what came before it is of no account; an `end` event (`{"state":"succeeded"}`) after all
-/// others. Comments keep the connection alive.
+/// `Last-Event-ID` replaces a missing `offset`. An `attempt` event (`{"attempt":2}`) precedes the
+/// first line of each attempt and invalidates all previous events. An `end` event
+/// (`{"state":"succeeded"}`) is the last one. Comments keep the connection alive.
 #[utoipa::path(get, path = "/runs/{id}/events", tag = "runs",
     params(
-        ("id" = String, Path, description = "The run's id."),
+        ("id" = String, Path, description = "Id of the run."),
         From,
         ("Last-Event-ID" = Option<EventId>, Header, description = "The `id` of the last event."),
     ),
@@ -70,7 +72,7 @@ struct From {
     (status = NOT_FOUND, body = Problem),
 ))]
 async fn events(
-    by: By<auth::Read>,
+    by: Authenticated<auth::Read>,
     State(api): State<Api>,
     Path(id): Path<String>,
     Query(from): Query<From>,
@@ -89,36 +91,37 @@ async fn events(
     let headers = [
         (header::CONTENT_TYPE, "text/event-stream"),
         (header::CACHE_CONTROL, "no-store"),
-        // Proxies that would collect the answer first are asked not to.
+        // Ask proxies not to buffer the response.
         (header::HeaderName::from_static("x-accel-buffering"), "no"),
     ];
     Ok((headers, Body::from_stream(follower.stream())).into_response())
 }
 
-/// Follows a log.
+/// A reader that follows a growing log.
 struct Follower {
     app: Arc<App>,
     run: RunId,
     changes: Subscription,
-    /// The attempt that is read; nothing before there is one.
+    /// Current attempt. `None` before the first one.
     attempt: Option<u32>,
-    /// The reader knows which attempt it is.
+    /// `true` after the `attempt` event of the current attempt was queued, or if the reader started
+    /// at an offset.
     announced: bool,
-    /// Where the next line begins.
+    /// Offset of the next line in the log.
     offset: u64,
-    /// What was read behind it, without its line end yet.
+    /// Bytes after `offset` without a line end yet.
     partial: Vec<u8>,
     log: Option<BoxStream<'static, Result<Bytes, LogError>>>,
     ready: VecDeque<Bytes>,
-    spoken: Instant,
+    last_sent: Instant,
     keep_alive: Duration,
-    over: bool,
+    is_finished: bool,
 }
 
 impl Follower {
     fn new(app: Arc<App>, run: RunId, attempt: Option<u32>, offset: u64) -> Self {
         Self {
-            // Before anything is looked at, so that no change is missed.
+            // Subscribe before the first read, so that no change is missed.
             changes: app.logs.subscribe(&run),
             app,
             run,
@@ -128,98 +131,99 @@ impl Follower {
             partial: Vec::new(),
             log: None,
             ready: VecDeque::new(),
-            spoken: Instant::now(),
+            last_sent: Instant::now(),
             keep_alive: KEEP_ALIVE,
-            over: false,
+            is_finished: false,
         }
     }
 
     fn stream(self) -> impl Stream<Item = std::io::Result<Bytes>> + Send + 'static {
         futures::stream::try_unfold(self, |mut follower| async move {
-            let next = follower.next().await.map_err(std::io::Error::other)?;
+            let next = follower.next_bytes().await.map_err(std::io::Error::other)?;
             Ok(next.map(|bytes| (bytes, follower)))
         })
     }
 
-    /// What is sent next; nothing at the end. An error cuts the connection, and the reader asks again.
-    async fn next(&mut self) -> Result<Option<Bytes>, LogError> {
+    /// Returns the next bytes to send, `None` at the end. An error closes the connection, and the
+    /// reader reconnects.
+    async fn next_bytes(&mut self) -> Result<Option<Bytes>, LogError> {
         loop {
             if let Some(bytes) = self.ready.pop_front() {
-                self.spoken = Instant::now();
+                self.last_sent = Instant::now();
                 return Ok(Some(bytes));
             }
-            if self.over {
+            if self.is_finished {
                 return Ok(None);
             }
             if let Some(log) = &mut self.log {
                 match log.next().await {
-                    Some(Ok(bytes)) => self.take(&bytes)?,
+                    Some(Ok(bytes)) => self.push_bytes(&bytes)?,
                     Some(Err(error)) => return Err(error),
                     None => self.log = None,
                 }
                 continue;
             }
-            if self.look().await? {
+            if self.poll_log().await? {
                 continue;
             }
-            let rest = self.keep_alive.saturating_sub(self.spoken.elapsed());
+            let rest = self.keep_alive.saturating_sub(self.last_sent.elapsed());
             tokio::select! {
                 () = self.changes.changed() => {}
                 () = tokio::time::sleep(rest) => self.ready.push_back(Bytes::from_static(b": alive\n\n")),
-                // A server that stops ends its streams; readers go on at the next one.
-                () = self.app.closing.cancelled() => self.over = true,
+                // A server that shuts down ends its streams. Readers continue at another server.
+                () = self.app.closing.cancelled() => self.is_finished = true,
             }
         }
     }
 
-    /// Looks for more; false where there is nothing to do but to wait.
-    async fn look(&mut self) -> Result<bool, LogError> {
+    /// Reads the log state. Returns `false` if there is nothing new to send.
+    async fn poll_log(&mut self) -> Result<bool, LogError> {
         let state = match self.app.store.log_state(&self.run).await {
             Ok(state) => state,
-            // Retention has removed it.
+            // Retention has removed the run.
             Err(StoreError::NotFound { .. }) => {
-                self.over = true;
+                self.is_finished = true;
                 return Ok(true);
             }
             Err(error) => return Err(error.into()),
         };
         let final_ = state.state.is_final();
         let attempt = match self.attempt {
-            // Nobody has begun yet.
-            None if state.attempt == 0 => return self.end_if(final_, state.state).await,
+            // No attempt has started yet.
+            None if state.attempt == 0 => return self.end_if_finished(final_, state.state).await,
             None => state.attempt,
             Some(attempt) if attempt > state.attempt => {
-                return self.end_if(final_, state.state).await;
+                return self.end_if_finished(final_, state.state).await;
             }
             Some(attempt) => attempt,
         };
         self.attempt = Some(attempt);
         if !self.announced {
-            self.begin(attempt);
+            self.start_attempt(attempt);
             return Ok(true);
         }
-        let known = self.offset + self.partial.len() as u64;
-        // The bytes of an attempt that is over are all there.
+        let read = self.offset + self.partial.len() as u64;
+        // The log of an earlier attempt no longer grows.
         let length = if attempt == state.attempt {
             state.length
         } else {
             self.length_of(attempt).await?
         };
-        if known < length {
-            let log = logs::read_log(self.app.clone(), self.run.clone(), attempt, known);
+        if read < length {
+            let log = logs::read_log(self.app.clone(), self.run.clone(), attempt, read);
             self.log = Some(log.boxed());
             return Ok(true);
         }
         if attempt < state.attempt {
-            self.begin(attempt + 1);
+            self.start_attempt(attempt + 1);
             return Ok(true);
         }
-        if known > length {
-            // The offset was one of another attempt.
-            self.begin(attempt);
+        if read > length {
+            // The offset belongs to another attempt.
+            self.start_attempt(attempt);
             return Ok(true);
         }
-        self.end_if(final_, state.state).await
+        self.end_if_finished(final_, state.state).await
     }
 
     async fn length_of(&mut self, attempt: u32) -> Result<u64, StoreError> {
@@ -230,7 +234,7 @@ impl Follower {
             .map_or(0, |row| row.log_length))
     }
 
-    fn begin(&mut self, attempt: u32) {
+    fn start_attempt(&mut self, attempt: u32) {
         self.attempt = Some(attempt);
         self.announced = true;
         self.offset = 0;
@@ -240,15 +244,19 @@ impl Follower {
         )));
     }
 
-    /// Ends the stream where the run is over; there is something to do then.
-    async fn end_if(&mut self, over: bool, state: RunState) -> Result<bool, LogError> {
-        if over {
-            self.end(state).await?;
+    /// Ends the stream if the run is finished. Returns `true` if it did.
+    async fn end_if_finished(
+        &mut self,
+        is_finished: bool,
+        state: RunState,
+    ) -> Result<bool, LogError> {
+        if is_finished {
+            self.push_end(state).await?;
         }
-        Ok(over)
+        Ok(is_finished)
     }
 
-    async fn end(&mut self, state: RunState) -> Result<(), LogError> {
+    async fn push_end(&mut self, state: RunState) -> Result<(), LogError> {
         let reason = match self.app.store.run(&self.run).await {
             Ok(row) => row.reason,
             Err(StoreError::NotFound { .. }) => None,
@@ -257,14 +265,14 @@ impl Follower {
         let data = serde_json::json!({ "state": state, "reason": reason });
         self.ready
             .push_back(Bytes::from(format!("event: end\ndata: {data}\n\n")));
-        self.over = true;
+        self.is_finished = true;
         Ok(())
     }
 
-    /// Takes bytes of the log and makes events of the whole lines among them.
-    fn take(&mut self, bytes: &[u8]) -> Result<(), LogError> {
+    /// Splits bytes of the log into lines, and queues their events.
+    fn push_bytes(&mut self, bytes: &[u8]) -> Result<(), LogError> {
         let mut out = Vec::with_capacity(bytes.len() + bytes.len() / 8);
-        self.offset = frame(&mut self.partial, self.offset, bytes, &mut out);
+        self.offset = write_events(&mut self.partial, self.offset, bytes, &mut out);
         if self.partial.len() > MAX_LINE {
             return Err(LogError::Damaged {
                 run: self.run.clone(),
@@ -278,9 +286,9 @@ impl Follower {
     }
 }
 
-/// Writes an event for each line that ends in `bytes`, after what is left of earlier ones in `partial`. Gives the offset
-/// behind the last whole line.
-fn frame(partial: &mut Vec<u8>, mut offset: u64, bytes: &[u8], out: &mut Vec<u8>) -> u64 {
+/// Writes an event for each line that ends in `bytes`. `partial` has the beginning of the first
+/// line. Returns the offset after the last complete line.
+fn write_events(partial: &mut Vec<u8>, mut offset: u64, bytes: &[u8], out: &mut Vec<u8>) -> u64 {
     for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
         let Some(line) = piece.strip_suffix(b"\n") else {
             partial.extend_from_slice(piece);

@@ -8,12 +8,12 @@ use proptest::prelude::*;
 use tower::ServiceExt as _;
 
 use super::*;
-use crate::api::testing::{Answer, Server};
+use crate::api::testing::{TestResponse, TestServer};
 
-/// An event of the stream: its kind, its id, its data.
+/// An event of the stream: kind, id and data.
 type Sent = (String, String, String);
 
-fn parse(text: &str) -> Vec<Sent> {
+fn parse_events(text: &str) -> Vec<Sent> {
     text.split("\n\n")
         .filter(|block| !block.is_empty() && !block.starts_with(':'))
         .map(|block| {
@@ -48,31 +48,31 @@ fn end(data: &str) -> Sent {
     ("end".into(), String::new(), data.into())
 }
 
-async fn read(server: &Server, path: &str) -> Vec<Sent> {
-    let answer: Answer = server.get(path).await;
-    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
-    assert_eq!(answer.headers[header::CONTENT_TYPE], "text/event-stream");
-    parse(&answer.text())
+async fn read_events(server: &TestServer, path: &str) -> Vec<Sent> {
+    let response: TestResponse = server.get(path).await;
+    assert_eq!(response.status, StatusCode::OK, "{}", response.text());
+    assert_eq!(response.headers[header::CONTENT_TYPE], "text/event-stream");
+    parse_events(&response.text())
 }
 
 const SUCCEEDED: &str = r#"{"state":"succeeded","reason":null}"#;
 
 #[tokio::test]
-async fn a_finished_run_is_read_from_any_offset() {
-    let server = Server::start().await;
-    let runner = server.runner("one").await;
+async fn finished_run_is_read_from_any_offset() {
+    let server = TestServer::start().await;
+    let runner = server.register_runner("one").await;
     let run = server.start_run().await.id;
-    let number = server.lease(&run, &runner).await;
-    // A line that two chunks share.
+    let number = server.lease_run(&run, &runner).await;
+    // One line spans two chunks.
     server
-        .log(&run, number, &runner, 0, "{\"a\":1}\n{\"b\"")
+        .append_log(&run, number, &runner, 0, "{\"a\":1}\n{\"b\"")
         .await;
     server
-        .log(&run, number, &runner, 12, ":2}\n{\"c\":3}\n")
+        .append_log(&run, number, &runner, 12, ":2}\n{\"c\":3}\n")
         .await;
     let log = "{\"a\":1}\n{\"b\":2}\n{\"c\":3}\n";
     server
-        .finish(
+        .finish_run(
             &run,
             number,
             &runner,
@@ -88,50 +88,56 @@ async fn a_finished_run_is_read_from_any_offset() {
         message(24, "{\"c\":3}"),
     );
     let all = vec![attempt(1), a.clone(), b.clone(), c.clone(), end(SUCCEEDED)];
-    assert_eq!(read(&server, &path).await, all);
-    assert_eq!(read(&server, &format!("{path}?attempt=1")).await, all);
+    assert_eq!(read_events(&server, &path).await, all);
+    assert_eq!(
+        read_events(&server, &format!("{path}?attempt=1")).await,
+        all
+    );
     let rest = vec![b, c.clone(), end(SUCCEEDED)];
-    assert_eq!(read(&server, &format!("{path}?offset=8")).await, rest);
-    let mut request = Server::request(Method::GET, &path, Some(&server.admin), None);
+    assert_eq!(
+        read_events(&server, &format!("{path}?offset=8")).await,
+        rest
+    );
+    let mut request = TestServer::request(Method::GET, &path, Some(&server.admin), None);
     request
         .headers_mut()
         .insert("last-event-id", "16".parse().unwrap());
     assert_eq!(
-        parse(&server.send(request).await.text()),
+        parse_events(&server.send(request).await.text()),
         [c, end(SUCCEEDED)]
     );
     assert_eq!(
-        read(&server, &format!("{path}?offset=24")).await,
+        read_events(&server, &format!("{path}?offset=24")).await,
         [end(SUCCEEDED)]
     );
     for wrong in ["offset=x", "offset=-1", "from=1"] {
-        let answer = server.get(&format!("{path}?{wrong}")).await;
-        answer.problem(StatusCode::BAD_REQUEST);
+        let response = server.get(&format!("{path}?{wrong}")).await;
+        response.problem(StatusCode::BAD_REQUEST);
     }
 }
 
 #[tokio::test]
-async fn a_canceled_run_that_nobody_began_just_ends() {
-    let server = Server::start().await;
+async fn run_canceled_before_its_first_attempt_only_ends() {
+    let server = TestServer::start().await;
     let run = server.start_run().await.id;
     server
         .post(&format!("/runs/{run}/cancel"), serde_json::json!({}))
         .await;
     assert_eq!(
-        read(&server, &format!("/runs/{run}/events")).await,
+        read_events(&server, &format!("/runs/{run}/events")).await,
         [end(r#"{"state":"canceled","reason":"canceled by admin"}"#)]
     );
 }
 
-/// Reads a stream that goes on, until as many events have come.
-struct Live {
+/// A reader of an open event stream.
+struct EventStream {
     body: Body,
     text: String,
 }
 
-impl Live {
-    async fn open(server: &Server, path: &str) -> Self {
-        let request = Server::request(Method::GET, path, Some(&server.admin), None);
+impl EventStream {
+    async fn open(server: &TestServer, path: &str) -> Self {
+        let request = TestServer::request(Method::GET, path, Some(&server.admin), None);
         let response = server.router.clone().oneshot(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
         Self {
@@ -140,14 +146,14 @@ impl Live {
         }
     }
 
-    async fn until(&mut self, count: usize) -> Vec<Sent> {
+    async fn read_until(&mut self, count: usize) -> Vec<Sent> {
         let wait = async {
             loop {
-                let sent = parse(&self.text);
+                let sent = parse_events(&self.text);
                 if sent.len() >= count {
                     return sent;
                 }
-                let frame = self.body.frame().await.expect("more comes").unwrap();
+                let frame = self.body.frame().await.expect("another frame").unwrap();
                 let data = frame.into_data().unwrap();
                 self.text.push_str(std::str::from_utf8(&data).unwrap());
             }
@@ -159,27 +165,41 @@ impl Live {
 }
 
 #[tokio::test]
-async fn a_reader_follows_a_run_over_its_attempts() {
-    let server = Server::start().await;
-    let runner = server.runner("one").await;
+async fn reader_follows_a_run_across_attempts() {
+    let server = TestServer::start().await;
+    let runner = server.register_runner("one").await;
     let run = server.start_run().await.id;
-    let mut live = Live::open(&server, &format!("/runs/{run}/events")).await;
-    let first = server.lease(&run, &runner).await;
+    let mut live = EventStream::open(&server, &format!("/runs/{run}/events")).await;
+    let first = server.lease_run(&run, &runner).await;
     server
-        .log(&run, first, &runner, 0, "{\"a\":1}\n{\"cut off")
+        .append_log(&run, first, &runner, 0, "{\"a\":1}\n{\"cut off")
         .await;
-    assert_eq!(live.until(2).await, [attempt(1), message(8, "{\"a\":1}")]);
-    // The runner is lost, and another attempt begins.
+    assert_eq!(
+        live.read_until(2).await,
+        [attempt(1), message(8, "{\"a\":1}")]
+    );
+    // The runner is lost, and a second attempt starts.
     let later = server.app.clock.now_ms() + 60_000;
     server.app.clock.set(later);
-    assert_eq!(server.app.store.reap(later, 10).await.unwrap().len(), 1);
-    let second = server.lease(&run, &runner).await;
+    assert_eq!(
+        server
+            .app
+            .store
+            .expire_leases(later, 10)
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
+    let second = server.lease_run(&run, &runner).await;
     assert_eq!(second, 2);
-    server.log(&run, second, &runner, 0, "{\"b\":2}\n").await;
-    let sent = live.until(4).await;
+    server
+        .append_log(&run, second, &runner, 0, "{\"b\":2}\n")
+        .await;
+    let sent = live.read_until(4).await;
     assert_eq!(sent[2..], [attempt(2), message(8, "{\"b\":2}")]);
     server
-        .finish(
+        .finish_run(
             &run,
             second,
             &runner,
@@ -188,39 +208,41 @@ async fn a_reader_follows_a_run_over_its_attempts() {
             RunResult::default(),
         )
         .await;
-    assert_eq!(live.until(5).await[4], end(SUCCEEDED));
-    assert!(live.body.frame().await.is_none(), "the stream is over");
+    assert_eq!(live.read_until(5).await[4], end(SUCCEEDED));
+    assert!(live.body.frame().await.is_none(), "the stream has ended");
     let path = format!("/runs/{run}/events");
-    // Where a reader was in the first attempt.
+    // Reconnect at an offset in the first attempt.
     assert_eq!(
-        read(&server, &format!("{path}?attempt=1&offset=8")).await,
+        read_events(&server, &format!("{path}?attempt=1&offset=8")).await,
         [attempt(2), message(8, "{\"b\":2}"), end(SUCCEEDED)]
     );
-    // An offset that this attempt does not have.
+    // Reconnect at an offset beyond the log of this attempt.
     assert_eq!(
-        read(&server, &format!("{path}?offset=1000")).await,
+        read_events(&server, &format!("{path}?offset=1000")).await,
         [attempt(2), message(8, "{\"b\":2}"), end(SUCCEEDED)]
     );
-    assert_eq!(server.app.logs.watched(), 0);
+    assert_eq!(server.app.logs.watched_runs(), 0);
 }
 
 #[tokio::test]
-async fn many_readers_see_a_line_at_once() {
-    let server = Server::start().await;
-    let runner = server.runner("one").await;
+async fn many_readers_receive_a_line_at_once() {
+    let server = TestServer::start().await;
+    let runner = server.register_runner("one").await;
     let run = server.start_run().await.id;
-    let number = server.lease(&run, &runner).await;
+    let number = server.lease_run(&run, &runner).await;
     let mut readers = Vec::new();
     for _ in 0..50 {
-        readers.push(Live::open(&server, &format!("/runs/{run}/events")).await);
+        readers.push(EventStream::open(&server, &format!("/runs/{run}/events")).await);
     }
     for reader in &mut readers {
-        reader.until(1).await;
+        reader.read_until(1).await;
     }
-    server.log(&run, number, &runner, 0, "{\"a\":1}\n").await;
+    server
+        .append_log(&run, number, &runner, 0, "{\"a\":1}\n")
+        .await;
     let begin = std::time::Instant::now();
     for reader in &mut readers {
-        assert_eq!(reader.until(2).await[1], message(8, "{\"a\":1}"));
+        assert_eq!(reader.read_until(2).await[1], message(8, "{\"a\":1}"));
     }
     assert!(
         begin.elapsed() < Duration::from_secs(2),
@@ -231,59 +253,62 @@ async fn many_readers_see_a_line_at_once() {
 
 #[tokio::test]
 async fn streams_end_when_the_server_closes() {
-    let server = Server::start().await;
+    let server = TestServer::start().await;
     let run = server.start_run().await.id;
-    let mut live = Live::open(&server, &format!("/runs/{run}/events")).await;
+    let mut live = EventStream::open(&server, &format!("/runs/{run}/events")).await;
     server.app.closing.cancel();
     let frame = tokio::time::timeout(Duration::from_secs(5), live.body.frame())
         .await
         .unwrap();
-    assert!(frame.is_none(), "no `end`: the reader asks again");
+    assert!(
+        frame.is_none(),
+        "no `end` event, so that the reader reconnects"
+    );
 }
 
 #[tokio::test]
-async fn a_quiet_stream_is_kept_alive() {
-    let server = Server::start().await;
+async fn idle_stream_is_kept_alive() {
+    let server = TestServer::start().await;
     let run = server.start_run().await.id;
     let mut follower = Follower::new(server.app.clone(), run, None, 0);
     follower.keep_alive = Duration::from_millis(20);
     for _ in 0..3 {
-        let sent = follower.next().await.unwrap().unwrap();
+        let sent = follower.next_bytes().await.unwrap().unwrap();
         assert_eq!(sent, ": alive\n\n");
     }
 }
 
 #[tokio::test]
-async fn a_log_with_a_hole_is_not_passed_off_as_whole() {
-    let server = Server::start().await;
-    let runner = server.runner("one").await;
+async fn stream_of_a_log_with_a_missing_chunk_fails() {
+    let server = TestServer::start().await;
+    let runner = server.register_runner("one").await;
     let run = server.start_run().await.id;
-    let number = server.lease(&run, &runner).await;
+    let number = server.lease_run(&run, &runner).await;
     let gone = Report::LogChunk {
         offset: 0,
         length: 8,
         blob: "logs/gone".into(),
     };
     server.report(&run, number, &runner, gone).await;
-    let mut live = Live::open(&server, &format!("/runs/{run}/events")).await;
-    live.until(1).await;
+    let mut live = EventStream::open(&server, &format!("/runs/{run}/events")).await;
+    live.read_until(1).await;
     assert!(live.body.frame().await.unwrap().is_err());
 }
 
 proptest! {
-    /// However a log is cut into chunks, its lines and offsets come out the same.
+    /// Events and offsets do not depend on the chunks of a log.
     #[test]
-    fn frames_do_not_depend_on_chunks(lines in proptest::collection::vec("[a-z{}]{0,12}", 0..12), cuts in proptest::collection::vec(0..200_usize, 0..8)) {
+    fn events_do_not_depend_on_chunks(lines in proptest::collection::vec("[a-z{}]{0,12}", 0..12), cuts in proptest::collection::vec(0..200_usize, 0..8)) {
         let log: String = lines.iter().map(|line| format!("{line}\n")).collect();
         let mut whole = Vec::new();
-        let end = frame(&mut Vec::new(), 0, log.as_bytes(), &mut whole);
+        let end = write_events(&mut Vec::new(), 0, log.as_bytes(), &mut whole);
         prop_assert_eq!(end, log.len() as u64);
         let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(log.len())).collect();
         cuts.extend([0, log.len()]);
         cuts.sort_unstable();
         let (mut partial, mut offset, mut out) = (Vec::new(), 0, Vec::new());
         for pair in cuts.windows(2) {
-            offset = frame(&mut partial, offset, &log.as_bytes()[pair[0]..pair[1]], &mut out);
+            offset = write_events(&mut partial, offset, &log.as_bytes()[pair[0]..pair[1]], &mut out);
         }
         prop_assert_eq!(out, whole);
         prop_assert_eq!(offset, log.len() as u64);

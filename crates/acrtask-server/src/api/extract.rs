@@ -1,4 +1,5 @@
-//! Parts of requests, each of which is refused with a [`Problem`](acrtask_api::admin::Problem) that says what is wrong.
+//! Extractors of request parts. Each refuses invalid input with a
+//! [`Problem`](acrtask_api::admin::Problem).
 
 use axum::{
     body::Bytes,
@@ -20,12 +21,12 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let body = body(request, state).await?;
-        parse(&body).map(Self)
+        let body = read_json_body(request, state).await?;
+        parse_json(&body).map(Self)
     }
 }
 
-/// A JSON body that may be left out, or `null`.
+/// A JSON body that may be absent or `null`.
 #[derive(Debug)]
 pub(super) struct OptionalJson<T>(pub(super) T);
 
@@ -33,28 +34,28 @@ impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for OptionalJ
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
-        let body = body(request, state).await?;
+        let body = read_json_body(request, state).await?;
         if body.trim_ascii().is_empty() {
             return Ok(Self(T::default()));
         }
-        let value: Option<T> = parse(&body)?;
+        let value: Option<T> = parse_json(&body)?;
         Ok(Self(value.unwrap_or_default()))
     }
 }
 
-async fn body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, ApiError> {
-    bytes(request, state, || {
+async fn read_json_body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, ApiError> {
+    read_body(request, state, || {
         ApiError::too_large(format!(
             "the body is larger than {} MiB, the limit of a JSON body",
             BODY_LIMIT >> 20
         ))
-        .help("files go up as a context: POST /api/v1/contexts")
+        .help("upload files as a context: POST /api/v1/contexts")
     })
     .await
 }
 
-/// Reads a body whole. `too_large` names the limit of the handler.
-pub(super) async fn bytes<S: Send + Sync>(
+/// Reads a whole body. `too_large` creates the error that names the handler's limit.
+pub(super) async fn read_body<S: Send + Sync>(
     request: Request,
     state: &S,
     too_large: impl FnOnce() -> ApiError,
@@ -68,28 +69,28 @@ pub(super) async fn bytes<S: Send + Sync>(
     })
 }
 
-pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
-    // serde takes an array for a struct, field by field. Every body of the API is an object.
+pub(super) fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+    // serde also accepts an array for a struct. Every body of the API is an object.
     if body.trim_ascii_start().starts_with(b"[") {
         return Err(ApiError::invalid(
-            "the body is a JSON array, and must be an object",
+            "the body is a JSON array: send an object",
         ));
     }
     serde_json::from_slice(body).or_else(|error| {
-        // In JSON, `2.0` is the same number as `2`.
+        // In JSON, `2.0` and `2` are the same number.
         let mut value: Value = serde_json::from_slice(body).unwrap_or_default();
         let is_object = value.is_object();
-        make_whole(&mut value);
+        convert_whole_floats(&mut value);
         serde_json::from_value(value)
             .ok()
             .filter(|_| is_object)
-            .ok_or_else(|| ApiError::invalid(format!("the body is not as it should be: {error}")))
+            .ok_or_else(|| ApiError::invalid(format!("the body is invalid: {error}")))
     })
 }
 
 /// Replaces floating point numbers without a fraction by integers.
-fn make_whole(value: &mut Value) {
-    /// Integers up to this are exact as floating point numbers.
+fn convert_whole_floats(value: &mut Value) {
+    /// Largest integer range that floating point numbers represent exactly: 2^53.
     const EXACT: f64 = 9_007_199_254_740_992.0;
     match value {
         Value::Number(number) => {
@@ -105,8 +106,8 @@ fn make_whole(value: &mut Value) {
                 *number = whole.into();
             }
         }
-        Value::Array(all) => all.iter_mut().for_each(make_whole),
-        Value::Object(object) => object.values_mut().for_each(make_whole),
+        Value::Array(all) => all.iter_mut().for_each(convert_whole_floats),
+        Value::Object(object) => object.values_mut().for_each(convert_whole_floats),
         _ => {}
     }
 }
@@ -117,7 +118,7 @@ impl<T: Serialize> IntoResponse for Json<T> {
     }
 }
 
-/// What stands behind the `?`.
+/// Parameters of the query.
 #[derive(Debug)]
 pub(super) struct Query<T>(pub(super) T);
 
@@ -131,7 +132,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     }
 }
 
-/// What stands in the path.
+/// Parameters of the path.
 #[derive(Debug)]
 pub(super) struct Path<T>(pub(super) T);
 
@@ -146,7 +147,7 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T>
     }
 }
 
-/// A header as text; nothing where it is absent or empty.
+/// Returns the text of a header. `None` if it is absent or empty.
 pub(super) fn header<'h>(headers: &'h HeaderMap, name: &str) -> Result<Option<&'h str>, ApiError> {
     let Some(value) = headers.get(name) else {
         return Ok(None);
@@ -155,7 +156,7 @@ pub(super) fn header<'h>(headers: &'h HeaderMap, name: &str) -> Result<Option<&'
         Ok(text) if text.trim().is_empty() => Ok(None),
         Ok(text) => Ok(Some(text.trim())),
         Err(_) => Err(ApiError::invalid(format!(
-            "the header `{name}` holds what is no text"
+            "the header `{name}` is not text"
         ))),
     }
 }

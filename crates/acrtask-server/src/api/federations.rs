@@ -1,6 +1,7 @@
-//! Whose identity tokens are exchanged for tokens of ours, and the exchange.
+//! Federations: issuers and subjects whose identity tokens are exchanged for API tokens, and the
+//! exchange.
 
-use acrtask_api::forms::Word;
+use acrtask_api::forms::ShortName;
 use acrtask_api::{
     admin::{ExchangeToken, Federation, NewToken, Problem, Scope},
     run::SecretText,
@@ -18,13 +19,13 @@ use super::{
     tokens,
 };
 use crate::{
-    auth::{self, By, CredentialKind},
+    auth::{self, Authenticated, CredentialKind},
     oidc::{self, ExchangeError},
     serve::request_guard::{Guarded as _, RequestGuard},
-    submit::{self, Problems},
+    validate::{self, Problems},
 };
 
-/// The longest that an exchanged token may hold for, in seconds.
+/// Longest lifetime of an exchanged token, in seconds.
 const MAX_TTL: u64 = 3600;
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
@@ -34,90 +35,91 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(exchange))
 }
 
-/// All federations.
+/// Lists all federations.
 #[utoipa::path(get, path = "/federations", tag = "federations", security(("token" = ["admin"])), responses(
     (status = OK, body = Vec<Federation>),
 ))]
 async fn list(
-    _by: By<auth::Admin>,
+    _by: Authenticated<auth::Admin>,
     State(api): State<Api>,
 ) -> Result<Json<Vec<Federation>>, ApiError> {
     Ok(Json(api.app.store.federations().await?))
 }
 
-/// Sets a federation: whose identity tokens are exchanged, and for what.
+/// Sets a federation: the accepted identity tokens and the rights of the issued tokens.
 #[utoipa::path(put, path = "/federations/{name}", tag = "federations", request_body = Federation,
-    params(("name" = Word, Path, description = "Its name.")), security(("token" = ["admin"])), responses(
+    params(("name" = ShortName, Path, description = "Name of the federation.")), security(("token" = ["admin"])), responses(
     (status = OK, body = Federation),
     (status = BAD_REQUEST, body = Problem),
 ))]
 async fn put(
-    by: By<auth::Admin>,
+    by: Authenticated<auth::Admin>,
     State(api): State<Api>,
     Path(name): Path<String>,
-    Json(asked): Json<Federation>,
+    Json(input): Json<Federation>,
 ) -> Result<Json<Federation>, ApiError> {
-    check(&name, &asked).into_result()?;
+    check_federation(&name, &input).into_result()?;
     let app = &api.app;
-    app.store.put_federation(&asked, app.clock.now_ms()).await?;
+    app.store.put_federation(&input, app.clock.now_ms()).await?;
     tracing::info!(
         federation = name,
-        issuer = asked.issuer,
-        subject = asked.subject,
+        issuer = input.issuer,
+        subject = input.subject,
         by = by.caller.name,
-        "a federation was set"
+        "set a federation"
     );
-    Ok(Json(asked))
+    Ok(Json(input))
 }
 
-fn check(name: &str, asked: &Federation) -> Problems {
+fn check_federation(name: &str, input: &Federation) -> Problems {
     let mut problems = Problems::default();
-    if asked.name != name {
+    if input.name != name {
         problems.add_rule(format!(
-            "`name` is `{}`, and the path says `{name}`",
-            asked.name
+            "`name` is `{}`, but the path has `{name}`",
+            input.name
         ));
     }
-    if let Err(reason) = submit::word(&asked.name) {
+    if let Err(reason) = validate::check_word(&input.name) {
         problems.add(format!("`name`: {reason}"));
     }
-    if let Err(reason) = oidc::check_issuer(&asked.issuer) {
+    if let Err(reason) = oidc::check_issuer(&input.issuer) {
         let problem = format!("`issuer`: {reason}");
-        if asked.issuer.starts_with("http://") || asked.issuer.starts_with("https://") {
+        if input.issuer.starts_with("http://") || input.issuer.starts_with("https://") {
             problems.add_rule(problem);
         } else {
             problems.add(problem);
         }
     }
-    if asked.audience.trim().is_empty() {
-        problems.add("`audience` is empty: a token for anybody else would do");
+    if input.audience.trim().is_empty() {
+        problems
+            .add("`audience` is empty: write the audience (`aud`) of the tokens for this server");
     }
-    submit::check_printable("audience", &asked.audience, &mut problems);
-    submit::check_printable("subject", &asked.subject, &mut problems);
-    if asked.subject.chars().all(|c| c == '*') {
+    validate::check_printable("audience", &input.audience, &mut problems);
+    validate::check_printable("subject", &input.subject, &mut problems);
+    if input.subject.chars().all(|c| c == '*') {
         problems.add(
-            "`subject` would let in everybody whom the issuer knows: write what `sub` begins with, as in `repo:org/app:*`",
+            "`subject` accepts all subjects of the issuer: write a prefix of `sub`, as in `repo:org/app:*`",
         );
     }
-    tokens::check_rights(&asked.scopes, asked.tasks.as_deref(), &mut problems);
-    tokens::check_pools(&asked.pools, asked.tasks.as_deref(), &mut problems);
-    if asked.scopes.contains(&Scope::Admin) {
+    tokens::check_rights(&input.scopes, input.tasks.as_deref(), &mut problems);
+    tokens::check_pools(&input.pools, input.tasks.as_deref(), &mut problems);
+    if input.scopes.contains(&Scope::Admin) {
         problems.add_rule("`scopes` has `admin`, which no exchanged token may have");
     }
-    if !(1..=MAX_TTL).contains(&asked.ttl_secs) {
+    if !(1..=MAX_TTL).contains(&input.ttl_secs) {
         problems.add(format!("`ttlSecs` must be 1 to {MAX_TTL}"));
     }
     problems
 }
 
-/// Removes a federation. Tokens that were given out hold until their end.
+/// Removes a federation. Its issued tokens stay valid until they expire.
 #[utoipa::path(delete, path = "/federations/{name}", tag = "federations",
-    params(("name" = String, Path, description = "Its name.")), security(("token" = ["admin"])), responses(
+    params(("name" = String, Path, description = "Name of the federation.")), security(("token" = ["admin"])), responses(
     (status = NO_CONTENT),
     (status = NOT_FOUND, body = Problem),
 ))]
 async fn delete(
-    by: By<auth::Admin>,
+    by: Authenticated<auth::Admin>,
     State(api): State<Api>,
     Path(name): Path<String>,
 ) -> Result<StatusCode, ApiError> {
@@ -125,12 +127,12 @@ async fn delete(
     tracing::info!(
         federation = name,
         by = by.caller.name,
-        "a federation was removed"
+        "removed a federation"
     );
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The address of a request without a token, and its guard.
+/// Client address and guard of a request without a token.
 struct Anonymous(std::net::IpAddr, Option<RequestGuard>);
 
 impl FromRequestParts<Api> for Anonymous {
@@ -138,53 +140,53 @@ impl FromRequestParts<Api> for Anonymous {
 
     async fn from_request_parts(parts: &mut Parts, _: &Api) -> Result<Self, Self::Rejection> {
         let guard = parts.extensions.guard().cloned();
-        Ok(Self(auth::address(&parts.extensions), guard))
+        Ok(Self(auth::client_address(&parts.extensions), guard))
     }
 }
 
-/// Exchanges the identity token of a CI job for a token of ours that holds for a short time. Needs no token.
+/// Exchanges the identity token of a CI job for a short-lived API token. Needs no token.
 #[utoipa::path(post, path = "/auth/exchange", tag = "federations", request_body = ExchangeToken, responses(
     (status = CREATED, body = NewToken),
-    (status = UNAUTHORIZED, body = Problem, description = "The identity token is wrong, or no federation takes it."),
-    (status = BAD_GATEWAY, body = Problem, description = "The issuer did not answer as it should."),
+    (status = UNAUTHORIZED, body = Problem, description = "The identity token is wrong, or no federation accepts it."),
+    (status = BAD_GATEWAY, body = Problem, description = "The issuer failed to provide its keys."),
     (status = TOO_MANY_REQUESTS, body = Problem),
 ))]
 async fn exchange(
     Anonymous(address, guard): Anonymous,
     State(api): State<Api>,
-    Json(asked): Json<ExchangeToken>,
+    Json(input): Json<ExchangeToken>,
 ) -> Result<(StatusCode, Json<NewToken>), ApiError> {
     let app = &api.app;
     let now = app.clock.now_ms();
-    let turn = app.limits.lookup(&[]).await;
+    let turn = app.limits.acquire_lookup(&[]).await;
     let federations = app.store.federations().await?;
     drop(turn);
-    let SecretText(token) = asked.token;
+    let SecretText(token) = input.token;
     let granted = match api.issuers.verify(&token, &federations, now).await {
         Ok(granted) => granted,
         Err(error @ ExchangeError::Issuer { .. }) => {
             tracing::warn!(
-                error = acrtask_model::chain(&error),
-                "an issuer of identity tokens did not answer as it should"
+                error = acrtask_model::error_chain(&error),
+                "an issuer of identity tokens failed"
             );
             return Err(ApiError::upstream(error.to_string()));
         }
         Err(error) => {
-            tracing::info!(%error, "an identity token was refused");
+            tracing::info!(%error, "refused an identity token");
             let refusal = ApiError::unauthorized(error.to_string())
                 .help("compare `iss`, `aud` and `sub` of the token with the federation");
             let kind = CredentialKind::Identity;
-            return Err(app.limits.fail(kind, address, now, refusal));
+            return Err(app.limits.count_failure(kind, address, now, refusal));
         }
     };
-    guard.proved();
+    guard.mark_proven();
     let federation = granted.federation;
-    let minted = auth::mint();
+    let issued = auth::new_token();
     let ttl = federation.ttl_secs.clamp(1, MAX_TTL);
     let row = TokenRow {
-        id: minted.id,
+        id: issued.id,
         name: granted.subject.chars().take(200).collect(),
-        hash: minted.hash,
+        hash: issued.hash,
         scopes: federation
             .scopes
             .iter()
@@ -205,12 +207,12 @@ async fn exchange(
         token = row.id,
         name = row.name,
         federation = federation.name,
-        "an identity token was exchanged"
+        "exchanged an identity token"
     );
     Ok((
         StatusCode::CREATED,
         Json(NewToken {
-            secret: minted.text,
+            secret: issued.text,
             token: tokens::to_api(row),
         }),
     ))

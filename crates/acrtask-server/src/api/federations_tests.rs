@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    api::testing::{NOW, Server},
+    api::testing::{NOW, TestServer},
     oidc::tests::Issuer,
 };
 
@@ -21,15 +21,15 @@ fn federation(issuer: &str) -> serde_json::Value {
     })
 }
 
-async fn exchange(server: &Server, token: &str) -> crate::api::testing::Answer {
+async fn exchange(server: &TestServer, token: &str) -> crate::api::testing::TestResponse {
     let body = json!({ "token": token });
-    let request = Server::request(Method::POST, "/auth/exchange", None, Some(&body));
+    let request = TestServer::request(Method::POST, "/auth/exchange", None, Some(&body));
     server.send(request).await
 }
 
 #[tokio::test]
-async fn a_job_exchanges_its_own_token() {
-    let server = Server::start().await;
+async fn identity_token_of_a_job_is_exchanged() {
+    let server = TestServer::start().await;
     let issuer = Issuer::start().await;
     server
         .put("/federations/github", federation(&issuer.url))
@@ -44,31 +44,31 @@ async fn a_job_exchanges_its_own_token() {
     );
     let secret = new.secret.0;
     let me: acrtask_api::admin::Me = server
-        .ask(Method::GET, "/me", &secret, None)
+        .send_as(Method::GET, "/me", &secret, None)
         .await
         .json(StatusCode::OK);
     assert_eq!(me.scopes, [Scope::Read, Scope::Run]);
     assert_eq!(me.tasks.as_deref(), Some("app"));
     server
-        .ask(Method::GET, "/tokens", &secret, None)
+        .send_as(Method::GET, "/tokens", &secret, None)
         .await
         .problem(StatusCode::FORBIDDEN);
     server.app.clock.set(NOW + 600_000);
     server
-        .ask(Method::GET, "/me", &secret, None)
+        .send_as(Method::GET, "/me", &secret, None)
         .await
         .problem(StatusCode::UNAUTHORIZED);
-    // Without the federation nothing is exchanged.
-    let answer = server.delete("/federations/github").await;
-    assert_eq!(answer.status, StatusCode::NO_CONTENT);
+    // Without the federation the exchange fails.
+    let response = server.delete("/federations/github").await;
+    assert_eq!(response.status, StatusCode::NO_CONTENT);
     exchange(&server, &token)
         .await
         .problem(StatusCode::UNAUTHORIZED);
 }
 
 #[tokio::test]
-async fn tokens_that_prove_nothing_are_refused_and_counted() {
-    let server = Server::start().await;
+async fn invalid_identity_tokens_are_refused_and_counted() {
+    let server = TestServer::start().await;
     for _ in 0..20 {
         exchange(&server, "not a token")
             .await
@@ -80,8 +80,8 @@ async fn tokens_that_prove_nothing_are_refused_and_counted() {
 }
 
 #[tokio::test]
-async fn a_federation_that_lets_in_too_many_is_refused() {
-    let server = Server::start().await;
+async fn too_permissive_federation_is_refused() {
+    let server = TestServer::start().await;
     let good = federation("https://token.actions.githubusercontent.com");
     server
         .put("/federations/github", good.clone())
@@ -102,8 +102,8 @@ async fn a_federation_that_lets_in_too_many_is_refused() {
     ] {
         let mut wrong = good.clone();
         wrong[key] = value.clone();
-        let answer = server.put("/federations/github", wrong).await;
-        answer.refused(&format!("{key} {value}"));
+        let response = server.put("/federations/github", wrong).await;
+        response.refused(&format!("{key} {value}"));
     }
     let listed: Vec<Federation> = server.get("/federations").await.json(StatusCode::OK);
     assert_eq!(listed.len(), 1);

@@ -1,4 +1,5 @@
-//! Images that runs pushed: listed, shown with what they were built from, and as trees. A `/` in a name is `%2F` in a path.
+//! Images that runs pushed: list, details with their bases, and dependency trees. A `/` in a name
+//! is `%2F` in a path.
 
 use acrtask_api::{
     admin::Problem,
@@ -18,16 +19,16 @@ use super::{
     runs,
 };
 use crate::{
-    auth::{self, By},
+    auth::{self, Authenticated},
     bases::{
-        known::{Stale, Standing},
+        staleness::{ImageGraph, Staleness},
         tags,
     },
 };
 
-/// Images that are read at once where only some of them are shown.
+/// Images that one query reads if not all of them are shown.
 const CHUNK: u32 = 500;
-/// What was pushed under a name before: so many are shown.
+/// Most previous builds of an image in a response.
 const HISTORY: u32 = 20;
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
@@ -37,38 +38,39 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(show))
 }
 
-/// Which images a list shows.
+/// Filter and page of a list of images.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct ListImages {
-    /// Only names that begin so.
+    /// Lists only names with this prefix.
     prefix: Option<String>,
-    /// Only those of this task.
+    /// Lists only images of this task.
     task: Option<String>,
-    /// Only those that the last run of their task pushed.
+    /// Lists only images of the last run of their task.
     newest: bool,
-    /// Only those whose base has moved.
+    /// Lists only stale images.
     stale: bool,
     /// Length of the page: 1 to 200, 50 by default.
     #[param(minimum = 1, maximum = 200)]
     limit: Option<u32>,
-    /// What the page before gave as `next`.
+    /// `next` of the previous page.
     cursor: Option<String>,
 }
 
-/// What a tree is of.
+/// Root and edges of a dependency tree.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct TreeOf {
-    /// The base that it stands on; nothing: all that nobody here builds.
+    /// Base at the root. By default all bases that no task builds.
     root: Option<String>,
-    /// Not runtime bases alone: other stages, frontends, and what containers were made of.
+    /// Includes all roles of bases: build stages, frontends and images of commands. By default only
+    /// runtime bases.
     all: bool,
 }
 
-/// The full name of an image that somebody named: with its registry and tag, and without a digest.
+/// Returns the full name of an image: with registry and tag, without digest.
 pub(super) fn full_name(text: &str) -> Result<String, ApiError> {
     let reference: ImageRef =
         text.parse()
@@ -79,16 +81,18 @@ pub(super) fn full_name(text: &str) -> Result<String, ApiError> {
         return Ok(reference.or_latest().to_string());
     }
     let tag = reference.tag().ok_or_else(|| {
-        ApiError::unprocessable(format!("`{text}` names a digest, which never moves"))
-            .help("name a tag: REPOSITORY:TAG")
+        ApiError::unprocessable(format!(
+            "`{text}` has a digest, which never changes: write a tag"
+        ))
+        .help("write REPOSITORY:TAG")
     })?;
     Ok(format!("{}:{tag}", reference.name()))
 }
 
-pub(super) fn to_api(row: ImageRow, stale: &Stale) -> Image {
+pub(super) fn to_api(row: ImageRow, stale: &Staleness) -> Image {
     Image {
         stale: if row.newest {
-            stale.of(&row.name)
+            stale.changed_bases(&row.name)
         } else {
             Vec::new()
         },
@@ -102,34 +106,34 @@ pub(super) fn to_api(row: ImageRow, stale: &Stale) -> Image {
     }
 }
 
-/// Images, by name.
+/// Lists images by name.
 #[utoipa::path(get, path = "/images", tag = "images", params(ListImages), security(("token" = ["read"])), responses(
     (status = OK, body = Page<Image>),
     (status = BAD_REQUEST, body = Problem),
 ))]
 async fn list(
-    by: By<auth::Read>,
+    by: Authenticated<auth::Read>,
     State(api): State<Api>,
-    Query(asked): Query<ListImages>,
+    Query(input): Query<ListImages>,
 ) -> Result<Json<Page<Image>>, ApiError> {
-    let limit = runs::page_limit(asked.limit)? as usize;
+    let limit = runs::page_limit(input.limit)? as usize;
     let store = &api.app.store;
-    let stale = Stale::read(&api.app).await?;
+    let stale = Staleness::read(&api.app).await?;
     let mut items = Vec::new();
-    let mut after = asked.cursor;
+    let mut after = input.cursor;
     loop {
-        // One more tells whether there is another page.
-        let chunk = if asked.stale {
+        // One entry more than the page shows that there is a next page.
+        let chunk = if input.stale {
             CHUNK
         } else {
             u32::try_from(limit + 1).unwrap_or(CHUNK)
         };
         let rows = store
             .images(ImageFilter {
-                prefix: asked.prefix.clone(),
-                task: asked.task.clone(),
+                prefix: input.prefix.clone(),
+                task: input.task.clone(),
                 pattern: by.caller.tasks.clone(),
-                newest: asked.newest || asked.stale,
+                newest: input.newest || input.stale,
                 after: after.take(),
                 limit: chunk,
             })
@@ -138,7 +142,7 @@ async fn list(
         after = rows.last().map(|row| row.name.clone());
         let shown = rows
             .into_iter()
-            .filter(|row| !asked.stale || stale.is(&row.name));
+            .filter(|row| !input.stale || stale.is_stale(&row.name));
         items.extend(shown.map(|row| to_api(row, &stale)));
         if !full || items.len() > limit {
             break;
@@ -153,60 +157,60 @@ async fn list(
     Ok(Json(Page { items, next }))
 }
 
-/// An image: what it was built from, what that holds now, and what would make it be built again.
+/// Returns an image with its bases, their current digests, and the reasons for its next rebuild.
 #[utoipa::path(get, path = "/images/{image}", tag = "images",
     params(("image" = String, Path, description = "Registry, repository and tag.")),
     security(("token" = ["read"])), responses((status = OK, body = ImageDetail), (status = NOT_FOUND, body = Problem)))]
 async fn show(
-    by: By<auth::Read>,
+    by: Authenticated<auth::Read>,
     State(api): State<Api>,
     Path(image): Path<String>,
 ) -> Result<Json<ImageDetail>, ApiError> {
     let name = full_name(&image)?;
     let missing = || {
         ApiError::not_found(format!("no run has pushed the image `{name}`"))
-            .help("`acrtask images list` shows those that are known")
+            .help("list all known images with `acrtask image list`")
     };
     let store = &api.app.store;
     let (row, bases) = match store.image(&name).await {
         Err(StoreError::NotFound { .. }) => return Err(missing()),
         found => found?,
     };
-    if !by.caller.sees(row.task_name.as_deref()) {
+    if !by.caller.may_see(row.task_name.as_deref()) {
         return Err(missing());
     }
-    let stale = Stale::read(&api.app).await?;
+    let stale = Staleness::read(&api.app).await?;
     let mut shown = Vec::new();
     for base in bases {
         let built_by = match store.image(&base.name).await {
             Ok((own, _)) => own
                 .task_name
-                .filter(|task| by.caller.sees(Some(task.as_str()))),
+                .filter(|task| by.caller.may_see(Some(task.as_str()))),
             Err(StoreError::NotFound { .. }) => None,
             Err(error) => return Err(error.into()),
         };
-        shown.push(stale.base(&row, base, built_by));
+        shown.push(stale.to_image_base(&row, base, built_by));
     }
     if let Some(task) = row.task_name.as_deref().filter(|_| row.newest) {
-        let proposals = tags::proposals(&api.app, |name| name == Some(task)).await?;
+        let proposals = tags::list_proposals(&api.app, |name| name == Some(task)).await?;
         for base in &mut shown {
-            base.newer = tags::newer_than(&proposals, &base.name).pop();
+            base.newer = tags::newer_tags(&proposals, &base.name).pop();
         }
     }
     let rebuild = match row.task_name.as_deref() {
-        Some(task) if row.newest && stale.is(&name) => {
-            cascades::rebuild(&api, &by.caller, task).await?
+        Some(task) if row.newest && stale.is_stale(&name) => {
+            cascades::find_rebuild(&api, &by.caller, task).await?
         }
         _ => None,
     };
     let builds = store.image_builds(&name, HISTORY).await?;
     Ok(Json(ImageDetail {
-        policy: stale.policy(&row),
+        policy: stale.policy_of(&row),
         bases: shown,
         rebuild,
         history: builds
             .into_iter()
-            .filter(|build| by.caller.sees(build.task_name.as_deref()))
+            .filter(|build| by.caller.may_see(build.task_name.as_deref()))
             .map(|build| ImageBuild {
                 digest: build.digest,
                 run: build.run,
@@ -218,26 +222,26 @@ async fn show(
     }))
 }
 
-/// What stands on what.
+/// Returns trees of the dependencies between images.
 #[utoipa::path(get, path = "/images/tree", tag = "images", params(TreeOf), security(("token" = ["read"])), responses(
     (status = OK, body = Page<ImageTree>),
-    (status = NOT_FOUND, body = Problem, description = "Nothing is known of the root."),
+    (status = NOT_FOUND, body = Problem, description = "No known image depends on the root."),
 ))]
 async fn tree(
-    by: By<auth::Read>,
+    by: Authenticated<auth::Read>,
     State(api): State<Api>,
-    Query(asked): Query<TreeOf>,
+    Query(input): Query<TreeOf>,
 ) -> Result<Json<Page<ImageTree>>, ApiError> {
-    let root = asked.root.as_deref().map(full_name).transpose()?;
-    let standing = Standing::read(&api.app, |task| by.caller.sees(task)).await?;
-    if let Some(root) = root.as_deref().filter(|root| !standing.knows(root)) {
+    let root = input.root.as_deref().map(full_name).transpose()?;
+    let graph = ImageGraph::read(&api.app, |task| by.caller.may_see(task)).await?;
+    if let Some(root) = root.as_deref().filter(|root| !graph.contains(root)) {
         return Err(ApiError::not_found(format!(
-            "no image that is known stands on `{root}`"
+            "no known image depends on `{root}`"
         )));
     }
-    let stale = Stale::read(&api.app).await?;
+    let stale = Staleness::read(&api.app).await?;
     Ok(Json(Page {
-        items: standing.trees(root.as_deref(), asked.all, &stale),
+        items: graph.build_trees(root.as_deref(), input.all, &stale),
         next: None,
     }))
 }

@@ -1,17 +1,17 @@
-//! Tests of `images.rs` and of what is stale: images of real runs in a real database.
+//! Tests of `images.rs` and of stale images: images of runs in a real database.
 
 use acrtask_api::image::{BaseEffect, BasePolicy, BlastRadius};
 use acrtask_model::events::BaseRole;
-use acrtask_store::Seen;
+use acrtask_store::PollResult;
 use axum::http::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::api::testing::{NOW, Server, sha};
+use crate::api::testing::{NOW, TestServer, letter_digest};
 
-/// A new task, a run of which pushed `image` and used these bases.
-async fn built(
-    server: &Server,
+/// Creates a task and completes a run that pushed `image` from these bases.
+async fn result_of_build(
+    server: &TestServer,
     task: &str,
     triggers: Value,
     image: (&str, char),
@@ -22,16 +22,16 @@ async fn built(
         .post("/tasks", body)
         .await
         .json::<Value>(StatusCode::CREATED);
-    server.pushed(task, image, bases).await;
+    server.complete_push(task, image, bases).await;
 }
 
-/// base -> middle -> app and tool; a free one.
-async fn fleet() -> Server {
+/// Starts a server with the dependencies base -> middle -> app and tool, and an independent image.
+async fn server_with_images() -> TestServer {
     use BaseRole::{BuildTime, Runtime};
-    let server = Server::start().await;
-    server.runner("mine").await;
+    let server = TestServer::start().await;
+    server.register_runner("mine").await;
     let none = || json!({});
-    built(
+    result_of_build(
         &server,
         "middle",
         none(),
@@ -43,15 +43,15 @@ async fn fleet() -> Server {
         ("r.io/middle:1", 'a', Runtime),
         ("golang:1", '2', BuildTime),
     ];
-    built(&server, "app", none(), ("r.io/app:1", 'b'), &two).await;
+    result_of_build(&server, "app", none(), ("r.io/app:1", 'b'), &two).await;
     let all = json!({"baseImage": {"type": "All"}});
     let stage = [
         ("golang:1", '2', BuildTime),
         ("r.io/middle:1", 'a', BuildTime),
     ];
-    built(&server, "tool", all, ("r.io/tool:1", 'c'), &stage).await;
+    result_of_build(&server, "tool", all, ("r.io/tool:1", 'c'), &stage).await;
     let off = json!({"baseImage": {"enabled": false}});
-    built(
+    result_of_build(
         &server,
         "off",
         off,
@@ -62,23 +62,26 @@ async fn fleet() -> Server {
     server
 }
 
-/// Says what a tag holds.
-async fn holds(server: &Server, name: &str, letter: char) {
+/// Records the digest of this letter for a tag.
+async fn record_digest(server: &TestServer, name: &str, letter: char) {
     let store = &server.app.store;
     let now = server.app.clock.now_ms();
     let wanted = [(name.to_owned(), String::new())].into();
     store.set_watches(&wanted, now).await.unwrap();
-    store.hurry_watches(None, now).await.unwrap();
+    store.mark_watches_due(None, now).await.unwrap();
     for watch in store.claim_watches(now, 1000, 100).await.unwrap() {
         if watch.name == name {
-            let seen = Seen::Digest {
-                digest: sha(letter),
+            let seen = PollResult::Digest {
+                digest: letter_digest(letter),
                 etag: None,
                 platforms: None,
             };
-            store.watched(&watch, &seen, now, now + 1).await.unwrap();
+            store
+                .record_poll(&watch, &seen, now, now + 1)
+                .await
+                .unwrap();
         } else {
-            store.unwatched(&watch, now).await.unwrap();
+            store.release_watch(&watch, now).await.unwrap();
         }
     }
 }
@@ -89,7 +92,7 @@ fn names(page: &Page<Image>) -> Vec<&str> {
 
 #[tokio::test]
 async fn images_are_listed_in_pages() {
-    let server = fleet().await;
+    let server = server_with_images().await;
     let all: Page<Image> = server.get("/images").await.json(StatusCode::OK);
     let expected = ["r.io/app:1", "r.io/middle:1", "r.io/off:1", "r.io/tool:1"];
     assert_eq!(names(&all), expected);
@@ -122,8 +125,8 @@ async fn images_are_listed_in_pages() {
 }
 
 #[tokio::test]
-async fn an_image_shows_what_would_make_it_stale() {
-    let server = fleet().await;
+async fn image_shows_the_bases_that_would_make_it_stale() {
+    let server = server_with_images().await;
     let detail: ImageDetail = server
         .get("/images/r.io%2Fapp:1")
         .await
@@ -142,18 +145,18 @@ async fn an_image_shows_what_would_make_it_stale() {
     assert_eq!(
         shown,
         [
-            ("docker.io/library/golang:1", BaseEffect::DoesNotCount, None),
+            ("docker.io/library/golang:1", BaseEffect::Ignored, None),
             ("r.io/middle:1", BaseEffect::WouldRebuild, Some("middle"))
         ]
     );
     assert_eq!(detail.history.len(), 1);
-    holds(&server, "docker.io/library/golang:1", '3').await;
+    record_digest(&server, "docker.io/library/golang:1", '3').await;
     let tool: ImageDetail = server
         .get("/images/r.io%2Ftool:1")
         .await
         .json(StatusCode::OK);
     assert_eq!(tool.bases[0].effect, BaseEffect::Stale);
-    assert_eq!(tool.bases[0].now, Some(sha('3')));
+    assert_eq!(tool.bases[0].current_digest, Some(letter_digest('3')));
     assert_eq!(tool.bases[1].effect, BaseEffect::WouldRebuild);
     for (path, status) in [
         ("/images/r.io%2Fnone:1", StatusCode::NOT_FOUND),
@@ -164,22 +167,22 @@ async fn an_image_shows_what_would_make_it_stale() {
 }
 
 #[tokio::test]
-async fn stale_is_what_stands_on_a_base_that_moved_and_counts() {
-    let server = fleet().await;
-    holds(&server, "docker.io/library/base:1", '1').await;
+async fn images_are_stale_after_a_digest_change_of_a_tracked_base() {
+    let server = server_with_images().await;
+    record_digest(&server, "docker.io/library/base:1", '1').await;
     let stale = async || {
         let page: Page<Image> = server.get("/images?stale=true").await.json(StatusCode::OK);
         page.items
     };
     assert_eq!(stale().await, []);
-    holds(&server, "docker.io/library/base:1", '9').await;
-    holds(&server, "docker.io/library/golang:1", '8').await;
+    record_digest(&server, "docker.io/library/base:1", '9').await;
+    record_digest(&server, "docker.io/library/golang:1", '8').await;
     let found = stale().await;
     let shown: Vec<(&str, &str)> = found
         .iter()
-        .map(|image| (image.name.as_str(), image.stale[0].name.as_str()))
+        .map(|image| (image.name.as_str(), image.stale[0].reference.as_str()))
         .collect();
-    // Neither `off`, whose task wants none, nor `app`, to which golang is no runtime base.
+    // `off` tracks no bases. For `app`, golang is not a runtime base.
     assert_eq!(
         shown,
         [
@@ -188,10 +191,10 @@ async fn stale_is_what_stands_on_a_base_that_moved_and_counts() {
         ]
     );
     assert_eq!(
-        (&found[0].stale[0].used, &found[0].stale[0].now),
-        (&sha('1'), &sha('9'))
+        (&found[0].stale[0].from, &found[0].stale[0].to),
+        (&letter_digest('1'), &letter_digest('9'))
     );
-    // Nothing of it is stored: a task that is off builds nothing.
+    // The state is computed, not stored: a disabled task has no stale images.
     server
         .post("/tasks/tool/disable", json!({}))
         .await
@@ -200,9 +203,9 @@ async fn stale_is_what_stands_on_a_base_that_moved_and_counts() {
 }
 
 #[tokio::test]
-async fn a_tree_shows_who_stands_on_whom() {
-    let server = fleet().await;
-    holds(&server, "docker.io/library/base:1", '9').await;
+async fn tree_shows_the_dependencies_of_images() {
+    let server = server_with_images().await;
+    record_digest(&server, "docker.io/library/base:1", '9').await;
     let tree = async |query: &str| {
         let page: Value = server
             .get(&format!("/images/tree{query}"))
@@ -236,8 +239,8 @@ async fn a_tree_shows_who_stands_on_whom() {
 }
 
 #[tokio::test]
-async fn a_blast_radius_goes_through_our_own_images() {
-    let server = fleet().await;
+async fn blast_radius_includes_indirect_dependents() {
+    let server = server_with_images().await;
     let blast: BlastRadius = server
         .get("/bases/base:1/blast-radius")
         .await
@@ -267,20 +270,20 @@ async fn a_blast_radius_goes_through_our_own_images() {
         .json(StatusCode::OK);
     let rebuilt: Vec<bool> = golang.images.iter().map(|image| image.rebuilt).collect();
     assert_eq!(rebuilt, [false, true]);
-    // Who sees one task sees what is its own.
+    // A limited token sees only the images of its tasks.
     let token = server
-        .token(&[acrtask_api::admin::Scope::Read], Some("off"))
+        .create_token(&[acrtask_api::admin::Scope::Read], Some("off"))
         .await;
     let seen: BlastRadius = server
-        .ask(Method::GET, "/bases/base:1/blast-radius", &token, None)
+        .send_as(Method::GET, "/bases/base:1/blast-radius", &token, None)
         .await
         .json(StatusCode::OK);
     assert_eq!(seen.images.len(), 1);
     server
-        .ask(Method::GET, "/bases/golang:1/blast-radius", &token, None)
+        .send_as(Method::GET, "/bases/golang:1/blast-radius", &token, None)
         .await
         .problem(StatusCode::NOT_FOUND);
-    let digest = format!("/bases/base@{}/blast-radius", sha('a'));
+    let digest = format!("/bases/base@{}/blast-radius", letter_digest('a'));
     server
         .get(&digest)
         .await

@@ -1,4 +1,4 @@
-//! The log of a run as a download: its events as they are stored, or lines to read.
+//! Download of the log of a run, as stored events or as text.
 
 use acrtask_api::admin::Problem;
 use axum::{
@@ -19,7 +19,7 @@ use super::{
     runs,
 };
 use crate::{
-    auth::{self, By},
+    auth::{self, Authenticated},
     logs,
 };
 
@@ -27,52 +27,52 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(log))
 }
 
-/// How a log is shown.
+/// Format of a log.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum Format {
-    /// Events, one JSON object a line.
+    /// Events, one JSON object per line.
     Json,
-    /// Lines to read: `step | text`.
+    /// Readable lines: `step | text`.
     #[default]
     Text,
 }
 
-/// Which log, and how.
+/// Format and attempt of a downloaded log.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-struct Asked {
-    /// `json`: events, one JSON object a line; `text` (where nothing is said): lines to read.
+struct LogQuery {
+    /// `json`: events, one JSON object per line. `text` (default): readable lines.
     #[param(inline)]
     format: Format,
-    /// The attempt; nothing: the one that counts.
+    /// Number of the attempt. The current attempt by default.
     attempt: Option<u32>,
 }
 
-/// What is stored of the log of a run.
-#[utoipa::path(get, path = "/runs/{id}/log", tag = "runs", params(("id" = String, Path, description = "The run's id."), Asked),
+/// Returns the stored log of a run.
+#[utoipa::path(get, path = "/runs/{id}/log", tag = "runs", params(("id" = String, Path, description = "Id of the run."), LogQuery),
     security(("token" = ["read"])), responses(
     (status = OK, content((String = "text/plain"), (String = "application/x-ndjson"))),
-    (status = NOT_FOUND, body = Problem, description = "There is no such run, or no such attempt."),
+    (status = NOT_FOUND, body = Problem, description = "The run or the attempt does not exist."),
 ))]
 async fn log(
-    by: By<auth::Read>,
+    by: Authenticated<auth::Read>,
     State(api): State<Api>,
     Path(id): Path<String>,
-    Query(asked): Query<Asked>,
+    Query(input): Query<LogQuery>,
 ) -> Result<Response, ApiError> {
     let row = runs::find(&api, &by.caller, &id).await?;
-    let attempt = asked.attempt.unwrap_or(row.attempt);
+    let attempt = input.attempt.unwrap_or(row.attempt);
     if attempt > row.attempt || (attempt == 0 && row.attempt > 0) {
         return Err(
             ApiError::not_found(format!("the run {id} has no attempt {attempt}"))
-                .help(format!("there are {}", row.attempt)),
+                .help(format!("write an attempt from 1 to {}", row.attempt)),
         );
     }
     let log =
         logs::read_log(api.app.clone(), row.id.clone(), attempt, 0).map_err(std::io::Error::other);
-    let (kind, name, body) = match asked.format {
+    let (kind, name, body) = match input.format {
         Format::Json => (
             "application/x-ndjson",
             format!("{}.jsonl", row.id),
@@ -81,7 +81,7 @@ async fn log(
         Format::Text => (
             "text/plain; charset=utf-8",
             format!("{}.log", row.id),
-            Body::from_stream(as_text(log)),
+            Body::from_stream(convert_to_text(log)),
         ),
     };
     let headers = [
@@ -90,13 +90,13 @@ async fn log(
             header::CONTENT_DISPOSITION,
             format!("inline; filename=\"{name}\""),
         ),
-        // What a build prints must not be taken for a page.
+        // Browsers must not interpret the output of a build as a page.
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
     ];
     Ok((headers, body).into_response())
 }
 
-fn as_text(
+fn convert_to_text(
     log: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static,
 ) -> impl Stream<Item = std::io::Result<Bytes>> + Send + 'static {
     let chunks = log.map_ok(Some).chain(futures::stream::iter([Ok(None)]));

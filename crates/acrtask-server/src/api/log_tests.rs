@@ -5,16 +5,16 @@ use acrtask_model::RunState;
 use axum::http::StatusCode;
 
 use super::*;
-use crate::api::testing::Server;
+use crate::api::testing::TestServer;
 
 #[tokio::test]
-async fn a_log_is_downloaded_as_events_or_as_text() {
-    let server = Server::start().await;
-    let runner = server.runner("one").await;
+async fn log_is_downloaded_as_events_or_as_text() {
+    let server = TestServer::start().await;
+    let runner = server.register_runner("one").await;
     let run = server.start_run().await.id;
     let path = format!("/runs/{run}/log");
     assert_eq!(server.get(&path).await.text(), "");
-    let number = server.lease(&run, &runner).await;
+    let number = server.lease_run(&run, &runner).await;
     let line = |text: &str| {
         format!(
             "{{\"time\":\"2026-01-02T03:04:05Z\",\"run\":\"{run}\",\"event\":\"output\",\"step\":\"build\",\"stream\":\"stdout\",\"text\":\"{text}\"}}\n"
@@ -22,10 +22,10 @@ async fn a_log_is_downloaded_as_events_or_as_text() {
     };
     let log: String = (0..50).map(|at| line(&format!("line {at}"))).collect();
     let (one, other) = log.split_at(1000);
-    server.log(&run, number, &runner, 0, one).await;
-    server.log(&run, number, &runner, 1000, other).await;
+    server.append_log(&run, number, &runner, 0, one).await;
+    server.append_log(&run, number, &runner, 1000, other).await;
     server
-        .finish(
+        .finish_run(
             &run,
             number,
             &runner,

@@ -1,4 +1,5 @@
-//! Lines to read from the events of a log. Events that this version does not know are left out. Pure.
+//! Conversion of the events of a log to readable lines. Skips events that this version does not
+//! support. Pure.
 
 use std::fmt::Write as _;
 
@@ -6,28 +7,24 @@ use acrtask_model::{Event, EventKind, StepState};
 
 use super::events::MAX_LINE;
 
-/// Makes lines of events as their bytes come.
+/// Incremental converter of event bytes to lines.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
     partial: Vec<u8>,
-    /// The line is too long to be an event: what comes of it is passed over.
+    /// The line is longer than an event can be. Its bytes are dropped up to the next line end.
     too_long: bool,
-    /// Vertices of builds whose names were shown, with the step.
+    /// Vertices that were already written, with their step.
     shown: std::collections::HashSet<(String, String)>,
 }
 
 impl Lines {
-    /// The lines of all events that end in `bytes`.
+    /// Returns the lines of all events that end in `bytes`.
     pub(super) fn push(&mut self, bytes: &[u8]) -> String {
         let mut out = String::new();
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             if self.partial.len() + piece.len() > MAX_LINE {
                 if !self.too_long {
-                    say(
-                        &mut out,
-                        None,
-                        "what stands here is no event, and is left out",
-                    );
+                    write_lines(&mut out, None, "skipped a line that is not an event");
                 }
                 self.too_long = true;
                 self.partial = Vec::new();
@@ -37,39 +34,39 @@ impl Lines {
             }
             if piece.ends_with(b"\n") {
                 let line = std::mem::take(&mut self.partial);
-                self.line(&line, &mut out);
+                self.convert_line(&line, &mut out);
                 self.too_long = false;
             }
         }
         out
     }
 
-    /// The lines of an event without its line end: what a runner had sent when it was lost.
+    /// Returns the lines of a last event without a line end, which a lost runner may leave behind.
     pub(super) fn finish(&mut self) -> String {
         let mut out = String::new();
         let line = std::mem::take(&mut self.partial);
-        self.line(&line, &mut out);
+        self.convert_line(&line, &mut out);
         out
     }
 
-    fn line(&mut self, line: &[u8], out: &mut String) {
+    fn convert_line(&mut self, line: &[u8], out: &mut String) {
         if let Ok(event) = serde_json::from_slice::<Event>(line) {
-            self.event(event.kind, out);
+            self.write_event(event.kind, out);
         }
     }
 
-    fn event(&mut self, kind: EventKind, out: &mut String) {
+    fn write_event(&mut self, kind: EventKind, out: &mut String) {
         match kind {
             EventKind::TaskFile { name, problems, .. } => {
                 for problem in problems {
                     let word = if problem.error { "error" } else { "warning" };
-                    say(
+                    write_lines(
                         out,
                         None,
                         &format!("{word}[{}]: {name}: {}", problem.code, problem.message),
                     );
                     if let Some(help) = problem.help {
-                        say(out, None, &format!("  help: {help}"));
+                        write_lines(out, None, &format!("  help: {help}"));
                     }
                 }
             }
@@ -79,30 +76,30 @@ impl Lines {
                 builder,
             } => {
                 let count = acrtask_model::count(steps.len(), "step");
-                say(
+                write_lines(
                     out,
                     None,
                     &format!("{count}; containers: {engine}; builds: {builder}"),
                 );
             }
-            EventKind::Progress { message } => say(out, None, &message),
+            EventKind::Progress { message } => write_lines(out, None, &message),
             EventKind::StepStarted { step, attempt } => match attempt {
-                0 | 1 => say(out, Some(step.as_str()), "started"),
-                again => say(out, Some(step.as_str()), &format!("attempt {again}")),
+                0 | 1 => write_lines(out, Some(step.as_str()), "started"),
+                number => write_lines(out, Some(step.as_str()), &format!("attempt {number}")),
             },
-            EventKind::Output { step, text, .. } => say(out, Some(step.as_str()), &text),
+            EventKind::Output { step, text, .. } => write_lines(out, Some(step.as_str()), &text),
             EventKind::Vertex { step, vertex } => {
                 let key = (step.to_string(), vertex.vertex.clone());
                 if vertex.started.is_some() && self.shown.insert(key) {
                     let cached = if vertex.cached { " (cached)" } else { "" };
-                    say(
+                    write_lines(
                         out,
                         Some(step.as_str()),
                         &format!("{}{cached}", vertex.name),
                     );
                 }
                 if !vertex.error.is_empty() {
-                    say(
+                    write_lines(
                         out,
                         Some(step.as_str()),
                         &format!("error: {}", vertex.error),
@@ -115,7 +112,7 @@ impl Lines {
                 attempt,
                 delay_secs,
                 reason,
-            } => say(
+            } => write_lines(
                 out,
                 Some(step.as_str()),
                 &format!("attempt {attempt} failed: {reason}; the next one in {delay_secs} s"),
@@ -128,10 +125,10 @@ impl Lines {
                 ..
             } => {
                 if let Some(excerpt) = excerpt {
-                    say(out, Some(step.as_str()), &excerpt);
+                    write_lines(out, Some(step.as_str()), &excerpt);
                 }
-                let text = format!("{} in {}", state_text(&state), seconds(elapsed_ms));
-                say(out, Some(step.as_str()), &text);
+                let text = format!("{} in {}", format_state(&state), format_seconds(elapsed_ms));
+                write_lines(out, Some(step.as_str()), &text);
             }
             EventKind::ImageBuilt {
                 step,
@@ -139,73 +136,73 @@ impl Lines {
                 digest,
             } => {
                 for name in names {
-                    say(out, Some(step.as_str()), &format!("built {name} {digest}"));
+                    write_lines(out, Some(step.as_str()), &format!("built {name} {digest}"));
                 }
             }
             EventKind::ImagePushed {
                 step,
                 name,
                 digest,
-                held: true,
+                tag_deferred: true,
                 ..
-            } => say(
+            } => write_lines(
                 out,
                 Some(step.as_str()),
-                &format!("held {name} {digest} (no tag yet)"),
+                &format!("staged {name} {digest} (no tag yet)"),
             ),
             EventKind::ImagePushed {
                 step, name, digest, ..
-            } => say(out, Some(step.as_str()), &format!("pushed {name} {digest}")),
+            } => write_lines(out, Some(step.as_str()), &format!("pushed {name} {digest}")),
             EventKind::BaseUsed {
                 step, name, digest, ..
-            } => say(out, Some(step.as_str()), &format!("base {name} {digest}")),
+            } => write_lines(out, Some(step.as_str()), &format!("base {name} {digest}")),
             EventKind::Warning {
                 step,
                 message,
                 help,
             } => {
                 let step = step.as_ref().map(acrtask_model::StepId::as_str);
-                say(out, step, &format!("warning: {message}"));
+                write_lines(out, step, &format!("warning: {message}"));
                 if let Some(help) = help {
-                    say(out, step, &format!("  help: {help}"));
+                    write_lines(out, step, &format!("  help: {help}"));
                 }
             }
             EventKind::RunFinished {
                 outcome,
                 elapsed_ms,
-                left,
+                remaining,
             } => {
-                for left in left {
-                    say(out, None, &format!("left: {left}"));
+                for left in remaining {
+                    write_lines(out, None, &format!("left: {left}"));
                 }
-                let mut text = format!("run {} in {}", outcome.state, seconds(elapsed_ms));
+                let mut text = format!("run {} in {}", outcome.state, format_seconds(elapsed_ms));
                 if let Some(reason) = outcome.reason {
                     let _ = write!(text, ": {reason}");
                 }
-                say(out, None, &text);
+                write_lines(out, None, &text);
             }
         }
     }
 }
 
-fn state_text(state: &StepState) -> String {
+fn format_state(state: &StepState) -> String {
     match state {
         StepState::Failed { reason, .. } => format!("{state}: {reason}"),
-        StepState::Skipped { because } | StepState::Canceled { because } => {
-            format!("{state}: {because}")
+        StepState::Skipped { cause } | StepState::Canceled { cause } => {
+            format!("{state}: {cause}")
         }
         _ => state.to_string(),
     }
 }
 
-fn seconds(ms: u64) -> String {
+fn format_seconds(ms: u64) -> String {
     format!("{}.{} s", ms / 1000, ms % 1000 / 100)
 }
 
-/// Lines of a step, or of the run.
-fn say(out: &mut String, step: Option<&str>, text: &str) {
+/// Writes lines of a step. Writes lines of the run if `step` is `None`.
+fn write_lines(out: &mut String, step: Option<&str>, text: &str) {
     for line in text.trim_end_matches('\n').split('\n') {
-        // A carriage return would hide the step's name on a terminal.
+        // On a terminal, a carriage return would overwrite the name of the step.
         let line = line
             .trim_end_matches('\r')
             .rsplit('\r')

@@ -12,12 +12,12 @@ const LOG: &str = r#"{"time":"2026-01-02T03:04:05Z","run":"r1","event":"task_fil
 {"time":"2026-01-02T03:04:05Z","run":"r1","event":"output","step":"build","stream":"stdout","text":"one\ntwo\r\n 10 %\r100 %\n"}
 {"time":"2026-01-02T03:04:05Z","run":"r1","event":"transfer","step":"build","vertex":"v","id":"x","current":1,"total":2,"done":false}
 {"time":"2026-01-02T03:04:05Z","run":"r1","event":"from_the_future","what":1}
-this is no JSON
+this is not JSON
 {"time":"2026-01-02T03:04:05Z","run":"r1","event":"step_retrying","step":"build","attempt":1,"delay_secs":5,"reason":"exit code 1"}
 {"time":"2026-01-02T03:04:05Z","run":"r1","event":"step_started","step":"build","attempt":2}
 {"time":"2026-01-02T03:04:05Z","run":"r1","event":"warning","step":null,"message":"it is slow","help":"be patient"}
 {"time":"2026-01-02T03:04:05Z","run":"r1","event":"step_finished","step":"build","state":"failed","reason":"exit code 1","exit_code":1,"ignored":false,"elapsed_ms":1234,"excerpt":"> RUN false"}
-{"time":"2026-01-02T03:04:05Z","run":"r1","event":"run_finished","state":"failed","reason":"step build failed","elapsed_ms":2345,"left":["container x"]}
+{"time":"2026-01-02T03:04:05Z","run":"r1","event":"run_finished","state":"failed","reason":"step build failed","elapsed_ms":2345,"remaining":["container x"]}
 "#;
 
 #[test]
@@ -39,7 +39,7 @@ proptest! {
     }
 
     #[test]
-    fn nothing_makes_it_fail(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+    fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         let mut lines = Lines::default();
         lines.push(&bytes);
         lines.finish();
@@ -47,7 +47,7 @@ proptest! {
 }
 
 #[test]
-fn a_line_without_an_end_costs_little_memory_and_leaves_a_mark() {
+fn endless_line_is_skipped_with_bounded_memory() {
     let mut lines = Lines::default();
     let mut text = String::new();
     let endless = vec![b'x'; 8 << 20];
@@ -55,7 +55,7 @@ fn a_line_without_an_end_costs_little_memory_and_leaves_a_mark() {
         text += &lines.push(&endless);
         assert!(lines.partial.capacity() <= 2 * MAX_LINE);
     }
-    assert_eq!(text, "what stands here is no event, and is left out\n");
+    assert_eq!(text, "skipped a line that is not an event\n");
     let event = LOG.lines().nth(2).unwrap();
     assert_eq!(lines.push(b"the end of it\n"), "");
     assert_eq!(

@@ -1,8 +1,13 @@
-//! Answers people and programs over HTTP: JSON under `/api/v1`.
+//! HTTP API for people and programs: JSON under `/api/v1`.
 //!
-//! One file for each kind of thing: its handlers, their part of the OpenAPI document and their tests. Invariants: every
-//! refusal is a [`Problem`](acrtask_api::admin::Problem); nothing of a request is looked at before its token; a 2xx
-//! means that it is committed; bodies have limits, and contexts never sit in memory.
+//! Each file has the handlers of one kind of resource, their part of the OpenAPI document and their
+//! tests.
+//!
+//! Invariants:
+//! * Every refusal is a [`Problem`](acrtask_api::admin::Problem).
+//! * The token of a request is checked before any other part of it is parsed.
+//! * A 2xx response means that the change is committed.
+//! * Bodies have limits, and contexts are streamed without buffering.
 
 use std::sync::Arc;
 
@@ -48,34 +53,34 @@ pub use problem::ApiError;
 /// Largest JSON body, in bytes.
 const BODY_LIMIT: usize = 4 << 20;
 
-/// What handlers share.
+/// Shared state of the handlers.
 #[derive(Debug, Clone)]
 pub struct Api {
     pub(crate) app: Arc<App>,
     pub(crate) issuers: Arc<Issuers>,
 }
 
-/// All of the API under `/api/v1`.
+/// Returns the routes of the API, with the limits and checks of all requests.
 pub fn router(app: Arc<App>) -> Router {
-    let (router, document) = parts();
+    let (router, document) = build_routes();
     let api = Api {
         app: app.clone(),
         issuers: Arc::default(),
     };
     let router = router
-        .fallback(problem::no_route)
-        .method_not_allowed_fallback(problem::no_method)
+        .fallback(problem::path_not_found)
+        .method_not_allowed_fallback(problem::method_not_allowed)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .with_state(api);
     floor::guard(query::guard(router, &document), app)
 }
 
-/// The OpenAPI document.
+/// Returns the OpenAPI document of the API.
 pub fn openapi() -> utoipa::openapi::OpenApi {
-    parts().1
+    build_routes().1
 }
 
-fn parts() -> (Router<Api>, utoipa::openapi::OpenApi) {
+fn build_routes() -> (Router<Api>, utoipa::openapi::OpenApi) {
     let (router, mut document) = OpenApiRouter::with_openapi(document::Document::openapi())
         .merge(trigger_url::calls())
         .nest(
@@ -103,7 +108,7 @@ fn parts() -> (Router<Api>, utoipa::openapi::OpenApi) {
                 .merge(cascades::routes()),
         )
         .split_for_parts();
-    document::name_operations(&mut document);
+    document::set_operation_ids(&mut document);
     document::describe_refusals(&mut document);
     (router, document)
 }

@@ -1,4 +1,5 @@
-//! Whether the server reaches what a task needs elsewhere, with the logins that its runs are given.
+//! Probes of a task: whether the server reaches the hosts that the task needs, with the logins of
+//! its runs.
 
 use acrtask_api::{admin::Problem, probe::TaskProbe};
 use axum::extract::State;
@@ -10,47 +11,50 @@ use super::{
     tasks,
 };
 use crate::{
-    auth::{self, By},
-    probe::look,
+    auth::{self, Authenticated},
+    probe::probe_task,
 };
 
-/// Seconds after which to ask again, where too many ask at once.
-const AGAIN: u32 = 5;
+/// `Retry-After` in seconds if too many probes run at once.
+const RETRY_AFTER_SECS: u32 = 5;
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(probe))
 }
 
-/// Looks whether the server may read the task's repository, whether the logins that runs of the task are given hold, and
-/// how the clocks there differ from its own.
+/// Checks that the server can read the task's repository and that the logins of its runs are valid.
+/// Compares the clocks of these hosts with its own.
 ///
-/// It connects to these hosts with the stored logins, as a run does; no answer holds one. Nothing is changed.
-#[utoipa::path(post, path = "/tasks/{name}/probe", tag = "tasks", params(("name" = String, Path, description = "The task's name.")),
+/// The server connects to these hosts with the stored logins, like a run. No response contains a
+/// login, and nothing is changed.
+#[utoipa::path(post, path = "/tasks/{name}/probe", tag = "tasks", params(("name" = String, Path, description = "Name of the task.")),
     security(("token" = ["run"])), responses(
     (status = OK, body = TaskProbe),
     (status = NOT_FOUND, body = Problem),
-    (status = TOO_MANY_REQUESTS, body = Problem, description = "The server is looking for others."),
+    (status = TOO_MANY_REQUESTS, body = Problem, description = "The server runs too many probes."),
 ))]
 async fn probe(
-    by: By<auth::Run>,
+    by: Authenticated<auth::Run>,
     State(api): State<Api>,
     Path(name): Path<String>,
 ) -> Result<Json<TaskProbe>, ApiError> {
     let caller = &by.caller;
     let task = tasks::find(&api, caller, &name).await?;
     if caller.tasks.is_some() {
-        let taken = api.app.probe_turns.take(&caller.token_id);
+        let taken = api.app.probe_turns.take_turn(&caller.token_id);
         taken.map_err(|seconds| {
-            ApiError::too_many("this token has just let the server look at hosts", seconds)
+            ApiError::too_many("this token has just started a probe", seconds)
         })?;
     }
     let Ok(_turn) = api.app.probes.try_acquire() else {
         return Err(ApiError::too_many(
-            "the server is looking at the hosts of other tasks",
-            AGAIN,
+            "the server runs probes of other tasks",
+            RETRY_AFTER_SECS,
         ));
     };
-    Ok(Json(look(&api.app, &task, caller.sees(None)).await?))
+    Ok(Json(
+        probe_task(&api.app, &task, caller.may_see(None)).await?,
+    ))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A refused request: a status, and a [`Problem`] that says what to do instead.
+//! Errors of requests: a status, and a [`Problem`] with the mistake and its correction.
 
 use acrtask_api::admin::Problem;
 use acrtask_store::StoreError;
@@ -10,7 +10,7 @@ use axum::{
 
 use crate::{blobs::BlobError, vault::VaultError};
 
-/// Why a request is refused.
+/// A refused or failed request.
 #[derive(Debug)]
 pub struct ApiError {
     status: StatusCode,
@@ -19,8 +19,8 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    /// With a status and a code that no other function here gives.
-    pub(crate) fn of(status: StatusCode, code: &str, message: impl Into<String>) -> Self {
+    /// Creates an error with a status and code that no other constructor has.
+    pub(crate) fn with_code(status: StatusCode, code: &str, message: impl Into<String>) -> Self {
         Self::new(status, code, message)
     }
 
@@ -36,47 +36,47 @@ impl ApiError {
         }
     }
 
-    /// 400: the request itself is wrong.
+    /// Creates a 400: the request has an invalid form.
     pub fn invalid(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "invalid", message)
     }
 
-    /// 401: who asks is not known.
+    /// Creates a 401: the caller is not authenticated.
     pub fn unauthorized(message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNAUTHORIZED, "unauthorized", message)
     }
 
-    /// 403: who asks may not.
+    /// Creates a 403: the caller lacks the right.
     pub fn forbidden(message: impl Into<String>) -> Self {
         Self::new(StatusCode::FORBIDDEN, "forbidden", message)
     }
 
-    /// 404: it does not exist, or not for who asks.
+    /// Creates a 404: the resource does not exist, or is hidden from the caller.
     pub fn not_found(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not-found", message)
     }
 
-    /// 409: it is not so that this could be done.
+    /// Creates a 409: the state of the resource does not allow the request.
     pub fn conflict(message: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, "conflict", message)
     }
 
-    /// 413: more than a declared limit, which the message names.
+    /// Creates a 413: the request exceeds a limit, which the message names.
     pub fn too_large(message: impl Into<String>) -> Self {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", message)
     }
 
-    /// 422: it came whole and is not what it should be.
+    /// Creates a 422: an upload is complete but does not have the announced digest.
     pub fn mismatch(message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "mismatch", message)
     }
 
-    /// 422: each value has its form, and a rule that no schema can express is broken.
+    /// Creates a 422: each value has its form, but the request violates a rule.
     pub fn unprocessable(message: impl Into<String>) -> Self {
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", message)
     }
 
-    /// 429: later.
+    /// Creates a 429 with the seconds to wait.
     pub fn too_many(message: impl Into<String>, seconds: u32) -> Self {
         Self {
             retry_after: Some(seconds),
@@ -84,7 +84,7 @@ impl ApiError {
         }
     }
 
-    /// 503: later, and it is not the caller's fault.
+    /// Creates a 503: the server is temporarily unable to handle the request.
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self {
             retry_after: Some(1),
@@ -92,29 +92,29 @@ impl ApiError {
         }
     }
 
-    /// 507: the server has too little room.
-    pub fn no_room(message: impl Into<String>) -> Self {
+    /// Creates a 507: the server has too little free disk.
+    pub fn disk_full(message: impl Into<String>) -> Self {
         Self {
             retry_after: Some(60),
             ..Self::new(StatusCode::INSUFFICIENT_STORAGE, "no-room", message)
         }
-        .help("free some disk of the server, or start it with another --min-free-disk")
+        .help("free disk space on the server, or start it with a smaller --min-free-disk")
     }
 
-    /// 502: somebody whom we had to ask did not answer as they should.
+    /// Creates a 502: another host failed.
     pub fn upstream(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_GATEWAY, "upstream", message)
     }
 
-    /// 500: ours; what it is goes to the log, and not to the caller.
+    /// Creates a 500. Logs the error, which the caller does not see.
     pub fn internal(error: &(dyn std::error::Error + 'static)) -> Self {
-        tracing::error!(error = acrtask_model::chain(error), "a request failed");
+        tracing::error!(error = acrtask_model::error_chain(error), "request failed");
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             "internal",
             "the server failed",
         )
-        .help("its log says why")
+        .help("see the log of the server")
     }
 
     /// Returns `true` for a 404.
@@ -122,24 +122,24 @@ impl ApiError {
         self.status == StatusCode::NOT_FOUND
     }
 
-    /// With what to do instead.
+    /// Adds help: what to write or do instead.
     #[must_use]
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.problem.help = Some(help.into());
         self
     }
 
-    /// Its status.
+    /// Returns the status.
     pub fn status(&self) -> StatusCode {
         self.status
     }
 
-    /// What is wrong.
+    /// Returns the code, message and help.
     pub fn problem(&self) -> &Problem {
         &self.problem
     }
 
-    /// Seconds after which to ask again.
+    /// Returns the seconds after which to retry.
     pub fn retry_after(&self) -> Option<u32> {
         self.retry_after
     }
@@ -165,7 +165,7 @@ impl IntoResponse for ApiError {
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match &error {
-            StoreError::NotFound { what } => Self::not_found(format!("there is no {what}")),
+            StoreError::NotFound { what } => Self::not_found(format!("{what} does not exist")),
             StoreError::Conflict { what } => Self::conflict(what.clone()),
             StoreError::Invalid { what } => Self::unprocessable(what.clone()),
             StoreError::Quota(exceeded) => Self {
@@ -175,10 +175,10 @@ impl From<StoreError> for ApiError {
             .help(exceeded.help()),
             StoreError::Unavailable(_) => {
                 tracing::warn!(
-                    error = acrtask_model::chain(&error),
-                    "the database cannot be reached"
+                    error = acrtask_model::error_chain(&error),
+                    "cannot reach the database"
                 );
-                Self::unavailable("the database cannot be reached now")
+                Self::unavailable("the database is unreachable; send the request again")
             }
             _ => Self::internal(&error),
         }
@@ -190,17 +190,17 @@ impl From<BlobError> for ApiError {
         match &error {
             BlobError::Failed { .. } => {
                 tracing::warn!(
-                    error = acrtask_model::chain(&error),
-                    "a blob cannot be written or read"
+                    error = acrtask_model::error_chain(&error),
+                    "cannot read or write a blob"
                 );
-                Self::unavailable("the place for logs and contexts cannot be reached now")
+                Self::unavailable("the blob store is unreachable; send the request again")
             }
             BlobError::NotFound(_) | BlobError::TooLarge { .. } | BlobError::Setup { .. } => {
                 Self::internal(&error)
             }
             BlobError::Input(cause) => Self::invalid(format!(
-                "the body broke off: {}",
-                acrtask_model::chain(cause)
+                "the body was interrupted: {}",
+                acrtask_model::error_chain(cause)
             )),
         }
     }
@@ -212,17 +212,20 @@ impl From<VaultError> for ApiError {
     }
 }
 
-/// What is asked for where nothing is.
-pub(super) async fn no_route(uri: axum::http::Uri) -> ApiError {
-    ApiError::not_found(format!("there is nothing at {}", uri.path()))
-        .help("/api/v1/openapi.json says what there is; a `/` inside a name is written `%2F`")
+/// Returns the response to a request for an unknown path.
+pub(super) async fn path_not_found(uri: axum::http::Uri) -> ApiError {
+    ApiError::not_found(format!("the path {} does not exist", uri.path()))
+        .help("/api/v1/openapi.json lists all paths; write a `/` inside a name as `%2F`")
 }
 
-/// What is asked with another method than there is.
-pub(super) async fn no_method(method: axum::http::Method, uri: axum::http::Uri) -> ApiError {
+/// Returns the response to a request with an unsupported method.
+pub(super) async fn method_not_allowed(
+    method: axum::http::Method,
+    uri: axum::http::Uri,
+) -> ApiError {
     ApiError::new(
         StatusCode::METHOD_NOT_ALLOWED,
         "method-not-allowed",
-        format!("{} does not take {method}", uri.path()),
+        format!("{} does not support {method}", uri.path()),
     )
 }

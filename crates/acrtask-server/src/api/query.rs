@@ -1,6 +1,6 @@
-//! Query parameters that an operation does not have: refused, so that a caller does not take them for effective.
+//! Check of query parameters. Unknown ones are refused, so that a caller does not rely on them.
 //!
-//! The OpenAPI document names the parameters of each operation. It is the only list of them.
+//! The OpenAPI document is the only list of the parameters of each operation.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -16,8 +16,8 @@ use utoipa::openapi::{OpenApi, RefOr, path::ParameterIn};
 
 use super::ApiError;
 
-/// Parses a time of a query: RFC 3339, or a date, which begins at midnight in UTC.
-pub(super) fn time(name: &str, text: Option<&str>) -> Result<Option<Ms>, ApiError> {
+/// Parses a time of a query: RFC 3339, or a date, which means midnight in UTC.
+pub(super) fn parse_time(name: &str, text: Option<&str>) -> Result<Option<Ms>, ApiError> {
     let Some(text) = text else { return Ok(None) };
     let date = || {
         let date: jiff::civil::Date = text.parse().ok()?;
@@ -67,16 +67,16 @@ fn is_time_or_date(text: &str) -> bool {
     fits(time, TEMPLATE) && (zone == "Z" || fits(zone, "+00:00") || fits(zone, "-00:00"))
 }
 
-/// Names of query parameters, by method and path of their operation.
+/// Names of query parameters by method and path.
 type Parameters = HashMap<(Method, String), Vec<String>>;
 
-/// Puts the check in front of the routes of `router`.
+/// Adds the check in front of the routes of `router`.
 pub(super) fn guard(router: Router, document: &OpenApi) -> Router {
-    let parameters = Arc::new(parameters(document));
+    let parameters = Arc::new(list_parameters(document));
     router.route_layer(middleware::from_fn_with_state(parameters, refuse_unknown))
 }
 
-fn parameters(document: &OpenApi) -> Parameters {
+fn list_parameters(document: &OpenApi) -> Parameters {
     let mut found = Parameters::new();
     for (path, item) in &document.paths.paths {
         let operations = [
@@ -89,7 +89,7 @@ fn parameters(document: &OpenApi) -> Parameters {
         for (method, operation) in operations {
             let Some(operation) = operation else { continue };
             let all = operation.parameters.iter().flatten();
-            // References to components hold no parameters here: each operation has its own.
+            // Operations have no references to shared parameters.
             let names = all.filter_map(|parameter| match parameter {
                 RefOr::T(parameter) if parameter.parameter_in == ParameterIn::Query => {
                     Some(parameter.name.clone())
@@ -131,9 +131,9 @@ async fn refuse_unknown(
         path.as_str()
     );
     let help = if names.is_empty() {
-        "it has none; its body has a key for each of its settings".to_owned()
+        "leave out the query; settings are keys of the body".to_owned()
     } else {
-        format!("it has `{}`", names.join("`, `"))
+        format!("use `{}`", names.join("`, `"))
     };
     ApiError::invalid(message).help(help).into_response()
 }
@@ -145,13 +145,13 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::api::testing::Server;
+    use crate::api::testing::TestServer;
 
     #[tokio::test]
     async fn unknown_query_parameters_are_refused_by_every_operation() {
-        let server = Server::start().await;
+        let server = TestServer::start().await;
         let document = crate::api::openapi();
-        for (method, path) in parameters(&document).into_keys() {
+        for (method, path) in list_parameters(&document).into_keys() {
             let concrete = path.replace(['{', '}'], "");
             let request = Request::builder()
                 .method(&method)
@@ -170,8 +170,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn secret_is_not_set_for_all_tasks_by_mistake() {
-        let server = Server::start().await;
+    async fn task_in_the_query_does_not_set_a_secret_for_all_tasks() {
+        let server = TestServer::start().await;
         let path = "/secrets/token?task=app";
         let problem = server
             .put(path, json!({"value": "hunter2"}))

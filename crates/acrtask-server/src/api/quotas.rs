@@ -1,4 +1,4 @@
-//! Quotas: limits of tasks and tokens, their use, and how an administrator changes them.
+//! Quotas: limits of tasks and tokens and their use. An admin changes the limits.
 
 use acrtask_api::{
     admin::{Problem, Scope},
@@ -14,9 +14,9 @@ use super::{
     extract::{Json, Query},
     tasks,
 };
-use crate::auth::{self, By, Caller};
+use crate::auth::{self, Authenticated, Caller};
 
-/// Highest limit: the largest number of a database.
+/// Highest limit: the largest integer of the databases.
 const MAX_LIMIT: u64 = i64::MAX.unsigned_abs();
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
@@ -33,32 +33,32 @@ struct ListQuotas {
 }
 
 /// Returns `true` if the caller may see the quotas of a subject.
-fn sees(caller: &Caller, subject: &QuotaSubject) -> bool {
+fn may_see(caller: &Caller, subject: &QuotaSubject) -> bool {
     match subject {
         QuotaSubject::EachTask | QuotaSubject::EachToken => true,
-        QuotaSubject::Task(name) => caller.sees(Some(name)),
+        QuotaSubject::Task(name) => caller.may_see(Some(name)),
         QuotaSubject::Tasks(pattern) => {
-            caller.tasks.is_none() || caller.sees(Some(pattern.trim_end_matches('*')))
+            caller.tasks.is_none() || caller.may_see(Some(pattern.trim_end_matches('*')))
         }
-        QuotaSubject::Token(id) => caller.has(Scope::Admin) || *id == caller.token_id,
+        QuotaSubject::Token(id) => caller.has_scope(Scope::Admin) || *id == caller.token_id,
     }
 }
 
-/// Lists quotas with their use: those of each task and token, those of the caller's own token, those that were set, and
-/// those of one task.
+/// Lists quotas with their use: those of each task and token, of the caller's token, of one task,
+/// and all with a set limit.
 #[utoipa::path(get, path = "/quotas", tag = "quotas", params(ListQuotas), security(("token" = ["read"])), responses(
     (status = OK, body = Vec<Quota>),
-    (status = NOT_FOUND, body = Problem, description = "There is no such task."),
+    (status = NOT_FOUND, body = Problem, description = "The task does not exist."),
 ))]
 async fn list(
-    by: By<auth::Read>,
+    by: Authenticated<auth::Read>,
     State(api): State<Api>,
-    Query(asked): Query<ListQuotas>,
+    Query(input): Query<ListQuotas>,
 ) -> Result<Json<Vec<Quota>>, ApiError> {
     let caller = &by.caller;
     let app = &api.app;
     let mut subjects = Vec::new();
-    match &asked.task {
+    match &input.task {
         Some(name) => {
             let task = tasks::find(&api, caller, name).await?;
             subjects.push(QuotaSubject::Task(task.definition.name));
@@ -74,7 +74,7 @@ async fn list(
     let mut quotas = app.store.quotas(&subjects, app.clock.now_ms()).await?;
     quotas.retain(|quota| {
         let is_own = caller.charged_to().map(QuotaSubject::Token).as_ref() == Some(&quota.subject);
-        let is_wanted = match (&asked.task, &quota.subject) {
+        let is_wanted = match (&input.task, &quota.subject) {
             (None, _) => true,
             (Some(task), QuotaSubject::Task(name)) => name == task,
             (Some(task), QuotaSubject::Tasks(pattern)) => {
@@ -82,19 +82,25 @@ async fn list(
             }
             (Some(_), _) => false,
         };
-        is_wanted && (is_own || sees(caller, &quota.subject))
+        is_wanted && (is_own || may_see(caller, &quota.subject))
     });
     Ok(Json(quotas))
 }
 
-/// Refuses a task or token that does not exist: its quota would never apply.
-async fn need_subject(api: &Api, caller: &Caller, subject: &QuotaSubject) -> Result<(), ApiError> {
+/// Refuses a task or token that does not exist, because its quota would never apply.
+async fn require_subject(
+    api: &Api,
+    caller: &Caller,
+    subject: &QuotaSubject,
+) -> Result<(), ApiError> {
     match subject {
         QuotaSubject::Task(name) => tasks::find(api, caller, name).await.map(drop),
         QuotaSubject::Token(id) => match api.app.store.token_by_id(id).await? {
             Some(_) => Ok(()),
-            None => Err(ApiError::not_found(format!("there is no token {id}"))
-                .help("`acrtask token list` shows the ids of tokens")),
+            None => Err(
+                ApiError::not_found(format!("the token {id} does not exist"))
+                    .help("list the ids of tokens with `acrtask token list`"),
+            ),
         },
         QuotaSubject::EachTask | QuotaSubject::EachToken | QuotaSubject::Tasks(_) => Ok(()),
     }
@@ -102,35 +108,37 @@ async fn need_subject(api: &Api, caller: &Caller, subject: &QuotaSubject) -> Res
 
 /// Sets a quota, or restores its default limit.
 #[utoipa::path(put, path = "/quotas", tag = "quotas", request_body = SetQuota, security(("token" = ["admin"])), responses(
-    (status = OK, body = Vec<Quota>, description = "The quota as it is now. Empty if it has no limit now."),
+    (status = OK, body = Vec<Quota>, description = "The quota after the change. Empty if it has no limit."),
     (status = BAD_REQUEST, body = Problem),
-    (status = NOT_FOUND, body = Problem, description = "There is no such task or token."),
+    (status = NOT_FOUND, body = Problem, description = "The task or token does not exist."),
 ))]
 async fn set(
-    by: By<auth::Admin>,
+    by: Authenticated<auth::Admin>,
     State(api): State<Api>,
-    Json(asked): Json<SetQuota>,
+    Json(input): Json<SetQuota>,
 ) -> Result<Json<Vec<Quota>>, ApiError> {
     let SetQuota {
         subject,
         kind,
         limit,
-    } = asked;
-    if !kind.fits(&subject) {
+    } = input;
+    if !kind.applies_to(&subject) {
         return Err(
             ApiError::unprocessable(format!("`{subject}` has no quota `{kind}`"))
-                .help("`acrtask quota list` shows which quotas there are, and of what"),
+                .help("list all quotas and their subjects with `acrtask quota list`"),
         );
     }
     if limit.is_some_and(|limit| limit > MAX_LIMIT) {
-        return Err(ApiError::invalid(format!("`limit` is {MAX_LIMIT} at most")));
+        return Err(ApiError::invalid(format!(
+            "`limit` must be at most {MAX_LIMIT}"
+        )));
     }
     if limit.is_some() {
-        need_subject(&api, &by.caller, &subject).await?;
+        require_subject(&api, &by.caller, &subject).await?;
     }
     let app = &api.app;
     app.store.set_quota(&subject, kind, limit).await?;
-    tracing::info!(%subject, %kind, limit, by = by.caller.name, "a quota was set");
+    tracing::info!(%subject, %kind, limit, by = by.caller.name, "set a quota");
     let subjects = [subject];
     let mut quotas = app.store.quotas(&subjects, app.clock.now_ms()).await?;
     quotas.retain(|quota| quota.subject == subjects[0] && quota.kind == kind);

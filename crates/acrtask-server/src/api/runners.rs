@@ -1,4 +1,4 @@
-//! Runners, and the tokens that register them.
+//! Runners, and their registration tokens.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,17 +16,17 @@ use super::{
 };
 use crate::{
     App,
-    auth::{self, By, Caller},
-    runners::{MOST_SLOTS, RunnerGrant},
-    scheduler::place::Profile,
-    submit::Problems,
+    auth::{self, Authenticated, Caller},
+    runners::{MAX_SLOTS, RunnerGrant},
+    scheduler::assignment::Profile,
+    validate::Problems,
 };
 
-/// Seconds that a registration token holds for where nothing is said.
+/// Default lifetime of a registration token, in seconds.
 const DEFAULT_TTL: u64 = 3600;
-/// The longest, in seconds: a month.
+/// Longest lifetime of a registration token, in seconds: 30 days.
 const MAX_TTL: u64 = 30 * 24 * 3600;
-/// Slots of a runner whose token names no limit.
+/// Default slot limit of a registration token.
 const DEFAULT_MAX_SLOTS: u32 = 16;
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
@@ -38,19 +38,20 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(create_token))
 }
 
-/// A runner, and what decides which runs it may take.
+/// A runner, and the profile that decides which runs it may execute.
 #[derive(Debug, Clone)]
-pub(crate) struct Seen {
+pub(crate) struct RunnerView {
     pub(crate) runner: Runner,
     pub(crate) profile: Arc<Profile>,
 }
 
-/// All runners. Whether one is online is known of those that are connected here; of others, by when they were heard of.
-pub(super) async fn seen(app: &App) -> Result<Vec<Seen>, StoreError> {
+/// Returns all runners. A runner of this server is online while it is connected. A runner of
+/// another server is online until a lease time after its last contact.
+pub(super) async fn load_runners(app: &App) -> Result<Vec<RunnerView>, StoreError> {
     let rows = app.store.runners().await?;
     Ok(rows
         .into_iter()
-        .map(|row| Seen::new(to_api(app, row)))
+        .map(|row| RunnerView::new(to_api(app, row)))
         .collect())
 }
 
@@ -59,7 +60,7 @@ fn to_api(app: &App, row: RunnerRow) -> Runner {
     let silence = row
         .last_seen_at
         .map(|seen| Duration::from_millis(u64::try_from(app.clock.now_ms() - seen).unwrap_or(0)));
-    // A runner of this server that is not connected to it is offline, whatever was heard of it.
+    // A runner of this server without a connection is offline, regardless of its last contact.
     let elsewhere = row
         .server_id
         .as_ref()
@@ -95,76 +96,81 @@ async fn find(api: &Api, name: &str) -> Result<RunnerRow, ApiError> {
         .store
         .runner_by_name(name)
         .await?
-        .ok_or_else(|| missing(name))
+        .ok_or_else(|| runner_not_found(name))
 }
 
-fn missing(name: &str) -> ApiError {
-    ApiError::not_found(format!("there is no runner `{name}`"))
+fn runner_not_found(name: &str) -> ApiError {
+    ApiError::not_found(format!("the runner `{name}` does not exist"))
 }
 
-/// Returns `true` if the caller's tasks may run there: the pool and the registration of the runner allow it.
-fn sees(caller: &Caller, seen: &Seen) -> bool {
-    caller.may_use_pool(&seen.runner.pool) && seen.profile.tasks.overlaps(&caller.limit)
+/// Returns `true` if the caller's tasks may use the runner: its pool and its registration allow it.
+fn may_see(caller: &Caller, view: &RunnerView) -> bool {
+    caller.may_use_pool(&view.runner.pool) && view.profile.tasks.overlaps(&caller.limit)
 }
 
-/// Lists the registered runners. A token with a limit sees those that its tasks may use.
+/// Lists the registered runners. A token with a task limit sees only runners that its tasks may
+/// use.
 #[utoipa::path(get, path = "/runners", tag = "runners", security(("token" = ["read"])), responses(
     (status = OK, body = Vec<Runner>),
 ))]
-async fn list(by: By<auth::Read>, State(api): State<Api>) -> Result<Json<Vec<Runner>>, ApiError> {
-    let mut seen = seen(&api.app).await?;
-    seen.retain(|seen| sees(&by.caller, seen));
-    Ok(Json(seen.into_iter().map(|seen| seen.runner).collect()))
+async fn list(
+    by: Authenticated<auth::Read>,
+    State(api): State<Api>,
+) -> Result<Json<Vec<Runner>>, ApiError> {
+    let mut views = load_runners(&api.app).await?;
+    views.retain(|view| may_see(&by.caller, view));
+    Ok(Json(views.into_iter().map(|view| view.runner).collect()))
 }
 
-/// Shows a runner. For a token with a limit, runners that its tasks may not use do not exist.
-#[utoipa::path(get, path = "/runners/{name}", tag = "runners", params(("name" = String, Path, description = "Its name.")),
+/// Returns a runner. For a token with a task limit, runners that its tasks may not use do not
+/// exist.
+#[utoipa::path(get, path = "/runners/{name}", tag = "runners", params(("name" = String, Path, description = "Name of the runner.")),
     security(("token" = ["read"])), responses((status = OK, body = Runner), (status = NOT_FOUND, body = Problem)))]
 async fn show(
-    by: By<auth::Read>,
+    by: Authenticated<auth::Read>,
     State(api): State<Api>,
     Path(name): Path<String>,
 ) -> Result<Json<Runner>, ApiError> {
     let row = find(&api, &name).await?;
-    let seen = Seen::new(to_api(&api.app, row));
-    if !sees(&by.caller, &seen) {
-        return Err(missing(&name));
+    let view = RunnerView::new(to_api(&api.app, row));
+    if !may_see(&by.caller, &view) {
+        return Err(runner_not_found(&name));
     }
-    Ok(Json(seen.runner))
+    Ok(Json(view.runner))
 }
 
-/// Removes a runner: its key is worth nothing from now on, and its name is free. What it holds goes to others.
-#[utoipa::path(delete, path = "/runners/{name}", tag = "runners", params(("name" = String, Path, description = "Its name.")),
+/// Removes a runner: its key is revoked and its name is free. Its runs return to the queue.
+#[utoipa::path(delete, path = "/runners/{name}", tag = "runners", params(("name" = String, Path, description = "Name of the runner.")),
     security(("token" = ["admin"])), responses((status = NO_CONTENT), (status = NOT_FOUND, body = Problem)))]
 async fn remove(
-    by: By<auth::Admin>,
+    by: Authenticated<auth::Admin>,
     State(api): State<Api>,
     Path(name): Path<String>,
 ) -> Result<StatusCode, ApiError> {
     let app = &api.app;
     let row = find(&api, &name).await?;
     app.store.remove_runner(&row.id, app.clock.now_ms()).await?;
-    app.hub.end(&row.id, "the runner was removed");
-    tracing::info!(runner = name, by = by.caller.name, "a runner was removed");
+    app.hub.end_connection(&row.id, "the runner was removed");
+    tracing::info!(runner = name, by = by.caller.name, "removed a runner");
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Lets a runner finish what it holds and gives it nothing new.
-#[utoipa::path(post, path = "/runners/{name}/drain", tag = "runners", params(("name" = String, Path, description = "Its name.")),
+/// Drains a runner: it completes its runs and gets no new ones.
+#[utoipa::path(post, path = "/runners/{name}/drain", tag = "runners", params(("name" = String, Path, description = "Name of the runner.")),
     security(("token" = ["admin"])), responses((status = OK, body = Runner), (status = NOT_FOUND, body = Problem)))]
 async fn drain(
-    _by: By<auth::Admin>,
+    _by: Authenticated<auth::Admin>,
     State(api): State<Api>,
     Path(name): Path<String>,
 ) -> Result<Json<Runner>, ApiError> {
     set_draining(&api, &name, true).await
 }
 
-/// Gives a runner runs again.
-#[utoipa::path(post, path = "/runners/{name}/resume", tag = "runners", params(("name" = String, Path, description = "Its name.")),
+/// Resumes a drained runner.
+#[utoipa::path(post, path = "/runners/{name}/resume", tag = "runners", params(("name" = String, Path, description = "Name of the runner.")),
     security(("token" = ["admin"])), responses((status = OK, body = Runner), (status = NOT_FOUND, body = Problem)))]
 async fn resume(
-    _by: By<auth::Admin>,
+    _by: Authenticated<auth::Admin>,
     State(api): State<Api>,
     Path(name): Path<String>,
 ) -> Result<Json<Runner>, ApiError> {
@@ -181,35 +187,35 @@ async fn set_draining(api: &Api, name: &str, draining: bool) -> Result<Json<Runn
     Ok(Json(to_api(app, row)))
 }
 
-/// Makes a token that registers one runner, once. It fixes the pool, the labels, the slots and the tasks of the runner:
-/// what the runner itself says beyond that is refused.
+/// Creates a token that registers one runner, once. The token fixes the pool, labels, slots and
+/// tasks of the runner. Other settings of the runner are refused.
 #[utoipa::path(post, path = "/runner-tokens", tag = "runners", request_body = Option<CreateRunnerToken>,
     security(("token" = ["admin"])), responses(
     (status = CREATED, body = RunnerToken),
     (status = BAD_REQUEST, body = Problem),
 ))]
 async fn create_token(
-    by: By<auth::Admin>,
+    by: Authenticated<auth::Admin>,
     State(api): State<Api>,
-    OptionalJson(asked): OptionalJson<CreateRunnerToken>,
+    OptionalJson(input): OptionalJson<CreateRunnerToken>,
 ) -> Result<(StatusCode, Json<RunnerToken>), ApiError> {
     let mut problems = Problems::default();
-    if let Some(pool) = &asked.pool
-        && let Err(reason) = crate::submit::word(pool)
+    if let Some(pool) = &input.pool
+        && let Err(reason) = crate::validate::check_word(pool)
     {
         problems.add(format!("`pool`: {reason}"));
     }
-    crate::submit::check_labels("labels", &asked.labels, &mut problems);
-    let max_slots = asked.max_slots.unwrap_or(DEFAULT_MAX_SLOTS);
-    if !(1..=MOST_SLOTS).contains(&max_slots) {
-        problems.add(format!("`maxSlots` must be 1 to {MOST_SLOTS}"));
+    crate::validate::check_labels("labels", &input.labels, &mut problems);
+    let max_slots = input.max_slots.unwrap_or(DEFAULT_MAX_SLOTS);
+    if !(1..=MAX_SLOTS).contains(&max_slots) {
+        problems.add(format!("`maxSlots` must be 1 to {MAX_SLOTS}"));
     }
-    if let Some(tasks) = &asked.tasks {
+    if let Some(tasks) = &input.tasks {
         super::tokens::check_pattern(tasks, &mut problems);
     }
-    let ttl = asked.ttl_secs.unwrap_or(DEFAULT_TTL);
+    let ttl = input.ttl_secs.unwrap_or(DEFAULT_TTL);
     if !(1..=MAX_TTL).contains(&ttl) {
-        problems.add("`ttlSecs` must be a second to 30 days");
+        problems.add("`ttlSecs` must be 1 second to 30 days");
     }
     problems.into_result()?;
     let app = &api.app;
@@ -217,13 +223,16 @@ async fn create_token(
     let ttl = Duration::from_secs(ttl);
     let expires_at = now + i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX);
     let grant = RunnerGrant {
-        pool: asked.pool,
-        labels: asked.labels,
+        pool: input.pool,
+        labels: input.labels,
         max_slots: Some(max_slots),
-        tasks: asked.tasks,
+        tasks: input.tasks,
     };
     let secret = crate::runners::new_runner_token(app, grant, ttl).await?;
-    tracing::info!(by = by.caller.name, "a token for a runner was made");
+    tracing::info!(
+        by = by.caller.name,
+        "created a registration token for a runner"
+    );
     Ok((
         StatusCode::CREATED,
         Json(RunnerToken {

@@ -4,15 +4,15 @@ use axum::http::Method;
 use serde_json::json;
 
 use super::*;
-use crate::api::testing::{NOW, Server};
+use crate::api::testing::{NOW, TestServer};
 
 #[tokio::test]
 async fn runners_are_shown_drained_and_removed() {
-    let server = Server::start().await;
-    server.runner("one").await;
+    let server = TestServer::start().await;
+    server.register_runner("one").await;
     let runners: Vec<Runner> = server.get("/runners").await.json(StatusCode::OK);
     assert_eq!(runners.len(), 1);
-    // Connected to another server a moment ago.
+    // The runner was connected to another server a moment ago.
     assert_eq!(runners[0].state, RunnerState::Online);
     let drained: Runner = server
         .post("/runners/one/drain", json!({}))
@@ -24,12 +24,12 @@ async fn runners_are_shown_drained_and_removed() {
         .await
         .json(StatusCode::OK);
     assert_eq!(resumed.state, RunnerState::Online);
-    // Not heard of for longer than a lease.
+    // Its last contact is older than a lease.
     server.app.clock.set(NOW + 31_000);
     let shown: Runner = server.get("/runners/one").await.json(StatusCode::OK);
     assert_eq!(shown.state, RunnerState::Offline);
-    let answer = server.delete("/runners/one").await;
-    assert_eq!(answer.status, StatusCode::NO_CONTENT);
+    let response = server.delete("/runners/one").await;
+    assert_eq!(response.status, StatusCode::NO_CONTENT);
     server
         .get("/runners/one")
         .await
@@ -44,7 +44,7 @@ async fn runners_are_shown_drained_and_removed() {
 
 #[tokio::test]
 async fn limited_tokens_see_the_runners_that_their_tasks_may_use() {
-    let server = Server::start().await;
+    let server = TestServer::start().await;
     for (name, pool, tasks) in [
         ("all", "default", None),
         ("theirs", "default", Some("team/*")),
@@ -52,7 +52,7 @@ async fn limited_tokens_see_the_runners_that_their_tasks_may_use() {
         ("big", "big", None),
         ("other", "prod", None),
     ] {
-        server.runner_for(name, Some(pool), tasks).await;
+        server.register_runner_for(name, Some(pool), tasks).await;
     }
     let task = json!({"name": "team/app", "cmd": "alpine true"});
     server.post("/tasks", task).await;
@@ -63,18 +63,21 @@ async fn limited_tokens_see_the_runners_that_their_tasks_may_use() {
         .await
         .json(StatusCode::CREATED);
     let token = token.secret.0;
-    let ask = async |path: &str| server.ask(Method::GET, path, &token, None).await;
-    let seen: Vec<Runner> = ask("/runners").await.json(StatusCode::OK);
+    let get = async |path: &str| server.send_as(Method::GET, path, &token, None).await;
+    let seen: Vec<Runner> = get("/runners").await.json(StatusCode::OK);
     let mut names: Vec<&str> = seen.iter().map(|runner| runner.name.as_str()).collect();
     names.sort_unstable();
     assert_eq!(names, ["all", "big", "theirs"]);
     for hidden in ["others", "other"] {
-        let problem = ask(&format!("/runners/{hidden}")).await;
+        let problem = get(&format!("/runners/{hidden}")).await;
         let problem = problem.problem(StatusCode::NOT_FOUND);
-        assert_eq!(problem.message, format!("there is no runner `{hidden}`"));
+        assert_eq!(
+            problem.message,
+            format!("the runner `{hidden}` does not exist")
+        );
     }
-    ask("/runners/theirs").await.json::<Runner>(StatusCode::OK);
-    // Why a run waits names no runner of another pool either, and no tasks of others.
+    get("/runners/theirs").await.json::<Runner>(StatusCode::OK);
+    // The reason of a waiting run names no runners of other pools and no tasks of others either.
     let run: acrtask_api::run::Run = server
         .post(
             "/tasks/team/app/runs".replace("team/", "team%2F").as_str(),
@@ -82,7 +85,7 @@ async fn limited_tokens_see_the_runners_that_their_tasks_may_use() {
         )
         .await
         .json(StatusCode::CREATED);
-    let waiting = ask(&format!("/runs/{}/why", run.id)).await;
+    let waiting = get(&format!("/runs/{}/why", run.id)).await;
     let text = waiting.text();
     assert!(
         !text.contains("\"other\"") && !text.contains("prod"),
@@ -94,10 +97,10 @@ async fn limited_tokens_see_the_runners_that_their_tasks_may_use() {
 }
 
 #[tokio::test]
-async fn a_token_for_a_runner_is_made() {
-    let server = Server::start().await;
+async fn registration_token_is_created() {
+    let server = TestServer::start().await;
     let token: RunnerToken = server
-        .ask(Method::POST, "/runner-tokens", &server.admin, None)
+        .send_as(Method::POST, "/runner-tokens", &server.admin, None)
         .await
         .json(StatusCode::CREATED);
     assert!(token.secret.0.starts_with("acrr_"));

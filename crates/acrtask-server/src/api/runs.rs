@@ -1,4 +1,4 @@
-//! Runs: asked for, listed, shown, canceled, done again.
+//! Runs: create, list, show, cancel and rerun them.
 
 use std::collections::HashMap;
 
@@ -28,15 +28,17 @@ use super::{
     query,
 };
 use crate::{
-    auth::{self, By, Caller, TaskLimit},
-    submit::{self, Draft, Problems, Request},
+    auth::{self, Authenticated, Caller, TaskLimit},
+    run_factory::{self, RequestContext, RunDraft},
+    scheduler,
+    validate::Problems,
 };
 /// Most entries of a page.
 pub(super) const MAX_PAGE: u32 = 200;
-/// Entries of a page where nothing is said.
+/// Default number of entries of a page.
 pub(super) const DEFAULT_PAGE: u32 = 50;
 /// Longest reason of a cancel, and longest idempotency key, in characters.
-const MAX_WORDS: usize = 500;
+const MAX_TEXT: usize = 500;
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
@@ -47,49 +49,52 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(attempts))
 }
 
-/// Which runs a list shows.
+/// Filter and page of a list of runs.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct ListRuns {
-    /// Only these states, separated by commas.
+    /// Lists only runs in these states, separated by commas.
     #[param(value_type = Option<RunStates>)]
     state: Option<String>,
-    /// Only runs of the task with this name, or, where it ends in `*`, of tasks whose names begin so.
+    /// Lists only runs of this task. A trailing `*` matches all tasks with this prefix.
     task: Option<String>,
-    /// Only runs that were created at this time or later: RFC 3339 or a date.
+    /// Lists only runs created at this time or later: RFC 3339 or a date.
     #[param(value_type = Option<TimeOrDate>)]
     since: Option<String>,
-    /// Only runs that were created before this time: RFC 3339 or a date.
+    /// Lists only runs created before this time: RFC 3339 or a date.
     #[param(value_type = Option<TimeOrDate>)]
     until: Option<String>,
     /// Length of the page: 1 to 200, 50 by default.
     #[param(minimum = 1, maximum = 200)]
     limit: Option<u32>,
-    /// What the page before gave as `next`.
+    /// `next` of the previous page.
     cursor: Option<String>,
 }
 
-/// Runs, the newest first, without their specs and results.
+/// Lists runs without their specs and results, the newest first.
 #[utoipa::path(get, path = "/runs", tag = "runs", params(ListRuns), security(("token" = ["read"])), responses(
     (status = OK, body = Page<RunSummary>),
-    (status = BAD_REQUEST, body = Problem, description = "A filter is wrong."),
+    (status = BAD_REQUEST, body = Problem, description = "A filter is invalid."),
 ))]
 async fn list(
-    by: By<auth::Read>,
+    by: Authenticated<auth::Read>,
     State(api): State<Api>,
-    Query(asked): Query<ListRuns>,
+    Query(input): Query<ListRuns>,
 ) -> Result<Json<Page<RunSummary>>, ApiError> {
     let mut filter = RunFilter {
-        states: asked.state.as_deref().map_or(Ok(Vec::new()), states)?,
-        since: query::time("since", asked.since.as_deref())?,
-        until: query::time("until", asked.until.as_deref())?,
-        before: asked.cursor,
-        limit: page_limit(asked.limit)?,
+        states: input
+            .state
+            .as_deref()
+            .map_or(Ok(Vec::new()), parse_states)?,
+        since: query::parse_time("since", input.since.as_deref())?,
+        until: query::parse_time("until", input.until.as_deref())?,
+        before: input.cursor,
+        limit: page_limit(input.limit)?,
         ..RunFilter::default()
     };
-    let wanted = TaskLimit::parse(asked.task.as_deref());
-    let Some(limit) = both(&by.caller.limit, wanted) else {
+    let wanted = TaskLimit::parse(input.task.as_deref());
+    let Some(limit) = intersect(&by.caller.limit, wanted) else {
         return Ok(Json(Page {
             items: Vec::new(),
             next: None,
@@ -106,19 +111,19 @@ async fn list(
     Ok(Json(Page { items, next }))
 }
 
-fn states(text: &str) -> Result<Vec<RunState>, ApiError> {
+fn parse_states(text: &str) -> Result<Vec<RunState>, ApiError> {
     text.split(',')
         .map(|word| {
             RunState::parse(word).ok_or_else(|| {
                 let all: Vec<&str> = RunState::ALL.iter().map(|state| state.as_str()).collect();
-                ApiError::invalid(format!("`{word}` is no state of a run"))
-                    .help(format!("there are {}", all.join(", ")))
+                ApiError::invalid(format!("`{word}` is not a state of a run"))
+                    .help(format!("write one of {}", all.join(", ")))
             })
         })
         .collect()
 }
 
-/// Returns which cascades started runs, and why.
+/// Returns the cascades that started runs, by run.
 async fn cascades_of(
     api: &Api,
     runs: Vec<RunId>,
@@ -129,20 +134,20 @@ async fn cascades_of(
     Ok(api.app.store.cascades_of_runs(&runs).await?)
 }
 
-/// How many entries a page has.
-pub(super) fn page_limit(asked: Option<u32>) -> Result<u32, ApiError> {
-    match asked {
+/// Checks the requested number of entries of a page.
+pub(super) fn page_limit(input: Option<u32>) -> Result<u32, ApiError> {
+    match input {
         None => Ok(DEFAULT_PAGE),
         Some(limit @ 1..=MAX_PAGE) => Ok(limit),
-        Some(limit) => Err(ApiError::invalid(format!(
-            "`limit` is {limit}, and may be 1 to {MAX_PAGE}"
-        ))
-        .help("follow `next` for more")),
+        Some(limit) => Err(
+            ApiError::invalid(format!("`limit` is {limit}: write 1 to {MAX_PAGE}"))
+                .help("request further entries with `next`"),
+        ),
     }
 }
 
-/// What is in both limits; nothing where no task is.
-pub(super) fn both(one: &TaskLimit, other: TaskLimit) -> Option<TaskLimit> {
+/// Returns the limit of all tasks that both limits include. `None` if they have no common tasks.
+pub(super) fn intersect(one: &TaskLimit, other: TaskLimit) -> Option<TaskLimit> {
     match (one, other) {
         (TaskLimit::All, other) => Some(other),
         (one, TaskLimit::All) => Some(one.clone()),
@@ -162,60 +167,61 @@ pub(super) fn both(one: &TaskLimit, other: TaskLimit) -> Option<TaskLimit> {
     }
 }
 
-/// Asks for a run that belongs to no stored task.
+/// Creates a run without a stored task.
 ///
-/// Names in `spec.secrets` without a value in `secrets` are secrets of the server's store; that needs the scope `write`,
-/// since whoever writes the steps can read them. With an `Idempotency-Key`, the same request again gives the same run.
+/// A name in `spec.secrets` without a value in `secrets` refers to a stored secret. That needs the
+/// scope `write`, because the author of the steps can read it. Repeated requests with the same
+/// `Idempotency-Key` return the same run.
 #[utoipa::path(post, path = "/runs", tag = "runs", request_body = CreateRun, security(("token" = ["run"])),
     params(("Idempotency-Key" = Option<IdempotencyKey>, Header, description = "Any text, new for each new run.")),
     responses(
         (status = CREATED, body = Run),
-        (status = OK, body = Run, description = "An earlier request with this key asked for it."),
-        (status = BAD_REQUEST, body = Problem, description = "All that is wrong with the request."),
-        (status = CONFLICT, body = Problem, description = "The id is taken, or the key was used for another request."),
+        (status = OK, body = Run, description = "The run of an earlier request with this key."),
+        (status = BAD_REQUEST, body = Problem, description = "The message has all problems of the request."),
+        (status = CONFLICT, body = Problem, description = "The id is in use, or the key was used for another request."),
     ))]
 async fn create(
-    by: By<auth::Run>,
+    by: Authenticated<auth::Run>,
     State(api): State<Api>,
     headers: HeaderMap,
-    Json(asked): Json<CreateRun>,
+    Json(input): Json<CreateRun>,
 ) -> Result<Response, ApiError> {
     let caller = &by.caller;
-    caller.need_task(None)?;
-    let id = asked.id.clone();
-    contexts::check_owner(&api.app, caller, &asked.spec.context).await?;
-    let draft = submit::from_request(
+    caller.require_task(None)?;
+    let id = input.id.clone();
+    contexts::check_owner(&api.app, caller, &input.spec.context).await?;
+    let draft = run_factory::create_from_request(
         &api.app,
-        asked,
+        input,
         &caller.principal,
-        request(caller, &headers)?,
+        request_context(caller, &headers)?,
     )?;
-    if draft.stored().1.next().is_some() && !caller.has(Scope::Write) {
+    if draft.stored_secrets().1.next().is_some() && !caller.has_scope(Scope::Write) {
         return Err(ApiError::forbidden(
-            "the run asks for stored secrets, and whoever writes its steps can read them",
+            "the run uses stored secrets, which the author of its steps can read",
         )
-        .help("give the values in `secrets`, or use a token with the scope `write`"));
+        .help("send the values in `secrets`, or use a token with the scope `write`"));
     }
     let secrets = draft.secrets().clone();
-    let new = complete(&api, draft, id).await?;
+    let new = finalize(&api, draft, id).await?;
     let (spec, queue) = (new.spec.clone(), new.queue.clone());
     let enqueued = enqueue(&api, new).await?;
     if let Enqueued::Existing(row) = &enqueued {
-        let same = row.task_name.is_none()
+        let is_same = row.task_name.is_none()
             && row.rerun_of.is_none()
             && row.spec == spec
             && row.queue == queue
-            && submit::unseal(&api.app, row)? == secrets;
-        if !same {
-            return Err(used_key(row));
+            && run_factory::unseal_secrets(&api.app, row)? == secrets;
+        if !is_same {
+            return Err(key_conflict(row));
         }
     }
     Ok(enqueued_response(&enqueued))
 }
 
-pub(super) fn used_key(row: &RunRow) -> ApiError {
+pub(super) fn key_conflict(row: &RunRow) -> ApiError {
     ApiError::conflict(format!(
-        "the idempotency key was used for another request, which led to the run {}",
+        "the idempotency key was used for another request, which created the run {}",
         row.id
     ))
     .help("use a new key for each new run")
@@ -231,17 +237,21 @@ impl From<Problems> for ApiError {
     }
 }
 
-/// Who asks for a run, from the headers.
-pub(super) fn request(caller: &Caller, headers: &HeaderMap) -> Result<Request, ApiError> {
+/// Returns the details of a request for a run, from the caller and the headers.
+pub(super) fn request_context(
+    caller: &Caller,
+    headers: &HeaderMap,
+) -> Result<RequestContext, ApiError> {
     let key = header(headers, "idempotency-key")?;
-    if key.is_some_and(|key| key.len() > MAX_WORDS) {
+    if key.is_some_and(|key| key.len() > MAX_TEXT) {
         return Err(ApiError::invalid(format!(
-            "the `Idempotency-Key` is longer than {MAX_WORDS} characters"
+            "the `Idempotency-Key` is longer than {MAX_TEXT} characters"
         )));
     }
-    Ok(Request {
+    Ok(RequestContext {
         requested_by: Some(caller.name.clone()),
-        // Keys of different callers are different keys. A name may be given to another token later.
+        // Keys of different callers are distinct. The principal identifies the caller, because
+        // another token may later have the same name.
         idempotency_key: key.map(|key| format!("{}\n{key}", caller.principal.key())),
         charged_to: caller.charged_to(),
         traceparent: header(headers, "traceparent")
@@ -252,7 +262,7 @@ pub(super) fn request(caller: &Caller, headers: &HeaderMap) -> Result<Request, A
     })
 }
 
-/// `00-32 hex-16 hex-2 hex`.
+/// Returns `true` if `text` has the form `00-32 hex-16 hex-2 hex`.
 fn is_traceparent(text: &str) -> bool {
     let parts: Vec<&str> = text.split('-').collect();
     parts.len() == 4
@@ -264,7 +274,7 @@ fn is_traceparent(text: &str) -> bool {
         })
 }
 
-/// The trace that the server itself is in, if any.
+/// Returns the traceparent of the server's current span. Empty if there is none.
 pub(super) fn current_trace() -> String {
     use opentelemetry::trace::TraceContextExt as _;
     use tracing_opentelemetry::OpenTelemetrySpanExt as _;
@@ -282,22 +292,21 @@ pub(super) fn current_trace() -> String {
     )
 }
 
-/// Checks that the stored secrets are there, and makes the run that the store takes.
-pub(super) async fn complete(
+/// Checks that the stored secrets exist, and seals the run for the store.
+pub(super) async fn finalize(
     api: &Api,
-    draft: Draft,
+    draft: RunDraft,
     id: Option<RunId>,
 ) -> Result<NewRun, ApiError> {
-    let missing = submit::missing_secrets(&api.app, &draft).await?;
+    let missing = run_factory::find_missing_secrets(&api.app, &draft).await?;
     if let Some(first) = missing.first() {
         let only = draft
             .task_name()
             .map_or(String::new(), |task| format!(" --task {task}"));
-        return Err(ApiError::unprocessable(format!(
-            "there is no secret `{}`",
-            missing.join("`, `")
-        ))
-        .help(format!("set it: `acrtask secret set {first}{only}`")));
+        return Err(
+            ApiError::unprocessable(format!("missing secret `{}`", missing.join("`, `")))
+                .help(format!("set it: `acrtask secret set {first}{only}`")),
+        );
     }
     let draft = draft.with_id(id);
     draft
@@ -308,34 +317,34 @@ pub(super) async fn complete(
         .map_err(|error| ApiError::internal(&error))
 }
 
-/// Stores a run and wakes whoever hands it out.
+/// Stores a run and wakes the scheduler.
 pub(super) async fn enqueue(api: &Api, new: NewRun) -> Result<Enqueued, ApiError> {
     let app = &api.app;
     let (id, context) = (new.id.clone(), new.context_id.clone());
     let enqueued = match app.store.enqueue(new, app.clock.now_ms()).await {
         Ok(enqueued) => enqueued,
         Err(StoreError::NotFound { .. }) if context.is_some() => {
-            return Err(contexts::incomplete(&context.unwrap_or_default()));
+            return Err(contexts::incomplete_context(&context.unwrap_or_default()));
         }
-        // An id that its caller chose may be taken, which the database says in words of its own.
+        // A duplicate of a chosen id causes a database error.
         Err(StoreError::Database(_)) if app.store.run(&id).await.is_ok() => {
-            return Err(ApiError::conflict(format!("there is a run {id} already"))
+            return Err(ApiError::conflict(format!("the run {id} already exists"))
                 .help("leave out `id`, or choose another one"));
         }
         Err(error) => return Err(error.into()),
     };
     if let Enqueued::New(row) = &enqueued {
-        tracing::info!(run = %row.id, task = row.task_name, trigger = row.trigger, "a run was asked for");
+        tracing::info!(run = %row.id, task = row.task_name, trigger = row.trigger, "created a run");
         app.wake.notify_one();
-        hint(api, Hint::Enqueued).await;
+        send_hint(api, Hint::Enqueued).await;
     }
     Ok(enqueued)
 }
 
-/// Tells other servers; nothing depends on it.
-pub(super) async fn hint(api: &Api, hint: Hint) {
-    if let Err(error) = api.app.store.hint(&[hint]).await {
-        tracing::debug!(%error, "a hint could not be sent");
+/// Sends a hint to the other servers. A failure is only logged.
+pub(super) async fn send_hint(api: &Api, hint: Hint) {
+    if let Err(error) = api.app.store.send_hints(&[hint]).await {
+        tracing::debug!(%error, "cannot send a hint");
     }
 }
 
@@ -349,35 +358,35 @@ pub(super) fn enqueued_response(enqueued: &Enqueued) -> Response {
     (status, location, Json(run)).into_response()
 }
 
-/// A run that the caller may see; what it may not see does not exist.
+/// Returns a run that the caller may see. Hidden runs are reported as missing.
 pub(super) async fn find(api: &Api, caller: &Caller, id: &str) -> Result<RunRow, ApiError> {
-    let missing = || ApiError::not_found(format!("there is no run {id}"));
+    let missing = || ApiError::not_found(format!("the run {id} does not exist"));
     let id = RunId::new(id).map_err(|_| missing())?;
     let row = match api.app.store.run(&id).await {
         Err(StoreError::NotFound { .. }) => return Err(missing()),
         row => row?,
     };
-    if !caller.sees(row.task_name.as_deref()) {
+    if !caller.may_see(row.task_name.as_deref()) {
         return Err(missing());
     }
     Ok(row)
 }
 
-/// A run.
-#[utoipa::path(get, path = "/runs/{id}", tag = "runs", params(("id" = String, Path, description = "The run's id.")),
+/// Returns a run.
+#[utoipa::path(get, path = "/runs/{id}", tag = "runs", params(("id" = String, Path, description = "Id of the run.")),
     security(("token" = ["read"])), responses(
     (status = OK, body = Run),
     (status = NOT_FOUND, body = Problem),
 ))]
 async fn show(
-    by: By<auth::Read>,
+    by: Authenticated<auth::Read>,
     State(api): State<Api>,
     Path(id): Path<String>,
 ) -> Result<Json<Run>, ApiError> {
     let row = find(&api, &by.caller, &id).await?;
     let mut run = row.to_api();
     if row.trigger == "timer" {
-        run.tick = super::timers::tick_of(&api, &row.id).await?;
+        run.firing = super::timers::firing_of(&api, &row.id).await?;
     }
     if row.trigger == "cascade" {
         let mut found = cascades_of(&api, vec![row.id.clone()]).await?;
@@ -386,27 +395,27 @@ async fn show(
     Ok(Json(run))
 }
 
-/// Asks for the end of a run. One that waits ends at once, one that runs when its runner has stopped it; one that is over is
-/// left alone.
+/// Cancels a run. A queued run ends at once. A running one ends when its runner has stopped it. A
+/// finished run is unchanged.
 #[utoipa::path(post, path = "/runs/{id}/cancel", tag = "runs", request_body = Option<CancelRun>,
-    params(("id" = String, Path, description = "The run's id.")), security(("token" = ["run"])), responses(
+    params(("id" = String, Path, description = "Id of the run.")), security(("token" = ["run"])), responses(
     (status = OK, body = Run),
     (status = NOT_FOUND, body = Problem),
 ))]
 async fn cancel(
-    by: By<auth::Run>,
+    by: Authenticated<auth::Run>,
     State(api): State<Api>,
     Path(id): Path<String>,
-    OptionalJson(asked): OptionalJson<CancelRun>,
+    OptionalJson(input): OptionalJson<CancelRun>,
 ) -> Result<Json<Run>, ApiError> {
     let row = find(&api, &by.caller, &id).await?;
-    let asked = asked.reason.unwrap_or_default();
-    if asked.chars().count() > MAX_WORDS {
+    let reason = input.reason.unwrap_or_default();
+    if reason.chars().count() > MAX_TEXT {
         return Err(ApiError::invalid(format!(
-            "`reason` is longer than {MAX_WORDS} characters"
+            "`reason` is longer than {MAX_TEXT} characters"
         )));
     }
-    let reason = match asked.trim() {
+    let reason = match reason.trim() {
         "" => format!("canceled by {}", by.caller.name),
         reason => reason.to_owned(),
     };
@@ -415,28 +424,28 @@ async fn cancel(
         .store
         .request_cancel(&row.id, &reason, app.clock.now_ms())
         .await?;
-    tracing::info!(run = %row.id, reason, state = row.state.as_str(), "the end of a run was asked for");
+    tracing::info!(run = %row.id, reason, state = row.state.as_str(), "requested the cancellation of a run");
     app.logs.wake(&row.id);
     app.wake.notify_one();
-    hint(&api, Hint::Cancel(row.id.clone())).await;
+    send_hint(&api, Hint::Cancel(row.id.clone())).await;
     Ok(Json(row.to_api()))
 }
 
-/// Does once more what a run did: the same files at the same commit, the same values and secrets, and the base images
-/// by the digests that were used then.
+/// Reruns a run: with the same files at the same commit, the same values and secrets, and the same
+/// digests of base images.
 #[utoipa::path(post, path = "/runs/{id}/rerun", tag = "runs", security(("token" = ["run"])),
     params(
-        ("id" = String, Path, description = "The run's id."),
+        ("id" = String, Path, description = "Id of the run."),
         ("Idempotency-Key" = Option<IdempotencyKey>, Header, description = "Any text, new for each new run."),
     ),
     responses(
         (status = CREATED, body = Run),
-        (status = OK, body = Run, description = "An earlier request with this key asked for it."),
+        (status = OK, body = Run, description = "The run of an earlier request with this key."),
         (status = NOT_FOUND, body = Problem),
-        (status = CONFLICT, body = Problem, description = "Its task is disabled."),
+        (status = CONFLICT, body = Problem, description = "The task is disabled or renamed, or no longer names the files or secrets of the run."),
     ))]
 async fn rerun(
-    by: By<auth::Run>,
+    by: Authenticated<auth::Run>,
     State(api): State<Api>,
     Path(id): Path<String>,
     headers: HeaderMap,
@@ -446,8 +455,8 @@ async fn rerun(
     if let Some(name) = &row.task_name {
         match api.app.store.task(name).await {
             Ok(found) => {
-                super::tasks::need_enabled(&found)?;
-                // Another task of the same name decides nothing about this run.
+                super::tasks::require_enabled(&found)?;
+                // A task that reuses the name of the run's task does not affect the rerun.
                 task = Some(found).filter(|found| row.task_id.as_ref() == Some(&found.id));
             }
             Err(StoreError::NotFound { .. }) => {}
@@ -462,65 +471,70 @@ async fn rerun(
             .await?
             .is_empty()
     {
-        return Err(ApiError::conflict(submit::RENAMED));
+        return Err(ApiError::conflict(scheduler::RENAMED));
     }
-    let asked = request(&by.caller, &headers)?;
-    let draft = submit::again(&api.app, &row, task.as_ref(), asked)?;
+    let context = request_context(&by.caller, &headers)?;
+    let draft = run_factory::rerun(&api.app, &row, task.as_ref(), context)?;
     if row.task_id.is_some() {
-        need_secrets_of_task(&draft, task.as_ref())?;
+        require_secrets_of_task(&draft, task.as_ref())?;
     }
     let is_own = !matches!(row.trust_domain, TrustDomain::Contribution { .. });
     if let Some(task) = task.as_ref().filter(|_| is_own)
-        && !by.caller.has(Scope::Write)
+        && !by.caller.has_scope(Scope::Write)
     {
-        need_context_of_task(&draft, task)?;
+        require_context_of_task(&draft, task)?;
     }
-    let new = complete(&api, draft, None).await?;
+    let new = finalize(&api, draft, None).await?;
     let enqueued = enqueue(&api, new).await?;
     if let Enqueued::Existing(earlier) = &enqueued
         && earlier.rerun_of.as_ref() != Some(&row.id)
     {
-        return Err(used_key(earlier));
+        return Err(key_conflict(earlier));
     }
     Ok(enqueued_response(&enqueued))
 }
 
-/// Refuses a rerun that would get a stored secret which its task does not name any more.
-fn need_secrets_of_task(draft: &submit::Draft, task: Option<&Task>) -> Result<(), ApiError> {
+/// Refuses a rerun with a stored secret that its task no longer names.
+fn require_secrets_of_task(draft: &RunDraft, task: Option<&Task>) -> Result<(), ApiError> {
     let named = |secret: &str| {
         task.is_some_and(|task| task.definition.secrets.values().any(|name| name == secret))
     };
-    let (_, mut stored) = draft.stored();
+    let (_, mut stored) = draft.stored_secrets();
     match stored.find(|secret| !named(secret)) {
         None => Ok(()),
         Some(secret) => Err(ApiError::conflict(format!(
-            "the run used the secret `{secret}`, which its task does not name any more"
+            "the run used the secret `{secret}`, which its task no longer names"
         ))
-        .help("start the task as it is now: `acrtask task run`")),
+        .help("start the current task: `acrtask task run`")),
     }
 }
 
-/// Refuses a rerun with files that the task does not name any more, and that may have changed since the run.
-fn need_context_of_task(draft: &submit::Draft, task: &Task) -> Result<(), ApiError> {
+/// Refuses a rerun with files that the task no longer names and that may have changed since the
+/// run.
+fn require_context_of_task(draft: &RunDraft, task: &Task) -> Result<(), ApiError> {
     match draft.context() {
         ContextSource::Url {
             url, commit: None, ..
-        } if !submit::names_commit(url) && task.definition.context.as_ref() != Some(url) => Err(
-            ApiError::conflict("the run used files that its task does not name any more")
-                .help("start the task as it is now: `acrtask task run`"),
-        ),
+        } if !run_factory::is_pinned_to_commit(url)
+            && task.definition.context.as_ref() != Some(url) =>
+        {
+            Err(
+                ApiError::conflict("the run used files that its task no longer names")
+                    .help("start the current task: `acrtask task run`"),
+            )
+        }
         _ => Ok(()),
     }
 }
 
-/// The attempts at a run: one for each time that it was handed to a runner.
+/// Lists the attempts of a run, one per lease.
 #[utoipa::path(get, path = "/runs/{id}/attempts", tag = "runs",
-    params(("id" = String, Path, description = "The run's id.")), security(("token" = ["read"])), responses(
+    params(("id" = String, Path, description = "Id of the run.")), security(("token" = ["read"])), responses(
     (status = OK, body = Vec<Attempt>),
     (status = NOT_FOUND, body = Problem),
 ))]
 async fn attempts(
-    by: By<auth::Read>,
+    by: Authenticated<auth::Read>,
     State(api): State<Api>,
     Path(id): Path<String>,
 ) -> Result<Json<Vec<Attempt>>, ApiError> {

@@ -12,33 +12,33 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::{api::testing::Server, submit::lease_payload};
+use crate::{api::testing::TestServer, scheduler::load_lease_payload};
 
 fn cmd() -> serde_json::Value {
-    json!({"spec": {"work": {"do": "cmd", "line": "alpine true"}, "facts": {"registry": "reg.example.com"}}})
+    json!({"spec": {"source": {"type": "cmd", "line": "alpine true"}, "variables": {"registry": "reg.example.com"}}})
 }
 
 #[tokio::test]
-async fn a_run_is_asked_for_and_shown() {
-    let server = Server::start().await;
-    let answer = server.post("/runs", cmd()).await;
-    let run: Run = answer.json(StatusCode::CREATED);
+async fn run_is_created_and_shown() {
+    let server = TestServer::start().await;
+    let response = server.post("/runs", cmd()).await;
+    let run: Run = response.json(StatusCode::CREATED);
     assert_eq!(run.state, RunState::Queued);
     assert_eq!(run.trigger, "manual");
     assert_eq!(run.requested_by.as_deref(), Some("admin"));
-    assert_eq!(run.spec.facts.triggered_by, "Manual");
-    let location = answer.headers[header::LOCATION].to_str().unwrap();
+    assert_eq!(run.spec.variables.triggered_by, "Manual");
+    let location = response.headers[header::LOCATION].to_str().unwrap();
     assert_eq!(location, format!("/api/v1/runs/{}", run.id));
     let shown: Run = server
         .get(&format!("/runs/{}", run.id))
         .await
         .json(StatusCode::OK);
     assert_eq!(shown, run);
-    // The limit of the server holds for a run that says none.
+    // A run without a timeout gets the default of the server.
     let row = server.app.store.run(&run.id).await.unwrap();
     assert_eq!(row.timeout_secs, Some(8 * 3600));
     assert_eq!(
-        row.warm_key,
+        row.affinity_key,
         row.trust_domain.affinity_key("reg.example.com alpine true")
     );
     for path in ["/runs/rnothere", "/runs/NO-ID", "/runs/a%2Fb"] {
@@ -48,8 +48,8 @@ async fn a_run_is_asked_for_and_shown() {
 }
 
 #[tokio::test]
-async fn a_caller_may_choose_the_id() {
-    let server = Server::start().await;
+async fn caller_may_choose_the_id() {
+    let server = TestServer::start().await;
     let mut body = cmd();
     body["id"] = json!("ca7");
     let run: Run = server
@@ -65,15 +65,15 @@ async fn a_caller_may_choose_the_id() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_request_is_told_at_once() {
-    let server = Server::start().await;
+async fn all_problems_of_a_request_are_reported_at_once() {
+    let server = TestServer::start().await;
     let wrong = json!({
         "spec": {
-            "work": {"do": "file", "path": "/etc/passwd"},
+            "source": {"type": "file", "path": "/etc/passwd"},
             "platforms": ["amd64"],
-            "buildSecrets": ["nobody"],
+            "buildSecrets": ["missing"],
             "timeoutSecs": 0,
-            "cache": {"use": "readWrite", "name": "app"},
+            "cache": {"mode": "readWrite", "name": "app"},
         },
         "queue": {"priority": 99},
         "credentials": [{"host": "https://x", "username": "u", "password": "hunter2"}],
@@ -91,13 +91,16 @@ async fn what_is_wrong_with_a_request_is_told_at_once() {
         problem.message.contains("unknown field `wrok`"),
         "{problem:?}"
     );
-    let upload = json!({"spec": {"context": {"from": "upload", "id": "c1"}}});
+    let upload = json!({"spec": {"context": {"type": "upload", "id": "c1"}}});
     let problem = server
         .post("/runs", upload)
         .await
         .problem(StatusCode::UNPROCESSABLE_ENTITY);
-    assert_eq!(problem.message, "there is no complete context `c1`");
-    let large = json!({"spec": {"work": {"do": "cmd", "line": "x".repeat(5 << 20)}}});
+    assert_eq!(
+        problem.message,
+        "the context `c1` is not complete or does not exist"
+    );
+    let large = json!({"spec": {"source": {"type": "cmd", "line": "x".repeat(5 << 20)}}});
     let problem = server
         .post("/runs", large)
         .await
@@ -105,13 +108,13 @@ async fn what_is_wrong_with_a_request_is_told_at_once() {
     assert_eq!(problem.code, "too-large");
 }
 
-fn keyed(
-    server: &Server,
+fn request_with_key(
+    server: &TestServer,
     path: &str,
     key: &str,
     body: &serde_json::Value,
 ) -> axum::http::Request<axum::body::Body> {
-    let mut request = Server::request(Method::POST, path, Some(&server.admin), Some(body));
+    let mut request = TestServer::request(Method::POST, path, Some(&server.admin), Some(body));
     request
         .headers_mut()
         .insert("idempotency-key", key.parse().unwrap());
@@ -119,32 +122,32 @@ fn keyed(
 }
 
 #[tokio::test]
-async fn the_same_key_leads_to_the_same_run() {
-    let server = Server::start().await;
+async fn same_key_returns_the_same_run() {
+    let server = TestServer::start().await;
     let first: Run = server
-        .send(keyed(&server, "/runs", "k1", &cmd()))
+        .send(request_with_key(&server, "/runs", "k1", &cmd()))
         .await
         .json(StatusCode::CREATED);
-    let again: Run = server
-        .send(keyed(&server, "/runs", "k1", &cmd()))
+    let repeated: Run = server
+        .send(request_with_key(&server, "/runs", "k1", &cmd()))
         .await
         .json(StatusCode::OK);
-    assert_eq!(again.id, first.id);
+    assert_eq!(repeated.id, first.id);
     let mut other = cmd();
-    other["spec"]["work"]["line"] = json!("alpine false");
+    other["spec"]["source"]["line"] = json!("alpine false");
     let problem = server
-        .send(keyed(&server, "/runs", "k1", &other))
+        .send(request_with_key(&server, "/runs", "k1", &other))
         .await
         .problem(StatusCode::CONFLICT);
     assert!(problem.message.contains(first.id.as_str()));
     let second: Run = server
-        .send(keyed(&server, "/runs", "k2", &other))
+        .send(request_with_key(&server, "/runs", "k2", &other))
         .await
         .json(StatusCode::CREATED);
     assert_ne!(second.id, first.id);
-    // Another caller's key is another key.
-    let token = server.token(&[Scope::Run], None).await;
-    let mut request = Server::request(Method::POST, "/runs", Some(&token), Some(&cmd()));
+    // Keys of different callers are distinct.
+    let token = server.create_token(&[Scope::Run], None).await;
+    let mut request = TestServer::request(Method::POST, "/runs", Some(&token), Some(&cmd()));
     request
         .headers_mut()
         .insert("idempotency-key", "k1".parse().unwrap());
@@ -153,7 +156,7 @@ async fn the_same_key_leads_to_the_same_run() {
 
 #[tokio::test]
 async fn lists_are_filtered_and_paged() {
-    let server = Server::start().await;
+    let server = TestServer::start().await;
     for at in 0..5_i64 {
         server.app.clock.set(crate::api::testing::NOW + at);
         server.start_run().await;
@@ -190,14 +193,14 @@ async fn lists_are_filtered_and_paged() {
         "cursor=%00",
         "nothing=1",
     ] {
-        let answer = server.get(&format!("/runs?{wrong}")).await;
-        answer.refused(wrong);
+        let response = server.get(&format!("/runs?{wrong}")).await;
+        response.refused(wrong);
     }
 }
 
 #[tokio::test]
-async fn a_waiting_run_is_canceled_at_once() {
-    let server = Server::start().await;
+async fn queued_run_is_canceled_at_once() {
+    let server = TestServer::start().await;
     let run = server.start_run().await;
     let path = format!("/runs/{}/cancel", run.id);
     let canceled: Run = server
@@ -208,47 +211,47 @@ async fn a_waiting_run_is_canceled_at_once() {
     assert_eq!(canceled.reason.as_deref(), Some("a mistake"));
     let again: Run = server.post(&path, json!({})).await.json(StatusCode::OK);
     assert_eq!(again, canceled);
-    // Without a body.
+    // Cancel without a body.
     let run = server.start_run().await;
     let path = format!("/runs/{}/cancel", run.id);
     let canceled: Run = server
-        .ask(Method::POST, &path, &server.admin, None)
+        .send_as(Method::POST, &path, &server.admin, None)
         .await
         .json(StatusCode::OK);
     assert_eq!(canceled.reason.as_deref(), Some("canceled by admin"));
 }
 
 #[tokio::test]
-async fn a_run_that_is_carried_out_is_asked_to_end() {
-    let server = Server::start().await;
-    let runner = server.runner("one").await;
+async fn running_run_gets_a_cancel_request() {
+    let server = TestServer::start().await;
+    let runner = server.register_runner("one").await;
     let run = server.start_run().await;
-    server.lease(&run.id, &runner).await;
+    server.lease_run(&run.id, &runner).await;
     let path = format!("/runs/{}", run.id);
-    let asked: Run = server
+    let input: Run = server
         .post(&format!("{path}/cancel"), json!({}))
         .await
         .json(StatusCode::OK);
-    assert_eq!(asked.state, RunState::Running);
-    assert!(asked.cancel_requested);
-    let cancels = server.app.store.cancels().await.unwrap();
+    assert_eq!(input.state, RunState::Running);
+    assert!(input.cancel_requested);
+    let cancels = server.app.store.cancel_requests().await.unwrap();
     assert_eq!(cancels.len(), 1);
     assert_eq!(cancels[0].reason, "canceled by admin");
 }
 
 #[tokio::test]
-async fn a_rerun_has_the_same_inputs_and_the_same_bases() {
-    let server = Server::start().await;
-    let runner = server.runner("one").await;
+async fn rerun_has_the_same_inputs_and_bases() {
+    let server = TestServer::start().await;
+    let runner = server.register_runner("one").await;
     let body = json!({
-        "spec": {"context": {"from": "url", "url": "https://git.example.com/a.git#main:sub"}},
+        "spec": {"context": {"type": "url", "url": "https://git.example.com/a.git#main:sub"}},
         "queue": {"priority": 2},
         "secrets": {"token": "hunter2"},
         "credentials": [{"host": "reg.example.com", "username": "u", "password": "hunter3"}],
     });
     let first: Run = server.post("/runs", body).await.json(StatusCode::CREATED);
     assert_eq!(first.spec.secrets, ["token"]);
-    let attempt = server.lease(&first.id, &runner).await;
+    let attempt = server.lease_run(&first.id, &runner).await;
     let digest: acrtask_model::Digest = format!("sha256:{}", "a".repeat(64)).parse().unwrap();
     let commit = "0123456789012345678901234567890123456789";
     let result = RunResult {
@@ -260,7 +263,7 @@ async fn a_rerun_has_the_same_inputs_and_the_same_bases() {
             evidence: Evidence::Provenance,
             platforms: Vec::new(),
         }],
-        facts: acrtask_api::spec::Facts {
+        variables: acrtask_api::spec::Variables {
             commit: commit.into(),
             branch: "main".into(),
             ..Default::default()
@@ -268,11 +271,11 @@ async fn a_rerun_has_the_same_inputs_and_the_same_bases() {
         ..RunResult::default()
     };
     server
-        .finish(&first.id, attempt, &runner, RunState::Failed, "", result)
+        .finish_run(&first.id, attempt, &runner, RunState::Failed, "", result)
         .await;
     let path = format!("/runs/{}/rerun", first.id);
     let again: Run = server
-        .ask(Method::POST, &path, &server.admin, None)
+        .send_as(Method::POST, &path, &server.admin, None)
         .await
         .json(StatusCode::CREATED);
     assert_ne!(again.id, first.id);
@@ -283,16 +286,16 @@ async fn a_rerun_has_the_same_inputs_and_the_same_bases() {
         again.spec.pins,
         BTreeMap::from([("alpine:3".to_owned(), digest)])
     );
-    assert_eq!(again.spec.facts.branch, "main");
+    assert_eq!(again.spec.variables.branch, "main");
     let url = format!("https://git.example.com/a.git#{commit}:sub");
     assert_eq!(
         again.spec.context,
         acrtask_api::spec::ContextSource::url(url)
     );
-    // What it must not show, it has nonetheless.
+    // The rerun also has the secret values, which its API representation hides.
     let row = server.app.store.run(&again.id).await.unwrap();
     assert!(!format!("{row:?}").contains("hunter"));
-    let payload = lease_payload(&server.app, &row).await.unwrap();
+    let payload = load_lease_payload(&server.app, &row).await.unwrap();
     assert_eq!(payload.secrets["token"].expose(), "hunter2");
     assert_eq!(payload.credentials[0].password.0, "hunter3");
     assert!(!format!("{payload:?}").contains("hunter"));
@@ -300,15 +303,15 @@ async fn a_rerun_has_the_same_inputs_and_the_same_bases() {
 
 #[tokio::test]
 async fn attempts_are_listed() {
-    let server = Server::start().await;
-    let runner = server.runner("one").await;
+    let server = TestServer::start().await;
+    let runner = server.register_runner("one").await;
     let run = server.start_run().await;
     let path = format!("/runs/{}/attempts", run.id);
     let none: Vec<Attempt> = server.get(&path).await.json(StatusCode::OK);
     assert!(none.is_empty());
-    let attempt = server.lease(&run.id, &runner).await;
+    let attempt = server.lease_run(&run.id, &runner).await;
     server
-        .finish(
+        .finish_run(
             &run.id,
             attempt,
             &runner,
@@ -324,14 +327,15 @@ async fn attempts_are_listed() {
 }
 
 #[tokio::test]
-async fn stored_secrets_need_more_than_run() {
-    let server = Server::start().await;
-    let body = json!({"spec": {"work": {"do": "cmd", "line": "alpine true"}, "secrets": ["key"]}});
+async fn stored_secrets_need_the_scope_write() {
+    let server = TestServer::start().await;
+    let body =
+        json!({"spec": {"source": {"type": "cmd", "line": "alpine true"}, "secrets": ["key"]}});
     let problem = server
         .post("/runs", body.clone())
         .await
         .problem(StatusCode::UNPROCESSABLE_ENTITY);
-    assert_eq!(problem.message, "there is no secret `key`");
+    assert_eq!(problem.message, "missing secret `key`");
     server
         .put("/secrets/key", json!({"value": "hunter2"}))
         .await
@@ -341,23 +345,23 @@ async fn stored_secrets_need_more_than_run() {
         .await
         .json(StatusCode::CREATED);
     let row = server.app.store.run(&run.id).await.unwrap();
-    let payload = lease_payload(&server.app, &row).await.unwrap();
+    let payload = load_lease_payload(&server.app, &row).await.unwrap();
     assert_eq!(payload.secrets["key"].expose(), "hunter2");
     assert_eq!(payload.vault_task, None);
-    let token = server.token(&[Scope::Run], None).await;
+    let token = server.create_token(&[Scope::Run], None).await;
     let problem = server
-        .ask(Method::POST, "/runs", &token, Some(&body))
+        .send_as(Method::POST, "/runs", &token, Some(&body))
         .await
         .problem(StatusCode::FORBIDDEN);
     assert_eq!(problem.code, "forbidden");
-    // Gone between the request and the lease.
+    // The secret is deleted between the request and the lease.
     server.delete("/secrets/key").await;
-    let error = lease_payload(&server.app, &row).await.unwrap_err();
+    let error = load_lease_payload(&server.app, &row).await.unwrap_err();
     insta::assert_snapshot!(error.to_string());
 }
 
 #[test]
-fn a_trace_is_taken_over_only_in_its_form() {
+fn only_a_valid_traceparent_is_accepted() {
     assert!(is_traceparent(
         "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     ));
@@ -380,21 +384,21 @@ fn limits() -> impl Strategy<Value = TaskLimit> {
 }
 
 proptest! {
-    /// The filter of a list never shows what the limit of the token hides, and hides nothing else.
+    /// The filter of a list shows exactly the runs that the limit of the token allows.
     #[test]
-    fn two_limits_together(one in limits(), other in limits(), task in proptest::option::of("[ab/]{0,5}")) {
+    fn intersection_allows_what_both_limits_allow(one in limits(), other in limits(), task in proptest::option::of("[ab/]{0,5}")) {
         let task = task.as_deref();
         let expected = one.allows(task) && other.allows(task);
-        let got = both(&one, other).is_some_and(|limit| limit.allows(task));
+        let got = intersect(&one, other).is_some_and(|limit| limit.allows(task));
         prop_assert_eq!(got, expected);
     }
 }
 
-/// No text of a cursor or a filter makes the server fail.
+/// Arbitrary text in a cursor or filter does not cause a server error.
 #[tokio::test]
-async fn any_cursor_is_answered() {
+async fn arbitrary_cursors_are_handled() {
     use proptest::{strategy::ValueTree as _, test_runner::TestRunner};
-    let server = Server::start().await;
+    let server = TestServer::start().await;
     server.start_run().await;
     let mut runner = TestRunner::default();
     let texts = ("\\PC{0,40}|[0-9]{0,20}:[a-z]{0,12}|.{0,8}", "\\PC{0,20}");
@@ -415,17 +419,20 @@ fn form(pairs: &[(&str, &str)]) -> String {
 }
 
 #[tokio::test]
-async fn specs_above_256_kib_are_refused_and_lists_carry_none() {
-    let server = Server::start().await;
+async fn specs_above_256_kib_are_refused_and_lists_omit_specs() {
+    let server = TestServer::start().await;
     let run = |bytes: usize| {
         json!({"spec": {
-            "work": {"do": "cmd", "line": "alpine true"},
+            "source": {"type": "cmd", "line": "alpine true"},
             "set": {"text": "x".repeat(bytes)},
         }})
     };
     let refused = server.post("/runs", run(256 << 10)).await;
     let problem = refused.problem(StatusCode::PAYLOAD_TOO_LARGE);
-    assert!(problem.message.contains("may take 256 KiB"), "{problem:?}");
+    assert!(
+        problem.message.contains("the limit is 256 KiB"),
+        "{problem:?}"
+    );
     server.start_run().await;
     let begun = std::time::Instant::now();
     for _ in 0..10 {
@@ -437,9 +444,14 @@ async fn specs_above_256_kib_are_refused_and_lists_carry_none() {
     let few = begun.elapsed();
     let principal = Principal::Token { id: "x".into() };
     for _ in 0..40 {
-        let asked = serde_json::from_value(run(200 << 10)).unwrap();
-        let draft =
-            submit::from_request(&server.app, asked, &principal, Request::default()).unwrap();
+        let input = serde_json::from_value(run(200 << 10)).unwrap();
+        let draft = run_factory::create_from_request(
+            &server.app,
+            input,
+            &principal,
+            RequestContext::default(),
+        )
+        .unwrap();
         let new = draft.seal(&server.app).unwrap();
         let now = crate::api::testing::NOW + 1;
         server.app.store.enqueue(new, now).await.unwrap();
@@ -460,15 +472,15 @@ async fn specs_above_256_kib_are_refused_and_lists_carry_none() {
 }
 
 #[tokio::test]
-async fn an_idempotency_key_is_not_that_of_a_later_token_of_the_same_name() {
-    let server = Server::start().await;
+async fn idempotency_keys_of_tokens_with_the_same_name_are_distinct() {
+    let server = TestServer::start().await;
     let mut runs = Vec::new();
     for _ in 0..2 {
         let body = json!({"name": "ci", "scopes": ["run"]});
         let made: serde_json::Value = server.post("/tokens", body).await.json(StatusCode::CREATED);
         let token = made["secret"].as_str().unwrap();
-        let body = json!({"spec": {"work": {"do": "cmd", "line": "alpine true"}}});
-        let mut request = Server::request(Method::POST, "/runs", Some(token), Some(&body));
+        let body = json!({"spec": {"source": {"type": "cmd", "line": "alpine true"}}});
+        let mut request = TestServer::request(Method::POST, "/runs", Some(token), Some(&body));
         let key = "k1".parse().unwrap();
         request.headers_mut().insert("idempotency-key", key);
         let run: Run = server.send(request).await.json(StatusCode::CREATED);
@@ -480,8 +492,8 @@ async fn an_idempotency_key_is_not_that_of_a_later_token_of_the_same_name() {
 }
 
 #[tokio::test]
-async fn a_rerun_brings_back_nothing_that_was_taken_from_its_task() {
-    let server = Server::start().await;
+async fn rerun_does_not_restore_settings_removed_from_its_task() {
+    let server = TestServer::start().await;
     let secret = json!({"value": "long enough"});
     server.put("/secrets/shared", secret).await;
     let set = async |more: serde_json::Value| {
@@ -489,16 +501,18 @@ async fn a_rerun_brings_back_nothing_that_was_taken_from_its_task() {
         for (key, value) in more.as_object().unwrap() {
             task[key] = value.clone();
         }
-        let answer = server.put("/tasks/app", task).await;
-        assert!(answer.status.is_success(), "{}", answer.status);
+        let response = server.put("/tasks/app", task).await;
+        assert!(response.status.is_success(), "{}", response.status);
     };
     let start = async || -> Run {
-        let answer = server.post("/tasks/app/runs", json!({})).await;
-        answer.json(StatusCode::CREATED)
+        let response = server.post("/tasks/app/runs", json!({})).await;
+        response.json(StatusCode::CREATED)
     };
     let rerun = async |run: &Run| {
         let path = format!("/runs/{}/rerun", run.id);
-        server.ask(Method::POST, &path, &server.admin, None).await
+        server
+            .send_as(Method::POST, &path, &server.admin, None)
+            .await
     };
     let group = json!({"max": 1, "group": "shared", "cancelSuperseded": true});
     set(json!({"queue": {"pool": "gpu", "concurrency": group}})).await;

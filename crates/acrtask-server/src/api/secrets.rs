@@ -1,4 +1,4 @@
-//! Secrets: set, listed by name, removed. A value goes in and never comes out.
+//! Secrets: set, list and delete. No operation returns a value.
 
 use acrtask_api::forms::SecretName;
 use std::collections::HashMap;
@@ -16,12 +16,13 @@ use super::{
     tasks,
 };
 use crate::{
-    auth::{self, By, Caller},
-    submit::{self, Problems},
+    auth::{self, Authenticated, Caller},
+    run_factory,
+    validate::{self, Problems},
 };
 
-/// Tasks that are read at once to find their names.
-const TASKS: u32 = 1000;
+/// Tasks that one query reads to find their names.
+const TASKS_PER_QUERY: u32 = 1000;
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
@@ -29,35 +30,36 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(put, delete))
 }
 
-/// What belongs to a task alone.
+/// Restriction to resources of one task.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct OfTask {
-    /// That of the task with this name alone.
+    /// Lists or changes only the resource of this task. By default those of all tasks.
     pub(super) task: Option<String>,
 }
 
-/// The scope in the store of what belongs to a task, or to all, for somebody who wants to change it.
-pub(super) async fn scope_of(
+/// Returns the scope in the store for a task, or for all tasks. Refuses a caller that may not
+/// change it.
+pub(super) async fn require_scope_of(
     api: &Api,
     caller: &Caller,
     task: Option<&str>,
 ) -> Result<String, ApiError> {
-    caller.need_task(task)?;
+    caller.require_task(task)?;
     match task {
         None => Ok(String::new()),
         Some(name) => match tasks::find(api, caller, name).await {
             Ok(task) => Ok(task.id),
             Err(error) if error.status() == StatusCode::NOT_FOUND => Err(error.help(
-                "make the task first; it may name secrets that are not stored yet. Without a task, it is for all tasks",
+                "create the task first: it may name secrets that do not exist yet. Without `task`, this applies to all tasks",
             )),
             Err(error) => Err(error),
         },
     }
 }
 
-/// The names of tasks by their ids, of those that the caller may see.
+/// Returns the names of all tasks that the caller may see, by id.
 pub(super) async fn task_names(
     api: &Api,
     caller: &Caller,
@@ -71,11 +73,11 @@ pub(super) async fn task_names(
             .tasks(TaskFilter {
                 pattern: caller.tasks.clone(),
                 after: after.take(),
-                limit: TASKS,
+                limit: TASKS_PER_QUERY,
                 ..TaskFilter::default()
             })
             .await?;
-        let full = page.len() >= TASKS as usize;
+        let full = page.len() >= TASKS_PER_QUERY as usize;
         for task in page {
             after = Some(task.definition.name.clone());
             names.insert(task.id, task.definition.name);
@@ -86,13 +88,13 @@ pub(super) async fn task_names(
     }
 }
 
-/// The names of secrets.
+/// Lists the names of secrets.
 #[utoipa::path(get, path = "/secrets", tag = "secrets", params(OfTask), security(("token" = ["read"])), responses(
     (status = OK, body = Vec<Secret>),
-    (status = NOT_FOUND, body = Problem, description = "There is no such task."),
+    (status = NOT_FOUND, body = Problem, description = "The task does not exist."),
 ))]
 async fn list(
-    by: By<auth::Read>,
+    by: Authenticated<auth::Read>,
     State(api): State<Api>,
     Query(of): Query<OfTask>,
 ) -> Result<Json<Vec<Secret>>, ApiError> {
@@ -112,7 +114,7 @@ async fn list(
             "" => None,
             id => Some(names.get(id)?.clone()),
         };
-        caller.sees(task.as_deref()).then(|| Secret {
+        caller.may_see(task.as_deref()).then(|| Secret {
             name: row.name,
             task,
             updated_at: acrtask_store::timestamp(row.updated_at),
@@ -121,61 +123,62 @@ async fn list(
     Ok(Json(seen.collect()))
 }
 
-/// Sets a secret. The value is never shown again.
+/// Sets a secret. No operation returns its value.
 #[utoipa::path(put, path = "/secrets/{name}", tag = "secrets", request_body = PutSecret,
-    params(("name" = SecretName, Path, description = "The secret's name.")),
+    params(("name" = SecretName, Path, description = "Name of the secret.")),
     security(("token" = ["write"])), responses(
     (status = OK, body = Secret),
     (status = BAD_REQUEST, body = Problem),
-    (status = NOT_FOUND, body = Problem, description = "There is no such task."),
+    (status = NOT_FOUND, body = Problem, description = "The task does not exist."),
 ))]
 async fn put(
-    by: By<auth::Write>,
+    by: Authenticated<auth::Write>,
     State(api): State<Api>,
     Path(name): Path<String>,
-    Json(asked): Json<PutSecret>,
+    Json(input): Json<PutSecret>,
 ) -> Result<Json<Secret>, ApiError> {
-    let scope = scope_of(&api, &by.caller, asked.task.as_deref()).await?;
-    submit::secret_name(&name).map_err(ApiError::invalid)?;
+    let scope = require_scope_of(&api, &by.caller, input.task.as_deref()).await?;
+    validate::check_secret_name(&name).map_err(ApiError::invalid)?;
     let mut problems = Problems::default();
-    submit::check_value("value", &asked.value.0, &mut problems);
+    validate::check_value("value", &input.value.0, &mut problems);
     problems.into_result()?;
     let app = &api.app;
     let now = app.clock.now_ms();
-    let sealed = app
-        .vault
-        .seal(&submit::secret_aad(&scope, &name), asked.value.0.as_bytes());
+    let sealed = app.vault.seal(
+        &run_factory::secret_aad(&scope, &name),
+        input.value.0.as_bytes(),
+    );
     app.store.put_secret(&scope, &name, &sealed, now).await?;
     tracing::info!(
         secret = name,
-        task = asked.task,
+        task = input.task,
         by = by.caller.name,
-        "a secret was set"
+        "set a secret"
     );
     Ok(Json(Secret {
         name,
-        task: asked.task,
+        task: input.task,
         updated_at: acrtask_store::timestamp(now),
     }))
 }
 
-/// Removes a secret. A run that needs it and has not been handed out yet will end with an error.
+/// Deletes a secret. A queued run that needs it will end with an error.
 #[utoipa::path(delete, path = "/secrets/{name}", tag = "secrets",
-    params(("name" = String, Path, description = "The secret's name."), OfTask),
+    params(("name" = String, Path, description = "Name of the secret."), OfTask),
     security(("token" = ["write"])), responses((status = NO_CONTENT), (status = NOT_FOUND, body = Problem)))]
 async fn delete(
-    by: By<auth::Write>,
+    by: Authenticated<auth::Write>,
     State(api): State<Api>,
     Path(name): Path<String>,
     Query(of): Query<OfTask>,
 ) -> Result<StatusCode, ApiError> {
-    let scope = scope_of(&api, &by.caller, of.task.as_deref()).await?;
+    let scope = require_scope_of(&api, &by.caller, of.task.as_deref()).await?;
     api.app.store.delete_secret(&scope, &name).await?;
     tracing::info!(
         secret = name,
         task = of.task,
         by = by.caller.name,
-        "a secret was removed"
+        "deleted a secret"
     );
     Ok(StatusCode::NO_CONTENT)
 }

@@ -6,11 +6,11 @@ use serde_json::json;
 use acrtask_api::admin::Scope;
 
 use super::*;
-use crate::api::testing::Server;
+use crate::api::testing::TestServer;
 
 #[tokio::test]
-async fn a_secret_goes_in_and_never_comes_out() {
-    let server = Server::start().await;
+async fn secret_values_are_encrypted_and_never_returned() {
+    let server = TestServer::start().await;
     server
         .post("/tasks", json!({"name": "app", "cmd": "alpine true"}))
         .await
@@ -34,27 +34,29 @@ async fn a_secret_goes_in_and_never_comes_out() {
     assert_eq!(tasks, [None, Some("app")]);
     let of_task: Vec<Secret> = server.get("/secrets?task=app").await.json(StatusCode::OK);
     assert_eq!(of_task.len(), 1);
-    // What the database has is not what was said, and opens only where it belongs.
+    // The stored value is encrypted, and opens only for this secret.
     let store = &server.app.store;
     let sealed = store.secret("", "npm").await.unwrap().unwrap();
     assert!(!sealed.windows(7).any(|window| window == b"hunter2"));
     let vault = &server.app.vault;
-    let opened = vault.open(&submit::secret_aad("", "npm"), &sealed).unwrap();
+    let opened = vault
+        .open(&run_factory::secret_aad("", "npm"), &sealed)
+        .unwrap();
     assert_eq!(opened.expose(), "hunter2");
     vault
-        .open(&submit::secret_aad("", "other"), &sealed)
+        .open(&run_factory::secret_aad("", "other"), &sealed)
         .unwrap_err();
     let files = std::fs::read(server.folder.path().join("db.sqlite")).unwrap();
     assert!(!files.windows(7).any(|window| window == b"hunter2"));
-    // Another token sees no more than its tasks.
-    let limited = server.token(&[Scope::Read], Some("app")).await;
+    // A limited token sees only the secrets of its tasks.
+    let limited = server.create_token(&[Scope::Read], Some("app")).await;
     let seen: Vec<Secret> = server
-        .ask(Method::GET, "/secrets", &limited, None)
+        .send_as(Method::GET, "/secrets", &limited, None)
         .await
         .json(StatusCode::OK);
     assert_eq!(seen.len(), 1);
-    let answer = server.delete("/secrets/npm?task=app").await;
-    assert_eq!(answer.status, StatusCode::NO_CONTENT);
+    let response = server.delete("/secrets/npm?task=app").await;
+    assert_eq!(response.status, StatusCode::NO_CONTENT);
     server
         .delete("/secrets/npm?task=app")
         .await
@@ -62,13 +64,13 @@ async fn a_secret_goes_in_and_never_comes_out() {
 }
 
 #[tokio::test]
-async fn secrets_and_logins_are_checked_alike_wherever_they_come() {
-    let server = Server::start().await;
+async fn stored_and_sent_secrets_have_the_same_checks() {
+    let server = TestServer::start().await;
     server
         .post("/tasks", json!({"name": "app", "cmd": "alpine true"}))
         .await
         .json::<serde_json::Value>(StatusCode::CREATED);
-    let spec = json!({"work": {"do": "cmd", "line": "alpine true"}});
+    let spec = json!({"source": {"type": "cmd", "line": "alpine true"}});
     let login = |password: &str| json!({"host": "h", "username": "u", "password": password});
     let large = "x".repeat((64 << 10) + 1);
     let most = "x".repeat(64 << 10);
@@ -94,17 +96,17 @@ async fn secrets_and_logins_are_checked_alike_wherever_they_come() {
                 .post("/tasks/app/runs", json!({"secrets": {"a": wrong}}))
                 .await,
         ];
-        for (at, answer) in refused.into_iter().enumerate() {
-            answer.refused(&format!("{at}: {wrong:.9}"));
-            assert!(answer.text().len() < 1000, "{at}");
+        for (at, response) in refused.into_iter().enumerate() {
+            response.refused(&format!("{at}: {wrong:.9}"));
+            assert!(response.text().len() < 1000, "{at}");
         }
     }
     for good in ["abcd", &most] {
         let body = json!({"spec": spec, "secrets": {"a": good}, "credentials": [login(good)]});
-        let answer = server.post("/runs", body).await;
-        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
+        let response = server.post("/runs", body).await;
+        assert_eq!(response.status, StatusCode::CREATED, "{}", response.text());
     }
-    // Each of them is small enough, and all of them are not.
+    // Each secret is within the limit, but their total is not.
     let many: std::collections::BTreeMap<String, &str> =
         (0..4).map(|at| (format!("s{at}"), most.as_str())).collect();
     for (path, body) in [
@@ -114,17 +116,17 @@ async fn secrets_and_logins_are_checked_alike_wherever_they_come() {
         let problem = server.post(path, body).await;
         let problem = problem.refused(path);
         let expected =
-            "`secrets` and `credentials` of the run take 257 KiB together, and may take 256 KiB";
+            "`secrets` and `credentials` of the run have 257 KiB, and the limit is 256 KiB";
         assert!(problem.message.starts_with(expected), "{}", problem.message);
     }
     let user = json!({"username": large, "password": "abcd"});
-    let answer = server.put("/credentials/h", user).await;
-    assert_eq!(answer.status, StatusCode::BAD_REQUEST);
+    let response = server.put("/credentials/h", user).await;
+    assert_eq!(response.status, StatusCode::BAD_REQUEST);
 }
 
 #[tokio::test]
-async fn what_is_no_secret_is_refused() {
-    let server = Server::start().await;
+async fn invalid_secrets_are_refused() {
+    let server = TestServer::start().await;
     for (path, body, status) in [
         (
             "/secrets/a%20b",
@@ -153,8 +155,8 @@ async fn what_is_no_secret_is_refused() {
             StatusCode::BAD_REQUEST,
         ),
     ] {
-        let answer = server.put(path, body).await;
-        assert!(!answer.text().contains("hunter2"));
-        answer.problem(status);
+        let response = server.put(path, body).await;
+        assert!(!response.text().contains("hunter2"));
+        response.problem(status);
     }
 }

@@ -1,11 +1,12 @@
-//! Stored tasks: made, listed, shown, changed, deleted, and runs of them started. A `/` in a name is `%2F` in a path.
+//! Stored tasks: create, list, show, change and delete them, and start their runs. A `/` in a name
+//! is `%2F` in a path.
 
 use acrtask_api::{
     BASE,
     admin::{Problem, Scope},
     forms::{Generation, IdempotencyKey},
     run::{Page, Run, StartTask},
-    spec::Work,
+    spec::RunSource,
     task::{Task, TaskDefinition},
     task_keys,
 };
@@ -25,8 +26,8 @@ use super::{
     runs,
 };
 use crate::{
-    auth::{self, By, Caller},
-    submit,
+    auth::{self, Authenticated, Caller},
+    run_factory, validate,
 };
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
@@ -38,39 +39,39 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(start))
 }
 
-/// Which tasks a list shows.
+/// Filter and page of a list of tasks.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct ListTasks {
-    /// Only names that begin so.
+    /// Lists only names with this prefix.
     prefix: Option<String>,
     /// Length of the page: 1 to 200, 50 by default.
     #[param(minimum = 1, maximum = 200)]
     limit: Option<u32>,
-    /// What the page before gave as `next`.
+    /// `next` of the previous page.
     cursor: Option<String>,
 }
 
-/// Stored tasks, by name.
+/// Lists stored tasks by name.
 #[utoipa::path(get, path = "/tasks", tag = "tasks", params(ListTasks), security(("token" = ["read"])), responses(
     (status = OK, body = Page<Task>),
     (status = BAD_REQUEST, body = Problem),
 ))]
 async fn list(
-    by: By<auth::Read>,
+    by: Authenticated<auth::Read>,
     State(api): State<Api>,
-    Query(asked): Query<ListTasks>,
+    Query(input): Query<ListTasks>,
 ) -> Result<Json<Page<Task>>, ApiError> {
-    let limit = runs::page_limit(asked.limit)?;
+    let limit = runs::page_limit(input.limit)?;
     let mut items = api
         .app
         .store
         .tasks(TaskFilter {
-            prefix: asked.prefix,
+            prefix: input.prefix,
             pattern: by.caller.tasks.clone(),
-            after: asked.cursor,
-            // One more tells whether there is another page.
+            after: input.cursor,
+            // One entry more than the page shows that there is a next page.
             limit: limit + 1,
         })
         .await?;
@@ -84,13 +85,13 @@ async fn list(
     for task in &mut items {
         let definition = &mut task.definition;
         definition.values.clear();
-        // Still there, so that the list shows which kind of task it is.
+        // Keep an empty text, so that the list shows the kind of the task.
         definition.text = definition.text.take().map(|_| String::new());
     }
     Ok(Json(Page { items, next }))
 }
 
-/// The definition of a task in a body. A key at the wrong level is refused with the name of the right one.
+/// Body with a task definition. A key at the wrong level is refused with its right level.
 #[derive(Debug)]
 struct Definition(TaskDefinition);
 
@@ -99,31 +100,33 @@ impl<S: Send + Sync> FromRequest<S> for Definition {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
         let parsed = Json::<TaskDefinition>::from_request(request, state).await;
-        parsed.map(|Json(definition)| Self(definition)).map_err(
-            |error| match task_keys::right_level(&error.problem().message) {
-                Some(place) => error.help(place),
-                None => error,
-            },
-        )
+        parsed
+            .map(|Json(definition)| Self(definition))
+            .map_err(
+                |error| match task_keys::find_key_level(&error.problem().message) {
+                    Some(place) => error.help(place),
+                    None => error,
+                },
+            )
     }
 }
 
-/// Makes a task.
+/// Creates a task.
 #[utoipa::path(post, path = "/tasks", tag = "tasks", request_body = TaskDefinition, security(("token" = ["write"])), responses(
     (status = CREATED, body = Task),
-    (status = BAD_REQUEST, body = Problem, description = "All that is wrong with the definition."),
-    (status = CONFLICT, body = Problem, description = "The name is taken."),
+    (status = BAD_REQUEST, body = Problem, description = "The message has all problems of the definition."),
+    (status = CONFLICT, body = Problem, description = "The name is in use."),
 ))]
 async fn create(
-    by: By<auth::Write>,
+    by: Authenticated<auth::Write>,
     State(api): State<Api>,
     Definition(definition): Definition,
 ) -> Result<Response, ApiError> {
-    by.caller.need_task(Some(&definition.name))?;
-    need_queue(&by.caller, &definition, None)?;
-    submit::check_task(&definition).into_result()?;
+    by.caller.require_task(Some(&definition.name))?;
+    require_queue(&by.caller, &definition, None)?;
+    validate::check_task(&definition).into_result()?;
     let task = insert(&api, &by.caller, &definition).await?;
-    Ok(created(task))
+    Ok(created_response(task))
 }
 
 async fn insert(api: &Api, caller: &Caller, definition: &TaskDefinition) -> Result<Task, ApiError> {
@@ -139,18 +142,18 @@ async fn insert(api: &Api, caller: &Caller, definition: &TaskDefinition) -> Resu
             app.clock.now_ms(),
         )
         .await?;
-    changed(api).await;
+    notify_changed(api).await;
     Ok(task)
 }
 
-/// Tells whoever follows the tasks that they were changed.
-pub(super) async fn changed(api: &Api) {
+/// Wakes the background tasks of all servers that depend on task definitions.
+pub(super) async fn notify_changed(api: &Api) {
     api.app.timers.notify_one();
-    api.app.cascades.facts();
-    runs::hint(api, Hint::Tasks).await;
+    api.app.cascades.mark_facts_changed();
+    runs::send_hint(api, Hint::Tasks).await;
 }
 
-fn created(task: Task) -> Response {
+fn created_response(task: Task) -> Response {
     let name = path_segment(&task.definition.name);
     let location = [(header::LOCATION, format!("{BASE}/tasks/{name}"))];
     (StatusCode::CREATED, location, Json(task)).into_response()
@@ -160,35 +163,36 @@ fn path_segment(name: &str) -> String {
     name.replace('/', "%2F")
 }
 
-/// A task that the caller may see; what it may not see does not exist.
+/// Returns a task that the caller may see. Hidden tasks are reported as missing.
 pub(super) async fn find(api: &Api, caller: &Caller, name: &str) -> Result<Task, ApiError> {
-    if !caller.sees(Some(name)) {
-        return Err(no_task(name));
+    if !caller.may_see(Some(name)) {
+        return Err(task_not_found(name));
     }
     match api.app.store.task(name).await {
-        Err(StoreError::NotFound { .. }) => Err(no_task(name)),
+        Err(StoreError::NotFound { .. }) => Err(task_not_found(name)),
         task => Ok(task?),
     }
 }
 
-fn no_task(name: &str) -> ApiError {
-    ApiError::not_found(format!("there is no task `{name}`"))
-        .help("`acrtask task list` shows those that your token may see")
+fn task_not_found(name: &str) -> ApiError {
+    ApiError::not_found(format!("the task `{name}` does not exist"))
+        .help("list the tasks that your token may see with `acrtask task list`")
 }
 
-/// Refuses to start a run of a task that is off.
-pub(super) fn need_enabled(task: &Task) -> Result<(), ApiError> {
+/// Refuses to start a run of a disabled task.
+pub(super) fn require_enabled(task: &Task) -> Result<(), ApiError> {
     if task.definition.enabled {
         return Ok(());
     }
     let name = &task.definition.name;
     Err(ApiError::conflict(format!("the task `{name}` is disabled"))
-        .help(format!("`acrtask task enable {name}`")))
+        .help(format!("enable it: `acrtask task enable {name}`")))
 }
 
-/// Refuses what the limit of the caller's token does not take in. A concurrency group of others: the runs of the task would
-/// block and cancel theirs. A pool: its runners have secrets and caches of others. What the task has already stays allowed.
-fn need_queue(
+/// Refuses a concurrency group or pool outside the caller's task limit. In a group of others, the
+/// runs of the task would block and cancel theirs. The runners of a pool may have secrets and
+/// caches of others. Unchanged settings of the existing task are allowed.
+fn require_queue(
     caller: &Caller,
     definition: &TaskDefinition,
     existing: Option<&TaskDefinition>,
@@ -199,12 +203,12 @@ fn need_queue(
     if let Some(group) = group
         && !is_unchanged
         && group != definition.name
-        && !caller.sees(Some(group))
+        && !caller.may_see(Some(group))
     {
         let limit = caller.tasks.as_deref().unwrap_or_default();
         return Err(ApiError::forbidden(format!(
-            "the token `{}` is for the tasks `{limit}`, and the concurrency group `{group}` is \
-             outside of that",
+            "the token `{}` is limited to the tasks `{limit}`, which exclude the concurrency group \
+             `{group}`",
             caller.name
         ))
         .help(format!(
@@ -220,127 +224,129 @@ fn need_queue(
         let mut allowed = vec![DEFAULT_POOL];
         allowed.extend(caller.pools.iter().map(String::as_str));
         return Err(ApiError::forbidden(format!(
-            "the tasks of the token `{}` may not use the pool `{pool}`, but `{}`",
+            "the tasks of the token `{}` may not use the pool `{pool}`, only `{}`",
             caller.name,
             allowed.join("`, `")
         ))
         .help(format!(
-            "use a token that allows it: `acrtask token create --tasks PATTERN --pool {pool}`"
+            "use a token with this pool: `acrtask token create --tasks PATTERN --pool {pool}`"
         )));
     }
     Ok(())
 }
 
-/// Refuses to change a task that a file decides.
-pub(super) fn need_own(task: &Task) -> Result<(), ApiError> {
+/// Refuses to change a task that a task file defines.
+pub(super) fn require_no_file(task: &Task) -> Result<(), ApiError> {
     match &task.source {
         None => Ok(()),
         Some(file) => Err(ApiError::conflict(format!(
-            "the task `{}` is kept in the file {file}",
+            "the task `{}` is defined in the file {file}",
             task.definition.name
         ))
-        .help("change it there")),
+        .help("change the file")),
     }
 }
 
-/// A task.
-#[utoipa::path(get, path = "/tasks/{name}", tag = "tasks", params(("name" = String, Path, description = "The task's name.")),
+/// Returns a task.
+#[utoipa::path(get, path = "/tasks/{name}", tag = "tasks", params(("name" = String, Path, description = "Name of the task.")),
     security(("token" = ["read"])), responses((status = OK, body = Task), (status = NOT_FOUND, body = Problem)))]
 async fn show(
-    by: By<auth::Read>,
+    by: Authenticated<auth::Read>,
     State(api): State<Api>,
     Path(name): Path<String>,
 ) -> Result<Json<Task>, ApiError> {
     Ok(Json(find(&api, &by.caller, &name).await?))
 }
 
-/// Sets a task: changes the one with this name (another `name` in the body renames it), or makes it.
+/// Replaces the task with this name, or creates it. Another `name` in the body renames the task.
 #[utoipa::path(put, path = "/tasks/{name}", tag = "tasks", request_body = TaskDefinition,
     params(
-        ("name" = String, Path, description = "The task's name."),
-        ("If-Match" = Option<Generation>, Header, description = "The generation that is to be changed; with another one it is a conflict."),
+        ("name" = String, Path, description = "Name of the task."),
+        ("If-Match" = Option<Generation>, Header, description = "Generation of the task to replace. If the task has another generation, the request fails with 409."),
     ),
     security(("token" = ["write"])), responses(
     (status = OK, body = Task),
     (status = CREATED, body = Task),
-    (status = BAD_REQUEST, body = Problem, description = "All that is wrong with the definition."),
-    (status = CONFLICT, body = Problem, description = "It was changed meanwhile, its new name is taken, or a file decides it."),
+    (status = BAD_REQUEST, body = Problem, description = "The message has all problems of the definition."),
+    (status = CONFLICT, body = Problem, description = "The task has another generation, its new name is in use, or a file defines it."),
 ))]
 async fn replace(
-    by: By<auth::Write>,
+    by: Authenticated<auth::Write>,
     State(api): State<Api>,
     Path(name): Path<String>,
     headers: HeaderMap,
     Definition(definition): Definition,
 ) -> Result<Response, ApiError> {
-    by.caller.need_task(Some(&name))?;
-    by.caller.need_task(Some(&definition.name))?;
-    submit::check_task(&definition).into_result()?;
+    by.caller.require_task(Some(&name))?;
+    by.caller.require_task(Some(&definition.name))?;
+    validate::check_task(&definition).into_result()?;
     let expected = extract::header(&headers, "if-match")?
         .map(|text| {
             text.trim_matches('"')
                 .parse::<i64>()
-                .map_err(|_| ApiError::invalid("`If-Match` must hold the generation of the task"))
+                .map_err(|_| ApiError::invalid("`If-Match` must be the generation of the task"))
         })
         .transpose()?;
     let app = &api.app;
     let existing = match app.store.task(&name).await {
         Ok(task) => task,
         Err(StoreError::NotFound { .. }) if expected.is_none() && name == definition.name => {
-            need_queue(&by.caller, &definition, None)?;
-            return Ok(created(insert(&api, &by.caller, &definition).await?));
+            require_queue(&by.caller, &definition, None)?;
+            return Ok(created_response(
+                insert(&api, &by.caller, &definition).await?,
+            ));
         }
         Err(StoreError::NotFound { .. }) => {
-            return Err(no_task(&name));
+            return Err(task_not_found(&name));
         }
         Err(error) => return Err(error.into()),
     };
-    need_own(&existing)?;
-    need_queue(&by.caller, &definition, Some(&existing.definition))?;
+    require_no_file(&existing)?;
+    require_queue(&by.caller, &definition, Some(&existing.definition))?;
     let task = app
         .store
         .update_task(&name, &definition, None, expected, app.clock.now_ms())
         .await?;
-    changed(&api).await;
+    notify_changed(&api).await;
     Ok(Json(task).into_response())
 }
 
-/// Deletes a task, with the secrets and logins that it alone may use. Its runs stay.
-#[utoipa::path(delete, path = "/tasks/{name}", tag = "tasks", params(("name" = String, Path, description = "The task's name.")),
+/// Deletes a task with its secrets and logins. Its runs are kept.
+#[utoipa::path(delete, path = "/tasks/{name}", tag = "tasks", params(("name" = String, Path, description = "Name of the task.")),
     security(("token" = ["write"])), responses(
     (status = NO_CONTENT),
     (status = NOT_FOUND, body = Problem),
-    (status = CONFLICT, body = Problem, description = "A file decides it."),
+    (status = CONFLICT, body = Problem, description = "A file defines the task."),
 ))]
 async fn delete(
-    by: By<auth::Write>,
+    by: Authenticated<auth::Write>,
     State(api): State<Api>,
     Path(name): Path<String>,
 ) -> Result<StatusCode, ApiError> {
     let task = find(&api, &by.caller, &name).await?;
-    need_own(&task)?;
+    require_no_file(&task)?;
     api.app.store.delete_task(&name).await?;
-    changed(&api).await;
-    tracing::info!(task = name, by = by.caller.name, "a task was deleted");
+    notify_changed(&api).await;
+    tracing::info!(task = name, by = by.caller.name, "deleted a task");
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Lets runs of a task start again.
-#[utoipa::path(post, path = "/tasks/{name}/enable", tag = "tasks", params(("name" = String, Path, description = "The task's name.")),
+/// Enables a task: its triggers and requests start runs.
+#[utoipa::path(post, path = "/tasks/{name}/enable", tag = "tasks", params(("name" = String, Path, description = "Name of the task.")),
     security(("token" = ["write"])), responses((status = OK, body = Task), (status = NOT_FOUND, body = Problem)))]
 async fn enable(
-    by: By<auth::Write>,
+    by: Authenticated<auth::Write>,
     State(api): State<Api>,
     Path(name): Path<String>,
 ) -> Result<Json<Task>, ApiError> {
     set_enabled(&api, &by.caller, &name, true).await
 }
 
-/// Lets nothing start a run of a task.
-#[utoipa::path(post, path = "/tasks/{name}/disable", tag = "tasks", params(("name" = String, Path, description = "The task's name.")),
+/// Disables a task: no trigger or request starts a run of it.
+#[utoipa::path(post, path = "/tasks/{name}/disable", tag = "tasks", params(("name" = String, Path, description = "Name of the task.")),
     security(("token" = ["write"])), responses((status = OK, body = Task), (status = NOT_FOUND, body = Problem)))]
 async fn disable(
-    by: By<auth::Write>,
+    by: Authenticated<auth::Write>,
     State(api): State<Api>,
     Path(name): Path<String>,
 ) -> Result<Json<Task>, ApiError> {
@@ -354,7 +360,7 @@ async fn set_enabled(
     enabled: bool,
 ) -> Result<Json<Task>, ApiError> {
     let app = &api.app;
-    // Somebody may change the task meanwhile: their change must not be undone.
+    // Retry after concurrent changes, so that they are not lost.
     for _ in 0..8 {
         let task = find(api, caller, name).await?;
         if task.definition.enabled == enabled {
@@ -376,85 +382,88 @@ async fn set_enabled(
             Err(StoreError::Conflict { .. }) => {}
             updated => {
                 let task = updated?;
-                changed(api).await;
+                notify_changed(api).await;
                 return Ok(Json(task));
             }
         }
     }
     Err(
-        ApiError::conflict(format!("the task `{name}` is being changed all the time"))
-            .help("try again"),
+        ApiError::conflict(format!("the task `{name}` is changed by other requests"))
+            .help("send the request again"),
     )
 }
 
 /// Starts a run of a task.
 ///
-/// Other files or another task file than the task's own need the scope `write` where the task has secrets or logins of its
-/// own, since whoever writes the steps can read them.
+/// If the task has secrets or logins, another context or task file needs the scope `write`, because
+/// the author of the steps can read them.
 #[utoipa::path(post, path = "/tasks/{name}/runs", tag = "tasks", request_body = Option<StartTask>,
     params(
-        ("name" = String, Path, description = "The task's name."),
+        ("name" = String, Path, description = "Name of the task."),
         ("Idempotency-Key" = Option<IdempotencyKey>, Header, description = "Any text, new for each new run."),
     ),
     security(("token" = ["run"])), responses(
     (status = CREATED, body = Run),
-    (status = OK, body = Run, description = "An earlier request with this key asked for it."),
-    (status = BAD_REQUEST, body = Problem, description = "All that is wrong with the request."),
+    (status = OK, body = Run, description = "The run of an earlier request with this key."),
+    (status = BAD_REQUEST, body = Problem, description = "The message has all problems of the request."),
     (status = NOT_FOUND, body = Problem),
     (status = CONFLICT, body = Problem, description = "The task is disabled, or the key was used for another request."),
 ))]
 async fn start(
-    by: By<auth::Run>,
+    by: Authenticated<auth::Run>,
     State(api): State<Api>,
     Path(name): Path<String>,
     headers: HeaderMap,
-    OptionalJson(asked): OptionalJson<StartTask>,
+    OptionalJson(input): OptionalJson<StartTask>,
 ) -> Result<Response, ApiError> {
     let caller = &by.caller;
     let task = find(&api, caller, &name).await?;
-    need_enabled(&task)?;
-    if (asked.context.is_some() || asked.file.is_some()) && !caller.has(Scope::Write) {
+    require_enabled(&task)?;
+    if (input.context.is_some() || input.file.is_some()) && !caller.has_scope(Scope::Write) {
         let own = api.app.store.credentials_for(&[task.id.as_str()]).await?;
         if !own.is_empty() || !task.definition.secrets.is_empty() {
             return Err(ApiError::forbidden(format!(
-                "the task `{name}` has secrets, and whoever writes its steps can read them"
+                "the task `{name}` has secrets, which the author of its steps can read"
             ))
             .help("leave out `context` and `file`, or use a token with the scope `write`"));
         }
     }
-    // What the task says may be changed between two tries of a request.
-    let said = asked.clone();
-    if let Some(files) = &asked.context {
+    // Compare the request and not the run, because the task may change between two requests.
+    let request = input.clone();
+    if let Some(files) = &input.context {
         contexts::check_owner(&api.app, caller, files).await?;
     }
-    let starter = (!caller.has(Scope::Write)).then_some(&caller.principal);
-    let by = runs::request(caller, &headers)?;
-    let draft = submit::from_task(&api.app, &task, asked, starter, by)?;
-    let new = runs::complete(&api, draft, None).await?;
+    let starter = (!caller.has_scope(Scope::Write)).then_some(&caller.principal);
+    let by = runs::request_context(caller, &headers)?;
+    let draft = run_factory::create_from_task(&api.app, &task, input, starter, by)?;
+    let new = runs::finalize(&api, draft, None).await?;
     let enqueued = runs::enqueue(&api, new).await?;
     if let Enqueued::Existing(row) = &enqueued {
-        let same = row.task_name.as_ref() == Some(&name)
+        let is_same = row.task_name.as_ref() == Some(&name)
             && row.rerun_of.is_none()
-            && is_start(&api, row, &task, said)?;
-        if !same {
-            return Err(runs::used_key(row));
+            && is_start(&api, row, &task, request)?;
+        if !is_same {
+            return Err(runs::key_conflict(row));
         }
     }
     Ok(runs::enqueued_response(&enqueued))
 }
 
-/// Returns `true` if the run does what the request says. Of the rest, the task as it was then has decided.
-fn is_start(api: &Api, run: &RunRow, task: &Task, said: StartTask) -> Result<bool, ApiError> {
-    let same_push = run.spec.no_push == (said.no_push || task.definition.no_push);
-    let file = said.file.map(|path| Work::File { path });
-    Ok(run.spec.set == said.set
+/// Returns `true` if the run does what the request asks for. The task of that time decided the
+/// rest.
+fn is_start(api: &Api, run: &RunRow, task: &Task, request: StartTask) -> Result<bool, ApiError> {
+    let same_push = run.spec.no_push == (request.no_push || task.definition.no_push);
+    let file = request.file.map(|path| RunSource::File { path });
+    Ok(run.spec.set == request.set
         && same_push
-        && said.context.is_none_or(|files| run.spec.context == files)
-        && file.is_none_or(|file| run.spec.work == file)
-        && said
+        && request
+            .context
+            .is_none_or(|files| run.spec.context == files)
+        && file.is_none_or(|file| run.spec.source == file)
+        && request
             .priority
             .is_none_or(|priority| run.queue.priority == priority)
-        && submit::unseal(&api.app, run)?.values == said.secrets)
+        && run_factory::unseal_secrets(&api.app, run)?.values == request.secrets)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use axum::http::Method;
 use serde_json::json;
 
 use super::*;
-use crate::{api::testing::Server, submit::lease_payload};
+use crate::{api::testing::TestServer, scheduler::load_lease_payload};
 
 fn definition(name: &str) -> serde_json::Value {
     json!({
@@ -21,18 +21,21 @@ fn definition(name: &str) -> serde_json::Value {
 }
 
 #[tokio::test]
-async fn a_task_is_made_changed_and_deleted() {
-    let server = Server::start().await;
-    let answer = server.post("/tasks", definition("team/app")).await;
-    let task: Task = answer.json(StatusCode::CREATED);
-    assert_eq!(answer.headers[header::LOCATION], "/api/v1/tasks/team%2Fapp");
+async fn task_is_created_changed_and_deleted() {
+    let server = TestServer::start().await;
+    let response = server.post("/tasks", definition("team/app")).await;
+    let task: Task = response.json(StatusCode::CREATED);
+    assert_eq!(
+        response.headers[header::LOCATION],
+        "/api/v1/tasks/team%2Fapp"
+    );
     server
         .post("/tasks", definition("team/app"))
         .await
         .problem(StatusCode::CONFLICT);
     let shown: Task = server.get("/tasks/team%2Fapp").await.json(StatusCode::OK);
     assert_eq!(shown, task);
-    // Changed, and renamed; the id stays.
+    // Change and rename the task. Its id stays.
     let mut changed = definition("team/other");
     changed["description"] = json!("renamed");
     let renamed: Task = server
@@ -45,8 +48,8 @@ async fn a_task_is_made_changed_and_deleted() {
         .get("/tasks/team%2Fapp")
         .await
         .problem(StatusCode::NOT_FOUND);
-    // With a generation that is past.
-    let mut request = Server::request(
+    // Update with an outdated generation.
+    let mut request = TestServer::request(
         Method::PUT,
         "/tasks/team%2Fother",
         Some(&server.admin),
@@ -57,13 +60,13 @@ async fn a_task_is_made_changed_and_deleted() {
         format!("\"{}\"", task.generation).parse().unwrap(),
     );
     server.send(request).await.problem(StatusCode::CONFLICT);
-    // One that is not there is made.
+    // Replacing a missing task creates it.
     server
         .put("/tasks/new", definition("new"))
         .await
         .json::<Task>(StatusCode::CREATED);
-    let answer = server.delete("/tasks/new").await;
-    assert_eq!(answer.status, StatusCode::NO_CONTENT);
+    let response = server.delete("/tasks/new").await;
+    assert_eq!(response.status, StatusCode::NO_CONTENT);
     server
         .delete("/tasks/new")
         .await
@@ -71,8 +74,8 @@ async fn a_task_is_made_changed_and_deleted() {
 }
 
 #[tokio::test]
-async fn a_wrong_definition_is_refused_with_all_problems() {
-    let server = Server::start().await;
+async fn invalid_definition_is_refused_with_all_problems() {
+    let server = TestServer::start().await;
     let mut wrong = definition("a b");
     wrong["text"] = json!("steps: []");
     wrong["cmd"] = json!("alpine");
@@ -91,11 +94,11 @@ async fn a_wrong_definition_is_refused_with_all_problems() {
         "{problem:?}"
     );
     let misplaced = json!({"name": "a", "cmd": "alpine", "concurrency": {"max": 1}});
-    for answer in [
+    for response in [
         server.post("/tasks", misplaced.clone()).await,
         server.put("/tasks/a", misplaced).await,
     ] {
-        let problem = answer.problem(StatusCode::BAD_REQUEST);
+        let problem = response.problem(StatusCode::BAD_REQUEST);
         assert!(problem.message.contains("unknown field `concurrency`"));
         let help = problem.help.as_deref();
         assert_eq!(help, Some("write `concurrency` under `queue:`"));
@@ -104,7 +107,7 @@ async fn a_wrong_definition_is_refused_with_all_problems() {
 
 #[tokio::test]
 async fn tasks_are_listed_by_name() {
-    let server = Server::start().await;
+    let server = TestServer::start().await;
     for name in ["b", "team/b", "a", "team/a"] {
         server
             .post("/tasks", definition(name))
@@ -113,7 +116,7 @@ async fn tasks_are_listed_by_name() {
     }
     let names = async |path: &str, token: &str| -> (Vec<String>, Option<String>) {
         let page: Page<Task> = server
-            .ask(Method::GET, path, token, None)
+            .send_as(Method::GET, path, token, None)
             .await
             .json(StatusCode::OK);
         let names = page.items.into_iter().map(|task| task.definition.name);
@@ -132,13 +135,13 @@ async fn tasks_are_listed_by_name() {
     assert_eq!((rest, end), (vec!["team/b".to_owned()], None));
     let (team, _) = names("/tasks?prefix=team%2F", &server.admin).await;
     assert_eq!(team, ["team/a", "team/b"]);
-    let limited = server.token(&[Scope::Read], Some("team/*")).await;
+    let limited = server.create_token(&[Scope::Read], Some("team/*")).await;
     assert_eq!(names("/tasks", &limited).await.0, ["team/a", "team/b"]);
 }
 
 #[tokio::test]
-async fn a_run_of_a_task_is_what_the_task_says() {
-    let server = Server::start().await;
+async fn run_of_a_task_has_the_settings_of_the_task() {
+    let server = TestServer::start().await;
     let task: Task = server
         .post("/tasks", definition("team/app"))
         .await
@@ -161,10 +164,10 @@ async fn a_run_of_a_task_is_what_the_task_says() {
     let id = row.task_id.clone().unwrap();
     let domain = TrustDomain::Task { id };
     assert_eq!(row.trust_domain, domain);
-    assert_eq!(row.warm_key, domain.affinity_key("team/app"));
-    // Without a body, and it takes its turn in the task's own group.
+    assert_eq!(row.affinity_key, domain.affinity_key("team/app"));
+    // A request without a body. The run waits in the task's own group.
     let second: Run = server
-        .ask(Method::POST, "/tasks/team%2Fapp/runs", &server.admin, None)
+        .send_as(Method::POST, "/tasks/team%2Fapp/runs", &server.admin, None)
         .await
         .json(StatusCode::CREATED);
     assert_eq!(
@@ -177,7 +180,7 @@ async fn a_run_of_a_task_is_what_the_task_says() {
 
 #[tokio::test]
 async fn values_of_a_token_without_write_are_untrusted() {
-    let server = Server::start().await;
+    let server = TestServer::start().await;
     server.post("/tasks", definition("team/app")).await;
     let body = json!({"set": {"greeting": "hi"}, "secrets": {"own": "a value"}});
     let scopes = [Scope::Read, Scope::Run, Scope::Write];
@@ -185,9 +188,9 @@ async fn values_of_a_token_without_write_are_untrusted() {
         (&scopes[..2], vec!["greeting", "own"]),
         (&scopes[..], Vec::new()),
     ] {
-        let token = server.token(scopes, Some("team/*")).await;
+        let token = server.create_token(scopes, Some("team/*")).await;
         let run: Run = server
-            .ask(Method::POST, "/tasks/team%2Fapp/runs", &token, Some(&body))
+            .send_as(Method::POST, "/tasks/team%2Fapp/runs", &token, Some(&body))
             .await
             .json(StatusCode::CREATED);
         let untrusted: Vec<&str> = run
@@ -197,7 +200,7 @@ async fn values_of_a_token_without_write_are_untrusted() {
             .map(String::as_str)
             .collect();
         assert_eq!(untrusted, expected);
-        // A rerun by an administrator has the same values.
+        // A rerun by an admin has the same untrusted values.
         let rerun: Run = server
             .post(&format!("/runs/{}/rerun", run.id), json!({}))
             .await
@@ -207,13 +210,13 @@ async fn values_of_a_token_without_write_are_untrusted() {
 }
 
 #[tokio::test]
-async fn a_key_stands_for_one_request() {
-    let server = Server::start().await;
+async fn idempotency_key_belongs_to_one_request() {
+    let server = TestServer::start().await;
     for name in ["app", "other"] {
         server.post("/tasks", definition(name)).await;
     }
     let start = async |path: &str, body: serde_json::Value| {
-        let mut request = Server::request(Method::POST, path, Some(&server.admin), Some(&body));
+        let mut request = TestServer::request(Method::POST, path, Some(&server.admin), Some(&body));
         let key = "k1".parse().unwrap();
         request.headers_mut().insert("idempotency-key", key);
         server.send(request).await
@@ -222,13 +225,13 @@ async fn a_key_stands_for_one_request() {
     let first: Run = start("/tasks/app/runs", hi.clone())
         .await
         .json(StatusCode::CREATED);
-    let again: Run = start("/tasks/app/runs", hi.clone())
+    let repeated: Run = start("/tasks/app/runs", hi.clone())
         .await
         .json(StatusCode::OK);
-    assert_eq!(again.id, first.id);
-    // A request that would have to be another run is not answered with this one.
+    assert_eq!(repeated.id, first.id);
+    // A request for a different run does not return this one.
     let bye = json!({"set": {"greeting": "bye"}});
-    let files = json!({"from": "url", "url": "https://git.example.com/other.git"});
+    let files = json!({"type": "url", "url": "https://git.example.com/other.git"});
     let files = json!({"set": {"greeting": "hi"}, "context": files});
     let with = |key: &str, value: serde_json::Value| {
         let mut body = hi.clone();
@@ -251,17 +254,17 @@ async fn a_key_stands_for_one_request() {
 }
 
 #[tokio::test]
-async fn no_run_of_a_task_that_never_pushes_does() {
-    let server = Server::start().await;
-    let mut quiet = definition("app");
-    quiet["noPush"] = json!(true);
+async fn runs_of_a_task_without_pushes_never_push() {
+    let server = TestServer::start().await;
+    let mut task = definition("app");
+    task["noPush"] = json!(true);
     server
-        .post("/tasks", quiet)
+        .post("/tasks", task)
         .await
         .json::<Task>(StatusCode::CREATED);
-    for asked in [json!({}), json!({"noPush": false})] {
+    for input in [json!({}), json!({"noPush": false})] {
         let run: Run = server
-            .post("/tasks/app/runs", asked)
+            .post("/tasks/app/runs", input)
             .await
             .json(StatusCode::CREATED);
         assert!(run.spec.no_push);
@@ -269,8 +272,8 @@ async fn no_run_of_a_task_that_never_pushes_does() {
 }
 
 #[tokio::test]
-async fn nothing_starts_a_run_of_a_disabled_task() {
-    let server = Server::start().await;
+async fn disabled_task_starts_no_runs() {
+    let server = TestServer::start().await;
     server
         .post("/tasks", definition("app"))
         .await
@@ -304,8 +307,8 @@ async fn nothing_starts_a_run_of_a_disabled_task() {
 }
 
 #[tokio::test]
-async fn a_task_that_a_file_decides_is_not_changed_here() {
-    let server = Server::start().await;
+async fn task_of_a_file_cannot_be_changed() {
+    let server = TestServer::start().await;
     let definition: TaskDefinition = serde_json::from_value(definition("app")).unwrap();
     server
         .app
@@ -320,7 +323,7 @@ async fn a_task_that_a_file_decides_is_not_changed_here() {
         .problem(StatusCode::CONFLICT);
     assert_eq!(
         problem.message,
-        "the task `app` is kept in the file tasks/app.yaml"
+        "the task `app` is defined in the file tasks/app.yaml"
     );
     server
         .delete("/tasks/app")
@@ -329,8 +332,8 @@ async fn a_task_that_a_file_decides_is_not_changed_here() {
 }
 
 #[tokio::test]
-async fn a_task_has_its_secrets_and_logins() {
-    let server = Server::start().await;
+async fn runs_get_the_secrets_and_logins_of_their_task() {
+    let server = TestServer::start().await;
     let mut with_secrets = definition("app");
     with_secrets["secrets"] = json!({"npm": "npm-token", "git": "git-token"});
     server
@@ -341,10 +344,7 @@ async fn a_task_has_its_secrets_and_logins() {
         .post("/tasks/app/runs", json!({}))
         .await
         .problem(StatusCode::UNPROCESSABLE_ENTITY);
-    assert_eq!(
-        problem.message,
-        "there is no secret `git-token`, `npm-token`"
-    );
+    assert_eq!(problem.message, "missing secret `git-token`, `npm-token`");
     for (path, body) in [
         ("/secrets/npm-token", json!({"value": "of all"})),
         (
@@ -376,7 +376,7 @@ async fn a_task_has_its_secrets_and_logins() {
         .await
         .json(StatusCode::CREATED);
     let row = server.app.store.run(&run.id).await.unwrap();
-    let payload = lease_payload(&server.app, &row).await.unwrap();
+    let payload = load_lease_payload(&server.app, &row).await.unwrap();
     assert_eq!(payload.secrets["npm"].expose(), "of the task");
     assert_eq!(payload.secrets["git"].expose(), "of the run");
     assert_eq!(payload.vault_task.as_deref(), Some("app"));
@@ -398,42 +398,42 @@ async fn a_task_has_its_secrets_and_logins() {
             ("other.example.com:5000", "all", "password 3")
         ]
     );
-    // Whoever may only run it cannot put other steps in front of its secrets.
-    let token = server.token(&[Scope::Run], None).await;
+    // A caller that may only run the task cannot run other steps with its secrets.
+    let token = server.create_token(&[Scope::Run], None).await;
     for start in [
-        json!({"context": {"from": "none"}}),
+        json!({"context": {"type": "none"}}),
         json!({"file": "evil.yaml"}),
     ] {
         server
-            .ask(Method::POST, "/tasks/app/runs", &token, Some(&start))
+            .send_as(Method::POST, "/tasks/app/runs", &token, Some(&start))
             .await
             .problem(StatusCode::FORBIDDEN);
     }
     let start = json!({"secrets": {"git": "a value"}});
     server
-        .ask(Method::POST, "/tasks/app/runs", &token, Some(&start))
+        .send_as(Method::POST, "/tasks/app/runs", &token, Some(&start))
         .await
         .json::<Run>(StatusCode::CREATED);
 }
 
 #[tokio::test]
-async fn files_and_secrets_of_a_starter_who_may_not_write_get_a_domain_of_their_own() {
-    let server = Server::start().await;
+async fn files_and_secrets_of_a_starter_without_write_get_their_own_domain() {
+    let server = TestServer::start().await;
     let url = "https://git.example.com/task.git";
     let task = json!({"name": "app", "cmd": "alpine true", "context": url, "cache": true});
     let task: Task = server.post("/tasks", task).await.json(StatusCode::CREATED);
     let own = TrustDomain::Task { id: task.id };
-    let starter = server.token(&[Scope::Read, Scope::Run], None).await;
-    let other = server.token(&[Scope::Run], None).await;
-    let writer = server.token(&[Scope::Run, Scope::Write], None).await;
+    let starter = server.create_token(&[Scope::Read, Scope::Run], None).await;
+    let other = server.create_token(&[Scope::Run], None).await;
+    let writer = server.create_token(&[Scope::Run, Scope::Write], None).await;
     let start = async |token: &str, body: serde_json::Value| {
-        let answer = server.ask(Method::POST, "/tasks/app/runs", token, Some(&body));
-        let run: Run = answer.await.json(StatusCode::CREATED);
+        let response = server.send_as(Method::POST, "/tasks/app/runs", token, Some(&body));
+        let run: Run = response.await.json(StatusCode::CREATED);
         server.app.store.run(&run.id).await.unwrap()
     };
-    let files = json!({"context": {"from": "url", "url": "https://git.example.com/a.git"}});
+    let files = json!({"context": {"type": "url", "url": "https://git.example.com/a.git"}});
     let file = json!({"file": "other.yaml"});
-    // What the task itself says is the task's, whoever starts it.
+    // A run with only the task's content is in the task's domain, regardless of the starter.
     for (token, body) in [
         (&starter, json!({})),
         (&writer, files.clone()),
@@ -443,89 +443,140 @@ async fn files_and_secrets_of_a_starter_who_may_not_write_get_a_domain_of_their_
         assert_eq!(row.trust_domain, own);
         assert!(matches!(row.spec.cache, SharedCache::ReadWrite { .. }));
     }
-    let brought = start(&starter, files.clone()).await;
-    assert_ne!(brought.trust_domain, own);
-    assert_eq!(brought.trust_domain.owner(), &own);
+    let contributed = start(&starter, files.clone()).await;
+    assert_ne!(contributed.trust_domain, own);
+    assert_eq!(contributed.trust_domain.owner(), &own);
     let shown: Run = server
-        .get(&format!("/runs/{}", brought.id))
+        .get(&format!("/runs/{}", contributed.id))
         .await
         .json(StatusCode::OK);
-    assert_eq!(shown.domain, brought.trust_domain.to_string());
-    assert!(matches!(brought.spec.cache, SharedCache::ReadOnly { .. }));
-    // The vaults of the task are closed to them.
-    let payload = lease_payload(&server.app, &brought).await.unwrap();
+    assert_eq!(shown.domain, contributed.trust_domain.to_string());
+    assert!(matches!(
+        contributed.spec.cache,
+        SharedCache::ReadOnly { .. }
+    ));
+    // The run has no access to the vaults of the task.
+    let payload = load_lease_payload(&server.app, &contributed).await.unwrap();
     assert_eq!(payload.vault_task, None);
-    let again = start(&starter, file).await;
-    assert_eq!(again.trust_domain, brought.trust_domain);
-    // BuildKit leaves secrets out of the key of a layer.
+    let second = start(&starter, file).await;
+    assert_eq!(second.trust_domain, contributed.trust_domain);
+    // BuildKit leaves secrets out of the keys of layers.
     let secrets = json!({"secrets": {"npmrc": "registry=https://evil.example.com"}});
     let with_secrets = start(&starter, secrets.clone()).await;
-    assert_eq!(with_secrets.trust_domain, brought.trust_domain);
+    assert_ne!(with_secrets.trust_domain, contributed.trust_domain);
+    assert_ne!(with_secrets.trust_domain, own);
     assert!(matches!(
         with_secrets.spec.cache,
         SharedCache::ReadOnly { .. }
     ));
     assert_eq!(start(&writer, secrets).await.trust_domain, own);
     let others = start(&other, files).await;
-    assert_ne!(others.trust_domain, brought.trust_domain);
-    // A rerun stays where the code came from, whoever asks for it.
-    let path = format!("/runs/{}/rerun", brought.id);
+    assert_ne!(others.trust_domain, contributed.trust_domain);
+    // A rerun stays in the domain of its code, regardless of the requester.
+    let path = format!("/runs/{}/rerun", contributed.id);
     let rerun: Run = server
-        .ask(Method::POST, &path, &writer, None)
+        .send_as(Method::POST, &path, &writer, None)
         .await
         .json(StatusCode::CREATED);
     let rerun = server.app.store.run(&rerun.id).await.unwrap();
-    assert_eq!(rerun.trust_domain, brought.trust_domain);
-    assert_eq!(rerun.spec.cache, brought.spec.cache);
+    assert_eq!(rerun.trust_domain, contributed.trust_domain);
+    assert_eq!(rerun.spec.cache, contributed.spec.cache);
 }
 
 #[tokio::test]
-async fn runs_of_a_task_that_was_renamed_or_deleted_get_nothing_of_its_successor() {
-    let server = Server::start().await;
-    let starter = server.token(&[Scope::Run], Some("a/*")).await;
+async fn files_of_a_starter_get_no_login_that_the_task_got_later() {
+    let server = TestServer::start().await;
+    server
+        .post("/tasks", json!({"name": "app", "cmd": "alpine true"}))
+        .await
+        .json::<Task>(StatusCode::CREATED);
+    let starter = server.create_token(&[Scope::Read, Scope::Run], None).await;
+    let start = async |body: serde_json::Value| {
+        let response = server.send_as(Method::POST, "/tasks/app/runs", &starter, Some(&body));
+        response.await.json::<Run>(StatusCode::CREATED).id
+    };
+    let with_files = start(json!({"file": "own.yaml"})).await;
+    let with_secrets = start(json!({"secrets": {"npmrc": "x"}})).await;
+    let login = json!({"task": "app", "username": "app", "password": "password 1"});
+    server
+        .put("/credentials/reg.example.com", login)
+        .await
+        .json::<serde_json::Value>(StatusCode::OK);
+    let login = json!({"username": "all", "password": "password 2"});
+    server
+        .put("/credentials/other.example.com", login)
+        .await
+        .json::<serde_json::Value>(StatusCode::OK);
+
+    for (run, expected) in [
+        (with_files, vec!["other.example.com"]),
+        (with_secrets, vec!["reg.example.com", "other.example.com"]),
+    ] {
+        let path = format!("/runs/{run}/rerun");
+        let rerun = server.send_as(Method::POST, &path, &starter, None).await;
+        let rerun: Run = rerun.json(StatusCode::CREATED);
+        for id in [&run, &rerun.id] {
+            let row = server.app.store.run(id).await.unwrap();
+            let payload = load_lease_payload(&server.app, &row).await.unwrap();
+            let hosts: Vec<&str> = payload
+                .credentials
+                .iter()
+                .map(|login| &*login.host)
+                .collect();
+            assert_eq!(hosts, expected);
+        }
+    }
+}
+
+#[tokio::test]
+async fn runs_of_a_renamed_or_deleted_task_get_no_access_of_its_successor() {
+    let server = TestServer::start().await;
+    let starter = server.create_token(&[Scope::Run], Some("a/*")).await;
     let task: Task = server
         .post("/tasks", definition("a/x"))
         .await
         .json(StatusCode::CREATED);
     let run: Run = server
-        .ask(Method::POST, "/tasks/a%2Fx/runs", &starter, None)
+        .send_as(Method::POST, "/tasks/a%2Fx/runs", &starter, None)
         .await
         .json(StatusCode::CREATED);
     let row = server.app.store.run(&run.id).await.unwrap();
-    let payload = lease_payload(&server.app, &row).await.unwrap();
+    let payload = load_lease_payload(&server.app, &row).await.unwrap();
     assert_eq!(payload.vault_task.as_deref(), Some("a/x"));
     let rerun = format!("/runs/{}/rerun", run.id);
 
-    // Under another name, the task has the logins and caches of others.
+    // Rename the task: under its new name it has other logins and caches.
     server
         .put("/tasks/a%2Fx", definition("b/x"))
         .await
         .json::<Task>(StatusCode::OK);
     let problem = server
-        .ask(Method::POST, &rerun, &starter, None)
+        .send_as(Method::POST, &rerun, &starter, None)
         .await
         .problem(StatusCode::CONFLICT);
     assert!(problem.message.contains("was renamed"), "{problem:?}");
-    let error = lease_payload(&server.app, &row).await.unwrap_err();
+    let error = load_lease_payload(&server.app, &row).await.unwrap_err();
     assert!(error.to_string().contains("was renamed"), "{error}");
 
-    // Deleted, and made again with the name of the old one.
+    // Delete the task and create another one with the old name.
     let path = "/tasks/b%2Fx";
-    let answer = server.ask(Method::DELETE, path, &server.admin, None).await;
-    assert!(answer.status.is_success(), "{answer:?}");
+    let response = server
+        .send_as(Method::DELETE, path, &server.admin, None)
+        .await;
+    assert!(response.status.is_success(), "{response:?}");
     let successor: Task = server
         .post("/tasks", definition("a/x"))
         .await
         .json(StatusCode::CREATED);
     assert_ne!(successor.id, task.id);
-    let payload = lease_payload(&server.app, &row).await.unwrap();
+    let payload = load_lease_payload(&server.app, &row).await.unwrap();
     assert_eq!(payload.vault_task, None);
 }
 
 #[tokio::test]
-async fn a_rerun_without_write_uses_only_files_that_the_task_names() {
-    let server = Server::start().await;
-    let starter = server.token(&[Scope::Run], None).await;
+async fn rerun_without_write_uses_only_files_that_the_task_names() {
+    let server = TestServer::start().await;
+    let starter = server.create_token(&[Scope::Run], None).await;
     let commit = "c".repeat(40);
     for (number, (old, new, expected)) in [
         (
@@ -559,7 +610,7 @@ async fn a_rerun_without_write_uses_only_files_that_the_task_names() {
             .await
             .json::<Task>(StatusCode::CREATED);
         let run: Run = server
-            .ask(Method::POST, &format!("/tasks/{name}/runs"), &starter, None)
+            .send_as(Method::POST, &format!("/tasks/{name}/runs"), &starter, None)
             .await
             .json(StatusCode::CREATED);
         server
@@ -567,10 +618,12 @@ async fn a_rerun_without_write_uses_only_files_that_the_task_names() {
             .await
             .json::<Task>(StatusCode::OK);
         let rerun = format!("/runs/{}/rerun", run.id);
-        let answer = server.ask(Method::POST, &rerun, &starter, None).await;
-        assert_eq!(answer.status, expected, "{old} {new}");
-        // The author of the task may repeat what it was.
-        let answer = server.ask(Method::POST, &rerun, &server.admin, None).await;
-        assert_eq!(answer.status, StatusCode::CREATED, "{old} {new}");
+        let response = server.send_as(Method::POST, &rerun, &starter, None).await;
+        assert_eq!(response.status, expected, "{old} {new}");
+        // The author of the task may repeat the old run.
+        let response = server
+            .send_as(Method::POST, &rerun, &server.admin, None)
+            .await;
+        assert_eq!(response.status, StatusCode::CREATED, "{old} {new}");
     }
 }

@@ -1,4 +1,5 @@
-//! A control plane for tests of the API: a real database and real blobs in a folder, and requests without a socket.
+//! Test server of the API: a real database and real blobs in a folder, and requests without a
+//! socket.
 
 use std::{
     sync::{Arc, LazyLock},
@@ -14,7 +15,8 @@ use acrtask_model::{
     events::{BaseRole, Evidence},
 };
 use acrtask_store::{
-    Claim, HelloFacts, NewRunner, Report, Reported, RunnerTokenRow, Seen, Store, TokenRow, Verdict,
+    AttemptReport, Claim, NewRunner, PollResult, Report, RunnerHello, RunnerTokenRow, Store,
+    TokenRow, Verdict,
 };
 use axum::{
     Router,
@@ -29,27 +31,27 @@ use tower::ServiceExt as _;
 
 use crate::{App, Config, auth, blobs::Blobs, clock::Clock, vault::Vault};
 
-/// The moment at which tests begin.
+/// Time at which tests begin, in milliseconds since 1970.
 pub(crate) const NOW: i64 = 1_790_000_000_000;
 
-/// A control plane, and its folder.
-pub(crate) struct Server {
+/// A server and its folder. [`TestServer::send`] passes requests to its router.
+pub(crate) struct TestServer {
     pub(crate) app: Arc<App>,
     pub(crate) router: Router,
     pub(crate) admin: String,
     pub(crate) folder: tempfile::TempDir,
 }
 
-/// What came back.
+/// Response to a request, with its whole body.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct TestResponse {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Bytes,
 }
 
-impl Answer {
-    /// The body, where the status is the expected one.
+impl TestResponse {
+    /// Parses the body. Fails if the status is not `status`.
     #[track_caller]
     pub(crate) fn json<T: DeserializeOwned>(&self, status: StatusCode) -> T {
         assert_eq!(self.status, status, "{}", self.text());
@@ -57,13 +59,13 @@ impl Answer {
             .unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
 
-    /// The refusal, where the status is the expected one.
+    /// Parses the problem of a refused request. Fails if the status is not `status`.
     #[track_caller]
     pub(crate) fn problem(&self, status: StatusCode) -> Problem {
         self.json(status)
     }
 
-    /// Parses the problem of a request that has a wrong form, or breaks a rule.
+    /// Parses the problem of a request with a violated form or a broken rule.
     pub(crate) fn refused(&self, what: &str) -> Problem {
         let refusals = [StatusCode::BAD_REQUEST, StatusCode::UNPROCESSABLE_ENTITY];
         assert!(refusals.contains(&self.status), "{what}: {}", self.text());
@@ -75,7 +77,7 @@ impl Answer {
     }
 }
 
-impl Server {
+impl TestServer {
     pub(crate) async fn start() -> Self {
         Self::with(Config::default()).await
     }
@@ -87,7 +89,7 @@ impl Server {
         let blobs = Blobs::open(&folder.path().join("blobs").display().to_string()).unwrap();
         let vault = Vault::load_or_create(&folder.path().join("key")).unwrap();
         let app = Arc::new(App::new(config, store, blobs, vault, Clock::fixed(NOW)));
-        let admin = auth::bootstrap(&app).await.unwrap().unwrap().0;
+        let admin = auth::create_first_token(&app).await.unwrap().unwrap().0;
         Self {
             router: super::router(app.clone()),
             app,
@@ -96,13 +98,13 @@ impl Server {
         }
     }
 
-    /// A token with these scopes, for these tasks.
-    pub(crate) async fn token(&self, scopes: &[Scope], tasks: Option<&str>) -> String {
-        let minted = auth::mint();
+    /// Creates a token with these scopes and this task limit, and returns its text.
+    pub(crate) async fn create_token(&self, scopes: &[Scope], tasks: Option<&str>) -> String {
+        let token = auth::new_token();
         let row = TokenRow {
-            name: format!("test {}", minted.id),
-            id: minted.id,
-            hash: minted.hash,
+            name: format!("test {}", token.id),
+            id: token.id,
+            hash: token.hash,
             scopes: scopes.to_vec(),
             tasks: tasks.map(str::to_owned),
             created_at: NOW,
@@ -113,15 +115,15 @@ impl Server {
             pools: Vec::new(),
         };
         self.app.store.create_token(&row).await.unwrap();
-        minted.text.0
+        token.text.0
     }
 
-    pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
+    pub(crate) async fn send(&self, request: Request<Body>) -> TestResponse {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         check_documented(&method, &path, parts.status);
-        Answer {
+        TestResponse {
             status: parts.status,
             headers: parts.headers,
             body: body.collect().await.unwrap().to_bytes(),
@@ -149,50 +151,52 @@ impl Server {
         .unwrap()
     }
 
-    pub(crate) async fn ask(
+    pub(crate) async fn send_as(
         &self,
         method: Method,
         path: &str,
         token: &str,
         body: Option<&Value>,
-    ) -> Answer {
+    ) -> TestResponse {
         self.send(Self::request(method, path, Some(token), body))
             .await
     }
 
-    /// As the admin.
-    pub(crate) async fn get(&self, path: &str) -> Answer {
-        self.ask(Method::GET, path, &self.admin, None).await
+    /// Sends a `GET` with the admin token.
+    pub(crate) async fn get(&self, path: &str) -> TestResponse {
+        self.send_as(Method::GET, path, &self.admin, None).await
     }
 
-    /// As the admin.
-    pub(crate) async fn post(&self, path: &str, body: Value) -> Answer {
-        self.ask(Method::POST, path, &self.admin, Some(&body)).await
+    /// Sends a `POST` with the admin token.
+    pub(crate) async fn post(&self, path: &str, body: Value) -> TestResponse {
+        self.send_as(Method::POST, path, &self.admin, Some(&body))
+            .await
     }
 
-    /// As the admin.
-    pub(crate) async fn put(&self, path: &str, body: Value) -> Answer {
-        self.ask(Method::PUT, path, &self.admin, Some(&body)).await
+    /// Sends a `PUT` with the admin token.
+    pub(crate) async fn put(&self, path: &str, body: Value) -> TestResponse {
+        self.send_as(Method::PUT, path, &self.admin, Some(&body))
+            .await
     }
 
-    /// As the admin.
-    pub(crate) async fn delete(&self, path: &str) -> Answer {
-        self.ask(Method::DELETE, path, &self.admin, None).await
+    /// Sends a `DELETE` with the admin token.
+    pub(crate) async fn delete(&self, path: &str) -> TestResponse {
+        self.send_as(Method::DELETE, path, &self.admin, None).await
     }
 
-    /// A run of one container.
+    /// Starts a run of one container, without a task.
     pub(crate) async fn start_run(&self) -> Run {
-        let body = serde_json::json!({"spec": {"work": {"do": "cmd", "line": "alpine true"}}});
+        let body = serde_json::json!({"spec": {"source": {"type": "cmd", "line": "alpine true"}}});
         self.post("/runs", body).await.json(StatusCode::CREATED)
     }
 
-    /// Registers a runner of the default pool, without a connection, and returns its id.
-    pub(crate) async fn runner(&self, name: &str) -> String {
-        self.runner_for(name, None, None).await
+    /// Registers a runner of the default pool without a connection. Returns its id.
+    pub(crate) async fn register_runner(&self, name: &str) -> String {
+        self.register_runner_for(name, None, None).await
     }
 
-    /// Registers a runner by a token for this pool and these tasks, and returns its id.
-    pub(crate) async fn runner_for(
+    /// Registers a runner with a token for this pool and these tasks. Returns its id.
+    pub(crate) async fn register_runner_for(
         &self,
         name: &str,
         pool: Option<&str>,
@@ -219,7 +223,7 @@ impl Server {
             .register_runner(&token.id, &runner, NOW)
             .await
             .unwrap();
-        let facts = HelloFacts {
+        let facts = RunnerHello {
             pool: pool.unwrap_or("default").into(),
             labels: std::collections::BTreeMap::new(),
             platforms: vec!["linux/amd64".into()],
@@ -235,12 +239,12 @@ impl Server {
         runner.id
     }
 
-    /// Hands `run` to a runner, which begins it. Gives the attempt.
-    pub(crate) async fn lease(&self, run: &RunId, runner: &str) -> u32 {
+    /// Leases `run` to a runner, which accepts and starts it. Returns the attempt.
+    pub(crate) async fn lease_run(&self, run: &RunId, runner: &str) -> u32 {
         let store = &self.app.store;
         let now = self.app.clock.now_ms();
         let classes: Vec<i64> = store
-            .ready_classes()
+            .ready_requirements()
             .await
             .unwrap()
             .iter()
@@ -259,14 +263,14 @@ impl Server {
             })
             .await
             .unwrap();
-        let attempt = claimed.first().expect("it is ready").attempt;
+        let attempt = claimed.first().expect("the run is ready").attempt;
         self.report(run, attempt, runner, Report::Accepted).await;
         self.report(run, attempt, runner, Report::Started).await;
         attempt
     }
 
     pub(crate) async fn report(&self, run: &RunId, attempt: u32, runner: &str, report: Report) {
-        let reported = Reported {
+        let reported = AttemptReport {
             run: run.clone(),
             attempt,
             runner_id: runner.into(),
@@ -283,8 +287,8 @@ impl Server {
         self.app.logs.wake(run);
     }
 
-    /// Adds to the log of a run.
-    pub(crate) async fn log(
+    /// Appends to the log of a run.
+    pub(crate) async fn append_log(
         &self,
         run: &RunId,
         attempt: u32,
@@ -307,8 +311,8 @@ impl Server {
         self.report(run, attempt, runner, chunk).await;
     }
 
-    /// Ends a run, whose log holds `log`.
-    pub(crate) async fn finish(
+    /// Finishes a run with the log `log`.
+    pub(crate) async fn finish_run(
         &self,
         run: &RunId,
         attempt: u32,
@@ -328,51 +332,51 @@ impl Server {
         self.report(run, attempt, runner, finished).await;
     }
 
-    /// Sees the watched tag `base` hold the digest of this letter.
-    pub(crate) async fn moves(&self, base: &str, letter: char) {
-        crate::bases::compare(&self.app).await.unwrap();
+    /// Records the digest of this letter for the watched tag `base`.
+    pub(crate) async fn record_digest(&self, base: &str, letter: char) {
+        crate::bases::update_watches(&self.app).await.unwrap();
         let store = &self.app.store;
         let now = self.app.clock.now_ms();
-        store.hurry_watches(None, now).await.unwrap();
+        store.mark_watches_due(None, now).await.unwrap();
         for watch in store.claim_watches(now, 1, 100).await.unwrap() {
             if watch.name != base {
-                store.unwatched(&watch, now).await.unwrap();
+                store.release_watch(&watch, now).await.unwrap();
                 continue;
             }
-            let digest = sha(letter);
-            let seen = Seen::Digest {
+            let digest = letter_digest(letter);
+            let seen = PollResult::Digest {
                 platforms: Some([("linux/amd64".to_owned(), digest.clone())].into()),
                 digest,
                 etag: None,
             };
-            store.watched(&watch, &seen, now, now).await.unwrap();
+            store.record_poll(&watch, &seen, now, now).await.unwrap();
         }
     }
 
-    /// Carries cascades out until `done` says so.
-    pub(crate) async fn drive(&self, done: impl AsyncFn() -> bool) {
-        self.app.cascades.facts();
+    /// Runs the driver of cascades until `done` returns `true`.
+    pub(crate) async fn drive_cascades(&self, done: impl AsyncFn() -> bool) {
+        self.app.cascades.mark_facts_changed();
         let until = async {
             while !done().await {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
         tokio::select! {
-            ended = crate::cascades::run(&self.app) => panic!("it goes on for ever: {ended:?}"),
-            () = tokio::time::sleep(Duration::from_secs(20)) => panic!("it did not come to that"),
+            ended = crate::cascades::run(&self.app) => panic!("the driver ended: {ended:?}"),
+            () = tokio::time::sleep(Duration::from_secs(20)) => panic!("the condition was not met in time"),
             () = until => {}
         }
     }
 
-    /// Carries cascades out until there is one with this number.
-    pub(crate) async fn cascade(&self, id: u64) {
-        self.drive(async || self.app.store.cascade(id).await.is_ok())
+    /// Runs the driver of cascades until the cascade `id` exists.
+    pub(crate) async fn wait_for_cascade(&self, id: u64) {
+        self.drive_cascades(async || self.app.store.cascade(id).await.is_ok())
             .await;
     }
 
-    /// A run of `task` that succeeded: it pushed `image` and used these bases, each with the letter of its digest. The
-    /// runner is `mine`.
-    pub(crate) async fn pushed(
+    /// Completes a run of `task` that pushed `image` from these bases, on the runner `mine`. A
+    /// letter means its [`letter_digest`].
+    pub(crate) async fn complete_push(
         &self,
         task: &str,
         image: (&str, char),
@@ -380,13 +384,13 @@ impl Server {
     ) {
         let bases: Vec<_> = bases
             .iter()
-            .map(|(name, letter, role)| (*name, sha(*letter), *role))
+            .map(|(name, letter, role)| (*name, letter_digest(*letter), *role))
             .collect();
-        self.pushed_from(task, image, &bases).await;
+        self.complete_push_from(task, image, &bases).await;
     }
 
-    /// The same, with whole digests of bases.
-    pub(crate) async fn pushed_from(
+    /// Completes a run like [`Self::complete_push`], with full digests of the bases.
+    pub(crate) async fn complete_push_from(
         &self,
         task: &str,
         image: (&str, char),
@@ -396,17 +400,20 @@ impl Server {
             .post(&format!("/tasks/{task}/runs"), serde_json::json!({}))
             .await
             .json(StatusCode::CREATED);
-        let result = built(image, bases);
-        let attempt = self.lease(&run.id, "nmine").await;
-        self.finish(&run.id, attempt, "nmine", RunState::Succeeded, "", result)
+        let result = result_of_build(image, bases);
+        let attempt = self.lease_run(&run.id, "nmine").await;
+        self.finish_run(&run.id, attempt, "nmine", RunState::Succeeded, "", result)
             .await;
     }
 }
 
-/// The result of a run that pushed `image` and used these bases.
-pub(crate) fn built(image: (&str, char), bases: &[(&str, Digest, BaseRole)]) -> RunResult {
+/// Returns the result of a run that pushed `image` from these bases.
+pub(crate) fn result_of_build(
+    image: (&str, char),
+    bases: &[(&str, Digest, BaseRole)],
+) -> RunResult {
     let step = StepId::new("build").unwrap();
-    let digest = sha(image.1);
+    let digest = letter_digest(image.1);
     RunResult {
         built: vec![BuiltResult {
             step: step.clone(),
@@ -418,7 +425,7 @@ pub(crate) fn built(image: (&str, char), bases: &[(&str, Digest, BaseRole)]) -> 
             name: image.0.into(),
             digest: digest.clone(),
             platforms: [("linux/amd64".to_owned(), digest)].into(),
-            held: false,
+            staged: false,
         }],
         bases: bases
             .iter()
@@ -435,14 +442,14 @@ pub(crate) fn built(image: (&str, char), bases: &[(&str, Digest, BaseRole)]) -> 
     }
 }
 
-/// A digest of one letter.
-pub(crate) fn sha(letter: char) -> Digest {
+/// Returns the digest of 64 times this letter.
+pub(crate) fn letter_digest(letter: char) -> Digest {
     format!("sha256:{}", letter.to_string().repeat(64))
         .parse()
         .unwrap()
 }
 
-/// Fails if the document does not describe the status of an answer of an operation.
+/// Fails if the OpenAPI document does not describe the status of a response.
 fn check_documented(method: &Method, path: &str, status: StatusCode) {
     static DOCUMENT: LazyLock<Value> =
         LazyLock::new(|| serde_json::to_value(super::openapi()).unwrap());
@@ -461,6 +468,6 @@ fn check_documented(method: &Method, path: &str, status: StatusCode) {
     };
     assert!(
         operation["responses"].get(status.as_str()).is_some(),
-        "{method} {template} answers {status}, which the document does not describe"
+        "{method} {template} returns {status}, which the document does not describe"
     );
 }

@@ -1,17 +1,17 @@
-//! Timers of tasks: what they did and will do, set and removed; and what each trigger of a task led to.
+//! Timers of tasks: list, set and delete them, and the triggers of a task with their decisions.
 //!
-//! A timer is a part of its task's definition: to set one is to change the task.
+//! A timer is a part of its task's definition: setting a timer changes the task.
 
-use acrtask_api::forms::Word;
+use acrtask_api::forms::ShortName;
 use acrtask_api::{
     admin::Problem,
     run::Page,
     task::{Task, TaskDefinition, Timer},
-    timer::{LastTick, TaskTimer, Tick},
-    webhook::{Outcome, OutcomeKind, Trigger},
+    timer::{Firing, LastFiring, TaskTimer},
+    webhook::{Decision, DecisionAction, Trigger},
 };
 use acrtask_model::{RunId, RunState};
-use acrtask_store::{Ms, StoreError, TickRow, TriggerRow, timestamp};
+use acrtask_store::{FiringRow, Ms, StoreError, TriggerRow, timestamp};
 use acrtask_trigger::timer::Schedule;
 use axum::{extract::State, http::StatusCode};
 use serde::Deserialize;
@@ -24,8 +24,8 @@ use super::{
     runs, tasks,
 };
 use crate::{
-    auth::{self, By, Caller},
-    submit,
+    auth::{self, Authenticated, Caller},
+    validate,
 };
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
@@ -35,25 +35,25 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(triggers))
 }
 
-/// The timers of a task, by name, with their next and their newest tick.
+/// Lists the timers of a task by name, with their next and their newest firing.
 #[utoipa::path(get, path = "/tasks/{name}/timers", tag = "timers",
-    params(("name" = String, Path, description = "The task's name.")), security(("token" = ["read"])), responses(
+    params(("name" = String, Path, description = "Name of the task.")), security(("token" = ["read"])), responses(
     (status = OK, body = Vec<TaskTimer>),
     (status = NOT_FOUND, body = Problem),
 ))]
 async fn list(
-    by: By<auth::Read>,
+    by: Authenticated<auth::Read>,
     State(api): State<Api>,
     Path(name): Path<String>,
 ) -> Result<Json<Vec<TaskTimer>>, ApiError> {
     let task = tasks::find(&api, &by.caller, &name).await?;
-    Ok(Json(shown(&api, &task).await?))
+    Ok(Json(list_timers(&api, &task).await?))
 }
 
-async fn shown(api: &Api, task: &Task) -> Result<Vec<TaskTimer>, ApiError> {
+async fn list_timers(api: &Api, task: &Task) -> Result<Vec<TaskTimer>, ApiError> {
     let app = &api.app;
-    let handled = app.store.handled_ticks(&task.id).await?;
-    let last = app.store.last_ticks(&task.id).await?;
+    let handled = app.store.handled_firings(&task.id).await?;
+    let last = app.store.last_firings(&task.id).await?;
     let now = app.clock.now_ms();
     let timers = &task.definition.triggers.timers;
     Ok(timers
@@ -61,18 +61,18 @@ async fn shown(api: &Api, task: &Task) -> Result<Vec<TaskTimer>, ApiError> {
         .map(|(name, timer)| {
             let last = last.iter().find(|tick| tick.timer == *name);
             let handled = handled.get(name).copied();
-            show(task, name, timer, handled, now, last)
+            timer_to_api(task, name, timer, handled, now, last)
         })
         .collect())
 }
 
-fn show(
+fn timer_to_api(
     task: &Task,
     name: &str,
     timer: &Timer,
     handled: Option<Ms>,
     now: Ms,
-    last: Option<&TickRow>,
+    last: Option<&FiringRow>,
 ) -> TaskTimer {
     let (mut next, mut next_start, mut problem) = (None, None, None);
     let schedule = Schedule::new(&task.id, name, timer);
@@ -84,7 +84,7 @@ fn show(
         }
         Ok(_) if !task.definition.enabled => problem = Some("the task is disabled".into()),
         Ok(schedule) => {
-            // A tick that has come and starts later by its part of the jitter is still to come.
+            // The jitter delays a start: a firing before now can still be pending.
             let now = timestamp(now);
             let later = schedule.starts_at(now).duration_since(now);
             let begun = now.checked_sub(later).unwrap_or(now);
@@ -100,92 +100,92 @@ fn show(
         timer: timer.clone(),
         next,
         next_start,
-        last: last.map(last_tick),
+        last: last.map(last_firing),
         problem,
         remark: remark.map(str::to_owned),
     }
 }
 
-/// The run that something led to, and where it stands.
-type Led = Option<(RunId, Option<RunState>)>;
+/// Run of a trigger, and its state. The state is `None` if the run was deleted.
+type RunAndState = Option<(RunId, Option<RunState>)>;
 
-fn state(run: &Led) -> Option<String> {
+fn state_name(run: &RunAndState) -> Option<String> {
     let (_, state) = run.as_ref()?;
     state.map(|state| state.as_str().to_owned())
 }
 
-fn last_tick(tick: &TickRow) -> LastTick {
-    LastTick {
+fn last_firing(tick: &FiringRow) -> LastFiring {
+    LastFiring {
         scheduled_at: timestamp(tick.scheduled_at),
         handled_at: timestamp(tick.handled_at),
-        stands_for: tick.stands_for,
-        what: match tick.run {
-            Some(_) => OutcomeKind::Run,
-            None => OutcomeKind::Suppressed,
+        firing_count: tick.stands_for,
+        action: match tick.run {
+            Some(_) => DecisionAction::RunStarted,
+            None => DecisionAction::Ignored,
         },
         run: tick.run.as_ref().map(|(run, _)| run.clone()),
-        state: state(&tick.run),
-        reason: tick.suppressed.clone(),
+        state: state_name(&tick.run),
+        reason: tick.ignored.clone(),
     }
 }
 
-/// The tick that started a run, for whoever asks for that run.
-pub(super) async fn tick_of(api: &Api, run: &RunId) -> Result<Option<Tick>, ApiError> {
-    let tick = api.app.store.tick_of(run).await?;
-    Ok(tick.map(|tick| Tick {
+/// Returns the firing that started a run.
+pub(super) async fn firing_of(api: &Api, run: &RunId) -> Result<Option<Firing>, ApiError> {
+    let tick = api.app.store.firing_of_run(run).await?;
+    Ok(tick.map(|tick| Firing {
         timer: tick.timer,
         scheduled_at: timestamp(tick.scheduled_at),
-        stands_for: tick.stands_for,
+        firing_count: tick.stands_for,
     }))
 }
 
-/// Sets a timer of a task. One with another schedule, or time zone, begins now.
+/// Sets a timer of a task. A timer with another schedule or time zone starts from now.
 #[utoipa::path(put, path = "/tasks/{name}/timers/{timer}", tag = "timers", request_body = Timer,
     params(
-        ("name" = String, Path, description = "The task's name."),
-        ("timer" = Word, Path, description = "The timer's name."),
+        ("name" = String, Path, description = "Name of the task."),
+        ("timer" = ShortName, Path, description = "Name of the timer."),
     ),
     security(("token" = ["write"])), responses(
     (status = OK, body = TaskTimer),
     (status = CREATED, body = TaskTimer),
-    (status = BAD_REQUEST, body = Problem, description = "All that is wrong with the timer."),
+    (status = BAD_REQUEST, body = Problem, description = "The message has all problems of the timer."),
     (status = NOT_FOUND, body = Problem),
-    (status = CONFLICT, body = Problem, description = "A file decides the task."),
+    (status = CONFLICT, body = Problem, description = "A file defines the task."),
 ))]
 async fn put(
-    by: By<auth::Write>,
+    by: Authenticated<auth::Write>,
     State(api): State<Api>,
     Path((name, timer)): Path<(String, String)>,
-    Json(asked): Json<Timer>,
+    Json(input): Json<Timer>,
 ) -> Result<(StatusCode, Json<TaskTimer>), ApiError> {
     let (task, before) = change(&api, &by.caller, &name, |definition| {
         let timers = &mut definition.triggers.timers;
-        Ok(timers.insert(timer.clone(), asked.clone()))
+        Ok(timers.insert(timer.clone(), input.clone()))
     })
     .await?;
     let status = match before {
         Some(_) => StatusCode::OK,
         None => StatusCode::CREATED,
     };
-    let all = shown(&api, &task).await?;
+    let all = list_timers(&api, &task).await?;
     let set = all.into_iter().find(|shown| shown.name == timer);
-    let set = set.ok_or_else(|| no_timer(&name, &timer))?;
+    let set = set.ok_or_else(|| timer_not_found(&name, &timer))?;
     Ok((status, Json(set)))
 }
 
-/// Removes a timer of a task.
+/// Deletes a timer of a task.
 #[utoipa::path(delete, path = "/tasks/{name}/timers/{timer}", tag = "timers",
     params(
-        ("name" = String, Path, description = "The task's name."),
-        ("timer" = String, Path, description = "The timer's name."),
+        ("name" = String, Path, description = "Name of the task."),
+        ("timer" = String, Path, description = "Name of the timer."),
     ),
     security(("token" = ["write"])), responses(
     (status = NO_CONTENT),
     (status = NOT_FOUND, body = Problem),
-    (status = CONFLICT, body = Problem, description = "A file decides the task."),
+    (status = CONFLICT, body = Problem, description = "A file defines the task."),
 ))]
 async fn delete(
-    by: By<auth::Write>,
+    by: Authenticated<auth::Write>,
     State(api): State<Api>,
     Path((name, timer)): Path<(String, String)>,
 ) -> Result<StatusCode, ApiError> {
@@ -193,33 +193,33 @@ async fn delete(
         let timers = &mut definition.triggers.timers;
         timers
             .remove(&timer)
-            .ok_or_else(|| no_timer(&name, &timer))
+            .ok_or_else(|| timer_not_found(&name, &timer))
             .map(drop)
     })
     .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn no_timer(task: &str, timer: &str) -> ApiError {
+fn timer_not_found(task: &str, timer: &str) -> ApiError {
     ApiError::not_found(format!("the task `{task}` has no timer `{timer}`")).help(format!(
-        "`acrtask task timer list {task}` shows those that it has"
+        "list its timers with `acrtask task timer list {task}`"
     ))
 }
 
-/// Changes the definition of a task that no file decides.
+/// Changes the definition of a task that is not defined by a file.
 async fn change<T>(
     api: &Api,
     caller: &Caller,
     name: &str,
-    how: impl Fn(&mut TaskDefinition) -> Result<T, ApiError>,
+    update: impl Fn(&mut TaskDefinition) -> Result<T, ApiError>,
 ) -> Result<(Task, T), ApiError> {
-    // Somebody may change the task meanwhile: their change must not be undone.
+    // Retry after concurrent changes, so that they are not lost.
     for _ in 0..8 {
         let task = tasks::find(api, caller, name).await?;
-        tasks::need_own(&task)?;
+        tasks::require_no_file(&task)?;
         let mut definition = task.definition;
-        let outcome = how(&mut definition)?;
-        submit::check_task(&definition).into_result()?;
+        let outcome = update(&mut definition)?;
+        validate::check_task(&definition).into_result()?;
         let now = api.app.clock.now_ms();
         let generation = Some(task.generation);
         let store = &api.app.store;
@@ -230,18 +230,18 @@ async fn change<T>(
             Err(StoreError::Conflict { .. }) => {}
             updated => {
                 let task = updated?;
-                tasks::changed(api).await;
+                tasks::notify_changed(api).await;
                 return Ok((task, outcome));
             }
         }
     }
     Err(
-        ApiError::conflict(format!("the task `{name}` is being changed all the time"))
-            .help("try again"),
+        ApiError::conflict(format!("the task `{name}` is changed by other requests"))
+            .help("send the request again"),
     )
 }
 
-/// Which triggers a list shows.
+/// Page of a list of triggers.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
@@ -249,59 +249,62 @@ struct ListTriggers {
     /// Length of the page: 1 to 200, 50 by default.
     #[param(minimum = 1, maximum = 200)]
     limit: Option<u32>,
-    /// What the page before gave as `next`.
+    /// `next` of the previous page.
     cursor: Option<String>,
 }
 
-/// All that was to start runs of a task, the newest first, and what each led to.
+/// Lists the triggers of a task with their decisions, the newest first.
 #[utoipa::path(get, path = "/tasks/{name}/triggers", tag = "timers",
-    params(("name" = String, Path, description = "The task's name."), ListTriggers),
+    params(("name" = String, Path, description = "Name of the task."), ListTriggers),
     security(("token" = ["read"])), responses(
     (status = OK, body = Page<Trigger>),
     (status = BAD_REQUEST, body = Problem),
     (status = NOT_FOUND, body = Problem),
 ))]
 async fn triggers(
-    by: By<auth::Read>,
+    by: Authenticated<auth::Read>,
     State(api): State<Api>,
     Path(name): Path<String>,
-    Query(asked): Query<ListTriggers>,
+    Query(input): Query<ListTriggers>,
 ) -> Result<Json<Page<Trigger>>, ApiError> {
     tasks::find(&api, &by.caller, &name).await?;
-    let limit = runs::page_limit(asked.limit)?;
+    let limit = runs::page_limit(input.limit)?;
     let (rows, next) = api
         .app
         .store
-        .triggers_of_task(&name, asked.cursor.as_deref(), limit)
+        .triggers_of_task(&name, input.cursor.as_deref(), limit)
         .await?;
-    let items = rows.into_iter().map(|row| trigger(&name, row)).collect();
+    let items = rows
+        .into_iter()
+        .map(|row| trigger_to_api(&name, row))
+        .collect();
     Ok(Json(Page { items, next }))
 }
 
-fn trigger(task: &str, row: TriggerRow) -> Trigger {
-    let what = match (&row.run, row.joined) {
-        (Some(_), false) => OutcomeKind::Run,
-        (Some(_), true) => OutcomeKind::Joined,
-        (None, _) => OutcomeKind::Suppressed,
+fn trigger_to_api(task: &str, row: TriggerRow) -> Trigger {
+    let action = match (&row.run, row.joined) {
+        (Some(_), false) => DecisionAction::RunStarted,
+        (Some(_), true) => DecisionAction::ExistingRun,
+        (None, _) => DecisionAction::Ignored,
     };
-    let tick = row.timer.zip(row.scheduled_at).map(|(timer, at)| Tick {
+    let firing = row.timer.zip(row.scheduled_at).map(|(timer, at)| Firing {
         timer,
         scheduled_at: timestamp(at),
-        stands_for: row.stands_for.unwrap_or(1),
+        firing_count: row.stands_for.unwrap_or(1),
     });
     Trigger {
         id: row.id,
         kind: row.kind,
         received_at: timestamp(row.received_at),
         delivery: row.delivery,
-        state: state(&row.run),
-        outcome: Outcome {
+        state: state_name(&row.run),
+        decision: Decision {
             task: task.to_owned(),
-            what,
+            action,
             run: row.run.map(|(run, _)| run),
-            reason: row.suppressed.or(row.detail).unwrap_or_default(),
+            reason: row.ignored.or(row.detail).unwrap_or_default(),
         },
-        tick,
+        firing,
     }
 }
 

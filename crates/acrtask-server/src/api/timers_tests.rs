@@ -6,14 +6,14 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    api::testing::{NOW, Server},
+    api::testing::{NOW, TestServer},
     timers,
 };
 
 const HOUR: i64 = 3_600_000;
 
-async fn with_task() -> Server {
-    let server = Server::start().await;
+async fn server_with_task() -> TestServer {
+    let server = TestServer::start().await;
     server
         .post("/tasks", json!({"name": "team/app", "cmd": "alpine true"}))
         .await
@@ -21,15 +21,15 @@ async fn with_task() -> Server {
     server
 }
 
-async fn listed(server: &Server) -> Vec<TaskTimer> {
-    let answer = server.get("/tasks/team%2Fapp/timers").await;
-    answer.json(StatusCode::OK)
+async fn list_timers(server: &TestServer) -> Vec<TaskTimer> {
+    let response = server.get("/tasks/team%2Fapp/timers").await;
+    response.json(StatusCode::OK)
 }
 
 #[tokio::test]
-async fn a_timer_is_set_shown_and_removed() {
-    let server = with_task().await;
-    assert_eq!(listed(&server).await, []);
+async fn timer_is_set_shown_and_deleted() {
+    let server = server_with_task().await;
+    assert_eq!(list_timers(&server).await, []);
     let path = "/tasks/team%2Fapp/timers/night";
     let made: TaskTimer = server
         .put(
@@ -50,7 +50,7 @@ async fn a_timer_is_set_shown_and_removed() {
         .json(StatusCode::OK);
     assert_eq!(changed.timer.timezone, None);
     assert_eq!(changed.next_start, None);
-    assert_eq!(listed(&server).await, [changed]);
+    assert_eq!(list_timers(&server).await, [changed]);
     let task: Task = server.get("/tasks/team%2Fapp").await.json(StatusCode::OK);
     assert_eq!(
         task.definition.triggers.timers["night"].schedule,
@@ -59,12 +59,12 @@ async fn a_timer_is_set_shown_and_removed() {
     assert_eq!(server.delete(path).await.status, StatusCode::NO_CONTENT);
     let problem = server.delete(path).await.problem(StatusCode::NOT_FOUND);
     assert_eq!(problem.message, "the task `team/app` has no timer `night`");
-    assert_eq!(listed(&server).await, []);
+    assert_eq!(list_timers(&server).await, []);
 }
 
 #[tokio::test]
-async fn a_wrong_timer_is_refused_with_all_that_is_wrong() {
-    let server = with_task().await;
+async fn invalid_timer_is_refused_with_all_problems() {
+    let server = server_with_task().await;
     let wrong = json!({"schedule": "61 3 * *", "timezone": "Mars", "jitter": "soon"});
     let problem = server
         .put("/tasks/team%2Fapp/timers/night", wrong)
@@ -89,8 +89,8 @@ async fn a_wrong_timer_is_refused_with_all_that_is_wrong() {
 }
 
 #[tokio::test]
-async fn the_timers_of_a_file_are_changed_there() {
-    let server = Server::start().await;
+async fn timers_of_a_task_file_cannot_be_changed() {
+    let server = TestServer::start().await;
     let definition = serde_json::from_value(json!({"name": "app", "cmd": "alpine true",
         "triggers": {"timers": {"night": {"schedule": "0 3 * * *"}}}}))
     .unwrap();
@@ -104,27 +104,27 @@ async fn the_timers_of_a_file_are_changed_there() {
     let problem = server.put(path, timer).await.problem(StatusCode::CONFLICT);
     assert_eq!(
         problem.message,
-        "the task `app` is kept in the file tasks/app.yaml"
+        "the task `app` is defined in the file tasks/app.yaml"
     );
     server.delete(path).await.problem(StatusCode::CONFLICT);
 }
 
 #[tokio::test]
-async fn a_tick_is_seen_at_its_timer_its_run_and_among_the_triggers() {
-    let server = with_task().await;
+async fn firing_is_shown_at_its_timer_its_run_and_among_the_triggers() {
+    let server = server_with_task().await;
     let app = &server.app;
     for (name, schedule) in [("night", "0 * * * *"), ("off", "0 * * * *")] {
         let timer = json!({"schedule": schedule, "enabled": name == "night"});
         let path = format!("/tasks/team%2Fapp/timers/{name}");
-        let answer = server.put(&path, timer).await;
-        answer.json::<TaskTimer>(StatusCode::CREATED);
+        let response = server.put(&path, timer).await;
+        response.json::<TaskTimer>(StatusCode::CREATED);
     }
-    timers::pass(app).await.unwrap();
+    timers::handle_due(app).await.unwrap();
     app.clock.set(NOW + HOUR);
-    timers::pass(app).await.unwrap();
-    let timers = listed(&server).await;
+    timers::handle_due(app).await.unwrap();
+    let timers = list_timers(&server).await;
     let last = timers[0].last.clone().unwrap();
-    assert_eq!(last.what, OutcomeKind::Run);
+    assert_eq!(last.action, DecisionAction::RunStarted);
     assert_eq!(last.state.as_deref(), Some("queued"));
     assert_eq!((&timers[1].last, timers[1].next), (&None, None));
     let id = last.run.unwrap();
@@ -133,17 +133,17 @@ async fn a_tick_is_seen_at_its_timer_its_run_and_among_the_triggers() {
         .await
         .json(StatusCode::OK);
     assert_eq!(run.trigger, "timer");
-    let tick = run.tick.unwrap();
-    assert_eq!((tick.timer.as_str(), tick.stands_for), ("night", 1));
-    assert_eq!(tick.scheduled_at, last.scheduled_at);
-    // The task is turned off; the next tick starts nothing.
+    let firing = run.firing.unwrap();
+    assert_eq!((firing.timer.as_str(), firing.firing_count), ("night", 1));
+    assert_eq!(firing.scheduled_at, last.scheduled_at);
+    // A disabled task starts no run at its next firing.
     server
         .post("/tasks/team%2Fapp/disable", json!({}))
         .await
         .json::<Task>(StatusCode::OK);
     app.clock.set(NOW + 2 * HOUR);
-    timers::pass(app).await.unwrap();
-    let timers = listed(&server).await;
+    timers::handle_due(app).await.unwrap();
+    let timers = list_timers(&server).await;
     let problem = timers[0].problem.as_deref();
     assert_eq!(problem, Some("the task is disabled"));
     let page: Page<Trigger> = server
@@ -151,19 +151,19 @@ async fn a_tick_is_seen_at_its_timer_its_run_and_among_the_triggers() {
         .await
         .json(StatusCode::OK);
     let shown = &page.items[0];
-    assert_eq!(shown.outcome.what, OutcomeKind::Suppressed);
-    assert_eq!(shown.outcome.reason, "the task is disabled");
-    assert_eq!(shown.tick.as_ref().unwrap().timer, "night");
+    assert_eq!(shown.decision.action, DecisionAction::Ignored);
+    assert_eq!(shown.decision.reason, "the task is disabled");
+    assert_eq!(shown.firing.as_ref().unwrap().timer, "night");
     let path = format!(
         "/tasks/team%2Fapp/triggers?cursor={}",
         page.next.unwrap().replace('/', "%2F")
     );
     let page: Page<Trigger> = server.get(&path).await.json(StatusCode::OK);
     assert_eq!(page.items.len(), 1);
-    assert_eq!(page.items[0].outcome.run.as_ref(), Some(&id));
+    assert_eq!(page.items[0].decision.run.as_ref(), Some(&id));
     assert_eq!(page.items[0].state.as_deref(), Some("queued"));
     assert_eq!(page.next, None);
     let path = "/tasks/team%2Fapp/triggers?cursor=x";
-    let answer = server.ask(Method::GET, path, &server.admin, None).await;
-    answer.problem(StatusCode::UNPROCESSABLE_ENTITY);
+    let response = server.send_as(Method::GET, path, &server.admin, None).await;
+    response.problem(StatusCode::UNPROCESSABLE_ENTITY);
 }

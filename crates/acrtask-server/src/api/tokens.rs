@@ -1,4 +1,4 @@
-//! Tokens: made, listed, revoked; and who the caller is.
+//! API tokens: create, list and revoke them, and the caller's own rights.
 
 use acrtask_api::admin::{CreateToken, Me, NewToken, Problem, Scope, Token};
 use acrtask_store::TokenRow;
@@ -10,11 +10,11 @@ use super::{
     extract::{Json, Path},
 };
 use crate::{
-    auth::{self, By},
-    submit::{Problems, check_printable},
+    auth::{self, Authenticated},
+    validate::{Problems, check_printable},
 };
 
-/// The longest that a token may hold for, in seconds: ten years.
+/// Longest lifetime of a token, in seconds: ten years.
 const MAX_TTL: u64 = 10 * 366 * 24 * 3600;
 /// Longest name of a token, in characters.
 const MAX_NAME: usize = 200;
@@ -39,9 +39,9 @@ pub(super) fn to_api(row: TokenRow) -> Token {
     }
 }
 
-/// Who asks, and what they may do. Any token will do.
+/// Returns the name and rights of the caller. Accepts any valid token.
 #[utoipa::path(get, path = "/me", tag = "tokens", security(("token" = [])), responses((status = OK, body = Me)))]
-async fn me(by: By<auth::Anyone>, State(api): State<Api>) -> Json<Me> {
+async fn me(by: Authenticated<auth::Anyone>, State(api): State<Api>) -> Json<Me> {
     let identity = api.app.identity.get();
     Json(Me {
         key: identity.map(|identity| identity.key.clone()),
@@ -53,126 +53,129 @@ async fn me(by: By<auth::Anyone>, State(api): State<Api>) -> Json<Me> {
     })
 }
 
-/// All tokens, without what they are checked by.
+/// Lists all tokens without their secrets.
 #[utoipa::path(get, path = "/tokens", tag = "tokens", security(("token" = ["admin"])), responses((status = OK, body = Vec<Token>)))]
-async fn list(_by: By<auth::Admin>, State(api): State<Api>) -> Result<Json<Vec<Token>>, ApiError> {
+async fn list(
+    _by: Authenticated<auth::Admin>,
+    State(api): State<Api>,
+) -> Result<Json<Vec<Token>>, ApiError> {
     let rows = api.app.store.tokens().await?;
     Ok(Json(rows.into_iter().map(to_api).collect()))
 }
 
-/// What is wrong with what a token may do.
+/// Checks the scopes and the task limit of a token.
 pub(super) fn check_rights(scopes: &[Scope], tasks: Option<&str>, problems: &mut Problems) {
     if scopes.is_empty() {
-        problems.add("`scopes` is empty: a token that may do nothing is of no use");
+        problems.add("`scopes` is empty: write at least one scope");
     }
     let Some(tasks) = tasks else { return };
     check_pattern(tasks, problems);
     if scopes.contains(&Scope::Admin) {
-        problems.add_rule("`tasks` limits nothing of what `admin` allows: leave out one of them");
+        problems.add_rule("`tasks` does not limit the scope `admin`: leave out one of them");
     }
 }
 
-/// Checks a name of tasks, or a prefix with `*`.
+/// Checks a task limit: a task name, or a prefix with `*`.
 pub(super) fn check_pattern(tasks: &str, problems: &mut Problems) {
     let name = tasks.strip_suffix('*').unwrap_or(tasks);
     let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
     if tasks.is_empty() || tasks.len() > MAX_NAME || !name.chars().all(good) {
         problems.add(format!(
-            "`tasks` is `{tasks}`: write the name of one task, or the beginning of several with `*` behind it"
+            "`tasks` is `{tasks}`: write the name of one task, or a prefix followed by `*`"
         ));
     }
 }
 
-/// Checks the pools that the tasks of a limited token may name.
+/// Checks the pools that tasks of a token with a task limit may use.
 pub(super) fn check_pools(pools: &[String], tasks: Option<&str>, problems: &mut Problems) {
     if !pools.is_empty() && tasks.is_none() {
-        problems.add_rule(
-            "`pools` is for a token with `tasks`: one without a limit may name every pool",
-        );
+        problems.add_rule("`pools` needs `tasks`: a token without a task limit may use every pool");
     }
     for pool in pools {
-        if let Err(reason) = crate::submit::word(pool) {
+        if let Err(reason) = crate::validate::check_word(pool) {
             problems.add(format!("`pools`: {reason}"));
         }
     }
 }
 
-/// Makes a token. It is seen this once.
+/// Creates a token. Only this response contains its secret.
 #[utoipa::path(post, path = "/tokens", tag = "tokens", request_body = CreateToken, security(("token" = ["admin"])), responses(
     (status = CREATED, body = NewToken),
     (status = BAD_REQUEST, body = Problem),
 ))]
 async fn create(
-    by: By<auth::Admin>,
+    by: Authenticated<auth::Admin>,
     State(api): State<Api>,
-    Json(asked): Json<CreateToken>,
+    Json(input): Json<CreateToken>,
 ) -> Result<(StatusCode, Json<NewToken>), ApiError> {
     let mut problems = Problems::default();
-    if asked.name.trim().is_empty() || asked.name.chars().count() > MAX_NAME {
+    if input.name.trim().is_empty() || input.name.chars().count() > MAX_NAME {
         problems.add(format!("`name` must have 1 to {MAX_NAME} characters"));
     }
-    check_printable("name", &asked.name, &mut problems);
-    check_rights(&asked.scopes, asked.tasks.as_deref(), &mut problems);
-    check_pools(&asked.pools, asked.tasks.as_deref(), &mut problems);
-    if asked
+    check_printable("name", &input.name, &mut problems);
+    check_rights(&input.scopes, input.tasks.as_deref(), &mut problems);
+    check_pools(&input.pools, input.tasks.as_deref(), &mut problems);
+    if input
         .ttl_secs
         .is_some_and(|ttl| !(1..=MAX_TTL).contains(&ttl))
     {
         problems.add(
-            "`ttlSecs` must be a second to ten years; leave it out for a token without an end",
+            "`ttlSecs` must be 1 second to 10 years; leave it out for a token that does not expire",
         );
     }
     problems.into_result()?;
     let app = &api.app;
     let now = app.clock.now_ms();
-    let minted = auth::mint();
+    let token = auth::new_token();
     let row = TokenRow {
-        id: minted.id,
-        name: asked.name,
-        hash: minted.hash,
-        scopes: asked.scopes,
-        tasks: asked.tasks,
+        id: token.id,
+        name: input.name,
+        hash: token.hash,
+        scopes: input.scopes,
+        tasks: input.tasks,
         created_at: now,
-        expires_at: asked
+        expires_at: input
             .ttl_secs
             .map(|ttl| now.saturating_add(i64::try_from(ttl * 1000).unwrap_or(i64::MAX))),
         last_used_at: None,
         subject: None,
         issuer: None,
-        pools: asked.pools,
+        pools: input.pools,
     };
     app.store.create_token(&row).await?;
     tracing::info!(
         token = row.id,
         name = row.name,
         by = by.caller.name,
-        "a token was made"
+        "created a token"
     );
     Ok((
         StatusCode::CREATED,
         Json(NewToken {
-            secret: minted.text,
+            secret: token.text,
             token: to_api(row),
         }),
     ))
 }
 
-/// Revokes a token: it is worth nothing from now on.
-#[utoipa::path(delete, path = "/tokens/{id}", tag = "tokens", params(("id" = String, Path, description = "The token's id.")),
+/// Revokes a token. It is invalid from now on.
+#[utoipa::path(delete, path = "/tokens/{id}", tag = "tokens", params(("id" = String, Path, description = "Id of the token.")),
     security(("token" = ["admin"])), responses(
     (status = NO_CONTENT),
     (status = NOT_FOUND, body = Problem),
-    (status = CONFLICT, body = Problem, description = "It is the last one with the scope `admin` that does not expire."),
+    (status = CONFLICT, body = Problem, description = "The token is the last one with the scope `admin` that does not expire."),
 ))]
 async fn revoke(
-    by: By<auth::Admin>,
+    by: Authenticated<auth::Admin>,
     State(api): State<Api>,
     Path(id): Path<String>,
 ) -> Result<StatusCode, ApiError> {
     let app = &api.app;
     let tokens = app.store.tokens().await?;
     if !tokens.iter().any(|token| token.id == id) {
-        return Err(ApiError::not_found(format!("there is no token {id}")));
+        return Err(ApiError::not_found(format!(
+            "the token {id} does not exist"
+        )));
     }
     let is_lasting_admin =
         |token: &TokenRow| token.scopes.contains(&Scope::Admin) && token.expires_at.is_none();
@@ -182,13 +185,13 @@ async fn revoke(
         .any(|token| token.id != id && is_lasting_admin(token));
     if revoked.is_some_and(is_lasting_admin) && !another {
         return Err(ApiError::conflict(
-            "it is the last token with the scope `admin` that does not expire: without it, no new one \
-             could be made",
+            "it is the last token with the scope `admin` that does not expire: without it, no further token \
+             could be created",
         )
-        .help("make another one without `ttlSecs` first"));
+        .help("create another one without `ttlSecs` first"));
     }
     app.store.revoke_token(&id).await?;
-    tracing::info!(token = id, by = by.caller.name, "a token was revoked");
+    tracing::info!(token = id, by = by.caller.name, "revoked a token");
     Ok(StatusCode::NO_CONTENT)
 }
 

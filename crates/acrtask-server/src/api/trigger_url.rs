@@ -1,8 +1,11 @@
-//! The URL of a task: whoever has it can start runs of that task, and do nothing else.
+//! Trigger URL of a task. It authorizes starting runs of this task, and nothing else.
 //!
-//! Invariants: what opens it is stored as a hash and shown once; a call is looked at only after that; each call with the
-//! right URL that is not turned away for its number is written down, with its run or the reason why there is none, and of
-//! those that are their number; a call sets only what the task lets it set.
+//! Invariants:
+//! * The secret part of a URL is stored as a hash and shown once.
+//! * A call is parsed only after its URL is verified.
+//! * Each accepted or refused call is recorded, with its run or the reason. Of calls above the
+//!   rate limit only the number is recorded.
+//! * A call sets only the keys that its task allows.
 
 use acrtask_api::forms::IdempotencyKey;
 use std::time::Duration;
@@ -11,7 +14,7 @@ use acrtask_api::{
     admin::Problem,
     run::SecretText,
     task::Task,
-    timer::{CallTask, Called, NewTriggerUrl, TriggerUrl},
+    timer::{NewTriggerUrl, TriggerUrl, TriggerUrlCall, TriggeredRun},
 };
 use acrtask_store::{Enqueued, NewRun, StoreError, TriggerUrlRow, timestamp};
 use axum::{
@@ -19,6 +22,7 @@ use axum::{
     http::{Extensions, StatusCode},
     response::{IntoResponse, Response},
 };
+use subtle::ConstantTimeEq as _;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
@@ -27,32 +31,32 @@ use super::{
     runs, tasks,
 };
 use crate::{
-    auth::{self, By, CredentialKind},
-    serve::request_guard::Guarded as _,
-    submit::{
+    auth::{self, Authenticated, CredentialKind},
+    run_factory::{
         self,
-        event::{Happening, from_event},
+        trigger::{TriggerContext, create_from_trigger},
     },
+    serve::request_guard::Guarded as _,
 };
 
-/// Where URLs of tasks are, below the server's address.
+/// Path of trigger URLs, below the server's URL.
 const BASE: &str = "/trigger";
 /// Largest body of a call, in bytes.
 const MAX_BODY: usize = 32 << 10;
-/// After so long it is written down how many calls were turned away.
-const WRITTEN: Duration = Duration::from_secs(1);
+/// Delay until rejected calls are stored, so that a burst costs one write.
+const REJECTED_CALLS_DELAY: Duration = Duration::from_secs(1);
 /// Longest idempotency key, in characters.
 const MAX_KEY: usize = 500;
-/// What a URL's own part begins with; behind it stands what a token has.
+/// Prefix of the secret part of a trigger URL. Its remainder equals that of a token.
 const PREFIX: &str = "acrtu_";
-/// What a token begins with.
+/// Prefix of an API token.
 const TOKEN_PREFIX: &str = "acrt_";
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(show, create, remove))
 }
 
-/// The URLs themselves, which are not below the API's path.
+/// Returns the route of the trigger URLs, which are outside the API's path.
 pub(super) fn calls() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
         .routes(routes!(call))
@@ -66,55 +70,56 @@ fn to_api(row: TriggerUrlRow, task: &Task) -> TriggerUrl {
         created_at: timestamp(row.created_at),
         created_by: row.created_by,
         last_used_at: row.last_used_at.map(timestamp),
-        turned_away: row.turned_away,
-        turned_away_at: row.turned_away_at.map(timestamp),
+        rejected_calls: row.turned_away,
+        last_rejected_at: row.turned_away_at.map(timestamp),
         allow_set: url.map(|url| url.allow_set.clone()).unwrap_or_default(),
     }
 }
 
-/// The URL of a task, without what opens it.
+/// Returns the trigger URL of a task, without its secret part.
 #[utoipa::path(get, path = "/tasks/{name}/trigger-url", tag = "trigger-url",
-    params(("name" = String, Path, description = "The task's name.")), security(("token" = ["read"])), responses(
+    params(("name" = String, Path, description = "Name of the task.")), security(("token" = ["read"])), responses(
     (status = OK, body = TriggerUrl),
-    (status = NOT_FOUND, body = Problem, description = "There is no such task, or it has no URL."),
+    (status = NOT_FOUND, body = Problem, description = "The task does not exist or has no trigger URL."),
 ))]
 async fn show(
-    by: By<auth::Read>,
+    by: Authenticated<auth::Read>,
     State(api): State<Api>,
     Path(name): Path<String>,
 ) -> Result<Json<TriggerUrl>, ApiError> {
     let task = tasks::find(&api, &by.caller, &name).await?;
     let row = api.app.store.trigger_url(&task.id).await?;
-    let row = row.ok_or_else(|| none(&name))?;
+    let row = row.ok_or_else(|| url_not_found(&name))?;
     Ok(Json(to_api(row, &task)))
 }
 
-fn none(task: &str) -> ApiError {
+fn url_not_found(task: &str) -> ApiError {
     ApiError::not_found(format!("the task `{task}` has no trigger URL")).help(format!(
-        "`acrtask task trigger-url create {task}` makes one"
+        "create one with `acrtask task trigger-url create {task}`"
     ))
 }
 
-/// Makes the URL of a task. One that it had is worth nothing from then on.
+/// Creates the trigger URL of a task. A previous URL of the task is revoked.
 ///
-/// It is seen this once. `POST` to it starts a run of the task, which `{"run": ID}` names; a body may be left out or be
-/// `{"set": {KEY: VALUE}}` with the keys that `triggers.url.allowSet` of the task names. An `Idempotency-Key` is honoured.
+/// Only this response contains the URL. A `POST` to it starts a run of the task and returns
+/// `{"run": ID}`. The optional body is `{"set": {KEY: VALUE}}` with keys that the task lists in
+/// `triggers.url.allowSet`. `Idempotency-Key` is supported.
 #[utoipa::path(post, path = "/tasks/{name}/trigger-url", tag = "trigger-url",
-    params(("name" = String, Path, description = "The task's name.")), security(("token" = ["write"])), responses(
+    params(("name" = String, Path, description = "Name of the task.")), security(("token" = ["write"])), responses(
     (status = CREATED, body = NewTriggerUrl),
     (status = NOT_FOUND, body = Problem),
 ))]
 async fn create(
-    by: By<auth::Write>,
+    by: Authenticated<auth::Write>,
     State(api): State<Api>,
     Path(name): Path<String>,
 ) -> Result<(StatusCode, Json<NewTriggerUrl>), ApiError> {
     let task = tasks::find(&api, &by.caller, &name).await?;
-    let minted = auth::mint();
+    let token = auth::new_token();
     let row = TriggerUrlRow {
         task_id: task.id.clone(),
-        id: minted.id,
-        hash: minted.hash,
+        id: token.id,
+        hash: token.hash,
         created_at: api.app.clock.now_ms(),
         created_by: Some(by.caller.name.clone()),
         last_used_at: None,
@@ -125,9 +130,9 @@ async fn create(
     tracing::info!(
         task = name,
         by = by.caller.name,
-        "a trigger URL was made for a task"
+        "created the trigger URL of a task"
     );
-    let own = minted.text.0.replacen(TOKEN_PREFIX, PREFIX, 1);
+    let own = token.text.0.replacen(TOKEN_PREFIX, PREFIX, 1);
     let new = NewTriggerUrl {
         path: SecretText(format!("{BASE}/{own}")),
         url: to_api(row, &task),
@@ -135,90 +140,93 @@ async fn create(
     Ok((StatusCode::CREATED, Json(new)))
 }
 
-/// Removes the URL of a task.
+/// Deletes the trigger URL of a task.
 #[utoipa::path(delete, path = "/tasks/{name}/trigger-url", tag = "trigger-url",
-    params(("name" = String, Path, description = "The task's name.")), security(("token" = ["write"])), responses(
+    params(("name" = String, Path, description = "Name of the task.")), security(("token" = ["write"])), responses(
     (status = NO_CONTENT),
-    (status = NOT_FOUND, body = Problem, description = "There is no such task, or it has no URL."),
+    (status = NOT_FOUND, body = Problem, description = "The task does not exist or has no trigger URL."),
 ))]
 async fn remove(
-    by: By<auth::Write>,
+    by: Authenticated<auth::Write>,
     State(api): State<Api>,
     Path(name): Path<String>,
 ) -> Result<StatusCode, ApiError> {
     let task = tasks::find(&api, &by.caller, &name).await?;
     match api.app.store.delete_trigger_url(&task.id).await {
-        Err(StoreError::NotFound { .. }) => return Err(none(&name)),
+        Err(StoreError::NotFound { .. }) => return Err(url_not_found(&name)),
         done => done?,
     }
     tracing::info!(
         task = name,
         by = by.caller.name,
-        "the trigger URL of a task was removed"
+        "deleted the trigger URL of a task"
     );
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Starts a run of the task whose URL this is.
+/// Starts a run of the task of this trigger URL.
 ///
-/// No token is asked for: whoever has the URL may call it, and do nothing else. An `Idempotency-Key` is honoured. What is
-/// said may be left out.
+/// The URL itself authorizes the call, without a token. It permits only this call.
+/// `Idempotency-Key` is supported, and the body is optional.
 #[utoipa::path(post, path = "/trigger/{token}", tag = "trigger-url",
     params(
-        ("token" = String, Path, description = "What opens it: the end of the path that was given when the URL was made."),
-        ("Idempotency-Key" = Option<IdempotencyKey>, Header, description = "The same key is the same run."),
+        ("token" = String, Path, description = "Secret end of the path from the creation of the URL."),
+        ("Idempotency-Key" = Option<IdempotencyKey>, Header, description = "Calls with the same key return the same run."),
     ),
-    request_body(content = Option<CallTask>, content_type = "application/json"), responses(
-    (status = CREATED, body = Called),
-    (status = OK, body = Called, description = "The run of an earlier call with the same key."),
-    (status = BAD_REQUEST, body = Problem, description = "What it says cannot be read, or sets what calls may not set."),
-    (status = UNAUTHORIZED, body = Problem, description = "There is no such URL any more."),
+    request_body(content = Option<TriggerUrlCall>, content_type = "application/json"), responses(
+    (status = CREATED, body = TriggeredRun),
+    (status = OK, body = TriggeredRun, description = "The run of an earlier call with the same key."),
+    (status = BAD_REQUEST, body = Problem, description = "The body is invalid, or sets a key that calls may not set."),
+    (status = UNAUTHORIZED, body = Problem, description = "The URL is wrong, or was replaced or deleted."),
     (status = CONFLICT, body = Problem, description = "The task is disabled, or the key was used with other values."),
     (status = PAYLOAD_TOO_LARGE, body = Problem),
-    (status = TOO_MANY_REQUESTS, body = Problem, description = "It is called too often; `Retry-After` says how long to wait."),
+    (status = TOO_MANY_REQUESTS, body = Problem, description = "The URL is called too often. `Retry-After` is the time to wait."),
 ))]
 async fn call(
     State(api): State<Api>,
     Path(token): Path<String>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let (url, task) = opened(&api, &token, request.extensions()).await?;
+    let (url, task) = authenticate_url(&api, &token, request.extensions()).await?;
     let store = &api.app.store;
     let now = api.app.clock.now_ms();
-    // Nothing depends on it: a call is not refused for it.
+    // A failed update of the last use does not fail the call.
     if let Err(error) = store.touch_trigger_url(&url.id, now).await {
-        tracing::warn!(%error, "cannot note when a trigger URL was used");
+        tracing::warn!(%error, "cannot record the last use of a trigger URL");
     }
-    match drafted(&api, &url, &task, request).await {
+    match create_run(&api, &url, &task, request).await {
         Ok(new) => {
             let set = new.spec.set.clone();
             let enqueued = runs::enqueue(&api, new).await?;
             if let Enqueued::Existing(row) = &enqueued
                 && row.spec.set != set
             {
-                return Err(runs::used_key(row));
+                return Err(runs::key_conflict(row));
             }
             let status = match enqueued {
                 Enqueued::New(_) => StatusCode::CREATED,
                 Enqueued::Existing(_) => StatusCode::OK,
             };
             let run = enqueued.row().id.clone();
-            Ok((status, Json(Called { run })).into_response())
+            Ok((status, Json(TriggeredRun { run })).into_response())
         }
         Err(refused) => {
-            // What is not the caller's or the task's fault is tried again, and then accounted for.
+            // Only client errors are recorded as the final decision, because callers retry after
+            // other errors.
             if refused.status().is_client_error() {
                 let id = format!("u{}", auth::random_id());
                 let (name, why) = (&task.definition.name, &refused.problem().message);
-                store.suppress_trigger(&id, "url", name, why, now).await?;
+                store
+                    .store_ignored_trigger(&id, "url", name, why, now)
+                    .await?;
             }
             Err(refused)
         }
     }
 }
 
-/// The URL with this text, and its task.
-async fn opened(
+/// Returns the trigger URL with this text, and its task.
+async fn authenticate_url(
     api: &Api,
     text: &str,
     extensions: &Extensions,
@@ -227,51 +235,52 @@ async fn opened(
     let now = api.app.clock.now_ms();
     let wrong = || {
         let refusal =
-            ApiError::unauthorized("the trigger URL is wrong, or was replaced or removed")
-                .help("ask for a new one: `acrtask task trigger-url create NAME`");
-        let address = auth::address(extensions);
-        limits.fail(CredentialKind::TriggerUrl, address, now, refusal)
+            ApiError::unauthorized("the trigger URL is wrong, or was replaced or deleted")
+                .help("create a new one: `acrtask task trigger-url create NAME`");
+        let address = auth::client_address(extensions);
+        limits.count_failure(CredentialKind::TriggerUrl, address, now, refusal)
     };
     let text = text
         .strip_prefix(PREFIX)
         .map(|own| format!("{TOKEN_PREFIX}{own}"))
         .unwrap_or_default();
-    let (id, hash) = auth::parse(&text).ok_or_else(wrong)?;
-    let turn = limits.lookup(&hash).await;
+    let (id, hash) = auth::parse_token(&text).ok_or_else(wrong)?;
+    let turn = limits.acquire_lookup(&hash).await;
     let found = api.app.store.trigger_url_by_id(id).await?;
     drop(turn);
-    let Some((url, task)) = found.filter(|(url, _)| auth::same(&url.hash, &hash)) else {
+    let Some((url, task)) = found.filter(|(url, _)| bool::from(url.hash.ct_eq(&hash))) else {
         limits.forget(&hash);
         return Err(wrong());
     };
     limits.remember(&hash);
-    extensions.proved();
-    if let Err(refused) = limits.call(&url.id, now) {
-        turn_away(api, url.id);
+    extensions.mark_proven();
+    if let Err(refused) = limits.count_call(&url.id, now) {
+        record_rejected_call(api, url.id);
         return Err(refused);
     }
     Ok((url, task))
 }
 
-/// Counts a call that is turned away: written down together with those that follow, so that many of them cost little.
-fn turn_away(api: &Api, url: String) {
-    if !api.app.limits.turn_away(&url) {
+/// Counts a rejected call. Stores the count after [`REJECTED_CALLS_DELAY`], so that many calls cost
+/// one write.
+fn record_rejected_call(api: &Api, url: String) {
+    if !api.app.limits.count_rejected_call(&url) {
         return;
     }
     let api = api.clone();
     tokio::spawn(async move {
-        tokio::time::sleep(WRITTEN).await;
-        let calls = api.app.limits.turned_away(&url);
+        tokio::time::sleep(REJECTED_CALLS_DELAY).await;
+        let calls = api.app.limits.take_rejected_calls(&url);
         let now = api.app.clock.now_ms();
-        tracing::warn!(url, calls, "calls of a trigger URL were turned away");
+        tracing::warn!(url, calls, "rejected calls of a trigger URL");
         if let Err(error) = api.app.store.turn_away_trigger_url(&url, calls, now).await {
-            tracing::warn!(%error, "cannot note how many calls of a trigger URL were turned away");
+            tracing::warn!(%error, "cannot record rejected calls of a trigger URL");
         }
     });
 }
 
-/// The run that a call asks for.
-async fn drafted(
+/// Creates the run that a call requests.
+async fn create_run(
     api: &Api,
     url: &TriggerUrlRow,
     task: &Task,
@@ -283,13 +292,13 @@ async fn drafted(
             "the `Idempotency-Key` is longer than {MAX_KEY} characters"
         )));
     }
-    // Keys of tasks are no keys of callers, whose names they stand in the place of.
+    // Keys of trigger URLs begin with a line break, so that they differ from keys of callers.
     let key = key.map(|key| format!("\nurl {}\n{key}", url.task_id));
-    tasks::need_enabled(task)?;
-    let asked = said(request).await?;
+    tasks::require_enabled(task)?;
+    let input = parse_call(request).await?;
     let triggers = &task.definition.triggers;
     let allowed = triggers.url.as_ref().map(|url| &url.allow_set);
-    let refused: Vec<&str> = asked
+    let refused: Vec<&str> = input
         .set
         .keys()
         .filter(|key| !allowed.is_some_and(|allowed| allowed.contains(key)))
@@ -297,31 +306,31 @@ async fn drafted(
         .collect();
     if !refused.is_empty() {
         return Err(ApiError::unprocessable(format!(
-            "the call sets `{}`, which the task does not let calls set",
+            "the call sets `{}`, which the task does not allow",
             refused.join("`, `")
         ))
-        .help("name it in `triggers.url.allowSet` of the task"));
+        .help("add it to `triggers.url.allowSet` of the task"));
     }
-    let happening = Happening {
+    let trigger = TriggerContext {
         trigger: "url",
         triggered_by: "Url",
-        set: asked.set,
-        ..Happening::default()
+        set: input.set,
+        ..TriggerContext::default()
     };
-    let by = submit::Request {
+    let by = run_factory::RequestContext {
         idempotency_key: key,
         traceparent: runs::current_trace(),
-        ..submit::Request::default()
+        ..run_factory::RequestContext::default()
     };
-    let draft = from_event(&api.app, task, happening, by)?;
-    let mut new = runs::complete(api, draft, None).await?;
-    new.origin.reason = Some(format!("the task's URL {} was called", url.id));
+    let draft = create_from_trigger(&api.app, task, trigger, by)?;
+    let mut new = runs::finalize(api, draft, None).await?;
+    new.origin.reason = Some(format!("call of the trigger URL {}", url.id));
     Ok(new)
 }
 
-/// What a call says.
-async fn said(request: Request) -> Result<CallTask, ApiError> {
-    let body = extract::bytes(request, &(), || {
+/// Parses the body of a call. An empty body sets nothing.
+async fn parse_call(request: Request) -> Result<TriggerUrlCall, ApiError> {
+    let body = extract::read_body(request, &(), || {
         ApiError::too_large(format!(
             "the body is larger than {} KiB, the limit of a call",
             MAX_BODY >> 10
@@ -329,9 +338,9 @@ async fn said(request: Request) -> Result<CallTask, ApiError> {
     })
     .await?;
     if body.trim_ascii().is_empty() {
-        return Ok(CallTask::default());
+        return Ok(TriggerUrlCall::default());
     }
-    let call: Option<CallTask> = extract::parse(&body)?;
+    let call: Option<TriggerUrlCall> = extract::parse_json(&body)?;
     Ok(call.unwrap_or_default())
 }
 

@@ -2,7 +2,7 @@
 
 use acrtask_api::{
     run::{Page, Run},
-    webhook::{OutcomeKind, Trigger},
+    webhook::{DecisionAction, Trigger},
 };
 use axum::{
     body::Body,
@@ -11,27 +11,32 @@ use axum::{
 use serde_json::{Value, json};
 
 use super::*;
-use crate::api::testing::{Answer, NOW, Server};
+use crate::api::testing::{NOW, TestResponse, TestServer};
 
-async fn with_task() -> (Server, String) {
-    let server = Server::start().await;
+async fn server_with_url() -> (TestServer, String) {
+    let server = TestServer::start().await;
     let task =
         json!({"name": "app", "cmd": "alpine true", "triggers": {"url": {"allowSet": ["tag"]}}});
     server
         .post("/tasks", task)
         .await
         .json::<Task>(StatusCode::CREATED);
-    let path = made(&server).await;
+    let path = create_url(&server).await;
     (server, path)
 }
 
-async fn made(server: &Server) -> String {
-    let answer = server.post("/tasks/app/trigger-url", json!({})).await;
-    let new: NewTriggerUrl = answer.json(StatusCode::CREATED);
+async fn create_url(server: &TestServer) -> String {
+    let response = server.post("/tasks/app/trigger-url", json!({})).await;
+    let new: NewTriggerUrl = response.json(StatusCode::CREATED);
     new.path.0
 }
 
-async fn called(server: &Server, path: &str, key: Option<&str>, body: impl Into<Body>) -> Answer {
+async fn call_url(
+    server: &TestServer,
+    path: &str,
+    key: Option<&str>,
+    body: impl Into<Body>,
+) -> TestResponse {
     let mut request = Request::builder().method(Method::POST).uri(path);
     if let Some(key) = key {
         request = request.header("idempotency-key", key);
@@ -39,16 +44,16 @@ async fn called(server: &Server, path: &str, key: Option<&str>, body: impl Into<
     server.send(request.body(body.into()).unwrap()).await
 }
 
-async fn triggers(server: &Server) -> Vec<Trigger> {
-    let answer = server.get("/tasks/app/triggers").await;
-    answer.json::<Page<Trigger>>(StatusCode::OK).items
+async fn triggers(server: &TestServer) -> Vec<Trigger> {
+    let response = server.get("/tasks/app/triggers").await;
+    response.json::<Page<Trigger>>(StatusCode::OK).items
 }
 
 #[tokio::test]
-async fn a_call_starts_a_run_of_that_task() {
-    let (server, path) = with_task().await;
+async fn call_starts_a_run_of_the_task() {
+    let (server, path) = server_with_url().await;
     server.app.clock.set(NOW + 5_000);
-    let called: Called = called(&server, &path, None, r#"{"set": {"tag": "v2"}}"#)
+    let called: TriggeredRun = call_url(&server, &path, None, r#"{"set": {"tag": "v2"}}"#)
         .await
         .json(StatusCode::CREATED);
     let run: Run = server
@@ -57,7 +62,7 @@ async fn a_call_starts_a_run_of_that_task() {
         .json(StatusCode::OK);
     assert_eq!(run.task.as_deref(), Some("app"));
     assert_eq!(run.trigger, "url");
-    assert_eq!(run.spec.facts.triggered_by, "Url");
+    assert_eq!(run.spec.variables.triggered_by, "Url");
     assert_eq!(run.spec.set["tag"], "v2");
     assert_eq!(run.spec.untrusted_values, ["tag".to_owned()].into());
     let url: TriggerUrl = server
@@ -70,26 +75,26 @@ async fn a_call_starts_a_run_of_that_task() {
     let all = triggers(&server).await;
     assert_eq!(all.len(), 1);
     assert_eq!(all[0].kind, "url");
-    assert_eq!(all[0].outcome.what, OutcomeKind::Run);
-    let left = server.app.store.unaccounted(NOW + 9_000, 0).await;
+    assert_eq!(all[0].decision.action, DecisionAction::RunStarted);
+    let left = server.app.store.unaccounted_triggers(NOW + 9_000, 0).await;
     assert_eq!(left.unwrap(), []);
 }
 
 #[tokio::test]
-async fn the_same_key_is_the_same_run() {
-    let (server, path) = with_task().await;
-    let first: Called = called(&server, &path, Some("k"), "")
+async fn same_key_returns_the_same_run() {
+    let (server, path) = server_with_url().await;
+    let first: TriggeredRun = call_url(&server, &path, Some("k"), "")
         .await
         .json(StatusCode::CREATED);
-    let again: Called = called(&server, &path, Some("k"), "")
+    let again: TriggeredRun = call_url(&server, &path, Some("k"), "")
         .await
         .json(StatusCode::OK);
     assert_eq!(first, again);
-    let other: Called = called(&server, &path, Some("l"), "")
+    let other: TriggeredRun = call_url(&server, &path, Some("l"), "")
         .await
         .json(StatusCode::CREATED);
     assert_ne!(first, other);
-    let refused: Problem = called(&server, &path, Some("k"), r#"{"set": {"tag": "v3"}}"#)
+    let refused: Problem = call_url(&server, &path, Some("k"), r#"{"set": {"tag": "v3"}}"#)
         .await
         .json(StatusCode::CONFLICT);
     assert!(
@@ -101,18 +106,18 @@ async fn the_same_key_is_the_same_run() {
 }
 
 #[tokio::test]
-async fn what_is_refused_is_accounted_for() {
-    let (server, path) = with_task().await;
+async fn refused_calls_are_recorded_with_a_reason() {
+    let (server, path) = server_with_url().await;
     let calls: [(Body, StatusCode, &str); 4] = [
         (
             r#"{"set": {"tag": "v", "image": "x"}}"#.into(),
             StatusCode::UNPROCESSABLE_ENTITY,
-            "the call sets `image`, which the task does not let calls set",
+            "the call sets `image`, which the task does not allow",
         ),
         (
             r#"{"noPush": true}"#.into(),
             StatusCode::BAD_REQUEST,
-            "the body is not as it should be: unknown field `noPush`",
+            "the body is invalid: unknown field `noPush`",
         ),
         (
             vec![b' '; MAX_BODY + 1].into(),
@@ -130,18 +135,18 @@ async fn what_is_refused_is_accounted_for() {
             server.post("/tasks/app/disable", json!({})).await;
         }
         server.app.clock.set(NOW + i64::try_from(at).unwrap());
-        let problem = called(&server, &path, None, body).await.problem(status);
+        let problem = call_url(&server, &path, None, body).await.problem(status);
         assert!(problem.message.starts_with(why), "{problem:?}");
         let all = triggers(&server).await;
         assert_eq!(all.len(), at + 1);
-        assert_eq!(all[0].outcome.what, OutcomeKind::Suppressed);
-        assert!(all[0].outcome.reason.starts_with(why), "{:?}", all[0]);
+        assert_eq!(all[0].decision.action, DecisionAction::Ignored);
+        assert!(all[0].decision.reason.starts_with(why), "{:?}", all[0]);
     }
 }
 
 #[tokio::test]
-async fn a_wrong_url_opens_nothing() {
-    let (server, path) = with_task().await;
+async fn wrong_trigger_url_is_refused() {
+    let (server, path) = server_with_url().await;
     let token = path.strip_prefix("/trigger/").unwrap();
     assert!(token.starts_with("acrtu_"));
     let mut other = path.clone();
@@ -149,27 +154,27 @@ async fn a_wrong_url_opens_nothing() {
     other.push(if path.ends_with('A') { 'E' } else { 'A' });
     let as_token = format!("/trigger/{}", server.admin);
     for wrong in [other.as_str(), "/trigger/acrtu_x", "/trigger/x", &as_token] {
-        called(&server, wrong, None, "")
+        call_url(&server, wrong, None, "")
             .await
             .problem(StatusCode::UNAUTHORIZED);
     }
-    // It is no token of the API either, in either form.
+    // The secret is not a token of the API either, with either prefix.
     for token in [token.to_owned(), token.replace("acrtu_", "acrt_")] {
-        let answer = server.ask(Method::GET, "/tasks", &token, None).await;
-        answer.problem(StatusCode::UNAUTHORIZED);
+        let response = server.send_as(Method::GET, "/tasks", &token, None).await;
+        response.problem(StatusCode::UNAUTHORIZED);
     }
     assert_eq!(triggers(&server).await, []);
-    // One that is replaced or removed is worth nothing.
-    let second = made(&server).await;
-    called(&server, &path, None, "")
+    // A replaced or deleted URL is refused.
+    let second = create_url(&server).await;
+    call_url(&server, &path, None, "")
         .await
         .problem(StatusCode::UNAUTHORIZED);
-    called(&server, &second, None, "")
+    call_url(&server, &second, None, "")
         .await
-        .json::<Called>(StatusCode::CREATED);
-    let answer = server.delete("/tasks/app/trigger-url").await;
-    assert_eq!(answer.status, StatusCode::NO_CONTENT);
-    called(&server, &second, None, "")
+        .json::<TriggeredRun>(StatusCode::CREATED);
+    let response = server.delete("/tasks/app/trigger-url").await;
+    assert_eq!(response.status, StatusCode::NO_CONTENT);
+    call_url(&server, &second, None, "")
         .await
         .problem(StatusCode::UNAUTHORIZED);
     server
@@ -180,18 +185,18 @@ async fn a_wrong_url_opens_nothing() {
         .delete("/tasks/app/trigger-url")
         .await
         .problem(StatusCode::NOT_FOUND);
-    // Guessing has an end.
+    // Wrong URLs are limited per address.
     for _ in 0..40 {
-        called(&server, "/trigger/x", None, "").await;
+        call_url(&server, "/trigger/x", None, "").await;
     }
-    called(&server, "/trigger/x", None, "")
+    call_url(&server, "/trigger/x", None, "")
         .await
         .problem(StatusCode::TOO_MANY_REQUESTS);
 }
 
 #[tokio::test]
-async fn what_opens_it_is_shown_once_and_kept_as_a_hash() {
-    let (server, path) = with_task().await;
+async fn secret_of_a_trigger_url_is_stored_only_as_a_hash() {
+    let (server, path) = server_with_url().await;
     let shown = server.get("/tasks/app/trigger-url").await.text();
     let secret = path.rsplit('_').next().unwrap();
     assert!(!shown.contains(secret), "{shown}");
@@ -206,39 +211,39 @@ async fn what_opens_it_is_shown_once_and_kept_as_a_hash() {
 }
 
 #[tokio::test]
-async fn calls_have_a_rate() {
-    let (server, path) = with_task().await;
+async fn calls_are_rate_limited() {
+    let (server, path) = server_with_url().await;
     for _ in 0..60 {
         let body = json!({"set": {"no": "x"}}).to_string();
-        called(&server, &path, None, body)
+        call_url(&server, &path, None, body)
             .await
             .problem(StatusCode::UNPROCESSABLE_ENTITY);
     }
-    let refused = called(&server, &path, None, "").await;
+    let refused = call_url(&server, &path, None, "").await;
     assert_eq!(refused.headers["retry-after"], "1");
     refused.problem(StatusCode::TOO_MANY_REQUESTS);
     for _ in 0..2 {
-        called(&server, &path, None, "")
+        call_url(&server, &path, None, "")
             .await
             .problem(StatusCode::TOO_MANY_REQUESTS);
     }
-    // They are counted, and shown.
+    // Rejected calls are counted and shown.
     let begun = std::time::Instant::now();
     loop {
         let url: TriggerUrl = server
             .get("/tasks/app/trigger-url")
             .await
             .json(StatusCode::OK);
-        if url.turned_away == 3 {
-            assert_eq!(url.turned_away_at, Some(timestamp(NOW)));
+        if url.rejected_calls == 3 {
+            assert_eq!(url.last_rejected_at, Some(timestamp(NOW)));
             break;
         }
-        assert_eq!(url.turned_away, 0);
-        assert!(begun.elapsed() < 20 * WRITTEN);
+        assert_eq!(url.rejected_calls, 0);
+        assert!(begun.elapsed() < 20 * REJECTED_CALLS_DELAY);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     server.app.clock.set(NOW + 1_000);
-    called(&server, &path, None, "")
+    call_url(&server, &path, None, "")
         .await
         .json::<Value>(StatusCode::CREATED);
 }

@@ -1,4 +1,4 @@
-//! Webhooks, the deliveries that came to them with what each led to, and approvals of strangers' commits.
+//! Webhooks, their deliveries with the decisions, and approvals of commits from forks.
 
 use acrtask_api::forms::{TimeOrDate, WebhookName};
 use acrtask_api::{
@@ -6,7 +6,7 @@ use acrtask_api::{
     cascade::CascadeSummary,
     run::{Approval, Page, Run},
     webhook::{
-        Delivery, DeliveryWatch, Outcome, PutWebhook, Receipt, Refusal, Webhook, WebhookDefinition,
+        Decision, Delivery, DeliveryWatch, PutWebhook, Receipt, Refusal, Webhook, WebhookDefinition,
     },
 };
 use acrtask_store::{
@@ -28,15 +28,16 @@ use super::{
 };
 use crate::{
     App,
-    auth::{self, By},
+    auth::{self, Authenticated},
     cascades::{self, ListFilter},
-    submit::{self, Problems, event},
+    run_factory::trigger,
+    validate::{self, Problems},
     webhooks::{self, Sender},
 };
 
-/// Most secrets of a webhook at once.
+/// Most secrets of a webhook.
 const MAX_SECRETS: usize = 8;
-/// Newest cascades among which those of reported base images are looked for.
+/// Newest cascades that are searched for those of reported base images.
 const CASCADES: u32 = 200;
 /// Shortest secret, in characters.
 const MIN_SECRET: usize = 8;
@@ -67,50 +68,53 @@ fn to_api(app: &App, row: WebhookRow, secrets: usize) -> Webhook {
     }
 }
 
-fn counted(app: &App, row: WebhookRow) -> Result<Webhook, ApiError> {
-    let secrets = webhooks::secrets(app, &row)?.len();
+fn convert_webhook(app: &App, row: WebhookRow) -> Result<Webhook, ApiError> {
+    let secrets = webhooks::decrypt_secrets(app, &row)?.len();
     Ok(to_api(app, row, secrets))
 }
 
-/// Webhooks, by name.
+/// Lists webhooks by name.
 #[utoipa::path(get, path = "/webhooks", tag = "webhooks", security(("token" = ["admin"])), responses(
     (status = OK, body = Vec<Webhook>),
 ))]
 async fn list(
-    _by: By<auth::Admin>,
+    _by: Authenticated<auth::Admin>,
     State(api): State<Api>,
 ) -> Result<Json<Vec<Webhook>>, ApiError> {
     let rows = api.app.store.webhooks().await?;
-    let all: Result<Vec<Webhook>, ApiError> =
-        rows.into_iter().map(|row| counted(&api.app, row)).collect();
+    let all: Result<Vec<Webhook>, ApiError> = rows
+        .into_iter()
+        .map(|row| convert_webhook(&api.app, row))
+        .collect();
     Ok(Json(all?))
 }
 
-/// A webhook.
+/// Returns a webhook.
 #[utoipa::path(get, path = "/webhooks/{name}", tag = "webhooks",
-    params(("name" = String, Path, description = "The webhook's name.")),
+    params(("name" = String, Path, description = "Name of the webhook.")),
     security(("token" = ["admin"])), responses((status = OK, body = Webhook), (status = NOT_FOUND, body = Problem)))]
 async fn show(
-    _by: By<auth::Admin>,
+    _by: Authenticated<auth::Admin>,
     State(api): State<Api>,
     Path(name): Path<String>,
 ) -> Result<Json<Webhook>, ApiError> {
     let row = api.app.store.webhook(&name).await?;
-    Ok(Json(counted(&api.app, row)?))
+    Ok(Json(convert_webhook(&api.app, row)?))
 }
 
-/// Sets a webhook. Its secrets are never shown again; without new ones it keeps those that it has.
+/// Sets a webhook. No operation returns its secrets. Without new secrets, a webhook keeps its
+/// previous ones.
 #[utoipa::path(put, path = "/webhooks/{name}", tag = "webhooks", request_body = PutWebhook,
-    params(("name" = WebhookName, Path, description = "The webhook's name.")),
+    params(("name" = WebhookName, Path, description = "Name of the webhook.")),
     security(("token" = ["admin"])), responses(
     (status = OK, body = Webhook),
-    (status = BAD_REQUEST, body = Problem, description = "All that is wrong with it."),
+    (status = BAD_REQUEST, body = Problem, description = "The message has all problems of the webhook."),
 ))]
 async fn put(
-    by: By<auth::Admin>,
+    by: Authenticated<auth::Admin>,
     State(api): State<Api>,
     Path(name): Path<String>,
-    Json(asked): Json<PutWebhook>,
+    Json(input): Json<PutWebhook>,
 ) -> Result<Json<Webhook>, ApiError> {
     let app = &api.app;
     let earlier = match app.store.webhook(&name).await {
@@ -118,24 +122,24 @@ async fn put(
         Err(StoreError::NotFound { .. }) => None,
         Err(error) => return Err(error.into()),
     };
-    check(&name, &asked, earlier.is_some()).into_result()?;
-    let secrets: Vec<String> = if asked.secrets.is_empty() {
+    check_webhook(&name, &input, earlier.is_some()).into_result()?;
+    let secrets: Vec<String> = if input.secrets.is_empty() {
         match &earlier {
-            Some(row) => webhooks::secrets(app, row)?
+            Some(row) => webhooks::decrypt_secrets(app, row)?
                 .iter()
                 .map(|secret| secret.expose().to_owned())
                 .collect(),
             None => Vec::new(),
         }
     } else {
-        asked.secrets.into_iter().map(|secret| secret.0).collect()
+        input.secrets.into_iter().map(|secret| secret.0).collect()
     };
     let text = serde_json::to_vec(&secrets).map_err(|error| ApiError::internal(&error))?;
     let sealed = app.vault.seal(&webhooks::secrets_aad(&name), &text);
     let definition = WebhookDefinition {
-        provider: asked.provider,
-        repositories: asked.repositories,
-        statuses: asked.statuses,
+        provider: input.provider,
+        repositories: input.repositories,
+        statuses: input.statuses,
     };
     let row = app
         .store
@@ -145,51 +149,51 @@ async fn put(
         webhook = name,
         provider = definition.provider,
         by = by.caller.name,
-        "a webhook was set"
+        "set a webhook"
     );
     Ok(Json(to_api(app, row, secrets.len())))
 }
 
-fn check(name: &str, asked: &PutWebhook, there: bool) -> Problems {
+fn check_webhook(name: &str, input: &PutWebhook, exists: bool) -> Problems {
     let mut problems = Problems::default();
-    if let Err(reason) = submit::word(name) {
+    if let Err(reason) = validate::check_word(name) {
         problems.add(format!("the name: {reason}"));
     } else if name.contains('/') {
-        problems.add("the name stands in a URL, and cannot have a `/` in it");
+        problems.add("the name is a part of a URL: write it without `/`");
     }
-    match asked.provider.parse::<Sender>() {
+    match input.provider.parse::<Sender>() {
         Err(reason) => problems.add(format!("`provider`: {reason}")),
-        Ok(Sender::Registry(_)) if asked.statuses.is_some() => {
+        Ok(Sender::Registry(_)) if input.statuses.is_some() => {
             problems.add_rule("`statuses` is for forges: a registry has no statuses of commits");
         }
         Ok(_) => {}
     }
-    if asked.secrets.is_empty() && !there {
-        problems.add_rule("`secrets` is empty, so that nobody could be believed: give one, and set it at the sender");
+    if input.secrets.is_empty() && !exists {
+        problems.add_rule("`secrets` is empty, so that no delivery could be verified: write a secret, and set it at the sender");
     }
-    if asked.secrets.len() > MAX_SECRETS {
+    if input.secrets.len() > MAX_SECRETS {
         problems.add(format!("`secrets` has more than {MAX_SECRETS}"));
     }
-    for secret in &asked.secrets {
+    for secret in &input.secrets {
         let length = secret.0.chars().count();
         if !(MIN_SECRET..=1024).contains(&length) {
             problems.add(format!(
-                "a secret has {MIN_SECRET} to 1024 characters: `openssl rand -hex 32` makes a good one"
+                "a secret must have {MIN_SECRET} to 1024 characters: create one with `openssl rand -hex 32`"
             ));
         } else if secret.0.len() > 1024 {
-            problems.add_rule("a secret has at most 1024 bytes");
+            problems.add_rule("a secret must have at most 1024 bytes");
         }
     }
-    for url in &asked.repositories {
+    for url in &input.repositories {
         if RepositoryUrl::parse(url).is_none() {
             problems.add_rule(format!(
-                "`repositories`: `{url}` is no URL of a git repository, like https://git.example.com/team/app.git"
+                "`repositories`: `{url}` is not the URL of a git repository: write it like https://git.example.com/team/app.git"
             ));
         }
     }
-    if let Some(statuses) = &asked.statuses {
+    if let Some(statuses) = &input.statuses {
         if let Some(token) = &statuses.token
-            && let Err(reason) = submit::secret_name(token)
+            && let Err(reason) = validate::check_secret_name(token)
         {
             problems.add(format!("`statuses.token`: {reason}"));
         }
@@ -207,7 +211,7 @@ fn check(name: &str, asked: &PutWebhook, there: bool) -> Problems {
             });
             if !good {
                 let problem = format!(
-                    "`statuses.api` is `{api}`: write https://HOST/PATH without a login; a token is not sent in clear"
+                    "`statuses.api` is `{api}`: write https://HOST/PATH without a login; the token must not be sent unencrypted"
                 );
                 if api.starts_with("http://") || api.starts_with("https://") {
                     problems.add_rule(problem);
@@ -220,50 +224,50 @@ fn check(name: &str, asked: &PutWebhook, there: bool) -> Problems {
     problems
 }
 
-/// Removes a webhook. The deliveries that came to it stay.
+/// Deletes a webhook. Its deliveries are kept.
 #[utoipa::path(delete, path = "/webhooks/{name}", tag = "webhooks",
-    params(("name" = String, Path, description = "The webhook's name.")),
+    params(("name" = String, Path, description = "Name of the webhook.")),
     security(("token" = ["admin"])), responses((status = NO_CONTENT), (status = NOT_FOUND, body = Problem)))]
 async fn delete(
-    by: By<auth::Admin>,
+    by: Authenticated<auth::Admin>,
     State(api): State<Api>,
     Path(name): Path<String>,
 ) -> Result<StatusCode, ApiError> {
     api.app.store.delete_webhook(&name).await?;
-    tracing::info!(webhook = name, by = by.caller.name, "a webhook was removed");
+    tracing::info!(webhook = name, by = by.caller.name, "deleted a webhook");
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Which deliveries a list shows.
+/// Filter and page of a list of deliveries.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct ListDeliveries {
-    /// Only those of the webhook with this name.
+    /// Lists only deliveries to this webhook.
     webhook: Option<String>,
-    /// Only deliveries that were received at this time or later: RFC 3339 or a date.
+    /// Lists only deliveries received at this time or later: RFC 3339 or a date.
     #[param(value_type = Option<TimeOrDate>)]
     since: Option<String>,
-    /// Only deliveries that were received before this time: RFC 3339 or a date.
+    /// Lists only deliveries received before this time: RFC 3339 or a date.
     #[param(value_type = Option<TimeOrDate>)]
     until: Option<String>,
     /// Length of the page: 1 to 200, 50 by default.
     #[param(minimum = 1, maximum = 200)]
     limit: Option<u32>,
-    /// What the page before gave as `next`.
+    /// `next` of the previous page.
     cursor: Option<String>,
 }
 
-fn outcome(row: OutcomeRow) -> Outcome {
-    Outcome {
+fn decision(row: OutcomeRow) -> Decision {
+    Decision {
         task: row.task,
-        what: row.what,
+        action: row.what,
         run: row.run,
         reason: row.reason,
     }
 }
 
-/// Converts deliveries, and names the cascades of the base images that they report.
+/// Converts deliveries. Adds the cascades of the base images that they report.
 async fn deliveries_to_api(app: &App, rows: Vec<DeliveryRow>) -> Result<Vec<Delivery>, ApiError> {
     let cascades = if rows.iter().any(|row| !row.watches.is_empty()) {
         let filter = ListFilter {
@@ -278,15 +282,15 @@ async fn deliveries_to_api(app: &App, rows: Vec<DeliveryRow>) -> Result<Vec<Deli
     Ok(rows.into_iter().map(convert).collect())
 }
 
-/// Returns the cascade that a push of `image` at `pushed` led to: the first one that began later, else the
-/// newest one that went on then.
+/// Returns the cascade of a push of `image` at `pushed`: the first one created later, else the
+/// newest one that was active then.
 fn cascade_of(cascades: &[CascadeSummary], image: &str, pushed: Timestamp) -> Option<u64> {
     let of_image = |cascade: &&CascadeSummary| cascade.changes.contains_key(image);
     let mut of_image = cascades.iter().filter(of_image);
-    let later = of_image.clone().filter(|one| one.created >= pushed);
+    let later = of_image.clone().filter(|one| one.created_at >= pushed);
     later.map(|one| one.id).min().or_else(|| {
         of_image
-            .find(|one| one.over_at.is_none_or(|over| over >= pushed))
+            .find(|one| one.finished_at.is_none_or(|end| end >= pushed))
             .map(|one| one.id)
     })
 }
@@ -309,28 +313,28 @@ fn delivery_to_api(row: DeliveryRow, cascades: &[CascadeSummary]) -> Delivery {
         redelivery_of: row.redelivery_of,
         size: row.size,
         received_at,
-        outcomes: row.outcomes.into_iter().map(outcome).collect(),
+        decisions: row.outcomes.into_iter().map(decision).collect(),
     }
 }
 
-/// Deliveries, the newest first, each with what it led to and why. They tell of all tasks: a token for some of them sees
-/// none.
+/// Lists deliveries with their decisions and reasons, the newest first. They concern all tasks:
+/// tokens with a task limit are refused.
 #[utoipa::path(get, path = "/deliveries", tag = "webhooks", params(ListDeliveries), security(("token" = ["read"])), responses(
     (status = OK, body = Page<Delivery>),
-    (status = BAD_REQUEST, body = Problem, description = "A filter is wrong."),
+    (status = BAD_REQUEST, body = Problem, description = "A filter is invalid."),
 ))]
 async fn deliveries(
-    by: By<auth::Read>,
+    by: Authenticated<auth::Read>,
     State(api): State<Api>,
-    Query(asked): Query<ListDeliveries>,
+    Query(input): Query<ListDeliveries>,
 ) -> Result<Json<Page<Delivery>>, ApiError> {
-    by.caller.need_task(None)?;
+    by.caller.require_task(None)?;
     let filter = DeliveryFilter {
-        webhook: asked.webhook,
-        since: query::time("since", asked.since.as_deref())?,
-        until: query::time("until", asked.until.as_deref())?,
-        before: asked.cursor,
-        limit: runs::page_limit(asked.limit)?,
+        webhook: input.webhook,
+        since: query::parse_time("since", input.since.as_deref())?,
+        until: query::parse_time("until", input.until.as_deref())?,
+        before: input.cursor,
+        limit: runs::page_limit(input.limit)?,
     };
     let (rows, next) = api.app.store.deliveries(filter).await?;
     Ok(Json(Page {
@@ -339,27 +343,28 @@ async fn deliveries(
     }))
 }
 
-/// Filter of the list of refusals.
+/// Filter of a list of refused deliveries.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct ListRefusals {
-    /// Only those of the webhook with this name.
+    /// Lists only refusals of this webhook.
     webhook: Option<String>,
 }
 
-/// Refused deliveries, counted by webhook and reason, the last ones first. Nothing else is kept of them.
+/// Lists refused deliveries, counted by webhook and reason, the newest first. Their content is not
+/// stored.
 #[utoipa::path(get, path = "/deliveries/refused", tag = "webhooks", params(ListRefusals),
     security(("token" = ["read"])), responses((status = OK, body = Vec<Refusal>)))]
 async fn refused(
-    by: By<auth::Read>,
+    by: Authenticated<auth::Read>,
     State(api): State<Api>,
-    Query(asked): Query<ListRefusals>,
+    Query(input): Query<ListRefusals>,
 ) -> Result<Json<Vec<Refusal>>, ApiError> {
-    by.caller.need_task(None)?;
+    by.caller.require_task(None)?;
     let app = &api.app;
     app.refusals.flush(app).await?;
-    let rows = app.store.refusals(asked.webhook.as_deref()).await?;
+    let rows = app.store.refusals(input.webhook.as_deref()).await?;
     let refusals = rows.into_iter().map(|row| Refusal {
         webhook: row.webhook,
         code: row.code,
@@ -372,37 +377,37 @@ async fn refused(
     Ok(Json(refusals.collect()))
 }
 
-/// A delivery, and what it led to for each task that was looked at.
+/// Returns a delivery with its decision for each evaluated task.
 #[utoipa::path(get, path = "/deliveries/{id}", tag = "webhooks",
-    params(("id" = String, Path, description = "The delivery's id.")), security(("token" = ["read"])), responses(
+    params(("id" = String, Path, description = "Id of the delivery.")), security(("token" = ["read"])), responses(
     (status = OK, body = Delivery),
     (status = NOT_FOUND, body = Problem),
 ))]
 async fn delivery(
-    by: By<auth::Read>,
+    by: Authenticated<auth::Read>,
     State(api): State<Api>,
     Path(id): Path<String>,
 ) -> Result<Json<Delivery>, ApiError> {
-    by.caller.need_task(None)?;
+    by.caller.require_task(None)?;
     let row = api.app.store.delivery(&id).await?;
     let found = deliveries_to_api(&api.app, vec![row]).await?.pop();
     found
         .map(Json)
-        .ok_or_else(|| ApiError::not_found(format!("there is no delivery {id}")))
+        .ok_or_else(|| ApiError::not_found(format!("the delivery {id} does not exist")))
 }
 
-/// Looks at the body of a delivery once more, as a new delivery that is held against the tasks as they are now.
+/// Evaluates the body of a delivery again, as a new delivery for the current tasks.
 #[utoipa::path(post, path = "/deliveries/{id}/redeliver", tag = "webhooks",
-    params(("id" = String, Path, description = "The delivery's id.")), security(("token" = ["write"])), responses(
+    params(("id" = String, Path, description = "Id of the delivery.")), security(("token" = ["write"])), responses(
     (status = OK, body = Receipt),
-    (status = NOT_FOUND, body = Problem, description = "There is no such delivery, or its webhook is gone."),
+    (status = NOT_FOUND, body = Problem, description = "The delivery does not exist, or its webhook was deleted."),
 ))]
 async fn redeliver(
-    by: By<auth::Write>,
+    by: Authenticated<auth::Write>,
     State(api): State<Api>,
     Path(id): Path<String>,
 ) -> Result<Json<Receipt>, ApiError> {
-    by.caller.need_task(None)?;
+    by.caller.require_task(None)?;
     let app = &api.app;
     let row = app.store.delivery(&id).await?;
     let webhook = app.store.webhook(&row.webhook).await?;
@@ -419,12 +424,12 @@ async fn redeliver(
                 .await?
         }
     };
-    let headers = webhooks::headers_of(&row.headers);
-    let source = webhooks::read_kept(sender, &headers, &body).map_err(|rejection| {
+    let headers = webhooks::parse_stored_headers(&row.headers);
+    let source = webhooks::parse_stored_body(sender, &headers, &body).map_err(|rejection| {
         ApiError::conflict(format!(
-            "the delivery is not one of `{sender}` any more: {rejection}"
+            "the delivery is not valid for `{sender}`: {rejection}"
         ))
-        .help("its webhook was changed since it came; send it again from the forge")
+        .help("the webhook was changed after the delivery: send it again from the forge")
     })?;
     let first = row.redelivery_of.as_deref().unwrap_or(&row.id);
     let accepted =
@@ -432,44 +437,40 @@ async fn redeliver(
     tracing::info!(
         delivery = id,
         by = by.caller.name,
-        "a delivery was looked at once more"
+        "evaluated a delivery again"
     );
-    Ok(Json(accepted.receipt()))
+    Ok(Json(accepted.to_receipt()))
 }
 
-/// Approves a run of a commit that comes from another repository: it may begin, with secrets, pushes and the shared cache.
-/// That holds for this commit alone.
+/// Approves a run of a commit from another repository: it may start, with secrets, pushes and the
+/// shared cache. The approval applies only to this commit.
 #[utoipa::path(post, path = "/runs/{id}/approve", tag = "runs",
-    params(("id" = String, Path, description = "The run's id.")), security(("token" = ["write"])), responses(
+    params(("id" = String, Path, description = "Id of the run.")), security(("token" = ["write"])), responses(
     (status = OK, body = Run),
     (status = NOT_FOUND, body = Problem),
-    (status = CONFLICT, body = Problem, description = "It waits for no approval."),
+    (status = CONFLICT, body = Problem, description = "The run does not wait for an approval."),
 ))]
 async fn approve(
-    by: By<auth::Write>,
+    by: Authenticated<auth::Write>,
     State(api): State<Api>,
     Path(id): Path<String>,
 ) -> Result<Json<Run>, ApiError> {
     let row = runs::find(&api, &by.caller, &id).await?;
     if row.approval != Some(Approval::Pending) {
         return Err(ApiError::conflict(format!(
-            "the run {id} waits for no approval"
+            "the run {id} does not wait for an approval"
         )));
     }
     let app = &api.app;
     let task = app.store.tasks_by_id(row.task_id.iter().cloned().collect());
     let no_push = task.await?.iter().any(|task| task.definition.no_push);
-    let spec = event::approved(&row.spec, no_push);
+    let spec = trigger::approve_spec(&row.spec, no_push);
     let row = app
         .store
         .approve(&row.id, &spec, &by.caller.name, app.clock.now_ms())
         .await?;
-    tracing::info!(run = %row.id, commit = row.commit, by = by.caller.name, "a run was approved");
+    tracing::info!(run = %row.id, commit = row.commit, by = by.caller.name, "approved a run");
     app.wake.notify_one();
-    runs::hint(&api, Hint::Enqueued).await;
+    runs::send_hint(&api, Hint::Enqueued).await;
     Ok(Json(row.to_api()))
 }
-
-#[cfg(test)]
-#[path = "webhooks_tests.rs"]
-mod tests;

@@ -1,4 +1,4 @@
-//! Why a run waits: a pure function of what is known of the queue and of the runners.
+//! Reasons why runs wait: a pure function of the queue and of the runners.
 
 use std::sync::Arc;
 
@@ -7,59 +7,60 @@ use acrtask_api::{
     run::{Approval, RunnerVerdict, Waiting},
 };
 use acrtask_model::RunState;
-use acrtask_store::{Class, Position, RunRow};
+use acrtask_store::{Position, RunRow, RunnerRequirement};
 use axum::extract::State;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Api, ApiError,
     extract::{Json, Path},
-    runners::{self, Seen},
+    runners::{self, RunnerView},
     runs,
 };
 use crate::{
-    auth::{self, By, TaskLimit},
-    scheduler::place::Profile,
+    auth::{self, Authenticated, TaskLimit},
+    scheduler::assignment::Profile,
 };
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(why))
 }
 
-/// Why a run waits: its place in the queue, and what each runner lacks for it.
-#[utoipa::path(get, path = "/runs/{id}/why", tag = "runs", params(("id" = String, Path, description = "The run's id.")),
+/// Returns why a run waits: its position in the queue, and what each runner lacks for it.
+#[utoipa::path(get, path = "/runs/{id}/why", tag = "runs", params(("id" = String, Path, description = "Id of the run.")),
     security(("token" = ["read"])), responses(
     (status = OK, body = Waiting),
     (status = NOT_FOUND, body = Problem),
 ))]
 async fn why(
-    by: By<auth::Read>,
+    by: Authenticated<auth::Read>,
     State(api): State<Api>,
     Path(id): Path<String>,
 ) -> Result<Json<Waiting>, ApiError> {
     let row = runs::find(&api, &by.caller, &id).await?;
-    let (mut position, mut seen) = if row.state == RunState::Queued {
+    let (mut position, mut views) = if row.state == RunState::Queued {
         (
             api.app.store.position(&row.id).await?,
-            runners::seen(&api.app).await?,
+            runners::load_runners(&api.app).await?,
         )
     } else {
         (Position::default(), Vec::new())
     };
-    // Runners of pools that its tasks may not use are none of the caller's business, but for those of the run's own pool.
-    seen.retain(|seen| seen.runner.pool == row.pool || by.caller.may_use_pool(&seen.runner.pool));
+    // The caller sees the runners of pools that its tasks may use, and of the run's own pool.
+    views.retain(|view| view.runner.pool == row.pool || by.caller.may_use_pool(&view.runner.pool));
     let hidden = position
         .behind
-        .take_if(|blocker| !by.caller.sees(blocker.task.as_deref()));
-    let mut waiting = explain(&row, &position, &seen);
+        .take_if(|blocker| !by.caller.may_see(blocker.task.as_deref()));
+    let mut waiting = explain(&row, &position, &views);
     if let Some(blocker) = hidden {
-        waiting.summary = behind_hidden(&row, blocker.count);
+        waiting.summary = explain_hidden_blocker(&row, blocker.count);
     }
     Ok(Json(waiting))
 }
 
-/// Returns why a run waits for runs of its group that the caller may not see: their number, not their ids.
-fn behind_hidden(run: &RunRow, count: u64) -> String {
+/// Returns the reason of a run that waits for hidden runs of its group: their number, not their
+/// ids.
+fn explain_hidden_blocker(run: &RunRow, count: u64) -> String {
     let runs = match count {
         1 => "one run".to_owned(),
         count => format!("{count} runs"),
@@ -71,13 +72,13 @@ fn behind_hidden(run: &RunRow, count: u64) -> String {
     )
 }
 
-/// Why `run` waits.
-pub(crate) fn explain(run: &RunRow, position: &Position, runners: &[Seen]) -> Waiting {
-    let over = |summary: String| Waiting {
+/// Explains why `run` waits.
+pub(crate) fn explain(run: &RunRow, position: &Position, runners: &[RunnerView]) -> Waiting {
+    let not_waiting = |summary: String| Waiting {
         ahead: None,
         summary,
         runners: Vec::new(),
-        behind: None,
+        blocked_by: None,
     };
     let runner = run
         .runner_name
@@ -87,42 +88,44 @@ pub(crate) fn explain(run: &RunRow, position: &Position, runners: &[Seen]) -> Wa
     match run.state {
         RunState::Queued => {}
         RunState::Leased => {
-            return over(format!(
-                "it was handed to {runner}, which has not begun yet"
+            return not_waiting(format!(
+                "it is leased to {runner}, which has not started it yet"
             ));
         }
-        RunState::Running => return over(format!("it does not wait: {runner} carries it out")),
+        RunState::Running => return not_waiting(format!("it does not wait: {runner} executes it")),
         state => {
-            return over(match &run.reason {
-                Some(reason) => format!("it is over: {state}, {reason}"),
-                None => format!("it is over: {state}"),
+            return not_waiting(match &run.reason {
+                Some(reason) => format!("it is finished: {state}, {reason}"),
+                None => format!("it is finished: {state}"),
             });
         }
     }
-    let class = Class {
-        id: run.class,
+    let requirement = RunnerRequirement {
+        id: run.requirement_id,
         pool: run.pool.clone(),
         platform: run.platform.clone(),
         labels: run.queue.labels.clone(),
     };
     let task = run.task_name.as_deref();
-    let verdicts = runners.iter().map(|seen| verdict(seen, &class, task));
+    let verdicts = runners
+        .iter()
+        .map(|view| check_runner(view, &requirement, task));
     let verdicts: Vec<RunnerVerdict> = verdicts.collect();
-    let suiting: Vec<&Seen> = runners
+    let matching: Vec<&RunnerView> = runners
         .iter()
-        .filter(|seen| seen.profile.suits(&class) && seen.profile.tasks.allows(task))
+        .filter(|view| view.profile.matches(&requirement) && view.profile.tasks.allows(task))
         .collect();
-    let online: Vec<&&Seen> = suiting
+    let online: Vec<&&RunnerView> = matching
         .iter()
-        .filter(|seen| seen.runner.state == RunnerState::Online)
+        .filter(|view| view.runner.state == RunnerState::Online)
         .collect();
     let free = online
         .iter()
-        .any(|seen| seen.runner.busy < seen.runner.slots);
+        .any(|view| view.runner.busy < view.runner.slots);
     let summary = if run.approval == Some(Approval::Pending) {
         let commit = run.commit.as_deref().unwrap_or_default();
         format!(
-            "it waits for somebody to approve the commit {commit}, which comes from another repository: `acrtask runs approve {}`",
+            "it waits for an approval of the commit {commit} from another repository: `acrtask runs approve {}`",
             run.id
         )
     } else if let Some(behind) = &position.behind {
@@ -133,9 +136,11 @@ pub(crate) fn explain(run: &RunRow, position: &Position, runners: &[Seen]) -> Wa
             group.unwrap_or_default()
         )
     } else if runners.is_empty() {
-        "there is no runner: start one with `acrtask runner`".into()
-    } else if suiting.is_empty() {
-        let registered = runners.iter().filter(|seen| seen.profile.suits(&class));
+        "no runner is registered: start one with `acrtask runner`".into()
+    } else if matching.is_empty() {
+        let registered = runners
+            .iter()
+            .filter(|view| view.profile.matches(&requirement));
         let of_others = match registered.count() {
             0 => String::new(),
             1 => ", and the runner that has this is registered for other tasks".to_owned(),
@@ -143,16 +148,19 @@ pub(crate) fn explain(run: &RunRow, position: &Position, runners: &[Seen]) -> Wa
                 format!(", and the {count} runners that have this are registered for other tasks")
             }
         };
-        format!("no runner would do: it needs {}{of_others}", needs(&class))
+        format!(
+            "no runner would do: it needs {}{of_others}",
+            describe_requirements(&requirement)
+        )
     } else if online.is_empty() {
         format!(
-            "{} would do, and {}",
-            names(&suiting),
-            if suiting
+            "{} would do, but {}",
+            list_names(&matching),
+            if matching
                 .iter()
-                .all(|seen| seen.runner.state == RunnerState::Draining)
+                .all(|view| view.runner.state == RunnerState::Draining)
             {
-                "takes nothing new"
+                "drains"
             } else {
                 "is not connected"
             }
@@ -174,39 +182,45 @@ pub(crate) fn explain(run: &RunRow, position: &Position, runners: &[Seen]) -> Wa
         ahead: Some(position.ahead),
         summary,
         runners: verdicts,
-        behind: position.behind.as_ref().map(|behind| behind.run.clone()),
+        blocked_by: position.behind.as_ref().map(|behind| behind.run.clone()),
     }
 }
 
-fn verdict(seen: &Seen, class: &Class, task: Option<&str>) -> RunnerVerdict {
-    let profile = &seen.profile;
-    let lack = profile.lacks(class).map(|lack| lack.to_string());
-    let lack = lack.or_else(|| {
+fn check_runner(
+    view: &RunnerView,
+    requirement: &RunnerRequirement,
+    task: Option<&str>,
+) -> RunnerVerdict {
+    let profile = &view.profile;
+    let unmet = profile
+        .unmet_requirement(requirement)
+        .map(|unmet| unmet.to_string());
+    let unmet = unmet.or_else(|| {
         (!profile.tasks.allows(task)).then(|| "is registered for other tasks".to_owned())
     });
-    let not_now = match seen.runner.state {
+    let not_now = match view.runner.state {
         RunnerState::Offline => Some("offline".to_owned()),
         RunnerState::Draining => Some("draining".to_owned()),
-        RunnerState::Online if seen.runner.busy >= seen.runner.slots => {
+        RunnerState::Online if view.runner.busy >= view.runner.slots => {
             Some("no free slot".to_owned())
         }
         RunnerState::Online => None,
     };
     RunnerVerdict {
-        runner: seen.runner.name.clone(),
-        would_do: lack.is_none(),
-        why: lack.or(not_now).unwrap_or_else(|| "free".into()),
+        runner: view.runner.name.clone(),
+        matches: unmet.is_none(),
+        reason: unmet.or(not_now).unwrap_or_else(|| "free".into()),
     }
 }
 
-/// What a runner must have, in words.
-fn needs(class: &Class) -> String {
-    let mut needs = vec![format!("the pool `{}`", class.pool)];
-    if !class.platform.is_empty() {
-        needs.push(format!("the platform {}", class.platform));
+/// Describes the requirements of a run for its runner.
+fn describe_requirements(requirement: &RunnerRequirement) -> String {
+    let mut needs = vec![format!("the pool `{}`", requirement.pool)];
+    if !requirement.platform.is_empty() {
+        needs.push(format!("the platform {}", requirement.platform));
     }
     needs.extend(
-        class
+        requirement
             .labels
             .iter()
             .map(|(name, value)| format!("the label {name}={value}")),
@@ -214,8 +228,8 @@ fn needs(class: &Class) -> String {
     needs.join(", ")
 }
 
-fn names(seen: &[&Seen]) -> String {
-    let names: Vec<&str> = seen.iter().map(|seen| seen.runner.name.as_str()).collect();
+fn list_names(views: &[&RunnerView]) -> String {
+    let names: Vec<&str> = views.iter().map(|view| view.runner.name.as_str()).collect();
     match names.as_slice() {
         [one] => (*one).to_owned(),
         [one, other] => format!("each of {one} and {other}"),
@@ -224,8 +238,8 @@ fn names(seen: &[&Seen]) -> String {
     }
 }
 
-impl Seen {
-    /// A runner as it decides about runs.
+impl RunnerView {
+    /// Creates the view of a runner, with its profile.
     pub(crate) fn new(runner: acrtask_api::admin::Runner) -> Self {
         Self {
             profile: Arc::new(Profile {

@@ -8,7 +8,7 @@ use acrtask_store::{Blocker, RunGroup};
 use serde_json::json;
 
 use super::*;
-use crate::api::testing::Server;
+use crate::api::testing::TestServer;
 
 fn runner(name: &str, state: RunnerState, busy: u32) -> Runner {
     Runner {
@@ -28,9 +28,13 @@ fn runner(name: &str, state: RunnerState, busy: u32) -> Runner {
     }
 }
 
-async fn queued(server: &Server, queue: serde_json::Value, platforms: serde_json::Value) -> RunRow {
+async fn enqueue(
+    server: &TestServer,
+    queue: serde_json::Value,
+    platforms: serde_json::Value,
+) -> RunRow {
     let body = json!({
-        "spec": {"work": {"do": "cmd", "line": "alpine true"}, "platforms": platforms},
+        "spec": {"source": {"type": "cmd", "line": "alpine true"}, "platforms": platforms},
         "queue": queue,
     });
     let run: acrtask_api::run::Run = server
@@ -40,27 +44,27 @@ async fn queued(server: &Server, queue: serde_json::Value, platforms: serde_json
     server.app.store.run(&run.id).await.unwrap()
 }
 
-fn shown(run: &RunRow, position: &Position, runners: Vec<Runner>) -> String {
-    let seen: Vec<Seen> = runners.into_iter().map(Seen::new).collect();
+fn format_reason(run: &RunRow, position: &Position, runners: Vec<Runner>) -> String {
+    let seen: Vec<RunnerView> = runners.into_iter().map(RunnerView::new).collect();
     let waiting = explain(run, position, &seen);
     let mut text = format!("{:?}: {}\n", waiting.ahead, waiting.summary);
     for verdict in waiting.runners {
-        let would = if verdict.would_do {
+        let would = if verdict.matches {
             "would do"
         } else {
             "would not"
         };
-        text += &format!("  {} {would}: {}\n", verdict.runner, verdict.why);
+        text += &format!("  {} {would}: {}\n", verdict.runner, verdict.reason);
     }
     text
 }
 
 #[tokio::test]
-async fn a_waiting_run_says_why() {
+async fn waiting_run_has_a_reason() {
     use RunnerState::{Draining, Offline, Online};
-    let server = Server::start().await;
-    let plain = queued(&server, json!({}), json!([])).await;
-    let picky = queued(
+    let server = TestServer::start().await;
+    let plain = enqueue(&server, json!({}), json!([])).await;
+    let picky = enqueue(
         &server,
         json!({"pool": "big", "labels": {"gpu": "yes"}}),
         json!(["linux/arm64"]),
@@ -76,9 +80,9 @@ async fn a_waiting_run_says_why() {
     arm.platforms = vec!["linux/arm64".into()];
     let mut granted = runner("granted", Online, 0);
     granted.tasks = Some("prod/*".into());
-    let mut held = plain.clone();
-    held.group = Some(RunGroup::Named("deploy".into()));
-    held.held = true;
+    let mut blocked = plain.clone();
+    blocked.group = Some(RunGroup::Named("deploy".into()));
+    blocked.blocked = true;
     let behind = Position {
         ahead: 0,
         behind: Some(Blocker {
@@ -117,29 +121,30 @@ async fn a_waiting_run_says_why() {
             vec![runner("a", Online, 0), arm],
         ),
         ("one for other tasks", &plain, &first, vec![granted]),
-        ("its group", &held, &behind, vec![runner("a", Online, 0)]),
+        ("its group", &blocked, &behind, vec![runner("a", Online, 0)]),
     ] {
-        text += &format!("{what}\n{}\n", shown(run, position, runners));
+        text += &format!("{what}\n{}\n", format_reason(run, position, runners));
     }
     insta::assert_snapshot!(text);
 }
 
 #[tokio::test]
-async fn a_run_that_does_not_wait_says_so() {
-    let server = Server::start().await;
-    let runner = server.runner("one").await;
+async fn run_that_does_not_wait_has_its_state_as_reason() {
+    let server = TestServer::start().await;
+    let runner = server.register_runner("one").await;
     let run = server.start_run().await;
     let path = format!("/runs/{}/why", run.id);
-    let ask = async || -> Waiting { server.get(&path).await.json(axum::http::StatusCode::OK) };
-    let waiting = ask().await;
+    let get_reason =
+        async || -> Waiting { server.get(&path).await.json(axum::http::StatusCode::OK) };
+    let waiting = get_reason().await;
     assert_eq!(waiting.ahead, Some(0));
     assert_eq!(waiting.runners.len(), 1);
-    let attempt = server.lease(&run.id, &runner).await;
-    let running = ask().await;
+    let attempt = server.lease_run(&run.id, &runner).await;
+    let running = get_reason().await;
     assert_eq!(running.ahead, None);
-    assert_eq!(running.summary, "it does not wait: one carries it out");
+    assert_eq!(running.summary, "it does not wait: one executes it");
     server
-        .finish(
+        .finish_run(
             &run.id,
             attempt,
             &runner,
@@ -148,5 +153,8 @@ async fn a_run_that_does_not_wait_says_so() {
             acrtask_api::run::RunResult::default(),
         )
         .await;
-    assert_eq!(ask().await.summary, "it is over: failed, a step failed");
+    assert_eq!(
+        get_reason().await.summary,
+        "it is finished: failed, a step failed"
+    );
 }

@@ -1,8 +1,11 @@
-//! Limits of wrong credentials, of requests per token, and of lookups of credentials that are not known yet.
+//! Limits of wrong credentials, of requests per token, and of lookups of unverified credentials.
 //!
-//! Invariants: a credential is looked up before anything is counted, so that a valid one always passes; wrong
-//! ones are counted by kind and address, and only change the answer; lookups for unknown credentials run a
-//! few at a time, those that were valid a moment ago do not wait for them. In memory, bounded, and lost with it.
+//! Invariants:
+//! * A credential is looked up before anything is counted, so that a valid one always passes.
+//! * Wrong credentials are counted per kind and address. The count only changes the response.
+//! * At most `LOOKUPS` unverified credentials are looked up at once. A credential that was valid at
+//!   its last use does not wait.
+//! * All counters are in memory, bounded, and lost at a restart.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -15,24 +18,24 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::api::ApiError;
 
-/// Wrong credentials of one kind that an address may send, and how fast they are forgiven.
+/// Wrong credentials of one kind that an address may send, and the rate at which they are forgiven.
 const FAILURES: Rate = Rate {
     burst: 20.0,
     per_second: 0.2,
 };
-/// Requests of one token.
+/// Requests with one token.
 const REQUESTS: Rate = Rate {
     burst: 5000.0,
     per_second: 1000.0,
 };
-/// Calls of one URL that starts runs.
+/// Calls of one trigger URL.
 const CALLS: Rate = Rate {
     burst: 60.0,
     per_second: 1.0,
 };
-/// Addresses, or tokens, that are counted at once.
+/// Most addresses or tokens that are counted at once.
 const MAX_COUNTED: usize = 20_000;
-/// Lookups at once of credentials that are not known to be valid. The database has 4 readers or more.
+/// Lookups at once of unverified credentials. The database has at least 4 readers.
 const LOOKUPS: usize = 3;
 
 /// A kind of credential. Failures with one kind do not count for another.
@@ -42,11 +45,11 @@ pub(crate) enum CredentialKind {
     Token,
     /// An identity token of a CI job.
     Identity,
-    /// The URL of a task.
+    /// The trigger URL of a task.
     TriggerUrl,
-    /// The key of a runner, or what registers one.
+    /// The key or registration token of a runner.
     RunnerKey,
-    /// The signature of a delivery.
+    /// The signature of a webhook delivery.
     Webhook,
 }
 
@@ -62,7 +65,7 @@ impl CredentialKind {
     }
 }
 
-/// What may be done how often: a bucket of `burst` that fills again.
+/// Rate of a token bucket: at most `burst` at once, refilled at `per_second`.
 #[derive(Debug, Clone, Copy)]
 struct Rate {
     burst: f64,
@@ -75,68 +78,68 @@ struct Bucket {
     at: i64,
 }
 
-/// Buckets by key, of which no more than [`MAX_COUNTED`] are remembered.
+/// Token buckets by key, at most [`MAX_COUNTED`].
 #[derive(Debug)]
 struct Buckets<K> {
     rate: Rate,
-    of: HashMap<K, Bucket>,
+    by_key: HashMap<K, Bucket>,
 }
 
 impl<K: Eq + Hash> Buckets<K> {
     fn new(rate: Rate) -> Self {
         Self {
             rate,
-            of: HashMap::new(),
+            by_key: HashMap::new(),
         }
     }
 
-    fn filled(rate: Rate, bucket: Bucket, now: i64) -> f64 {
+    fn refilled(rate: Rate, bucket: Bucket, now: i64) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "milliseconds of minutes")]
         let passed = (now - bucket.at).max(0) as f64 / 1000.0;
         (bucket.left + passed * rate.per_second).min(rate.burst)
     }
 
-    fn left(&self, key: &K, now: i64) -> f64 {
-        self.of.get(key).map_or(self.rate.burst, |bucket| {
-            Self::filled(self.rate, *bucket, now)
+    fn tokens_left(&self, key: &K, now: i64) -> f64 {
+        self.by_key.get(key).map_or(self.rate.burst, |bucket| {
+            Self::refilled(self.rate, *bucket, now)
         })
     }
 
-    fn take(&mut self, key: K, now: i64) {
-        let left = (self.left(&key, now) - 1.0).max(0.0);
-        if self.of.len() >= MAX_COUNTED && !self.of.contains_key(&key) {
+    fn take_token(&mut self, key: K, now: i64) {
+        let left = (self.tokens_left(&key, now) - 1.0).max(0.0);
+        if self.by_key.len() >= MAX_COUNTED && !self.by_key.contains_key(&key) {
             let rate = self.rate;
-            self.of
-                .retain(|_, bucket| Self::filled(rate, *bucket, now) < rate.burst);
-            if self.of.len() >= MAX_COUNTED {
-                self.of.clear();
+            self.by_key
+                .retain(|_, bucket| Self::refilled(rate, *bucket, now) < rate.burst);
+            if self.by_key.len() >= MAX_COUNTED {
+                self.by_key.clear();
             }
         }
-        self.of.insert(key, Bucket { left, at: now });
+        self.by_key.insert(key, Bucket { left, at: now });
     }
 
-    /// Seconds until one may be taken again, at least 1.
-    fn wait(&self, key: &K, now: i64) -> u32 {
+    /// Returns the seconds until the bucket has a token again, at least 1.
+    fn wait_secs(&self, key: &K, now: i64) -> u32 {
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
             reason = "between 1 and a few"
         )]
-        let seconds = ((1.0 - self.left(key, now)) / self.rate.per_second)
+        let seconds = ((1.0 - self.tokens_left(key, now)) / self.rate.per_second)
             .ceil()
             .clamp(1.0, 3600.0) as u32;
         seconds
     }
 }
 
-/// Limits how often addresses fail and tokens ask. In memory, and lost with it.
+/// Counters that limit the failures of addresses and the requests of tokens.
 #[derive(Debug)]
 pub(crate) struct Limits {
     failures: Mutex<Buckets<(CredentialKind, IpAddr)>>,
     requests: Mutex<Buckets<String>>,
     calls: Mutex<Buckets<String>>,
-    /// Calls that were turned away and are not written down yet.
-    turned_away: Mutex<HashMap<String, u64>>,
+    /// Rejected calls per trigger URL that are not stored yet.
+    rejected_calls: Mutex<HashMap<String, u64>>,
     /// Hashes of tokens and keys that were valid at their last use.
     valid: Mutex<HashSet<Vec<u8>>>,
     lookups: Semaphore,
@@ -148,7 +151,7 @@ impl Default for Limits {
             failures: Mutex::new(Buckets::new(FAILURES)),
             requests: Mutex::new(Buckets::new(REQUESTS)),
             calls: Mutex::new(Buckets::new(CALLS)),
-            turned_away: Mutex::default(),
+            rejected_calls: Mutex::default(),
             valid: Mutex::default(),
             lookups: Semaphore::new(LOOKUPS),
         }
@@ -156,8 +159,9 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Counts a wrong credential. Returns the answer: `refusal`, or 429 once the address has sent too many.
-    pub(crate) fn fail(
+    /// Counts a wrong credential. Returns the response: `refusal`, or 429 if the address has sent
+    /// too many.
+    pub(crate) fn count_failure(
         &self,
         kind: CredentialKind,
         address: IpAddr,
@@ -166,23 +170,24 @@ impl Limits {
     ) -> ApiError {
         let mut failures = self.failures.lock().expect("no panic while it is held");
         let key = (kind, address);
-        if failures.left(&key, now) < 1.0 {
-            let message = format!("too many {} came from this address", kind.plural());
-            return ApiError::too_many(message, failures.wait(&key, now));
+        if failures.tokens_left(&key, now) < 1.0 {
+            let message = format!("this address has sent too many {}", kind.plural());
+            return ApiError::too_many(message, failures.wait_secs(&key, now));
         }
-        failures.take(key, now);
+        failures.take_token(key, now);
         refusal
     }
 
-    /// Waits for a turn to look a credential up. Returns at once for one that was valid at its last use.
-    pub(crate) async fn lookup(&self, hash: &[u8]) -> Option<SemaphorePermit<'_>> {
+    /// Acquires a permit to look up a credential. Returns `None` at once if it was valid at its
+    /// last use.
+    pub(crate) async fn acquire_lookup(&self, hash: &[u8]) -> Option<SemaphorePermit<'_>> {
         if self.recognizes(hash) {
             return None;
         }
         self.lookups.acquire().await.ok()
     }
 
-    /// Returns whether the credential with this hash was valid at its last use.
+    /// Returns `true` if the credential with this hash was valid at its last use.
     fn recognizes(&self, hash: &[u8]) -> bool {
         self.valid
             .lock()
@@ -190,18 +195,18 @@ impl Limits {
             .contains(hash)
     }
 
-    /// Returns whether `Authorization` has a token or key that was valid at its last use.
+    /// Returns `true` if `Authorization` has a token or key that was valid at its last use.
     pub(crate) fn recognizes_header(&self, headers: &http::HeaderMap) -> bool {
-        let Some(text) = super::bearer(headers) else {
+        let Some(text) = super::bearer_token(headers) else {
             return false;
         };
-        match super::parse(text) {
+        match super::parse_token(text) {
             Some((_, hash)) => self.recognizes(&hash),
-            None => crate::runners::key_hash(text).is_some_and(|hash| self.recognizes(&hash)),
+            None => crate::runners::hash_key(text).is_some_and(|hash| self.recognizes(&hash)),
         }
     }
 
-    /// Notes that the credential with this hash is valid.
+    /// Records that the credential with this hash is valid.
     pub(crate) fn remember(&self, hash: &[u8]) {
         let mut valid = self.valid.lock().expect("no panic while it is held");
         if valid.len() >= MAX_COUNTED {
@@ -210,7 +215,7 @@ impl Limits {
         valid.insert(hash.to_vec());
     }
 
-    /// Notes that the credential with this hash is not valid any more.
+    /// Records that the credential with this hash became invalid.
     pub(crate) fn forget(&self, hash: &[u8]) {
         self.valid
             .lock()
@@ -218,47 +223,54 @@ impl Limits {
             .remove(hash);
     }
 
-    pub(super) fn request(&self, token: &str, now: i64) -> Result<(), ApiError> {
+    pub(super) fn count_request(&self, token: &str, now: i64) -> Result<(), ApiError> {
         let mut requests = self.requests.lock().expect("no panic while it is held");
         let key = token.to_owned();
-        if requests.left(&key, now) < 1.0 {
+        if requests.tokens_left(&key, now) < 1.0 {
             return Err(ApiError::too_many(
-                "this token asks too often",
-                requests.wait(&key, now),
+                "this token sends requests too often",
+                requests.wait_secs(&key, now),
             ));
         }
-        requests.take(key, now);
+        requests.take_token(key, now);
         Ok(())
     }
 
-    /// Counts a call of a URL that starts runs, or refuses it.
+    /// Counts a call of a trigger URL.
     ///
     /// # Errors
-    /// 429.
-    pub(crate) fn call(&self, url: &str, now: i64) -> Result<(), ApiError> {
+    /// Returns 429 if the URL is called too often.
+    pub(crate) fn count_call(&self, url: &str, now: i64) -> Result<(), ApiError> {
         let mut calls = self.calls.lock().expect("no panic while it is held");
         let key = url.to_owned();
-        if calls.left(&key, now) < 1.0 {
+        if calls.tokens_left(&key, now) < 1.0 {
             return Err(ApiError::too_many(
                 "this URL is called too often",
-                calls.wait(&key, now),
+                calls.wait_secs(&key, now),
             ));
         }
-        calls.take(key, now);
+        calls.take_token(key, now);
         Ok(())
     }
 
-    /// Counts a call that was turned away. True: the first one that is not written down yet, for which the caller cares.
-    pub(crate) fn turn_away(&self, url: &str) -> bool {
-        let mut all = self.turned_away.lock().expect("no panic while it is held");
+    /// Counts a rejected call. Returns `true` if it is the first one since the last
+    /// [`Self::take_rejected_calls`].
+    pub(crate) fn count_rejected_call(&self, url: &str) -> bool {
+        let mut all = self
+            .rejected_calls
+            .lock()
+            .expect("no panic while it is held");
         let count = all.entry(url.to_owned()).or_default();
         *count += 1;
         *count == 1
     }
 
-    /// How many were turned away that are to be written down now.
-    pub(crate) fn turned_away(&self, url: &str) -> u64 {
-        let mut all = self.turned_away.lock().expect("no panic while it is held");
+    /// Returns and resets the number of rejected calls of a trigger URL.
+    pub(crate) fn take_rejected_calls(&self, url: &str) -> u64 {
+        let mut all = self
+            .rejected_calls
+            .lock()
+            .expect("no panic while it is held");
         all.remove(url).unwrap_or_default()
     }
 }
@@ -274,7 +286,7 @@ mod tests {
         let limits = Limits::default();
         let (one, other) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
         let fail = |kind, address, now| {
-            let refusal = limits.fail(kind, address, now, ApiError::unauthorized("wrong"));
+            let refusal = limits.count_failure(kind, address, now, ApiError::unauthorized("wrong"));
             (refusal.status().as_u16(), refusal.retry_after())
         };
         for _ in 0..20 {
@@ -287,33 +299,37 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn credentials_that_were_valid_wait_for_no_lookup() {
+    async fn previously_valid_credentials_skip_the_lookup_queue() {
         let limits = Limits::default();
         let mut turns = Vec::new();
         for number in 0..LOOKUPS {
-            turns.push(limits.lookup(&[u8::try_from(number).unwrap()]).await);
+            turns.push(
+                limits
+                    .acquire_lookup(&[u8::try_from(number).unwrap()])
+                    .await,
+            );
         }
         let waits = std::time::Duration::from_millis(20);
-        let unknown = tokio::time::timeout(waits, limits.lookup(b"unknown")).await;
+        let unknown = tokio::time::timeout(waits, limits.acquire_lookup(b"unknown")).await;
         assert!(unknown.is_err());
         limits.remember(b"valid");
-        assert!(limits.lookup(b"valid").await.is_none());
+        assert!(limits.acquire_lookup(b"valid").await.is_none());
         limits.forget(b"valid");
-        let forgotten = tokio::time::timeout(waits, limits.lookup(b"valid")).await;
+        let forgotten = tokio::time::timeout(waits, limits.acquire_lookup(b"valid")).await;
         assert!(forgotten.is_err());
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(8))]
         #[test]
-        fn what_is_counted_is_bounded(keys in proptest::collection::vec(0_u32.., 1..200)) {
+        fn number_of_buckets_is_bounded(keys in proptest::collection::vec(0_u32.., 1..200)) {
             let mut buckets = Buckets::new(FAILURES);
             for extra in 0..u32::try_from(MAX_COUNTED).unwrap() {
-                buckets.take(u64::from(extra) << 32, 0);
+                buckets.take_token(u64::from(extra) << 32, 0);
             }
             for key in keys {
-                buckets.take(u64::from(key), 0);
-                prop_assert!(buckets.of.len() <= MAX_COUNTED);
+                buckets.take_token(u64::from(key), 0);
+                prop_assert!(buckets.by_key.len() <= MAX_COUNTED);
             }
         }
     }

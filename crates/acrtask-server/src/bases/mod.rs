@@ -1,15 +1,21 @@
-//! Images and their bases: what is stale ([`known`]), the tags that are looked at because images stand on them, and
-//! newer tags that may take the place of these ([`tags`]).
+//! Images and their bases: stale images ([`staleness`]), polls of base tags ([`poller`]) and newer
+//! tags ([`tags`]).
 //!
-//! Each server takes tags that are due, looks at each once ([`look`]) inside the budget of its registry and login
-//! ([`budget`]), and writes down what it saw. Invariants: which tags are watched is compared anew all the time with what the
-//! newest images stand on and what counts for their tasks; a notification of a registry only makes a tag due, so that
-//! a forged or a lost one changes nothing but the time of a look; a tag that cannot be looked at is a state with a time
-//! of its own for the next look, and no loop.
+//! Each server claims due tags, polls each one once within the budget of its registry and login
+//! ([`budget`]), and records the results.
+//!
+//! Invariants:
+//!
+//! - The set of watched tags is recomputed regularly from the bases of the newest images and the
+//!   policies of their tasks.
+//! - A registry notification only makes a tag due. A forged or lost notification changes nothing
+//!   but the time of a poll.
+//! - A tag that cannot be polled has a status and a time for its next poll. It is not retried in a
+//!   loop.
 
 mod budget;
-pub(crate) mod known;
-mod look;
+mod poller;
+pub(crate) mod staleness;
 pub(crate) mod tags;
 
 use std::{collections::BTreeSet, time::Duration};
@@ -18,38 +24,42 @@ use acrtask_model::ImageRef;
 use acrtask_store::{StoreError, WatchFilter, WatchRow};
 use futures::StreamExt as _;
 
-pub(crate) use self::look::Watcher;
-use crate::{App, recorder::millis};
+pub(crate) use self::poller::Poller;
+use crate::{App, recorder::as_millis};
 
-/// How often what is watched is compared with what images stand on.
-const COMPARE: Duration = Duration::from_secs(30);
-/// Tags that a server takes at once: what it may look at in a few seconds, and within these bounds. What becomes due
-/// meanwhile waits that long.
+/// Interval between recomputations of the watched tags.
+const COMPARE_INTERVAL: Duration = Duration::from_secs(30);
+/// A server claims the polls of this many seconds at once, within [`BATCH`]. A tag that becomes
+/// due during that time waits.
 const BATCH_SECS: u32 = 5;
 const BATCH: std::ops::RangeInclusive<u32> = 256..=2048;
-/// A server that does not come back from a look has it taken away after this long, in milliseconds.
-const LEASE_MS: i64 = 180_000;
-/// The same in leases of runs, where these are short: a server that was killed in a look costs no more than that.
-const LEASES: i64 = 4;
+/// Maximum time in milliseconds that a server may keep a claimed tag.
+const MAX_LEASE_MS: i64 = 180_000;
+/// Maximum lease of a claimed tag as a multiple of the run lease. A server killed during a poll
+/// delays its tags no longer than that.
+const MAX_LEASES: i64 = 4;
 
-/// Looks at tags and for newer ones, and compares which are watched, for ever.
+/// Polls tags, lists newer ones and updates the set of watched tags, forever.
 pub(crate) async fn run(app: &App) -> Result<(), StoreError> {
-    tokio::try_join!(looks(app), comparisons(app), tags::run(app)).map(drop)
+    tokio::try_join!(poll_bases(app), keep_watches_current(app), tags::run(app)).map(drop)
 }
 
-async fn looks(app: &App) -> Result<(), StoreError> {
-    // The next are taken while the last of these are still looked at.
-    let due = futures::stream::try_unfold((), |()| async { Ok(Some((due(app).await?, ()))) });
-    app.watcher.look_at(app, due.boxed()).await
+async fn poll_bases(app: &App) -> Result<(), StoreError> {
+    // The next batch is claimed while the last polls of this batch are in progress.
+    let due = futures::stream::try_unfold((), |()| async { Ok(Some((claim_due(app).await?, ()))) });
+    app.poller.poll_due(app, due.boxed()).await
 }
 
-/// Takes tags that are due, as soon as there are some.
-async fn due(app: &App) -> Result<Vec<WatchRow>, StoreError> {
+/// Claims due tags. Waits until there are some.
+async fn claim_due(app: &App) -> Result<Vec<WatchRow>, StoreError> {
     let seconds = app.config.base_rate.saturating_mul(BATCH_SECS);
     let batch = seconds.clamp(*BATCH.start(), *BATCH.end());
     loop {
         let now = app.clock.now_ms();
-        let due = app.store.claim_watches(now, lease(app), batch).await?;
+        let due = app
+            .store
+            .claim_watches(now, claim_lease_ms(app), batch)
+            .await?;
         if !due.is_empty() {
             return Ok(due);
         }
@@ -60,26 +70,26 @@ async fn due(app: &App) -> Result<Vec<WatchRow>, StoreError> {
     }
 }
 
-/// Beside the looks: among very many images a comparison takes longer than many of these.
-async fn comparisons(app: &App) -> Result<(), StoreError> {
+/// Runs next to the polls, because a comparison of very many images takes longer than many polls.
+async fn keep_watches_current(app: &App) -> Result<(), StoreError> {
     loop {
-        compare(app).await?;
+        update_watches(app).await?;
         tokio::select! {
-            () = app.watcher.images.notified() => {}
-            () = tokio::time::sleep(COMPARE) => {}
+            () = app.poller.images.notified() => {}
+            () = tokio::time::sleep(COMPARE_INTERVAL) => {}
         }
     }
 }
 
-/// How long a server may take for a look, in milliseconds.
-fn lease(app: &App) -> i64 {
-    LEASE_MS.min(millis(app.config.lease).saturating_mul(LEASES))
+/// Returns the time in milliseconds that a server may keep a claimed tag.
+fn claim_lease_ms(app: &App) -> i64 {
+    MAX_LEASE_MS.min(as_millis(app.config.lease).saturating_mul(MAX_LEASES))
 }
 
-/// Watches what counts for the tasks whose images stand on it, and nothing else.
-pub(crate) async fn compare(app: &App) -> Result<(), StoreError> {
+/// Watches exactly the bases that can make an image stale.
+pub(crate) async fn update_watches(app: &App) -> Result<(), StoreError> {
     let wanted = app.store.wanted_bases().await?;
-    let policies = known::policies(app).await?;
+    let policies = staleness::read_policies(app).await?;
     let wanted: BTreeSet<(String, String)> = wanted
         .into_iter()
         .filter(|(.., task, role)| {
@@ -89,16 +99,16 @@ pub(crate) async fn compare(app: &App) -> Result<(), StoreError> {
         })
         .map(|(name, scope, ..)| (name, scope))
         .collect();
-    let made = app.store.set_watches(&wanted, app.clock.now_ms()).await?;
-    if made > 0 {
-        tracing::info!(made, "more base tags are watched");
+    let added = app.store.set_watches(&wanted, app.clock.now_ms()).await?;
+    if added > 0 {
+        tracing::info!(added, "added watches for base tags");
         app.bases.notify_one();
     }
     Ok(())
 }
 
-/// A registry says that an image was pushed: its tag is looked at now. Without a tag, every tag of the repository is.
-pub(crate) async fn pushed(
+/// Makes a pushed tag due. Without a tag, makes all tags of the repository due.
+pub(crate) async fn mark_push_due(
     app: &App,
     registry: &str,
     repository: &str,
@@ -112,19 +122,23 @@ pub(crate) async fn pushed(
     let due = match tag.map(|tag| reference.with_tag(tag)) {
         Some(Ok(tagged)) => {
             let names = Some(vec![tagged.to_string()]);
-            app.store.hurry_watches(names, now).await?
+            app.store.mark_watches_due(names, now).await?
         }
         Some(Err(_)) => 0,
-        None => app.store.hurry_repository(&reference.name(), now).await?,
+        None => {
+            app.store
+                .mark_repository_due(&reference.name(), now)
+                .await?
+        }
     };
     if due > 0 {
         app.bases.notify_one();
     }
-    tags::hurry(app, Some(vec![reference.name()])).await
+    tags::mark_lists_due(app, Some(vec![reference.name()])).await
 }
 
-/// Returns the name of the watch of a tag that was pushed, if there is one.
-pub(crate) async fn watched(
+/// Returns the name of the watch of a pushed tag, if there is one.
+pub(crate) async fn find_watch(
     app: &App,
     registry: &str,
     repository: &str,

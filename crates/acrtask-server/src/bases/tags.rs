@@ -1,13 +1,18 @@
-//! Newer tags of base images, for tasks that have rules for them: lists of tags, what the rules make of these, and the
-//! runs that try a newer tag.
+//! Newer tags of base images, for tasks with rules for them: tag lists, matching tags, and the runs
+//! that try them.
 //!
-//! Everything is compared anew each time: the rules of tasks, the tags that their newest images stand on, and the tags that
-//! there are. Invariants: each repository is listed once for each login, in the same budget as looks at tags; a tag
-//! starts one run of a task, which is never repeated by itself, whatever becomes of it; a task's runs get a tag only
-//! after a run has succeeded with it; no rule goes back to an older tag, or to one of another kind.
+//! Each pass compares the rules of tasks, the tags that their newest images use, and the existing
+//! tags.
+//!
+//! Invariants:
+//!
+//! - Each repository is listed once per login, within the same budget as polls.
+//! - A tag starts one run of a task. This run is never repeated automatically.
+//! - Runs of a task use a newer tag only after a run with it has succeeded.
+//! - No rule selects an older tag or one of another kind.
 
 mod check;
-mod show;
+mod proposals;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
@@ -16,52 +21,53 @@ use std::{
 
 use acrtask_api::{
     image::BaseStatus,
-    spec::{RunSpec, Work},
+    spec::{RunSource, RunSpec},
     task::{BaseTagRule, Task, TaskDefinition},
 };
-use acrtask_cascade::tags::{TagPolicy, allows, choose};
+use acrtask_cascade::tags::{TagPolicy, allows_tag, choose_tag};
 use acrtask_model::ImageRef;
 use acrtask_registry::Registry;
 use acrtask_store::{
-    Hint, Listed, ProposalKey, ProposalRow, StoreError, TagListRow, TaskFilter, Try,
+    Hint, ProposalAction, ProposalKey, ProposalRow, StoreError, TagListResult, TagListRow,
+    TaskFilter,
 };
 use futures::{StreamExt as _, TryStreamExt as _};
 
 use super::{
-    LEASE_MS,
-    look::{Failure, LIMIT, jitter},
+    MAX_LEASE_MS,
+    poller::{Failure, POLL_TIMEOUT, with_jitter},
 };
 use crate::{
     App,
-    recorder::millis,
-    submit::{
-        self, Request,
-        event::{Happening, from_event},
+    recorder::as_millis,
+    run_factory::{
+        self, RequestContext,
+        trigger::{TriggerContext, create_from_trigger},
     },
 };
 
 pub(crate) use self::{
-    check::problems,
-    show::{newer_than, proposals},
+    check::find_rule_problems,
+    proposals::{list_proposals, newer_tags},
 };
 
-/// How often rules are compared with what there is.
-const COMPARE: Duration = Duration::from_secs(30);
-/// Lists that a server takes at once, and makes side by side.
+/// Interval between comparisons of rules with existing tags.
+const COMPARE_INTERVAL: Duration = Duration::from_secs(30);
+/// Number of lists that a server claims at once and reads concurrently.
 const BATCH: u32 = 8;
-/// Most tags of a repository.
+/// Maximum number of tags per repository.
 const MAX_TAGS: usize = 100_000;
-/// Most pages that they come in.
+/// Maximum number of pages per tag list.
 const MAX_PAGES: usize = 2_000;
-/// Tasks that are read at once.
+/// Number of tasks to read per query.
 const TASKS: u32 = 500;
 
-/// Lists tags and compares them with the rules of tasks, for ever.
+/// Lists tags and compares them with the rules of tasks, forever.
 pub(super) async fn run(app: &App) -> Result<(), StoreError> {
     let mut compared: Option<Instant> = None;
     loop {
-        if compared.is_none_or(|at| at.elapsed() >= COMPARE) {
-            pass(app).await?;
+        if compared.is_none_or(|at| at.elapsed() >= COMPARE_INTERVAL) {
+            reconcile_rules(app).await?;
             compared = Some(Instant::now());
         }
         if list_due(app).await? {
@@ -69,32 +75,35 @@ pub(super) async fn run(app: &App) -> Result<(), StoreError> {
             continue;
         }
         tokio::select! {
-            () = app.watcher.lists.notified() => compared = None,
+            () = app.poller.lists.notified() => compared = None,
             () = tokio::time::sleep(app.config.poll) => {}
         }
     }
 }
 
-/// Lists the tags of these repositories now, or of all.
-pub(crate) async fn hurry(app: &App, repositories: Option<Vec<String>>) -> Result<(), StoreError> {
+/// Makes the tag lists of `repositories` due. `None`: all lists.
+pub(crate) async fn mark_lists_due(
+    app: &App,
+    repositories: Option<Vec<String>>,
+) -> Result<(), StoreError> {
     let now = app.clock.now_ms();
-    if app.store.hurry_tag_lists(repositories, now).await? > 0 {
-        app.watcher.lists.notify_one();
+    if app.store.mark_tag_lists_due(repositories, now).await? > 0 {
+        app.poller.lists.notify_one();
     }
     Ok(())
 }
 
-/// Lists what is due. Says whether anything was.
+/// Reads the due tag lists. Returns `false` if there were none.
 pub(crate) async fn list_due(app: &App) -> Result<bool, StoreError> {
     let now = app.clock.now_ms();
-    let due = app.store.claim_tag_lists(now, LEASE_MS, BATCH).await?;
+    let due = app.store.claim_tag_lists(now, MAX_LEASE_MS, BATCH).await?;
     if due.is_empty() {
         return Ok(false);
     }
     let scopes = due.iter().map(|list| list.scope.as_str()).collect();
-    let clients = app.watcher.clients(app, scopes).await?;
+    let clients = app.poller.clients_for_scopes(app, scopes).await?;
     let lists = futures::stream::iter(due).map(async |row| match clients.get(&row.scope) {
-        Some(registry) => list(app, registry, &row).await,
+        Some(registry) => list_repository(app, registry, &row).await,
         None => Ok(()),
     });
     lists
@@ -104,27 +113,32 @@ pub(crate) async fn list_due(app: &App) -> Result<bool, StoreError> {
     Ok(true)
 }
 
-/// Lists the tags of one repository and writes them down.
-async fn list(app: &App, registry: &Registry, row: &TagListRow) -> Result<(), StoreError> {
+/// Lists the tags of one repository and records them.
+async fn list_repository(
+    app: &App,
+    registry: &Registry,
+    row: &TagListRow,
+) -> Result<(), StoreError> {
     let account = (row.registry.as_str(), row.scope.as_str());
-    let usual = millis(app.config.tags_interval);
+    let usual = as_millis(app.config.tags_interval);
     let Ok(reference) = row.repository.parse::<ImageRef>() else {
-        return app.store.unlisted(row, i64::MAX).await;
+        return app.store.release_tag_list(row, i64::MAX).await;
     };
     let mut tags = Vec::new();
     let mut from = None;
     let mut pages = 0;
     let mut listed_pages = HashSet::new();
     let listed = loop {
-        if let Err(wait) = app.watcher.wait(app, account.0, account.1).await {
-            let next = app.clock.now_ms().saturating_add(millis(wait));
-            return app.store.unlisted(row, next).await;
+        if let Err(wait) = app.poller.acquire_budget(app, account.0, account.1).await {
+            let next = app.clock.now_ms().saturating_add(as_millis(wait));
+            return app.store.release_tag_list(row, next).await;
         }
-        let page = tokio::time::timeout(LIMIT, registry.tags(&reference, from.as_ref())).await;
+        let page =
+            tokio::time::timeout(POLL_TIMEOUT, registry.tags(&reference, from.as_ref())).await;
         let error = match page {
             Ok(Ok(page)) => {
-                app.watcher.budget(app, account.0, account.1, |budget| {
-                    budget.answered(Instant::now(), page.allowance);
+                app.poller.with_budget(app, account.0, account.1, |budget| {
+                    budget.record_response(Instant::now(), page.allowance);
                 });
                 tags.extend(page.tags);
                 pages += 1;
@@ -132,9 +146,9 @@ async fn list(app: &App, registry: &Registry, row: &TagListRow) -> Result<(), St
                     break Err(Failure {
                         status: BaseStatus::Unreachable,
                         detail: format!(
-                            "it has more than {MAX_TAGS} tags, or gives them in more than {MAX_PAGES} pages"
+                            "the repository has more than {MAX_TAGS} tags or more than {MAX_PAGES} pages of tags"
                         ),
-                        next: app.clock.now_ms() + jitter(usual),
+                        next: app.clock.now_ms() + with_jitter(usual),
                     });
                 }
                 from = page.next;
@@ -144,10 +158,8 @@ async fn list(app: &App, registry: &Registry, row: &TagListRow) -> Result<(), St
                 if !listed_pages.insert(next.clone()) {
                     break Err(Failure {
                         status: BaseStatus::Unreachable,
-                        detail: format!(
-                            "page {pages} of its tags names an earlier page as the next one"
-                        ),
-                        next: app.clock.now_ms() + jitter(usual),
+                        detail: format!("page {pages} of the tags links to an earlier page"),
+                        next: app.clock.now_ms() + with_jitter(usual),
                     });
                 }
                 continue;
@@ -156,14 +168,14 @@ async fn list(app: &App, registry: &Registry, row: &TagListRow) -> Result<(), St
             Err(_) => None,
         };
         let failed = app
-            .watcher
-            .failed(app, account, row.failures, error.as_ref(), usual);
+            .poller
+            .handle_failure(app, account, row.failures, error.as_ref(), usual);
         break Err(failed.await?);
     };
     let (listed, next) = match listed {
         Ok(tags) => (
-            Listed::Tags(tags),
-            app.clock.now_ms().saturating_add(jitter(usual)),
+            TagListResult::Tags(tags),
+            app.clock.now_ms().saturating_add(with_jitter(usual)),
         ),
         Err(Failure {
             status,
@@ -175,29 +187,30 @@ async fn list(app: &App, registry: &Registry, row: &TagListRow) -> Result<(), St
                     repository = row.repository,
                     status = status.as_str(),
                     detail,
-                    "the tags of a base image cannot be listed"
+                    "listing the tags of a base image failed"
                 );
             }
-            (Listed::Failed { status, detail }, next)
+            (TagListResult::Failed { status, detail }, next)
         }
     };
     let now = app.clock.now_ms();
-    app.store.listed(row, &listed, now, next).await
+    app.store.record_tag_list(row, &listed, now, next).await
 }
 
-/// The rules of a task, each with the full name of its image. One that cannot be read is passed over: it was told when the
-/// task was stored.
-fn rules(definition: &TaskDefinition) -> Vec<(String, TagPolicy, &BaseTagRule)> {
+/// Returns the rules of a task, each with the full name of its image.
+///
+/// Skips invalid rules. The validation of the task reports them.
+fn parse_rules(definition: &TaskDefinition) -> Vec<(String, TagPolicy, &BaseTagRule)> {
     let trigger = definition.triggers.base_image.as_ref();
     let rules = trigger.map(|trigger| trigger.tags.as_slice());
     let read = rules.unwrap_or_default().iter().filter_map(|rule| {
         let image: ImageRef = rule.image.parse().ok()?;
-        Some((image.name(), policy(rule)?, rule))
+        Some((image.name(), tag_policy(rule)?, rule))
     });
     read.collect()
 }
 
-fn policy(rule: &BaseTagRule) -> Option<TagPolicy> {
+fn tag_policy(rule: &BaseTagRule) -> Option<TagPolicy> {
     match (&rule.semver, &rule.pattern) {
         (Some(range), None) => Some(TagPolicy::Semver(range.clone())),
         (None, Some(pattern)) => Some(TagPolicy::Pattern(pattern.clone())),
@@ -205,47 +218,48 @@ fn policy(rule: &BaseTagRule) -> Option<TagPolicy> {
     }
 }
 
-/// Whether the rules of a task are followed now.
-fn is_on(definition: &TaskDefinition) -> bool {
+/// Returns `true` if the rules of a task are enabled.
+fn is_enabled(definition: &TaskDefinition) -> bool {
     let trigger = definition.triggers.base_image.as_ref();
     definition.enabled && trigger.is_some_and(|trigger| trigger.enabled)
 }
 
-/// Gives a run the tags that its task's rules say where they go. Where the task says a newer one itself, that one stays.
-pub(crate) fn give(task: &Task, tags: &BTreeMap<String, String>, spec: &mut RunSpec) {
+/// Sets the newer tags in the build arguments and values that the rules name. A newer tag in the
+/// task itself wins.
+pub(crate) fn apply_tags(task: &Task, tags: &BTreeMap<String, String>, spec: &mut RunSpec) {
     if tags.is_empty() {
         return;
     }
-    for (repository, policy, rule) in rules(&task.definition) {
+    for (repository, policy, rule) in parse_rules(&task.definition) {
         let Some(tag) = tags.get(&repository) else {
             continue;
         };
-        if !allows(&policy, tag).unwrap_or(false) {
+        if !allows_tag(&policy, tag).unwrap_or(false) {
             continue;
         }
         let newer = |own: Option<&str>| match own {
-            Some(own) if allows(&policy, own).unwrap_or(false) => {
-                choose(&policy, own, [tag.as_str()])
+            Some(own) if allows_tag(&policy, own).unwrap_or(false) => {
+                choose_tag(&policy, own, [tag.as_str()])
                     .unwrap_or(tag)
                     .to_owned()
             }
             _ => tag.clone(),
         };
-        if let (Some(arg), Work::Build(build)) = (&rule.build_arg, &mut spec.work) {
+        if let (Some(arg), RunSource::Build(build)) = (&rule.build_arg, &mut spec.source) {
             let tag = newer(build.args.get(arg).map(String::as_str));
             build.args.insert(arg.clone(), tag);
         }
         if let Some(value) = &rule.value {
             let tag = newer(spec.values.get(value).and_then(|own| own.as_str()));
             spec.values.insert(value.clone(), tag.into());
-            // A registry chose it.
+            // A registry chose this value, so it is untrusted.
             spec.untrusted_values.insert(value.clone());
         }
     }
 }
 
-/// Lists of tags, by repository and login, and what was found, as the database has them.
-async fn stored(app: &App) -> Result<(Lists, HashMap<ProposalKey, ProposalRow>), StoreError> {
+/// Reads the tag lists and the recorded proposals.
+async fn read_stored(app: &App) -> Result<(Lists, HashMap<ProposalKey, ProposalRow>), StoreError> {
     let lists = app.store.tag_lists().await?.into_iter();
     let found = app.store.proposals().await?.into_iter();
     Ok((
@@ -256,17 +270,18 @@ async fn stored(app: &App) -> Result<(Lists, HashMap<ProposalKey, ProposalRow>),
     ))
 }
 
-/// By repository and scope.
+/// Tag lists by repository and scope.
 type Lists = HashMap<(String, String), TagListRow>;
 
-/// What the rules of tasks are about: the tags in use of each image that a rule names, and the login that it is looked at
-/// with.
-struct InUse {
+/// Tasks with rules, and the used tags of each image that a rule names.
+///
+/// The scope is that of the login for the image's registry.
+struct UsedTags {
     tasks: Vec<Task>,
-    of: HashMap<(String, String), (String, BTreeSet<String>)>,
+    by_image: HashMap<(String, String), (String, BTreeSet<String>)>,
 }
 
-impl InUse {
+impl UsedTags {
     async fn read(app: &App) -> Result<Self, StoreError> {
         let mut tasks = Vec::new();
         let mut after = None;
@@ -279,15 +294,14 @@ impl InUse {
             let page = app.store.tasks(filter).await?;
             let full = page.len() >= TASKS as usize;
             after = page.last().map(|task| task.definition.name.clone());
-            tasks.extend(
-                page.into_iter()
-                    .filter(|task| is_on(&task.definition) && !rules(&task.definition).is_empty()),
-            );
+            tasks.extend(page.into_iter().filter(|task| {
+                is_enabled(&task.definition) && !parse_rules(&task.definition).is_empty()
+            }));
             if !full {
                 break;
             }
         }
-        let mut of: HashMap<(String, String), (String, BTreeSet<String>)> = HashMap::new();
+        let mut by_image: HashMap<(String, String), (String, BTreeSet<String>)> = HashMap::new();
         if !tasks.is_empty() {
             let wanted: BTreeSet<&str> = tasks.iter().map(|task| task.id.as_str()).collect();
             for (name, scope, task, _) in app.store.wanted_bases().await? {
@@ -298,64 +312,65 @@ impl InUse {
                     continue;
                 };
                 if let Some(tag) = reference.tag() {
-                    let place = of.entry((task, reference.name())).or_default();
-                    place.0 = scope;
-                    place.1.insert(tag.to_owned());
+                    let entry = by_image.entry((task, reference.name())).or_default();
+                    entry.0 = scope;
+                    entry.1.insert(tag.to_owned());
                 }
             }
         }
-        Ok(Self { tasks, of })
+        Ok(Self { tasks, by_image })
     }
 
-    fn of(&self, task: &Task, repository: &str) -> Option<&(String, BTreeSet<String>)> {
-        self.of.get(&(task.id.clone(), repository.to_owned()))
+    fn get(&self, task: &Task, repository: &str) -> Option<&(String, BTreeSet<String>)> {
+        self.by_image.get(&(task.id.clone(), repository.to_owned()))
     }
 }
 
-/// Compares rules with what there is: which repositories are listed, what is proposed, and which runs try a newer tag.
-pub(crate) async fn pass(app: &App) -> Result<(), StoreError> {
-    let in_use = InUse::read(app).await?;
+/// Compares the rules with the existing tags. Updates the tag lists and proposals, and starts runs
+/// that try newer tags.
+pub(crate) async fn reconcile_rules(app: &App) -> Result<(), StoreError> {
+    let used_tags = UsedTags::read(app).await?;
     let mut wanted = BTreeSet::new();
-    for task in &in_use.tasks {
-        for (repository, ..) in rules(&task.definition) {
-            if let Some((scope, _)) = in_use.of(task, &repository) {
+    for task in &used_tags.tasks {
+        for (repository, ..) in parse_rules(&task.definition) {
+            if let Some((scope, _)) = used_tags.get(task, &repository) {
                 wanted.insert((repository, scope.clone()));
             }
         }
     }
     let now = app.clock.now_ms();
     app.store.set_tag_lists(&wanted, now).await?;
-    let (lists, mut left) = stored(app).await?;
-    let mut known: HashMap<i64, Option<Vec<String>>> = HashMap::new();
-    for task in &in_use.tasks {
-        for (repository, policy, rule) in rules(&task.definition) {
-            let Some((scope, used)) = in_use.of(task, &repository) else {
+    let (lists, mut left) = read_stored(app).await?;
+    let mut listed: HashMap<i64, Option<Vec<String>>> = HashMap::new();
+    for task in &used_tags.tasks {
+        for (repository, policy, rule) in parse_rules(&task.definition) {
+            let Some((scope, used)) = used_tags.get(task, &repository) else {
                 continue;
             };
             let list = lists.get(&(repository.clone(), scope.clone()));
             let tags = match list {
                 None => None,
                 Some(list) => {
-                    let read = match known.entry(list.id) {
-                        Entry::Occupied(there) => there.into_mut(),
-                        Entry::Vacant(free) => free.insert(app.store.tags(list).await?),
+                    let read = match listed.entry(list.id) {
+                        Entry::Occupied(entry) => entry.into_mut(),
+                        Entry::Vacant(entry) => entry.insert(app.store.tags(list).await?),
                     };
                     read.as_ref()
                 }
             };
             let Some(tags) = tags else {
-                // What was found before stays until there is something to compare it with.
+                // Earlier proposals stay until there is a list to compare them with.
                 left.retain(|key, _| key.task_id != task.id || key.repository != repository);
                 continue;
             };
-            for (used, newest) in found(&policy, rule, used, tags) {
+            for (used, newest) in find_newer_tags(&policy, rule, used, tags) {
                 let key = ProposalKey {
                     task_id: task.id.clone(),
                     repository: repository.clone(),
                     used: used.to_owned(),
                 };
                 let row = left.remove(&key);
-                follow(app, task, rule, (key, newest), row).await?;
+                apply_rule(app, task, rule, (key, newest), row).await?;
             }
         }
     }
@@ -363,48 +378,50 @@ pub(crate) async fn pass(app: &App) -> Result<(), StoreError> {
     app.store.forget_proposals(&left).await
 }
 
-/// The newer tags that a rule finds, each with the one in use. Where it starts runs that is one at most: there is one
-/// argument for it.
-fn found<'t>(
+/// Returns the newer tags that a rule selects, each with the used tag.
+///
+/// A rule that starts runs selects at most one, because it sets one argument.
+fn find_newer_tags<'t>(
     policy: &TagPolicy,
     rule: &BaseTagRule,
     used: &'t BTreeSet<String>,
     tags: &'t [String],
 ) -> Vec<(&'t str, &'t str)> {
     let newer = used.iter().filter_map(|used| {
-        let newest = choose(policy, used, tags.iter().map(String::as_str)).ok()?;
+        let newest = choose_tag(policy, used, tags.iter().map(String::as_str)).ok()?;
         (newest != used).then_some((used.as_str(), newest))
     });
     let mut all: Vec<(&str, &str)> = newer.collect();
     if rule.starts_runs()
         && let Some((_, first)) = all.first()
     {
-        let newest = choose(policy, first, all.iter().map(|(_, newest)| *newest)).unwrap_or(first);
+        let newest =
+            choose_tag(policy, first, all.iter().map(|(_, newest)| *newest)).unwrap_or(first);
         all.retain(|(_, tag)| *tag == newest);
         all.truncate(1);
     }
     all
 }
 
-/// Does with a newer tag what its rule says, unless that was done.
-async fn follow(
+/// Applies a rule to a newer tag, unless that was done before.
+async fn apply_rule(
     app: &App,
     task: &Task,
     rule: &BaseTagRule,
     (key, newest): (ProposalKey, &str),
     row: Option<ProposalRow>,
 ) -> Result<(), StoreError> {
-    let known = row.filter(|row| row.newest == newest);
+    let existing = row.filter(|row| row.newest == newest);
     let attempt = if !rule.starts_runs() {
-        if known.is_some() {
+        if existing.is_some() {
             return Ok(());
         }
-        Try::Propose
-    } else if known.as_ref().is_some_and(|row| row.run.is_some()) {
+        ProposalAction::Propose
+    } else if existing.as_ref().is_some_and(|row| row.run.is_some()) {
         return Ok(());
     } else {
-        let attempt = attempt(app, task, rule, &key, newest).await?;
-        if let (Try::Blocked { reason }, Some(row)) = (&attempt, &known)
+        let attempt = prepare_attempt(app, task, rule, &key, newest).await?;
+        if let (ProposalAction::Blocked { reason }, Some(row)) = (&attempt, &existing)
             && row.blocked.as_ref() == Some(reason)
         {
             return Ok(());
@@ -419,48 +436,51 @@ async fn follow(
             image = key.repository,
             used = key.used,
             newest,
-            "a newer tag of a base image started a run"
+            "started a run for a newer tag of a base image"
         );
         app.wake.notify_one();
         app.cancels.notify_one();
-        if let Err(error) = app.store.hint(&[Hint::Enqueued]).await {
-            tracing::debug!(%error, "a hint could not be sent");
+        if let Err(error) = app.store.send_hints(&[Hint::Enqueued]).await {
+            tracing::debug!(%error, "failed to send a hint");
         }
     }
     Ok(())
 }
 
-/// The run that tries a newer tag, or why there can be none.
-async fn attempt(
+/// Prepares the run that tries a newer tag, or returns the reason why it cannot start.
+async fn prepare_attempt(
     app: &App,
     task: &Task,
     rule: &BaseTagRule,
     key: &ProposalKey,
     newest: &str,
-) -> Result<Try, StoreError> {
+) -> Result<ProposalAction, StoreError> {
     let ProposalKey {
         task_id,
         repository,
         used,
     } = key;
-    let happening = Happening {
-        trigger: "base-tag",
+    let context = TriggerContext {
+        trigger: "baseTag",
         triggered_by: "Image Update",
         base_tags: BTreeMap::from([(repository.clone(), newest.to_owned())]),
-        ..Happening::default()
+        ..TriggerContext::default()
     };
-    let by = Request {
+    let by = RequestContext {
         idempotency_key: Some(format!("base-tag/{task_id}/{repository}/{newest}")),
-        ..Request::default()
+        ..RequestContext::default()
     };
-    let blocked = |reason: String| Ok(Try::Blocked { reason });
-    let draft = match from_event(app, task, happening, by) {
+    let blocked = |reason: String| Ok(ProposalAction::Blocked { reason });
+    let draft = match create_from_trigger(app, task, context, by) {
         Ok(draft) => draft,
         Err(problems) => return blocked(format!("the task cannot run: {problems}")),
     };
-    let missing = submit::missing_secrets(app, &draft).await?;
+    let missing = run_factory::find_missing_secrets(app, &draft).await?;
     if !missing.is_empty() {
-        return blocked(submit::no_secret(&missing, Some(&task.definition.name)));
+        return blocked(run_factory::missing_secrets_message(
+            &missing,
+            Some(&task.definition.name),
+        ));
     }
     match draft.seal(app) {
         Ok(mut run) => {
@@ -469,9 +489,9 @@ async fn attempt(
                 "{repository} has the tag {newest}, which `{}` allows in place of {used}",
                 allowed.map_or("", String::as_str)
             ));
-            Ok(Try::Run(Box::new(run)))
+            Ok(ProposalAction::Run(Box::new(run)))
         }
-        Err(error) => blocked(format!("its secrets cannot be kept: {error}")),
+        Err(error) => blocked(format!("its secrets cannot be stored: {error}")),
     }
 }
 

@@ -1,8 +1,8 @@
-//! The watcher against a real registry where there is one, and against one that misbehaves on purpose.
+//! Tests of the poller against a misbehaving registry, and against a real one if available.
 
 use std::time::Duration;
 
-use acrtask_api::image::{BaseChange, BaseStatus};
+use acrtask_api::image::{BaseStatus, BaseTagChange};
 use acrtask_model::events::BaseRole;
 use acrtask_store::{WatchFilter, WatchRow};
 use axum::http::StatusCode;
@@ -16,25 +16,25 @@ use wiremock::{
 use super::*;
 use crate::{
     Config,
-    api::testing::{NOW, Server, sha},
+    api::testing::{NOW, TestServer, letter_digest},
 };
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
-async fn server() -> Server {
-    let server = Server::with(Config {
+async fn server() -> TestServer {
+    let server = TestServer::with(Config {
         base_interval: Duration::from_secs(300),
-        // One after the other, so that what is asked can be counted.
+        // Without concurrency, so that requests can be counted.
         base_parallel: 1,
         ..Config::default()
     })
     .await;
-    server.runner("mine").await;
+    server.register_runner("mine").await;
     server
 }
 
-/// A task whose image stands on `base`, and its watch.
-async fn watched(server: &Server, task: &str, base: &str) -> WatchRow {
+/// Creates a task whose image depends on `base`. Returns the watch of `base`.
+async fn watch_base(server: &TestServer, task: &str, base: &str) -> WatchRow {
     let body = json!({"name": task, "cmd": "alpine true"});
     server
         .post("/tasks", body)
@@ -42,12 +42,12 @@ async fn watched(server: &Server, task: &str, base: &str) -> WatchRow {
         .json::<Value>(StatusCode::CREATED);
     let bases = [(base, '0', BaseRole::Runtime)];
     let image = format!("r.io/{task}:1");
-    server.pushed(task, (&image, 'f'), &bases).await;
-    compare(&server.app).await.unwrap();
-    row(server, base).await
+    server.complete_push(task, (&image, 'f'), &bases).await;
+    update_watches(&server.app).await.unwrap();
+    watch_row(server, base).await
 }
 
-async fn row(server: &Server, name: &str) -> WatchRow {
+async fn watch_row(server: &TestServer, name: &str) -> WatchRow {
     let filter = WatchFilter {
         name: Some(name.into()),
         limit: 10,
@@ -56,30 +56,30 @@ async fn row(server: &Server, name: &str) -> WatchRow {
     server.app.store.watches(filter).await.unwrap().remove(0)
 }
 
-/// Makes everything due and looks at it.
-async fn look(server: &Server) {
+/// Makes all tags due and polls them.
+async fn poll_all(server: &TestServer) {
     let app = &server.app;
     app.clock.set(app.clock.now_ms() + 1000);
     let now = app.clock.now_ms();
-    app.store.hurry_watches(None, now).await.unwrap();
-    let due = app.store.claim_watches(now, LEASE_MS, 256).await;
+    app.store.mark_watches_due(None, now).await.unwrap();
+    let due = app.store.claim_watches(now, MAX_LEASE_MS, 256).await;
     let due = futures::stream::iter([due]);
-    app.watcher.look_at(app, due).await.unwrap();
+    app.poller.poll_due(app, due).await.unwrap();
 }
 
-async fn changes(server: &Server, name: &str) -> Vec<BaseChange> {
-    let id = row(server, name).await.id;
+async fn changes(server: &TestServer, name: &str) -> Vec<BaseTagChange> {
+    let id = watch_row(server, name).await.id;
     server.app.store.base_changes(id, 10).await.unwrap()
 }
 
 fn digest_header(letter: char) -> ResponseTemplate {
     ResponseTemplate::new(200)
-        .insert_header("docker-content-digest", sha(letter).as_str())
+        .insert_header("docker-content-digest", letter_digest(letter).as_str())
         .insert_header("etag", format!("\"{letter}\"").as_str())
         .set_body_raw(vec![b' '; 100], MANIFEST)
 }
 
-async fn answer(registry: &MockServer, template: ResponseTemplate) {
+async fn respond_with(registry: &MockServer, template: ResponseTemplate) {
     registry.reset().await;
     Mock::given(method("HEAD"))
         .and(path("/v2/base/manifests/1"))
@@ -88,7 +88,7 @@ async fn answer(registry: &MockServer, template: ResponseTemplate) {
         .await;
 }
 
-async fn heads(registry: &MockServer) -> usize {
+async fn head_count(registry: &MockServer) -> usize {
     let requests = registry.received_requests().await.unwrap();
     requests
         .iter()
@@ -97,23 +97,26 @@ async fn heads(registry: &MockServer) -> usize {
 }
 
 #[tokio::test]
-async fn a_tag_is_looked_at_and_its_moves_are_seen() {
+async fn poll_records_the_moves_of_a_tag() {
     let registry = MockServer::start().await;
     let server = server().await;
     let base = format!("{}/base:1", registry.address());
-    let new = watched(&server, "one", &base).await;
+    let new = watch_base(&server, "one", &base).await;
     assert_eq!((new.status, new.next_check_at), (BaseStatus::New, NOW));
-    answer(&registry, digest_header('a')).await;
-    look(&server).await;
-    let seen = row(&server, &base).await;
-    assert_eq!((seen.status, seen.digest), (BaseStatus::Ok, Some(sha('a'))));
+    respond_with(&registry, digest_header('a')).await;
+    poll_all(&server).await;
+    let seen = watch_row(&server, &base).await;
+    assert_eq!(
+        (seen.status, seen.digest),
+        (BaseStatus::Ok, Some(letter_digest('a')))
+    );
     let next = seen.next_check_at - server.app.clock.now_ms();
     assert!((270_000..=330_000).contains(&next), "{next}");
-    // All kinds of manifests are asked for.
+    // The request accepts all kinds of manifests.
     let requests = registry.received_requests().await.unwrap();
     let accepts = requests[0].headers["accept"].to_str().unwrap();
     assert_eq!(accepts.split(", ").count(), 4, "{accepts}");
-    // What is known is said, and nothing is sent.
+    // The ETag is sent, and the response has no body.
     registry.reset().await;
     Mock::given(method("HEAD"))
         .and(header("if-none-match", "\"a\""))
@@ -121,28 +124,31 @@ async fn a_tag_is_looked_at_and_its_moves_are_seen() {
         .expect(1)
         .mount(&registry)
         .await;
-    look(&server).await;
-    let same = row(&server, &base).await;
-    assert_eq!((same.status, same.digest), (BaseStatus::Ok, Some(sha('a'))));
+    poll_all(&server).await;
+    let same = watch_row(&server, &base).await;
+    assert_eq!(
+        (same.status, same.digest),
+        (BaseStatus::Ok, Some(letter_digest('a')))
+    );
     registry.verify().await;
     for (letter, back) in [('b', false), ('a', true), ('c', false)] {
-        answer(&registry, digest_header(letter)).await;
-        look(&server).await;
+        respond_with(&registry, digest_header(letter)).await;
+        poll_all(&server).await;
         let last = changes(&server, &base).await.remove(0);
-        assert_eq!((last.new, last.moved_back), (sha(letter), back));
+        assert_eq!((last.to, last.moved_back), (letter_digest(letter), back));
     }
-    let moved = server.app.store.moved_bases().await.unwrap();
-    assert_eq!(moved[0].now, sha('c'));
+    let moved = server.app.store.stale_bases().await.unwrap();
+    assert_eq!(moved[0].now, letter_digest('c'));
 }
 
 #[tokio::test]
-async fn what_is_wrong_is_a_state_and_no_loop() {
+async fn poll_failure_is_recorded_as_a_status() {
     let registry = MockServer::start().await;
     let server = server().await;
     let base = format!("{}/base:1", registry.address());
-    watched(&server, "one", &base).await;
-    answer(&registry, digest_header('a')).await;
-    look(&server).await;
+    watch_base(&server, "one", &base).await;
+    respond_with(&registry, digest_header('a')).await;
+    poll_all(&server).await;
     let usual = 300_000;
     for (status, expected, least, most) in [
         (404, BaseStatus::Vanished, usual, usual),
@@ -155,108 +161,130 @@ async fn what_is_wrong_is_a_state_and_no_loop() {
         let template = challenge.map_or(ResponseTemplate::new(status), |text| {
             ResponseTemplate::new(status).insert_header("www-authenticate", text)
         });
-        answer(&registry, template).await;
-        look(&server).await;
-        let seen = row(&server, &base).await;
+        respond_with(&registry, template).await;
+        poll_all(&server).await;
+        let seen = watch_row(&server, &base).await;
         assert_eq!(seen.status, expected, "{status}");
         assert!(seen.detail.is_some_and(|detail| !detail.is_empty()));
-        assert_eq!(seen.digest, Some(sha('a')), "what is known stays known");
+        assert_eq!(
+            seen.digest,
+            Some(letter_digest('a')),
+            "what is known stays known"
+        );
         let next = seen.next_check_at - server.app.clock.now_ms();
         assert!(
             (least * 9 / 10..=most * 11 / 10).contains(&next),
             "{status}: {next}"
         );
-        // A challenge is answered, once.
+        // A challenge is answered once.
         let asked = 1 + usize::from(challenge.is_some());
-        assert_eq!(heads(&registry).await, asked, "{status} is not asked again");
+        assert_eq!(
+            head_count(&registry).await,
+            asked,
+            "{status} is not asked again"
+        );
     }
-    answer(&registry, digest_header('a')).await;
-    look(&server).await;
-    let well = row(&server, &base).await;
+    respond_with(&registry, digest_header('a')).await;
+    poll_all(&server).await;
+    let well = watch_row(&server, &base).await;
     assert_eq!((well.status, well.failures), (BaseStatus::Ok, 0));
     assert_eq!(changes(&server, &base).await, []);
-    // Nobody is there at all.
+    // No server listens here.
     let gone = "127.0.0.1:9/base:1";
-    watched(&server, "two", gone).await;
-    look(&server).await;
-    assert_eq!(row(&server, gone).await.status, BaseStatus::Unreachable);
+    watch_base(&server, "two", gone).await;
+    poll_all(&server).await;
+    assert_eq!(
+        watch_row(&server, gone).await.status,
+        BaseStatus::Unreachable
+    );
 }
 
 #[tokio::test]
-async fn a_registry_that_limits_us_is_left_alone_for_as_long_as_it_says() {
+async fn rate_limited_registry_gets_no_requests_until_its_retry_time() {
     let registry = MockServer::start().await;
     let server = server().await;
     let base = format!("{}/base:1", registry.address());
     let other = format!("{}/other:1", registry.address());
-    watched(&server, "one", &base).await;
-    watched(&server, "two", &other).await;
+    watch_base(&server, "one", &base).await;
+    watch_base(&server, "two", &other).await;
     registry.reset().await;
     let limited = ResponseTemplate::new(429).insert_header("retry-after", "600");
     Mock::given(method("HEAD"))
         .respond_with(limited)
         .mount(&registry)
         .await;
-    look(&server).await;
-    assert_eq!(heads(&registry).await, 1, "one budget for both");
+    poll_all(&server).await;
+    assert_eq!(head_count(&registry).await, 1, "one budget for both");
     let now = server.app.clock.now_ms();
-    let states = [row(&server, &base).await, row(&server, &other).await];
+    let states = [
+        watch_row(&server, &base).await,
+        watch_row(&server, &other).await,
+    ];
     assert_eq!(states[0].status, BaseStatus::Limited);
     for state in states {
         let wait = state.next_check_at - now;
         assert!((599_000..=600_000).contains(&wait), "{wait}");
     }
-    // Who insists is refused by the budget.
-    look(&server).await;
-    assert_eq!(heads(&registry).await, 1);
+    // The budget refuses further requests.
+    poll_all(&server).await;
+    assert_eq!(head_count(&registry).await, 1);
 }
 
 #[tokio::test]
-async fn a_push_makes_its_tag_due() {
+async fn push_makes_its_tag_due() {
     let registry = MockServer::start().await;
     let server = server().await;
     let base = format!("{}/base:1", registry.address());
-    watched(&server, "one", &base).await;
-    answer(&registry, digest_header('a')).await;
-    look(&server).await;
+    watch_base(&server, "one", &base).await;
+    respond_with(&registry, digest_header('a')).await;
+    poll_all(&server).await;
     let host = registry.address().to_string();
     let due = async || {
         let now = server.app.clock.now_ms();
-        row(&server, &base).await.next_check_at <= now
+        watch_row(&server, &base).await.next_check_at <= now
     };
-    pushed(&server.app, &host, "other", None).await.unwrap();
-    pushed(&server.app, &host, "base", Some("2")).await.unwrap();
-    pushed(&server.app, "not a host", "base", Some("1"))
+    mark_push_due(&server.app, &host, "other", None)
+        .await
+        .unwrap();
+    mark_push_due(&server.app, &host, "base", Some("2"))
+        .await
+        .unwrap();
+    mark_push_due(&server.app, "not a host", "base", Some("1"))
         .await
         .unwrap();
     assert!(!due().await);
-    pushed(&server.app, &host, "base", Some("1")).await.unwrap();
+    mark_push_due(&server.app, &host, "base", Some("1"))
+        .await
+        .unwrap();
     assert!(due().await);
-    look(&server).await;
+    poll_all(&server).await;
     assert!(!due().await);
-    pushed(&server.app, &host, "base", None).await.unwrap();
+    mark_push_due(&server.app, &host, "base", None)
+        .await
+        .unwrap();
     assert!(due().await);
 }
 
 #[tokio::test]
-async fn where_clouds_keep_secrets_is_not_asked() {
+async fn cloud_metadata_addresses_are_never_polled() {
     let server = server().await;
     let base = "169.254.169.254/base:1";
-    watched(&server, "one", base).await;
-    look(&server).await;
-    let seen = row(&server, base).await;
+    watch_base(&server, "one", base).await;
+    poll_all(&server).await;
+    let seen = watch_row(&server, base).await;
     assert_eq!(seen.status, BaseStatus::Unreachable);
     let detail = seen.detail.unwrap();
     assert!(detail.contains("not a public address"), "{detail}");
 }
 
-/// A registry with real contents.
-struct Real {
+/// Registry with real content.
+struct RealRegistry {
     host: String,
     http: reqwest::Client,
     login: Option<(String, String)>,
 }
 
-impl Real {
+impl RealRegistry {
     fn find(variable: &str) -> Option<Self> {
         let Ok(host) = std::env::var(variable) else {
             assert!(
@@ -284,8 +312,8 @@ impl Real {
         }
     }
 
-    async fn blob(&self, repository: &str, bytes: Vec<u8>) -> Value {
-        let digest = digest_of(&bytes);
+    async fn push_blob(&self, repository: &str, bytes: Vec<u8>) -> Value {
+        let digest = sha256_of(&bytes);
         let size = bytes.len();
         let begun = self
             .request(
@@ -310,7 +338,7 @@ impl Real {
         json!({"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest, "size": size})
     }
 
-    async fn manifest(&self, repository: &str, tag: &str, manifest: &Value) -> String {
+    async fn push_manifest(&self, repository: &str, tag: &str, manifest: &Value) -> String {
         let text = manifest.to_string();
         let put = self
             .request(
@@ -323,20 +351,22 @@ impl Real {
             .await
             .unwrap();
         assert!(put.status().is_success(), "{}", put.status());
-        digest_of(text.as_bytes())
+        sha256_of(text.as_bytes())
     }
 
-    /// Pushes an index of an image for each of these platforms, each with a note that makes it another one.
-    async fn index(&self, repository: &str, tag: &str, images: &[(&str, &str)]) -> String {
+    /// Pushes an index with one image per platform. The note makes each image different.
+    async fn push_index(&self, repository: &str, tag: &str, images: &[(&str, &str)]) -> String {
         let mut entries = Vec::new();
         for (architecture, note) in images {
             let config = json!({"os": "linux", "architecture": architecture, "note": note});
-            let config = self.blob(repository, config.to_string().into_bytes()).await;
+            let config = self
+                .push_blob(repository, config.to_string().into_bytes())
+                .await;
             let image = json!({
                 "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [],
             });
             let name = format!("{tag}-{architecture}-{note}");
-            let digest = self.manifest(repository, &name, &image).await;
+            let digest = self.push_manifest(repository, &name, &image).await;
             entries.push(json!({
                 "mediaType": MANIFEST, "digest": digest, "size": image.to_string().len(),
                 "platform": {"os": "linux", "architecture": architecture},
@@ -345,11 +375,11 @@ impl Real {
         let index = json!({
             "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": entries,
         });
-        self.manifest(repository, tag, &index).await
+        self.push_manifest(repository, tag, &index).await
     }
 }
 
-fn digest_of(bytes: &[u8]) -> String {
+fn sha256_of(bytes: &[u8]) -> String {
     let hex: String = Sha256::digest(bytes)
         .iter()
         .map(|byte| format!("{byte:02x}"))
@@ -362,15 +392,15 @@ fn repository() -> String {
 }
 
 #[tokio::test]
-async fn a_real_index_that_changes_for_another_platform_is_told_apart() {
-    let Some(real) = Real::find("ACRTASK_TEST_REGISTRY") else {
+async fn index_change_for_another_platform_is_not_stale() {
+    let Some(real) = RealRegistry::find("ACRTASK_TEST_REGISTRY") else {
         return;
     };
     let server = server().await;
     let repository = repository();
     let base = format!("{}/{repository}:1", real.host);
     let first = real
-        .index(&repository, "1", &[("amd64", "a"), ("arm64", "a")])
+        .push_index(&repository, "1", &[("amd64", "a"), ("arm64", "a")])
         .await;
     let body = json!({"name": "one", "cmd": "alpine true"});
     server
@@ -378,39 +408,39 @@ async fn a_real_index_that_changes_for_another_platform_is_told_apart() {
         .await
         .json::<Value>(StatusCode::CREATED);
     server
-        .pushed_from(
+        .complete_push_from(
             "one",
             ("r.io/one:1", 'f'),
             &[(&base, first.parse().unwrap(), BaseRole::Runtime)],
         )
         .await;
-    compare(&server.app).await.unwrap();
-    look(&server).await;
-    let seen = row(&server, &base).await;
+    update_watches(&server.app).await.unwrap();
+    poll_all(&server).await;
+    let seen = watch_row(&server, &base).await;
     assert_eq!(seen.digest.as_ref().map(ToString::to_string), Some(first));
     let platforms = server.app.store.base_platforms(&seen).await.unwrap();
     let names: Vec<&String> = platforms.keys().collect();
     assert_eq!(names, ["linux/amd64", "linux/arm64"]);
-    look(&server).await;
-    assert_eq!(row(&server, &base).await.status, BaseStatus::Ok);
-    // The image is for amd64.
-    real.index(&repository, "1", &[("amd64", "a"), ("arm64", "b")])
+    poll_all(&server).await;
+    assert_eq!(watch_row(&server, &base).await.status, BaseStatus::Ok);
+    // The image is for amd64 only.
+    real.push_index(&repository, "1", &[("amd64", "a"), ("arm64", "b")])
         .await;
-    look(&server).await;
+    poll_all(&server).await;
     assert_eq!(changes(&server, &base).await[0].platforms, ["linux/arm64"]);
-    let moved = server.app.store.moved_bases().await.unwrap();
-    assert_eq!((moved.len(), moved[0].touched), (1, false));
-    real.index(&repository, "1", &[("amd64", "b"), ("arm64", "b")])
+    let moved = server.app.store.stale_bases().await.unwrap();
+    assert_eq!((moved.len(), moved[0].affects_platforms), (1, false));
+    real.push_index(&repository, "1", &[("amd64", "b"), ("arm64", "b")])
         .await;
-    look(&server).await;
+    poll_all(&server).await;
     assert_eq!(changes(&server, &base).await[0].platforms, ["linux/amd64"]);
-    let moved = server.app.store.moved_bases().await.unwrap();
-    assert_eq!((moved.len(), moved[0].touched), (1, true));
+    let moved = server.app.store.stale_bases().await.unwrap();
+    assert_eq!((moved.len(), moved[0].affects_platforms), (1, true));
 }
 
 #[tokio::test]
-async fn a_private_tag_is_looked_at_with_the_login_of_its_task() {
-    let Some(mut real) = Real::find("ACRTASK_TEST_AUTH_REGISTRY") else {
+async fn private_tag_is_polled_with_the_login_of_its_task() {
+    let Some(mut real) = RealRegistry::find("ACRTASK_TEST_AUTH_REGISTRY") else {
         return;
     };
     let variable = |name: &str| std::env::var(name).unwrap();
@@ -422,17 +452,17 @@ async fn a_private_tag_is_looked_at_with_the_login_of_its_task() {
     let server = server().await;
     let repository = repository();
     let base = format!("{}/{repository}:1", real.host);
-    let digest = real.index(&repository, "1", &[("amd64", "a")]).await;
-    watched(&server, "one", &base).await;
-    look(&server).await;
-    assert_eq!(row(&server, &base).await.status, BaseStatus::Denied);
+    let digest = real.push_index(&repository, "1", &[("amd64", "a")]).await;
+    watch_base(&server, "one", &base).await;
+    poll_all(&server).await;
+    assert_eq!(watch_row(&server, &base).await.status, BaseStatus::Denied);
     let put = json!({"username": login.0, "password": login.1, "task": "one"});
     server
         .put(&format!("/credentials/{}", real.host), put)
         .await
         .json::<Value>(StatusCode::OK);
-    compare(&server.app).await.unwrap();
-    look(&server).await;
+    update_watches(&server.app).await.unwrap();
+    poll_all(&server).await;
     let filter = WatchFilter {
         name: Some(base),
         limit: 10,

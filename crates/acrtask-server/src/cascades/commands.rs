@@ -1,28 +1,28 @@
-//! What people want of cascades.
+//! Commands of users for cascades.
 
 use acrtask_api::cascade::CascadeSettings;
 use acrtask_cascade::cascade::{CascadeId, Event, NodeState, StepError};
 use acrtask_store::StoreError;
 
-use super::{settings, state, work};
+use super::{reconcile, settings, state};
 use crate::App;
 
-/// Why a command is refused.
+/// Reason why a command is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
-    /// There is no such cascade.
-    #[error("there is no cascade {0}; `acrtask cascade list` shows those that there are")]
+    /// The cascade does not exist.
+    #[error("cascade {0} does not exist; `acrtask cascade list` lists all cascades")]
     Unknown(u64),
-    /// It is over.
-    #[error("cascade {0} is over; `acrtask cascade retry {0}` tries again what is left of it")]
+    /// The cascade is finished.
+    #[error("cascade {0} is finished; `acrtask cascade retry {0}` retries its unbuilt tasks")]
     Over(u64),
-    /// Problems of new settings.
+    /// The new settings have problems.
     #[error(transparent)]
-    Settings(#[from] crate::submit::Problems),
-    /// What was given cannot be, in a sentence.
+    Settings(#[from] crate::validate::Problems),
+    /// The input is invalid, explained in one sentence.
     #[error("{0}")]
     Invalid(String),
-    /// The database cannot be used.
+    /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -36,30 +36,33 @@ impl From<StepError> for CommandError {
     }
 }
 
-/// Does what somebody wants.
+/// Carries out a command of a user.
 ///
 /// # Errors
-/// When there is no such cascade, or it is over, or the database cannot be used.
-pub async fn command(app: &App, event: Event) -> Result<(), CommandError> {
-    let told = {
-        let mut kept = app.cascades.kept.lock().await;
-        let told = work::tell(app, &mut kept, std::slice::from_ref(&event)).await?;
-        match (told, of(&event)) {
+/// The cascade does not exist or is finished, or the database failed.
+pub async fn apply_command(app: &App, event: Event) -> Result<(), CommandError> {
+    let result = {
+        let mut cache = app.cascades.cache.lock().await;
+        let result =
+            reconcile::apply_commands(app, &mut cache, std::slice::from_ref(&event)).await?;
+        match (result, cascade_of(&event)) {
             (Err(StepError::Unknown(_)), Some(id)) => {
-                let undone = left_undone(app, id).await?;
+                let undone = retry_events(app, id).await?;
                 match event {
-                    Event::Retry { .. } => work::tell(app, &mut kept, &undone).await?,
+                    Event::Retry { .. } => {
+                        reconcile::apply_commands(app, &mut cache, &undone).await?
+                    }
                     _ => Err(StepError::Over(id)),
                 }
             }
-            (told, _) => told,
+            (result, _) => result,
         }
     };
-    app.cascades.facts();
-    Ok(told?)
+    app.cascades.mark_facts_changed();
+    Ok(result?)
 }
 
-fn of(event: &Event) -> Option<CascadeId> {
+fn cascade_of(event: &Event) -> Option<CascadeId> {
     match event {
         Event::Pause { cascade }
         | Event::Resume { cascade }
@@ -71,8 +74,8 @@ fn of(event: &Event) -> Option<CascadeId> {
     }
 }
 
-/// Of a cascade that is not loaded any more: what makes the tasks that it left undone be built by another one.
-async fn left_undone(app: &App, id: CascadeId) -> Result<Vec<Event>, CommandError> {
+/// Returns the events that make another cascade build the unbuilt tasks of an archived cascade.
+async fn retry_events(app: &App, id: CascadeId) -> Result<Vec<Event>, CommandError> {
     match app.store.cascade(id.0).await {
         Ok(_) => {}
         Err(StoreError::NotFound { .. }) => return Err(CommandError::Unknown(id.0)),
@@ -81,7 +84,7 @@ async fn left_undone(app: &App, id: CascadeId) -> Result<Vec<Event>, CommandErro
     let mut events = Vec::new();
     for row in app.store.cascade_nodes(id.0).await? {
         let undone = matches!(
-            state::node(&row)?.state,
+            state::parse_node(&row)?.state,
             NodeState::Failed { .. } | NodeState::Stale { .. } | NodeState::Canceled { .. }
         );
         if undone {
@@ -91,39 +94,41 @@ async fn left_undone(app: &App, id: CascadeId) -> Result<Vec<Event>, CommandErro
     Ok(events)
 }
 
-/// What a cascade has built is about to be put back, or given up: nothing builds it again from the same digests. What its
-/// tasks have been built for since counts more.
-pub(super) async fn decline(app: &App, id: u64) -> Result<(), StoreError> {
-    let mut cascade = state::head(&app.store.cascade(id).await?)?;
+/// Prevents rebuilds of a cascade's results from the same digests, before they are rolled back or
+/// discarded.
+///
+/// Skips tasks that a later cascade has built.
+pub(super) async fn decline_results(app: &App, id: u64) -> Result<(), StoreError> {
+    let mut cascade = state::parse_head(&app.store.cascade(id).await?)?;
     for row in app.store.cascade_nodes(id).await? {
-        let node = state::node(&row)?;
+        let node = state::parse_node(&row)?;
         cascade.nodes.insert(row.task, node);
     }
     let mut events = Vec::new();
-    for (task, key, from) in cascade.built_for() {
+    for (task, key, from) in cascade.built_tasks() {
         if app.store.cascade_of_task(&task).await? == Some(id) {
             events.push(Event::Decline { task, key, from });
         }
     }
-    let mut kept = app.cascades.kept.lock().await;
-    // None of these can be refused.
-    let _ = work::tell(app, &mut kept, &events).await?;
+    let mut cache = app.cascades.cache.lock().await;
+    // None of these events can be refused.
+    let _ = reconcile::apply_commands(app, &mut cache, &events).await?;
     Ok(())
 }
 
-/// Stores other settings; they hold from now on, for cascades that have begun too.
+/// Stores new settings. They apply from now on, also to existing cascades.
 ///
 /// # Errors
-/// All that is wrong with them, or the database cannot be used.
+/// The settings have problems, or the database failed.
 pub async fn put_settings(app: &App, new: CascadeSettings) -> Result<(), CommandError> {
-    settings::check(&new).into_result()?;
+    settings::validate(&new).into_result()?;
     let text = serde_json::to_string(&new).map_err(|error| {
-        CommandError::Invalid(format!("the settings cannot be written down: {error}"))
+        CommandError::Invalid(format!("cannot serialize the settings: {error}"))
     })?;
     {
-        let mut kept = app.cascades.kept.lock().await;
-        work::set(app, &mut kept, &text).await?;
+        let mut cache = app.cascades.cache.lock().await;
+        reconcile::store_settings(app, &mut cache, &text).await?;
     }
-    app.cascades.facts();
+    app.cascades.mark_facts_changed();
     Ok(())
 }

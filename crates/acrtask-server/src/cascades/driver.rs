@@ -1,5 +1,7 @@
-//! Carries cascades out, for ever: ends of runs are taken at once, facts are reread when something they are read from has
-//! changed, at most about once a second, and all of it again at an interval, so that a lost wake costs time and nothing else.
+//! Driver that carries cascades out, forever.
+//!
+//! Ends of runs are applied at once. Facts are reread when one of their sources has changed, about
+//! once per second at most, and at an interval. A lost wake-up therefore only causes a delay.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -10,90 +12,96 @@ use acrtask_store::StoreError;
 use jiff::Timestamp;
 use tokio::sync::{Mutex, Notify};
 
-use super::work::{self, Kept, Looked};
+use super::reconcile::{self, PassOutcome, StateCache};
 use crate::App;
 
-/// Everything is compared again at the latest after this.
-const LONGEST: Duration = Duration::from_secs(30);
-/// Facts are reread at most so often.
-const SPACING: Duration = Duration::from_secs(1);
-/// Rereading takes a quarter of the time at most.
-const SHARE: u32 = 4;
+/// Maximum interval between two reconciliations with fresh facts.
+const MAX_INTERVAL: Duration = Duration::from_secs(30);
+/// Minimum interval between two reads of the facts.
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
+/// Minimum interval between two reads, as a multiple of the last read's duration.
+const READ_TIME_FACTOR: u32 = 4;
 
-/// Wakes whoever carries cascades out, and holds what is kept between two looks.
+/// Wake-ups of the driver, and the state that is cached between two passes.
 #[derive(Debug, Default)]
 pub struct Driver {
     woken: Notify,
-    /// Something that facts are read from has changed.
+    /// `true` if a source of the facts has changed.
     changed: AtomicBool,
-    /// Wakes whoever moves tags.
+    /// Wakes the task that moves tags.
     pub(super) promotions: Notify,
-    pub(super) kept: Mutex<Kept>,
+    pub(super) cache: Mutex<StateCache>,
 }
 
 impl Driver {
-    /// A run may have ended. It would have been looked for anyway.
+    /// Wakes the driver because a run may have ended. A lost call only causes a delay.
     pub(crate) fn wake(&self) {
         self.woken.notify_one();
     }
 
-    /// Something that facts are read from has changed: images, bases, tasks, settings.
-    pub(crate) fn facts(&self) {
+    /// Wakes the driver because a source of the facts has changed: images, bases, tasks or
+    /// settings.
+    pub(crate) fn mark_facts_changed(&self) {
         self.changed.store(true, Ordering::Release);
         self.woken.notify_one();
     }
 }
 
-/// Carries cascades out, for ever.
+/// Carries cascades out, forever.
 pub(crate) async fn run(app: &App) -> Result<(), StoreError> {
-    // When facts were last reread, and how long that took.
+    // Time of the last read of the facts, and its duration.
     let mut reread: Option<(Instant, Duration)> = None;
     loop {
-        let mut looked = look(app, false).await?;
-        if looked.ends {
+        let mut outcome = locked_pass(app, false).await?;
+        if outcome.ends {
             app.cascades.changed.store(true, Ordering::Release);
         }
         let changed = app.cascades.changed.load(Ordering::Acquire);
         let wait = reread.map_or(Duration::ZERO, |(at, took)| {
             let spacing = if changed {
-                SPACING.max(took * SHARE)
+                MIN_INTERVAL.max(took * READ_TIME_FACTOR)
             } else {
-                LONGEST
+                MAX_INTERVAL
             };
             spacing.saturating_sub(at.elapsed())
         });
         if wait.is_zero() {
-            // Before facts are read: what changes from now on is looked at once more.
+            // The flag is cleared before the facts are read, so that a change during the read
+            // causes another one.
             app.cascades.changed.store(false, Ordering::Release);
             let begun = Instant::now();
-            let ends = look(app, true).await.inspect_err(|_| {
+            let outcome_with_facts = locked_pass(app, true).await.inspect_err(|_| {
                 app.cascades.changed.store(true, Ordering::Release);
             })?;
             reread = Some((Instant::now(), begun.elapsed()));
-            looked = ends;
-            if looked.ends {
+            outcome = outcome_with_facts;
+            if outcome.ends {
                 app.cascades.changed.store(true, Ordering::Release);
             }
         }
-        sleep(app, &looked, reread).await;
+        sleep_until_next_pass(app, &outcome, reread).await;
     }
 }
 
-async fn sleep(app: &App, looked: &Looked, reread: Option<(Instant, Duration)>) {
-    let mut wait = LONGEST;
+async fn sleep_until_next_pass(
+    app: &App,
+    outcome: &PassOutcome,
+    reread: Option<(Instant, Duration)>,
+) {
+    let mut wait = MAX_INTERVAL;
     if let Some((at, took)) = reread {
         let spacing = if app.cascades.changed.load(Ordering::Acquire) {
-            SPACING.max(took * SHARE)
+            MIN_INTERVAL.max(took * READ_TIME_FACTOR)
         } else {
-            LONGEST
+            MAX_INTERVAL
         };
         wait = wait.min(spacing.saturating_sub(at.elapsed()));
     }
-    if let Some(at) = looked.wake {
-        wait = wait.min(until(app.clock.now(), at));
+    if let Some(at) = outcome.wake {
+        wait = wait.min(time_until(app.clock.now(), at));
     }
-    if looked.running {
-        // Runs end on other servers too.
+    if outcome.running {
+        // Runs also end on other servers, which do not wake this one.
         wait = wait.min(app.config.poll);
     }
     tokio::select! {
@@ -102,24 +110,25 @@ async fn sleep(app: &App, looked: &Looked, reread: Option<(Instant, Duration)>) 
     }
 }
 
-fn until(now: Timestamp, at: Timestamp) -> Duration {
+fn time_until(now: Timestamp, at: Timestamp) -> Duration {
     Duration::try_from(at.duration_since(now)).unwrap_or(Duration::ZERO)
 }
 
-/// Looks once: at ends of runs and at the clock; `facts`: at everything that is known too. Says when the clock has something
-/// to do.
+/// Runs one pass over the ends of runs and the clock, and over all facts if `facts` is set.
+///
+/// Returns the time of the next pass.
 ///
 /// # Errors
-/// When the database cannot be used.
-pub async fn pass(app: &App, facts: bool) -> Result<Option<Timestamp>, StoreError> {
-    Ok(look(app, facts).await?.wake)
+/// The database failed.
+pub async fn run_pass(app: &App, facts: bool) -> Result<Option<Timestamp>, StoreError> {
+    Ok(locked_pass(app, facts).await?.wake)
 }
 
-async fn look(app: &App, facts: bool) -> Result<Looked, StoreError> {
-    let mut kept = app.cascades.kept.lock().await;
-    let looked = work::look(app, &mut kept, facts).await?;
-    if looked.changed {
+async fn locked_pass(app: &App, facts: bool) -> Result<PassOutcome, StoreError> {
+    let mut cache = app.cascades.cache.lock().await;
+    let outcome = reconcile::reconcile(app, &mut cache, facts).await?;
+    if outcome.changed {
         app.cascades.promotions.notify_one();
     }
-    Ok(looked)
+    Ok(outcome)
 }

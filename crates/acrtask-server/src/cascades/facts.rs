@@ -1,9 +1,12 @@
-//! What is known of images and bases, as the planner's graph. Read anew each time, in a few statements whatever the number
-//! of tasks.
+//! Facts about images and bases as the planner's graph.
 //!
-//! Three rules go beyond copying rows. A move of a tag that is none for an image's platforms is no move for it. The tag of
-//! an image of our own has what was pushed last until somebody has looked at it later than that. An image that is held
-//! back counts as pushed.
+//! The facts are read from the database each time, with a constant number of statements.
+//!
+//! Three rules go beyond copying rows:
+//!
+//! - A tag move that does not change an image's platforms is not a change for that image.
+//! - The tag of a task's image has the digest of the last push until a later poll.
+//! - A staged image counts as pushed.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -13,21 +16,22 @@ use acrtask_cascade::{
     graph::{BaseFacts, Policy, TagFacts, TaskFacts},
 };
 use acrtask_model::{Digest, ImageRef};
-use acrtask_store::{BaseTag, HeldImage, ImageBaseRow, ImageRow, Ms, StoreError, timestamp};
+use acrtask_store::{BaseTag, ImageBaseRow, ImageRow, Ms, StagedImage, StoreError, timestamp};
 
-use crate::{App, bases::known};
+use crate::{App, bases::staleness};
 
-/// A look that began before a push may end so long after it, and see what was there before.
-const LOOK_MS: Ms = 30_000;
+/// Maximum duration of a poll. A poll that began before a push may end this much later with the old
+/// digest.
+const MAX_POLL_MS: Ms = 30_000;
 
-/// Everything that is known now.
-pub(super) async fn read(app: &App) -> Result<Graph, StoreError> {
+/// Reads the current facts.
+pub(super) async fn read_graph(app: &App) -> Result<Graph, StoreError> {
     let tasks = app.tasks.current(&app.store).await?;
     let policies: HashMap<&str, (&str, Policy)> = tasks
         .iter()
         .map(|entry| {
             let definition = &entry.task.definition;
-            let policy = match known::policy(definition) {
+            let policy = match staleness::base_policy(definition) {
                 BasePolicy::Runtime => Policy::Runtime,
                 BasePolicy::All => Policy::All,
                 BasePolicy::None => Policy::None,
@@ -35,32 +39,32 @@ pub(super) async fn read(app: &App) -> Result<Graph, StoreError> {
             (entry.task.id.as_str(), (definition.name.as_str(), policy))
         })
         .collect();
-    let tags = tags(app).await?;
-    // What a tag was found to hold may be newer than what stands on it here, and is never older.
-    let moved = app.store.moved_bases().await?;
-    let mut not_for_it: HashMap<(&str, &str, &Digest), &Digest> = HashMap::new();
-    for one in moved.iter().filter(|one| !one.touched) {
-        not_for_it.insert((&one.image, &one.base, &one.used), &one.now);
+    let tags = read_tags(app).await?;
+    // A polled digest may be newer than the image rows read here, but never older.
+    let moved = app.store.stale_bases().await?;
+    let mut unaffecting: HashMap<(&str, &str, &Digest), &Digest> = HashMap::new();
+    for one in moved.iter().filter(|one| !one.affects_platforms) {
+        unaffecting.insert((&one.image, &one.base, &one.used), &one.now);
     }
-    let held = app.store.held_images().await?;
-    let standing = Standing::of(&held);
+    let staged = app.store.staged_images().await?;
+    let last_staged = LastStaged::from_images(&staged);
     let images = app.store.image_graph().await?;
 
     let mut builder = GraphBuilder::default();
     let mut found: BTreeMap<&str, TaskFacts> = policies
         .values()
-        .map(|(name, policy)| (*name, task(name, *policy)))
+        .map(|(name, policy)| (*name, empty_task(name, *policy)))
         .collect();
     let used = |image: &str, base: &ImageBaseRow| {
         let now = tags.get(&base.name).map(|tag| &tag.digest);
-        let passed_by = not_for_it.get(&(image, base.name.as_str(), &base.digest));
-        match (passed_by, now) {
+        let unaffecting_digest = unaffecting.get(&(image, base.name.as_str(), &base.digest));
+        match (unaffecting_digest, now) {
             (Some(moved), Some(now)) if *moved == now => now.clone(),
             _ => base.digest.clone(),
         }
     };
     let mut own: HashMap<&str, Ms> = HashMap::new();
-    // By task: when it pushed last without holding anything back.
+    // Time of the last push that was not staged, by task.
     let mut newest: HashMap<&str, Ms> = HashMap::new();
     for (image, bases) in &images {
         let owner = image.task_id.as_deref().and_then(|id| policies.get(id));
@@ -72,57 +76,57 @@ pub(super) async fn read(app: &App) -> Result<Graph, StoreError> {
             let last = newest.entry(*name).or_insert(image.built_at);
             *last = image.built_at.max(*last);
         }
-        if standing.replaces(&task.name, image.built_at) {
+        if last_staged.replaces(&task.name, image.built_at) {
             continue;
         }
         own.insert(&image.name, image.built_at);
-        take(task, &image.name, &image.digest, bases, &used);
+        add_image(task, &image.name, &image.digest, bases, &used);
     }
-    for image in &held {
+    for image in &staged {
         let Some(task) = found.get_mut(image.task.as_str()) else {
             continue;
         };
-        if standing.is_last(image) && newest.get(image.task.as_str()) <= Some(&image.at) {
+        if last_staged.is_last(image) && newest.get(image.task.as_str()) <= Some(&image.pushed_at) {
             own.insert(&image.name, Ms::MAX);
-            take(task, &image.name, &image.digest, &image.bases, &used);
+            add_image(task, &image.name, &image.digest, &image.bases, &used);
         }
     }
     for task in found.values().filter(|task| !task.images.is_empty()) {
-        builder.task(task);
+        builder.add_task(task);
     }
     for (name, tag) in &tags {
         let outdated = own
             .get(name.as_str())
-            .is_some_and(|since| tag.checked_at < since.saturating_add(LOOK_MS));
+            .is_some_and(|since| tag.checked_at < since.saturating_add(MAX_POLL_MS));
         if !outdated && let Ok(image) = name.parse::<ImageRef>() {
-            builder.tag(&image, &tag.digest);
-            if let Some(at) = tag.moved_at {
-                builder.moved(&image, timestamp(at));
+            builder.set_digest(&image, &tag.digest);
+            if let Some(at) = tag.changed_at {
+                builder.record_move(&image, timestamp(at));
             }
         }
     }
     Ok(builder.finish())
 }
 
-/// The last held run of each task.
-struct Standing<'h>(HashMap<&'h str, (u64, Ms)>);
+/// Last staging cascade of each task, with the time of its run.
+struct LastStaged<'h>(HashMap<&'h str, (u64, Ms)>);
 
-impl<'h> Standing<'h> {
-    fn of(held: &'h [HeldImage]) -> Self {
+impl<'h> LastStaged<'h> {
+    fn from_images(staged: &'h [StagedImage]) -> Self {
         let mut last = HashMap::new();
-        // The newest cascade comes last.
-        for image in held {
-            last.insert(image.task.as_str(), (image.cascade, image.at));
+        // Rows are sorted by cascade, so the newest cascade wins.
+        for image in staged {
+            last.insert(image.task.as_str(), (image.cascade, image.pushed_at));
         }
         Self(last)
     }
 
-    /// Whether it came after what the task pushed then.
+    /// Returns `true` if the staged images of the task are newer than those pushed at `built_at`.
     fn replaces(&self, task: &str, built_at: Ms) -> bool {
         self.0.get(task).is_some_and(|(_, at)| *at >= built_at)
     }
 
-    fn is_last(&self, image: &HeldImage) -> bool {
+    fn is_last(&self, image: &StagedImage) -> bool {
         self.0
             .get(image.task.as_str())
             .is_some_and(|(cascade, _)| *cascade == image.cascade)
@@ -133,7 +137,7 @@ fn run_ms(image: &ImageRow) -> Option<u64> {
     image.run_ms.and_then(|ms| u64::try_from(ms).ok())
 }
 
-fn task(name: &str, policy: Policy) -> TaskFacts {
+fn empty_task(name: &str, policy: Policy) -> TaskFacts {
     TaskFacts {
         name: name.to_owned(),
         policy,
@@ -144,7 +148,7 @@ fn task(name: &str, policy: Policy) -> TaskFacts {
 }
 
 /// Adds an image to its task.
-fn take(
+fn add_image(
     task: &mut TaskFacts,
     name: &str,
     digest: &Digest,
@@ -169,12 +173,13 @@ fn take(
     }
 }
 
-/// What each watched tag holds, by name. Of several logins, what was seen last.
-async fn tags(app: &App) -> Result<HashMap<String, BaseTag>, StoreError> {
+/// Returns the digest of each watched tag, by name. If several logins poll a tag, the latest poll
+/// counts.
+async fn read_tags(app: &App) -> Result<HashMap<String, BaseTag>, StoreError> {
     let mut tags: HashMap<String, BaseTag> = HashMap::new();
     for tag in app.store.base_tags().await? {
-        let known = tags.get(&tag.name).map(|tag| tag.checked_at);
-        if known.is_none_or(|known| known < tag.checked_at) {
+        let checked_at = tags.get(&tag.name).map(|tag| tag.checked_at);
+        if checked_at.is_none_or(|checked_at| checked_at < tag.checked_at) {
             tags.insert(tag.name.clone(), tag);
         }
     }

@@ -1,29 +1,37 @@
-//! Cascades: what stands on a base that has moved is built again, once and in order.
+//! Cascades: each change of a base rebuilds its dependents once and in order.
 //!
-//! What is to be done is decided by `acrtask-cascade`, a pure state machine. Here it is given the facts ([`facts`]), its
-//! state is kept ([`state`]), and what it asks for is done ([`work`]): runs are started and stopped in the same
-//! transaction as the state that says so. [`driver`] does that for ever. Invariants: every server does the same, and of two
-//! that change one version of the state one wins and the other begins anew; nothing is in memory that the database does
-//! not have, so that a server may end between any two statements; a run of (cascade, task, attempt) exists once. Tags
-//! of what was held back are moved by [`promote`], beside all that. Left out: which digests bases have (`bases`).
+//! The pure state machine in `acrtask-cascade` makes the decisions. This module provides its facts
+//! ([`facts`]), stores its state ([`state`]) and carries out its actions ([`reconcile`]). Runs are
+//! started and stopped in the transaction that stores the state. [`driver`] does this forever.
+//! [`promote`] moves the tags of staged images independently.
+//!
+//! Invariants:
+//!
+//! - All servers do the same. If two change one version of the state, one wins and the other starts
+//!   again.
+//! - The cache contains nothing that is not in the database, so a server may stop between any two
+//!   statements.
+//! - A run of (cascade, task, attempt) exists once.
+//!
+//! Left out: the digests of bases (`bases`).
 
 mod commands;
 mod driver;
 mod facts;
 mod plan;
 pub mod promote;
+mod reconcile;
 mod settings;
 mod show;
 mod starts;
 mod state;
 mod why;
-mod work;
 
 pub(crate) use self::driver::run;
 pub use self::{
-    commands::{CommandError, command, put_settings},
-    driver::{Driver, pass},
+    commands::{CommandError, apply_command, put_settings},
+    driver::{Driver, run_pass},
     plan::{PlanError, plan},
-    settings::settings,
+    settings::read_settings,
     show::{ListFilter, list, show},
 };

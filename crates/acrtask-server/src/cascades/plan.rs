@@ -1,4 +1,4 @@
-//! What would be built again, without building it.
+//! Plans of cascades for preview.
 
 use std::collections::BTreeMap;
 
@@ -9,25 +9,27 @@ use acrtask_store::StoreError;
 use super::{facts, settings};
 use crate::App;
 
-/// Why nothing can be planned.
+/// Reason why a plan cannot be computed.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
-    /// What was asked for cannot be, in a sentence.
+    /// The request is invalid, explained in one sentence.
     #[error("{0}")]
     Invalid(String),
-    /// The registry does not say what the tag holds.
+    /// The registry does not return the digest of the tag.
     #[error("{0}")]
     Unreachable(String),
-    /// The database cannot be used.
+    /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// What a base makes be built again when it has `digest`; nothing: what its tag holds now. Without a base, and where `all` is
-/// asked for, all that is stale now.
+/// Plans what a base would cause to be rebuilt with `digest`. `None`: with the current digest of
+/// its tag.
+///
+/// Without a base, or with `all`, plans everything that is stale.
 ///
 /// # Errors
-/// Where the base names no tag, or its registry does not answer, or the database cannot be used.
+/// The reference has no tag, the registry does not respond, or the database failed.
 pub async fn plan(
     app: &App,
     reference: Option<ImageRef>,
@@ -36,25 +38,25 @@ pub async fn plan(
 ) -> Result<PlanView, PlanError> {
     if reference.is_none() && digest.is_some() {
         return Err(PlanError::Invalid(
-            "a digest is one of a base: name it too, as REPOSITORY:TAG".into(),
+            "a digest needs its base: add the base as REPOSITORY:TAG".into(),
         ));
     }
-    let graph = facts::read(app).await?;
-    let parallel = settings::settings(app).await?.parallel as usize;
+    let graph = facts::read_graph(app).await?;
+    let parallel = settings::read_settings(app).await?.parallel as usize;
     let mut changes = BTreeMap::new();
     if let Some(reference) = reference {
-        let (tag, named) = tag_of(reference)?;
+        let (tag, named) = split_reference(reference)?;
         let digest = match digest.or(named) {
             Some(digest) => digest,
-            // What was last seen is of minutes ago, but better than nothing.
-            None => match app.watcher.resolve(app, &tag).await? {
+            // The digest of the last poll may be minutes old, but is better than an error.
+            None => match app.poller.resolve_tag(app, &tag).await? {
                 Ok(digest) => digest,
                 Err(error) => graph
                     .image(&tag)
                     .and_then(|image| graph.digest_now(image))
                     .ok_or_else(|| {
                         PlanError::Unreachable(format!(
-                            "what {tag} holds now cannot be found out ({error}); name a digest: {tag}@sha256:..."
+                            "cannot resolve {tag} ({error}); give a digest: {tag}@sha256:..."
                         ))
                     })?,
             },
@@ -68,14 +70,14 @@ pub async fn plan(
     Ok(planner::plan(&graph, &changes, &options).view(parallel))
 }
 
-/// The tag that a reference names, and its digest if it has one.
-fn tag_of(reference: ImageRef) -> Result<(ImageRef, Option<Digest>), PlanError> {
+/// Splits a reference into its tag and its digest, if it has one.
+fn split_reference(reference: ImageRef) -> Result<(ImageRef, Option<Digest>), PlanError> {
     let Some(digest) = reference.digest().cloned() else {
         return Ok((reference.or_latest(), None));
     };
     let tag = reference.tag().ok_or_else(|| {
         PlanError::Invalid(format!(
-            "`{reference}` names a digest, which never moves; name the tag that is to have it: REPOSITORY:TAG@DIGEST"
+            "`{reference}` has a digest but no tag; write the tag to give the digest to: REPOSITORY:TAG@DIGEST"
         ))
     })?;
     let tag = format!("{}:{tag}", reference.name()).parse().map_err(

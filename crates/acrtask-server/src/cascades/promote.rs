@@ -1,11 +1,17 @@
-//! Tags that move together: what a cascade has held back gets its tags when its tests have passed, and all of them go back
-//! at a word.
+//! Promotion and rollback of cascades: tags that move together.
 //!
-//! Whether something is decided is said by [`judge`], and tags are moved by [`tags`]; here both are done for every cascade,
-//! for ever, from what the database says alone. Invariants: a decision is written down before the first tag moves, and
-//! what it comes to can be done any number of times, so that a server may end anywhere; of two servers one works on a
-//! cascade; what cannot be moved is tried again and said, and keeps nothing else from moving. Nobody is asked for a tag
-//! that did not exist before, or that somebody has moved since: it is left, and that is said.
+//! The staged images of a cascade get their tags after its tests have passed. A rollback restores
+//! all previous tags. [`judge`] decides about promotions and [`tags`] moves tags. This module runs
+//! both for every cascade, forever, from the database alone.
+//!
+//! Invariants:
+//!
+//! - A decision is stored before the first tag moves. Carrying it out is idempotent, so a server
+//!   may stop anywhere.
+//! - Only one server works on a cascade at a time.
+//! - A tag that cannot be moved is retried and reported. It does not stop other tags.
+//! - A tag that did not exist before, or that another push has moved since, is left unchanged and
+//!   reported.
 
 mod judge;
 mod tags;
@@ -15,29 +21,30 @@ use std::time::Duration;
 use acrtask_store::{Ms, PromotionRow, StoreError};
 
 use self::judge::Verdict;
-use super::{CommandError, commands::decline, settings};
+use super::{CommandError, commands::decline_results, settings};
 use crate::App;
 
-/// Everything is looked at again at the latest after this.
-const LONGEST: Duration = Duration::from_secs(30);
-/// Looks have this between them at least.
-const SPACING: Duration = Duration::from_millis(200);
-/// How long somebody who asks for it waits until the tags have moved; they go on moving afterwards.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// First wait after a failure. Later ones are half of the time that has passed since the decision.
-const FIRST_WAIT: Ms = 5_000;
-/// Longest wait after a failure.
-const LONGEST_WAIT: Ms = 300_000;
+/// Maximum interval between two passes.
+const MAX_INTERVAL: Duration = Duration::from_secs(30);
+/// Minimum interval between two passes.
+const MIN_INTERVAL: Duration = Duration::from_millis(200);
+/// Time that a user's request waits for the tags to move. They continue to move afterwards.
+const REQUEST_WAIT: Duration = Duration::from_secs(20);
+/// First delay after a failure, in milliseconds. Later delays are half of the time since the
+/// decision.
+const FIRST_RETRY_MS: Ms = 5_000;
+/// Maximum delay after a failure, in milliseconds.
+const MAX_RETRY_MS: Ms = 300_000;
 
-/// Decides and moves tags, for ever.
+/// Decides about promotions and moves tags, forever.
 pub(crate) async fn run(app: &App) -> Result<(), StoreError> {
     loop {
-        let next = pass(app).await?;
-        let wait = next.map_or(LONGEST, |at| {
+        let next = run_pass(app).await?;
+        let wait = next.map_or(MAX_INTERVAL, |at| {
             let ms = at.saturating_sub(app.clock.now_ms());
-            LONGEST.min(Duration::from_millis(u64::try_from(ms).unwrap_or(0)))
+            MAX_INTERVAL.min(Duration::from_millis(u64::try_from(ms).unwrap_or(0)))
         });
-        tokio::time::sleep(SPACING).await;
+        tokio::time::sleep(MIN_INTERVAL).await;
         tokio::select! {
             () = app.cascades.promotions.notified() => {}
             () = tokio::time::sleep(wait) => {}
@@ -45,19 +52,19 @@ pub(crate) async fn run(app: &App) -> Result<(), StoreError> {
     }
 }
 
-/// Decides what can be decided, and moves what is to be moved. Says when something is to be done again.
+/// Makes all possible decisions and moves the due tags. Returns the time of the next pass.
 ///
 /// # Errors
-/// When the database cannot be used.
-pub async fn pass(app: &App) -> Result<Option<Ms>, StoreError> {
+/// The database failed.
+pub async fn run_pass(app: &App) -> Result<Option<Ms>, StoreError> {
     loop {
-        decide(app).await?;
+        decide_promotions(app).await?;
         let mut next: Option<Ms> = None;
         let mut done = false;
         for row in app.store.open_promotions().await? {
             let Some(due) = row.next_at else { continue };
             let again = if due <= app.clock.now_ms() {
-                work(app, &row).await?
+                carry_out(app, &row).await?
             } else {
                 Some(due)
             };
@@ -67,124 +74,131 @@ pub async fn pass(app: &App) -> Result<Option<Ms>, StoreError> {
                 (a, b) => a.or(b),
             };
         }
-        // What has moved may be what another cascade has waited for.
+        // Another cascade may wait for the tags that have just moved.
         if !done {
             return Ok(next);
         }
     }
 }
 
-async fn decide(app: &App) -> Result<(), StoreError> {
+async fn decide_promotions(app: &App) -> Result<(), StoreError> {
     let rows = app.store.open_promotions().await?;
     let undecided: Vec<&PromotionRow> = rows.iter().filter(|row| row.next_at.is_none()).collect();
     if undecided.is_empty() {
         return Ok(());
     }
-    let wanted = settings::settings(app).await?.promotion.unwrap_or_default();
+    let wanted = settings::read_settings(app)
+        .await?
+        .promotion
+        .unwrap_or_default();
     for row in undecided {
         let id = row.id;
-        // One that was dropped and is tried again is held again.
-        if matches!(row.promotion.as_str(), "none" | "dropped")
-            && set(app, row, "held", None).await?
+        // A discarded cascade that is retried stages its images again.
+        if matches!(row.promotion.as_str(), "none" | "discarded")
+            && store_decision(app, row, "staged", None).await?
         {
-            tracing::info!(cascade = id, "a cascade holds its pushes back");
+            tracing::info!(cascade = id, "cascade stages its images");
         }
-        if row.phase != "over" {
+        if row.phase != "finished" {
             continue;
         }
         if matches!(row.promotion.as_str(), "rolledBack") {
-            for image in held(app, id).await? {
+            for image in staged_images(app, id).await? {
                 let why = "its cascade was rolled back";
-                app.store.drop_held(id, &image, why).await?;
+                app.store.discard_staged_image(id, &image, why).await?;
             }
             continue;
         }
         match judge::judge(app, row, &wanted.tests).await? {
             Verdict::Promote => {
                 let row = app.store.promotion(id).await?;
-                if set(app, &row, "promoted", None).await? {
-                    tracing::info!(cascade = id, "the tags of a cascade are moved");
+                if store_decision(app, &row, "promoted", None).await? {
+                    tracing::info!(cascade = id, "promoting a cascade");
                 }
             }
-            Verdict::Drop(why) => {
-                for image in held(app, id).await? {
-                    app.store.image_error(id, &image, Some(&why)).await?;
+            Verdict::Discard(why) => {
+                for image in staged_images(app, id).await? {
+                    app.store.set_image_error(id, &image, Some(&why)).await?;
                 }
                 let row = app.store.promotion(id).await?;
-                if set(app, &row, "dropped", None).await? {
+                if store_decision(app, &row, "discarded", None).await? {
                     tracing::info!(
                         cascade = id,
                         why,
-                        "what a cascade has held back is given up"
+                        "discarded the staged images of a cascade"
                     );
                 }
             }
-            Verdict::Wait(why) => drop_superseded(app, row, &why).await?,
+            Verdict::Wait(why) => discard_superseded(app, row, &why).await?,
         }
     }
     Ok(())
 }
 
-async fn held(app: &App, id: u64) -> Result<Vec<String>, StoreError> {
+async fn staged_images(app: &App, id: u64) -> Result<Vec<String>, StoreError> {
     let images = app.store.cascade_images(id).await?;
     Ok(images
         .into_iter()
-        .filter(|image| image.state == "held")
+        .filter(|image| image.state == "staged")
         .map(|image| image.name)
         .collect())
 }
 
-/// Gives up what something newer has been pushed in place of. When that is all, there is nothing to wait for.
-async fn drop_superseded(app: &App, row: &PromotionRow, why: &str) -> Result<(), StoreError> {
+/// Discards staged images that newer pushes replace. Discards the promotion if none remain.
+async fn discard_superseded(app: &App, row: &PromotionRow, why: &str) -> Result<(), StoreError> {
     let id = row.id;
     let names = app.store.superseded_images(id).await?;
     for name in &names {
-        app.store.drop_held(id, name, tags::SUPERSEDED).await?;
+        app.store
+            .discard_staged_image(id, name, tags::SUPERSEDED)
+            .await?;
     }
     if !names.is_empty() {
-        app.cascades.facts();
-        if held(app, id).await?.is_empty() {
+        app.cascades.mark_facts_changed();
+        if staged_images(app, id).await?.is_empty() {
             let row = app.store.promotion(id).await?;
-            set(app, &row, "dropped", None).await?;
+            store_decision(app, &row, "discarded", None).await?;
         }
     }
     if row.error.as_deref() != Some(why) {
         let now = app.clock.now_ms();
         app.store
-            .release_promotion(id, "held", Some(why), None, now)
+            .release_promotion(id, "staged", Some(why), None, now)
             .await?;
     }
     Ok(())
 }
 
-/// Writes a decision down, if nobody has written another one meanwhile.
-async fn set(
+/// Stores a decision. Returns `false` if another one was stored in the meantime.
+async fn store_decision(
     app: &App,
     row: &PromotionRow,
     to: &str,
     by: Option<&str>,
 ) -> Result<bool, StoreError> {
-    if matches!(to, "dropped" | "rolledBack") {
-        // Before any tag is another one, which would be a reason to build.
-        decline(app, row.id).await?;
+    if matches!(to, "discarded" | "rolledBack") {
+        // The results are declined before any tag changes, because a changed tag is a reason to
+        // build.
+        decline_results(app, row.id).await?;
     }
     let now = app.clock.now_ms();
     let from = [row.promotion.as_str()];
-    let set = app
+    let stored = app
         .store
         .decide_promotion(row.id, &from, to, by, now)
         .await?;
-    if set {
-        app.cascades.facts();
+    if stored {
+        app.cascades.mark_facts_changed();
     }
-    Ok(set)
+    Ok(stored)
 }
 
-/// Does what is wanted of a cascade, unless another server does. Says when it is gone on with.
-async fn work(app: &App, row: &PromotionRow) -> Result<Option<Ms>, StoreError> {
+/// Carries out the decision about a cascade, unless another server does. Returns the time of the
+/// next attempt.
+async fn carry_out(app: &App, row: &PromotionRow) -> Result<Option<Ms>, StoreError> {
     let (id, wanted) = (row.id, row.promotion.as_str());
     let now = app.clock.now_ms();
-    let lease = tags::lease(now);
+    let lease = tags::lease_end(now);
     if !app.store.claim_promotion(id, wanted, lease, now).await? {
         return Ok(Some(lease));
     }
@@ -198,17 +212,12 @@ async fn work(app: &App, row: &PromotionRow) -> Result<Option<Ms>, StoreError> {
         None => (None, None),
         Some((first, others)) => {
             let passed = now.saturating_sub(row.at.unwrap_or(now));
-            let wait = (passed / 2).clamp(FIRST_WAIT, LONGEST_WAIT);
+            let wait = (passed / 2).clamp(FIRST_RETRY_MS, MAX_RETRY_MS);
             let text = match others.len() {
                 0 => first.clone(),
                 more => format!("{first}; and {more} more"),
             };
-            tracing::warn!(
-                cascade = id,
-                wanted,
-                error = text,
-                "tags could not be moved"
-            );
+            tracing::warn!(cascade = id, wanted, error = text, "failed to move tags");
             (Some(text), Some(now.saturating_add(wait)))
         }
     };
@@ -216,76 +225,83 @@ async fn work(app: &App, row: &PromotionRow) -> Result<Option<Ms>, StoreError> {
         .release_promotion(id, wanted, error.as_deref(), next, now)
         .await?;
     if next.is_none() {
-        tracing::info!(cascade = id, wanted, "the tags of a cascade have moved");
+        tracing::info!(cascade = id, wanted, "moved the tags of a cascade");
     }
-    app.cascades.facts();
+    app.cascades.mark_facts_changed();
     Ok(next)
 }
 
-/// The cascade, if it can be decided about by a person.
-async fn settled(app: &App, id: u64) -> Result<PromotionRow, CommandError> {
+/// Returns the cascade if a user may decide about it.
+async fn require_finished(app: &App, id: u64) -> Result<PromotionRow, CommandError> {
     let row = match app.store.promotion(id).await {
         Ok(row) => row,
         Err(StoreError::NotFound { .. }) => return Err(CommandError::Unknown(id)),
         Err(error) => return Err(error.into()),
     };
-    if row.phase == "over" {
+    if row.phase == "finished" {
         return Ok(row);
     }
     Err(CommandError::Invalid(format!(
-        "cascade {id} is still building; wait for its end, or cancel what is left of it: `acrtask cascade cancel {id}`"
+        "cascade {id} is still building; wait until it finishes, or cancel the rest: `acrtask cascade cancel {id}`"
     )))
 }
 
-/// Moves the tags of what a cascade has held back, whatever its tests say.
+/// Moves the tags of the staged images of a cascade, regardless of its tests.
 ///
 /// # Errors
-/// When there is nothing to move, or what it would move stands on images that another cascade has not promoted, or the
-/// database cannot be used.
+/// There is nothing to move, the cascade depends on staged images of another cascade, or
+/// the database failed.
 pub async fn promote(app: &App, id: u64, by: &str) -> Result<(), CommandError> {
-    let row = settled(app, id).await?;
-    if !row.holds && row.promotion != "rolledBack" {
+    let row = require_finished(app, id).await?;
+    if !row.stages_images && row.promotion != "rolledBack" {
         return Err(CommandError::Invalid(format!(
-            "cascade {id} holds nothing back: each of its pushes moved its tag at once"
+            "cascade {id} has staged no images: each of its pushes moved its tag at once"
         )));
     }
-    if let Some(why) = judge::ungrounded(app, id).await? {
+    if let Some(why) = judge::promotion_obstacle(app, id).await? {
         return Err(CommandError::Invalid(format!(
             "cascade {id} cannot be promoted: {why}"
         )));
     }
-    carry_out(app, &row, "promoted", by).await
+    decide_and_carry_out(app, &row, "promoted", by).await
 }
 
-/// Puts back what the tags held before a cascade. What it still holds back is given up.
+/// Restores the tags from before a cascade. Discards its staged images.
 ///
 /// # Errors
-/// When nothing has moved, or the database cannot be used.
+/// No tag has moved, or the database failed.
 pub async fn rollback(app: &App, id: u64, by: &str) -> Result<(), CommandError> {
-    let row = settled(app, id).await?;
+    let row = require_finished(app, id).await?;
     let images = app.store.cascade_images(id).await?;
     let any = |state: &str| images.iter().any(|image| image.state == state);
-    let moves = row.promotion == "promoted" && any("held");
-    if any("moved") || moves || row.promotion == "rolledBack" {
-        return carry_out(app, &row, "rolledBack", by).await;
+    let moves = row.promotion == "promoted" && any("staged");
+    if any("promoted") || moves || row.promotion == "rolledBack" {
+        return decide_and_carry_out(app, &row, "rolledBack", by).await;
     }
-    if !any("held") {
+    if !any("staged") {
         return Err(CommandError::Invalid(format!(
-            "no tag has moved because of cascade {id}; there is nothing to put back"
+            "cascade {id} has moved no tag; there is nothing to roll back"
         )));
     }
-    for image in images.iter().filter(|image| image.state == "held") {
-        let why = format!("it was given up by {by}");
-        app.store.image_error(id, &image.name, Some(&why)).await?;
+    for image in images.iter().filter(|image| image.state == "staged") {
+        let why = format!("discarded by {by}");
+        app.store
+            .set_image_error(id, &image.name, Some(&why))
+            .await?;
     }
-    say(app, &row, "dropped", by).await
+    decide_by_user(app, &row, "discarded", by).await
 }
 
-/// Writes down what a person has decided.
-async fn say(app: &App, row: &PromotionRow, to: &str, by: &str) -> Result<(), CommandError> {
-    if !set(app, row, to, Some(by)).await? {
+/// Stores the decision of a user.
+async fn decide_by_user(
+    app: &App,
+    row: &PromotionRow,
+    to: &str,
+    by: &str,
+) -> Result<(), CommandError> {
+    if !store_decision(app, row, to, Some(by)).await? {
         return Err(CommandError::Invalid(format!(
-            "something else was decided about cascade {} just now; look at it again: `acrtask cascade show {}`",
+            "the state of cascade {} has just changed; check it with `acrtask cascade show {}`",
             row.id, row.id
         )));
     }
@@ -293,16 +309,21 @@ async fn say(app: &App, row: &PromotionRow, to: &str, by: &str) -> Result<(), Co
         cascade = row.id,
         by,
         to,
-        "somebody decided about the tags of a cascade"
+        "user decided about the tags of a cascade"
     );
     Ok(())
 }
 
-async fn carry_out(app: &App, row: &PromotionRow, to: &str, by: &str) -> Result<(), CommandError> {
-    say(app, row, to, by).await?;
+async fn decide_and_carry_out(
+    app: &App,
+    row: &PromotionRow,
+    to: &str,
+    by: &str,
+) -> Result<(), CommandError> {
+    decide_by_user(app, row, to, by).await?;
     let row = app.store.promotion(row.id).await?;
-    // What is not done by then is gone on with by whoever does that for ever.
-    match tokio::time::timeout(PATIENCE, work(app, &row)).await {
+    // After the timeout, the background task continues.
+    match tokio::time::timeout(REQUEST_WAIT, carry_out(app, &row)).await {
         Ok(done) => drop(done?),
         Err(_) => app.cascades.promotions.notify_one(),
     }

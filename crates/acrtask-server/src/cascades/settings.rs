@@ -1,28 +1,28 @@
-//! How cascades are carried out: what people set, as the state machine takes it.
+//! Conversion and validation of the settings of cascades.
 
 use acrtask_api::cascade::{CascadeMode, CascadeSettings};
 use acrtask_cascade::cascade::{Mode, QuietHours, Rule, Settings};
 use acrtask_store::StoreError;
 use jiff::{Timestamp, tz::TimeZone};
 
-use crate::{App, submit::Problems};
+use crate::{App, validate::Problems};
 
-/// Highest number of seconds of a wait: a day.
-const MAX_WAIT: u32 = 24 * 3600;
-/// Most retries.
+/// Maximum of every delay, in seconds: one day.
+const MAX_DELAY_SECS: u32 = 24 * 3600;
+/// Maximum number of retries.
 const MAX_RETRIES: u32 = 20;
-/// Priorities of the queue go so far from zero.
+/// Maximum absolute value of a priority in the queue.
 const MAX_PRIORITY: u32 = 10;
 
-/// The settings as they are stored; those by default where none are.
+/// Returns the stored settings, or the defaults if none are stored.
 ///
 /// # Errors
-/// When the database cannot be used, or holds what this program cannot read.
-pub async fn settings(app: &App) -> Result<CascadeSettings, StoreError> {
+/// The database failed, or the stored settings are invalid.
+pub async fn read_settings(app: &App) -> Result<CascadeSettings, StoreError> {
     parse(app.store.cascade_settings().await?.as_deref())
 }
 
-/// Settings from what is stored.
+/// Parses stored settings.
 pub(super) fn parse(text: Option<&str>) -> Result<CascadeSettings, StoreError> {
     text.map_or_else(
         || Ok(CascadeSettings::default()),
@@ -34,13 +34,13 @@ pub(super) fn parse(text: Option<&str>) -> Result<CascadeSettings, StoreError> {
     )
 }
 
-/// As they are at `now`: quiet hours are those of a time zone, whose offset changes.
-pub(super) fn at(settings: &CascadeSettings, now: Timestamp) -> Settings {
-    let offset_minutes = match TimeZone::get(&settings.time_zone) {
+/// Converts settings for the time `now`. The UTC offset of quiet hours depends on it.
+pub(super) fn settings_at(settings: &CascadeSettings, now: Timestamp) -> Settings {
+    let offset_minutes = match TimeZone::get(&settings.timezone) {
         Ok(zone) => zone.to_offset(now).seconds() / 60,
         Err(error) => {
-            // It was known when the settings were stored.
-            tracing::warn!(zone = settings.time_zone, %error, "the time zone of quiet hours is not known; UTC is taken");
+            // The time zone was valid when the settings were stored.
+            tracing::warn!(zone = settings.timezone, %error, "unknown time zone of quiet hours; using UTC");
             0
         }
     };
@@ -50,11 +50,11 @@ pub(super) fn at(settings: &CascadeSettings, now: Timestamp) -> Settings {
         parallel_total: settings.parallel_total,
         retries: settings.retries,
         retry_delay_secs: settings.retry_delay_secs,
-        heal_secs: settings.heal_secs,
+        retry_failed_after_secs: settings.retry_failed_after_secs,
         priority: settings.priority,
-        patience: settings.patience,
-        quiet: settings
-            .quiet
+        max_deferrals: settings.max_deferrals,
+        quiet_hours: settings
+            .quiet_hours
             .iter()
             .map(|quiet| QuietHours {
                 from: quiet.from,
@@ -79,39 +79,41 @@ pub(super) fn at(settings: &CascadeSettings, now: Timestamp) -> Settings {
     }
 }
 
-/// Checks settings. Each problem names its key.
-pub(super) fn check(settings: &CascadeSettings) -> Problems {
+/// Validates settings. Each problem names its key.
+pub(super) fn validate(settings: &CascadeSettings) -> Problems {
     let mut problems = Problems::default();
     if settings.parallel == 0 || settings.parallel_total == Some(0) {
-        problems.add("`parallel` and `parallelTotal` are at least 1; `acrtask cascade pause` keeps a cascade from starting runs".to_owned());
+        problems.add("`parallel` and `parallelTotal` must be at least 1; `acrtask cascade pause` stops a cascade from starting runs".to_owned());
     }
     for (key, seconds) in [
         ("settleSecs", settings.settle_secs),
         ("retryDelaySecs", settings.retry_delay_secs),
-        ("healSecs", settings.heal_secs),
+        ("retryFailedAfterSecs", settings.retry_failed_after_secs),
     ] {
-        if seconds > MAX_WAIT {
-            problems.add(format!("`{key}` is {MAX_WAIT} (a day) at most"));
+        if seconds > MAX_DELAY_SECS {
+            problems.add(format!(
+                "`{key}` must be at most {MAX_DELAY_SECS} (one day)"
+            ));
         }
     }
     if settings.retries > MAX_RETRIES {
-        problems.add(format!("`retries` is {MAX_RETRIES} at most"));
+        problems.add(format!("`retries` must be at most {MAX_RETRIES}"));
     }
     if settings.priority.unsigned_abs() > MAX_PRIORITY {
         problems.add(format!(
-            "`priority` goes from -{MAX_PRIORITY} to {MAX_PRIORITY}"
+            "`priority` must be between -{MAX_PRIORITY} and {MAX_PRIORITY}"
         ));
     }
-    if TimeZone::get(&settings.time_zone).is_err() {
+    if TimeZone::get(&settings.timezone).is_err() {
         problems.add_rule(format!(
-            "`timeZone`: `{}` is no time zone that is known; give one like `Europe/Berlin`, or `UTC`",
-            settings.time_zone
+            "`timezone`: `{}` is not a known time zone; give one like `Europe/Berlin`, or `UTC`",
+            settings.timezone
         ));
     }
-    for quiet in &settings.quiet {
+    for quiet in &settings.quiet_hours {
         if quiet.from == quiet.to {
             problems.add_rule(format!(
-                "`quiet`: hours from {} to {} are none; `acrtask cascade pause` stops all starts",
+                "`quietHours`: hours from {} to {} are empty; `acrtask cascade pause` stops all starts",
                 quiet.from, quiet.to
             ));
         }
@@ -119,7 +121,7 @@ pub(super) fn check(settings: &CascadeSettings) -> Problems {
     for rule in &settings.rules {
         if matches!(&rule.mode, CascadeMode::Canary { first } if first.is_empty()) {
             problems.add(format!(
-                "`rules`: the canary of `{}` names no task that goes first",
+                "`rules`: the canary of `{}` names no tasks",
                 rule.tasks
             ));
         }
@@ -132,34 +134,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quiet_hours_follow_the_zone() {
+    fn quiet_hours_follow_the_time_zone() {
         let settings: CascadeSettings = serde_json::from_value(serde_json::json!({
-            "timeZone": "Europe/Berlin", "quiet": [{"from": "22:00", "to": "06:00"}]
+            "timezone": "Europe/Berlin", "quietHours": [{"from": "22:00", "to": "06:00"}]
         }))
         .unwrap();
-        let offset = |at: &str| super::at(&settings, at.parse().unwrap()).quiet[0].offset_minutes;
+        let offset =
+            |at: &str| settings_at(&settings, at.parse().unwrap()).quiet_hours[0].offset_minutes;
         assert_eq!(offset("2026-01-10T00:00:00Z"), 60);
         assert_eq!(offset("2026-07-10T00:00:00Z"), 120);
-        assert!(check(&settings).is_empty());
+        assert!(validate(&settings).is_empty());
     }
 
     #[test]
-    fn what_is_wrong_is_said() {
+    fn invalid_settings_are_reported_with_their_keys() {
         let settings: CascadeSettings = serde_json::from_value(serde_json::json!({
-            "parallel": 0, "settleSecs": 100_000, "priority": 11, "timeZone": "Mars",
-            "quiet": [{"from": "22:00", "to": "22:00"}],
+            "parallel": 0, "settleSecs": 100_000, "priority": 11, "timezone": "Mars",
+            "quietHours": [{"from": "22:00", "to": "22:00"}],
             "rules": [{"tasks": "a", "mode": {"canary": {"first": []}}}]
         }))
         .unwrap();
-        let problems = check(&settings);
+        let problems = validate(&settings);
         assert!(problems.has_wrong_form());
         let problems = problems.to_string();
         let keys = [
             "parallel",
             "settleSecs",
             "priority",
-            "timeZone",
-            "quiet",
+            "timezone",
+            "quietHours",
             "rules",
         ];
         for key in keys {

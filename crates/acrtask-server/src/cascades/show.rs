@@ -1,4 +1,4 @@
-//! Cascades as people see them: rows of the database, with what they mean. A few statements each, whatever their size.
+//! API views of cascades. Each view needs a constant number of database statements.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -12,30 +12,30 @@ use acrtask_store::{CascadeFilter, CascadeRow, CascadeRunRow, StoreError, timest
 
 use super::{
     settings,
-    state::{self, word},
-    why::Around,
+    state::{self, state_name},
+    why::Explainer,
 };
 use crate::App;
 
-/// Which cascades a list shows.
+/// Filter for a list of cascades.
 #[derive(Debug, Clone, Default)]
 pub struct ListFilter {
-    /// Only numbers below this one.
+    /// Only cascades with numbers below this one.
     pub before: Option<u64>,
-    /// Only those that are not over.
+    /// Only unfinished cascades.
     pub open: bool,
-    /// Only those that have, or had, something to do with the task of this name.
+    /// Only cascades that contain or contained the task with this name.
     pub task: Option<String>,
-    /// The same of a task whose name begins so.
+    /// Only cascades that contain or contained a task with this name prefix.
     pub task_prefix: Option<String>,
-    /// At most so many.
+    /// Maximum number of cascades.
     pub limit: u32,
 }
 
-/// Cascades, the newest first.
+/// Returns cascades, the newest first.
 ///
 /// # Errors
-/// When the database cannot be used.
+/// The database failed.
 pub async fn list(app: &App, filter: ListFilter) -> Result<Vec<CascadeSummary>, StoreError> {
     let rows = app
         .store
@@ -50,19 +50,19 @@ pub async fn list(app: &App, filter: ListFilter) -> Result<Vec<CascadeSummary>, 
     let ids = rows.iter().map(|row| row.id).collect();
     let mut counts: HashMap<u64, CascadeCounts> = HashMap::new();
     for (id, state, tasks) in app.store.cascade_node_counts(ids).await? {
-        let of = counts.entry(id).or_default();
-        let state = node_state(&state)?;
-        *field(of, state) = u32::try_from(tasks).unwrap_or(u32::MAX);
+        let counts = counts.entry(id).or_default();
+        let state = parse_node_state(&state)?;
+        *count_field(counts, state) = u32::try_from(tasks).unwrap_or(u32::MAX);
     }
     rows.iter()
         .map(|row| {
-            let head = state::head(row)?;
-            summary(row, &head, counts.remove(&row.id).unwrap_or_default())
+            let head = state::parse_head(row)?;
+            to_summary(row, &head, counts.remove(&row.id).unwrap_or_default())
         })
         .collect()
 }
 
-fn field(counts: &mut CascadeCounts, state: CascadeNodeState) -> &mut u32 {
+fn count_field(counts: &mut CascadeCounts, state: CascadeNodeState) -> &mut u32 {
     match state {
         CascadeNodeState::Pending => &mut counts.pending,
         CascadeNodeState::Ready => &mut counts.ready,
@@ -75,19 +75,19 @@ fn field(counts: &mut CascadeCounts, state: CascadeNodeState) -> &mut u32 {
     }
 }
 
-/// A cascade with all that is known of it.
+/// Returns a cascade with its nodes and images.
 ///
 /// # Errors
-/// `NotFound` where there is none; when the database cannot be used.
+/// `NotFound` if the cascade does not exist. Other errors if the database failed.
 pub async fn show(app: &App, id: u64) -> Result<CascadeDetail, StoreError> {
     let store = &app.store;
     let row = store.cascade(id).await?;
-    let mut cascade = state::head(&row)?;
+    let mut cascade = state::parse_head(&row)?;
     for row in store.cascade_nodes(id).await? {
-        let node = state::node(&row)?;
+        let node = state::parse_node(&row)?;
         cascade.nodes.insert(row.task, node);
     }
-    // The newest run of each task comes last.
+    // The rows are sorted, so the newest run of each task wins.
     let runs: HashMap<String, CascadeRunRow> = store
         .cascade_runs(id)
         .await?
@@ -96,29 +96,29 @@ pub async fn show(app: &App, id: u64) -> Result<CascadeDetail, StoreError> {
         .collect();
     let times = store.cascade_run_times(id).await?;
     let now = app.clock.now();
-    let settings = settings::at(&settings::settings(app).await?, now);
-    let around = Around {
+    let settings = settings::settings_at(&settings::read_settings(app).await?, now);
+    let explainer = Explainer {
         cascade: &cascade,
         settings: &settings,
         now,
     };
-    let built = built(&cascade);
+    let built = built_images(&cascade);
     let mut counts = CascadeCounts::default();
     let mut nodes = Vec::with_capacity(cascade.nodes.len());
     for (task, node) in &cascade.nodes {
-        let state = node_state(word(&node.state))?;
+        let state = parse_node_state(state_name(&node.state))?;
         counts.add(state);
         let run = runs.get(task);
         let ms = times.get(task).and_then(|ms| u64::try_from(*ms).ok());
         nodes.push(CascadeNode {
             task: task.clone(),
             state,
-            why: around.why(node, run),
-            after: after(task, node, &built),
+            reason: explainer.explain(node, run),
+            after: awaited_tasks(task, node, &built),
             run: run.map(|run| run.run.clone()),
             attempts: node.attempts,
-            images: images(node),
-            pins: pins(&cascade, node),
+            images: pushed_images(node),
+            pins: final_pins(&cascade, node),
             started_at: run.and_then(|run| run.started_at).map(timestamp),
             ended_at: run.and_then(|run| run.finished_at).map(timestamp),
             estimate_ms: ms,
@@ -134,49 +134,49 @@ pub async fn show(app: &App, id: u64) -> Result<CascadeDetail, StoreError> {
                 before: image.before,
                 after: image.after,
                 state: CascadeImageState::parse(&image.state)
-                    .ok_or_else(|| unknown(&image.state))?,
-                why: image.error,
+                    .ok_or_else(|| unknown_state(&image.state))?,
+                reason: image.error,
             })
         })
         .collect::<Result<_, StoreError>>()?;
     Ok(CascadeDetail {
-        summary: summary(&row, &cascade, counts)?,
+        summary: to_summary(&row, &cascade, counts)?,
         nodes,
         images,
     })
 }
 
-fn unknown(word: &str) -> StoreError {
+fn unknown_state(word: &str) -> StoreError {
     StoreError::Invalid {
-        what: format!("nothing of a cascade can be `{word}`"),
+        what: format!("`{word}` is not a state of a cascade"),
     }
 }
 
-fn node_state(text: &str) -> Result<CascadeNodeState, StoreError> {
-    CascadeNodeState::parse(text).ok_or_else(|| unknown(text))
+fn parse_node_state(text: &str) -> Result<CascadeNodeState, StoreError> {
+    CascadeNodeState::parse(text).ok_or_else(|| unknown_state(text))
 }
 
-fn summary(
+fn to_summary(
     row: &CascadeRow,
     head: &Cascade,
     counts: CascadeCounts,
 ) -> Result<CascadeSummary, StoreError> {
     let wanted: CascadePromotion =
         serde_json::from_value(serde_json::Value::from(row.promotion.as_str()))
-            .map_err(|_| unknown(&row.promotion))?;
-    let (promotion, promotion_note) = reached(row, wanted);
+            .map_err(|_| unknown_state(&row.promotion))?;
+    let (promotion, promotion_note) = reached_promotion(row, wanted);
     Ok(CascadeSummary {
         id: row.id,
-        phase: CascadePhase::parse(&row.phase).ok_or_else(|| unknown(&row.phase))?,
+        phase: CascadePhase::parse(&row.phase).ok_or_else(|| unknown_state(&row.phase))?,
         paused: head.paused,
         approved: head.approved,
-        waits_for_approval: row.waits,
-        created: head.created,
+        awaiting_approval: row.awaiting_approval,
+        created_at: head.created,
         settles_at: match head.phase {
             Phase::Settling { until } => Some(until),
             _ => None,
         },
-        over_at: row.over_at.map(timestamp),
+        finished_at: row.finished_at.map(timestamp),
         follows: row.follows,
         changes: head
             .changes
@@ -184,34 +184,39 @@ fn summary(
             .map(|(image, digest)| (image.to_string(), digest.clone()))
             .collect(),
         counts,
-        holds: row.holds == Some(true),
+        stages_images: row.stages_images == Some(true),
         promotion,
         promotion_note,
     })
 }
 
-/// What is wanted of its tags is said once it is done; until then what was before, and why it is not done.
-fn reached(row: &CascadeRow, wanted: CascadePromotion) -> (CascadePromotion, Option<String>) {
+/// Returns the reached promotion state and a note.
+///
+/// Until the tags have moved, returns the previous state and the reason for the delay.
+fn reached_promotion(
+    row: &CascadeRow,
+    wanted: CascadePromotion,
+) -> (CascadePromotion, Option<String>) {
     let error = row.promotion_error.clone();
     if row.promotion_next_at.is_none() {
         return (wanted, error);
     }
     let (before, doing) = match wanted {
-        CascadePromotion::Promoted => (CascadePromotion::Held, "its tags are being moved"),
-        CascadePromotion::RolledBack if row.holds == Some(true) => {
-            (CascadePromotion::Promoted, "its tags are being put back")
+        CascadePromotion::Promoted => (CascadePromotion::Staged, "moving its tags"),
+        CascadePromotion::RolledBack if row.stages_images == Some(true) => {
+            (CascadePromotion::Promoted, "restoring its tags")
         }
-        _ => (CascadePromotion::None, "its tags are being put back"),
+        _ => (CascadePromotion::None, "restoring its tags"),
     };
     let note = match error {
-        Some(error) => format!("{doing}, which has to be tried again: {error}"),
+        Some(error) => format!("{doing}; retrying after an error: {error}"),
         None => doing.to_owned(),
     };
     (before, Some(note))
 }
 
-/// The images that tasks of a cascade have pushed, with their tasks.
-fn built(cascade: &Cascade) -> HashMap<String, &str> {
+/// Returns the images that tasks of a cascade have pushed, with the task of each.
+fn built_images(cascade: &Cascade) -> HashMap<String, &str> {
     let mut built = HashMap::new();
     for (task, node) in &cascade.nodes {
         if let NodeState::Succeeded { digests } = &node.state {
@@ -221,8 +226,9 @@ fn built(cascade: &Cascade) -> HashMap<String, &str> {
     built
 }
 
-/// The tasks that a node waits for, or has waited for: once they have pushed, their digests are what it is fixed to.
-fn after(task: &str, node: &Node, built: &HashMap<String, &str>) -> Vec<String> {
+/// Returns the tasks that a node waits or waited for. After these have pushed, the node is pinned
+/// to their digests.
+fn awaited_tasks(task: &str, node: &Node, built: &HashMap<String, &str>) -> Vec<String> {
     let mut after: Vec<String> = node
         .bases
         .iter()
@@ -239,7 +245,7 @@ fn after(task: &str, node: &Node, built: &HashMap<String, &str>) -> Vec<String> 
     after
 }
 
-fn images(node: &Node) -> Vec<PushedImage> {
+fn pushed_images(node: &Node) -> Vec<PushedImage> {
     let NodeState::Succeeded { digests } = &node.state else {
         return Vec::new();
     };
@@ -252,8 +258,8 @@ fn images(node: &Node) -> Vec<PushedImage> {
         .collect()
 }
 
-/// What the bases of a node are fixed to, as far as that is known.
-fn pins(cascade: &Cascade, node: &Node) -> BTreeMap<String, Digest> {
+/// Returns the pinned digests of a node's bases, as far as they are final.
+fn final_pins(cascade: &Cascade, node: &Node) -> BTreeMap<String, Digest> {
     if let NodeState::Ready { pins, .. } | NodeState::Running { pins, .. } = &node.state {
         return pins
             .iter()
@@ -263,14 +269,14 @@ fn pins(cascade: &Cascade, node: &Node) -> BTreeMap<String, Digest> {
     let mut found = BTreeMap::new();
     for base in &node.bases {
         let parent = cascade.parent_of(base);
-        // Of a task of another cascade it is known once this one is at rest.
+        // The digest of another cascade's task is final once this node has settled.
         let waits = match (&base.pin, parent) {
             (NodePin::Digest(_), _) => false,
             (NodePin::Output { .. }, Some(state)) => state.is_open(),
             (NodePin::Output { .. }, None) => node.state.is_open(),
         };
         if !waits {
-            let digest = base.fixed_by(parent).clone();
+            let digest = base.resolved_digest(parent).clone();
             found.insert(base.image.to_string(), digest);
         }
     }

@@ -1,58 +1,61 @@
-//! From what a cascade wants to be built to a run of the task.
+//! Creation of the runs that a cascade starts.
 //!
-//! Invariants: the run is pinned to the digests that the cascade fixed; it ends no other run of its group, and waits its
-//! turn in it.
+//! Invariants: a run is pinned to the digests that the cascade fixed. It does not supersede other
+//! runs of its concurrency group and waits its turn in it.
 
 use acrtask_cascade::cascade::Start;
 use acrtask_store::{NewRun, StoreError};
 
 use crate::{
     App,
-    submit::{
-        self, Request,
-        event::{Happening, from_event},
+    run_factory::{
+        self, RequestContext,
+        trigger::{TriggerContext, create_from_trigger},
     },
-    webhooks::Tasks,
+    webhooks::TaskSnapshot,
 };
 
-/// The run of a task for a cascade, or why there can be none.
-pub(super) async fn draft(
+/// Creates the run of a task for a cascade, or returns the reason why it cannot run.
+pub(super) async fn create_run(
     app: &App,
-    tasks: &Tasks,
+    tasks: &TaskSnapshot,
     start: &Start,
     reason: String,
-    held: bool,
+    push_by_digest: bool,
 ) -> Result<Result<NewRun, String>, StoreError> {
-    let Some(entry) = tasks.named(&start.task) else {
-        return Ok(Err("the task is gone".into()));
+    let Some(entry) = tasks.find_by_name(&start.task) else {
+        return Ok(Err("the task no longer exists".into()));
     };
     if !entry.task.definition.enabled {
         return Ok(Err("the task is disabled".into()));
     }
-    let happening = Happening {
+    let context = TriggerContext {
         trigger: "cascade",
         triggered_by: "Image Update",
-        ..Happening::default()
+        ..TriggerContext::default()
     };
-    let request = Request {
+    let request = RequestContext {
         idempotency_key: Some(format!(
             "cascade/{}/{}/{}",
             start.cascade, start.task, start.attempt
         )),
-        ..Request::default()
+        ..RequestContext::default()
     };
-    let draft = match from_event(app, &entry.task, happening, request) {
+    let draft = match create_from_trigger(app, &entry.task, context, request) {
         Ok(draft) => draft,
         Err(problems) => return Ok(Err(format!("the task cannot run: {problems}"))),
     };
-    let missing = submit::missing_secrets(app, &draft).await?;
+    let missing = run_factory::find_missing_secrets(app, &draft).await?;
     if !missing.is_empty() {
         let task = &entry.task.definition.name;
-        return Ok(Err(submit::no_secret(&missing, Some(task))));
+        return Ok(Err(run_factory::missing_secrets_message(
+            &missing,
+            Some(task),
+        )));
     }
     let mut run = match draft.seal(app) {
         Ok(run) => run,
-        Err(error) => return Ok(Err(format!("its secrets cannot be kept: {error}"))),
+        Err(error) => return Ok(Err(format!("its secrets cannot be stored: {error}"))),
     };
     run.origin.reason = Some(reason);
     run.queue.priority = start.priority;
@@ -64,6 +67,6 @@ pub(super) async fn draft(
         .iter()
         .map(|(image, digest)| (image.to_string(), digest.clone()))
         .collect();
-    run.spec.hold = held;
+    run.spec.push_by_digest = push_by_digest;
     Ok(Ok(run))
 }

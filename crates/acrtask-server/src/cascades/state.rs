@@ -1,4 +1,5 @@
-//! The state of cascades between the database and the state machine: rows to cascades, and two states to what changed.
+//! Conversion between stored rows and the state machine, and computation of the changes between two
+//! states.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,78 +14,78 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use super::settings;
 
-/// The state as one version of the database has it.
+/// State of one stored version.
 #[derive(Debug)]
 pub(super) struct Loaded {
     pub(super) version: i64,
     pub(super) settings: CascadeSettings,
     pub(super) cascades: Cascades,
-    /// Which cascades push without tags, as far as that is decided.
-    pub(super) holds: BTreeMap<CascadeId, bool>,
-    /// When the clock has something to do, as the last look at it said; nothing before that.
-    pub(super) looked: Option<Option<Timestamp>>,
+    /// Cascades that push by digest (`true`) or by tag (`false`), as far as decided.
+    pub(super) stages: BTreeMap<CascadeId, bool>,
+    /// Time of the next pass, as computed by the last one. `None` before the first pass.
+    pub(super) next_wake: Option<Option<Timestamp>>,
 }
 
 impl Loaded {
-    /// From rows.
+    /// Converts stored rows.
     pub(super) fn new(stored: StoredCascades) -> Result<Self, StoreError> {
         let mut cascades: BTreeMap<u64, Cascade> = BTreeMap::new();
-        let mut holds = BTreeMap::new();
+        let mut stages = BTreeMap::new();
         for row in stored.cascades {
-            if let Some(held) = row.holds {
-                holds.insert(CascadeId(row.id), held);
+            if let Some(stage) = row.stages_images {
+                stages.insert(CascadeId(row.id), stage);
             }
-            cascades.insert(row.id, head(&row)?);
+            cascades.insert(row.id, parse_head(&row)?);
         }
         for row in stored.nodes {
             if let Some(cascade) = cascades.get_mut(&row.cascade) {
-                let node = node(&row)?;
+                let node = parse_node(&row)?;
                 cascade.nodes.insert(row.task, node);
             }
         }
         let attempts: BTreeMap<String, Attempt> = stored
             .attempts
             .into_iter()
-            .map(|(task, text)| Ok((task, read(&text)?)))
+            .map(|(task, text)| Ok((task, parse_json(&text)?)))
             .collect::<Result<_, StoreError>>()?;
         Ok(Self {
             version: stored.version,
             settings: settings::parse(stored.settings.as_deref())?,
             cascades: Cascades::from_parts(cascades.into_values().collect(), attempts, stored.next),
-            holds,
-            looked: None,
+            stages,
+            next_wake: None,
         })
     }
 }
 
-fn read<T: DeserializeOwned>(text: &str) -> Result<T, StoreError> {
+fn parse_json<T: DeserializeOwned>(text: &str) -> Result<T, StoreError> {
     serde_json::from_str(text).map_err(|error| StoreError::Invalid {
-        what: format!("what is stored of cascades cannot be read: {error}"),
+        what: format!("cannot read stored cascades: {error}"),
     })
 }
 
-fn written(value: &impl Serialize) -> Result<String, StoreError> {
+fn to_json(value: &impl Serialize) -> Result<String, StoreError> {
     serde_json::to_string(value).map_err(|error| StoreError::Invalid {
-        what: format!("a cascade cannot be written down: {error}"),
+        what: format!("cannot serialize a cascade: {error}"),
     })
 }
 
-/// A cascade without its tasks.
-pub(super) fn head(row: &CascadeRow) -> Result<Cascade, StoreError> {
-    read(&row.head)
+/// Parses a cascade without its nodes.
+pub(super) fn parse_head(row: &CascadeRow) -> Result<Cascade, StoreError> {
+    parse_json(&row.head)
 }
 
-/// A task of a cascade.
-pub(super) fn node(row: &CascadeNodeRow) -> Result<Node, StoreError> {
-    read(&row.node)
+/// Parses a node of a cascade.
+pub(super) fn parse_node(row: &CascadeNodeRow) -> Result<Node, StoreError> {
+    parse_json(&row.node)
 }
 
-fn row(cascade: &Cascade, holds: Option<bool>, active: bool) -> Result<CascadeRow, StoreError> {
-    let (phase, over_at): (_, Option<Ms>) = match &cascade.phase {
+fn to_row(cascade: &Cascade, stages: Option<bool>, active: bool) -> Result<CascadeRow, StoreError> {
+    let (phase, finished_at): (_, Option<Ms>) = match &cascade.phase {
         Phase::Settling { .. } => ("settling", None),
         Phase::Active => ("active", None),
         Phase::Canceling { .. } => ("canceling", None),
-        Phase::Over { at } => ("over", Some(at.as_millisecond())),
+        Phase::Finished { at } => ("finished", Some(at.as_millisecond())),
     };
     let head = Cascade {
         id: cascade.id,
@@ -101,10 +102,10 @@ fn row(cascade: &Cascade, holds: Option<bool>, active: bool) -> Result<CascadeRo
         created_at: cascade.created.as_millisecond(),
         phase: phase.to_owned(),
         follows: cascade.follows.map(|id| id.0),
-        head: written(&head)?,
-        waits: cascade.waits_for_approval(),
-        holds,
-        over_at,
+        head: to_json(&head)?,
+        awaiting_approval: cascade.is_awaiting_approval(),
+        stages_images: stages,
+        finished_at,
         active,
         promotion: "none".to_owned(),
         promotion_by: None,
@@ -114,8 +115,8 @@ fn row(cascade: &Cascade, holds: Option<bool>, active: bool) -> Result<CascadeRo
     })
 }
 
-/// A node's state in one word.
-pub(super) fn word(state: &NodeState) -> &'static str {
+/// Returns the name of a node's state.
+pub(super) fn state_name(state: &NodeState) -> &'static str {
     match state {
         NodeState::Pending => "pending",
         NodeState::Ready { .. } => "ready",
@@ -128,25 +129,26 @@ pub(super) fn word(state: &NodeState) -> &'static str {
     }
 }
 
-/// What has to be written so that the database has `after` in place of `before`. `gone`: cascades that were taken out of
-/// `after` and are kept for people.
-pub(super) fn difference(
+/// Returns the changes to store so that the database contains `after` instead of `before`.
+///
+/// `archived` contains cascades that were removed from `after` and stay in the database.
+pub(super) fn diff_states(
     before: &Loaded,
     after: &Cascades,
-    holds: &BTreeMap<CascadeId, bool>,
-    gone: &[Cascade],
+    stages: &BTreeMap<CascadeId, bool>,
+    archived: &[Cascade],
 ) -> Result<CascadeChange, StoreError> {
     let mut change = CascadeChange {
         next: after.newest(),
         ..CascadeChange::default()
     };
-    let kept = after.iter().map(|cascade| (cascade, true));
-    for (cascade, active) in kept.chain(gone.iter().map(|cascade| (cascade, false))) {
+    let active = after.iter().map(|cascade| (cascade, true));
+    for (cascade, active) in active.chain(archived.iter().map(|cascade| (cascade, false))) {
         let id = cascade.id;
         let old = before.cascades.get(id);
-        let new = row(cascade, holds.get(&id).copied(), active)?;
+        let new = to_row(cascade, stages.get(&id).copied(), active)?;
         let old_row = old
-            .map(|old| row(old, before.holds.get(&id).copied(), true))
+            .map(|old| to_row(old, before.stages.get(&id).copied(), true))
             .transpose()?;
         if old_row.as_ref() != Some(&new) {
             change.cascades.push(new);
@@ -156,8 +158,8 @@ pub(super) fn difference(
                 change.nodes.push(CascadeNodeRow {
                     cascade: id.0,
                     task: task.clone(),
-                    state: word(&node.state).to_owned(),
-                    node: written(node)?,
+                    state: state_name(&node.state).to_owned(),
+                    node: to_json(node)?,
                 });
             }
         }
@@ -166,7 +168,7 @@ pub(super) fn difference(
     for (task, attempt) in after.attempts() {
         left.insert(task);
         if before.cascades.last_attempt(task) != Some(attempt) {
-            let text = written(attempt)?;
+            let text = to_json(attempt)?;
             change.attempts.push((task.to_owned(), Some(text)));
         }
     }
@@ -178,7 +180,7 @@ pub(super) fn difference(
     Ok(change)
 }
 
-/// Nothing is to be written.
+/// Returns `true` if there is nothing to store.
 pub(super) fn is_empty(change: &CascadeChange, before: &Loaded) -> bool {
     change.next == before.cascades.newest()
         && change.settings.is_none()
@@ -200,43 +202,43 @@ mod tests {
     use acrtask_model::events::BaseRole;
 
     use super::*;
-    use crate::api::testing::sha;
+    use crate::api::testing::letter_digest;
 
     fn loaded(cascades: Cascades) -> Loaded {
         Loaded {
             version: 7,
             settings: CascadeSettings::default(),
             cascades,
-            holds: BTreeMap::new(),
-            looked: None,
+            stages: BTreeMap::new(),
+            next_wake: None,
         }
     }
 
     #[test]
-    fn what_is_written_is_what_is_loaded_and_the_same_again_is_nothing() {
+    fn stored_state_is_restored_without_differences() {
         let mut facts = GraphBuilder::default();
         let base = "docker.io/library/base:1".parse().unwrap();
-        facts.tag(&base, &sha('9'));
-        facts.task(&TaskFacts {
+        facts.set_digest(&base, &letter_digest('9'));
+        facts.add_task(&TaskFacts {
             name: "app".into(),
             policy: Policy::Runtime,
             images: vec![TagFacts {
                 image: "r.io/app:1".parse().unwrap(),
-                digest: sha('a'),
+                digest: letter_digest('a'),
             }],
             bases: vec![BaseFacts {
                 image: base,
                 role: BaseRole::Runtime,
-                digest: sha('1'),
+                digest: letter_digest('1'),
             }],
             run_ms: Some(5),
         });
         let now = "2026-11-25T12:00:00Z".parse().unwrap();
         let mut after = Cascades::default();
         after.reconcile(&facts.finish(), &Settings::default(), now);
-        let holds = BTreeMap::from([(CascadeId(1), true)]);
+        let stages = BTreeMap::from([(CascadeId(1), true)]);
         let before = loaded(Cascades::default());
-        let change = difference(&before, &after, &holds, &[]).unwrap();
+        let change = diff_states(&before, &after, &stages, &[]).unwrap();
         assert_eq!(
             (change.next, change.cascades.len(), change.nodes.len()),
             (1, 1, 1)
@@ -251,8 +253,8 @@ mod tests {
         };
         let read = Loaded::new(stored).unwrap();
         assert_eq!(read.cascades, after);
-        assert_eq!(read.holds, holds);
-        let again = difference(&read, &after, &holds, &[]).unwrap();
+        assert_eq!(read.stages, stages);
+        let again = diff_states(&read, &after, &stages, &[]).unwrap();
         assert!(is_empty(&again, &read), "{again:?}");
     }
 }

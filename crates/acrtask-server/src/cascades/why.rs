@@ -1,30 +1,29 @@
-//! Why a task of a cascade stands where it stands, in one sentence that reads well behind its state. Pure.
+//! Explanation of a node's state in one sentence that follows the name of the state. Pure.
 
 use acrtask_cascade::cascade::{
-    AttemptEnd, Cascade, Gate, Node, NodePin, NodeState, Phase, Settings, SkippedBecause,
-    StaleBecause,
+    AttemptEnd, Cascade, Gate, Node, NodePin, NodeState, Phase, Settings, SkipCause, StaleCause,
 };
 use acrtask_store::CascadeRunRow;
 use jiff::Timestamp;
 
-/// What it is told from.
-pub(super) struct Around<'a> {
-    /// With its tasks.
+/// Input of the explanations.
+pub(super) struct Explainer<'a> {
+    /// Cascade with its nodes.
     pub(super) cascade: &'a Cascade,
     pub(super) settings: &'a Settings,
     pub(super) now: Timestamp,
 }
 
-impl Around<'_> {
-    /// Why, where there is something to say.
-    pub(super) fn why(&self, node: &Node, run: Option<&CascadeRunRow>) -> Option<String> {
+impl Explainer<'_> {
+    /// Returns the explanation of a node's state. `None` if the state needs none.
+    pub(super) fn explain(&self, node: &Node, run: Option<&CascadeRunRow>) -> Option<String> {
         Some(match &node.state {
-            NodeState::Pending => self.pending(node, run),
-            NodeState::Ready { not_before, .. } => self.ready(node, *not_before, run),
+            NodeState::Pending => self.explain_pending(node, run),
+            NodeState::Ready { not_before, .. } => self.explain_ready(node, *not_before, run),
             NodeState::Running { .. } => {
                 let run = run?;
-                match superseded(run) {
-                    Some(why) => format!("{why}, which is waited for"),
+                match superseded_text(run) {
+                    Some(why) => format!("{why}; waiting for that run"),
                     None if run.started_at.is_none() => {
                         format!("its run {} waits in the queue", run.run)
                     }
@@ -33,36 +32,32 @@ impl Around<'_> {
             }
             NodeState::Succeeded { .. } => return None,
             NodeState::Failed { reason, again } => match again.filter(|at| *at > self.now) {
-                Some(at) => format!("{reason}; tried again at {at}"),
+                Some(at) => format!("{reason}; retry at {at}"),
                 None => reason.clone(),
             },
-            NodeState::Stale { because } => stale(because),
-            NodeState::Skipped { because } => match because {
-                SkippedBecause::Unchanged => {
-                    "what it stands on came out with the digests that it has already".into()
-                }
-                SkippedBecause::Fresh => "it is not stale any more".into(),
-                SkippedBecause::Moved { to } => format!("it is built in cascade {to}"),
+            NodeState::Stale { cause } => explain_stale(cause),
+            NodeState::Skipped { cause } => match cause {
+                SkipCause::Unchanged => "its rebuilt bases have the same digests as before".into(),
+                SkipCause::Fresh => "it became fresh in the meantime".into(),
+                SkipCause::Moved { to } => format!("it is built in cascade {to}"),
             },
             NodeState::Canceled { by } => format!("canceled by {by}"),
         })
     }
 
-    /// What keeps all of the cascade from going on.
-    fn halted(&self) -> Option<String> {
+    /// Returns the reason why the whole cascade does not continue.
+    fn halt_reason(&self) -> Option<String> {
         match &self.cascade.phase {
-            Phase::Settling { until } => {
-                Some(format!("further changes are waited for until {until}"))
-            }
+            Phase::Settling { until } => Some(format!("collecting further changes until {until}")),
             _ if self.cascade.paused => Some(format!(
-                "the cascade is paused; `acrtask cascade resume {}` lets it go on",
+                "the cascade is paused; continue it with `acrtask cascade resume {}`",
                 self.cascade.id
             )),
             _ => None,
         }
     }
 
-    fn pending(&self, node: &Node, run: Option<&CascadeRunRow>) -> String {
+    fn explain_pending(&self, node: &Node, run: Option<&CascadeRunRow>) -> String {
         let mut waits: Vec<String> = Vec::new();
         for base in &node.bases {
             let NodePin::Output { task, cascade, .. } = &base.pin else {
@@ -81,29 +76,29 @@ impl Around<'_> {
                 waits.push(name);
             }
         }
-        match (waits.is_empty(), self.halted()) {
+        match (waits.is_empty(), self.halt_reason()) {
             (false, _) => format!("waits for {}", waits.join(", ")),
             (true, Some(halted)) => halted,
-            (true, None) => match run.and_then(superseded) {
-                Some(why) => format!("{why}; whether that has built it is looked at"),
-                None => "a run of it in another cascade is still under way".into(),
+            (true, None) => match run.and_then(superseded_text) {
+                Some(why) => format!("{why}; checking whether that run built it"),
+                None => "it is still running in another cascade".into(),
             },
         }
     }
 
-    fn ready(
+    fn explain_ready(
         &self,
         node: &Node,
         not_before: Option<Timestamp>,
         run: Option<&CascadeRunRow>,
     ) -> String {
-        if let Some(halted) = self.halted() {
+        if let Some(halted) = self.halt_reason() {
             return halted;
         }
         match &node.gate {
             Gate::Approval if !self.cascade.approved => {
                 return format!(
-                    "waits until somebody approves: `acrtask cascade approve {}`",
+                    "waits for approval: `acrtask cascade approve {}`",
                     self.cascade.id
                 );
             }
@@ -117,49 +112,46 @@ impl Around<'_> {
                     .map(String::as_str)
                     .collect();
                 if !open.is_empty() {
-                    return format!(
-                        "waits until {}, which go first, have succeeded",
-                        open.join(", ")
-                    );
+                    return format!("waits for canary tasks: {}", open.join(", "));
                 }
             }
             _ => {}
         }
         if let Some(at) = not_before.filter(|at| *at > self.now) {
             let failed = run.and_then(|run| run.reason.as_deref());
-            let because = failed.map_or(String::new(), |reason| format!(", after: {reason}"));
-            return format!("tried again at {at}{because}");
+            let cause = failed.map_or(String::new(), |reason| format!(", after: {reason}"));
+            return format!("retry at {at}{cause}");
         }
         if let Some(until) = self.settings.quiet_until(self.now) {
             return format!("quiet hours last until {until}");
         }
-        "waits for a free place among the cascade's runs".into()
+        "waits for a free slot among the cascade's runs".into()
     }
 }
 
 /// Returns why a newer run replaces this one. A run of another task is not named.
-fn superseded(run: &CascadeRunRow) -> Option<String> {
+fn superseded_text(run: &CascadeRunRow) -> Option<String> {
     run.superseded_by.as_ref()?;
     let reason = run.reason.as_deref().unwrap_or("superseded by a newer run");
     Some(format!("its run {} was {reason}", run.run))
 }
 
-fn stale(because: &StaleBecause) -> String {
-    match because {
-        StaleBecause::Below { task } => format!("{task}, which it stands on, was not built"),
-        StaleBecause::Canary { task } => format!("{task}, which goes first, was not built"),
-        StaleBecause::Tried { end } => {
+fn explain_stale(cause: &StaleCause) -> String {
+    match cause {
+        StaleCause::Below { task } => format!("its base task {task} was not built"),
+        StaleCause::Canary { task } => format!("the canary {task} was not built"),
+        StaleCause::Tried { end } => {
             let ended = match end {
-                AttemptEnd::Succeeded => "it succeeded, and its images still stand on others",
+                AttemptEnd::Succeeded => "it succeeded, but its images still use other digests",
                 AttemptEnd::Failed => "it failed",
                 AttemptEnd::Canceled => "it was canceled",
-                AttemptEnd::Held => "a task that goes first was not built",
+                AttemptEnd::CanaryFailed => "a canary was not built",
             };
-            format!("it was tried for these very digests before: {ended}")
+            format!("a run for the same digests was tried before: {ended}")
         }
-        StaleBecause::Refused => {
-            "it would build its own base again and again, or another task pushes its image; \
-             `acrtask cascade plan` says which"
+        StaleCause::Refused => {
+            "it would rebuild its own base forever, or another task pushes its image; \
+             `acrtask cascade plan` shows which"
                 .into()
         }
     }
@@ -172,7 +164,7 @@ mod tests {
     use acrtask_cascade::cascade::{CascadeId, Key, NodeBase};
 
     use super::*;
-    use crate::api::testing::sha;
+    use crate::api::testing::letter_digest;
 
     fn node(state: NodeState) -> Node {
         Node {
@@ -180,11 +172,11 @@ mod tests {
             bases: vec![NodeBase {
                 image: "r.io/base:1".parse().unwrap(),
                 counted: true,
-                used: sha('1'),
+                used: letter_digest('1'),
                 pin: NodePin::Output {
                     task: "base".into(),
                     cascade: CascadeId(3),
-                    otherwise: sha('1'),
+                    otherwise: letter_digest('1'),
                 },
             }],
             gate: Gate::Open,
@@ -197,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_says_for_what() {
+    fn waiting_node_names_what_it_waits_for() {
         let now: Timestamp = "2026-11-25T12:00:00Z".parse().unwrap();
         let later: Timestamp = "2026-11-25T12:01:00Z".parse().unwrap();
         let mut cascade = Cascade {
@@ -214,7 +206,7 @@ mod tests {
         let ready = |not_before| {
             node(NodeState::Ready {
                 pins: BTreeMap::new(),
-                key: Key::of("a", &BTreeMap::new()),
+                key: Key::compute("a", &BTreeMap::new()),
                 not_before,
             })
         };
@@ -222,13 +214,13 @@ mod tests {
             let reason = "exit code 1".into();
             node(NodeState::Failed { reason, again })
         };
-        let told = |cascade: &Cascade, node: &Node| {
-            let around = Around {
+        let explain = |cascade: &Cascade, node: &Node| {
+            let explainer = Explainer {
                 cascade,
                 settings: &settings,
                 now,
             };
-            around.why(node, None).unwrap()
+            explainer.explain(node, None).unwrap()
         };
         let mut gated = ready(None);
         gated.gate = Gate::Approval;
@@ -237,28 +229,28 @@ mod tests {
             first: ["base".to_owned()].into(),
         };
         let mut seen = vec![
-            told(&cascade, &node(NodeState::Pending)),
-            told(&cascade, &ready(None)),
-            told(&cascade, &ready(Some(later))),
-            told(&cascade, &failed(Some(later))),
-            told(&cascade, &failed(Some(now))),
-            told(&cascade, &gated),
-            told(&cascade, &canary),
+            explain(&cascade, &node(NodeState::Pending)),
+            explain(&cascade, &ready(None)),
+            explain(&cascade, &ready(Some(later))),
+            explain(&cascade, &failed(Some(later))),
+            explain(&cascade, &failed(Some(now))),
+            explain(&cascade, &gated),
+            explain(&cascade, &canary),
         ];
         cascade.paused = true;
-        seen.push(told(&cascade, &ready(None)));
+        seen.push(explain(&cascade, &ready(None)));
         cascade.phase = Phase::Settling { until: later };
-        seen.push(told(&cascade, &ready(None)));
+        seen.push(explain(&cascade, &ready(None)));
         insta::assert_snapshot!(seen.join("\n"), @r"
         waits for base
-        waits for a free place among the cascade's runs
-        tried again at 2026-11-25T12:01:00Z
-        exit code 1; tried again at 2026-11-25T12:01:00Z
+        waits for a free slot among the cascade's runs
+        retry at 2026-11-25T12:01:00Z
+        exit code 1; retry at 2026-11-25T12:01:00Z
         exit code 1
-        waits until somebody approves: `acrtask cascade approve 3`
-        waits until base, which go first, have succeeded
-        the cascade is paused; `acrtask cascade resume 3` lets it go on
-        further changes are waited for until 2026-11-25T12:01:00Z
+        waits for approval: `acrtask cascade approve 3`
+        waits for canary tasks: base
+        the cascade is paused; continue it with `acrtask cascade resume 3`
+        collecting further changes until 2026-11-25T12:01:00Z
         ");
     }
 }

@@ -1,8 +1,10 @@
-//! Chunks of logs on their way into blobs and the index.
+//! Storage of log chunks in blobs and in the index.
 //!
-//! Invariants: a chunk's bytes are kept before its row is written; each try has a blob of its own, which is removed unless
-//! the try was written down; a runner is told that a byte is stored only when it is; a log that reaches a quota ends with a
-//! mark that says so.
+//! Invariants:
+//! - The bytes of a chunk are stored before its row.
+//! - Each attempt to store has its own blob, which is removed if its row is not committed.
+//! - A runner gets an acknowledgement only for stored bytes.
+//! - A log that reaches a quota ends with an event that explains it.
 
 use std::{
     collections::HashMap,
@@ -17,31 +19,33 @@ use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    hub::End,
-    session::{abandon, unwritten},
+    hub::EndSignal,
+    session::{abandon_message, end_unwritten},
 };
 use crate::{
     App,
-    recorder::{Receipt, Recorder},
+    recorder::{Ack, Recorder},
 };
 
-/// How often a chunk behind a gap is tried again: what is missing may be under way.
+/// Number of retries of a chunk behind a gap: the missing bytes may still arrive.
 const GAP_TRIES: u32 = 3;
-/// The pause between.
+/// Pause between these retries.
 const GAP_PAUSE: Duration = Duration::from_millis(30);
-/// The longest pause while blobs cannot be put.
+/// Longest pause between attempts to store a blob.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// What a runner was told of its logs on one connection. An offset that is not above the last one says that something did
-/// not fit, so that a repetition must not be acknowledged like news.
+/// Highest acknowledged offset of each log on one connection.
+///
+/// An acknowledgement at or below the last one means that a chunk did not fit. A repeated chunk
+/// must therefore not cause a second acknowledgement.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Acknowledged(Arc<Mutex<HashMap<RunId, (u32, u64)>>>);
+pub(super) struct AckedOffsets(Arc<Mutex<HashMap<RunId, (u32, u64)>>>);
 
-impl Acknowledged {
-    /// True where the runner does not know yet that everything below `offset` is stored.
+impl AckedOffsets {
+    /// Returns `true` if the runner has no acknowledgement for `offset` yet.
     fn is_news(&self, run: &RunId, attempt: u32, offset: u64) -> bool {
-        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = told.entry(run.clone()).or_insert((attempt, 0));
+        let mut acked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = acked.entry(run.clone()).or_insert((attempt, 0));
         if *last >= (attempt, offset) {
             return false;
         }
@@ -49,47 +53,49 @@ impl Acknowledged {
         true
     }
 
-    /// The run is over.
+    /// Forgets a finished run.
     pub(super) fn forget(&self, run: &RunId) {
-        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        told.remove(run);
+        let mut acked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        acked.remove(run);
     }
 }
 
-/// A chunk, until it is known to be stored.
+/// A log chunk that is being stored.
 pub(super) struct Chunk {
     pub(super) app: Arc<App>,
     pub(super) recorder: Recorder,
-    pub(super) told: Acknowledged,
-    /// The runner.
+    pub(super) acked: AckedOffsets,
+    /// The runner's id.
     pub(super) id: String,
     pub(super) of: Attempt,
     pub(super) run: RunId,
     pub(super) offset: u64,
     pub(super) data: Bytes,
-    /// What is written down of it.
+    /// The report that the recorder commits for the chunk.
     pub(super) report: Report,
 }
 
 impl Chunk {
-    /// Waits until the chunk is stored. Of one that overlaps what is stored the rest is stored; of one behind a gap the
-    /// runner is told where the gap begins, and sends from there.
-    pub(super) async fn stored(mut self, mut receipt: Receipt, end: End) -> Vec<Message> {
+    /// Stores the chunk and returns the messages for the runner.
+    ///
+    /// If the chunk overlaps stored bytes, the rest is stored. If it is behind a gap, the runner
+    /// gets the offset of the gap and sends again from there.
+    pub(super) async fn store(mut self, mut pending: Ack, end: EndSignal) -> Vec<Message> {
         let chunk_end = self.offset + self.data.len() as u64;
         let attempt = self.of.attempt;
         let mut gaps = 0;
         loop {
-            let verdict = receipt.await;
+            let verdict = pending.await;
             let is_done = matches!(verdict, Ok(Verdict::Done));
             let stored = match verdict {
                 Ok(Verdict::Done) => chunk_end,
                 Ok(Verdict::LogAt(stored)) => stored,
-                Ok(Verdict::LogFull(exceeded)) => return self.full(&exceeded, &end).await,
+                Ok(Verdict::LogFull(exceeded)) => return self.end_full_log(&exceeded, &end).await,
                 Ok(Verdict::Refused { reason }) => {
                     self.discard().await;
-                    return vec![abandon(self.of, reason)];
+                    return vec![abandon_message(self.of, reason)];
                 }
-                Err(_) => return unwritten(&end),
+                Err(_) => return end_unwritten(&end),
             };
             let is_gap = stored < self.offset;
             let ack = LogAck {
@@ -104,7 +110,7 @@ impl Chunk {
                 if stored > chunk_end || !is_done {
                     self.discard().await;
                 }
-                let news = self.told.is_news(&self.run, attempt, stored);
+                let news = self.acked.is_news(&self.run, attempt, stored);
                 return news.then_some(Message::LogAck(ack)).into_iter().collect();
             }
             if is_gap {
@@ -115,63 +121,63 @@ impl Chunk {
                 let skip = usize::try_from(stored - self.offset).unwrap_or(usize::MAX);
                 self.data = self.data.slice(skip..);
                 self.offset = stored;
-                self.report = put(&self.app, &self.run, attempt, stored, &self.data).await;
+                self.report = put_chunk(&self.app, &self.run, attempt, stored, &self.data).await;
             }
             let report = self.report.clone();
-            receipt = self
+            pending = self
                 .recorder
                 .submit(&self.id, &self.run, attempt, report)
                 .await;
         }
     }
 
-    /// Ends the log with a mark, and the run as an error. The runner stops it.
-    async fn full(mut self, exceeded: &QuotaExceeded, end: &End) -> Vec<Message> {
+    /// Ends the log with an event, and the run with an error. The runner stops the run.
+    async fn end_full_log(mut self, exceeded: &QuotaExceeded, end: &EndSignal) -> Vec<Message> {
         self.discard().await;
-        let reason = format!("the log has reached a limit: {exceeded}");
+        let reason = format!("the log exceeded a limit: {exceeded}");
         for _ in 0..=GAP_TRIES {
-            let mark = mark(&self.app, &self.run, &reason, exceeded.help());
-            self.report = match put(&self.app, &self.run, self.of.attempt, self.offset, &mark).await
-            {
-                Report::LogChunk {
-                    offset,
-                    length,
-                    blob,
-                } => Report::LogFull {
-                    offset,
-                    length,
-                    blob,
-                    reason: format!("{reason}; {}", exceeded.help()),
-                },
-                other => other,
-            };
+            let mark = end_mark(&self.app, &self.run, &reason, exceeded.help());
+            self.report =
+                match put_chunk(&self.app, &self.run, self.of.attempt, self.offset, &mark).await {
+                    Report::LogChunk {
+                        offset,
+                        length,
+                        blob,
+                    } => Report::LogFull {
+                        offset,
+                        length,
+                        blob,
+                        reason: format!("{reason}; {}", exceeded.help()),
+                    },
+                    other => other,
+                };
             let report = self.report.clone();
-            let receipt = self
+            let ack = self
                 .recorder
                 .submit(&self.id, &self.run, self.of.attempt, report)
                 .await;
-            match receipt.await {
+            match ack.await {
                 Ok(Verdict::Done) => break,
                 Ok(Verdict::LogAt(stored)) => self.offset = stored,
                 Ok(Verdict::Refused { .. } | Verdict::LogFull(_)) => {
                     self.discard().await;
                     break;
                 }
-                Err(_) => return unwritten(end),
+                Err(_) => return end_unwritten(end),
             }
             self.discard().await;
         }
-        vec![abandon(self.of, reason)]
+        vec![abandon_message(self.of, reason)]
     }
 
-    /// Removes the blob of a try that was not written down.
+    /// Removes the blob of an attempt that was not committed.
     async fn discard(&self) {
         let (Report::LogChunk { offset, blob, .. } | Report::LogFull { offset, blob, .. }) =
             &self.report
         else {
             return;
         };
-        // An answer may have been lost after the commit.
+        // The commit may have succeeded although its response was lost.
         let store = &self.app.store;
         match store
             .is_log_blob(&self.run, self.of.attempt, *offset, blob)
@@ -180,18 +186,18 @@ impl Chunk {
             Ok(true) => {}
             Ok(false) => {
                 if let Err(error) = self.app.blobs.delete(std::slice::from_ref(blob)).await {
-                    tracing::warn!(run = %self.run, error = acrtask_model::chain(&error), "a blob that nothing needs stays");
+                    tracing::warn!(run = %self.run, error = acrtask_model::error_chain(&error), "cannot remove an unused blob");
                 }
             }
             Err(error) => {
-                tracing::warn!(run = %self.run, %error, "a blob that nothing needs stays")
+                tracing::warn!(run = %self.run, %error, "cannot remove an unused blob")
             }
         }
     }
 }
 
-/// Returns the mark at which a log ends early: an event on a line of its own, since the log may end within a line.
-fn mark(app: &App, run: &RunId, reason: &str, help: String) -> Bytes {
+/// Returns the event that ends a full log, on a new line, because the log may end within a line.
+fn end_mark(app: &App, run: &RunId, reason: &str, help: String) -> Bytes {
     let event = Event {
         time: app.clock.now(),
         run: run.clone(),
@@ -205,26 +211,33 @@ fn mark(app: &App, run: &RunId, reason: &str, help: String) -> Bytes {
     Bytes::from(format!("\n{text}\n"))
 }
 
-/// Returns the key of one try to store a chunk. Few folders that are there already hold all runs: a folder for each run would
-/// be as many more writes that the disk has to confirm as its whole log.
-fn key(run: &RunId, attempt: u32, offset: u64, length: u32) -> String {
+/// Returns the blob key of one attempt to store a chunk.
+///
+/// All runs share few existing folders: a folder for each run would need more synced writes.
+fn blob_key(run: &RunId, attempt: u32, offset: u64, length: u32) -> String {
     let folder = Sha256::digest(run.as_str())[0];
     let own: u32 = rand::random();
     format!("logs/{folder:02x}/{run}-{attempt}-{offset}-{length}-{own:08x}")
 }
 
-/// Puts bytes of a log into a blob and gives the report of it.
-pub(super) async fn put(app: &App, run: &RunId, attempt: u32, offset: u64, data: &Bytes) -> Report {
+/// Puts bytes of a log into a blob and returns their report.
+pub(super) async fn put_chunk(
+    app: &App,
+    run: &RunId,
+    attempt: u32,
+    offset: u64,
+    data: &Bytes,
+) -> Report {
     let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
-    let blob = key(run, attempt, offset, length);
+    let blob = blob_key(run, attempt, offset, length);
     let mut pause = Duration::from_millis(100);
     while let Err(reason) = app.floor.check() {
-        tracing::error!(%run, attempt, reason, "a part of a log waits for free disk");
+        tracing::error!(%run, attempt, reason, "waiting for free disk to store a log chunk");
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
     while let Err(error) = app.blobs.put(&blob, data.clone()).await {
-        tracing::error!(%run, attempt, error = acrtask_model::chain(&error), "a part of a log waits for the place for blobs");
+        tracing::error!(%run, attempt, error = acrtask_model::error_chain(&error), "waiting for the blob storage to store a log chunk");
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }

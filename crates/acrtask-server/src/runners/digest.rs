@@ -1,8 +1,8 @@
-//! Whether the log that is stored is the log that the runner wrote.
+//! Verification that the stored log is the log that the runner wrote.
 //!
-//! The bytes of a connection are hashed as they come; where a log came over several connections, it is read back from the
-//! blobs once, at its end. Invariant: a run does not succeed with a log whose SHA-256 is not the one that the runner
-//! tells.
+//! The server hashes the bytes of a connection as they arrive. A log of several connections is read
+//! back from the blobs once, at its end. Invariant: a run succeeds only if its stored log has the
+//! SHA-256 that the runner reports.
 
 use std::{
     collections::HashMap,
@@ -20,31 +20,33 @@ use crate::{
     logs::{LogError, read_log},
 };
 
-/// The pause while a log cannot be read.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Pause between attempts to read a log.
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone)]
-struct Running {
+struct RunningDigest {
     attempt: u32,
     length: u64,
     hash: Sha256,
 }
 
-/// Hashes of the logs that come over one connection from their first byte on.
+/// Hashes of the logs that arrive over one connection from their first byte.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Digests(Arc<Mutex<HashMap<RunId, Running>>>);
+pub(super) struct LogDigests(Arc<Mutex<HashMap<RunId, RunningDigest>>>);
 
-impl Digests {
-    /// These bytes have come. What came before is passed over; behind a gap nothing is known.
+impl LogDigests {
+    /// Adds arrived bytes. Repeated bytes are skipped, and a gap makes the hash incomplete.
     pub(super) fn add(&self, run: &RunId, attempt: u32, offset: u64, data: &[u8]) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let running = known.entry(run.clone()).or_insert_with(|| Running {
-            attempt,
-            length: 0,
-            hash: Sha256::new(),
-        });
+        let mut running_digests = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let running = running_digests
+            .entry(run.clone())
+            .or_insert_with(|| RunningDigest {
+                attempt,
+                length: 0,
+                hash: Sha256::new(),
+            });
         if running.attempt != attempt {
-            *running = Running {
+            *running = RunningDigest {
                 attempt,
                 length: 0,
                 hash: Sha256::new(),
@@ -59,27 +61,31 @@ impl Digests {
         }
     }
 
-    /// The run is over.
+    /// Forgets a finished run.
     pub(super) fn forget(&self, run: &RunId) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.remove(run);
+        let mut running_digests = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        running_digests.remove(run);
     }
 
-    /// Whether all of a log has come over this connection, and is what the runner says it is.
-    pub(super) fn is(&self, run: &RunId, attempt: u32, length: u64, sha256: &str) -> bool {
+    /// Returns `true` if the whole log arrived over this connection and has the reported hash.
+    pub(super) fn matches(&self, run: &RunId, attempt: u32, length: u64, sha256: &str) -> bool {
         if length == 0 {
             return hex(Sha256::new()) == sha256;
         }
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.get(run).is_some_and(|running| {
+        let running_digests = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        running_digests.get(run).is_some_and(|running| {
             running.attempt == attempt
                 && running.length == length
                 && hex(running.hash.clone()) == sha256
         })
     }
 
-    /// The report of a run's end as it is written down: a success whose log is another one than the runner's is none. Or
-    /// how much is stored of a log that is not whole. What came before has to be written down.
+    /// Verifies the log of a final report. All earlier reports have to be committed.
+    ///
+    /// A success whose stored log has another hash becomes an error.
+    ///
+    /// # Errors
+    /// The stored length, if the log is incomplete.
     pub(super) async fn check(
         &self,
         app: &Arc<App>,
@@ -101,8 +107,8 @@ impl Digests {
             match stored(app, run, attempt, *log_length).await {
                 Ok(stored) => break stored,
                 Err(error) => {
-                    tracing::error!(%run, attempt, error = acrtask_model::chain(&error), "a log that is to be checked cannot be read");
-                    tokio::time::sleep(PAUSE).await;
+                    tracing::error!(%run, attempt, error = acrtask_model::error_chain(&error), "cannot read a log to verify it");
+                    tokio::time::sleep(RETRY_PAUSE).await;
                 }
             }
         };
@@ -111,24 +117,24 @@ impl Digests {
             Stored::Whole(stored) if stored != *log_sha256 => stored,
             Stored::Whole(_) | Stored::Foreign => return Ok(report),
         };
-        tracing::error!(%run, attempt, stored, told = log_sha256, "a log is damaged");
+        tracing::error!(%run, attempt, stored, reported = log_sha256, "found a damaged log");
         if *state == RunState::Succeeded {
             *state = RunState::Error;
             *reason = Some(format!(
-                "its log is not the one that the runner wrote: its SHA-256 is {stored} and should be {log_sha256}"
+                "the stored log is not the log of the runner: its SHA-256 is {stored} and should be {log_sha256}"
             ));
         }
         Ok(report)
     }
 }
 
-/// What there is of a log.
+/// State of a stored log.
 enum Stored {
-    /// Its hash.
+    /// The hash of a complete log.
     Whole(String),
-    /// Only so many bytes.
+    /// The length of an incomplete log, in bytes.
     Short(u64),
-    /// It is over, or another attempt's, or too long: the store says what is to be said.
+    /// The log is finished, too long or of another attempt. The store decides about the report.
     Foreign,
 }
 
@@ -166,20 +172,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_comes_again_or_overlaps_is_hashed_once() {
-        let digests = Digests::default();
+    fn repeated_and_overlapping_bytes_are_hashed_once() {
+        let digests = LogDigests::default();
         let run = RunId::new("r1").unwrap();
         let sha = |text: &str| hex(Sha256::new().chain_update(text));
         for (offset, text) in [(0, "0123"), (2, "23"), (0, "012345"), (9, "gap"), (6, "6")] {
             digests.add(&run, 1, offset, text.as_bytes());
         }
-        assert!(digests.is(&run, 1, 7, &sha("0123456")));
-        assert!(!digests.is(&run, 1, 7, &sha("012345x")));
-        assert!(!digests.is(&run, 2, 7, &sha("0123456")));
+        assert!(digests.matches(&run, 1, 7, &sha("0123456")));
+        assert!(!digests.matches(&run, 1, 7, &sha("012345x")));
+        assert!(!digests.matches(&run, 2, 7, &sha("0123456")));
         digests.add(&run, 2, 0, b"b");
-        assert!(digests.is(&run, 2, 1, &sha("b")));
+        assert!(digests.matches(&run, 2, 1, &sha("b")));
         digests.forget(&run);
-        assert!(!digests.is(&run, 2, 1, &sha("b")));
-        assert!(digests.is(&run, 2, 0, &sha("")));
+        assert!(!digests.matches(&run, 2, 1, &sha("b")));
+        assert!(digests.matches(&run, 2, 0, &sha("")));
     }
 }

@@ -1,19 +1,19 @@
-//! What a runner says, as it may be written down.
+//! Checks and cleaning of the values that runners report.
 
 use std::collections::{BTreeMap, HashMap};
 
 use acrtask_proto::runner::Hello;
-use acrtask_store::{DEFAULT_POOL, HelloFacts, RunnerRow};
+use acrtask_store::{DEFAULT_POOL, RunnerHello, RunnerRow};
 
-/// The longest reason that is kept, in bytes.
+/// Maximum length of a stored reason, in bytes.
 const REASON_LIMIT: usize = 4096;
-/// Most platforms, labels and features of a runner.
-const MOST_FACTS: usize = 256;
-/// Most slots of a runner.
-pub(crate) const MOST_SLOTS: u32 = 4096;
+/// Maximum number of platforms, labels and features of a runner, each.
+const MAX_FACTS: usize = 256;
+/// Maximum number of slots of a runner.
+pub(crate) const MAX_SLOTS: u32 = 4096;
 
-/// Without the one character that PostgreSQL does not store.
-pub(super) fn printable(text: String) -> String {
+/// Replaces NUL, the only character that PostgreSQL does not store.
+pub(super) fn replace_nul(text: String) -> String {
     if text.contains('\0') {
         text.replace('\0', "\u{fffd}")
     } else {
@@ -21,8 +21,8 @@ pub(super) fn printable(text: String) -> String {
     }
 }
 
-/// At most as much of a reason as is kept.
-pub(super) fn cut(mut reason: String) -> String {
+/// Truncates a reason to the length that is stored.
+pub(super) fn truncate_reason(mut reason: String) -> String {
     if reason.len() > REASON_LIMIT {
         reason.truncate(reason.floor_char_boundary(REASON_LIMIT));
         reason.push('\u{2026}');
@@ -30,12 +30,12 @@ pub(super) fn cut(mut reason: String) -> String {
     reason
 }
 
-/// What the database holds of a number of bytes.
-pub(super) fn bytes(count: u64) -> u64 {
+/// Clamps a number of bytes to the range of the database.
+pub(super) fn clamp_to_i64(count: u64) -> u64 {
     count.min(i64::MAX.unsigned_abs())
 }
 
-/// Pool, labels and slots that a registration token allows a runner to have.
+/// Pool, labels and slots that a registration token allows.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Allowed<'a> {
     /// `None` for the default pool.
@@ -46,18 +46,18 @@ pub(super) struct Allowed<'a> {
 }
 
 impl<'a> Allowed<'a> {
-    /// Checks the pool, the labels and the slots that a runner asks for, and returns its pool.
+    /// Checks the pool, the labels and the slots of a runner, and returns its pool.
     ///
     /// # Errors
-    /// Says what the token does not allow, and what to do instead.
+    /// The first value that the token does not allow, with the correction.
     pub(super) fn check(
         &self,
         pool: &str,
         labels: &HashMap<String, String>,
         slots: u32,
     ) -> Result<&'a str, String> {
-        if slots > MOST_SLOTS {
-            return Err(format!("a runner has at most {MOST_SLOTS} slots"));
+        if slots > MAX_SLOTS {
+            return Err(format!("a runner has at most {MAX_SLOTS} slots"));
         }
         let own = self.pool.unwrap_or(DEFAULT_POOL);
         if !pool.is_empty() && pool != own {
@@ -88,14 +88,14 @@ impl<'a> Allowed<'a> {
     }
 }
 
-/// Returns the facts of a runner, as its registration allows them.
-pub(super) fn facts(runner: &RunnerRow, hello: &Hello) -> Result<HelloFacts, String> {
-    if hello.platforms.len() > MOST_FACTS
-        || hello.labels.len() > MOST_FACTS
-        || hello.features.len() > MOST_FACTS
+/// Returns the properties of a runner, within the limits of its registration.
+pub(super) fn check_hello(runner: &RunnerRow, hello: &Hello) -> Result<RunnerHello, String> {
+    if hello.platforms.len() > MAX_FACTS
+        || hello.labels.len() > MAX_FACTS
+        || hello.features.len() > MAX_FACTS
     {
         return Err(format!(
-            "a runner has at most {MOST_FACTS} platforms, labels and features"
+            "a runner has at most {MAX_FACTS} platforms, labels and features"
         ));
     }
     let allowed = Allowed {
@@ -106,16 +106,16 @@ pub(super) fn facts(runner: &RunnerRow, hello: &Hello) -> Result<HelloFacts, Str
     let pool = allowed.check(&hello.pool, &hello.labels, hello.slots)?;
     let texts = |map: &HashMap<String, String>| -> BTreeMap<String, String> {
         map.iter()
-            .map(|(name, value)| (printable(name.clone()), printable(value.clone())))
+            .map(|(name, value)| (replace_nul(name.clone()), replace_nul(value.clone())))
             .collect()
     };
-    Ok(HelloFacts {
+    Ok(RunnerHello {
         pool: pool.to_owned(),
         labels: runner.token_labels.clone(),
-        platforms: hello.platforms.iter().cloned().map(printable).collect(),
+        platforms: hello.platforms.iter().cloned().map(replace_nul).collect(),
         slots: hello.slots,
         features: texts(&hello.features),
-        version: printable(hello.version.clone()),
-        free_disk: bytes(hello.free_disk),
+        version: replace_nul(hello.version.clone()),
+        free_disk: clamp_to_i64(hello.free_disk),
     })
 }

@@ -1,4 +1,4 @@
-//! The bytes of a context, for the runner that holds a run with it.
+//! Download of a context by the runner that leases a run with it.
 
 use std::sync::Arc;
 
@@ -12,11 +12,11 @@ use bytes::{Bytes, BytesMut};
 use futures::{StreamExt as _, TryStreamExt as _, stream, stream::BoxStream};
 use tonic::Status;
 
-use super::failed;
+use super::log_store_error;
 use crate::App;
 
-/// The context of the run that `request` names, where `runner` holds that run.
-pub(super) async fn context(
+/// Opens the context of the requested run if `runner` has the lease of that run.
+pub(super) async fn open_context(
     app: &Arc<App>,
     runner: &RunnerRow,
     request: FetchContextRequest,
@@ -26,15 +26,15 @@ pub(super) async fn context(
     let id = RunId::new(of.run).map_err(|_| refused())?;
     let run = match app.store.run(&id).await {
         Err(StoreError::NotFound { .. }) => return Err(refused()),
-        run => run.map_err(failed)?,
+        run => run.map_err(log_store_error)?,
     };
-    let holds = run.runner_id.as_deref() == Some(runner.id.as_str())
+    let is_current = run.runner_id.as_deref() == Some(runner.id.as_str())
         && run.attempt == of.attempt
         && matches!(
             run.state,
             acrtask_model::RunState::Leased | acrtask_model::RunState::Running
         );
-    if !holds {
+    if !is_current {
         return Err(refused());
     }
     let Some(context) = run.context_id else {
@@ -44,18 +44,18 @@ pub(super) async fn context(
         Err(StoreError::NotFound { what }) => {
             return Err(Status::not_found(format!("there is no {what} any more")));
         }
-        context => context.map_err(failed)?,
+        context => context.map_err(log_store_error)?,
     };
     if request.offset > context.size {
         return Err(Status::out_of_range(format!(
-            "the context ends at {}",
+            "the context has only {} bytes",
             context.size
         )));
     }
-    Ok(bytes(app.clone(), context, request.offset))
+    Ok(stream_chunks(app.clone(), context, request.offset))
 }
 
-fn bytes(
+fn stream_chunks(
     app: Arc<App>,
     context: ContextRow,
     from: u64,
@@ -74,17 +74,17 @@ fn bytes(
             }
         })
         .try_flatten();
-    let chunks = gathered(pieces.boxed());
+    let chunks = regroup_chunks(pieces.boxed());
     chunks
         .map(|piece| match piece {
             Ok(data) => Ok(ContextChunk { data }),
             Err(error) => {
                 tracing::error!(
-                    error = acrtask_model::chain(&error),
-                    "a context cannot be read"
+                    error = acrtask_model::error_chain(&error),
+                    "cannot read a context"
                 );
                 Err(Status::unavailable(
-                    "the context cannot be read now; ask again",
+                    "the context is not readable now; request it again",
                 ))
             }
         })
@@ -93,21 +93,21 @@ fn bytes(
 
 type Pieces = BoxStream<'static, std::io::Result<Bytes>>;
 
-/// The same bytes in pieces of a good size for a message: none is larger than [`MAX_CHUNK`], and few are much smaller.
-fn gathered(pieces: Pieces) -> BoxStream<'static, std::io::Result<Bytes>> {
+/// Regroups bytes into message-sized chunks: at most [`MAX_CHUNK`], and only the last is smaller.
+fn regroup_chunks(pieces: Pieces) -> BoxStream<'static, std::io::Result<Bytes>> {
     let start = (pieces, BytesMut::new());
-    stream::try_unfold(start, |(mut pieces, mut held)| async move {
-        while held.len() < MAX_CHUNK {
+    stream::try_unfold(start, |(mut pieces, mut buffer)| async move {
+        while buffer.len() < MAX_CHUNK {
             match pieces.try_next().await? {
-                Some(piece) => held.extend_from_slice(&piece),
+                Some(piece) => buffer.extend_from_slice(&piece),
                 None => break,
             }
         }
-        if held.is_empty() {
+        if buffer.is_empty() {
             return Ok(None);
         }
-        let piece = held.split_to(held.len().min(MAX_CHUNK)).freeze();
-        Ok(Some((piece, (pieces, held))))
+        let piece = buffer.split_to(buffer.len().min(MAX_CHUNK)).freeze();
+        Ok(Some((piece, (pieces, buffer))))
     })
     .boxed()
 }
@@ -117,15 +117,15 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn pieces_are_gathered_and_cut() {
+    async fn chunks_are_regrouped_to_the_maximum_size() {
         let pieces: Vec<std::io::Result<Bytes>> = [1, 2 * MAX_CHUNK, 10, 0, MAX_CHUNK]
             .map(|length| Ok(Bytes::from(vec![7; length])))
             .into();
-        let gathered: Vec<usize> = gathered(stream::iter(pieces).boxed())
+        let lengths: Vec<usize> = regroup_chunks(stream::iter(pieces).boxed())
             .map_ok(|piece| piece.len())
             .try_collect()
             .await
             .unwrap();
-        assert_eq!(gathered, [MAX_CHUNK, MAX_CHUNK, MAX_CHUNK, 11]);
+        assert_eq!(lengths, [MAX_CHUNK, MAX_CHUNK, MAX_CHUNK, 11]);
     }
 }

@@ -1,8 +1,11 @@
-//! The runners that are connected to this control plane: what they are, what they hold, and the way to them.
+//! Registry of the runners that are connected to this server: properties, leases and connections.
 //!
-//! All of it is a copy of what the database knows, or of what a runner says of itself; it may be lost at any time. Invariants:
-//! a runner has at most one connection; nobody waits for a runner: a message that finds its queue full ends that
-//! runner's connection; a runner is never given more leases than it has slots.
+//! The state is a copy of the database and of the runners' own reports. It may be lost at any time.
+//!
+//! Invariants:
+//! - A runner has at most one connection.
+//! - The server never waits for a runner: a message to a full queue ends the connection.
+//! - A runner never gets more leases than it has slots.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,16 +21,16 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::scheduler::place::{FreeRunner, Profile, rendezvous_seed};
+use crate::scheduler::assignment::{FreeRunner, Profile, rendezvous_seed};
 
-/// Messages that wait for a runner to read them.
+/// Maximum number of messages that wait for a runner to read them.
 pub(crate) const QUEUE: usize = 512;
-/// How long a runner that declined a lease is left alone; doubled each time.
-const REST: Duration = Duration::from_secs(2);
-/// The longest rest.
-const LONGEST_REST: Duration = Duration::from_secs(64);
+/// Pause of a runner after it declined a lease. Each further decline doubles the pause.
+const PAUSE: Duration = Duration::from_secs(2);
+/// Longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(64);
 
-/// The runners that are connected, by id.
+/// Connected runners by id.
 #[derive(Debug, Default)]
 pub struct Hub {
     state: Mutex<State>,
@@ -41,22 +44,22 @@ struct State {
 
 #[derive(Debug)]
 struct Entry {
-    facts: Facts,
+    facts: RunnerFacts,
     draining: bool,
     free_disk: u64,
-    heard: Instant,
-    /// Whether `runners_seen` has to be told.
-    seen: bool,
-    held: HashMap<RunId, Hold>,
-    /// Leases it declined or did not accept in a row, and until when it is left alone.
+    last_seen: Instant,
+    /// `true` if the database has yet to record that the runner was seen.
+    unrecorded: bool,
+    leases: HashMap<RunId, SlotLease>,
+    /// Leases that the runner declined or did not accept in a row.
     declined: u32,
-    rests_until: Option<Instant>,
+    paused_until: Option<Instant>,
     connection: Connection,
 }
 
-/// What a runner says of itself when it connects.
+/// Properties that a runner reports when it connects.
 #[derive(Debug, Clone)]
-pub(crate) struct Facts {
+pub(crate) struct RunnerFacts {
     pub(crate) id: String,
     pub(crate) name: String,
     pub(crate) profile: Arc<Profile>,
@@ -65,129 +68,129 @@ pub(crate) struct Facts {
     pub(crate) version: String,
 }
 
-/// The way to a runner, until it ends.
+/// Connection to a runner.
 #[derive(Debug, Clone)]
 pub(crate) struct Connection {
-    /// Which one of all connections that there ever were.
+    /// Serial number among all connections of this process.
     number: u64,
     out: mpsc::Sender<ToRunner>,
-    end: End,
+    end: EndSignal,
 }
 
-/// Ends a connection, with a reason for the runner.
+/// Signal that ends a connection, with a reason for the runner.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct End {
+pub(crate) struct EndSignal {
     token: CancellationToken,
     status: Arc<OnceLock<tonic::Status>>,
 }
 
-impl End {
-    pub(crate) fn now(&self, reason: impl Into<String>) {
-        self.with(tonic::Status::unavailable(reason));
+impl EndSignal {
+    pub(crate) fn signal(&self, reason: impl Into<String>) {
+        self.set(tonic::Status::unavailable(reason));
     }
 
-    /// Ends it because the runner is not what its registration allows. The runner does not connect again.
+    /// Ends the connection of a runner that its registration does not allow. The runner gives up.
     pub(crate) fn refuse(&self, reason: impl Into<String>) {
-        self.with(tonic::Status::permission_denied(reason));
+        self.set(tonic::Status::permission_denied(reason));
     }
 
-    fn with(&self, status: tonic::Status) {
+    fn set(&self, status: tonic::Status) {
         let _ = self.status.set(status);
         self.token.cancel();
     }
 
-    pub(crate) async fn reached(&self) {
+    pub(crate) async fn wait(&self) {
         self.token.cancelled().await;
     }
 
-    /// The reason, as the last thing that the runner hears; nothing while the connection goes on.
+    /// Returns the reason, the last message to the runner. `None` while the connection is open.
     pub(crate) fn status(&self) -> Option<tonic::Status> {
         self.status.get().cloned()
     }
 }
 
-/// What is known of a lease that a runner holds.
+/// A lease that occupies a slot of a runner.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Hold {
+pub(crate) struct SlotLease {
     pub(crate) attempt: u32,
-    /// When the run was asked for; nothing where the lease is from before this connection.
+    /// Creation time of the run. `None` if the lease is older than this connection.
     pub(crate) created_at: Option<i64>,
-    /// When the run started, as far as this connection knows.
+    /// Start time of the run, if this connection has seen the start.
     pub(crate) started_at: Option<i64>,
-    /// The runner has said that it has it.
+    /// The runner has accepted the lease.
     pub(crate) accepted: bool,
-    /// The runner was told to stop it.
+    /// The runner has received a cancel message.
     pub(crate) cancel_sent: bool,
-    /// The first heartbeat that did not name it, of those in a row.
+    /// Time of the first of the consecutive heartbeats that omitted the lease.
     pub(crate) missed_since: Option<Instant>,
 }
 
-/// Why a lease did not reach a runner.
+/// Reason why a lease did not reach a runner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Undelivered {
-    /// It is not connected here.
+    /// The runner is not connected to this server.
     #[error("the runner is not connected any more")]
     Gone,
-    /// It takes nothing new.
-    #[error("the runner takes nothing new")]
+    /// The runner accepts no new leases.
+    #[error("the runner accepts no new leases")]
     Draining,
-    /// It has no free slot.
+    /// All slots are occupied.
     #[error("the runner has no free slot")]
     Full,
 }
 
-/// A connected runner, for those who look.
+/// Status of a connected runner.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Connected {
-    /// Its id.
+pub struct ConnectedRunner {
+    /// Id that the registration assigned.
     pub id: String,
-    /// Its name.
+    /// Unique name that the registration fixed.
     pub name: String,
-    /// What it can take.
+    /// Pool, platforms, labels and tasks, for matching with runs.
     pub profile: Arc<Profile>,
-    /// Runs that it carries out at once.
+    /// Number of runs that the runner executes at once.
     pub slots: u32,
-    /// Runs that it holds.
+    /// Number of leases of the runner.
     pub busy: u32,
-    /// It takes nothing new.
+    /// The runner accepts no new leases.
     pub draining: bool,
-    /// It declined a lease just now and is left alone for a moment.
-    pub resting: bool,
-    /// What its engine and builder are, and can do.
+    /// The runner has recently declined a lease and is paused.
+    pub paused: bool,
+    /// Properties of the engine and the builder.
     pub features: BTreeMap<String, String>,
-    /// The version of its program.
+    /// Version of the runner's program.
     pub version: String,
-    /// Bytes that are free where it keeps its files.
+    /// Free bytes on the disk of the runner's state folder.
     pub free_disk: u64,
 }
 
 impl Entry {
-    fn free(&self, now: Instant) -> u32 {
+    fn free_slots(&self, now: Instant) -> u32 {
         let ended = self.connection.end.token.is_cancelled();
-        if ended || self.draining || self.rests_until.is_some_and(|until| now < until) {
+        if ended || self.draining || self.paused_until.is_some_and(|until| now < until) {
             return 0;
         }
-        let held = u32::try_from(self.held.len()).unwrap_or(u32::MAX);
-        self.facts.slots.saturating_sub(held)
+        let leases = u32::try_from(self.leases.len()).unwrap_or(u32::MAX);
+        self.facts.slots.saturating_sub(leases)
     }
 
-    fn connected(&self, now: Instant) -> Connected {
+    fn to_connected(&self, now: Instant) -> ConnectedRunner {
         let facts = &self.facts;
-        Connected {
+        ConnectedRunner {
             id: facts.id.clone(),
             name: facts.name.clone(),
             profile: facts.profile.clone(),
             slots: facts.slots,
-            busy: u32::try_from(self.held.len()).unwrap_or(u32::MAX),
+            busy: u32::try_from(self.leases.len()).unwrap_or(u32::MAX),
             draining: self.draining,
-            resting: self.rests_until.is_some_and(|until| now < until),
+            paused: self.paused_until.is_some_and(|until| now < until),
             features: facts.features.clone(),
             version: facts.version.clone(),
             free_disk: self.free_disk,
         }
     }
 
-    /// Puts a message into the runner's queue; a full queue ends the connection.
+    /// Puts a message into the runner's queue. A full queue ends the connection.
     fn send(&self, message: Message) -> bool {
         let message = ToRunner {
             message: Some(message),
@@ -197,17 +200,17 @@ impl Entry {
             Err(TrySendError::Full(_)) => {
                 self.connection
                     .end
-                    .now("the runner does not read what it is sent");
+                    .signal("the runner does not read its messages");
                 false
             }
             Err(TrySendError::Closed(_)) => false,
         }
     }
 
-    fn hold(&mut self, run: &RunId, attempt: u32) -> Option<&mut Hold> {
-        self.held
+    fn lease_mut(&mut self, run: &RunId, attempt: u32) -> Option<&mut SlotLease> {
+        self.leases
             .get_mut(run)
-            .filter(|hold| hold.attempt == attempt)
+            .filter(|lease| lease.attempt == attempt)
     }
 }
 
@@ -216,20 +219,22 @@ impl Hub {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn with<T>(&self, id: &str, f: impl FnOnce(&mut Entry) -> T) -> Option<T> {
+    fn with_entry<T>(&self, id: &str, f: impl FnOnce(&mut Entry) -> T) -> Option<T> {
         self.lock().runners.get_mut(id).map(f)
     }
 
-    /// A runner is connected from now on; an earlier connection of it ends. Gives back what was on its way to the earlier
-    /// one, was never accepted, and is not in `held`.
+    /// Registers a connection and ends an earlier one of the same runner.
+    ///
+    /// Returns leases that were on their way to the earlier connection, were never accepted, and
+    /// are not in `leases`.
     pub(crate) fn connect(
         &self,
-        facts: Facts,
+        facts: RunnerFacts,
         draining: bool,
         free_disk: u64,
-        held: HashMap<RunId, Hold>,
+        leases: HashMap<RunId, SlotLease>,
         out: mpsc::Sender<ToRunner>,
-        end: End,
+        end: EndSignal,
     ) -> (Connection, Vec<(RunId, u32)>) {
         let mut state = self.lock();
         state.connections += 1;
@@ -243,11 +248,11 @@ impl Hub {
             facts,
             draining,
             free_disk,
-            heard: Instant::now(),
-            seen: true,
-            held,
+            last_seen: Instant::now(),
+            unrecorded: true,
+            leases,
             declined: 0,
-            rests_until: None,
+            paused_until: None,
             connection: connection.clone(),
         };
         let mut lost = Vec::new();
@@ -255,16 +260,16 @@ impl Hub {
             earlier
                 .connection
                 .end
-                .now("the runner has connected a second time");
-            let held = &mut state.runners.get_mut(&id).expect("it was inserted").held;
-            for (run, hold) in earlier.held {
-                match held.get_mut(&run) {
-                    // What was known of it stays known.
-                    Some(now) if now.attempt == hold.attempt => {
-                        now.created_at = hold.created_at;
-                        now.started_at = hold.started_at;
+                .signal("the runner opened a second connection");
+            let leases = &mut state.runners.get_mut(&id).expect("it was inserted").leases;
+            for (run, lease) in earlier.leases {
+                match leases.get_mut(&run) {
+                    // The new connection keeps the times that the earlier one has seen.
+                    Some(now) if now.attempt == lease.attempt => {
+                        now.created_at = lease.created_at;
+                        now.started_at = lease.started_at;
                     }
-                    _ if !hold.accepted => lost.push((run, hold.attempt)),
+                    _ if !lease.accepted => lost.push((run, lease.attempt)),
                     _ => {}
                 }
             }
@@ -272,16 +277,16 @@ impl Hub {
         (connection, lost)
     }
 
-    /// The runner's present connection, where `end` is its end.
-    pub(crate) fn connection(&self, id: &str, end: &End) -> Option<Connection> {
-        self.with(id, |entry| {
+    /// Returns the runner's current connection if `end` belongs to it.
+    pub(crate) fn connection(&self, id: &str, end: &EndSignal) -> Option<Connection> {
+        self.with_entry(id, |entry| {
             let connection = &entry.connection;
             Arc::ptr_eq(&connection.end.status, &end.status).then(|| connection.clone())
         })
         .flatten()
     }
 
-    /// A connection is over. An earlier one than the runner's present one changes nothing.
+    /// Removes a connection. An outdated connection changes nothing.
     pub(crate) fn disconnect(&self, id: &str, connection: &Connection) {
         let mut state = self.lock();
         if state
@@ -293,29 +298,31 @@ impl Hub {
         }
     }
 
-    /// Ends a runner's connection, where there is one.
-    pub fn end(&self, id: &str, reason: &str) {
-        self.with(id, |entry| entry.connection.end.now(reason));
+    /// Ends a runner's connection, if it has one.
+    pub fn end_connection(&self, id: &str, reason: &str) {
+        self.with_entry(id, |entry| entry.connection.end.signal(reason));
     }
 
     /// Ends all connections.
     pub(crate) fn end_all(&self, reason: &str) {
         for entry in self.lock().runners.values() {
-            entry.connection.end.now(reason);
+            entry.connection.end.signal(reason);
         }
     }
 
-    /// The runner has said something.
-    pub(crate) fn heard(&self, id: &str) {
-        self.with(id, |entry| {
-            entry.heard = Instant::now();
-            entry.seen = true;
+    /// Records that the runner has sent a message.
+    pub(crate) fn touch(&self, id: &str) {
+        self.with_entry(id, |entry| {
+            entry.last_seen = Instant::now();
+            entry.unrecorded = true;
         });
     }
 
-    /// A heartbeat: how much disk is free, and what it holds. What it has not named for longer than `patience`, it does not
-    /// hold: another server has taken that lease back, or it never arrived. Gives how many slots that frees.
-    pub(crate) fn beat(
+    /// Records the free disk and the leases of a heartbeat. Returns the number of freed slots.
+    ///
+    /// A lease that heartbeats omit for longer than `patience` is removed: another server has
+    /// revoked it, or it never arrived.
+    pub(crate) fn record_heartbeat(
         &self,
         id: &str,
         free_disk: u64,
@@ -323,160 +330,169 @@ impl Hub {
         patience: Duration,
     ) -> usize {
         let now = Instant::now();
-        self.with(id, |entry| {
+        self.with_entry(id, |entry| {
             entry.free_disk = free_disk;
-            let before = entry.held.len();
-            entry.held.retain(|run, hold| {
-                if named.get(run) == Some(&hold.attempt) {
-                    hold.missed_since = None;
+            let before = entry.leases.len();
+            entry.leases.retain(|run, lease| {
+                if named.get(run) == Some(&lease.attempt) {
+                    lease.missed_since = None;
                     return true;
                 }
-                let since = *hold.missed_since.get_or_insert(now);
+                let since = *lease.missed_since.get_or_insert(now);
                 now.duration_since(since) <= patience
             });
-            before - entry.held.len()
+            before - entry.leases.len()
         })
         .unwrap_or(0)
     }
 
-    /// The runners that were heard of since the last call, with their free disks.
-    pub(crate) fn take_seen(&self) -> Vec<(String, u64)> {
+    /// Returns the runners that were seen since the last call, with their free disk in bytes.
+    pub(crate) fn take_unrecorded(&self) -> Vec<(String, u64)> {
         let mut state = self.lock();
-        let seen = state.runners.values_mut().filter(|entry| entry.seen);
-        seen.map(|entry| {
-            entry.seen = false;
-            (entry.facts.id.clone(), entry.free_disk)
-        })
-        .collect()
+        let unrecorded = state.runners.values_mut().filter(|entry| entry.unrecorded);
+        unrecorded
+            .map(|entry| {
+                entry.unrecorded = false;
+                (entry.facts.id.clone(), entry.free_disk)
+            })
+            .collect()
     }
 
-    /// Ends the connections of runners that were not heard of for `limit`. Gives their names.
+    /// Ends the connections of runners that were silent for `limit`. Returns their names.
     pub(crate) fn end_silent(&self, limit: Duration) -> Vec<String> {
         let state = self.lock();
         let silent = state
             .runners
             .values()
-            .filter(|entry| entry.heard.elapsed() > limit);
+            .filter(|entry| entry.last_seen.elapsed() > limit);
         silent
             .map(|entry| {
-                entry.connection.end.now("the runner was silent");
+                entry.connection.end.signal("the runner was silent");
                 entry.facts.name.clone()
             })
             .collect()
     }
 
-    /// Sends a lease, and takes one of the runner's slots for it.
+    /// Sends a lease and occupies one of the runner's slots.
     pub(crate) fn deliver(
         &self,
         id: &str,
         run: &RunId,
-        hold: Hold,
+        lease: SlotLease,
         message: Message,
     ) -> Result<(), Undelivered> {
-        self.with(id, |entry| {
+        self.with_entry(id, |entry| {
             if entry.draining {
                 return Err(Undelivered::Draining);
             }
-            let held = u32::try_from(entry.held.len()).unwrap_or(u32::MAX);
-            if held >= entry.facts.slots {
+            let leases = u32::try_from(entry.leases.len()).unwrap_or(u32::MAX);
+            if leases >= entry.facts.slots {
                 return Err(Undelivered::Full);
             }
             if entry.connection.end.token.is_cancelled() || !entry.send(message) {
                 return Err(Undelivered::Gone);
             }
-            entry.held.insert(run.clone(), hold);
+            entry.leases.insert(run.clone(), lease);
             Ok(())
         })
         .unwrap_or(Err(Undelivered::Gone))
     }
 
-    /// Sends a message; false where the runner is not connected here.
-    pub(crate) fn tell(&self, id: &str, message: Message) -> bool {
-        self.with(id, |entry| entry.send(message)).unwrap_or(false)
+    /// Sends a message. Returns `false` if the runner is not connected to this server.
+    pub(crate) fn send(&self, id: &str, message: Message) -> bool {
+        self.with_entry(id, |entry| entry.send(message))
+            .unwrap_or(false)
     }
 
-    /// Tells a runner to stop a run, once a connection. True where it was told now.
+    /// Sends a cancel message once per connection. Returns `true` if this call sent it.
     pub(crate) fn cancel(&self, id: &str, run: &RunId, attempt: u32, message: Message) -> bool {
-        self.with(id, |entry| {
-            let Some(hold) = entry.hold(run, attempt) else {
+        self.with_entry(id, |entry| {
+            let Some(lease) = entry.lease_mut(run, attempt) else {
                 return false;
             };
-            if hold.cancel_sent {
+            if lease.cancel_sent {
                 return false;
             }
-            hold.cancel_sent = true;
+            lease.cancel_sent = true;
             entry.send(message)
         })
         .unwrap_or(false)
     }
 
-    /// Whether the runner holds this attempt, as far as is known here.
-    pub(crate) fn holds(&self, id: &str, run: &RunId, attempt: u32) -> bool {
-        self.with(id, |entry| entry.hold(run, attempt).is_some())
+    /// Returns `true` if this server knows a lease of the runner for this attempt.
+    pub(crate) fn has_lease(&self, id: &str, run: &RunId, attempt: u32) -> bool {
+        self.with_entry(id, |entry| entry.lease_mut(run, attempt).is_some())
             .unwrap_or(false)
     }
 
-    /// The database says that the runner holds this attempt.
-    pub(crate) fn learn(&self, id: &str, run: &RunId, attempt: u32) {
-        self.with(id, |entry| {
-            let known = entry.held.entry(run.clone()).or_default();
-            if known.attempt != attempt {
-                *known = Hold {
+    /// Adds a lease that the database reports for the runner.
+    pub(crate) fn add_lease(&self, id: &str, run: &RunId, attempt: u32) {
+        self.with_entry(id, |entry| {
+            let lease = entry.leases.entry(run.clone()).or_default();
+            if lease.attempt != attempt {
+                *lease = SlotLease {
                     attempt,
                     accepted: true,
-                    ..Hold::default()
+                    ..SlotLease::default()
                 };
             }
         });
     }
 
-    /// The runner has accepted an attempt.
-    pub(crate) fn accepted(&self, id: &str, run: &RunId, attempt: u32) {
-        self.with(id, |entry| {
+    /// Records that the runner has accepted an attempt.
+    pub(crate) fn mark_accepted(&self, id: &str, run: &RunId, attempt: u32) {
+        self.with_entry(id, |entry| {
             entry.declined = 0;
-            entry.rests_until = None;
-            if let Some(hold) = entry.hold(run, attempt) {
-                hold.accepted = true;
+            entry.paused_until = None;
+            if let Some(lease) = entry.lease_mut(run, attempt) {
+                lease.accepted = true;
             }
         });
     }
 
-    /// The runner has started an attempt at `now`. Gives what was known of it before, the first time.
-    pub(crate) fn started(&self, id: &str, run: &RunId, attempt: u32, now: i64) -> Option<Hold> {
-        self.with(id, |entry| {
-            let hold = entry.hold(run, attempt)?;
-            if hold.started_at.is_some() {
+    /// Records the start of an attempt at `now`. Returns the previous state of the lease, once.
+    pub(crate) fn mark_started(
+        &self,
+        id: &str,
+        run: &RunId,
+        attempt: u32,
+        now: i64,
+    ) -> Option<SlotLease> {
+        self.with_entry(id, |entry| {
+            let lease = entry.lease_mut(run, attempt)?;
+            if lease.started_at.is_some() {
                 return None;
             }
-            let before = hold.clone();
-            hold.accepted = true;
-            hold.started_at = Some(now);
+            let before = lease.clone();
+            lease.accepted = true;
+            lease.started_at = Some(now);
             Some(before)
         })
         .flatten()
     }
 
-    /// An attempt is over, or not the runner's any more: its slot is free. Gives what was known of it.
-    pub(crate) fn release(&self, id: &str, run: &RunId, attempt: u32) -> Option<Hold> {
-        self.with(id, |entry| {
-            entry.hold(run, attempt)?;
-            entry.held.remove(run)
+    /// Frees the slot of an attempt that has finished or moved. Returns its lease.
+    pub(crate) fn release(&self, id: &str, run: &RunId, attempt: u32) -> Option<SlotLease> {
+        self.with_entry(id, |entry| {
+            entry.lease_mut(run, attempt)?;
+            entry.leases.remove(run)
         })
         .flatten()
     }
 
-    /// The runner has declined a lease, or did not accept it: it is left alone for a moment, longer each time.
-    pub(crate) fn declined(&self, id: &str) {
-        self.with(id, |entry| {
-            let rest = REST * 2u32.saturating_pow(entry.declined.min(5));
+    /// Pauses a runner that declined or did not accept a lease, longer each time.
+    pub(crate) fn mark_declined(&self, id: &str) {
+        self.with_entry(id, |entry| {
+            let rest = PAUSE * 2u32.saturating_pow(entry.declined.min(5));
             entry.declined += 1;
-            entry.rests_until = Some(Instant::now() + rest.min(LONGEST_REST));
+            entry.paused_until = Some(Instant::now() + rest.min(LONGEST_PAUSE));
         });
     }
 
-    /// Somebody has decided whether the runner takes anything new: it is told to drain, once. True where that is news.
+    /// Sets whether the runner drains, and sends it a drain message once. Returns `true` on a
+    /// change.
     pub(crate) fn set_draining(&self, id: &str, draining: bool) -> bool {
-        self.with(id, |entry| {
+        self.with_entry(id, |entry| {
             let news = std::mem::replace(&mut entry.draining, draining) != draining;
             if news && draining {
                 entry.send(Message::Drain(Drain {}));
@@ -486,46 +502,56 @@ impl Hub {
         .unwrap_or(false)
     }
 
-    /// The runner has said that it takes nothing more.
-    pub(crate) fn leaves(&self, id: &str) {
-        self.with(id, |entry| entry.draining = true);
+    /// Records that the runner announced to accept no new leases.
+    pub(crate) fn mark_draining(&self, id: &str) {
+        self.with_entry(id, |entry| entry.draining = true);
     }
 
-    /// Every runner that has a free slot now and was heard of within `quiet`: one that may be lost gets nothing new.
-    pub(crate) fn free(&self, quiet: Duration) -> Vec<FreeRunner> {
+    /// Returns the runners with a free slot that were seen within `quiet`.
+    ///
+    /// A runner that may be lost gets no new leases.
+    pub(crate) fn free_runners(&self, quiet: Duration) -> Vec<FreeRunner> {
         let now = Instant::now();
         let state = self.lock();
-        let heard = |entry: &&Entry| now.duration_since(entry.heard) <= quiet;
-        let free = state.runners.values().filter(heard).filter_map(|entry| {
-            let free = entry.free(now);
-            (free > 0).then(|| FreeRunner {
-                id: entry.facts.id.clone(),
-                seed: rendezvous_seed(&entry.facts.id),
-                profile: entry.facts.profile.clone(),
-                free,
-            })
-        });
+        let last_seen = |entry: &&Entry| now.duration_since(entry.last_seen) <= quiet;
+        let free = state
+            .runners
+            .values()
+            .filter(last_seen)
+            .filter_map(|entry| {
+                let free = entry.free_slots(now);
+                (free > 0).then(|| FreeRunner {
+                    id: entry.facts.id.clone(),
+                    seed: rendezvous_seed(&entry.facts.id),
+                    profile: entry.facts.profile.clone(),
+                    free,
+                })
+            });
         free.collect()
     }
 
-    /// Every connected runner.
-    pub fn runners(&self) -> Vec<Connected> {
+    /// Returns all connected runners.
+    pub fn runners(&self) -> Vec<ConnectedRunner> {
         let now = Instant::now();
         let state = self.lock();
-        state.runners.values().map(|e| e.connected(now)).collect()
+        state
+            .runners
+            .values()
+            .map(|e| e.to_connected(now))
+            .collect()
     }
 
-    /// One runner, where it is connected here.
-    pub fn runner(&self, id: &str) -> Option<Connected> {
-        self.with(id, |entry| entry.connected(Instant::now()))
+    /// Returns a runner if it is connected to this server.
+    pub fn runner(&self, id: &str) -> Option<ConnectedRunner> {
+        self.with_entry(id, |entry| entry.to_connected(Instant::now()))
     }
 
-    /// How many runners are connected here.
+    /// Returns the number of runners that are connected to this server.
     pub fn len(&self) -> usize {
         self.lock().runners.len()
     }
 
-    /// Nobody is connected here.
+    /// Returns `true` if no runner is connected to this server.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -1,18 +1,20 @@
-//! What runners prove who they are with: one-use registration tokens `acrr_<id>_<secret>` and keys `acrk_<id>_<secret>`.
+//! Credentials of runners: one-use registration tokens `acrr_<id>_<secret>` and keys
+//! `acrk_<id>_<secret>`.
 //!
-//! The id finds the row; the SHA-256 of all of it is what is stored and compared, in constant time.
+//! The id selects the row. The server stores the SHA-256 of the whole text and compares it in
+//! constant time.
 
 use acrtask_model::Secret;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use rand::RngCore as _;
 use sha2::{Digest as _, Sha256};
 
-/// Which of the two.
+/// Kind of credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Registers one runner.
+    /// Token that registers one runner.
     Registration,
-    /// A runner's own.
+    /// Key of one runner.
     Key,
 }
 
@@ -25,7 +27,7 @@ impl Kind {
     }
 }
 
-/// A new id: 13 characters.
+/// Returns a new id of 13 characters.
 pub(crate) fn new_id(letter: char) -> String {
     const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
     let mut bytes = [0; 12];
@@ -34,24 +36,24 @@ pub(crate) fn new_id(letter: char) -> String {
     std::iter::once(letter).chain(tail).collect()
 }
 
-/// A new proof for `id`, and what it is checked by.
-pub(crate) fn new(kind: Kind, id: &str) -> (Secret, Vec<u8>) {
+/// Creates a credential for `id`. Returns it with its hash.
+pub(crate) fn create(kind: Kind, id: &str) -> (Secret, Vec<u8>) {
     let mut bytes = [0; 32];
     rand::rng().fill_bytes(&mut bytes);
     let text = format!("{}{id}_{}", kind.prefix(), URL_SAFE_NO_PAD.encode(bytes));
-    let hash = hash(&text);
+    let hash = hash_text(&text);
     (Secret::new(text), hash)
 }
 
-/// The id in a proof; nothing where it has another form.
-pub(crate) fn id(kind: Kind, text: &str) -> Option<&str> {
+/// Returns the id in a credential. `None` if the text has another form.
+pub(crate) fn parse_id(kind: Kind, text: &str) -> Option<&str> {
     let (id, secret) = text.strip_prefix(kind.prefix())?.split_once('_')?;
     (!id.is_empty() && !secret.is_empty()).then_some(id)
 }
 
-/// Whether `text` is what `hash` was made of, in constant time.
-pub(crate) fn fits(text: &str, stored: &[u8]) -> bool {
-    let given = hash(text);
+/// Returns `true` if `stored` is the hash of `text`. The comparison takes constant time.
+pub(crate) fn matches_hash(text: &str, stored: &[u8]) -> bool {
+    let given = hash_text(text);
     given.len() == stored.len()
         && given
             .iter()
@@ -60,12 +62,12 @@ pub(crate) fn fits(text: &str, stored: &[u8]) -> bool {
             == 0
 }
 
-/// Returns what a key is stored as. `None`: the text has not the form of a key.
-pub(crate) fn key_hash(text: &str) -> Option<Vec<u8>> {
-    id(Kind::Key, text).map(|_| hash(text))
+/// Returns the stored hash of a key. `None` if the text does not have the form of a key.
+pub(crate) fn hash_key(text: &str) -> Option<Vec<u8>> {
+    parse_id(Kind::Key, text).map(|_| hash_text(text))
 }
 
-pub(super) fn hash(text: &str) -> Vec<u8> {
+pub(super) fn hash_text(text: &str) -> Vec<u8> {
     Sha256::digest(text.as_bytes()).to_vec()
 }
 
@@ -74,17 +76,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_proof_is_recognized_and_no_other() {
-        let (key, stored) = new(Kind::Key, "n234");
+    fn credential_matches_only_its_own_hash() {
+        let (key, stored) = create(Kind::Key, "n234");
         let key = key.expose();
-        assert_eq!(id(Kind::Key, key), Some("n234"));
-        assert_eq!(id(Kind::Registration, key), None);
-        assert!(fits(key, &stored));
-        assert!(!fits(&key[..key.len() - 1], &stored));
-        assert!(!fits(key, &stored[1..]));
-        assert!(!fits(key, &[]));
+        assert_eq!(parse_id(Kind::Key, key), Some("n234"));
+        assert_eq!(parse_id(Kind::Registration, key), None);
+        assert!(matches_hash(key, &stored));
+        assert!(!matches_hash(&key[..key.len() - 1], &stored));
+        assert!(!matches_hash(key, &stored[1..]));
+        assert!(!matches_hash(key, &[]));
         for wrong in ["", "acrk_", "acrk_a", "acrk_a_", "acrk__b", "xcrk_a_b"] {
-            assert_eq!(id(Kind::Key, wrong), None, "{wrong}");
+            assert_eq!(parse_id(Kind::Key, wrong), None, "{wrong}");
         }
     }
 }

@@ -1,7 +1,9 @@
-//! Answers runners over gRPC: registration, the one stream of each runner, and contexts of the runs they hold.
+//! gRPC service for runners: registration, the stream of each runner, and contexts of leased runs.
 //!
-//! Invariants: who calls is known before anything is looked at; a call about a run that is not the caller's is refused; a
-//! runner that is slow holds up nobody but itself.
+//! Invariants:
+//! - The caller is authenticated before the server processes a request.
+//! - A call about a run that the caller does not lease is refused.
+//! - A slow runner delays only itself.
 
 mod chunks;
 mod digest;
@@ -30,45 +32,46 @@ use tokio_util::task::TaskTracker;
 use tonic::{Extensions, Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use self::keys::Kind;
-pub(crate) use self::keys::key_hash;
+pub(crate) use self::keys::hash_key;
 use crate::{
     App,
     api::ApiError,
     auth::{self, CredentialKind},
-    recorder::{Recorder, millis},
+    recorder::{Recorder, as_millis},
     serve::request_guard::{ANONYMOUS_BODY, Guarded as _},
 };
 
-/// Longest name of a runner.
+/// Maximum length of a runner's name, in bytes.
 const MAX_NAME: usize = 63;
 
 use facts::Allowed;
-pub(crate) use facts::MOST_SLOTS;
+pub(crate) use facts::MAX_SLOTS;
 
-/// What a registration token fixes for its runner.
+/// Properties that a registration token fixes for its runner.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RunnerGrant {
-    /// The pool. `None`: the default one.
+    /// The pool. `None`: the default pool.
     pub pool: Option<String>,
-    /// The labels.
+    /// Labels that runs may select.
     pub labels: BTreeMap<String, String>,
-    /// Most slots. `None`: as many as any runner may have.
+    /// Maximum number of slots. `None`: the limit of all runners.
     pub max_slots: Option<u32>,
-    /// The only tasks whose runs it gets: a name, or a prefix with `*`. `None`: all runs of its pool.
+    /// Tasks whose runs the runner may lease: a name, or a prefix with `*`. `None`: all runs of its
+    /// pool.
     pub tasks: Option<String>,
 }
 
-/// Makes a token that registers one runner within `ttl`, which then is what `grant` says.
+/// Creates a token that registers one runner with the properties of `grant` within `ttl`.
 ///
 /// # Errors
-/// When the database cannot be used.
+/// If the database is unavailable.
 pub async fn new_runner_token(
     app: &App,
     grant: RunnerGrant,
     ttl: Duration,
 ) -> Result<Secret, StoreError> {
     let id = keys::new_id('t');
-    let (token, hash) = keys::new(Kind::Registration, &id);
+    let (token, hash) = keys::create(Kind::Registration, &id);
     let now = app.clock.now_ms();
     app.store
         .create_runner_token(&RunnerTokenRow {
@@ -79,13 +82,13 @@ pub async fn new_runner_token(
             max_slots: grant.max_slots,
             tasks: grant.tasks,
             created_at: now,
-            expires_at: now.saturating_add(millis(ttl)),
+            expires_at: now.saturating_add(as_millis(ttl)),
         })
         .await?;
     Ok(token)
 }
 
-/// The gRPC service.
+/// Implementation of the gRPC service.
 #[derive(Debug)]
 pub(crate) struct Service {
     app: Arc<App>,
@@ -93,7 +96,7 @@ pub(crate) struct Service {
     tasks: TaskTracker,
 }
 
-/// The routes of the service. Sessions of runners are `tasks`.
+/// Returns the routes of the service. Sessions of runners run in `tasks`.
 pub(crate) fn router(app: Arc<App>, recorder: Recorder, tasks: TaskTracker) -> axum::Router {
     let service = Arc::new(Service {
         app,
@@ -106,7 +109,7 @@ pub(crate) fn router(app: Arc<App>, recorder: Recorder, tasks: TaskTracker) -> a
             .max_encoding_message_size(MAX_MESSAGE + 64 * 1024)
     };
     let base = format!("/{}", runners_server::SERVICE_NAME);
-    // Messages of the others are decoded before anybody has checked a credential.
+    // The other methods decode their message before the credential is checked.
     let decoded_first = usize::try_from(ANONYMOUS_BODY).unwrap_or(usize::MAX);
     axum::Router::new()
         .route_service(&format!("{base}/Connect"), server(MAX_MESSAGE))
@@ -114,17 +117,17 @@ pub(crate) fn router(app: Arc<App>, recorder: Recorder, tasks: TaskTracker) -> a
 }
 
 impl Service {
-    /// The runner whose key a call carries.
-    async fn caller(
+    /// Returns the runner whose key a call contains.
+    async fn authenticate_runner(
         &self,
         metadata: &MetadataMap,
         extensions: &Extensions,
     ) -> Result<RunnerRow, Status> {
         let refused = || {
-            self.wrong(
+            self.count_failure(
                 extensions,
                 Status::unauthenticated(
-                    "this is no key of a runner; register with a token of `acrtask runner token`",
+                    "this is not a runner's key; register with a token of `acrtask runner token`",
                 ),
             )
         };
@@ -133,29 +136,35 @@ impl Service {
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.strip_prefix("Bearer "))
             .ok_or_else(refused)?;
-        let id = keys::id(Kind::Key, key).ok_or_else(refused)?;
-        let (limits, hash) = (&self.app.limits, keys::hash(key));
-        let turn = limits.lookup(&hash).await;
-        let runner = self.app.store.runner_by_id(id).await.map_err(failed)?;
+        let id = keys::parse_id(Kind::Key, key).ok_or_else(refused)?;
+        let (limits, hash) = (&self.app.limits, keys::hash_text(key));
+        let turn = limits.acquire_lookup(&hash).await;
+        let runner = self
+            .app
+            .store
+            .runner_by_id(id)
+            .await
+            .map_err(log_store_error)?;
         drop(turn);
-        // A removed runner's key is worth nothing.
-        let valid = runner
-            .filter(|runner| keys::fits(key, &runner.key_hash) && runner.removed_at.is_none());
+        // The key of a removed runner is invalid.
+        let valid = runner.filter(|runner| {
+            keys::matches_hash(key, &runner.key_hash) && runner.removed_at.is_none()
+        });
         let Some(runner) = valid else {
             limits.forget(&hash);
             return Err(refused());
         };
         limits.remember(&hash);
-        extensions.authenticated();
+        extensions.mark_authenticated();
         Ok(runner)
     }
 
-    /// Counts a wrong credential. Returns `refusal`, or that too many came from the address.
-    fn wrong(&self, extensions: &Extensions, refusal: Status) -> Status {
+    /// Counts a wrong credential. Returns `refusal`, or an error if the address exceeds the limit.
+    fn count_failure(&self, extensions: &Extensions, refusal: Status) -> Status {
         let problem = ApiError::unauthorized(refusal.message());
-        let (address, now) = (auth::address(extensions), self.app.clock.now_ms());
+        let (address, now) = (auth::client_address(extensions), self.app.clock.now_ms());
         let kind = CredentialKind::RunnerKey;
-        let answer = self.app.limits.fail(kind, address, now, problem);
+        let answer = self.app.limits.count_failure(kind, address, now, problem);
         match answer.retry_after() {
             None => refusal,
             Some(seconds) => Status::resource_exhausted(format!(
@@ -166,20 +175,20 @@ impl Service {
     }
 }
 
-/// What a caller is told of a database that cannot be used.
-fn failed(error: StoreError) -> Status {
+/// Converts a database error into the status for the caller, and logs it.
+fn log_store_error(error: StoreError) -> Status {
     tracing::error!(
-        error = acrtask_model::chain(&error),
-        "a runner's call failed"
+        error = acrtask_model::error_chain(&error),
+        "a call of a runner failed"
     );
     if error.is_unavailable() {
         Status::unavailable("the database cannot be reached; try again")
     } else {
-        Status::internal("the database failed; the server's log says why")
+        Status::internal("the database failed; see the server's log")
     }
 }
 
-fn is_name(name: &str) -> bool {
+fn is_valid_name(name: &str) -> bool {
     (1..=MAX_NAME).contains(&name.len())
         && name
             .bytes()
@@ -194,29 +203,29 @@ impl Runners for Service {
     ) -> Result<Response<RegisterResponse>, Status> {
         let (_, extensions, request) = request.into_parts();
         let refused = || {
-            self.wrong(
+            self.count_failure(
                 &extensions,
                 Status::permission_denied(
-                    "the registration token is unknown, was used, or has ended; \
+                    "the registration token is unknown, used or expired; \
                      `acrtask runner token` makes a new one",
                 ),
             )
         };
-        let token_id = keys::id(Kind::Registration, &request.token).ok_or_else(refused)?;
-        let turn = self.app.limits.lookup(&[]).await;
+        let token_id = keys::parse_id(Kind::Registration, &request.token).ok_or_else(refused)?;
+        let turn = self.app.limits.acquire_lookup(&[]).await;
         let token = self.app.store.runner_token(token_id).await;
         drop(turn);
         let token = token
-            .map_err(failed)?
-            .filter(|token| keys::fits(&request.token, &token.hash))
+            .map_err(log_store_error)?
+            .filter(|token| keys::matches_hash(&request.token, &token.hash))
             .ok_or_else(refused)?;
-        extensions.proved();
-        if !is_name(&request.name) {
+        extensions.mark_proven();
+        if !is_valid_name(&request.name) {
             return Err(Status::invalid_argument(format!(
                 "a runner's name has 1 to {MAX_NAME} letters, digits, `-`, `_` and `.`"
             )));
         }
-        // Before the token is used: a wrong option must not cost it.
+        // The check precedes the use of the token, so that a wrong option does not consume it.
         let allowed = Allowed {
             pool: token.pool.as_deref(),
             labels: &token.labels,
@@ -226,7 +235,7 @@ impl Runners for Service {
             .check(&request.pool, &request.labels, request.slots)
             .map_err(Status::invalid_argument)?;
         let id = keys::new_id('n');
-        let (key, key_hash) = keys::new(Kind::Key, &id);
+        let (key, key_hash) = keys::create(Kind::Key, &id);
         let runner = NewRunner {
             id,
             name: request.name,
@@ -240,10 +249,10 @@ impl Runners for Service {
                 "{what}; give another name, or remove that runner first"
             )),
             StoreError::Invalid { what } => Status::invalid_argument(what),
-            error => failed(error),
+            error => log_store_error(error),
         })?;
         self.app.limits.remember(&row.key_hash);
-        tracing::info!(runner = row.id, name = row.name, "a runner has registered");
+        tracing::info!(runner = row.id, name = row.name, "registered a runner");
         Ok(Response::new(RegisterResponse {
             runner_id: row.id,
             key: key.expose().to_owned(),
@@ -257,14 +266,14 @@ impl Runners for Service {
         request: Request<Streaming<FromRunner>>,
     ) -> Result<Response<Self::ConnectStream>, Status> {
         let runner = self
-            .caller(request.metadata(), request.extensions())
+            .authenticate_runner(request.metadata(), request.extensions())
             .await?;
-        request.extensions().begins_session();
+        request.extensions().mark_session();
         if self.app.closing.is_cancelled() {
             return Err(Status::unavailable("the control plane is shutting down"));
         }
         let (out, messages) = mpsc::channel(hub::QUEUE);
-        let end = hub::End::default();
+        let end = hub::EndSignal::default();
         self.tasks.spawn(session::run(
             self.app.clone(),
             self.recorder.clone(),
@@ -273,12 +282,12 @@ impl Runners for Service {
             out,
             end.clone(),
         ));
-        // The reason comes last; a stream that the runner itself has ended has none.
+        // The reason is the last message. A stream that the runner itself has ended has none.
         let ended = end.clone();
         let last = stream::once(async move { end.status() }).filter_map(async |status| status);
         let messages = ReceiverStream::new(messages)
             .map(Ok)
-            .take_until(async move { ended.reached().await })
+            .take_until(async move { ended.wait().await })
             .chain(last.map(Err));
         Ok(Response::new(messages.boxed()))
     }
@@ -290,9 +299,9 @@ impl Runners for Service {
         request: Request<FetchContextRequest>,
     ) -> Result<Response<Self::FetchContextStream>, Status> {
         let runner = self
-            .caller(request.metadata(), request.extensions())
+            .authenticate_runner(request.metadata(), request.extensions())
             .await?;
-        let chunks = fetch::context(&self.app, &runner, request.into_inner()).await?;
+        let chunks = fetch::open_context(&self.app, &runner, request.into_inner()).await?;
         Ok(Response::new(chunks))
     }
 }

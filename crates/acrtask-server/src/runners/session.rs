@@ -1,10 +1,13 @@
-//! One runner's stream, from its hello to its end.
+//! Session of one runner's stream, from its hello to its end.
 //!
-//! What a runner says goes to the recorder in the order in which it came; answers go back as the verdicts arrive. Chunks of
-//! logs, and the end of a run behind them, take a lane of their own, since their bytes are put into blobs first: a
-//! place for blobs that is slow holds up no heartbeat. Invariants: a bounded number of messages is under way, then the
-//! stream is not read on; nothing is acknowledged before it is committed; what is said about a run that is not the
-//! runner's is answered with Abandon, and none of its bytes are kept.
+//! Reports go to the recorder in their order of arrival, and responses follow the verdicts. Chunks
+//! of logs and a final report behind them have a queue of their own, because their bytes go into
+//! blobs first: slow blob storage delays no heartbeat.
+//!
+//! Invariants:
+//! - The number of messages in flight is bounded. At the bound the session stops reading.
+//! - The session acknowledges only committed reports.
+//! - A report about a run of another runner is answered with Abandon, and its bytes are dropped.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -24,38 +27,38 @@ use tokio::sync::{Semaphore, mpsc};
 use tonic::Streaming;
 
 use super::{
-    chunks::{Acknowledged, Chunk, put},
-    digest::Digests,
-    facts::{bytes, cut, facts, printable},
-    failed,
-    hub::{Connection, End, Facts, Hold},
+    chunks::{AckedOffsets, Chunk, put_chunk},
+    digest::LogDigests,
+    facts::{check_hello, clamp_to_i64, replace_nul, truncate_reason},
+    hub::{Connection, EndSignal, RunnerFacts, SlotLease},
+    log_store_error,
 };
 use crate::{
     App,
     auth::TaskLimit,
-    recorder::{Receipt, Recorder, millis},
-    scheduler::place::Profile,
+    recorder::{Ack, Recorder, as_millis},
+    scheduler::assignment::Profile,
 };
 
-/// How long a runner may take to say hello.
-const HELLO: Duration = Duration::from_secs(15);
-/// Runners that this process greets at once, which bounds what a thousand need that come back together.
-static GREETINGS: Semaphore = Semaphore::const_new(32);
-/// Messages of one runner that are under way at once.
-const UNDER_WAY: usize = 64;
-/// The largest chunk of a log that is taken, in bytes.
-const CHUNK_LIMIT: usize = 4 * acrtask_proto::MAX_CHUNK;
-/// Where a log ends at the latest, in bytes.
-const LOG_LIMIT: u64 = 1 << 40;
+/// Time limit for the runner's hello.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(15);
+/// Permits for concurrent welcomes, which bound the memory when a thousand runners reconnect.
+static WELCOME_PERMITS: Semaphore = Semaphore::const_new(32);
+/// Maximum number of messages of one runner in flight.
+const MAX_IN_FLIGHT: usize = 64;
+/// Maximum size of a log chunk, in bytes.
+const MAX_CHUNK_BYTES: usize = 4 * acrtask_proto::MAX_CHUNK;
+/// Maximum size of a log, in bytes.
+const MAX_LOG_BYTES: u64 = 1 << 40;
 
-/// Carries a runner's stream through to its end.
+/// Runs a session until its stream ends.
 pub(super) async fn run(
     app: Arc<App>,
     recorder: Recorder,
     runner: RunnerRow,
     inbound: Streaming<FromRunner>,
     out: mpsc::Sender<ToRunner>,
-    end: End,
+    end: EndSignal,
 ) {
     let (id, name) = (runner.id.clone(), runner.name.clone());
     let session = Session {
@@ -64,25 +67,27 @@ pub(super) async fn run(
         id: id.clone(),
         out,
         end: end.clone(),
-        told: Acknowledged::default(),
-        digests: Digests::default(),
+        acked: AckedOffsets::default(),
+        digests: LogDigests::default(),
     };
-    let talk = session.talk(runner, inbound);
+    let serve = session.serve(runner, inbound);
     tokio::select! {
-        () = end.reached() => {}
-        () = app.closing.cancelled() => end.now("the control plane is shutting down"),
-        () = talk => {}
+        () = end.wait() => {}
+        () = app.closing.cancelled() => end.signal("the control plane is shutting down"),
+        () = serve => {}
     }
     if let Some(connection) = app.hub.connection(&id, &end) {
         app.hub.disconnect(&id, &connection);
         let reason = end.status();
-        let reason = reason.as_ref().map_or("it left", |status| status.message());
-        tracing::info!(runner = id, name, reason, "a runner is gone");
-        // Other servers would show it as online for a lease.
+        let reason = reason
+            .as_ref()
+            .map_or("the runner left", |status| status.message());
+        tracing::info!(runner = id, name, reason, "runner disconnected");
+        // Otherwise other servers show the runner as online until its lease time is over.
         if app.hub.runner(&id).is_none()
             && let Err(error) = app.store.runner_left(&id, &app.config.server_id).await
         {
-            tracing::warn!(runner = id, %error, "cannot record that a runner left");
+            tracing::warn!(runner = id, %error, "cannot record that a runner disconnected");
         }
     }
 }
@@ -92,56 +97,56 @@ struct Session {
     recorder: Recorder,
     id: String,
     out: mpsc::Sender<ToRunner>,
-    end: End,
-    told: Acknowledged,
-    digests: Digests,
+    end: EndSignal,
+    acked: AckedOffsets,
+    digests: LogDigests,
 }
 
-/// A report that has its turn.
-struct Ready {
+/// A report that is ready for the recorder.
+struct ReadyReport {
     of: Attempt,
     run: RunId,
     report: Report,
-    /// What came with a chunk.
+    /// The bytes of a log chunk.
     data: bytes::Bytes,
 }
 
-/// What the lane gives.
+/// Output of the queue of reports.
 enum Prepared {
-    Report(Ready),
+    Report(ReadyReport),
     Refused(Attempt, String),
-    /// The database failed before it had its turn.
+    /// The database failed before the report was ready.
     Unwritten,
 }
 
-type Lane = FuturesOrdered<BoxFuture<'static, Prepared>>;
+type PreparedQueue = FuturesOrdered<BoxFuture<'static, Prepared>>;
 type Replies = FuturesUnordered<BoxFuture<'static, Vec<Message>>>;
 
 impl Session {
-    async fn talk(&self, runner: RunnerRow, mut inbound: Streaming<FromRunner>) {
-        let first = tokio::time::timeout(HELLO, inbound.message()).await;
+    async fn serve(&self, runner: RunnerRow, mut inbound: Streaming<FromRunner>) {
+        let first = tokio::time::timeout(HELLO_TIMEOUT, inbound.message()).await;
         let Ok(Ok(Some(FromRunner {
             message: Some(From::Hello(hello)),
         }))) = first
         else {
             self.end
-                .now("the first message of a runner has to be its hello");
+                .signal("the first message of a runner must be a hello");
             return;
         };
-        // What a greeting and a message need is large, and not there while a runner says nothing.
-        let turn = GREETINGS.acquire().await;
+        // Boxes these large futures so that an idle session stays small.
+        let turn = WELCOME_PERMITS.acquire().await;
         if let Err(reason) = Box::pin(self.welcome(runner, hello)).await {
-            self.end.now(reason);
+            self.end.signal(reason);
             return;
         }
         drop(turn);
-        let mut lane = Lane::new();
+        let mut queue = PreparedQueue::new();
         let mut replies = Replies::new();
         let mut open = true;
-        while open || !lane.is_empty() || !replies.is_empty() {
-            let room = lane.len() + replies.len() < UNDER_WAY;
+        while open || !queue.is_empty() || !replies.is_empty() {
+            let has_capacity = queue.len() + replies.len() < MAX_IN_FLIGHT;
             tokio::select! {
-                Some(prepared) = lane.next(), if !lane.is_empty() => {
+                Some(prepared) = queue.next(), if !queue.is_empty() => {
                     let reply = Box::pin(self.submit(prepared)).await;
                     replies.push(reply);
                 }
@@ -150,16 +155,16 @@ impl Session {
                         self.send(message).await;
                     }
                 }
-                message = inbound.message(), if open && room => match message {
+                message = inbound.message(), if open && has_capacity => match message {
                     Ok(Some(FromRunner { message: Some(message) })) => {
-                        self.app.hub.heard(&self.id);
-                        Box::pin(self.hear(message, &mut lane, &mut replies)).await;
+                        self.app.hub.touch(&self.id);
+                        Box::pin(self.handle_message(message, &mut queue, &mut replies)).await;
                     }
-                    // A message of a newer program.
+                    // A message type of a newer runner.
                     Ok(Some(FromRunner { message: None })) => {}
                     Ok(None) => open = false,
                     Err(status) => {
-                        tracing::debug!(runner = self.id, %status, "a runner's stream broke off");
+                        tracing::debug!(runner = self.id, %status, "lost a runner's stream");
                         return;
                     }
                 },
@@ -167,13 +172,13 @@ impl Session {
         }
     }
 
-    /// Greets a runner: what it is, what of its leases it keeps, and only then may it be given new ones.
+    /// Welcomes a runner and confirms its leases. Only then it may get new ones.
     async fn welcome(&self, runner: RunnerRow, hello: Hello) -> Result<(), String> {
         let app = &*self.app;
         let facts =
-            facts(&runner, &hello).inspect_err(|reason| self.end.refuse(reason.as_str()))?;
+            check_hello(&runner, &hello).inspect_err(|reason| self.end.refuse(reason.as_str()))?;
         let pause = |error| {
-            failed(error);
+            log_store_error(error);
             "the database cannot be reached; connect again".to_owned()
         };
         let now = app.clock.now_ms();
@@ -182,39 +187,39 @@ impl Session {
             .await
             .map_err(pause)?;
         let mut claims = Vec::new();
-        for of in hello.held {
+        for of in hello.attempts {
             if let Ok(run) = RunId::new(of.run.clone()) {
-                let receipt = self.renew(&run, of.attempt).await;
-                claims.push((of, run, receipt));
+                let ack = self.renew(&run, of.attempt).await;
+                claims.push((of, run, ack));
             }
         }
-        let mut held = HashMap::new();
+        let mut leases = HashMap::new();
         let mut kept = Vec::new();
         let mut abandoned = Vec::new();
-        for (of, run, receipt) in claims {
-            match receipt.await {
+        for (of, run, ack) in claims {
+            match ack.await {
                 Ok(Verdict::Done | Verdict::LogAt(_) | Verdict::LogFull(_)) => {
                     let state = app.store.log_state(&run).await.map_err(pause)?;
-                    let hold = Hold {
+                    let lease = SlotLease {
                         attempt: of.attempt,
                         accepted: true,
-                        ..Hold::default()
+                        ..SlotLease::default()
                     };
-                    held.insert(run, hold);
+                    leases.insert(run, lease);
                     kept.push(LogAck {
                         of: Some(of),
                         offset: state.length,
                     });
                 }
-                Ok(Verdict::Refused { reason }) => abandoned.push(abandon(of, reason)),
+                Ok(Verdict::Refused { reason }) => abandoned.push(abandon_message(of, reason)),
                 Err(_) => return Err("the database failed; connect again".into()),
             }
         }
         let welcome = Welcome {
             runner_id: runner.id.clone(),
             name: runner.name.clone(),
-            heartbeat_ms: u32::try_from(millis(app.config.heartbeat)).unwrap_or(u32::MAX),
-            lease_ms: u32::try_from(millis(app.config.lease)).unwrap_or(u32::MAX),
+            heartbeat_ms: u32::try_from(as_millis(app.config.heartbeat)).unwrap_or(u32::MAX),
+            lease_ms: u32::try_from(as_millis(app.config.lease)).unwrap_or(u32::MAX),
             kept,
         };
         self.send(Message::Welcome(welcome)).await;
@@ -229,12 +234,12 @@ impl Session {
             name = runner.name,
             pool = facts.pool,
             slots = facts.slots,
-            held = held.len(),
+            leases = leases.len(),
             version = facts.version,
-            "a runner is connected"
+            "runner connected"
         );
         let (_, lost): (Connection, _) = app.hub.connect(
-            Facts {
+            RunnerFacts {
                 id: runner.id,
                 name: runner.name,
                 profile: Arc::new(Profile {
@@ -249,7 +254,7 @@ impl Session {
             },
             runner.draining,
             facts.free_disk,
-            held,
+            leases,
             self.out.clone(),
             self.end.clone(),
         );
@@ -267,7 +272,7 @@ impl Session {
         Ok(())
     }
 
-    async fn renew(&self, run: &RunId, attempt: u32) -> Receipt {
+    async fn renew(&self, run: &RunId, attempt: u32) -> Ack {
         self.recorder
             .submit(&self.id, run, attempt, Report::Renewed)
             .await
@@ -280,54 +285,63 @@ impl Session {
         let _ = self.out.send(message).await;
     }
 
-    async fn hear(&self, message: From, lane: &mut Lane, replies: &mut Replies) {
+    async fn handle_message(
+        &self,
+        message: From,
+        queue: &mut PreparedQueue,
+        replies: &mut Replies,
+    ) {
         match message {
-            From::Hello(_) => tracing::warn!(runner = self.id, "a second hello is ignored"),
+            From::Hello(_) => tracing::warn!(runner = self.id, "ignored a second hello"),
             From::Heartbeat(heartbeat) => {
                 let reply = self.heartbeat(heartbeat).await;
                 replies.push(reply);
             }
             From::Accepted(accepted) => {
-                self.note(accepted.of, Report::Accepted, replies).await;
+                self.submit_report(accepted.of, Report::Accepted, replies)
+                    .await;
             }
-            From::Started(started) => self.note(started.of, Report::Started, replies).await,
+            From::Started(started) => {
+                self.submit_report(started.of, Report::Started, replies)
+                    .await
+            }
             From::Declined(declined) => {
-                self.app.hub.declined(&self.id);
-                let reason = cut(printable(declined.reason));
+                self.app.hub.mark_declined(&self.id);
+                let reason = truncate_reason(replace_nul(declined.reason));
                 let report = Report::Declined { reason };
-                self.note(declined.of, report, replies).await;
+                self.submit_report(declined.of, report, replies).await;
             }
             From::Draining(_) => {
-                self.app.hub.leaves(&self.id);
-                tracing::info!(runner = self.id, "a runner takes nothing more");
+                self.app.hub.mark_draining(&self.id);
+                tracing::info!(runner = self.id, "runner accepts no new leases");
             }
             From::Fence(fence) => {
                 let reply = self.fence(fence.of.unwrap_or_default(), fence.nonce).await;
                 replies.push(reply);
             }
-            From::Log(chunk) => lane.push_back(self.chunk(chunk)),
-            From::Finished(finished) => lane.push_back(self.finished(finished)),
+            From::Log(chunk) => queue.push_back(self.chunk(chunk)),
+            From::Finished(finished) => queue.push_back(self.finished(finished)),
         }
     }
 
-    /// A report that needs no answer but where it is refused.
-    async fn note(&self, of: Option<Attempt>, report: Report, replies: &mut Replies) {
+    /// Submits a report that gets a response only if it is refused.
+    async fn submit_report(&self, of: Option<Attempt>, report: Report, replies: &mut Replies) {
         let of = of.unwrap_or_default();
         let Ok(run) = RunId::new(of.run.clone()) else {
-            replies.push(std::future::ready(vec![unknown(of)]).boxed());
+            replies.push(std::future::ready(vec![unknown_run(of)]).boxed());
             return;
         };
-        let receipt = self
+        let ack = self
             .recorder
             .submit(&self.id, &run, of.attempt, report)
             .await;
         let end = self.end.clone();
         replies.push(
             async move {
-                match receipt.await {
+                match ack.await {
                     Ok(Verdict::Done | Verdict::LogAt(_) | Verdict::LogFull(_)) => Vec::new(),
-                    Ok(Verdict::Refused { reason }) => vec![abandon(of, reason)],
-                    Err(_) => unwritten(&end),
+                    Ok(Verdict::Refused { reason }) => vec![abandon_message(of, reason)],
+                    Err(_) => end_unwritten(&end),
                 }
             }
             .boxed(),
@@ -338,92 +352,101 @@ impl Session {
         let mut claims = Vec::new();
         let mut messages = Vec::new();
         let mut named = HashMap::new();
-        for of in heartbeat.held {
+        for of in heartbeat.attempts {
             match RunId::new(of.run.clone()) {
                 Ok(run) => {
                     named.insert(run.clone(), of.attempt);
-                    let receipt = self.renew(&run, of.attempt).await;
-                    claims.push(receipt.map(|verdict| (of, verdict)));
+                    let ack = self.renew(&run, of.attempt).await;
+                    claims.push(ack.map(|verdict| (of, verdict)));
                 }
-                Err(_) => messages.push(unknown(of)),
+                Err(_) => messages.push(unknown_run(of)),
             }
         }
         let config = &self.app.config;
         let patience = config.accept.max(config.heartbeat * 2);
         let hub = &self.app.hub;
-        if hub.beat(&self.id, bytes(heartbeat.free_disk), &named, patience) > 0 {
+        if hub.record_heartbeat(
+            &self.id,
+            clamp_to_i64(heartbeat.free_disk),
+            &named,
+            patience,
+        ) > 0
+        {
             self.app.wake.notify_one();
         }
         let end = self.end.clone();
         async move {
-            let mut held = Vec::new();
+            let mut renewed = Vec::new();
             for (of, verdict) in join_all(claims).await {
                 match verdict {
-                    Ok(Verdict::Done | Verdict::LogAt(_) | Verdict::LogFull(_)) => held.push(of),
-                    Ok(Verdict::Refused { reason }) => messages.push(abandon(of, reason)),
-                    Err(_) => return unwritten(&end),
+                    Ok(Verdict::Done | Verdict::LogAt(_) | Verdict::LogFull(_)) => renewed.push(of),
+                    Ok(Verdict::Refused { reason }) => messages.push(abandon_message(of, reason)),
+                    Err(_) => return end_unwritten(&end),
                 }
             }
-            messages.push(Message::Renewed(Renewed { held }));
+            messages.push(Message::Renewed(Renewed { attempts: renewed }));
             messages
         }
         .boxed()
     }
 
-    /// May the attempt push? Only while its lease holds and nobody wants its end.
+    /// Decides whether the attempt may push: only with a valid lease and without a cancel request.
     async fn fence(&self, of: Attempt, nonce: u64) -> BoxFuture<'static, Vec<Message>> {
         let answer = move |granted| Message::Fence(FenceAnswer { nonce, granted });
         let Ok(run) = RunId::new(of.run.clone()) else {
-            return std::future::ready(vec![answer(false), unknown(of)]).boxed();
+            return std::future::ready(vec![answer(false), unknown_run(of)]).boxed();
         };
-        let receipt = self.renew(&run, of.attempt).await;
+        let ack = self.renew(&run, of.attempt).await;
         let (app, end) = (self.app.clone(), self.end.clone());
         async move {
-            match receipt.await {
-                // What the runner was told is not enough to go by: that may be behind, and forgets with each connection.
+            match ack.await {
+                // The cancel flag of the hub may be outdated and is lost with each connection.
                 Ok(Verdict::Done | Verdict::LogAt(_) | Verdict::LogFull(_)) => {
                     match app.store.is_cancel_requested(&run).await {
                         Ok(canceled) => vec![answer(!canceled)],
                         Err(error) => {
-                            failed(error);
-                            unwritten(&end)
+                            log_store_error(error);
+                            end_unwritten(&end)
                         }
                     }
                 }
-                Ok(Verdict::Refused { reason }) => vec![answer(false), abandon(of, reason)],
-                Err(_) => unwritten(&end),
+                Ok(Verdict::Refused { reason }) => vec![answer(false), abandon_message(of, reason)],
+                Err(_) => end_unwritten(&end),
             }
         }
         .boxed()
     }
 
-    /// Puts a chunk's bytes into a blob, however long that takes.
+    /// Puts the bytes of a chunk into a blob. The future has no time limit.
     fn chunk(&self, chunk: LogChunk) -> BoxFuture<'static, Prepared> {
         let of = chunk.of.unwrap_or_default();
         let Ok(run) = RunId::new(of.run.clone()) else {
-            return refused(of, "there is no such run");
+            return refused_report(of, "the run does not exist");
         };
-        if chunk.data.is_empty() || chunk.data.len() > CHUNK_LIMIT || chunk.offset > LOG_LIMIT {
-            return refused(
+        if chunk.data.is_empty()
+            || chunk.data.len() > MAX_CHUNK_BYTES
+            || chunk.offset > MAX_LOG_BYTES
+        {
+            return refused_report(
                 of,
-                "a chunk of a log has 1 byte to 1 MiB, and a log ends at 1 TiB",
+                "a log chunk has 1 byte to 1 MiB, and a log has at most 1 TiB",
             );
         }
         let (app, recorder, id) = (self.app.clone(), self.recorder.clone(), self.id.clone());
         async move {
-            // Bytes of a run that is not the runner's are not kept.
-            if !app.hub.holds(&id, &run, of.attempt) {
-                let receipt = recorder
+            // Bytes of another runner's run are dropped.
+            if !app.hub.has_lease(&id, &run, of.attempt) {
+                let ack = recorder
                     .submit(&id, &run, of.attempt, Report::Renewed)
                     .await;
-                match receipt.await {
+                match ack.await {
                     Ok(Verdict::Refused { reason }) => return Prepared::Refused(of, reason),
                     Ok(_) => {}
                     Err(_) => return Prepared::Unwritten,
                 }
             }
-            let report = put(&app, &run, of.attempt, chunk.offset, &chunk.data).await;
-            Prepared::Report(Ready {
+            let report = put_chunk(&app, &run, of.attempt, chunk.offset, &chunk.data).await;
+            Prepared::Report(ReadyReport {
                 of,
                 run,
                 report,
@@ -436,25 +459,25 @@ impl Session {
     fn finished(&self, finished: Finished) -> BoxFuture<'static, Prepared> {
         let of = finished.of.unwrap_or_default();
         let Ok(run) = RunId::new(of.run.clone()) else {
-            return refused(of, "there is no such run");
+            return refused_report(of, "the run does not exist");
         };
-        if finished.log_length > LOG_LIMIT {
-            return refused(of, "a log ends at 1 TiB");
+        if finished.log_length > MAX_LOG_BYTES {
+            return refused_report(of, "a log has at most 1 TiB");
         }
-        let reason = cut(printable(finished.reason));
+        let reason = truncate_reason(replace_nul(finished.reason));
         let mut reason = Some(reason).filter(|reason| !reason.is_empty());
         let state = RunState::parse(&finished.state)
             .filter(|state| state.is_final())
             .unwrap_or_else(|| {
                 reason = Some(format!(
-                    "the runner said that it ended as `{}`, which this server does not know",
-                    printable(finished.state)
+                    "the runner reported the state `{}`, which this server does not support",
+                    replace_nul(finished.state)
                 ));
                 RunState::Error
             });
-        let result = serde_json::from_str(&printable(finished.result_json));
+        let result = serde_json::from_str(&replace_nul(finished.result_json));
         let result: RunResult = result.unwrap_or_else(|error| {
-            tracing::error!(%run, runner = self.id, %error, "the result of a run cannot be read");
+            tracing::error!(%run, runner = self.id, %error, "cannot parse the result of a run");
             RunResult::default()
         });
         let report = Report::Finished {
@@ -462,9 +485,9 @@ impl Session {
             reason,
             result: Box::new(result),
             log_length: finished.log_length,
-            log_sha256: printable(finished.log_sha256),
+            log_sha256: replace_nul(finished.log_sha256),
         };
-        let ready = Ready {
+        let ready = ReadyReport {
             of,
             run,
             report,
@@ -473,82 +496,82 @@ impl Session {
         std::future::ready(Prepared::Report(ready)).boxed()
     }
 
-    /// Hands over that a run is over, once its log is known to be the runner's.
-    fn end_of(&self, ready: Ready) -> impl Future<Output = Vec<Message>> + use<> {
+    /// Submits a final report after the stored log was verified.
+    fn submit_finished(&self, ready: ReadyReport) -> impl Future<Output = Vec<Message>> + use<> {
         let (app, recorder, id) = (self.app.clone(), self.recorder.clone(), self.id.clone());
-        let (told, digests, end) = (self.told.clone(), self.digests.clone(), self.end.clone());
+        let (acked, digests, end) = (self.acked.clone(), self.digests.clone(), self.end.clone());
         async move {
-            let Ready {
+            let ReadyReport {
                 of, run, report, ..
             } = ready;
-            let (whole, known) = match &report {
+            let (length, is_verified) = match &report {
                 Report::Finished {
                     log_length,
                     log_sha256,
                     ..
                 } => {
-                    let known = digests.is(&run, of.attempt, *log_length, log_sha256);
-                    (*log_length, known)
+                    let is_verified = digests.matches(&run, of.attempt, *log_length, log_sha256);
+                    (*log_length, is_verified)
                 }
                 _ => (0, true),
             };
-            let ack = |of, log_offset| {
+            let finished_ack = |of, log_offset| {
                 vec![Message::FinishedAck(FinishedAck {
                     of: Some(of),
                     log_offset,
                 })]
             };
-            let report = if known {
+            let report = if is_verified {
                 report
             } else {
-                // When this is written, so is every chunk before it.
+                // This report is committed after all earlier chunks.
                 let before = recorder.submit(&id, &run, of.attempt, Report::Renewed);
                 if before.await.await.is_err() {
-                    return unwritten(&end);
+                    return end_unwritten(&end);
                 }
                 match digests.check(&app, &run, of.attempt, report).await {
                     Ok(report) => report,
-                    Err(stored) => return ack(of, stored),
+                    Err(stored) => return finished_ack(of, stored),
                 }
             };
-            let receipt = recorder.submit(&id, &run, of.attempt, report).await;
-            let log_offset = match receipt.await {
-                Ok(Verdict::Done) => whole,
+            let ack = recorder.submit(&id, &run, of.attempt, report).await;
+            let log_offset = match ack.await {
+                Ok(Verdict::Done) => length,
                 Ok(Verdict::LogAt(offset)) => offset,
                 Ok(Verdict::LogFull(_)) => 0,
                 Ok(Verdict::Refused { reason }) => {
-                    told.forget(&run);
+                    acked.forget(&run);
                     digests.forget(&run);
-                    return vec![abandon(of, reason)];
+                    return vec![abandon_message(of, reason)];
                 }
-                Err(_) => return unwritten(&end),
+                Err(_) => return end_unwritten(&end),
             };
-            if log_offset >= whole {
-                told.forget(&run);
+            if log_offset >= length {
+                acked.forget(&run);
                 digests.forget(&run);
             }
-            ack(of, log_offset)
+            finished_ack(of, log_offset)
         }
     }
 
-    /// Hands over what the lane gave, and waits for the verdict elsewhere.
+    /// Submits an output of the queue. The returned future waits for the verdict.
     async fn submit(&self, prepared: Prepared) -> BoxFuture<'static, Vec<Message>> {
         let ready = match prepared {
             Prepared::Report(ready) => ready,
             Prepared::Refused(of, reason) => {
                 self.app.metrics.refused.inc();
-                return std::future::ready(vec![abandon(of, reason)]).boxed();
+                return std::future::ready(vec![abandon_message(of, reason)]).boxed();
             }
-            Prepared::Unwritten => return std::future::ready(unwritten(&self.end)).boxed(),
+            Prepared::Unwritten => return std::future::ready(end_unwritten(&self.end)).boxed(),
         };
         if let Report::Finished { .. } = ready.report {
-            return self.end_of(ready).boxed();
+            return self.submit_finished(ready).boxed();
         }
         if let Report::LogChunk { offset, .. } = ready.report {
             let attempt = ready.of.attempt;
             self.digests.add(&ready.run, attempt, offset, &ready.data);
         }
-        let receipt = self
+        let ack = self
             .recorder
             .submit(&self.id, &ready.run, ready.of.attempt, ready.report.clone())
             .await;
@@ -558,7 +581,7 @@ impl Session {
                 let chunk = Chunk {
                     app: self.app.clone(),
                     recorder: self.recorder.clone(),
-                    told: self.told.clone(),
+                    acked: self.acked.clone(),
                     id: self.id.clone(),
                     of: ready.of,
                     run: ready.run,
@@ -566,30 +589,30 @@ impl Session {
                     data: ready.data,
                     report: ready.report,
                 };
-                chunk.stored(receipt, end).boxed()
+                chunk.store(ack, end).boxed()
             }
             _ => std::future::ready(Vec::new()).boxed(),
         }
     }
 }
 
-fn refused(of: Attempt, reason: &str) -> BoxFuture<'static, Prepared> {
+fn refused_report(of: Attempt, reason: &str) -> BoxFuture<'static, Prepared> {
     std::future::ready(Prepared::Refused(of, reason.to_owned())).boxed()
 }
 
-pub(super) fn abandon(of: Attempt, reason: String) -> Message {
+pub(super) fn abandon_message(of: Attempt, reason: String) -> Message {
     Message::Abandon(Abandon {
         of: Some(of),
         reason,
     })
 }
 
-fn unknown(of: Attempt) -> Message {
-    abandon(of, "there is no such run".into())
+fn unknown_run(of: Attempt) -> Message {
+    abandon_message(of, "the run does not exist".into())
 }
 
-/// A report could not be written: the runner says it again on its next connection.
-pub(super) fn unwritten(end: &End) -> Vec<Message> {
-    end.now("the database failed; connect again and say it again");
+/// Ends the connection because a report was not stored. The runner repeats the report.
+pub(super) fn end_unwritten(end: &EndSignal) -> Vec<Message> {
+    end.signal("the database failed; connect again and repeat the report");
     Vec::new()
 }

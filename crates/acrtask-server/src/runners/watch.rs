@@ -1,27 +1,26 @@
-//! What is looked at again and again about connected runners: whether they are alive, and what was decided about them
-//! elsewhere.
+//! Periodic work on connected runners: liveness, and decisions of other servers.
 
 use acrtask_store::StoreError;
 
 use crate::{App, recorder::Recorder};
 
-/// Ends the connections of runners that have been silent for a lease.
+/// Ends the connections of runners that were silent for the time of a lease.
 pub(crate) fn end_silent(app: &App, recorder: &Recorder) {
-    // Heartbeats that wait behind a database that is away are not read.
+    // While the database is unavailable, heartbeats wait unread.
     if recorder.is_stalled() {
         return;
     }
     for name in app.hub.end_silent(app.config.lease) {
         tracing::warn!(
             name,
-            "a runner was silent for a lease; its connection is ended"
+            "ended the connection of a runner that was silent for the time of a lease"
         );
     }
 }
 
-/// Writes down who was heard of, and carries out what others have decided about connected runners: drain, remove.
+/// Records the seen runners, and applies decisions of other servers: drain and remove.
 pub(crate) async fn reconcile(app: &App) -> Result<(), StoreError> {
-    let seen = app.hub.take_seen();
+    let seen = app.hub.take_unrecorded();
     if !seen.is_empty() {
         let now = app.clock.now_ms();
         app.store
@@ -32,16 +31,16 @@ pub(crate) async fn reconcile(app: &App) -> Result<(), StoreError> {
         return Ok(());
     }
     let rows = app.store.runners().await?;
-    let known: std::collections::HashMap<&str, bool> = rows
+    let draining_by_id: std::collections::HashMap<&str, bool> = rows
         .iter()
         .map(|row| (row.id.as_str(), row.draining))
         .collect();
     for runner in app.hub.runners() {
-        match known.get(runner.id.as_str()) {
-            None => app.hub.end(&runner.id, "the runner was removed"),
+        match draining_by_id.get(runner.id.as_str()) {
+            None => app.hub.end_connection(&runner.id, "the runner was removed"),
             Some(true) => {
                 if app.hub.set_draining(&runner.id, true) {
-                    tracing::info!(runner = runner.id, "a runner was told to drain");
+                    tracing::info!(runner = runner.id, "sent a drain message to a runner");
                 }
             }
             Some(false) => {}

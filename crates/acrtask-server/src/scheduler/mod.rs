@@ -1,11 +1,15 @@
-//! Hands queued runs to runners.
+//! Scheduler that leases queued runs to runners.
 //!
-//! A loop that takes no input: it is woken by a hint, a free slot or a timer, asks who has free slots and what is ready, and
-//! goes on until nothing more can be placed. The database leases; [`place`] only says who takes what. A lease that does
-//! not reach its runner goes back to the queue at once. The work of a pass is bounded by the batch and by the runners
-//! that are free, not by the length of the queue.
+//! A hint, a free slot or a timer wakes its loop. Each pass reads the free runners and the ready
+//! runs, and passes continue until nothing more can be assigned. [`assignment`] decides which
+//! runner gets which run; the database makes the leases. A lease that does not reach its runner
+//! returns to the queue at once.
+//!
+//! The work of a pass is bounded by the batch and the number of free runners, not by the length of
+//! the queue.
 
-pub mod place;
+pub mod assignment;
+mod lease;
 
 use std::sync::Arc;
 
@@ -19,26 +23,30 @@ use acrtask_store::{Report, RunRow, StoreError};
 use futures::StreamExt as _;
 use prost::Message as _;
 
-use self::place::Board;
+use self::assignment::Assignment;
+pub(crate) use self::lease::RENAMED;
+pub use self::lease::{LeaseError, LeasePayload, load_lease_payload};
 use crate::{
     App,
-    recorder::{Recorder, millis},
-    runners::hub::Hold,
-    submit::{LeaseError, lease_payload},
+    recorder::{Recorder, as_millis},
+    runners::hub::SlotLease,
 };
 
-/// Leases of one transaction.
+/// Maximum number of leases in one transaction.
 const BATCH: u32 = 256;
-/// Leases that are made ready for their runners at once.
-const AT_ONCE: usize = 16;
-/// The SHA-256 of nothing.
+/// Number of leases that are prepared and sent concurrently.
+const MAX_CONCURRENT: usize = 16;
+/// SHA-256 of the empty string.
 const EMPTY_SHA256: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
-/// Hands out runs, for ever.
+/// Leases runs, forever.
 pub(crate) async fn run(app: &Arc<App>, recorder: &Recorder) -> Result<(), StoreError> {
     loop {
-        // What was given back in this round waits for the next one, so that nothing goes round and round.
-        while !app.closing.is_cancelled() && pass(app, recorder).await? == Pass::GoOn {}
+        // Leases that were returned in this round wait for the next one, which prevents a busy
+        // loop.
+        while !app.closing.is_cancelled()
+            && lease_batch(app, recorder).await? == BatchOutcome::Continue
+        {}
         tokio::select! {
             () = app.wake.notified() => {}
             () = tokio::time::sleep(app.config.poll) => {}
@@ -46,64 +54,67 @@ pub(crate) async fn run(app: &Arc<App>, recorder: &Recorder) -> Result<(), Store
     }
 }
 
-/// Whether it makes sense to look again at once.
+/// Result of a pass.
 #[derive(Debug, PartialEq, Eq)]
-enum Pass {
-    GoOn,
-    Rest,
+enum BatchOutcome {
+    Continue,
+    Wait,
 }
 
-/// One batch.
-async fn pass(app: &Arc<App>, recorder: &Recorder) -> Result<Pass, StoreError> {
-    let free = app.hub.free(app.config.lease * 2 / 3);
+/// Leases one batch of runs.
+async fn lease_batch(app: &Arc<App>, recorder: &Recorder) -> Result<BatchOutcome, StoreError> {
+    let free = app.hub.free_runners(app.config.lease * 2 / 3);
     if free.is_empty() {
-        return Ok(Pass::Rest);
+        return Ok(BatchOutcome::Wait);
     }
-    let classes = app.store.ready_classes().await?;
-    let board = Board::new(free, &classes);
-    let classes = board.classes();
-    if classes.is_empty() {
-        return Ok(Pass::Rest);
+    let requirements = app.store.ready_requirements().await?;
+    let assignment = Assignment::new(free, &requirements);
+    let requirements = assignment.claimable_requirements();
+    if requirements.is_empty() {
+        return Ok(BatchOutcome::Wait);
     }
-    let limit = board.slots().min(BATCH);
+    let limit = assignment.free_slots().min(BATCH);
     let leased = app
         .store
         .claim(
-            &classes,
+            &requirements,
             limit,
             app.clock.now_ms(),
-            millis(app.config.lease),
-            millis(app.config.accept),
-            move |candidates| board.place(candidates),
+            as_millis(app.config.lease),
+            as_millis(app.config.accept),
+            move |candidates| assignment.assign(candidates),
         )
         .await?;
-    let some = !leased.is_empty();
+    let leased_any = !leased.is_empty();
     let delivered = futures::stream::iter(leased)
-        .map(|run| deliver(app, recorder, run))
-        .buffer_unordered(AT_ONCE)
+        .map(|run| deliver_lease(app, recorder, run))
+        .buffer_unordered(MAX_CONCURRENT)
         .fold(true, async |all, one| all && one)
         .await;
-    Ok(if some && delivered {
-        Pass::GoOn
+    Ok(if leased_any && delivered {
+        BatchOutcome::Continue
     } else {
-        Pass::Rest
+        BatchOutcome::Wait
     })
 }
 
-/// Sends a lease; false where it was given back.
-async fn deliver(app: &Arc<App>, recorder: &Recorder, run: RunRow) -> bool {
+/// Sends a lease. Returns `false` if it was returned to the queue.
+async fn deliver_lease(app: &Arc<App>, recorder: &Recorder, run: RunRow) -> bool {
     let (id, attempt) = (run.id.clone(), run.attempt);
     let runner = run.runner_id.clone().unwrap_or_default();
-    let hold = Hold {
+    let slot_lease = SlotLease {
         attempt,
         created_at: Some(run.created_at),
-        ..Hold::default()
+        ..SlotLease::default()
     };
-    let back = match lease(app, &run).await {
-        Ok(lease) => match app.hub.deliver(&runner, &id, hold, Message::Lease(lease)) {
+    let returned = match build_lease(app, &run).await {
+        Ok(lease) => match app
+            .hub
+            .deliver(&runner, &id, slot_lease, Message::Lease(lease))
+        {
             Ok(()) => {
                 app.metrics.leases.inc();
-                tracing::info!(run = %id, attempt, runner, "a run was handed to a runner");
+                tracing::info!(run = %id, attempt, runner, "leased a run");
                 return true;
             }
             Err(undelivered) => Report::Declined {
@@ -111,14 +122,14 @@ async fn deliver(app: &Arc<App>, recorder: &Recorder, run: RunRow) -> bool {
             },
         },
         Err(LeaseError::Store(error)) => {
-            tracing::error!(run = %id, error = acrtask_model::chain(&error), "a lease cannot be made");
+            tracing::error!(run = %id, error = acrtask_model::error_chain(&error), "failed to prepare a lease");
             Report::Declined {
-                reason: "the database failed while the lease was made".into(),
+                reason: "the database failed while preparing the lease".into(),
             }
         }
         Err(error) => {
-            let reason = acrtask_model::chain(&error);
-            tracing::error!(run = %id, reason, "a run cannot be handed to any runner");
+            let reason = acrtask_model::error_chain(&error);
+            tracing::error!(run = %id, reason, "a run can never be leased");
             Report::Finished {
                 state: RunState::Error,
                 reason: Some(reason),
@@ -128,19 +139,19 @@ async fn deliver(app: &Arc<App>, recorder: &Recorder, run: RunRow) -> bool {
             }
         }
     };
-    let ended = matches!(back, Report::Finished { .. });
-    drop(recorder.submit(&runner, &id, attempt, back).await);
+    let ended = matches!(returned, Report::Finished { .. });
+    drop(recorder.submit(&runner, &id, attempt, returned).await);
     ended
 }
 
-/// All that a runner needs for a run.
-async fn lease(app: &App, run: &RunRow) -> Result<Lease, LeaseError> {
-    let payload = lease_payload(app, run).await?;
+/// Builds the lease message of a run.
+async fn build_lease(app: &App, run: &RunRow) -> Result<Lease, LeaseError> {
+    let payload = load_lease_payload(app, run).await?;
     let (context_size, context_digest) = match (&run.spec.context, &run.context_id) {
         (ContextSource::Upload { .. }, Some(id)) => match app.store.context(id).await {
             Ok(context) => (context.size, context.digest.to_string()),
             Err(StoreError::NotFound { what }) => {
-                return Err(LeaseError::Hopeless(format!("there is no {what} any more")));
+                return Err(LeaseError::Permanent(format!("{what} no longer exists")));
             }
             Err(error) => return Err(error.into()),
         },
@@ -184,8 +195,8 @@ async fn lease(app: &App, run: &RunRow) -> Result<Lease, LeaseError> {
     };
     let size = lease.encoded_len();
     if size > MAX_MESSAGE - 1024 {
-        return Err(LeaseError::Hopeless(format!(
-            "what the run is to do and its secrets are {size} bytes, and a lease holds {MAX_MESSAGE}"
+        return Err(LeaseError::Permanent(format!(
+            "the definition and secrets of the run have {size} bytes; a lease may have at most {MAX_MESSAGE}"
         )));
     }
     Ok(lease)

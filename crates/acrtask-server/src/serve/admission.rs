@@ -1,9 +1,10 @@
-//! Admission of anonymous work: connections and requests that have shown no valid credential yet.
+//! Admission of anonymous work: connections and requests without a valid credential so far.
 //!
-//! Work is counted per address and in total. Newcomers are always admitted: where a limit is reached, the address that
-//! has the most makes room, and of its connections the one that has the most, with its oldest work. So a connection
-//! with one request loses nothing to one with a hundred. Invariant: at most `total` slots exist, at most `per_address`
-//! per address.
+//! Work is counted per address and in total. New work is always admitted. If a limit is reached,
+//! the address with the most slots loses one: the oldest slot of its connection with the most
+//! slots. An address with one request therefore loses nothing to one with a hundred.
+//!
+//! Invariant: at most `total` slots exist, and at most `per_address` per address.
 
 use std::{
     cmp::Reverse,
@@ -14,12 +15,12 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-/// The limit because of which a slot was taken away.
+/// Limit that caused an eviction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Eviction {
-    /// More slots of one address than it may have.
+    /// An address exceeded its limit.
     PerAddress(usize),
-    /// More slots of all addresses together than there are.
+    /// All addresses together exceeded the limit.
     Total(usize),
 }
 
@@ -36,17 +37,17 @@ struct Slots {
     next: u64,
     count: usize,
     by_address: HashMap<IpAddr, OfAddress>,
-    /// The same addresses, ordered by their number of slots.
+    /// All addresses, ordered by their number of slots.
     by_count: BTreeSet<(usize, IpAddr)>,
 }
 
-/// The slots of an address.
+/// Slots of one address.
 #[derive(Debug, Default)]
 struct OfAddress {
     count: usize,
-    /// By connection and number.
+    /// Slots by connection and slot number.
     by_connection: HashMap<u64, BTreeMap<u64, Evicted>>,
-    /// The same connections by their number of slots. Of connections with equal numbers, the oldest one is last.
+    /// Connections by their number of slots. Of connections with equal numbers, the oldest is last.
     by_count: BTreeSet<(usize, Reverse<u64>)>,
 }
 
@@ -72,15 +73,15 @@ impl OfAddress {
         Some(removed)
     }
 
-    /// Returns the oldest slot of the connection that has the most: connection and number.
-    fn heaviest(&self) -> Option<(u64, u64)> {
+    /// Returns the oldest slot of the connection with the most slots: connection and slot number.
+    fn find_heaviest(&self) -> Option<(u64, u64)> {
         let (_, Reverse(connection)) = self.by_count.last()?;
         let slots = self.by_connection.get(connection)?;
         Some((*connection, *slots.keys().next()?))
     }
 }
 
-/// Shows an owner of a slot that it was taken away.
+/// Signal that a slot was evicted.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Evicted {
     token: CancellationToken,
@@ -88,19 +89,19 @@ pub(crate) struct Evicted {
 }
 
 impl Evicted {
-    /// Waits until the slot is taken away.
-    pub(crate) async fn reached(&self) -> Eviction {
+    /// Waits until the slot is evicted, and returns the cause.
+    pub(crate) async fn wait(&self) -> Eviction {
         self.token.cancelled().await;
         *self.why.get().expect("set before the token is cancelled")
     }
 
-    fn set(&self, why: Eviction) {
+    fn trigger(&self, why: Eviction) {
         let _ = self.why.set(why);
         self.token.cancel();
     }
 }
 
-/// The right to work anonymously; ends when it is dropped.
+/// A slot for anonymous work. Dropping it frees the slot.
 #[derive(Debug)]
 pub(crate) struct Slot {
     admission: Arc<Admission>,
@@ -111,7 +112,7 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
-    /// Shows when the slot is taken away.
+    /// Returns the eviction signal of the slot.
     pub(crate) fn evicted(&self) -> Evicted {
         self.evicted.clone()
     }
@@ -133,8 +134,9 @@ impl Admission {
         })
     }
 
-    /// Admits work of a connection, at the cost of the heaviest connection of its address or of the heaviest address.
-    pub(crate) fn enter(self: &Arc<Self>, address: IpAddr, connection: u64) -> Slot {
+    /// Admits work of a connection. If a limit is reached, evicts the heaviest connection of the
+    /// same address or the heaviest address.
+    pub(crate) fn admit(self: &Arc<Self>, address: IpAddr, connection: u64) -> Slot {
         let mut slots = self.slots.lock().expect("never poisoned");
         if slots.count_of(address) >= self.per_address {
             slots.evict(address, Eviction::PerAddress(self.per_address));
@@ -188,10 +190,10 @@ impl Slots {
 
     fn evict(&mut self, address: IpAddr, why: Eviction) {
         let of_address = self.by_address.get(&address);
-        if let Some((connection, number)) = of_address.and_then(OfAddress::heaviest)
+        if let Some((connection, number)) = of_address.and_then(OfAddress::find_heaviest)
             && let Some(evicted) = self.remove(address, connection, number)
         {
-            evicted.set(why);
+            evicted.trigger(why);
         }
     }
 }
@@ -207,18 +209,18 @@ mod tests {
     }
 
     fn evicted(slot: &Slot) -> Option<Eviction> {
-        slot.evicted().reached().now_or_never()
+        slot.evicted().wait().now_or_never()
     }
 
     #[test]
-    fn oldest_slot_of_an_address_makes_room() {
+    fn address_at_its_limit_loses_its_oldest_slot() {
         let admission = Admission::new(8, 2);
         let (first, second) = (
-            admission.enter(address(1), 1),
-            admission.enter(address(1), 2),
+            admission.admit(address(1), 1),
+            admission.admit(address(1), 2),
         );
-        let other = admission.enter(address(2), 3);
-        let third = admission.enter(address(1), 4);
+        let other = admission.admit(address(2), 3);
+        let third = admission.admit(address(1), 4);
         assert_eq!(evicted(&first), Some(Eviction::PerAddress(2)));
         for slot in [&second, &other, &third] {
             assert_eq!(evicted(slot), None);
@@ -226,11 +228,11 @@ mod tests {
     }
 
     #[test]
-    fn heaviest_address_makes_room_when_all_slots_are_taken() {
+    fn heaviest_address_loses_a_slot_when_all_slots_are_used() {
         let admission = Admission::new(4, 3);
-        let heavy: Vec<Slot> = (0..3).map(|n| admission.enter(address(1), n)).collect();
-        let light = admission.enter(address(2), 4);
-        let newcomer = admission.enter(address(3), 5);
+        let heavy: Vec<Slot> = (0..3).map(|n| admission.admit(address(1), n)).collect();
+        let light = admission.admit(address(2), 4);
+        let newcomer = admission.admit(address(3), 5);
         assert_eq!(evicted(&heavy[0]), Some(Eviction::Total(4)));
         for slot in [&heavy[1], &heavy[2], &light, &newcomer] {
             assert_eq!(evicted(slot), None);
@@ -238,11 +240,11 @@ mod tests {
     }
 
     #[test]
-    fn heaviest_connection_of_an_address_makes_room() {
+    fn heaviest_connection_of_an_address_loses_its_oldest_slot() {
         let admission = Admission::new(8, 4);
-        let light = admission.enter(address(1), 1);
-        let heavy: Vec<Slot> = (0..3).map(|_| admission.enter(address(1), 2)).collect();
-        let newcomer = admission.enter(address(1), 3);
+        let light = admission.admit(address(1), 1);
+        let heavy: Vec<Slot> = (0..3).map(|_| admission.admit(address(1), 2)).collect();
+        let newcomer = admission.admit(address(1), 3);
         assert_eq!(evicted(&heavy[0]), Some(Eviction::PerAddress(4)));
         for slot in [&light, &heavy[1], &heavy[2], &newcomer] {
             assert_eq!(evicted(slot), None);
@@ -253,12 +255,12 @@ mod tests {
     }
 
     #[test]
-    fn dropped_slots_are_free_again() {
+    fn dropped_slots_are_freed() {
         let admission = Admission::new(2, 2);
         for _ in 0..10 {
             let (one, two) = (
-                admission.enter(address(1), 1),
-                admission.enter(address(2), 2),
+                admission.admit(address(1), 1),
+                admission.admit(address(2), 2),
             );
             assert_eq!((evicted(&one), evicted(&two)), (None, None));
         }

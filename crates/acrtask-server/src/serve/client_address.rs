@@ -1,7 +1,8 @@
-//! The address of a client: that of its connection, or the one that a trusted proxy names.
+//! Client addresses, taken from the connection or from a trusted proxy.
 //!
-//! Invariant: a header counts only if the connection comes from a trusted proxy, and of the addresses in it
-//! only the rightmost one that is not a trusted proxy itself: everything left of it is the client's to invent.
+//! Invariant: a header counts only if the connection comes from a trusted proxy. Of its addresses,
+//! only the rightmost one that is not a trusted proxy counts, because a client can forge everything
+//! left of it.
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
@@ -42,33 +43,34 @@ impl fmt::Display for Network {
     }
 }
 
-/// Returns whether `address` is a trusted proxy.
+/// Returns `true` if `address` is a trusted proxy.
 pub(super) fn is_trusted(address: IpAddr, trusted: &[Network]) -> bool {
     let address = address.to_canonical();
     trusted.iter().any(|network| network.contains(address))
 }
 
-/// Returns the address that a request is counted under.
+/// Returns the client address that limits count a request under.
 pub(super) fn client_address(peer: IpAddr, headers: &HeaderMap, trusted: &[Network]) -> IpAddr {
     let peer = peer.to_canonical();
     if !is_trusted(peer, trusted) {
         return peer;
     }
-    let by_list = hops(headers, "x-forwarded-for", |part| Some(part.trim()));
-    let by_forwarded = hops(headers, "forwarded", forwarded_for);
+    let by_list = parse_hops(headers, "x-forwarded-for", |part| Some(part.trim()));
+    let by_forwarded = parse_hops(headers, "forwarded", forwarded_for);
     let found = |hops: &[Option<IpAddr>]| rightmost_untrusted(peer, hops, trusted);
     match (by_list.is_empty(), by_forwarded.is_empty()) {
         (true, true) => peer,
         (false, true) => found(&by_list),
         (true, false) => found(&by_forwarded),
-        // The proxy sets one of them, and passes the other on as the client wrote it.
+        // The proxy sets one of the headers and forwards the other unchanged from the client.
         (false, false) if found(&by_list) == found(&by_forwarded) => found(&by_list),
         (false, false) => peer,
     }
 }
 
-/// Returns the addresses in all lines of a header, in order. `None`: an entry that is not an address.
-fn hops(
+/// Returns the addresses in all lines of a header, in order. An entry that is not an address is
+/// `None`.
+fn parse_hops(
     headers: &HeaderMap,
     name: &'static str,
     entry: impl Fn(&str) -> Option<&str>,
@@ -81,7 +83,7 @@ fn hops(
         .collect()
 }
 
-/// Returns the `for` of one element of a `Forwarded` header.
+/// Returns the `for` parameter of one element of a `Forwarded` header.
 fn forwarded_for(element: &str) -> Option<&str> {
     element.split(';').find_map(|pair| {
         let (name, value) = pair.split_once('=')?;
@@ -165,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_that_disagree_name_nobody() {
+    fn contradicting_headers_are_ignored() {
         let trusted = ["10.0.0.1".parse().unwrap()];
         let mut headers = HeaderMap::new();
         headers.insert("forwarded", "for=192.0.2.7".parse().unwrap());
@@ -175,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_in_a_range_are_named() {
+    fn invalid_range_is_named_with_an_example() {
         let error = "10.0.0.0/40".parse::<Network>().unwrap_err();
         assert!(
             error.contains("10.0.0.0/40") && error.contains("10.0.0.0/8"),

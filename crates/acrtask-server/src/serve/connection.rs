@@ -1,8 +1,9 @@
-//! State of one connection: whether it has shown a valid credential, and since when it makes no progress.
+//! State of one connection: its credential status and its progress.
 //!
-//! The driver of a connection asks [`ConnectionState::verdict`] every few seconds. Anonymous connections are
-//! closed after seconds without progress, established ones after minutes. Left out: the pace of request
-//! bodies, which `request_guard` enforces.
+//! The driver of a connection calls [`ConnectionState::verdict`] every few seconds. Anonymous
+//! connections are closed after seconds without progress, established ones after minutes.
+//!
+//! Left out: the pace of request bodies, which `request_guard` enforces.
 
 use std::{
     collections::HashMap,
@@ -26,62 +27,62 @@ use tokio::{
 
 use super::admission::Slot;
 
-/// How long a connection may make no progress.
+/// Longest times without progress on a connection.
 #[derive(Debug, Clone, Copy)]
-struct Patience {
-    /// Without a request under way.
+struct StallLimits {
+    /// Time without an open request.
     idle: Duration,
-    /// While its peer reads nothing of what is sent.
+    /// Time in which the peer reads none of the sent data.
     unread: Duration,
-    /// For one request, from its head to the end of the response.
+    /// Time of one request, from its head to the end of the response.
     request: Option<Duration>,
 }
 
-/// Limits of connections that have shown no valid credential.
-const ANONYMOUS: Patience = Patience {
+/// Limits of connections without a valid credential so far.
+const ANONYMOUS: StallLimits = StallLimits {
     idle: Duration::from_secs(15),
     unread: Duration::from_secs(10),
     request: Some(Duration::from_secs(60)),
 };
-/// Limits of connections that have.
-const ESTABLISHED: Patience = Patience {
+/// Limits of connections with a valid credential.
+const ESTABLISHED: StallLimits = StallLimits {
     idle: Duration::from_secs(600),
     unread: Duration::from_secs(300),
     request: None,
 };
 
-/// What the driver of a connection does with it.
+/// Next action of the driver of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// Serves it on.
+    /// Keeps the connection open.
     Keep,
-    /// Takes no new request, and closes it when it is idle.
+    /// Accepts no new request, and closes the connection when it is idle.
     End,
-    /// Closes it at once.
+    /// Closes the connection at once.
     Close,
 }
 
-/// One connection, shared by its driver and its requests.
+/// State of one connection, shared by its driver and its requests.
 #[derive(Debug)]
 pub(crate) struct ConnectionState {
     began: Instant,
     is_established: AtomicBool,
-    claim: Mutex<Claim>,
+    permission: Mutex<Permission>,
     /// Permits for established connections.
     established: Arc<Semaphore>,
-    /// Milliseconds since `began` at which a write began to wait; 0 while none does.
+    /// Milliseconds since `began` at which a write was first blocked. 0 while no write is blocked.
     write_blocked: AtomicU64,
     open: Mutex<Open>,
 }
 
-/// What entitles a connection to be open. Held for its `Drop`.
+/// Permission for an open connection, released on drop.
 #[derive(Debug)]
-enum Claim {
+enum Permission {
     Anonymous { _slot: Option<Slot> },
     Established { _permit: OwnedSemaphorePermit },
 }
 
-/// Requests whose responses have not ended.
+/// Requests with an unfinished response.
 #[derive(Debug, Default)]
 struct Open {
     next: u64,
@@ -92,73 +93,75 @@ struct Open {
 #[derive(Debug)]
 struct Progress {
     began: u64,
-    /// When a part of the response was given out that has not been sent; 0 while the response waits for us.
+    /// Milliseconds since `began` of the connection at which the unsent response part was produced.
+    /// 0 while the server produces the next part.
     unread_since: AtomicU64,
 }
 
 impl ConnectionState {
-    /// Makes the state of a new connection. `slot`: `None` for a trusted proxy.
+    /// Creates the state of a new connection. `slot` is `None` for a trusted proxy.
     pub(super) fn new(slot: Option<Slot>, established: Arc<Semaphore>) -> Arc<Self> {
         Arc::new(Self {
             began: Instant::now(),
             is_established: AtomicBool::new(slot.is_none()),
-            claim: Mutex::new(Claim::Anonymous { _slot: slot }),
+            permission: Mutex::new(Permission::Anonymous { _slot: slot }),
             established,
             write_blocked: AtomicU64::new(0),
             open: Mutex::default(),
         })
     }
 
-    /// Makes the connection an established one. It stays anonymous if there are too many of these.
+    /// Marks the connection as established. It stays anonymous if no permit for an established
+    /// connection is left.
     pub(super) fn establish(&self) {
         if self.is_established.load(Ordering::Relaxed) {
             return;
         }
-        let mut claim = self.claim.lock().expect("never poisoned");
-        if let Claim::Anonymous { .. } = &*claim
+        let mut permission = self.permission.lock().expect("never poisoned");
+        if let Permission::Anonymous { .. } = &*permission
             && let Ok(permit) = self.established.clone().try_acquire_owned()
         {
-            *claim = Claim::Established { _permit: permit };
+            *permission = Permission::Established { _permit: permit };
             self.is_established.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Milliseconds since the connection began, at least 1.
-    fn now(&self) -> u64 {
+    /// Returns the milliseconds since the connection began, at least 1.
+    fn elapsed_ms(&self) -> u64 {
         let passed = self.began.elapsed().as_millis();
         u64::try_from(passed).unwrap_or(u64::MAX).max(1)
     }
 
     pub(super) fn verdict(&self) -> Verdict {
-        let now = self.now();
+        let now = self.elapsed_ms();
         let established = self.is_established.load(Ordering::Relaxed);
-        let patience = if established { ESTABLISHED } else { ANONYMOUS };
+        let limits = if established { ESTABLISHED } else { ANONYMOUS };
         let exceeds = |since: u64, limit: Duration| {
             since > 0 && u128::from(now.saturating_sub(since)) > limit.as_millis()
         };
-        if exceeds(self.write_blocked.load(Ordering::Relaxed), patience.unread) {
+        if exceeds(self.write_blocked.load(Ordering::Relaxed), limits.unread) {
             return Verdict::Close;
         }
         let open = self.open.lock().expect("never poisoned");
         let stalled = open.requests.values().any(|request| {
             let unread = request.unread_since.load(Ordering::Relaxed);
-            exceeds(unread, patience.unread)
-                || patience
+            exceeds(unread, limits.unread)
+                || limits
                     .request
                     .is_some_and(|limit| exceeds(request.began, limit))
         });
         if stalled {
             Verdict::Close
-        } else if open.requests.is_empty() && exceeds(open.idle_since.max(1), patience.idle) {
+        } else if open.requests.is_empty() && exceeds(open.idle_since.max(1), limits.idle) {
             Verdict::End
         } else {
             Verdict::Keep
         }
     }
 
-    /// Begins a request.
-    pub(super) fn request(self: &Arc<Self>) -> OpenRequest {
-        let began = self.now();
+    /// Records the start of a request.
+    pub(super) fn start_request(self: &Arc<Self>) -> OpenRequest {
+        let began = self.elapsed_ms();
         let progress = Arc::new(Progress {
             began,
             unread_since: AtomicU64::new(0),
@@ -176,7 +179,7 @@ impl ConnectionState {
     }
 }
 
-/// A request whose response has not ended; it ends when this is dropped.
+/// A request with an unfinished response. Dropping it ends the request.
 #[derive(Debug)]
 pub(super) struct OpenRequest {
     connection: Arc<ConnectionState>,
@@ -185,7 +188,7 @@ pub(super) struct OpenRequest {
 }
 
 impl OpenRequest {
-    /// Wraps the response's body, whose progress is watched from then on.
+    /// Wraps the body of the response to record its progress.
     pub(super) fn watch(self, body: Body) -> Body {
         Body::new(WatchedBody {
             inner: body,
@@ -196,7 +199,7 @@ impl OpenRequest {
 
 impl Drop for OpenRequest {
     fn drop(&mut self) {
-        let now = self.connection.now();
+        let now = self.connection.elapsed_ms();
         let mut open = self.connection.open.lock().expect("never poisoned");
         open.requests.remove(&self.number);
         open.idle_since = now;
@@ -217,9 +220,9 @@ impl HttpBody for WatchedBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let polled = Pin::new(&mut self.inner).poll_frame(context);
-        // The next part is only asked for when this one has been sent.
+        // hyper polls the next part only after it has sent this one.
         let since = match &polled {
-            Poll::Ready(Some(Ok(_))) => self.request.connection.now(),
+            Poll::Ready(Some(Ok(_))) => self.request.connection.elapsed_ms(),
             _ => 0,
         };
         let progress = &self.request.progress;
@@ -236,7 +239,7 @@ impl HttpBody for WatchedBody {
     }
 }
 
-/// A stream that notes since when its peer reads nothing.
+/// A stream that records when its peer stops reading.
 #[derive(Debug)]
 pub(super) struct WatchedStream<S> {
     inner: S,
@@ -248,12 +251,12 @@ impl<S> WatchedStream<S> {
         Self { inner, connection }
     }
 
-    fn note<T>(&self, polled: Poll<T>) -> Poll<T> {
+    fn record_progress<T>(&self, polled: Poll<T>) -> Poll<T> {
         let blocked = &self.connection.write_blocked;
         match &polled {
             Poll::Ready(_) => blocked.store(0, Ordering::Relaxed),
             Poll::Pending => {
-                let now = self.connection.now();
+                let now = self.connection.elapsed_ms();
                 let _ = blocked.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
             }
         }
@@ -278,7 +281,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WatchedStream<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.inner).poll_write(context, bytes);
-        self.note(polled)
+        self.record_progress(polled)
     }
 
     fn poll_write_vectored(
@@ -287,7 +290,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WatchedStream<S> {
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.inner).poll_write_vectored(context, parts);
-        self.note(polled)
+        self.record_progress(polled)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -296,11 +299,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WatchedStream<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.inner).poll_flush(context);
-        self.note(polled)
+        self.record_progress(polled)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.inner).poll_shutdown(context);
-        self.note(polled)
+        self.record_progress(polled)
     }
 }

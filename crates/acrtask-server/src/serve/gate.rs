@@ -1,4 +1,4 @@
-//! What all listeners of a server share: the limits of connections, requests and memory.
+//! Limits of connections, requests and memory that all listeners of a server share.
 
 use std::sync::{Arc, atomic::AtomicU64};
 
@@ -7,25 +7,25 @@ use tokio::sync::Semaphore;
 
 use super::{admission::Admission, request_guard::MemoryBudget};
 
-/// Open files that a server asks the system for.
+/// Limit of open files that the server requests from the system.
 const FILES: u64 = 65_536;
-/// Connections at most, however many files the system allows.
+/// Most connections, regardless of the limit of open files.
 const CONNECTIONS: usize = 20_000;
-/// Connections that have shown no valid credential, of all addresses together.
+/// Most anonymous connections of all addresses together.
 const ANONYMOUS_CONNECTIONS: usize = 1024;
-/// Requests without a valid credential that are under way, of all addresses together.
+/// Most anonymous requests of all addresses together.
 const ANONYMOUS_REQUESTS: usize = 2048;
-/// Share of one address of these: one in this number.
+/// Divisor for the anonymous limits of one address.
 const ADDRESS_SHARE: usize = 2;
 
 /// Limits that all listeners share.
 #[derive(Debug, Clone)]
 pub(super) struct Gate {
-    /// Connections, a bound well below the limit of open files.
+    /// Permits for connections, well below the limit of open files.
     pub(super) all: Arc<Semaphore>,
-    /// Connections that were accepted.
+    /// Number of accepted connections.
     pub(super) accepted: Arc<AtomicU64>,
-    /// Connections that have shown a valid credential.
+    /// Permits for connections with a valid credential.
     pub(super) established: Arc<Semaphore>,
     pub(super) connections: Arc<Admission>,
     pub(super) requests: Arc<Admission>,
@@ -33,11 +33,12 @@ pub(super) struct Gate {
 }
 
 impl Gate {
-    /// Makes limits that leave a quarter of the open files to the database, blobs and outgoing requests.
+    /// Creates limits that leave a quarter of the open files to the database, blobs and outgoing
+    /// requests.
     pub(super) fn new(files: usize) -> Self {
         let all = (files / 4 * 3).clamp(64, CONNECTIONS);
         let anonymous = (all / 4).min(ANONYMOUS_CONNECTIONS);
-        // Those that were evicted a moment ago are still open.
+        // Recently evicted connections are still open.
         let closing = anonymous / 2;
         Self {
             all: Arc::new(Semaphore::new(all)),
@@ -50,7 +51,7 @@ impl Gate {
     }
 }
 
-/// Raises the limit of open files of this process, and returns it.
+/// Raises the limit of open files of this process. Returns the new limit.
 pub(super) fn raise_file_limit() -> usize {
     let wanted = || {
         let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;

@@ -1,4 +1,5 @@
-//! `/healthz`: the process is alive. `/readyz`: it can serve. `/metrics`: for Prometheus.
+//! Health endpoints: `/healthz` (process is alive), `/readyz` (server can serve) and `/metrics`
+//! (Prometheus).
 
 use std::{
     sync::Arc,
@@ -20,32 +21,32 @@ use crate::{
     metrics::{OutcomeLabels, PhaseLabels, PoolLabels, QueueLabels},
 };
 
-/// How long an answer is given again: they need no token, and cost queries.
-const REUSED: Duration = Duration::from_millis(250);
-/// How long the database may take to answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Reuse time of a response. These endpoints need no token, and each response costs queries.
+const REUSE_TIME: Duration = Duration::from_millis(250);
+/// Timeout of one database query.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone)]
-struct Seen {
+struct HealthState {
     app: Arc<App>,
-    /// The last answers, made by one request at a time.
-    ready: Arc<Mutex<Option<Answer>>>,
-    metrics: Arc<Mutex<Option<Answer>>>,
+    /// Last responses, created by one request at a time.
+    ready: Arc<Mutex<Option<CachedResponse>>>,
+    metrics: Arc<Mutex<Option<CachedResponse>>>,
 }
 
-/// An answer, and when it was made.
+/// A response and the time of its creation.
 #[derive(Debug, Clone)]
-struct Answer {
-    made: Instant,
+struct CachedResponse {
+    created: Instant,
     status: StatusCode,
     content_type: &'static str,
     text: Bytes,
 }
 
-impl Answer {
+impl CachedResponse {
     fn new(status: StatusCode, content_type: &'static str, text: impl Into<Bytes>) -> Self {
         Self {
-            made: Instant::now(),
+            created: Instant::now(),
             status,
             content_type,
             text: text.into(),
@@ -53,22 +54,25 @@ impl Answer {
     }
 }
 
-impl IntoResponse for Answer {
+impl IntoResponse for CachedResponse {
     fn into_response(self) -> Response {
         let kind = [(header::CONTENT_TYPE, self.content_type)];
         (self.status, kind, self.text).into_response()
     }
 }
 
-/// Returns the last answer, or makes one.
-async fn reused(last: &Mutex<Option<Answer>>, make: impl Future<Output = Answer>) -> Response {
+/// Returns the last response, or creates one if it is older than [`REUSE_TIME`].
+async fn reuse_response(
+    last: &Mutex<Option<CachedResponse>>,
+    create: impl Future<Output = CachedResponse>,
+) -> Response {
     let mut last = last.lock().await;
-    if let Some(answer) = &*last
-        && answer.made.elapsed() < REUSED
+    if let Some(response) = &*last
+        && response.created.elapsed() < REUSE_TIME
     {
-        return answer.clone().into_response();
+        return response.clone().into_response();
     }
-    last.insert(make.await).clone().into_response()
+    last.insert(create.await).clone().into_response()
 }
 
 pub(super) fn router(app: Arc<App>) -> Router {
@@ -76,43 +80,44 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/healthz", get(async || "alive\n"))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
-        .with_state(Seen {
+        .with_state(HealthState {
             app,
             ready: Arc::default(),
             metrics: Arc::default(),
         })
 }
 
-async fn ready(State(seen): State<Seen>) -> Response {
-    reused(&seen.ready, check_ready(&seen)).await
+async fn ready(State(state): State<HealthState>) -> Response {
+    reuse_response(&state.ready, check_ready(&state)).await
 }
 
-async fn check_ready(seen: &Seen) -> Answer {
+async fn check_ready(state: &HealthState) -> CachedResponse {
     let kind = "text/plain; charset=utf-8";
-    let refuse = |why: &'static str| Answer::new(StatusCode::SERVICE_UNAVAILABLE, kind, why);
-    if seen.app.closing.is_cancelled() {
+    let refuse =
+        |reason: &'static str| CachedResponse::new(StatusCode::SERVICE_UNAVAILABLE, kind, reason);
+    if state.app.closing.is_cancelled() {
         return refuse("shutting down\n");
     }
-    match tokio::time::timeout(PATIENCE, seen.app.store.ping()).await {
-        Ok(Ok(())) => Answer::new(StatusCode::OK, kind, "ready\n"),
+    match tokio::time::timeout(QUERY_TIMEOUT, state.app.store.ping()).await {
+        Ok(Ok(())) => CachedResponse::new(StatusCode::OK, kind, "ready\n"),
         Ok(Err(error)) => {
-            tracing::warn!(error = acrtask_model::chain(&error), "not ready");
+            tracing::warn!(error = acrtask_model::error_chain(&error), "not ready");
             refuse("the database cannot be reached\n")
         }
-        Err(_) => refuse("the database does not answer\n"),
+        Err(_) => refuse("the database does not respond\n"),
     }
 }
 
-async fn metrics(State(seen): State<Seen>) -> Response {
-    reused(&seen.metrics, read_metrics(&seen)).await
+async fn metrics(State(state): State<HealthState>) -> Response {
+    reuse_response(&state.metrics, read_metrics(&state)).await
 }
 
-async fn read_metrics(seen: &Seen) -> Answer {
-    let metrics = &seen.app.metrics;
+async fn read_metrics(state: &HealthState) -> CachedResponse {
+    let metrics = &state.app.metrics;
     for gauge in [&metrics.runners, &metrics.slots, &metrics.busy] {
         gauge.clear();
     }
-    for runner in seen.app.hub.runners() {
+    for runner in state.app.hub.runners() {
         let labels = PoolLabels {
             pool: runner.profile.pool.clone(),
         };
@@ -123,9 +128,11 @@ async fn read_metrics(seen: &Seen) -> Answer {
         let busy = metrics.busy.get_or_create(&labels);
         busy.inc_by(i64::from(runner.busy));
     }
-    // While the database is away its gauges are absent, which an alarm can see; the others are shown all the same.
+    // Without the database its gauges are absent, which an alarm can detect. All other metrics are
+    // still served.
     metrics.queue.clear();
-    if let Ok(Ok(depths)) = tokio::time::timeout(PATIENCE, seen.app.store.queue_depth()).await {
+    if let Ok(Ok(depths)) = tokio::time::timeout(QUERY_TIMEOUT, state.app.store.queue_depth()).await
+    {
         for depth in depths {
             let labels = QueueLabels {
                 pool: depth.pool,
@@ -137,7 +144,7 @@ async fn read_metrics(seen: &Seen) -> Answer {
     }
     metrics.cascades.clear();
     metrics.cascade_tasks.clear();
-    let counts = tokio::time::timeout(PATIENCE, seen.app.store.cascade_counts()).await;
+    let counts = tokio::time::timeout(QUERY_TIMEOUT, state.app.store.cascade_counts()).await;
     if let Ok(Ok((phases, tasks))) = counts {
         for (phase, count) in phases {
             let labels = PhaseLabels { phase };
@@ -148,15 +155,15 @@ async fn read_metrics(seen: &Seen) -> Answer {
             metrics.cascade_tasks.get_or_create(&labels).set(count);
         }
     }
-    match metrics.text() {
+    match metrics.encode_text() {
         Ok(text) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            Answer::new(StatusCode::OK, kind, text)
+            CachedResponse::new(StatusCode::OK, kind, text)
         }
         Err(error) => {
-            tracing::error!(%error, "metrics cannot be written as text");
+            tracing::error!(%error, "cannot format the metrics");
             let kind = "text/plain; charset=utf-8";
-            Answer::new(StatusCode::INTERNAL_SERVER_ERROR, kind, "")
+            CachedResponse::new(StatusCode::INTERNAL_SERVER_ERROR, kind, "")
         }
     }
 }

@@ -1,9 +1,12 @@
-//! One listener for HTTP/1.1, HTTP/2 and gRPC, with TLS or without.
+//! Listener for HTTP/1.1, HTTP/2 and gRPC, with or without TLS.
 //!
-//! Each connection is a task of its own. Limits are checked in the order of their cost: open connections,
-//! TLS handshake, head of a request, slots of anonymous requests, body, credential. Invariants: what a client
-//! without a valid credential can occupy is bounded in memory and in time; connections with one have a
-//! reserve of their own. Left out: new certificates without a restart.
+//! Each connection is a task. Limits are checked in the order of their cost: open connections, TLS
+//! handshake, request head, slots of anonymous requests, body, credential.
+//!
+//! Invariants: a client without a valid credential occupies bounded memory for a bounded time.
+//! Connections with a valid credential have their own reserve.
+//!
+//! Left out: new certificates without a restart.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -36,44 +39,45 @@ use super::{
     client_address::{client_address, is_trusted},
     connection::{ConnectionState, Verdict, WatchedStream},
     gate::Gate,
-    request_guard::{GuardedBody, RequestGuard, evicted},
+    request_guard::{GuardedBody, RequestGuard, eviction_response},
 };
 use crate::{
     App,
     auth::{ClientAddress, network_of},
 };
 
-/// Connections that the system keeps until they are accepted.
+/// Most connections that the system queues until they are accepted.
 const BACKLOG: u32 = 4096;
-/// How long a TLS handshake may take.
-const HANDSHAKE: Duration = Duration::from_secs(10);
-/// How long the head of an HTTP/1.1 request may take, and how long such a connection may be idle.
-const HEAD: Duration = Duration::from_secs(15);
-/// How often a connection is checked for progress.
-const CHECK: Duration = Duration::from_secs(2);
-/// Bytes that HTTP/1.1 buffers of a connection in each direction; also the limit of a request's head.
-const BUFFER: usize = 64 << 10;
-/// Bytes that may wait for us on one HTTP/2 connection.
+/// Timeout of a TLS handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Timeout of the head of an HTTP/1.1 request, and longest idle time of such a connection.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+/// Interval between progress checks of a connection.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
+/// Largest HTTP/1.1 buffer of a connection per direction, in bytes. Also the limit of a request
+/// head.
+const HTTP1_BUFFER: usize = 64 << 10;
+/// Receive window of one HTTP/2 connection, in bytes.
 const CONNECTION_WINDOW: u32 = 512 << 10;
-/// Bytes that may wait for us in one call.
+/// Receive window of one HTTP/2 stream, in bytes.
 const STREAM_WINDOW: u32 = 128 << 10;
-/// Bytes that may wait for the client in one call, beside the part that is being sent.
+/// Send buffer of one HTTP/2 stream, in bytes. Excludes the part that is being sent.
 const SEND_BUFFER: usize = 64 << 10;
-/// Bytes that may wait in the system until the peer has room for them.
-const UNSENT: u32 = 64 << 10;
-/// How often a silent HTTP/2 connection is pinged, and how long it may take to respond.
+/// Most unsent bytes of a connection that the system buffers.
+const MAX_UNSENT: u32 = 64 << 10;
+/// Interval between pings of an idle HTTP/2 connection, and timeout of their responses.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
-/// Calls at once on one connection.
-const STREAMS: u32 = 100;
-/// Bytes of all headers of one request.
-const HEADERS: u32 = 16 << 10;
-/// Calls that a client may reset before they were accepted, and resets that its mistakes may cause.
-const RESETS: usize = 20;
-/// The pause after an error of the listener: no file descriptors are left, for one.
-const PAUSE: Duration = Duration::from_millis(100);
+/// Most concurrent HTTP/2 streams on one connection.
+const MAX_STREAMS: u32 = 100;
+/// Largest size of all headers of one request, in bytes.
+const MAX_HEADERS: u32 = 16 << 10;
+/// Most resets by a client before acceptance, and most resets after errors of the client.
+const MAX_RESETS: usize = 20;
+/// Pause after a failed accept, for example without free file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What TLS needs.
-pub(super) fn tls(files: &TlsFiles) -> Result<TlsAcceptor, ServeError> {
+/// Loads the certificate and key, and creates a TLS acceptor.
+pub(super) fn load_tls(files: &TlsFiles) -> Result<TlsAcceptor, ServeError> {
     let failed = |file: &Path, reason: String| ServeError::Tls {
         file: file.to_owned(),
         reason,
@@ -83,7 +87,7 @@ pub(super) fn tls(files: &TlsFiles) -> Result<TlsAcceptor, ServeError> {
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|error| failed(file, error.to_string()))?;
     if certificates.is_empty() {
-        return Err(failed(file, "it holds no certificate in PEM form".into()));
+        return Err(failed(file, "it contains no PEM certificate".into()));
     }
     let file = &files.key;
     let key =
@@ -96,19 +100,19 @@ pub(super) fn tls(files: &TlsFiles) -> Result<TlsAcceptor, ServeError> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-/// Listens at an address, with a queue that holds a flood for as long as it takes to accept it.
+/// Listens on an address, with a queue of [`BACKLOG`] connections.
 pub(super) fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
-    // As `TcpListener::bind` does.
+    // `TcpListener::bind` sets this option too.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
 
-/// What a connection is served with.
+/// Shared state to serve connections with.
 #[derive(Debug, Clone)]
 pub(super) struct Service {
     pub(super) app: Arc<App>,
@@ -118,8 +122,12 @@ pub(super) struct Service {
     pub(super) cut: CancellationToken,
 }
 
-/// Accepts connections until the control plane shuts down.
-pub(super) async fn accept(socket: TcpListener, tls: Option<TlsAcceptor>, service: Service) {
+/// Accepts connections until the server shuts down.
+pub(super) async fn accept_connections(
+    socket: TcpListener,
+    tls: Option<TlsAcceptor>,
+    service: Service,
+) {
     loop {
         let accepted = tokio::select! {
             () = service.app.closing.cancelled() => return,
@@ -131,8 +139,8 @@ pub(super) async fn accept(socket: TcpListener, tls: Option<TlsAcceptor>, servic
         let (stream, peer) = match accepted.0 {
             Ok(accepted) => accepted,
             Err(error) => {
-                tracing::warn!(%error, "a connection cannot be accepted");
-                tokio::time::sleep(PAUSE).await;
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
@@ -150,9 +158,9 @@ impl Service {
     ) {
         let gate = &self.gate;
         let number = gate.accepted.fetch_add(1, Ordering::Relaxed);
-        // The clients behind a proxy share its connections, so these are not counted by address.
+        // Clients behind a proxy share its connections, so these are not counted by address.
         let slot = (!is_trusted(peer.ip(), &self.app.config.trusted_proxies))
-            .then(|| gate.connections.enter(network_of(peer.ip()), number));
+            .then(|| gate.connections.admit(network_of(peer.ip()), number));
         let evicted = slot.as_ref().map(super::admission::Slot::evicted);
         let connection = Connection {
             state: ConnectionState::new(slot, gate.established.clone()),
@@ -166,8 +174,8 @@ impl Service {
             connections.inc();
             tokio::select! {
                 () = cut.cancelled() => {}
-                () = eviction(evicted) => {
-                    tracing::debug!(%peer, "closed the oldest anonymous connection to make room");
+                () = wait_for_eviction(evicted) => {
+                    tracing::debug!(%peer, "evicted the oldest anonymous connection of the heaviest address");
                 }
                 () = connection.serve(stream, tls) => {}
             }
@@ -177,10 +185,10 @@ impl Service {
     }
 }
 
-async fn eviction(evicted: Option<Evicted>) {
+async fn wait_for_eviction(evicted: Option<Evicted>) {
     match evicted {
         Some(evicted) => {
-            evicted.reached().await;
+            evicted.wait().await;
         }
         None => std::future::pending().await,
     }
@@ -190,59 +198,59 @@ struct Connection {
     service: Service,
     state: Arc<ConnectionState>,
     peer: SocketAddr,
-    /// Counts the connections of this process.
+    /// Number of the connection in this process, from 0.
     number: u64,
 }
 
 impl Connection {
     async fn serve(self, stream: TcpStream, tls: Option<TlsAcceptor>) {
         let peer = self.peer;
-        // Small messages of runners and readers must not wait for one another.
+        // Send small messages of runners and readers without delay.
         let _ = stream.set_nodelay(true);
-        // A peer that reads nothing fills little memory of the system.
-        let _ = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
+        // Bound the system's buffer for a peer that does not read.
+        let _ = SockRef::from(&stream).set_tcp_notsent_lowat(MAX_UNSENT);
         let Some(tls) = tls else {
-            return self.talk(stream).await;
+            return self.serve_http(stream).await;
         };
-        match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
-            Ok(Ok(stream)) => Box::pin(self.talk(stream)).await,
-            Ok(Err(error)) => tracing::debug!(%peer, %error, "no TLS handshake"),
-            Err(_) => tracing::debug!(%peer, "no TLS handshake in time"),
+        match tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
+            Ok(Ok(stream)) => Box::pin(self.serve_http(stream)).await,
+            Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
+            Err(_) => tracing::debug!(%peer, "TLS handshake timed out"),
         }
     }
 
-    async fn talk(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+    async fn serve_http(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder
             .http1()
             .timer(TokioTimer::new())
-            .max_buf_size(BUFFER)
-            .header_read_timeout(HEAD);
+            .max_buf_size(HTTP1_BUFFER)
+            .header_read_timeout(HEAD_TIMEOUT);
         builder
             .http2()
             .timer(TokioTimer::new())
             .initial_connection_window_size(CONNECTION_WINDOW)
             .initial_stream_window_size(STREAM_WINDOW)
-            .max_concurrent_streams(STREAMS)
-            .max_header_list_size(HEADERS)
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(MAX_HEADERS)
             .max_send_buf_size(SEND_BUFFER)
-            .max_pending_accept_reset_streams(RESETS)
-            .max_local_error_reset_streams(RESETS)
+            .max_pending_accept_reset_streams(MAX_RESETS)
+            .max_local_error_reset_streams(MAX_RESETS)
             .keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE);
         let (peer, state) = (self.peer, self.state.clone());
         let closing = self.service.app.closing.clone();
         let stream = WatchedStream::new(stream, state.clone());
-        let service = hyper::service::service_fn(move |request| self.answer(request));
+        let service = hyper::service::service_fn(move |request| self.handle_request(request));
         let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         let mut served = std::pin::pin!(served);
-        let mut check = tokio::time::interval(CHECK);
+        let mut check = tokio::time::interval(CHECK_INTERVAL);
         let mut ending = false;
         loop {
             let verdict = tokio::select! {
                 result = served.as_mut() => {
                     if let Err(error) = result {
-                        tracing::debug!(%peer, error, "a connection broke off");
+                        tracing::debug!(%peer, error, "a connection failed");
                     }
                     return;
                 }
@@ -255,16 +263,16 @@ impl Connection {
                     ending = true;
                     served.as_mut().graceful_shutdown();
                 }
-                // It was to end at the last check, and is idle still.
+                // The last check ended the connection, and it is still idle.
                 Verdict::End | Verdict::Close => {
-                    tracing::debug!(%peer, "closed a connection that makes no progress");
+                    tracing::debug!(%peer, "closed a connection without progress");
                     return;
                 }
             }
         }
     }
 
-    fn answer(
+    fn handle_request(
         &self,
         request: Request<Incoming>,
     ) -> impl Future<Output = Result<http::Response<Body>, std::convert::Infallible>> + use<> {
@@ -272,11 +280,11 @@ impl Connection {
             app, router, gate, ..
         } = &self.service;
         let (app, router) = (app.clone(), router.clone());
-        let open = self.state.request();
+        let open = self.state.start_request();
         let address = self.client_address(&request);
-        // What was valid a moment ago is checked without a slot, so that no flood delays it.
+        // A recently valid credential needs no slot, so that a flood does not delay its check.
         let slot = (!app.limits.recognizes_header(request.headers()))
-            .then(|| gate.requests.enter(address, self.number));
+            .then(|| gate.requests.admit(address, self.number));
         let guard = RequestGuard::new(address, slot, self.state.clone(), gate.bodies.clone());
         let mut request = request.map(|body| Body::new(GuardedBody::new(body, guard.clone())));
         request.extensions_mut().insert(ConnectInfo(self.peer));
@@ -292,8 +300,8 @@ impl Connection {
                 None => router.oneshot(request).await?,
                 Some(slot) => tokio::select! {
                     response = router.oneshot(request) => response?,
-                    why = slot.reached() => {
-                        let problem = evicted(why);
+                    cause = slot.wait() => {
+                        let problem = eviction_response(cause);
                         if grpc {
                             let message = problem.problem().message.clone();
                             tonic::Status::unavailable(message).into_http()
@@ -303,7 +311,7 @@ impl Connection {
                     }
                 },
             };
-            app.metrics.answered(protocol, response.status());
+            app.metrics.count_request(protocol, response.status());
             Ok(response.map(|body| open.watch(body)))
         }
     }

@@ -1,9 +1,13 @@
-//! Limits of one request: the size and the pace of its body, and the memory that the body takes.
+//! Limits of one request: size, pace and memory of its body.
 //!
-//! The listener puts a [`RequestGuard`] into the extensions of each request and wraps the body. A request
-//! begins as an anonymous one: it holds a slot that can be taken away, and its body may have 32 KiB. Whoever
-//! checks its credential raises that. Invariants: every body has a least pace; bytes that wait in memory are
-//! counted in one budget until the response is made; a body that breaks a limit ends with an error that names it.
+//! The listener adds a [`RequestGuard`] to the extensions of each request and wraps the body. A new
+//! request is anonymous: its slot can be evicted, and its body may have 32 KiB. The check of its
+//! credential raises these limits.
+//!
+//! Invariants:
+//! * Every body has a minimum pace.
+//! * Buffered bytes are counted in one budget until the response is complete.
+//! * A body that exceeds a limit ends with an error that names the limit.
 
 use std::{
     collections::HashMap,
@@ -30,49 +34,50 @@ use crate::api::ApiError;
 
 /// Largest body of a request without a valid credential, in bytes.
 pub(crate) const ANONYMOUS_BODY: u64 = 32 << 10;
-/// Bytes of each body that the memory budget does not count: the number of requests bounds them.
+/// Bytes per body that the memory budget does not count. The number of requests bounds them.
 const UNCOUNTED: u64 = ANONYMOUS_BODY;
-/// How long a body may take before its pace counts.
+/// Time before the pace of a body counts.
 const GRACE: Duration = Duration::from_secs(10);
-/// Least pace of a body after that, in bytes per second on average.
+/// Minimum average pace of a body after that time, in bytes per second.
 const LEAST_RATE: u32 = 16 << 10;
-/// Bytes of all bodies that may be in memory at once.
+/// Most buffered bytes of all bodies.
 const BUDGET: u64 = 96 << 20;
-/// Of these, for requests without a valid credential: large deliveries whose signature is not checked yet.
+/// Part of [`BUDGET`] for requests without a valid credential: large deliveries before their
+/// signature check.
 const ANONYMOUS_BUDGET: u64 = 48 << 20;
-/// Of these, for one address.
+/// Part of [`ANONYMOUS_BUDGET`] for one address.
 const ADDRESS_BUDGET: u64 = 32 << 20;
 
-/// Why a body was refused.
+/// Reasons to refuse a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum BodyRefusal {
-    /// Larger than this number of bytes.
+    /// The body is larger than this number of bytes.
     TooLarge(u64),
-    /// Slower than the least pace.
+    /// The body is slower than the minimum pace.
     TooSlow,
-    /// The budget of memory is used up.
+    /// The memory budget is exhausted.
     NoMemory,
 }
 
 impl BodyRefusal {
-    /// Returns the refusal as an answer of the API.
+    /// Returns the refusal as a response of the API.
     pub(crate) fn to_problem(self) -> ApiError {
         match self {
             Self::TooLarge(limit) => ApiError::too_large(format!(
                 "the body is larger than {} KiB, the limit of a request without a valid credential",
                 limit >> 10
             )),
-            Self::TooSlow => ApiError::of(
+            Self::TooSlow => ApiError::with_code(
                 StatusCode::REQUEST_TIMEOUT,
                 "too-slow",
                 format!(
-                    "the body came slower than {} KiB per second after its first {} s",
+                    "the body arrived slower than {} KiB per second after its first {} s",
                     LEAST_RATE >> 10,
                     GRACE.as_secs()
                 ),
             ),
             Self::NoMemory => ApiError::unavailable(format!(
-                "the bodies that are being read take more than their {} MiB of memory; send it again",
+                "the bodies of all requests exceed {} MiB of memory; send the request again",
                 BUDGET >> 20
             )),
         }
@@ -88,7 +93,7 @@ impl BodyRefusal {
     }
 }
 
-/// The error of a refused body. Its source is the gRPC status, which tonic looks for.
+/// Error of a refused body. Its source is the gRPC status, which tonic extracts.
 #[derive(Debug, thiserror::Error)]
 #[error("{status}")]
 struct RefusedBody {
@@ -96,28 +101,28 @@ struct RefusedBody {
     status: Box<tonic::Status>,
 }
 
-/// Memory for all bodies that are being read.
+/// Memory budget of all buffered bodies.
 #[derive(Debug, Default)]
 pub(crate) struct MemoryBudget {
-    taken: Mutex<Taken>,
+    used: Mutex<UsedMemory>,
 }
 
 #[derive(Debug, Default)]
-struct Taken {
+struct UsedMemory {
     all: u64,
     anonymous: u64,
     by_address: HashMap<IpAddr, u64>,
 }
 
 impl MemoryBudget {
-    /// Takes `bytes`. `anonymous`: the address of a request without a valid credential.
-    fn take(&self, anonymous: Option<IpAddr>, bytes: u64) -> Result<(), BodyRefusal> {
-        let mut taken = self.taken.lock().expect("never poisoned");
-        let Taken {
+    /// Reserves `bytes`. `anonymous` is the address of a request without a valid credential.
+    fn reserve(&self, anonymous: Option<IpAddr>, bytes: u64) -> Result<(), BodyRefusal> {
+        let mut used = self.used.lock().expect("never poisoned");
+        let UsedMemory {
             all,
             anonymous: of_anonymous,
             by_address,
-        } = &mut *taken;
+        } = &mut *used;
         if *all + bytes > BUDGET {
             return Err(BodyRefusal::NoMemory);
         }
@@ -133,14 +138,14 @@ impl MemoryBudget {
         Ok(())
     }
 
-    fn give_back(&self, address: IpAddr, charge: Charge) {
-        let mut taken = self.taken.lock().expect("never poisoned");
-        taken.all -= charge.all;
-        taken.anonymous -= charge.anonymous;
-        if let Some(of_address) = taken.by_address.get_mut(&address) {
+    fn release(&self, address: IpAddr, charge: Charge) {
+        let mut used = self.used.lock().expect("never poisoned");
+        used.all -= charge.all;
+        used.anonymous -= charge.anonymous;
+        if let Some(of_address) = used.by_address.get_mut(&address) {
             *of_address -= charge.anonymous;
             if *of_address == 0 {
-                taken.by_address.remove(&address);
+                used.by_address.remove(&address);
             }
         }
     }
@@ -152,18 +157,18 @@ struct Charge {
     anonymous: u64,
 }
 
-/// How the bytes of a body are used.
+/// Use of the bytes of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Use {
-    /// Collected in memory.
+enum BodyUse {
+    /// Buffered in memory.
     Buffered,
-    /// Passed on as they come, at the least pace.
+    /// Forwarded on arrival, at the minimum pace.
     Streamed,
-    /// Messages of a session, with pauses of any length between them.
+    /// Messages of a session, with pauses of any length.
     Session,
 }
 
-/// The limits of one request, shared by the listener, the body and whoever checks credentials.
+/// Limits of one request, shared by the listener, the body and the check of the credential.
 #[derive(Debug, Clone)]
 pub(crate) struct RequestGuard(Arc<Guard>);
 
@@ -181,7 +186,7 @@ struct State {
     slot: Option<Slot>,
     limit: u64,
     authenticated: bool,
-    of: Use,
+    body_use: BodyUse,
     charge: Charge,
 }
 
@@ -189,13 +194,13 @@ impl Drop for Guard {
     fn drop(&mut self) {
         let charge = self.state.get_mut().expect("never poisoned").charge;
         if charge.all > 0 {
-            self.budget.give_back(self.address, charge);
+            self.budget.release(self.address, charge);
         }
     }
 }
 
 impl RequestGuard {
-    /// Makes the guard of a new request. `slot`: `None` if its credential was valid a moment ago.
+    /// Creates the guard of a new request. `slot` is `None` for a recently valid credential.
     pub(super) fn new(
         address: IpAddr,
         slot: Option<Slot>,
@@ -210,18 +215,18 @@ impl RequestGuard {
                 slot,
                 limit: ANONYMOUS_BODY,
                 authenticated: false,
-                of: Use::Buffered,
+                body_use: BodyUse::Buffered,
                 charge: Charge::default(),
             }),
             refusal: OnceLock::new(),
         }))
     }
 
-    fn change(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.0.state.lock().expect("never poisoned"));
+    fn update(&self, update: impl FnOnce(&mut State)) {
+        update(&mut self.0.state.lock().expect("never poisoned"));
     }
 
-    /// Shows when the request's slot is taken away. `None`: it has none.
+    /// Returns the eviction signal of the request's slot. `None` if it has no slot.
     pub(super) fn evicted(&self) -> Option<Evicted> {
         let state = self.0.state.lock().expect("never poisoned");
         state.slot.as_ref().map(Slot::evicted)
@@ -234,18 +239,18 @@ impl RequestGuard {
         })
     }
 
-    /// Counts bytes of the body that have come.
-    fn receive(&self, received: u64, bytes: u64) -> Result<(), BodyRefusal> {
+    /// Counts received bytes of the body.
+    fn count_received(&self, received: u64, bytes: u64) -> Result<(), BodyRefusal> {
         let mut state = self.0.state.lock().expect("never poisoned");
         if received > state.limit {
             return Err(BodyRefusal::TooLarge(state.limit));
         }
         let counted = bytes.min(received.saturating_sub(UNCOUNTED));
-        if state.of != Use::Buffered || counted == 0 {
+        if state.body_use != BodyUse::Buffered || counted == 0 {
             return Ok(());
         }
         let anonymous = (!state.authenticated).then_some(self.0.address);
-        self.0.budget.take(anonymous, counted)?;
+        self.0.budget.reserve(anonymous, counted)?;
         state.charge.all += counted;
         if anonymous.is_some() {
             state.charge.anonymous += counted;
@@ -254,56 +259,60 @@ impl RequestGuard {
     }
 
     fn is_paced(&self) -> bool {
-        self.0.state.lock().expect("never poisoned").of != Use::Session
+        self.0.state.lock().expect("never poisoned").body_use != BodyUse::Session
     }
 }
 
-/// What handlers do with the guard of their request. A request of a test without a listener has none.
+/// Operations of handlers on the guard of their request. Requests in tests without a listener have
+/// no guard.
 pub(crate) trait Guarded {
-    /// Returns the guard.
+    /// Returns the guard. `None` in tests without a listener.
     fn guard(&self) -> Option<&RequestGuard>;
 
-    /// The request has shown a valid credential: neither it nor its connection can be evicted any more.
-    fn proved(&self) {
+    /// Marks the request as proven by a valid credential. It and its connection can no longer be
+    /// evicted.
+    fn mark_proven(&self) {
         if let Some(guard) = self.guard() {
             guard.0.connection.establish();
-            guard.change(|state| state.slot = None);
+            guard.update(|state| state.slot = None);
         }
     }
 
-    /// The request has shown a valid token or key, too: its body may be as large as its handler allows.
-    fn authenticated(&self) {
-        self.proved();
+    /// Marks the request as authenticated by a token or key. Only the handler limits its body from
+    /// now on.
+    fn mark_authenticated(&self) {
+        self.mark_proven();
         if let Some(guard) = self.guard() {
-            guard.change(|state| {
+            guard.update(|state| {
                 state.authenticated = true;
                 state.limit = u64::MAX;
             });
         }
     }
 
-    /// Lets the body have up to `bytes`, of which the memory budget counts all but the first.
+    /// Allows a body of up to `bytes`. The memory budget counts all but the first [`UNCOUNTED`]
+    /// bytes.
     fn allow_body(&self, bytes: usize) {
         if let Some(guard) = self.guard() {
-            guard.change(|state| state.limit = bytes as u64);
+            guard.update(|state| state.limit = bytes as u64);
         }
     }
 
-    /// The body is passed on as it comes, and takes no memory.
-    fn streams_body(&self) {
+    /// Marks the body as forwarded on arrival, so that it uses no memory budget.
+    fn mark_streaming(&self) {
         if let Some(guard) = self.guard() {
-            guard.change(|state| state.of = Use::Streamed);
+            guard.update(|state| state.body_use = BodyUse::Streamed);
         }
     }
 
-    /// The body is a session, whose messages may pause.
-    fn begins_session(&self) {
+    /// Marks the body as a session, whose messages may pause.
+    fn mark_session(&self) {
         if let Some(guard) = self.guard() {
-            guard.change(|state| state.of = Use::Session);
+            guard.update(|state| state.body_use = BodyUse::Session);
         }
     }
 
-    /// Returns why the body ended with an error, if a limit was the reason.
+    /// Returns the refusal of the body. `None` if no limit was exceeded.
     fn refusal(&self) -> Option<BodyRefusal> {
         self.guard()?.0.refusal.get().copied()
     }
@@ -321,27 +330,27 @@ impl Guarded for Option<RequestGuard> {
     }
 }
 
-/// Returns what an evicted request is answered with.
-pub(super) fn evicted(why: Eviction) -> ApiError {
-    match why {
+/// Returns the response to an evicted request.
+pub(super) fn eviction_response(cause: Eviction) -> ApiError {
+    match cause {
         Eviction::PerAddress(limit) => ApiError::too_many(
             format!(
-                "more than {limit} requests without a valid credential are under way for this address"
+                "more than {limit} requests without a valid credential are open for this address"
             ),
             1,
         ),
         Eviction::Total(limit) => ApiError::unavailable(format!(
-            "more than {limit} requests without a valid credential are under way"
+            "more than {limit} requests without a valid credential are open"
         )),
     }
 }
 
-/// The body of a request, which keeps to its limits.
+/// Body of a request, with enforced limits.
 pub(super) struct GuardedBody {
     inner: Incoming,
     guard: RequestGuard,
     received: u64,
-    /// When the next bytes have to be there; set by the first poll.
+    /// Deadline of the next bytes. Set by the first poll.
     due: Option<(Instant, Pin<Box<Sleep>>)>,
     refused: bool,
 }
@@ -362,7 +371,7 @@ impl GuardedBody {
         Poll::Ready(Some(Err(self.guard.refuse(refusal))))
     }
 
-    /// Returns whether the body is later than the least pace allows.
+    /// Returns `true` if the body is slower than the minimum pace.
     fn is_late(&mut self, context: &mut Context<'_>) -> bool {
         if !self.guard.is_paced() {
             return false;
@@ -398,7 +407,7 @@ impl HttpBody for GuardedBody {
             Poll::Ready(Some(Ok(frame))) => {
                 let bytes = frame.data_ref().map_or(0, |data| data.len() as u64);
                 self.received += bytes;
-                match self.guard.receive(self.received, bytes) {
+                match self.guard.count_received(self.received, bytes) {
                     Ok(()) => Poll::Ready(Some(Ok(frame))),
                     Err(refusal) => self.refuse(refusal),
                 }
@@ -421,23 +430,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_shared_between_addresses_and_given_back() {
+    fn memory_budget_is_limited_per_address_and_released() {
         let budget = MemoryBudget::default();
         let (one, two) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
-        budget.take(Some(one), ADDRESS_BUDGET).unwrap();
-        assert_eq!(budget.take(Some(one), 1), Err(BodyRefusal::NoMemory));
+        budget.reserve(Some(one), ADDRESS_BUDGET).unwrap();
+        assert_eq!(budget.reserve(Some(one), 1), Err(BodyRefusal::NoMemory));
         budget
-            .take(Some(two), ANONYMOUS_BUDGET - ADDRESS_BUDGET)
+            .reserve(Some(two), ANONYMOUS_BUDGET - ADDRESS_BUDGET)
             .unwrap();
-        assert_eq!(budget.take(Some(two), 1), Err(BodyRefusal::NoMemory));
-        budget.take(None, BUDGET - ANONYMOUS_BUDGET).unwrap();
-        assert_eq!(budget.take(None, 1), Err(BodyRefusal::NoMemory));
+        assert_eq!(budget.reserve(Some(two), 1), Err(BodyRefusal::NoMemory));
+        budget.reserve(None, BUDGET - ANONYMOUS_BUDGET).unwrap();
+        assert_eq!(budget.reserve(None, 1), Err(BodyRefusal::NoMemory));
         let charge = Charge {
             all: ADDRESS_BUDGET,
             anonymous: ADDRESS_BUDGET,
         };
-        budget.give_back(one, charge);
-        budget.take(Some(two), 1).unwrap();
-        assert_eq!(budget.taken.lock().unwrap().by_address.len(), 1);
+        budget.release(one, charge);
+        budget.reserve(Some(two), 1).unwrap();
+        assert_eq!(budget.used.lock().unwrap().by_address.len(), 1);
     }
 }

@@ -1,4 +1,4 @@
-//! Background tasks that are started again when they fail.
+//! Supervisor of background tasks: restarts them after failures.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -9,14 +9,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::App;
 
-/// The pause before a task is started again; doubled while it keeps failing.
+/// Pause before the first restart of a task. Doubles with each further failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// The longest pause.
+/// Longest pause before a restart.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// A task that ran for so long has recovered.
+/// A task that ran for this time has recovered. Its next pause is [`FIRST_PAUSE`].
 const RECOVERED: Duration = Duration::from_secs(10);
 
-/// Keeps tasks running until it is stopped.
+/// Background tasks that are restarted until the supervisor is stopped.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
     app: Arc<App>,
@@ -33,8 +33,9 @@ impl Supervisor {
         }
     }
 
-    /// Runs `start` now, and again after each error and each panic; one that ends well is over.
-    pub(crate) fn keep<F, T>(&self, name: &'static str, start: F)
+    /// Runs `start` now, and again after each error or panic. A task that returns `Ok` is not
+    /// restarted.
+    pub(crate) fn spawn_restarting<F, T>(&self, name: &'static str, start: F)
     where
         F: Fn() -> T + Send + 'static,
         T: Future<Output = Result<(), StoreError>> + Send + 'static,
@@ -55,13 +56,12 @@ impl Supervisor {
                     Ok(Ok(())) => return,
                     Ok(Err(error)) => tracing::error!(
                         task = name,
-                        error = acrtask_model::chain(&error),
-                        "a background task failed; it is started again"
+                        error = acrtask_model::error_chain(&error),
+                        "restarting a failed background task"
                     ),
-                    Err(_) => tracing::error!(
-                        task = name,
-                        "a background task panicked; it is started again"
-                    ),
+                    Err(_) => {
+                        tracing::error!(task = name, "restarting a background task that panicked")
+                    }
                 }
                 app.metrics.restarts.inc();
                 tokio::select! {
@@ -73,18 +73,18 @@ impl Supervisor {
         });
     }
 
-    /// Whether all tasks end by themselves within `limit`.
-    pub(crate) async fn ended(&self, limit: Duration) -> bool {
+    /// Waits until all tasks have completed. Returns `false` after `limit`.
+    pub(crate) async fn wait_all(&self, limit: Duration) -> bool {
         self.tasks.close();
         tokio::time::timeout(limit, self.tasks.wait()).await.is_ok()
     }
 
-    /// Stops all tasks where they stand.
+    /// Cancels all tasks without waiting for them.
     pub(crate) fn cancel(&self) {
         self.stop.cancel();
     }
 
-    /// Stops all tasks, and waits until they are gone.
+    /// Cancels all tasks and waits until they have ended.
     pub(crate) async fn stop(&self) {
         self.cancel();
         self.tasks.close();
@@ -102,19 +102,19 @@ mod tests {
     use crate::{Config, blobs::Blobs, clock::Clock, vault::Vault};
 
     #[tokio::test]
-    async fn a_task_that_fails_is_started_again_until_it_ends_well() {
+    async fn failing_task_is_restarted_until_it_succeeds() {
         let folder = tempfile::tempdir().unwrap();
         let app = Arc::new(App::new(
             Config::default(),
             Store::open("sqlite::memory:").await.unwrap(),
             Blobs::open(&folder.path().join("blobs").display().to_string()).unwrap(),
             Vault::load_or_create(&folder.path().join("keys")).unwrap(),
-            Clock::real(),
+            Clock::system(),
         ));
         let supervisor = Supervisor::new(app.clone());
         let starts = Arc::new(AtomicU32::new(0));
         let counted = starts.clone();
-        supervisor.keep("test", move || {
+        supervisor.spawn_restarting("test", move || {
             let start = counted.fetch_add(1, Ordering::SeqCst);
             async move {
                 match start {
@@ -126,7 +126,7 @@ mod tests {
                 }
             }
         });
-        assert!(supervisor.ended(Duration::from_secs(10)).await);
+        assert!(supervisor.wait_all(Duration::from_secs(10)).await);
         assert_eq!(starts.load(Ordering::SeqCst), 3);
         assert_eq!(app.metrics.restarts.get(), 2);
     }

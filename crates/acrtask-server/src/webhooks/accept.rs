@@ -1,12 +1,14 @@
-//! A delivery that has proved itself: held against the tasks, and stored with what that leads to.
+//! Storage of a verified delivery with the decisions it leads to.
 //!
-//! Invariant: the body of a long one is in its blob before its row is written, and a row that was not written leaves no
-//! blob behind, unless the server itself ends in between.
+//! Invariant: a long body is in its blob before its row is written. If the row is not written, the
+//! blob is removed, unless the server stops in between.
 
 use std::sync::Arc;
 
 use acrtask_model::RunId;
-use acrtask_store::{Delivered, LeadsTo, Looked, NewDelivery, StoreError, StoredBody, WebhookRow};
+use acrtask_store::{
+    Delivered, NewDelivery, StoreError, StoredBody, TriggerAction, TriggerDecision, WebhookRow,
+};
 use acrtask_trigger::{Delivery, RegistryDelivery, RegistryEvent};
 use axum::http::HeaderMap;
 use bytes::Bytes;
@@ -14,15 +16,16 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    Came, Sender, image_loops,
-    look::{Evaluated, Look, at_events, at_registry},
+    DeliveryContext, Sender,
+    evaluate::{Evaluated, Evaluation, evaluate_events, evaluate_registry_event},
+    image_loops,
 };
-use crate::{App, api::ApiError, auth, bases, submit};
+use crate::{App, api::ApiError, auth, bases, run_factory};
 
-/// Longest body that is kept in the row.
-const INLINE: usize = 64 << 10;
-/// The headers that say what a delivery is. None of them proves anything.
-const KEPT: [&str; 21] = [
+/// Longest body that is stored in the row, in bytes.
+const MAX_INLINE: usize = 64 << 10;
+/// Headers that describe a delivery. None of them contains a proof.
+const STORED_HEADERS: [&str; 21] = [
     "content-type",
     "user-agent",
     "x-github-event",
@@ -46,12 +49,10 @@ const KEPT: [&str; 21] = [
     "webhook-id",
 ];
 
-/// A delivery, read.
+/// A parsed delivery.
 #[derive(Debug)]
 pub(crate) enum Source {
-    /// Of a forge.
     Forge(Delivery),
-    /// Of a registry.
     Registry(RegistryDelivery),
 }
 
@@ -64,7 +65,7 @@ impl Source {
     }
 }
 
-/// What became of a delivery.
+/// Outcome of storing a delivery.
 #[derive(Debug)]
 pub(crate) struct Accepted {
     pub(crate) id: String,
@@ -73,7 +74,9 @@ pub(crate) struct Accepted {
     pub(crate) note: Option<String>,
 }
 
-/// Stores a delivery with all that it leads to. `again`: it is the body of that delivery, looked at once more.
+/// Stores a delivery with the decisions it leads to.
+///
+/// `redelivery_of` is the id of the earlier delivery whose body a user has asked to evaluate again.
 pub(crate) async fn accept(
     app: &Arc<App>,
     webhook: &WebhookRow,
@@ -81,60 +84,60 @@ pub(crate) async fn accept(
     source: Source,
     headers: &HeaderMap,
     body: Bytes,
-    again: Option<&str>,
+    redelivery_of: Option<&str>,
 ) -> Result<Accepted, ApiError> {
     let tasks = app.tasks.current(&app.store).await?;
-    let came = Came {
+    let context = DeliveryContext {
         app,
         tasks: &tasks,
         webhook: &webhook.name,
         definition: &webhook.definition,
-        again: again.is_some(),
+        is_redelivery: redelivery_of.is_some(),
     };
-    let look = match (&source, sender) {
+    let evaluation = match (&source, sender) {
         (Source::Forge(delivery), Sender::Forge(provider)) => {
-            at_events(came, provider, &delivery.events)
+            evaluate_events(context, provider, &delivery.events)
         }
-        (Source::Registry(delivery), _) => at_registry(came, &delivery.event),
+        (Source::Registry(delivery), _) => evaluate_registry_event(context, &delivery.event),
         (Source::Forge(delivery), Sender::Registry(_)) => {
-            at_events(came, delivery.provider, &delivery.events)
+            evaluate_events(context, delivery.provider, &delivery.events)
         }
     };
     let id = format!("d{}", auth::random_id());
-    let Look {
+    let Evaluation {
         kind,
         repository,
         summary,
         note,
         evaluated,
-    } = look;
-    let mut looked = Vec::with_capacity(evaluated.len());
+    } = evaluation;
+    let mut decisions = Vec::with_capacity(evaluated.len());
     for one in evaluated {
-        looked.push(check(app, one).await?);
+        decisions.push(check_decision(app, one).await?);
     }
     let blob = format!("deliveries/{id}");
     let size = body.len();
-    let sha256 = hex(&Sha256::digest(&body));
-    let stored = if size <= INLINE {
+    let sha256 = encode_hex(&Sha256::digest(&body));
+    let stored = if size <= MAX_INLINE {
         StoredBody::Inline(body.to_vec())
     } else {
         app.blobs.put(&blob, body).await?;
         StoredBody::Blob(blob.clone())
     };
     let watches = match &source {
-        Source::Registry(delivery) => watches_of(app, &delivery.event).await?,
+        Source::Registry(delivery) => find_watches(app, &delivery.event).await?,
         Source::Forge(_) => Vec::new(),
     };
-    let note = if looked.is_empty() && !watches.is_empty() {
+    let note = if decisions.is_empty() && !watches.is_empty() {
         let names = watches.join("`, `");
         Some(format!(
-            "no task runs at this push; the base image `{names}` is watched and is checked now"
+            "no task runs for this push; the base image `{names}` is watched and is checked now"
         ))
     } else {
         note
     };
     let delivery = NewDelivery {
-        sender_id: match again {
+        sender_id: match redelivery_of {
             Some(_) => format!("again/{id}"),
             None => source.id().to_owned(),
         },
@@ -144,32 +147,34 @@ pub(crate) async fn accept(
         repository,
         summary,
         note: note.clone(),
-        redelivery_of: again.map(str::to_owned),
-        headers: kept(headers),
+        redelivery_of: redelivery_of.map(str::to_owned),
+        headers: stored_headers_json(headers),
         watches,
         size: size as u64,
         sha256,
         body: stored,
-        replay_age: sender.replay_age_ms().filter(|_| again.is_none()),
+        replay_age: sender.replay_age_ms().filter(|_| redelivery_of.is_none()),
     };
     let in_blob = matches!(delivery.body, StoredBody::Blob(_));
-    let delivered = app.deliveries.store(app, delivery, looked).await;
+    let delivered = app.deliveries.store(app, delivery, decisions).await;
     if in_blob && !matches!(delivered, Ok(Delivered::New { .. })) {
-        // Where it is not known whether the row was written, the blob stays.
+        // The row may have been written: the blob stays.
         let unknown = matches!(&delivered, Err(error) if error.is_unavailable());
         if !unknown && let Err(error) = app.blobs.delete(&[blob]).await {
-            tracing::warn!(%error, "the body of a delivery that was not stored stays behind");
+            tracing::warn!(%error, "cannot remove the body of a delivery that was not stored");
         }
     }
     let accepted = match delivered? {
-        Delivered::Seen(earlier) => {
+        Delivered::Duplicate(earlier) => {
             tracing::info!(
                 webhook = webhook.name,
                 delivery = earlier,
-                "a delivery came once more"
+                "ignored a repeated delivery"
             );
             return Ok(Accepted {
-                note: Some(format!("it came before, as delivery {earlier}")),
+                note: Some(format!(
+                    "the server received it before, as delivery {earlier}"
+                )),
                 id: earlier,
                 seen_before: true,
                 runs: Vec::new(),
@@ -184,10 +189,10 @@ pub(crate) async fn accept(
                 runs = runs.len(),
                 tasks = outcomes.len(),
                 canceled = canceled.len(),
-                "a delivery was taken"
+                "accepted a delivery"
             );
             if let Source::Registry(delivery) = &source {
-                look_at_bases(app, &delivery.event).await;
+                check_pushed_bases(app, &delivery.event).await;
             }
             Accepted {
                 id,
@@ -200,64 +205,69 @@ pub(crate) async fn accept(
     Ok(accepted)
 }
 
-/// Withdraws a run whose secrets are missing, or that would close a loop of pushes. Its reason says so.
-async fn check(app: &App, evaluated: Evaluated) -> Result<Looked, StoreError> {
+/// Withdraws a run that lacks secrets or would close a loop of pushes, and adds why to the reason.
+async fn check_decision(app: &App, evaluated: Evaluated) -> Result<TriggerDecision, StoreError> {
     let Evaluated {
         task_id,
-        mut looked,
+        mut decision,
         needs,
         image,
     } = evaluated;
-    if !matches!(looked.leads_to, LeadsTo::Run { .. }) {
-        return Ok(looked);
+    if !matches!(decision.action, TriggerAction::Run { .. }) {
+        return Ok(decision);
     }
     let missing =
-        submit::missing_among(app, Some(&task_id), needs.iter().map(String::as_str)).await?;
+        run_factory::find_missing(app, Some(&task_id), needs.iter().map(String::as_str)).await?;
     let withdrawn = if !missing.is_empty() {
-        Some(submit::no_secret(&missing, Some(&looked.task)))
+        Some(run_factory::missing_secrets_message(
+            &missing,
+            Some(&decision.task),
+        ))
     } else if let Some(image) = image {
-        image_loops::find(app, (&task_id, &looked.task), &image).await?
+        image_loops::find_loop(app, (&task_id, &decision.task), &image).await?
     } else {
         None
     };
     if let Some(reason) = withdrawn {
-        looked.reason = format!("{}, but {reason}", looked.reason);
-        looked.leads_to = LeadsTo::Nothing;
+        decision.reason = format!("{}, but {reason}", decision.reason);
+        decision.action = TriggerAction::Ignore;
     }
-    Ok(looked)
+    Ok(decision)
 }
 
-/// Looks at base tags that were pushed. Where that fails, they are looked at when they are due.
-async fn look_at_bases(app: &App, event: &RegistryEvent) {
+/// Starts a check of the base tags that were pushed. After a failure the next poll checks them.
+async fn check_pushed_bases(app: &App, event: &RegistryEvent) {
     let RegistryEvent::Pushed { images } = event else {
         return;
     };
     for image in images {
         let (registry, repository) = (&image.registry, &image.repository);
-        if let Err(error) = bases::pushed(app, registry, repository, image.tag.as_deref()).await {
-            tracing::warn!(%image, %error, "a base tag that was pushed is looked at later");
+        if let Err(error) =
+            bases::mark_push_due(app, registry, repository, image.tag.as_deref()).await
+        {
+            tracing::warn!(%image, %error, "cannot check a pushed base tag now");
         }
     }
 }
 
-fn kept(headers: &HeaderMap) -> String {
-    let kept: Map<String, Value> = KEPT
+fn stored_headers_json(headers: &HeaderMap) -> String {
+    let stored_headers_json: Map<String, Value> = STORED_HEADERS
         .iter()
         .filter_map(|name| {
             let value = headers.get(*name)?.to_str().ok()?;
             Some(((*name).to_owned(), Value::from(value)))
         })
         .collect();
-    Value::Object(kept).to_string()
+    Value::Object(stored_headers_json).to_string()
 }
 
-fn hex(bytes: &[u8]) -> String {
+fn encode_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Headers as they were kept.
-pub(crate) fn headers_of(kept: &str) -> HeaderMap {
-    let map: Map<String, Value> = serde_json::from_str(kept).unwrap_or_default();
+/// Parses headers from the form in which they are stored.
+pub(crate) fn parse_stored_headers(stored_headers_json: &str) -> HeaderMap {
+    let map: Map<String, Value> = serde_json::from_str(stored_headers_json).unwrap_or_default();
     map.iter()
         .filter_map(|(name, value)| {
             let name: axum::http::HeaderName = name.parse().ok()?;
@@ -267,13 +277,13 @@ pub(crate) fn headers_of(kept: &str) -> HeaderMap {
 }
 
 /// Returns the watched base images among those that were pushed.
-async fn watches_of(app: &App, event: &RegistryEvent) -> Result<Vec<String>, StoreError> {
+async fn find_watches(app: &App, event: &RegistryEvent) -> Result<Vec<String>, StoreError> {
     let RegistryEvent::Pushed { images } = event else {
         return Ok(Vec::new());
     };
     let mut watches = Vec::new();
     for image in images {
-        let found = bases::watched(
+        let found = bases::find_watch(
             app,
             &image.registry,
             &image.repository,

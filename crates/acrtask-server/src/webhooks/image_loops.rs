@@ -1,8 +1,8 @@
-//! Loops of tasks and pushed images: a task whose run pushes an image that starts the task again, through any
-//! number of others.
+//! Detection of loops between tasks and pushed images.
 //!
-//! The first run of a task that pushes to a repository is not known to do so before it has ended. Such a loop is
-//! therefore found at its second turn.
+//! In a loop, a run pushes an image that starts its own task again, possibly through other tasks.
+//! The server learns where a task pushes to when its first run ends, so it finds such a loop at
+//! its second turn.
 
 use std::collections::HashSet;
 
@@ -11,11 +11,12 @@ use acrtask_trigger::RegistryPush;
 
 use crate::App;
 
-/// Largest number of runs on the way back to the first cause.
+/// Maximum number of runs that are followed back towards the first cause.
 const MAX_RUNS: usize = 100;
 
-/// Returns the loop that a run of the task because of `image` would close, as a sentence. `None`: there is none.
-pub(super) async fn find(
+/// Describes the loop that a run of the task because of `image` would close. `None` if there is
+/// no loop.
+pub(super) async fn find_loop(
     app: &App,
     (task_id, task_name): (&str, &str),
     image: &RegistryPush,
@@ -23,11 +24,11 @@ pub(super) async fn find(
     let mut open = vec![(
         image.clone(),
         app.clock.now_ms(),
-        format!("{} -> {task_name}", name_of(image)),
+        format!("{} -> {task_name}", tag_name(image)),
     )];
     let mut seen = HashSet::new();
     while let Some((image, at, path)) = open.pop() {
-        let name = name_of(&image);
+        let name = tag_name(&image);
         let push = ReportedPush {
             repository: &image.repository,
             name: &name,
@@ -46,7 +47,7 @@ pub(super) async fn find(
                 )));
             }
             if let Some(cause) = cause_of(&run) {
-                let path = format!("{} -> {path}", name_of(&cause));
+                let path = format!("{} -> {path}", tag_name(&cause));
                 open.push((cause, run.created_at, path));
             }
         }
@@ -55,7 +56,7 @@ pub(super) async fn find(
 }
 
 /// Returns the name of an image without its digest.
-fn name_of(image: &RegistryPush) -> String {
+fn tag_name(image: &RegistryPush) -> String {
     let digest = None;
     RegistryPush {
         digest,
@@ -66,7 +67,7 @@ fn name_of(image: &RegistryPush) -> String {
 
 /// Returns the pushed image that started a run.
 fn cause_of(run: &PusherRow) -> Option<RegistryPush> {
-    if run.trigger != "registry-push" {
+    if run.trigger != "registryPush" {
         return None;
     }
     Some(RegistryPush {

@@ -1,7 +1,8 @@
-//! Which tasks belong to a repository, and which run for pushed images: read once, and again only when a task changed.
+//! In-memory index of tasks by repository and of tasks that pushed images trigger.
 //!
-//! Invariant: what is used is as new as the database was when the delivery was looked at. The database counts changes of
-//! tasks; where the count is what it was, nothing is read again. Tasks that did not change are not parsed again.
+//! Invariant: the index is as new as the database was when the evaluation of the delivery began.
+//! The database counts changes of tasks. While the count is unchanged, the server reads nothing
+//! again. The server parses only the tasks that changed.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -13,18 +14,18 @@ use acrtask_store::{Store, StoreError};
 use acrtask_trigger::{ImageRules, Repository, RepositoryUrl, TriggerRules};
 use tokio::sync::Mutex;
 
-/// Tasks that are read in one statement.
+/// Number of tasks that one statement reads.
 const PAGE: usize = 1000;
 
-/// A task, and what starts runs of it.
+/// A task with its parsed triggers.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) task: Task,
-    /// Nothing: it does not run for commits.
+    /// `None` if commits do not trigger the task.
     pub(crate) commits: Option<Result<TriggerRules, String>>,
-    /// Nothing: it does not run for images.
+    /// `None` if pushed images do not trigger the task.
     pub(crate) images: Option<Result<ImageRules, String>>,
-    /// The repository of its context.
+    /// The repository of the task's context.
     pub(crate) repository: Option<RepositoryUrl>,
 }
 
@@ -32,7 +33,7 @@ impl Entry {
     fn new(task: Task) -> Self {
         let definition = &task.definition;
         let context = definition.context.as_deref();
-        let told = |errors: Vec<acrtask_trigger::rules::RuleError>| {
+        let join_errors = |errors: Vec<acrtask_trigger::rules::RuleError>| {
             let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
             errors.join("; ")
         };
@@ -40,12 +41,12 @@ impl Entry {
             .triggers
             .commit
             .as_ref()
-            .map(|trigger| TriggerRules::new(trigger, context).map_err(told));
+            .map(|trigger| TriggerRules::new(trigger, context).map_err(join_errors));
         let images = definition
             .triggers
             .registry_push
             .as_ref()
-            .map(|trigger| ImageRules::new(trigger).map_err(told));
+            .map(|trigger| ImageRules::new(trigger).map_err(join_errors));
         let repository = context.and_then(|context| {
             let address = context.split('#').next().unwrap_or_default();
             if address.starts_with("github.com/") {
@@ -63,16 +64,16 @@ impl Entry {
     }
 }
 
-/// All tasks, as they were at one moment.
+/// All tasks at one moment.
 #[derive(Debug, Default)]
-pub(crate) struct Tasks {
+pub(crate) struct TaskSnapshot {
     version: i64,
     by_id: HashMap<String, Arc<Entry>>,
     by_repository: HashMap<RepositoryUrl, Vec<Arc<Entry>>>,
-    of_images: Vec<Arc<Entry>>,
+    with_image_triggers: Vec<Arc<Entry>>,
 }
 
-impl Tasks {
+impl TaskSnapshot {
     fn new(version: i64, entries: Vec<Arc<Entry>>) -> Self {
         let mut tasks = Self {
             version,
@@ -84,31 +85,32 @@ impl Tasks {
                 of_repository.push(entry.clone());
             }
             if entry.images.is_some() {
-                tasks.of_images.push(entry.clone());
+                tasks.with_image_triggers.push(entry.clone());
             }
             tasks.by_id.insert(entry.task.id.clone(), entry);
         }
         tasks
     }
 
-    /// The tasks of a repository, by name.
-    pub(crate) fn of(&self, repository: &Repository) -> Vec<&Arc<Entry>> {
-        let mut known = repository
+    /// Returns the tasks of a repository, by name.
+    pub(crate) fn in_repository(&self, repository: &Repository) -> Vec<&Arc<Entry>> {
+        let mut urls = repository
             .urls
             .iter()
             .filter_map(|url| RepositoryUrl::parse(url))
             .peekable();
         let mut found: BTreeMap<&str, &Arc<Entry>> = BTreeMap::new();
-        if known.peek().is_some() {
-            for url in known {
+        if urls.peek().is_some() {
+            for url in urls {
                 for entry in self.by_repository.get(&url).into_iter().flatten() {
                     found.insert(&entry.task.definition.name, entry);
                 }
             }
         } else {
-            // The sender tells a name only. That is rare, and there are fewer repositories than tasks.
+            // The sender sent only a name. That is rare, and there are fewer repositories than
+            // tasks.
             for (url, entries) in &self.by_repository {
-                if repository.is(url) {
+                if repository.matches_url(url) {
                     for entry in entries {
                         found.insert(&entry.task.definition.name, entry);
                     }
@@ -118,60 +120,60 @@ impl Tasks {
         found.into_values().collect()
     }
 
-    /// All of them.
+    /// Returns all tasks.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Entry>> {
         self.by_id.values()
     }
 
-    /// The task with this name.
-    pub(crate) fn named(&self, name: &str) -> Option<&Arc<Entry>> {
+    /// Returns the task named `name`.
+    pub(crate) fn find_by_name(&self, name: &str) -> Option<&Arc<Entry>> {
         self.iter().find(|entry| entry.task.definition.name == name)
     }
 
-    /// The tasks that run for pushed images.
-    pub(crate) fn of_images(&self) -> &[Arc<Entry>] {
-        &self.of_images
+    /// Returns the tasks that pushed images trigger.
+    pub(crate) fn with_image_triggers(&self) -> &[Arc<Entry>] {
+        &self.with_image_triggers
     }
 }
 
-/// The tasks, kept between deliveries.
+/// Cache of all tasks, shared by all deliveries.
 #[derive(Debug, Default)]
-pub struct Index {
-    kept: RwLock<Arc<Tasks>>,
+pub struct TaskIndex {
+    cached: RwLock<Arc<TaskSnapshot>>,
     reading: Mutex<()>,
 }
 
-impl Index {
-    /// All tasks as they are now.
-    pub(crate) async fn current(&self, store: &Store) -> Result<Arc<Tasks>, StoreError> {
-        // Before anything else is read: what is read after it is at least as new.
+impl TaskIndex {
+    /// Returns all tasks in their present state.
+    pub(crate) async fn current(&self, store: &Store) -> Result<Arc<TaskSnapshot>, StoreError> {
+        // Before any other read: whatever is read later is at least as new.
         let version = store.task_version().await?;
-        if let Some(kept) = self.kept(version) {
-            return Ok(kept);
+        if let Some(cached) = self.cached(version) {
+            return Ok(cached);
         }
         let _one = self.reading.lock().await;
         let version = store.task_version().await?;
-        if let Some(kept) = self.kept(version) {
-            return Ok(kept);
+        if let Some(cached) = self.cached(version) {
+            return Ok(cached);
         }
-        let tasks = Arc::new(self.read(store, version).await?);
-        *self.kept.write().unwrap_or_else(PoisonError::into_inner) = tasks.clone();
+        let tasks = Arc::new(self.load(store, version).await?);
+        *self.cached.write().unwrap_or_else(PoisonError::into_inner) = tasks.clone();
         Ok(tasks)
     }
 
-    fn last(&self) -> Arc<Tasks> {
-        self.kept
+    fn latest(&self) -> Arc<TaskSnapshot> {
+        self.cached
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
     }
 
-    fn kept(&self, version: i64) -> Option<Arc<Tasks>> {
-        Some(self.last()).filter(|kept| kept.version == version)
+    fn cached(&self, version: i64) -> Option<Arc<TaskSnapshot>> {
+        Some(self.latest()).filter(|cached| cached.version == version)
     }
 
-    async fn read(&self, store: &Store, version: i64) -> Result<Tasks, StoreError> {
-        let before = self.last();
+    async fn load(&self, store: &Store, version: i64) -> Result<TaskSnapshot, StoreError> {
+        let before = self.latest();
         let mut entries = Vec::new();
         let mut changed = Vec::new();
         for (id, generation, base_tags) in store.task_generations().await? {
@@ -189,6 +191,6 @@ impl Index {
             entries.extend(tasks.into_iter().map(Entry::new).map(Arc::new));
         }
         entries.sort_by(|a, b| a.task.definition.name.cmp(&b.task.definition.name));
-        Ok(Tasks::new(version, entries))
+        Ok(TaskSnapshot::new(version, entries))
     }
 }

@@ -1,10 +1,10 @@
-//! Webhooks that are limited to repositories: a body that names two starts nothing.
+//! Tests of webhooks that are limited to repositories: a body with two repositories starts no run.
 
 use serde_json::{Value, json};
 
-use super::testing::{SECRET, Sent, World};
+use super::testing::{SECRET, TestDelivery, TestServer};
 
-/// A sender, its own repository, where its body names that again, and how it spells the repository of a victim.
+/// A provider, its own repository, the body fields with a URL, and spellings of a victim's URL.
 struct Case {
     provider: &'static str,
     own: &'static str,
@@ -77,9 +77,15 @@ const CASES: [Case; 6] = [
     },
 ];
 
-/// Sends a push in which `field` is `url`. A new id makes it a delivery of its own.
-async fn push(world: &World, case: &Case, number: usize, field: &str, url: &str) -> Value {
-    let mut sent = Sent::changed(case.provider, "push", |body| {
+/// Sends a push in which `field` is `url`. A new id distinguishes each delivery.
+async fn send_push(
+    server: &TestServer,
+    case: &Case,
+    number: usize,
+    field: &str,
+    url: &str,
+) -> Value {
+    let mut sent = TestDelivery::modified_fixture(case.provider, "push", |body| {
         body["number"] = number.into();
         if case.provider == "azure-devops" {
             body["id"] = format!("delivery {number}").replace(' ', "-").into();
@@ -96,69 +102,71 @@ async fn push(world: &World, case: &Case, number: usize, field: &str, url: &str)
         "idempotency-key",
         "webhook-id",
     ] {
-        sent.set(header, &format!("d{number}"));
+        sent.set_header(header, &format!("d{number}"));
     }
-    let (status, answer) = world.send("forge", &sent).await;
+    let (status, answer) = server.send("forge", &sent).await;
     assert_eq!(status, 200, "{answer}");
     answer
 }
 
 #[tokio::test]
-async fn a_body_that_names_another_repository_beside_the_allowed_one_starts_nothing() {
+async fn body_naming_a_second_repository_starts_no_run() {
     for case in CASES {
-        let world = World::new().await;
+        let server = TestServer::new().await;
         let definition = json!({
             "provider": case.provider, "secrets": [SECRET], "repositories": [case.own],
         });
-        world.put("/webhooks/forge", definition).await;
+        server.put("/webhooks/forge", definition).await;
         let branches = json!({"branches": ["**"]});
-        world.task("team/app", case.own, branches.clone()).await;
-        world.task("prod/site", case.victim, branches).await;
+        server
+            .add_task("team/app", case.own, branches.clone())
+            .await;
+        server.add_task("prod/site", case.victim, branches).await;
         let mut number = 0;
         for field in case.fields {
             for spelling in case.spellings {
                 number += 1;
-                let answer = push(&world, &case, number, field, spelling).await;
+                let answer = send_push(&server, &case, number, field, spelling).await;
                 let note = answer["note"].as_str().unwrap_or_default();
                 assert!(
-                    note.starts_with("the webhook `forge` may not speak of "),
+                    note.starts_with("the webhook `forge` is not allowed to report events of "),
                     "{} {field} {spelling}: {answer}",
                     case.provider
                 );
-                assert_eq!(world.runs().await.len(), 0, "{answer}");
+                assert_eq!(server.runs().await.len(), 0, "{answer}");
             }
         }
-        // As the forge sends it, with its own ports and spellings, the task runs.
-        let sent = Sent::fixture(case.provider, "push");
-        let (_, answer) = world.send("forge", &sent).await;
-        let runs = world.runs().await;
+        // The unchanged body, with the ports and spellings of the forge, starts the task.
+        let sent = TestDelivery::from_fixture(case.provider, "push");
+        let (_, answer) = server.send("forge", &sent).await;
+        let runs = server.runs().await;
         assert_eq!(runs.len(), 1, "{}: {answer}", case.provider);
         assert_eq!(runs[0].task_name.as_deref(), Some("team/app"));
     }
 }
 
-/// The name alone is that of a repository at every host.
+/// A name without a URL may belong to a repository of any host.
 #[tokio::test]
-async fn a_body_without_a_url_reaches_no_repository_of_another_host() {
-    let world = World::new().await;
+async fn body_without_url_matches_no_repository_of_another_host() {
+    let server = TestServer::new().await;
     let own = "https://git.example.com/scm/team/app.git";
     let definition = json!({
         "provider": "bitbucket-server", "secrets": [SECRET], "repositories": [own],
     });
-    world.put("/webhooks/forge", definition).await;
+    server.put("/webhooks/forge", definition).await;
     let branches = json!({"branches": ["**"]});
-    world.task("team/app", own, branches.clone()).await;
+    server.add_task("team/app", own, branches.clone()).await;
     for (name, context) in [
         ("prod/host", "https://prod.example.com/scm/team/app.git"),
         ("prod/port", "https://git.example.com:8443/scm/team/app.git"),
         ("prod/path", "https://git.example.com/prod/team/app.git"),
     ] {
-        world.task(name, context, branches.clone()).await;
+        server.add_task(name, context, branches.clone()).await;
     }
-    let sent = Sent::fixture("bitbucket-server", "push_without_links");
-    let (status, answer) = world.send("forge", &sent).await;
+    let sent = TestDelivery::from_fixture("bitbucket-server", "push_without_links");
+    let (status, answer) = server.send("forge", &sent).await;
     assert_eq!(status, 200, "{answer}");
-    let runs = world.runs().await;
+    let runs = server.runs().await;
     let tasks: Vec<_> = runs.iter().map(|run| run.task_name.as_deref()).collect();
     assert_eq!(tasks, [Some("team/app")]);
 }

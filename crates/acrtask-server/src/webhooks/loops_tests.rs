@@ -1,52 +1,52 @@
-//! Pushes of images that start tasks: those that a task's own runs led to, and deliveries without a run.
+//! Tests of pushed images that start tasks: loops, and deliveries without a run.
 
 use acrtask_api::{
     run::{BaseResult, ImageResult, Page, RunResult},
-    webhook::{Delivery, OutcomeKind, Receipt, Refusal},
+    webhook::{DecisionAction, Delivery, Receipt, Refusal},
 };
 use acrtask_model::{
     Digest, RunId, RunState, StepId,
     events::{BaseRole, Evidence},
 };
-use acrtask_store::{Claim, Report, Reported};
+use acrtask_store::{AttemptReport, Claim, Report};
 use serde_json::json;
 
-use super::testing::{GITHUB, Sent, World, commit, github_push};
+use super::testing::{GITHUB, TestDelivery, TestServer, commit, github_push};
 
 fn sha(letter: char) -> Digest {
     let text = format!("sha256:{}", letter.to_string().repeat(64));
     text.parse().unwrap()
 }
 
-/// A registry's report that `repository:tag` was pushed.
-fn push(repository: &str, tag: &str, letter: char) -> Sent {
-    let mut one = Sent::changed("registries/distribution", "push", |body| {
+/// Creates a registry's report of a push of `repository:tag`.
+fn registry_push(repository: &str, tag: &str, letter: char) -> TestDelivery {
+    let mut one = TestDelivery::modified_fixture("registries/distribution", "push", |body| {
         let event = &mut body["events"][0];
         event["id"] = format!("{repository}-{tag}-{letter}").into();
         event["target"]["repository"] = repository.into();
         event["target"]["tag"] = tag.into();
         event["target"]["digest"] = sha(letter).to_string().into();
     });
-    one.prove("registries/distribution", super::testing::SECRET);
+    one.sign("registries/distribution", super::testing::SECRET);
     one
 }
 
-async fn report(world: &World, run: &RunId, report: Report) {
-    let reported = Reported {
+async fn report(server: &TestServer, run: &RunId, report: Report) {
+    let reported = AttemptReport {
         run: run.clone(),
         attempt: 1,
         runner_id: "mine".into(),
         report,
     };
-    let app = world.server.app();
+    let app = server.inner.app();
     let now = app.clock.now_ms();
     app.store.report(&[reported], now, 60_000).await.unwrap();
 }
 
-async fn begin(world: &World, run: &RunId) {
-    let app = world.server.app();
+async fn start_run(server: &TestServer, run: &RunId) {
+    let app = server.inner.app();
     let now = app.clock.now_ms();
-    let classes = app.store.ready_classes().await.unwrap();
+    let classes = app.store.ready_requirements().await.unwrap();
     let classes: Vec<i64> = classes.iter().map(|class| class.id).collect();
     let claimed = app
         .store
@@ -62,17 +62,17 @@ async fn begin(world: &World, run: &RunId) {
         .await
         .unwrap();
     assert_eq!(claimed.len(), 1);
-    report(world, run, Report::Started).await;
+    report(server, run, Report::Started).await;
 }
 
-async fn finish(world: &World, run: &RunId, state: RunState, image: (&str, char)) {
+async fn finish_run(server: &TestServer, run: &RunId, state: RunState, image: (&str, char)) {
     let result = RunResult {
         images: vec![ImageResult {
             step: StepId::new("push").unwrap(),
             name: image.0.into(),
             digest: sha(image.1),
             platforms: [].into(),
-            held: false,
+            staged: false,
         }],
         bases: vec![BaseResult {
             step: StepId::new("push").unwrap(),
@@ -91,27 +91,27 @@ async fn finish(world: &World, run: &RunId, state: RunState, image: (&str, char)
         log_length: 0,
         log_sha256: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855".into(),
     };
-    report(world, run, finished).await;
+    report(server, run, finished).await;
 }
 
-async fn task(world: &World, name: &str, repository: &str) {
+async fn add_task(server: &TestServer, name: &str, repository: &str) {
     let body = json!({
         "name": name,
         "cmd": "alpine true",
         "triggers": {"registryPush": {"repositories": [repository]}},
     });
-    world.put(&format!("/tasks/{name}"), body).await;
+    server.put(&format!("/tasks/{name}"), body).await;
 }
 
-/// Sends a push, and returns its run, or why there is none.
-async fn sent(world: &World, one: &Sent) -> Result<RunId, String> {
-    let receipt: Receipt = world.taken("registry", one).await;
-    let delivery: Delivery = world
+/// Sends a registry_push. Returns its run, or the reason why it started none.
+async fn send_push(server: &TestServer, one: &TestDelivery) -> Result<RunId, String> {
+    let receipt: Receipt = server.deliver("registry", one).await;
+    let delivery: Delivery = server
         .get(&format!("/deliveries/{}", receipt.delivery))
         .await;
-    let outcome = &delivery.outcomes[0];
-    match outcome.what {
-        OutcomeKind::Run => Ok(receipt.runs[0].clone()),
+    let outcome = &delivery.decisions[0];
+    match outcome.action {
+        DecisionAction::RunStarted => Ok(receipt.runs[0].clone()),
         _ => Err(outcome.reason.clone()),
     }
 }
@@ -119,47 +119,57 @@ async fn sent(world: &World, one: &Sent) -> Result<RunId, String> {
 const REGISTRY: &str = "reg.example.com:5000";
 
 #[tokio::test]
-async fn task_that_matches_its_own_push_is_stopped() {
-    let world = World::new().await;
-    world.webhook("registry", "distribution").await;
-    task(&world, "self", &format!("{REGISTRY}/team/*")).await;
-    // A push from outside starts a run. It pushes, and fails later.
-    let first = sent(&world, &push("team/app", "1", 'a')).await.unwrap();
-    begin(&world, &first).await;
+async fn task_triggered_by_its_own_push_is_stopped() {
+    let server = TestServer::new().await;
+    server.add_webhook("registry", "distribution").await;
+    add_task(&server, "self", &format!("{REGISTRY}/team/*")).await;
+    // A push from outside starts a run, which pushes and then fails.
+    let first = send_push(&server, &registry_push("team/app", "1", 'a'))
+        .await
+        .unwrap();
+    start_run(&server, &first).await;
     let image = format!("{REGISTRY}/team/app:{first}");
-    finish(&world, &first, RunState::Failed, (&image, 'b')).await;
-    let own = push("team/app", first.as_str(), 'b');
-    let reason = sent(&world, &own).await.unwrap_err();
+    finish_run(&server, &first, RunState::Failed, (&image, 'b')).await;
+    let own = registry_push("team/app", first.as_str(), 'b');
+    let reason = send_push(&server, &own).await.unwrap_err();
     assert!(
         reason.contains(&format!("loop: self -> {image} -> self; run {first} ")),
         "{reason}"
     );
-    // Pushes from outside go on to count.
-    let second = sent(&world, &push("team/app", "2", 'c')).await.unwrap();
-    begin(&world, &second).await;
-    // A push of a run that goes on is known by the repository.
-    let own = push("team/app", second.as_str(), 'd');
-    let reason = sent(&world, &own).await.unwrap_err();
+    // Pushes from outside still start runs.
+    let second = send_push(&server, &registry_push("team/app", "2", 'c'))
+        .await
+        .unwrap();
+    start_run(&server, &second).await;
+    // The server recognizes a push of an unfinished run by its repository.
+    let own = registry_push("team/app", second.as_str(), 'd');
+    let reason = send_push(&server, &own).await.unwrap_err();
     assert!(reason.contains("make a loop"), "{reason}");
-    let elsewhere = sent(&world, &push("team/other", "1", 'e')).await;
+    let elsewhere = send_push(&server, &registry_push("team/other", "1", 'e')).await;
     elsewhere.unwrap();
 }
 
 #[tokio::test]
-async fn two_tasks_that_feed_each_other_are_stopped() {
-    let world = World::new().await;
-    world.webhook("registry", "distribution").await;
-    task(&world, "one", &format!("{REGISTRY}/in")).await;
-    task(&world, "two", &format!("{REGISTRY}/out")).await;
-    let one = sent(&world, &push("in", "1", 'a')).await.unwrap();
-    begin(&world, &one).await;
+async fn tasks_triggering_each_other_are_stopped() {
+    let server = TestServer::new().await;
+    server.add_webhook("registry", "distribution").await;
+    add_task(&server, "one", &format!("{REGISTRY}/in")).await;
+    add_task(&server, "two", &format!("{REGISTRY}/out")).await;
+    let one = send_push(&server, &registry_push("in", "1", 'a'))
+        .await
+        .unwrap();
+    start_run(&server, &one).await;
     let out = format!("{REGISTRY}/out:1");
-    finish(&world, &one, RunState::Succeeded, (&out, 'b')).await;
-    let two = sent(&world, &push("out", "1", 'b')).await.unwrap();
-    begin(&world, &two).await;
+    finish_run(&server, &one, RunState::Succeeded, (&out, 'b')).await;
+    let two = send_push(&server, &registry_push("out", "1", 'b'))
+        .await
+        .unwrap();
+    start_run(&server, &two).await;
     let back = format!("{REGISTRY}/in:2");
-    finish(&world, &two, RunState::Succeeded, (&back, 'c')).await;
-    let reason = sent(&world, &push("in", "2", 'c')).await.unwrap_err();
+    finish_run(&server, &two, RunState::Succeeded, (&back, 'c')).await;
+    let reason = send_push(&server, &registry_push("in", "2", 'c'))
+        .await
+        .unwrap_err();
     assert!(
         reason.contains(&format!("loop: one -> {out} -> two -> {back} -> one")),
         "{reason}"
@@ -167,25 +177,29 @@ async fn two_tasks_that_feed_each_other_are_stopped() {
 }
 
 #[tokio::test]
-async fn push_of_a_watched_base_names_its_watch() {
-    let world = World::new().await;
-    world.webhook("registry", "distribution").await;
+async fn push_of_watched_base_names_its_watch() {
+    let server = TestServer::new().await;
+    server.add_webhook("registry", "distribution").await;
     let name = format!("{REGISTRY}/base/os:1");
-    let app = world.server.app();
-    // An image of a task was built from it.
-    task(&world, "app", &format!("{REGISTRY}/in")).await;
-    let run = sent(&world, &push("in", "1", 'b')).await.unwrap();
-    begin(&world, &run).await;
-    finish(
-        &world,
+    let app = server.inner.app();
+    // An image of a task was built from the base.
+    add_task(&server, "app", &format!("{REGISTRY}/in")).await;
+    let run = send_push(&server, &registry_push("in", "1", 'b'))
+        .await
+        .unwrap();
+    start_run(&server, &run).await;
+    finish_run(
+        &server,
         &run,
         RunState::Succeeded,
         (&format!("{REGISTRY}/app:1"), 'c'),
     )
     .await;
-    crate::bases::compare(app).await.unwrap();
-    let receipt = world.taken("registry", &push("base/os", "1", 'a')).await;
-    let delivery: Delivery = world
+    crate::bases::update_watches(app).await.unwrap();
+    let receipt = server
+        .deliver("registry", &registry_push("base/os", "1", 'a'))
+        .await;
+    let delivery: Delivery = server
         .get(&format!("/deliveries/{}", receipt.delivery))
         .await;
     assert_eq!(delivery.watches.len(), 1, "{delivery:?}");
@@ -196,19 +210,19 @@ async fn push_of_a_watched_base_names_its_watch() {
 
 #[tokio::test]
 async fn refused_deliveries_are_listed_with_their_reason() {
-    let world = World::new().await;
-    world.webhook("forge", "github").await;
+    let server = TestServer::new().await;
+    server.add_webhook("forge", "github").await;
     for _ in 0..3 {
         let mut forged = github_push(&commit(1), "d1");
-        forged.prove("github", "another secret");
-        assert_eq!(world.send("forge", &forged).await.0, 401);
+        forged.sign("github", "another secret");
+        assert_eq!(server.send("forge", &forged).await.0, 401);
     }
-    // Names that a sender makes up leave nothing.
+    // Unknown webhook names leave no refusal.
     assert_eq!(
-        world.send("none", &github_push(&commit(1), "d1")).await.0,
+        server.send("none", &github_push(&commit(1), "d1")).await.0,
         404
     );
-    let refused: Vec<Refusal> = world.get("/deliveries/refused").await;
+    let refused: Vec<Refusal> = server.get("/deliveries/refused").await;
     assert_eq!(refused.len(), 1, "{refused:?}");
     let one = &refused[0];
     assert_eq!(
@@ -219,31 +233,33 @@ async fn refused_deliveries_are_listed_with_their_reason() {
         !one.message.is_empty() && one.address == "127.0.0.1",
         "{one:?}"
     );
-    let (status, _) = world
-        .api(
+    let (status, _) = server
+        .request(
             reqwest::Method::DELETE,
             "/webhooks/forge",
             serde_json::Value::Null,
         )
         .await;
     assert_eq!(status, 204);
-    assert_eq!(world.get::<Vec<Refusal>>("/deliveries/refused").await, []);
+    assert_eq!(server.get::<Vec<Refusal>>("/deliveries/refused").await, []);
 }
 
 #[tokio::test]
 async fn deliveries_are_listed_by_time() {
-    let world = World::new().await;
-    world.webhook("forge", "github").await;
-    world.taken("forge", &github_push(&commit(1), "d1")).await;
+    let server = TestServer::new().await;
+    server.add_webhook("forge", "github").await;
+    server
+        .deliver("forge", &github_push(&commit(1), "d1"))
+        .await;
     let listed = async |query: &str| {
-        let page: Page<Delivery> = world.get(&format!("/deliveries?{query}")).await;
+        let page: Page<Delivery> = server.get(&format!("/deliveries?{query}")).await;
         page.items.len()
     };
     assert_eq!(listed("since=2020-01-01").await, 1);
     assert_eq!(listed("until=2020-01-01").await, 0);
     assert_eq!(listed("since=2999-01-01T00:00:00Z").await, 0);
-    let (status, _) = world
-        .api(
+    let (status, _) = server
+        .request(
             reqwest::Method::GET,
             "/deliveries?since=yesterday",
             serde_json::Value::Null,
@@ -253,31 +269,35 @@ async fn deliveries_are_listed_by_time() {
 }
 
 #[tokio::test]
-async fn missing_secret_is_the_reason_of_a_delivery() {
-    let world = World::new().await;
-    world.webhook("forge", "github").await;
-    world.task("app", GITHUB, json!({})).await;
-    let (status, _) = world
-        .api(
+async fn missing_secret_is_recorded_as_delivery_reason() {
+    let server = TestServer::new().await;
+    server.add_webhook("forge", "github").await;
+    server.add_task("app", GITHUB, json!({})).await;
+    let (status, _) = server
+        .request(
             reqwest::Method::DELETE,
             "/secrets/stored",
             serde_json::Value::Null,
         )
         .await;
     assert_eq!(status, 204);
-    let receipt = world.taken("forge", &github_push(&commit(1), "d1")).await;
+    let receipt = server
+        .deliver("forge", &github_push(&commit(1), "d1"))
+        .await;
     assert_eq!(receipt.runs, []);
-    let delivery: Delivery = world
+    let delivery: Delivery = server
         .get(&format!("/deliveries/{}", receipt.delivery))
         .await;
-    let reason = &delivery.outcomes[0].reason;
+    let reason = &delivery.decisions[0].reason;
     assert!(
         reason.contains("no secret `stored`; set it with `acrtask secret set stored --task app`"),
         "{reason}"
     );
-    // Once it is there, the delivery can be evaluated again.
-    world.put("/secrets/stored", json!({"value": "hush"})).await;
+    // With the secret, a redelivery starts the run.
+    server
+        .put("/secrets/stored", json!({"value": "hush"}))
+        .await;
     let path = format!("/deliveries/{}/redeliver", receipt.delivery);
-    let again: Receipt = serde_json::from_value(world.post(&path, json!({})).await).unwrap();
+    let again: Receipt = serde_json::from_value(server.post(&path, json!({})).await).unwrap();
     assert_eq!(again.runs.len(), 1);
 }

@@ -1,17 +1,20 @@
-//! `POST /hooks/NAME`: what forges and registries send, and the runs that it starts.
+//! Endpoint `POST /hooks/NAME`, which receives deliveries of forges and registries and starts runs.
 //!
-//! No token is asked for: each sender proves itself in its own way, over the raw bytes. Invariants: nothing of a body is
-//! believed before that proof; what is answered with a 2xx is committed, with all that it leads to; of a delivery that is
-//! refused nothing is kept but a line of the log and the last refusal of its kind, with a count; what a sender
-//! without a proof can make the server hold is bounded in bytes and in time.
+//! The endpoint asks for no token: each sender proves itself in its own way over the raw bytes.
+//!
+//! Invariants:
+//! - The server trusts no part of a body before it has verified the proof.
+//! - A 2xx response is sent only after the delivery and all its effects are committed.
+//! - A refused delivery leaves one log line, and the last refusal of its kind with a count.
+//! - A sender without a proof can occupy only a bounded number of bytes for a bounded time.
 
 mod accept;
+mod delivery_batcher;
+mod evaluate;
 mod image_loops;
 mod index;
-mod look;
 mod refusals;
 mod sender;
-mod together;
 
 use std::sync::Arc;
 
@@ -30,13 +33,13 @@ use axum::{
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 
-pub(crate) use accept::{Accepted, Source, accept, headers_of};
-pub use index::Index;
-pub(crate) use index::Tasks;
-pub(crate) use look::Came;
+pub(crate) use accept::{Accepted, Source, accept, parse_stored_headers};
+pub use delivery_batcher::DeliveryBatcher;
+pub(crate) use evaluate::DeliveryContext;
+pub use index::TaskIndex;
+pub(crate) use index::TaskSnapshot;
 pub use refusals::Refusals;
 pub(crate) use sender::Sender;
-pub use together::Together;
 
 use crate::{
     App,
@@ -46,21 +49,21 @@ use crate::{
     serve::request_guard::{BodyRefusal, Guarded as _},
 };
 
-/// Bytes that are set aside for a body before any of it has come.
-const FIRST: usize = 64 << 10;
-/// Bodies from this size on are read on a thread of their own.
-const LARGE: usize = 256 << 10;
+/// Capacity that is allocated for a body before its first byte arrives, in bytes.
+const INITIAL_CAPACITY: usize = 64 << 10;
+/// Size from which a body is verified and parsed on a blocking thread, in bytes.
+const MIN_BLOCKING_SIZE: usize = 256 << 10;
 
-/// What the secrets of a webhook are encrypted for.
+/// Returns the associated data with which the secrets of a webhook are encrypted.
 pub(crate) fn secrets_aad(name: &str) -> String {
     format!("webhook/{name}")
 }
 
-/// The secrets of a webhook.
+/// Decrypts the secrets of a webhook.
 ///
 /// # Errors
-/// When they cannot be decrypted.
-pub(crate) fn secrets(app: &App, row: &WebhookRow) -> Result<Vec<Secret>, ApiError> {
+/// If the secrets cannot be decrypted.
+pub(crate) fn decrypt_secrets(app: &App, row: &WebhookRow) -> Result<Vec<Secret>, ApiError> {
     let opened = app.vault.open(&secrets_aad(&row.name), &row.secrets)?;
     let texts: Vec<String> = serde_json::from_str(opened.expose())
         .map_err(|_| ApiError::from(crate::vault::VaultError::Damaged))?;
@@ -72,20 +75,22 @@ struct Hooks {
     app: Arc<App>,
 }
 
-/// `/hooks/NAME`.
+/// Returns the router of `/hooks/NAME`.
 pub fn router(app: Arc<App>) -> Router {
     let hooks = Hooks { app: app.clone() };
     let router = Router::new()
         .route(
             "/hooks/{name}",
-            post(deliver).options(handshake).fallback(other_method),
+            post(deliver)
+                .options(answer_handshake)
+                .fallback(reject_method),
         )
         .with_state(hooks);
     floor::guard(router, app)
 }
 
-/// CloudEvents asks by `OPTIONS` whether its deliveries are wanted.
-async fn handshake(headers: HeaderMap) -> Response {
+/// Responds to the `OPTIONS` request by which CloudEvents senders ask for permission to deliver.
+async fn answer_handshake(headers: HeaderMap) -> Response {
     let origin = headers.get("webhook-request-origin").cloned();
     let allow = (header::ALLOW, header::HeaderValue::from_static("POST"));
     match origin {
@@ -104,8 +109,8 @@ async fn handshake(headers: HeaderMap) -> Response {
     }
 }
 
-async fn other_method(method: Method) -> Response {
-    let problem = ApiError::of(
+async fn reject_method(method: Method) -> Response {
+    let problem = ApiError::with_code(
         StatusCode::METHOD_NOT_ALLOWED,
         "method-not-allowed",
         format!("deliveries are sent with POST, not {method}"),
@@ -119,12 +124,12 @@ async fn deliver(
     request: Request,
 ) -> Result<Response, ApiError> {
     let app = &hooks.app;
-    let address = auth::address(request.extensions());
-    let answer = receive(&hooks, &name, request).await;
-    match &answer {
-        Ok(_) => app.metrics.delivery("taken"),
+    let address = auth::client_address(request.extensions());
+    let response = receive(&hooks, &name, request).await;
+    match &response {
+        Ok(_) => app.metrics.count_delivery("taken"),
         Err(error) => {
-            app.metrics.delivery(match error.status().as_u16() {
+            app.metrics.count_delivery(match error.status().as_u16() {
                 401 | 403 => "unproved",
                 500.. => "failed",
                 _ => "refused",
@@ -133,51 +138,51 @@ async fn deliver(
                 webhook = name,
                 status = error.status().as_u16(),
                 why = error.problem().message,
-                "a delivery was not taken"
+                "refused a delivery"
             );
-            // Names that senders make up are not kept.
+            // A sender can make up any number of names, so unknown names leave no refusal.
             if error.status() != StatusCode::NOT_FOUND {
                 app.refusals.add(app, &name, error, address).await;
             }
         }
     }
-    answer
+    response
 }
 
 async fn receive(hooks: &Hooks, name: &str, request: Request) -> Result<Response, ApiError> {
     let app = &hooks.app;
-    let turn = app.limits.lookup(&[]).await;
+    let turn = app.limits.acquire_lookup(&[]).await;
     let found = app.store.webhook(name).await;
     drop(turn);
     let row = match found {
         Err(StoreError::NotFound { .. }) => {
-            return Err(ApiError::not_found("there is no such webhook")
-                .help("`acrtask webhook list` shows those that there are"));
+            return Err(ApiError::not_found("the webhook does not exist")
+                .help("`acrtask webhook list` shows all webhooks"));
         }
         row => row?,
     };
     let sender: Sender = row.definition.provider.parse().map_err(|_| {
-        ApiError::conflict("the webhook has a sender that this server does not know")
-            .help("set its provider again")
+        ApiError::conflict("this server does not support the provider of the webhook")
+            .help("set the provider of the webhook again")
     })?;
     let (parts, body) = request.into_parts();
-    check_type(&parts.headers)?;
+    check_content_type(&parts.headers)?;
     let extensions = parts.extensions;
     extensions.allow_body(MAX_BODY);
     let limit = app.config.webhook_timeout;
-    let reading = read(&extensions, &parts.headers, body);
+    let reading = read_body(&extensions, &parts.headers, body);
     let body = tokio::time::timeout(limit, reading).await.map_err(|_| {
-        ApiError::of(
+        ApiError::with_code(
             StatusCode::REQUEST_TIMEOUT,
             "timeout",
-            format!("the body did not come within {} s", limit.as_secs()),
+            format!("the body did not arrive within {} s", limit.as_secs()),
         )
     })??;
     let token = query_token(parts.uri.query());
-    let secrets = secrets(app, &row)?;
+    let secrets = decrypt_secrets(app, &row)?;
     let now = app.clock.now();
     let headers = parts.headers;
-    let large = body.len() >= LARGE;
+    let large = body.len() >= MIN_BLOCKING_SIZE;
     let (bytes, checked) = (body.clone(), headers.clone());
     let check = move || verify(sender, &checked, token.as_deref(), &bytes, &secrets, now);
     let source = if large {
@@ -188,26 +193,27 @@ async fn receive(hooks: &Hooks, name: &str, request: Request) -> Result<Response
         check()
     }
     .map_err(|rejection| {
-        let refusal = refused(&rejection);
+        let refusal = rejection_problem(&rejection);
         if !matches!(refusal.status().as_u16(), 401 | 403) {
             return refusal;
         }
-        let (kind, address) = (CredentialKind::Webhook, auth::address(&extensions));
-        app.limits.fail(kind, address, app.clock.now_ms(), refusal)
+        let (kind, address) = (CredentialKind::Webhook, auth::client_address(&extensions));
+        app.limits
+            .count_failure(kind, address, app.clock.now_ms(), refusal)
     })?;
-    extensions.proved();
-    let answer = match &source {
+    extensions.mark_proven();
+    let response = match &source {
         Source::Registry(RegistryDelivery {
-            event: RegistryEvent::Handshake { answer },
+            event: RegistryEvent::Handshake { answer: response },
             ..
-        }) => Some(answer.clone()),
+        }) => Some(response.clone()),
         _ => None,
     };
     let accepted = accept(app, &row, sender, source, &headers, body, None).await?;
-    if let Some(answer) = answer {
-        return Ok(([(header::CONTENT_TYPE, "application/json")], answer).into_response());
+    if let Some(response) = response {
+        return Ok(([(header::CONTENT_TYPE, "application/json")], response).into_response());
     }
-    Ok(Json(accepted.receipt()).into_response())
+    Ok(Json(accepted.to_receipt()).into_response())
 }
 
 fn verify(
@@ -228,21 +234,23 @@ fn verify(
     }
 }
 
-/// Reads a body that was kept.
-pub(crate) fn read_kept(
+/// Parses the stored body of a delivery whose proof was verified when the delivery arrived.
+pub(crate) fn parse_stored_body(
     sender: Sender,
     headers: &HeaderMap,
     body: &[u8],
 ) -> Result<Source, Rejection> {
     match sender {
-        Sender::Forge(provider) => webhook::read_proved(provider, headers, body).map(Source::Forge),
+        Sender::Forge(provider) => {
+            webhook::parse_verified(provider, headers, body).map(Source::Forge)
+        }
         Sender::Registry(source) => {
-            registry::read_proved(source, headers, body).map(Source::Registry)
+            registry::parse_verified(source, headers, body).map(Source::Registry)
         }
     }
 }
 
-fn refused(rejection: &Rejection) -> ApiError {
+fn rejection_problem(rejection: &Rejection) -> ApiError {
     let status = match rejection {
         Rejection::WrongProof { .. } => 401,
         other => other.status(),
@@ -255,22 +263,22 @@ fn refused(rejection: &Rejection) -> ApiError {
         _ => "invalid",
     };
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
-    ApiError::of(status, code, rejection.to_string())
+    ApiError::with_code(status, code, rejection.to_string())
 }
 
-/// JSON, or GitHub's form that holds it. Others are refused before anything is read.
-fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
+/// Accepts JSON and the form in which GitHub encodes JSON, before any byte of the body is read.
+fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
     let kind = headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default().trim();
     let kind = kind.to_ascii_lowercase();
-    let known = kind == "application/json"
+    let is_supported = kind == "application/json"
         || kind == "text/json"
         || kind == "application/x-www-form-urlencoded"
         || (kind.starts_with("application/") && kind.ends_with("+json"));
-    if known {
+    if is_supported {
         return Ok(());
     }
     let given = if kind.is_empty() {
@@ -278,7 +286,7 @@ fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
     } else {
         format!("`{}`", kind.escape_debug())
     };
-    Err(ApiError::of(
+    Err(ApiError::with_code(
         StatusCode::UNSUPPORTED_MEDIA_TYPE,
         "wrong-type",
         format!("the content type is {given}"),
@@ -292,13 +300,17 @@ fn query_token(query: Option<&str>) -> Option<String> {
         .map(|(_, value)| value.into_owned())
 }
 
-async fn read(extensions: &Extensions, headers: &HeaderMap, body: Body) -> Result<Bytes, ApiError> {
+async fn read_body(
+    extensions: &Extensions,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Bytes, ApiError> {
     let too_large = || {
         ApiError::too_large(format!(
-            "the body is larger than {} MiB, the most that a delivery may have",
+            "the body is larger than {} MiB, the limit for a delivery",
             MAX_BODY >> 20
         ))
-        .help("let the sender send fewer events at once")
+        .help("configure the sender to put fewer events into one delivery")
     };
     let announced = headers
         .get(header::CONTENT_LENGTH)
@@ -308,12 +320,12 @@ async fn read(extensions: &Extensions, headers: &HeaderMap, body: Body) -> Resul
         return Err(too_large());
     }
     let mut body = body;
-    let mut bytes = BytesMut::with_capacity(announced.unwrap_or(0).min(FIRST));
+    let mut bytes = BytesMut::with_capacity(announced.unwrap_or(0).min(INITIAL_CAPACITY));
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| match extensions.refusal() {
             Some(BodyRefusal::TooLarge(_)) => too_large(),
             Some(refusal) => refusal.to_problem(),
-            None => ApiError::invalid("the body broke off"),
+            None => ApiError::invalid("the connection ended before the whole body arrived"),
         })?;
         let Ok(data) = frame.into_data() else {
             continue;
@@ -327,11 +339,11 @@ async fn read(extensions: &Extensions, headers: &HeaderMap, body: Body) -> Resul
 }
 
 impl Accepted {
-    /// What the sender is answered.
-    pub(crate) fn receipt(&self) -> Receipt {
+    /// Returns the response for the sender.
+    pub(crate) fn to_receipt(&self) -> Receipt {
         Receipt {
             delivery: self.id.clone(),
-            seen_before: self.seen_before,
+            duplicate: self.seen_before,
             runs: self.runs.clone(),
             note: self.note.clone(),
         }
@@ -339,11 +351,11 @@ impl Accepted {
 }
 
 #[cfg(test)]
-mod lanes_tests;
-#[cfg(test)]
 mod limit_tests;
 #[cfg(test)]
 mod loops_tests;
+#[cfg(test)]
+mod same_ref_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

@@ -1,7 +1,7 @@
-//! Refused deliveries, counted so that operators see why a sender's deliveries lead to nothing.
+//! Counts of refused deliveries, which show operators why a sender's deliveries have no effect.
 //!
-//! Invariant: senders without a proof cause at most one write a second for each webhook and kind of refusal. What is
-//! not written yet is written with the next refusal, or when someone lists refusals at this server.
+//! Invariant: senders without a proof cause at most one write per second for each webhook and kind
+//! of refusal. The next refusal, or a request for the list, writes the pending counts.
 
 use std::{
     collections::HashMap,
@@ -15,24 +15,25 @@ use tokio::time::Instant;
 
 use crate::{App, api::ApiError};
 
-/// Shortest time between two writes for the same webhook and kind.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Minimum time between two writes for the same webhook and kind.
+const MIN_WRITE_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 struct Pending {
     row: RefusalRow,
-    /// `None`: nothing was written yet.
+    /// `None` before the first write.
     written: Option<Instant>,
 }
 
-/// Refusals that are not written yet, by webhook and kind. Only webhooks that exist have any.
+/// Refusals that are not written yet, by webhook and kind. Only existing webhooks have entries.
 #[derive(Debug, Default)]
 pub struct Refusals {
     pending: Mutex<HashMap<(String, String), Pending>>,
 }
 
 impl Refusals {
-    /// Counts a refusal, and writes what is pending of its kind unless that was done just now.
+    /// Counts a refusal. Writes the pending count of its kind if the last write is older than
+    /// [`MIN_WRITE_INTERVAL`].
     pub(super) async fn add(&self, app: &App, webhook: &str, refusal: &ApiError, address: IpAddr) {
         let now = app.clock.now_ms();
         let problem = refusal.problem();
@@ -58,8 +59,8 @@ impl Refusals {
             one.row.refusals += 1;
             one.row.last_at = now;
             one.written
-                .is_none_or(|written| written.elapsed() >= PAUSE)
-                .then(|| take(one))
+                .is_none_or(|written| written.elapsed() >= MIN_WRITE_INTERVAL)
+                .then(|| take_row(one))
         };
         if let Some(row) = row
             && let Err(error) = app.store.add_refusals(&row).await
@@ -68,15 +69,15 @@ impl Refusals {
         }
     }
 
-    /// Writes all that is pending.
+    /// Writes all pending counts.
     ///
     /// # Errors
-    /// When the database cannot be used.
+    /// If the database is unavailable.
     pub(crate) async fn flush(&self, app: &App) -> Result<(), StoreError> {
         let rows: Vec<RefusalRow> = {
             let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
             let pending = pending.values_mut().filter(|one| one.row.refusals > 0);
-            pending.map(take).collect()
+            pending.map(take_row).collect()
         };
         for row in rows {
             app.store.add_refusals(&row).await?;
@@ -85,7 +86,7 @@ impl Refusals {
     }
 }
 
-fn take(pending: &mut Pending) -> RefusalRow {
+fn take_row(pending: &mut Pending) -> RefusalRow {
     let row = pending.row.clone();
     pending.row.refusals = 0;
     pending.written = Some(Instant::now());

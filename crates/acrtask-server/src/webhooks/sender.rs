@@ -1,18 +1,21 @@
-//! Who sends deliveries: a forge or a registry, by one list of names; and where a forge keeps the commits of a pull request.
+//! Senders of deliveries: forges and registries under one list of names.
+//!
+//! Also maps each forge to the ref of a pull request's commits.
 
 use std::{fmt, str::FromStr};
 
 use acrtask_trigger::{Provider, RegistrySource};
 
-/// Age up to which a body that comes again under another id is a new delivery, in milliseconds: a day.
+/// Age up to which a repeated body with another id counts as a new delivery, in milliseconds: one
+/// day.
 const REPEATABLE_MS: i64 = 24 * 3600 * 1000;
 
-/// Who sends.
+/// Kind of sender of a webhook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sender {
-    /// It tells of commits.
+    /// Reports events of commits.
     Forge(Provider),
-    /// It tells of images.
+    /// Reports events of images.
     Registry(RegistrySource),
 }
 
@@ -29,12 +32,13 @@ impl Sender {
         }
     }
 
-    /// Returns the age, in milliseconds, from which a body that comes again under another id is a replay.
+    /// Returns the age, in milliseconds, from which a repeated body with another id is a replay.
     ///
-    /// This matters for senders that sign the body alone: everyone who has seen a delivery can send it again
-    /// under another id. Bodies of GitHub and Bitbucket Data Center hold the time of their event, so the
-    /// same body is never sent for a second event. Those of the other forges may be: a tag that is
-    /// deleted and pushed again has the same body. `None`: the sender proves more than the body.
+    /// The age matters for senders that sign only the body: anyone who has seen a delivery can
+    /// repeat it under another id. Bodies of GitHub and Bitbucket Data Center contain the time of
+    /// their event, so two events never have the same body. Bodies of the other forges may repeat:
+    /// a tag that is deleted and pushed again has the same body. `None` if the signature covers the
+    /// id.
     pub(crate) fn replay_age_ms(self) -> Option<i64> {
         match self {
             Self::Forge(Provider::GitHub | Provider::BitbucketServer)
@@ -61,14 +65,15 @@ impl FromStr for Sender {
         found.ok_or_else(|| {
             let names: Vec<_> = Self::all().map(Self::name).collect();
             format!(
-                "no forge or registry is called `{text}`; there are {}",
+                "no forge or registry is named `{text}`; write one of {}",
                 names.join(", ")
             )
         })
     }
 }
 
-/// The reference of a pull request's commits in the repository that it asks to change; nothing where the forge keeps none.
+/// Returns the ref of a pull request's commits in the target repository. `None` if the forge keeps
+/// none.
 pub(crate) fn pull_request_ref(provider: Provider, number: u64) -> Option<String> {
     match provider {
         Provider::GitHub | Provider::Gitea | Provider::Forgejo => {
@@ -76,7 +81,7 @@ pub(crate) fn pull_request_ref(provider: Provider, number: u64) -> Option<String
         }
         Provider::GitLab => Some(format!("refs/merge-requests/{number}/head")),
         Provider::BitbucketServer => Some(format!("refs/pull-requests/{number}/from")),
-        // The commit is in the history of what a merge would give.
+        // The history of the merge ref contains the commit.
         Provider::AzureDevops => Some(format!("refs/pull/{number}/merge")),
         Provider::BitbucketCloud | Provider::Generic => None,
     }
@@ -87,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_read_and_told_apart() {
+    fn each_name_parses_to_its_own_sender() {
         let mut names = std::collections::BTreeSet::new();
         for sender in Sender::all() {
             assert_eq!(sender.name().parse(), Ok(sender));

@@ -1,4 +1,4 @@
-//! A control plane that listens, and deliveries as their senders send them.
+//! Test fixtures: a listening control plane, and deliveries as their senders send them.
 
 use std::path::Path;
 
@@ -15,26 +15,26 @@ use crate::{
     serve::{ServeOptions, Server, start},
 };
 
-/// What both sides know.
+/// Secret of every webhook of a test.
 pub(crate) const SECRET: &str = "a secret that both sides know";
 
-/// A control plane that listens, and its folder.
-pub(crate) struct World {
-    pub(crate) server: Server,
+/// A listening control plane with its folder.
+pub(crate) struct TestServer {
+    pub(crate) inner: Server,
     pub(crate) http: reqwest::Client,
     pub(crate) admin: String,
     _folder: tempfile::TempDir,
 }
 
-impl World {
+impl TestServer {
     pub(crate) async fn new() -> Self {
-        Self::with(Config::default()).await
+        Self::with_config(Config::default()).await
     }
 
-    pub(crate) async fn with(config: Config) -> Self {
+    pub(crate) async fn with_config(config: Config) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
-        let server = start(ServeOptions {
+        let inner = start(ServeOptions {
             listen: "127.0.0.1:0".parse().unwrap(),
             tls: None,
             allow_plaintext: false,
@@ -42,13 +42,17 @@ impl World {
             blobs: path("blobs").display().to_string(),
             key_file: path("key"),
             config,
-            clock: Clock::real(),
+            clock: Clock::system(),
         })
         .await
         .unwrap();
-        let admin = auth::bootstrap(server.app()).await.unwrap().unwrap().0;
+        let admin = auth::create_first_token(inner.app())
+            .await
+            .unwrap()
+            .unwrap()
+            .0;
         Self {
-            server,
+            inner,
             http: reqwest::Client::new(),
             admin,
             _folder: folder,
@@ -56,10 +60,10 @@ impl World {
     }
 
     pub(crate) fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.server.addr())
+        format!("http://{}{path}", self.inner.addr())
     }
 
-    pub(crate) async fn api(
+    pub(crate) async fn request(
         &self,
         method: reqwest::Method,
         path: &str,
@@ -79,30 +83,30 @@ impl World {
     }
 
     pub(crate) async fn put(&self, path: &str, body: Value) -> Value {
-        let (status, answer) = self.api(reqwest::Method::PUT, path, body).await;
+        let (status, answer) = self.request(reqwest::Method::PUT, path, body).await;
         assert!((200..300).contains(&status), "{path}: {answer}");
         answer
     }
 
     pub(crate) async fn post(&self, path: &str, body: Value) -> Value {
-        let (status, answer) = self.api(reqwest::Method::POST, path, body).await;
+        let (status, answer) = self.request(reqwest::Method::POST, path, body).await;
         assert!((200..300).contains(&status), "{path}: {answer}");
         answer
     }
 
     pub(crate) async fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> T {
-        let (status, answer) = self.api(reqwest::Method::GET, path, Value::Null).await;
+        let (status, answer) = self.request(reqwest::Method::GET, path, Value::Null).await;
         assert_eq!(status, 200, "{path}: {answer}");
         serde_json::from_value(answer).unwrap()
     }
 
-    pub(crate) async fn webhook(&self, name: &str, provider: &str) {
+    pub(crate) async fn add_webhook(&self, name: &str, provider: &str) {
         let body = json!({"provider": provider, "secrets": [SECRET]});
         self.put(&format!("/webhooks/{name}"), body).await;
     }
 
-    /// A task of a repository.
-    pub(crate) async fn task(&self, name: &str, context: &str, commit: Value) {
+    /// Stores a task whose context is a repository.
+    pub(crate) async fn add_task(&self, name: &str, context: &str, commit: Value) {
         self.put("/secrets/stored", json!({"value": "hush"})).await;
         let body = json!({
             "name": name,
@@ -116,7 +120,7 @@ impl World {
     }
 
     /// Sends a delivery with its proof.
-    pub(crate) async fn send(&self, hook: &str, one: &Sent) -> (u16, Value) {
+    pub(crate) async fn send(&self, hook: &str, one: &TestDelivery) -> (u16, Value) {
         let mut request = self.http.post(self.url(&format!("/hooks/{hook}")));
         for (name, value) in &one.headers {
             request = request.header(name, value);
@@ -127,14 +131,14 @@ impl World {
         (status, serde_json::from_str(&text).unwrap_or(Value::Null))
     }
 
-    pub(crate) async fn taken(&self, hook: &str, one: &Sent) -> Receipt {
+    pub(crate) async fn deliver(&self, hook: &str, one: &TestDelivery) -> Receipt {
         let (status, answer) = self.send(hook, one).await;
         assert_eq!(status, 200, "{answer}");
         serde_json::from_value(answer).unwrap()
     }
 
     pub(crate) async fn run(&self, id: &acrtask_model::RunId) -> RunRow {
-        self.server.app().store.run(id).await.unwrap()
+        self.inner.app().store.run(id).await.unwrap()
     }
 
     pub(crate) async fn runs(&self) -> Vec<RunRow> {
@@ -142,24 +146,28 @@ impl World {
             limit: 10_000,
             ..RunFilter::default()
         };
-        self.server.app().store.runs(filter).await.unwrap().0
+        self.inner.app().store.runs(filter).await.unwrap().0
     }
 }
 
 /// A delivery as its sender sends it.
 #[derive(Debug, Clone)]
-pub(crate) struct Sent {
+pub(crate) struct TestDelivery {
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
 }
 
-impl Sent {
-    /// One of the published payloads.
-    pub(crate) fn fixture(provider: &str, name: &str) -> Self {
-        Self::changed(provider, name, |_| {})
+impl TestDelivery {
+    /// Reads one of the published payloads.
+    pub(crate) fn from_fixture(provider: &str, name: &str) -> Self {
+        Self::modified_fixture(provider, name, |_| {})
     }
 
-    pub(crate) fn changed(provider: &str, name: &str, change: impl FnOnce(&mut Value)) -> Self {
+    pub(crate) fn modified_fixture(
+        provider: &str,
+        name: &str,
+        change: impl FnOnce(&mut Value),
+    ) -> Self {
         let path = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("../acrtask-trigger/tests/fixtures")
             .join(provider)
@@ -174,44 +182,44 @@ impl Sent {
                 .collect(),
             body: serde_json::to_vec(&fixture["body"]).unwrap(),
         };
-        one.prove(provider, SECRET);
+        one.sign(provider, SECRET);
         one
     }
 
-    /// With another header.
-    pub(crate) fn set(&mut self, name: &str, value: &str) {
-        self.headers.retain(|(known, _)| known != name);
+    /// Replaces a header.
+    pub(crate) fn set_header(&mut self, name: &str, value: &str) {
+        self.headers.retain(|(present, _)| present != name);
         self.headers.push((name.into(), value.into()));
     }
 
-    /// Adds the proof that a sender adds.
-    pub(crate) fn prove(&mut self, provider: &str, secret: &str) {
+    /// Adds the proof that a sender of this provider adds.
+    pub(crate) fn sign(&mut self, provider: &str, secret: &str) {
         let signature: String = hmac(secret, &self.body)
             .iter()
             .map(|byte| format!("{byte:02x}"))
             .collect();
         match provider {
             "github" | "registries/github-packages" => {
-                self.set("x-hub-signature-256", &format!("sha256={signature}"));
+                self.set_header("x-hub-signature-256", &format!("sha256={signature}"));
             }
-            "gitlab" => self.set("x-gitlab-token", secret),
-            "gitea" => self.set("x-gitea-signature", &signature),
-            "forgejo" => self.set("x-forgejo-signature", &signature),
+            "gitlab" => self.set_header("x-gitlab-token", secret),
+            "gitea" => self.set_header("x-gitea-signature", &signature),
+            "forgejo" => self.set_header("x-forgejo-signature", &signature),
             "bitbucket-cloud" | "bitbucket-server" => {
-                self.set("x-hub-signature", &format!("sha256={signature}"));
+                self.set_header("x-hub-signature", &format!("sha256={signature}"));
             }
             "azure-devops" => {
                 let login = STANDARD.encode(format!("acrtask:{secret}"));
-                self.set("authorization", &format!("Basic {login}"));
+                self.set_header("authorization", &format!("Basic {login}"));
             }
             "generic" => {
                 let time = jiff::Timestamp::now().as_second();
                 let text = [format!("msg_1.{time}.").as_bytes(), self.body.as_slice()].concat();
                 let signature = STANDARD.encode(hmac(secret, &text));
-                self.set("webhook-timestamp", &time.to_string());
-                self.set("webhook-signature", &format!("v1,{signature}"));
+                self.set_header("webhook-timestamp", &time.to_string());
+                self.set_header("webhook-signature", &format!("v1,{signature}"));
             }
-            _ => self.set("authorization", &format!("Bearer {secret}")),
+            _ => self.set_header("authorization", &format!("Bearer {secret}")),
         }
     }
 }
@@ -222,22 +230,22 @@ pub(crate) fn hmac(secret: &str, text: &[u8]) -> Vec<u8> {
     mac.finalize().into_bytes().to_vec()
 }
 
-/// A push of another commit to GitHub.
-pub(crate) fn github_push(commit: &str, delivery: &str) -> Sent {
-    let mut one = Sent::changed("github", "push", |body| {
+/// Creates a push of another commit to GitHub.
+pub(crate) fn github_push(commit: &str, delivery: &str) -> TestDelivery {
+    let mut one = TestDelivery::modified_fixture("github", "push", |body| {
         body["after"] = commit.into();
         body["head_commit"]["id"] = commit.into();
         body["commits"][0]["id"] = commit.into();
     });
-    one.set("x-github-delivery", delivery);
+    one.set_header("x-github-delivery", delivery);
     one
 }
 
-pub(crate) fn github_pull_request(fixture: &str, commit: &str, delivery: &str) -> Sent {
-    let mut one = Sent::changed("github", fixture, |body| {
+pub(crate) fn github_pull_request(fixture: &str, commit: &str, delivery: &str) -> TestDelivery {
+    let mut one = TestDelivery::modified_fixture("github", fixture, |body| {
         body["pull_request"]["head"]["sha"] = commit.into();
     });
-    one.set("x-github-delivery", delivery);
+    one.set_header("x-github-delivery", delivery);
     one
 }
 

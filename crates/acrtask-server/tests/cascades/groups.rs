@@ -1,4 +1,4 @@
-//! Runs of cascades beside those that others start, in groups in which the newest run ends those before it.
+//! Runs of cascades in concurrency groups whose newest run supersedes the older ones.
 
 use acrtask_api::{
     cascade::{CascadeNodeState, CascadePhase},
@@ -9,20 +9,20 @@ use acrtask_model::RunState;
 use serde_json::json;
 
 use crate::{
-    BASE, begun, diamond, each, on_both,
-    place::Place,
-    world::{SECOND, World},
+    BASE, build_diamond, counts_of, on_both, start_cascade,
+    test_db::TestDb,
+    test_fleet::{SECOND, TestFleet},
 };
 
 on_both!(
-    other_runs_of_a_group_are_not_ended_and_may_end_those_of_a_cascade,
-    a_run_that_was_superseded_in_vain_is_no_failed_try,
+    cascade_run_supersedes_no_other_run_and_can_be_superseded,
+    superseded_run_does_not_count_as_a_failed_attempt,
 );
 
-/// The diamond, without retries. Of the runs of its left side the newest wins.
-async fn newest_wins(place: Place) -> World {
-    let world = diamond(place, json!({"retries": 0})).await;
-    world
+/// Creates the diamond without retries. The newest run of `left` supersedes its older runs.
+async fn superseding_diamond(db: TestDb) -> TestFleet {
+    let fleet = build_diamond(db, json!({"retries": 0})).await;
+    fleet
         .change_task("left", |task| {
             task.queue.concurrency = Some(Concurrency {
                 group: Some("left".into()),
@@ -31,82 +31,93 @@ async fn newest_wins(place: Place) -> World {
             });
         })
         .await;
-    world
+    fleet
 }
 
-async fn other_runs_of_a_group_are_not_ended_and_may_end_those_of_a_cascade(place: Place) {
-    let mut world = newest_wins(place).await;
-    // A person's run is there first: it is not ended, and the cascade's waits its turn.
-    let first = world.by_hand("left").await;
-    begun(&mut world, "new").await;
-    let mut tasks: Vec<&str> = world.held.iter().map(|run| run.trigger.as_str()).collect();
-    tasks.sort_unstable();
-    assert_eq!(tasks, ["cascade", "task"]);
-    let run = world.app.store.run(&first).await.unwrap();
+async fn cascade_run_supersedes_no_other_run_and_can_be_superseded(db: TestDb) {
+    let mut fleet = superseding_diamond(db).await;
+    // A manual run exists first. The cascade run does not supersede it and waits for it.
+    let first = fleet.enqueue_run("left").await;
+    start_cascade(&mut fleet, "new").await;
+    let mut triggers: Vec<&str> = fleet
+        .leased
+        .iter()
+        .map(|run| run.trigger.as_str())
+        .collect();
+    triggers.sort_unstable();
+    assert_eq!(triggers, ["cascade", "task"]);
+    let run = fleet.app.store.run(&first).await.unwrap();
     assert_eq!(run.state, RunState::Running);
-    // One that comes later ends it, and builds on the new base: nothing is left to do for the cascade.
-    let second = world.by_hand("left").await;
-    world.compare().await;
-    let run = world.show(1).await.nodes[1].run.clone().unwrap();
+    // A later manual run supersedes the cascade run and builds on the new base. The cascade has
+    // nothing left to build.
+    let second = fleet.enqueue_run("left").await;
+    fleet.run_full_pass().await;
+    let run = fleet.cascade(1).await.nodes[1].run.clone().unwrap();
     assert_eq!(
-        world.states(1).await[1],
-        format!("left running: its run {run} was superseded by {second}, which is waited for")
+        fleet.node_states(1).await[1],
+        format!("left running: its run {run} was superseded by {second}; waiting for that run")
     );
-    world.end_all(|_| true).await;
-    assert_eq!(world.take_runs().await, ["left"]);
-    // However long that takes, nothing comes behind it that would build the same again.
-    world.wait(600 * SECOND);
-    world.compare().await;
-    assert_eq!(world.take_runs().await, [""; 0]);
-    world.end_all(|_| true).await;
-    world.compare().await;
+    fleet.finish_all(|_| true).await;
+    assert_eq!(fleet.lease_runs().await, ["left"]);
+    // However long that run takes, the cascade starts no second run for the same digests.
+    fleet.advance_clock(600 * SECOND);
+    fleet.run_full_pass().await;
+    assert_eq!(fleet.lease_runs().await, [""; 0]);
+    fleet.finish_all(|_| true).await;
+    fleet.run_full_pass().await;
     assert_eq!(
-        world.states(1).await[1],
-        "left skipped: it is not stale any more"
+        fleet.node_states(1).await[1],
+        "left skipped: it became fresh in the meantime"
     );
-    world.rest().await;
-    world.assert_fresh();
-    assert_eq!(world.counts().await, each(1, &["left", "right", "bottom"]));
+    fleet.run_until_idle().await;
+    fleet.assert_all_fresh();
+    assert_eq!(
+        fleet.run_counts().await,
+        counts_of(1, &["left", "right", "bottom"])
+    );
 }
 
-/// The task is started again without having failed once, where what took its place has come to nothing.
-async fn a_run_that_was_superseded_in_vain_is_no_failed_try(place: Place) {
-    let mut world = newest_wins(place).await;
-    world.moves(BASE, "new").await;
-    world.compare().await;
-    world.wait(30 * SECOND);
-    world.tick().await;
+/// The cascade restarts a node without counting a failure, if the run that superseded it failed.
+async fn superseded_run_does_not_count_as_a_failed_attempt(db: TestDb) {
+    let mut fleet = superseding_diamond(db).await;
+    fleet.move_base(BASE, "new").await;
+    fleet.run_full_pass().await;
+    fleet.advance_clock(30 * SECOND);
+    fleet.run_pass().await;
     for start in 2..4 {
-        // What the run waits for in the end is the last one.
-        world.by_hand("left").await;
-        let last = world.by_hand("left").await;
-        world.compare().await;
-        assert_eq!(world.state(1, "left").await, CascadeNodeState::Running);
-        let taken = world.take_runs().await;
+        // The node waits for the last run that supersedes it.
+        fleet.enqueue_run("left").await;
+        let last = fleet.enqueue_run("left").await;
+        fleet.run_full_pass().await;
+        assert_eq!(fleet.node_state(1, "left").await, CascadeNodeState::Running);
+        let taken = fleet.lease_runs().await;
         assert!(taken.contains(&"left".to_owned()), "{taken:?}");
-        assert!(world.held.iter().any(|run| run.id == last));
-        world.tick().await;
-        assert_eq!(world.state(1, "left").await, CascadeNodeState::Running);
-        world.end_all(|name| name != "left").await;
-        world.tick().await;
-        let states = world.states(1).await;
-        let looked_at = states[1].ends_with("; whether that has built it is looked at");
-        assert!(looked_at, "{states:?}");
-        world.compare().await;
-        let left = world.show(1).await.nodes.remove(1);
+        assert!(fleet.leased.iter().any(|run| run.id == last));
+        fleet.run_pass().await;
+        assert_eq!(fleet.node_state(1, "left").await, CascadeNodeState::Running);
+        fleet.finish_all(|name| name != "left").await;
+        fleet.run_pass().await;
+        let states = fleet.node_states(1).await;
+        let is_checking = states[1].ends_with("; checking whether that run built it");
+        assert!(is_checking, "{states:?}");
+        fleet.run_full_pass().await;
+        let left = fleet.cascade(1).await.nodes.remove(1);
         assert_eq!(
             (left.state, left.attempts),
             (CascadeNodeState::Running, start)
         );
     }
-    // Nobody who cancels the cascade has to wait for what others do.
-    world.by_hand("left").await;
+    // A canceled cascade does not wait for runs that it did not start.
+    fleet.enqueue_run("left").await;
     let cancel = Event::Cancel {
         cascade: CascadeId(1),
         by: "ann".into(),
     };
-    world.tell(cancel).await.unwrap();
-    world.tick().await;
-    assert_eq!(world.show(1).await.summary.phase, CascadePhase::Over);
-    assert_eq!(world.state(1, "left").await, CascadeNodeState::Canceled);
+    fleet.apply_command(cancel).await.unwrap();
+    fleet.run_pass().await;
+    assert_eq!(fleet.cascade(1).await.summary.phase, CascadePhase::Finished);
+    assert_eq!(
+        fleet.node_state(1, "left").await,
+        CascadeNodeState::Canceled
+    );
 }

@@ -1,4 +1,4 @@
-//! The listener itself: protocols, TLS, health, and its end.
+//! The listener: protocols, TLS, health checks and shutdown.
 
 use std::time::Duration;
 
@@ -9,19 +9,19 @@ use acrtask_server::{
 use tonic::transport::{Certificate, ClientTlsConfig};
 
 use crate::{
-    place::Place,
     support::{FakeRunner, enqueue, new_run},
+    test_db::TestDb,
 };
 
-fn http() -> reqwest::ClientBuilder {
+fn new_http_client() -> reqwest::ClientBuilder {
     acrtask_registry::install_crypto_provider();
     reqwest::Client::builder().timeout(Duration::from_secs(10))
 }
 
 #[tokio::test]
-async fn plain_http_stays_on_the_machine() {
-    let place = Place::sqlite();
-    let mut options = place.options(Config::default());
+async fn plain_http_beyond_loopback_requires_allow_plaintext() {
+    let db = TestDb::sqlite();
+    let mut options = db.options(Config::default());
     options.listen = "0.0.0.0:0".parse().unwrap();
     let refused = start(options.clone()).await.unwrap_err();
     assert!(matches!(refused, ServeError::Plaintext(_)));
@@ -31,21 +31,21 @@ async fn plain_http_stays_on_the_machine() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_port_speaks_every_protocol() {
-    let place = Place::sqlite();
-    let server = place.server(Config::default()).await;
+async fn every_protocol_is_served_on_one_port() {
+    let db = TestDb::sqlite();
+    let server = db.start_server(Config::default()).await;
     let url = |path: &str| format!("http://{}{path}", server.addr());
-    for client in [http(), http().http2_prior_knowledge()] {
+    for client in [new_http_client(), new_http_client().http2_prior_knowledge()] {
         let client = client.build().unwrap();
         for (path, text) in [("/healthz", "alive\n"), ("/readyz", "ready\n")] {
-            let answer = client.get(url(path)).send().await.unwrap();
-            assert_eq!(answer.status(), 200);
-            assert_eq!(answer.text().await.unwrap(), text);
+            let response = client.get(url(path)).send().await.unwrap();
+            assert_eq!(response.status(), 200);
+            assert_eq!(response.text().await.unwrap(), text);
         }
     }
-    // And gRPC beside it.
-    let runner = FakeRunner::register(&server, "one").await.slots(3);
-    let mut line = runner.connect(&server).await;
+    // The same port also serves gRPC.
+    let runner = FakeRunner::register(&server, "one").await.with_slots(3);
+    let mut stream = runner.connect(&server).await;
     enqueue(server.app(), new_run("rone")).await;
     enqueue(server.app(), {
         let mut run = new_run("rtwo");
@@ -53,15 +53,15 @@ async fn one_port_speaks_every_protocol() {
         run
     })
     .await;
-    line.lease().await;
-    let client = http().build().unwrap();
+    stream.receive_lease().await;
+    let client = new_http_client().build().unwrap();
     let text = client.get(url("/metrics")).send().await.unwrap();
     assert_eq!(
         text.headers()["content-type"],
         "application/openmetrics-text; version=1.0.0; charset=utf-8"
     );
     let text = text.text().await.unwrap();
-    for line in [
+    for expected in [
         "acrtask_queue_runs{pool=\"default\",state=\"leased\"} 1",
         "acrtask_queue_runs{pool=\"far\",state=\"queued\"} 1",
         "acrtask_runners{pool=\"default\"} 1",
@@ -70,20 +70,23 @@ async fn one_port_speaks_every_protocol() {
         "acrtask_unaccounted_triggers 0",
         "# EOF",
     ] {
-        assert!(text.lines().any(|found| found == line), "{line} in {text}");
+        assert!(
+            text.lines().any(|line| line == expected),
+            "{expected} in {text}"
+        );
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn tls_is_offered_with_both_protocols() {
-    let place = Place::sqlite();
+async fn tls_serves_http1_and_http2() {
+    let db = TestDb::sqlite();
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let files = TlsFiles {
-        certificate: place.folder().join("cert.pem"),
-        key: place.folder().join("key.pem"),
+        certificate: db.folder().join("cert.pem"),
+        key: db.folder().join("key.pem"),
     };
     std::fs::write(&files.certificate, made.cert.pem()).unwrap();
-    let mut options = place.options(Config::default());
+    let mut options = db.options(Config::default());
     options.tls = Some(files.clone());
     let refused = start(options.clone()).await.unwrap_err();
     assert!(
@@ -95,16 +98,19 @@ async fn tls_is_offered_with_both_protocols() {
     let url = format!("https://localhost:{}", server.addr().port());
     let root = reqwest::Certificate::from_pem(made.cert.pem().as_bytes()).unwrap();
     for (client, version) in [
-        (http(), http::Version::HTTP_2),
-        (http().http1_only(), http::Version::HTTP_11),
+        (new_http_client(), http::Version::HTTP_2),
+        (new_http_client().http1_only(), http::Version::HTTP_11),
     ] {
         let client = client
             .tls_certs_only([root.clone()])
             .resolve("localhost", server.addr())
             .build()
             .unwrap();
-        let answer = client.get(format!("{url}/healthz")).send().await.unwrap();
-        assert_eq!((answer.status().as_u16(), answer.version()), (200, version));
+        let response = client.get(format!("{url}/healthz")).send().await.unwrap();
+        assert_eq!(
+            (response.status().as_u16(), response.version()),
+            (200, version)
+        );
     }
     let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(made.cert.pem()));
     let channel = tonic::transport::Channel::from_shared(url)
@@ -120,25 +126,25 @@ async fn tls_is_offered_with_both_protocols() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_ends_soon_and_its_address_is_free_again() {
-    let place = Place::sqlite();
-    let server = place.server(Config::default()).await;
+async fn server_shuts_down_quickly_and_frees_its_address() {
+    let db = TestDb::sqlite();
+    let server = db.start_server(Config::default()).await;
     let runner = FakeRunner::register(&server, "one").await;
-    let mut line = runner.connect(&server).await;
-    let mut options = place.options(Config::default());
+    let mut stream = runner.connect(&server).await;
+    let mut options = db.options(Config::default());
     options.listen = server.addr();
-    // A connection that never asks for anything.
+    // A connection that sends no request.
     let _idle = tokio::net::TcpStream::connect(server.addr()).await.unwrap();
-    let begun = std::time::Instant::now();
+    let started = std::time::Instant::now();
     server.shutdown().await;
     assert!(
-        begun.elapsed() < Duration::from_secs(4),
+        started.elapsed() < Duration::from_secs(4),
         "{:?}",
-        begun.elapsed()
+        started.elapsed()
     );
-    line.end().await;
+    stream.receive_end().await;
     let server = start(options).await.unwrap();
-    let mut line = runner.connect(&server).await;
+    let mut stream = runner.connect(&server).await;
     enqueue(server.app(), new_run("rone")).await;
-    line.work().await;
+    stream.execute_next_lease().await;
 }

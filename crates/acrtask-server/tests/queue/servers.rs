@@ -1,4 +1,4 @@
-//! Two control planes on one PostgreSQL.
+//! Two servers that share one PostgreSQL database.
 
 use std::time::{Duration, Instant};
 
@@ -7,80 +7,92 @@ use acrtask_proto::runner::to_runner::Message;
 use acrtask_store::Hint;
 
 use crate::{
-    place::Place,
-    support::{FakeRunner, enqueue, new_run, quick, reaches},
+    support::{FakeRunner, enqueue, new_run, quick_config, wait_for_state},
+    test_db::TestDb,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_servers_share_a_queue() {
-    let Some(place) = Place::postgres() else {
+    let Some(db) = TestDb::postgres() else {
         return;
     };
-    let (one, two) = tokio::join!(place.server(quick()), place.server(quick()));
-    // A run that is asked for here goes to the runner there.
+    let (one, two) = tokio::join!(
+        db.start_server(quick_config()),
+        db.start_server(quick_config())
+    );
+    // The first server enqueues a run, the second leases it to its runner.
     let runner = FakeRunner::register(&one, "one").await;
-    let mut line = runner.connect(&two).await;
-    line.beat(Duration::from_millis(200));
+    let mut stream = runner.connect(&two).await;
+    stream.start_heartbeats(Duration::from_millis(200));
     let row = enqueue(one.app(), new_run("rone")).await;
-    one.app().store.hint(&[Hint::Enqueued]).await.unwrap();
-    let of = line.lease().await.of.unwrap();
-    line.holds(&[&of]);
-    line.start(&of).await;
-    // A reader here sees what grows there, by a hint.
+    one.app().store.send_hints(&[Hint::Enqueued]).await.unwrap();
+    let attempt = stream.receive_lease().await.of.unwrap();
+    stream.set_active(&[&attempt]);
+    stream.send_started(&attempt).await;
+    // A hint makes the first server read log chunks that the second has stored.
     let mut changes = one.app().logs.subscribe(&row.id);
-    line.log(&of, 0, b"hello").await;
-    let begun = Instant::now();
+    stream.send_log(&attempt, 0, b"hello").await;
+    let started = Instant::now();
     loop {
         let state = one.app().store.log_state(&row.id).await.unwrap();
         if state.length == 5 {
             break;
         }
         changes.changed().await;
-        assert!(begun.elapsed() < Duration::from_secs(2));
+        assert!(started.elapsed() < Duration::from_secs(2));
     }
-    // A cancel here reaches the runner there.
+    // A cancellation on the first server reaches the runner of the second.
     let now = one.app().clock.now_ms();
     one.app()
         .store
         .request_cancel(&row.id, "enough", now)
         .await
         .unwrap();
-    line.until("a cancel", |message| {
-        matches!(message, Message::Cancel(_)).then_some(())
-    })
-    .await;
-    line.finish(&of, RunState::Canceled, b"hello").await;
-    reaches(&one.app().store, &row.id, RunState::Canceled).await;
-    // One of them goes: the runner moves with what it holds.
+    stream
+        .receive("a cancel", |message| {
+            matches!(message, Message::Cancel(_)).then_some(())
+        })
+        .await;
+    stream
+        .finish_attempt(&attempt, RunState::Canceled, b"hello")
+        .await;
+    wait_for_state(&one.app().store, &row.id, RunState::Canceled).await;
+    // One server shuts down. Its runner reconnects to the other with its active attempt.
     let next = enqueue(one.app(), new_run("rtwo")).await;
-    let of = line.lease().await.of.unwrap();
-    line.start(&of).await;
-    reaches(&one.app().store, &next.id, RunState::Running).await;
+    let attempt = stream.receive_lease().await.of.unwrap();
+    stream.send_started(&attempt).await;
+    wait_for_state(&one.app().store, &next.id, RunState::Running).await;
     two.shutdown().await;
-    line.end().await;
-    let mut line = runner.holding(&[&of]).connect(&one).await;
-    assert_eq!(line.welcome.kept.len(), 1);
-    line.finish(&of, RunState::Succeeded, b"").await;
-    reaches(&one.app().store, &next.id, RunState::Succeeded).await;
+    stream.receive_end().await;
+    let mut stream = runner.with_active(&[&attempt]).connect(&one).await;
+    assert_eq!(stream.welcome.kept.len(), 1);
+    stream
+        .finish_attempt(&attempt, RunState::Succeeded, b"")
+        .await;
+    wait_for_state(&one.app().store, &next.id, RunState::Succeeded).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_servers_never_give_a_run_away_twice() {
-    let Some(place) = Place::postgres() else {
+async fn two_servers_never_lease_a_run_twice() {
+    let Some(db) = TestDb::postgres() else {
         return;
     };
-    let (one, two) = tokio::join!(place.server(quick()), place.server(quick()));
+    let (one, two) = tokio::join!(
+        db.start_server(quick_config()),
+        db.start_server(quick_config())
+    );
     let mut tasks = tokio::task::JoinSet::new();
     for n in 0..6 {
         let server = if n % 2 == 0 { &one } else { &two };
         let runner = FakeRunner::register(server, &format!("n{n}")).await;
-        let mut line = runner.slots(3).connect(server).await;
-        line.beat(Duration::from_millis(200));
+        let mut stream = runner.with_slots(3).connect(server).await;
+        stream.start_heartbeats(Duration::from_millis(200));
         tasks.spawn(async move {
             let mut done = Vec::new();
-            while let Ok(of) = tokio::time::timeout(Duration::from_millis(2500), line.work()).await
+            while let Ok(attempt) =
+                tokio::time::timeout(Duration::from_millis(2500), stream.execute_next_lease()).await
             {
-                done.push((of.run, of.attempt));
+                done.push((attempt.run, attempt.attempt));
             }
             done
         });
@@ -89,7 +101,7 @@ async fn two_servers_never_give_a_run_away_twice() {
     let runs = (0..200).map(|n| new_run(&format!("r{n}"))).collect();
     let now = app.clock.now_ms();
     app.store.enqueue_many(runs, now).await.unwrap();
-    app.store.hint(&[Hint::Enqueued]).await.unwrap();
+    app.store.send_hints(&[Hint::Enqueued]).await.unwrap();
     let mut done: Vec<(String, u32)> = tasks.join_all().await.concat();
     done.sort();
     done.dedup();
@@ -97,24 +109,24 @@ async fn two_servers_never_give_a_run_away_twice() {
     assert!(done.iter().all(|(_, attempt)| *attempt == 1));
 }
 
-/// A lease that never arrived is taken back by the server that its runner is not connected to: the other one must not
-/// take the slot for taken for ever.
+/// Tests a lease that the runner does not accept. The server without a connection to the runner
+/// requeues it. The server with the connection must free the slot.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lease_that_another_server_took_back_frees_its_slot() {
-    let Some(place) = Place::postgres() else {
+async fn lease_requeued_by_another_server_frees_its_slot() {
+    let Some(db) = TestDb::postgres() else {
         return;
     };
-    let config = quick();
-    let one = place.server(config.clone()).await;
+    let config = quick_config();
+    let one = db.start_server(config.clone()).await;
     tokio::time::sleep(config.lease).await;
-    // This one watches and does not reap yet.
-    let two = place.server(config.clone()).await;
+    // The second server is in its first lease period and expires no leases yet.
+    let two = db.start_server(config.clone()).await;
     let runner = FakeRunner::register(&two, "one").await;
-    let mut line = runner.connect(&two).await;
-    line.beat(Duration::from_millis(100));
+    let mut stream = runner.connect(&two).await;
+    stream.start_heartbeats(Duration::from_millis(100));
     enqueue(two.app(), new_run("rone")).await;
-    let of = line.lease().await.of.unwrap();
-    let again = line.lease().await.of.unwrap();
-    assert_eq!((again.run, again.attempt), (of.run, 2));
+    let attempt = stream.receive_lease().await.of.unwrap();
+    let next = stream.receive_lease().await.of.unwrap();
+    assert_eq!((next.run, next.attempt), (attempt.run, 2));
     drop(one);
 }

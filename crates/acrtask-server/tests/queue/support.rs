@@ -1,4 +1,4 @@
-//! A control plane of a test's own, and runners that say what they are told to say.
+//! A server and simulated runners for each test.
 
 use std::{
     collections::HashMap,
@@ -28,23 +28,23 @@ use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, Streaming, transport::Channel};
 
-/// How long anything that must happen may take.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// Longest time to wait for an expected event.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Runs the same test on both databases.
+/// Creates one test per database from a function that takes a [`TestDb`](crate::test_db::TestDb).
 macro_rules! on_both {
     ($($(#[$meta:meta])* $name:ident),+ $(,)?) => {
         mod sqlite {
             $($(#[$meta])* #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                super::$name($crate::place::Place::sqlite()).await;
+                super::$name($crate::test_db::TestDb::sqlite()).await;
             })+
         }
         mod postgres {
             $($(#[$meta])* #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                if let Some(place) = $crate::place::Place::postgres() {
-                    super::$name(place).await;
+                if let Some(db) = $crate::test_db::TestDb::postgres() {
+                    super::$name(db).await;
                 }
             })+
         }
@@ -52,8 +52,8 @@ macro_rules! on_both {
 }
 pub(crate) use on_both;
 
-/// Times that a test can wait for.
-pub(crate) fn quick() -> Config {
+/// Returns a configuration with short periods, so that a test can wait for them.
+pub(crate) fn quick_config() -> Config {
     Config {
         lease: Duration::from_millis(2000),
         heartbeat: Duration::from_millis(300),
@@ -63,22 +63,22 @@ pub(crate) fn quick() -> Config {
     }
 }
 
-/// Waits until `ask` gives something.
-pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
+/// Calls `probe` until it returns `Some`. Panics after [`DEADLINE`].
+pub(crate) async fn wait_until<T, F: Future<Output = Option<T>>>(
     what: &str,
-    mut ask: impl FnMut() -> F,
+    mut probe: impl FnMut() -> F,
 ) -> T {
-    let begun = Instant::now();
+    let started = Instant::now();
     loop {
-        if let Some(found) = ask().await {
+        if let Some(found) = probe().await {
             return found;
         }
-        assert!(begun.elapsed() < PATIENCE, "{what} did not happen");
+        assert!(started.elapsed() < DEADLINE, "{what} did not happen");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-/// A run that does nothing in particular.
+/// Returns a run with an empty specification.
 pub(crate) fn new_run(name: &str) -> NewRun {
     NewRun {
         id: RunId::new(name).unwrap(),
@@ -95,30 +95,30 @@ pub(crate) fn new_run(name: &str) -> NewRun {
         idempotency_key: None,
         timeout_secs: None,
         traceparent: String::new(),
-        warm_key: String::new(),
+        affinity_key: String::new(),
         max_attempts: 3,
         origin: Default::default(),
         trust_domain: TrustDomain::Local,
     }
 }
 
-/// Asks for a run, as the API does.
+/// Enqueues a run as the API does.
 pub(crate) async fn enqueue(app: &App, run: NewRun) -> RunRow {
     let enqueued = app.store.enqueue(run, app.clock.now_ms()).await.unwrap();
     app.wake.notify_one();
     enqueued.into_row()
 }
 
-/// Waits until a run is in a state.
-pub(crate) async fn reaches(store: &Store, run: &RunId, state: RunState) -> RunRow {
-    eventually(&format!("{run} {state}"), || async {
+/// Waits until a run has the state `state`.
+pub(crate) async fn wait_for_state(store: &Store, run: &RunId, state: RunState) -> RunRow {
+    wait_until(&format!("{run} {state}"), || async {
         let row = store.run(run).await.unwrap();
         (row.state == state).then_some(row)
     })
     .await
 }
 
-pub(crate) async fn client(server: &Server) -> RunnersClient<Channel> {
+pub(crate) async fn connect_client(server: &Server) -> RunnersClient<Channel> {
     let channel = Channel::from_shared(format!("http://{}", server.addr()))
         .unwrap()
         .connect()
@@ -129,7 +129,11 @@ pub(crate) async fn client(server: &Server) -> RunnersClient<Channel> {
         .max_encoding_message_size(MAX_MESSAGE)
 }
 
-pub(crate) async fn token(server: &Server, pool: Option<&str>, labels: &[(&str, &str)]) -> String {
+pub(crate) async fn create_token(
+    server: &Server,
+    pool: Option<&str>,
+    labels: &[(&str, &str)],
+) -> String {
     let labels = labels
         .iter()
         .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
@@ -139,16 +143,16 @@ pub(crate) async fn token(server: &Server, pool: Option<&str>, labels: &[(&str, 
         labels,
         ..RunnerGrant::default()
     };
-    granted(server, grant).await
+    create_token_with_grant(server, grant).await
 }
 
-pub(crate) async fn granted(server: &Server, grant: RunnerGrant) -> String {
+pub(crate) async fn create_token_with_grant(server: &Server, grant: RunnerGrant) -> String {
     let ttl = Duration::from_secs(60);
     let token = new_runner_token(server.app(), grant, ttl).await;
     token.unwrap().expose().to_owned()
 }
 
-/// A registered runner.
+/// A registered simulated runner.
 #[derive(Debug, Clone)]
 pub(crate) struct FakeRunner {
     pub(crate) id: String,
@@ -157,13 +161,15 @@ pub(crate) struct FakeRunner {
 }
 
 impl FakeRunner {
-    /// With one slot, in the pool `default`.
+    /// Registers a runner with one slot in the pool `default`.
     pub(crate) async fn register(server: &Server, name: &str) -> Self {
-        let token = token(server, None, &[]).await;
-        Self::register_with(server, name, &token).await.unwrap()
+        let token = create_token(server, None, &[]).await;
+        Self::register_with_token(server, name, &token)
+            .await
+            .unwrap()
     }
 
-    pub(crate) async fn register_with(
+    pub(crate) async fn register_with_token(
         server: &Server,
         name: &str,
         token: &str,
@@ -173,7 +179,11 @@ impl FakeRunner {
             name: name.to_owned(),
             ..RegisterRequest::default()
         };
-        let response = client(server).await.register(request).await?.into_inner();
+        let response = connect_client(server)
+            .await
+            .register(request)
+            .await?
+            .into_inner();
         Ok(Self {
             id: response.runner_id,
             key: response.key,
@@ -186,120 +196,128 @@ impl FakeRunner {
         })
     }
 
-    pub(crate) fn slots(mut self, slots: u32) -> Self {
+    pub(crate) fn with_slots(mut self, slots: u32) -> Self {
         self.hello.slots = slots;
         self
     }
 
-    pub(crate) fn holding(mut self, held: &[&Attempt]) -> Self {
-        self.hello.held = held.iter().copied().cloned().collect();
+    pub(crate) fn with_active(mut self, attempts: &[&Attempt]) -> Self {
+        self.hello.attempts = attempts.iter().copied().cloned().collect();
         self
     }
 
-    /// Connects and says hello.
-    pub(crate) async fn connect(&self, server: &Server) -> Line {
-        let mut line = self.dial(server).await.unwrap();
-        line.say(From::Hello(self.hello.clone())).await;
-        line.welcome = line
-            .until("a welcome", |message| match message {
+    /// Opens a stream, sends the hello and waits for the welcome.
+    pub(crate) async fn connect(&self, server: &Server) -> RunnerStream {
+        let mut stream = self.open_stream(server).await.unwrap();
+        stream.send(From::Hello(self.hello.clone())).await;
+        stream.welcome = stream
+            .receive("a welcome", |message| match message {
                 Message::Welcome(welcome) => Some(welcome.clone()),
                 _ => None,
             })
             .await;
-        // The hub knows it a moment after its welcome.
+        // The hub adds the runner shortly after the welcome.
         let id = self.id.clone();
-        eventually("the runner is known", || async {
+        wait_until("the hub lists the runner", || async {
             server.app().hub.runner(&id)
         })
         .await;
-        line
+        stream
     }
 
-    /// Connects and says nothing.
-    pub(crate) async fn dial(&self, server: &Server) -> Result<Line, Status> {
+    /// Opens a stream without sending a message.
+    pub(crate) async fn open_stream(&self, server: &Server) -> Result<RunnerStream, Status> {
         let (out, messages) = mpsc::channel(64);
         let mut request = Request::new(ReceiverStream::new(messages));
         let bearer = format!("Bearer {}", self.key).parse().unwrap();
         request.metadata_mut().insert("authorization", bearer);
-        let inbound = client(server).await.connect(request).await?.into_inner();
-        Ok(Line {
+        let inbound = connect_client(server)
+            .await
+            .connect(request)
+            .await?
+            .into_inner();
+        Ok(RunnerStream {
             out,
             inbound,
             welcome: Welcome::default(),
-            passed: Vec::new(),
-            held: Arc::default(),
-            heart: None,
+            unread: Vec::new(),
+            active: Arc::default(),
+            heartbeats: None,
         })
     }
 }
 
-/// A runner's stream.
-pub(crate) struct Line {
+/// The stream of a connected runner.
+pub(crate) struct RunnerStream {
     out: mpsc::Sender<FromRunner>,
     inbound: Streaming<ToRunner>,
     pub(crate) welcome: Welcome,
-    /// What came while something else was waited for.
-    passed: Vec<Message>,
-    held: Arc<Mutex<Vec<Attempt>>>,
-    heart: Option<JoinHandle<()>>,
+    /// Messages that arrived before the one that the test waited for.
+    unread: Vec<Message>,
+    active: Arc<Mutex<Vec<Attempt>>>,
+    heartbeats: Option<JoinHandle<()>>,
 }
 
-impl Drop for Line {
+impl Drop for RunnerStream {
     fn drop(&mut self) {
-        if let Some(heart) = &self.heart {
-            heart.abort();
+        if let Some(heartbeats) = &self.heartbeats {
+            heartbeats.abort();
         }
     }
 }
 
-impl Line {
-    /// Says hello as `runner`.
-    pub(crate) async fn hello(&mut self, runner: &FakeRunner) {
-        self.say(From::Hello(runner.hello.clone())).await;
+impl RunnerStream {
+    /// Sends the hello of `runner`.
+    pub(crate) async fn send_hello(&mut self, runner: &FakeRunner) {
+        self.send(From::Hello(runner.hello.clone())).await;
     }
 
-    pub(crate) async fn say(&self, message: From) {
+    pub(crate) async fn send(&self, message: From) {
         let message = Some(message);
         let _ = self.out.send(FromRunner { message }).await;
     }
 
-    /// A message whose content this version does not know.
-    pub(crate) async fn say_nothing(&self) {
+    /// Sends a message without content, as an unknown message of a newer version.
+    pub(crate) async fn send_unknown(&self) {
         let _ = self.out.send(FromRunner::default()).await;
     }
 
-    /// The next message, or how the stream ended.
+    /// Returns the next message, or the status that ended the stream.
     pub(crate) async fn next(&mut self) -> Result<Message, Status> {
-        let next = tokio::time::timeout(PATIENCE, self.inbound.message());
-        match next.await.expect("a message came in time")? {
+        let next = tokio::time::timeout(DEADLINE, self.inbound.message());
+        match next.await.expect("a message arrives in time")? {
             Some(ToRunner { message }) => Ok(message.expect("a message of this version")),
             None => Err(Status::ok("the stream ended")),
         }
     }
 
-    /// The first message, of those that came already and those that come, for which `pick` gives something.
-    pub(crate) async fn until<T>(&mut self, what: &str, pick: impl Fn(&Message) -> Option<T>) -> T {
+    /// Returns the first result of `pick`, for unread messages first and then for new ones.
+    pub(crate) async fn receive<T>(
+        &mut self,
+        what: &str,
+        pick: impl Fn(&Message) -> Option<T>,
+    ) -> T {
         if let Some(at) = self
-            .passed
+            .unread
             .iter()
             .position(|message| pick(message).is_some())
         {
-            return pick(&self.passed.remove(at)).unwrap();
+            return pick(&self.unread.remove(at)).unwrap();
         }
         loop {
             let message = self
                 .next()
                 .await
-                .unwrap_or_else(|status| panic!("{what} did not come: {status}"));
+                .unwrap_or_else(|status| panic!("did not receive {what}: {status}"));
             if let Some(found) = pick(&message) {
                 return found;
             }
-            self.passed.push(message);
+            self.unread.push(message);
         }
     }
 
-    /// How the stream ends, whatever comes before.
-    pub(crate) async fn end(&mut self) -> Status {
+    /// Returns the status that ends the stream. Skips all messages before it.
+    pub(crate) async fn receive_end(&mut self) -> Status {
         loop {
             if let Err(status) = self.next().await {
                 return status;
@@ -307,24 +325,24 @@ impl Line {
         }
     }
 
-    /// The next lease, within the time that anything may take.
-    pub(crate) async fn lease(&mut self) -> Lease {
-        self.until("a lease", |message| match message {
+    /// Returns the next lease. Panics after [`DEADLINE`].
+    pub(crate) async fn receive_lease(&mut self) -> Lease {
+        self.receive("a lease", |message| match message {
             Message::Lease(lease) => Some(lease.clone()),
             _ => None,
         })
         .await
     }
 
-    /// No lease comes for a moment.
-    pub(crate) async fn no_lease(&mut self) {
-        let lease = tokio::time::timeout(Duration::from_millis(400), self.lease()).await;
+    /// Asserts that no lease arrives within 400 milliseconds.
+    pub(crate) async fn assert_no_lease(&mut self) {
+        let lease = tokio::time::timeout(Duration::from_millis(400), self.receive_lease()).await;
         assert!(lease.is_err(), "{:?}", lease.unwrap().of);
     }
 
-    pub(crate) async fn abandoned(&mut self, of: &Attempt) -> String {
-        self.until("an abandon", |message| match message {
-            Message::Abandon(abandon) if abandon.of.as_ref() == Some(of) => {
+    pub(crate) async fn receive_abandon(&mut self, attempt: &Attempt) -> String {
+        self.receive("an abandon", |message| match message {
+            Message::Abandon(abandon) if abandon.of.as_ref() == Some(attempt) => {
                 Some(abandon.reason.clone())
             }
             _ => None,
@@ -332,14 +350,14 @@ impl Line {
         .await
     }
 
-    /// Renews what [`Self::holds`] says, from now on.
-    pub(crate) fn beat(&mut self, every: Duration) {
-        let (out, held) = (self.out.clone(), self.held.clone());
-        self.heart = Some(tokio::spawn(async move {
+    /// Sends a heartbeat in each interval, with the attempts of [`Self::set_active`].
+    pub(crate) fn start_heartbeats(&mut self, interval: Duration) {
+        let (out, active) = (self.out.clone(), self.active.clone());
+        self.heartbeats = Some(tokio::spawn(async move {
             loop {
-                tokio::time::sleep(every).await;
+                tokio::time::sleep(interval).await;
                 let heartbeat = Heartbeat {
-                    held: held.lock().unwrap().clone(),
+                    attempts: active.lock().unwrap().clone(),
                     free_disk: 1 << 40,
                 };
                 let message = Some(From::Heartbeat(heartbeat));
@@ -350,87 +368,97 @@ impl Line {
         }));
     }
 
-    /// Its heart stops, and it goes on talking.
-    pub(crate) fn faint(&mut self) {
-        self.heart.take().unwrap().abort();
+    /// Stops the heartbeats. The stream stays open.
+    pub(crate) fn stop_heartbeats(&mut self) {
+        self.heartbeats.take().unwrap().abort();
     }
 
-    pub(crate) fn holds(&self, held: &[&Attempt]) {
-        *self.held.lock().unwrap() = held.iter().copied().cloned().collect();
+    pub(crate) fn set_active(&self, attempts: &[&Attempt]) {
+        *self.active.lock().unwrap() = attempts.iter().copied().cloned().collect();
     }
 
-    pub(crate) async fn accept(&self, of: &Attempt) {
-        self.say(From::Accepted(Accepted {
-            of: Some(of.clone()),
+    pub(crate) async fn send_accepted(&self, attempt: &Attempt) {
+        self.send(From::Accepted(Accepted {
+            of: Some(attempt.clone()),
         }))
         .await;
     }
 
-    pub(crate) async fn decline(&self, of: &Attempt, reason: &str) {
-        self.say(From::Declined(Declined {
-            of: Some(of.clone()),
+    pub(crate) async fn send_declined(&self, attempt: &Attempt, reason: &str) {
+        self.send(From::Declined(Declined {
+            of: Some(attempt.clone()),
             reason: reason.into(),
         }))
         .await;
     }
 
-    pub(crate) async fn start(&self, of: &Attempt) {
-        self.accept(of).await;
-        self.say(From::Started(Started {
-            of: Some(of.clone()),
+    pub(crate) async fn send_started(&self, attempt: &Attempt) {
+        self.send_accepted(attempt).await;
+        self.send(From::Started(Started {
+            of: Some(attempt.clone()),
         }))
         .await;
     }
 
-    pub(crate) async fn log(&self, of: &Attempt, offset: u64, data: &[u8]) {
-        self.say(From::Log(LogChunk {
-            of: Some(of.clone()),
+    pub(crate) async fn send_log(&self, attempt: &Attempt, offset: u64, data: &[u8]) {
+        self.send(From::Log(LogChunk {
+            of: Some(attempt.clone()),
             offset,
             data: data.to_vec().into(),
         }))
         .await;
     }
 
-    /// Everything below this offset of a run's log is stored, says the control plane.
-    pub(crate) async fn log_ack(&mut self, of: &Attempt) -> u64 {
-        self.until("an acknowledgement of the log", |message| match message {
-            Message::LogAck(ack) if ack.of.as_ref() == Some(of) => Some(ack.offset),
+    /// Returns the offset up to which the server has stored the log.
+    pub(crate) async fn receive_log_ack(&mut self, attempt: &Attempt) -> u64 {
+        self.receive("an acknowledgement of the log", |message| match message {
+            Message::LogAck(ack) if ack.of.as_ref() == Some(attempt) => Some(ack.offset),
             _ => None,
         })
         .await
     }
 
-    /// Says that a run is over.
-    pub(crate) async fn say_finished(&self, of: &Attempt, state: RunState, log: &[u8]) {
-        self.say(From::Finished(finished(of, state, log))).await;
+    /// Reports the end of a run.
+    pub(crate) async fn send_finished(&self, attempt: &Attempt, state: RunState, log: &[u8]) {
+        self.send(From::Finished(finished_message(attempt, state, log)))
+            .await;
     }
 
-    /// Says that a run is over, and gives how much of its log is stored.
-    pub(crate) async fn finish(&mut self, of: &Attempt, state: RunState, log: &[u8]) -> u64 {
-        self.say_finished(of, state, log).await;
-        self.until("an acknowledgement of the end", |message| match message {
-            Message::FinishedAck(ack) if ack.of.as_ref() == Some(of) => Some(ack.log_offset),
+    /// Reports the end of a run. Returns the length of the stored log.
+    pub(crate) async fn finish_attempt(
+        &mut self,
+        attempt: &Attempt,
+        state: RunState,
+        log: &[u8],
+    ) -> u64 {
+        self.send_finished(attempt, state, log).await;
+        self.receive("an acknowledgement of the end", |message| match message {
+            Message::FinishedAck(ack) if ack.of.as_ref() == Some(attempt) => Some(ack.log_offset),
             _ => None,
         })
         .await
     }
 
-    /// Takes the next lease, and carries it out at once.
-    pub(crate) async fn work(&mut self) -> Attempt {
-        let of = self.lease().await.of.unwrap();
-        self.start(&of).await;
-        assert_eq!(self.finish(&of, RunState::Succeeded, b"").await, 0);
-        of
+    /// Leases the next run and finishes it at once, successfully.
+    pub(crate) async fn execute_next_lease(&mut self) -> Attempt {
+        let attempt = self.receive_lease().await.of.unwrap();
+        self.send_started(&attempt).await;
+        assert_eq!(
+            self.finish_attempt(&attempt, RunState::Succeeded, b"")
+                .await,
+            0
+        );
+        attempt
     }
 }
 
-pub(crate) fn finished(of: &Attempt, state: RunState, log: &[u8]) -> Finished {
+pub(crate) fn finished_message(attempt: &Attempt, state: RunState, log: &[u8]) -> Finished {
     let sha256: String = Sha256::digest(log)
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect();
     Finished {
-        of: Some(of.clone()),
+        of: Some(attempt.clone()),
         state: state.as_str().into(),
         reason: if state == RunState::Succeeded {
             String::new()
@@ -448,16 +476,17 @@ pub(crate) fn finished(of: &Attempt, state: RunState, log: &[u8]) -> Finished {
     }
 }
 
-/// What [`Hello`] says of labels.
-pub(crate) fn labels(of: &[(&str, &str)]) -> HashMap<String, String> {
-    of.iter()
+/// Converts labels to the map of a [`Hello`].
+pub(crate) fn to_labels(labels: &[(&str, &str)]) -> HashMap<String, String> {
+    labels
+        .iter()
         .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
         .collect()
 }
 
-/// One of `acrtask_...` of `/metrics`.
-pub(crate) async fn metric(server: &Server, line: &str) -> Option<f64> {
-    let text = server.app().metrics.text().unwrap();
+/// Returns the value of a metric of `/metrics`. `None` if the metric is missing.
+pub(crate) async fn read_metric(server: &Server, name: &str) -> Option<f64> {
+    let text = server.app().metrics.encode_text().unwrap();
     text.lines()
-        .find_map(|found| found.strip_prefix(line)?.trim().parse().ok())
+        .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
 }

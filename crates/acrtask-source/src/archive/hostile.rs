@@ -1,11 +1,11 @@
-//! Archives made byte by byte, also such as a library that writes archives refuses to write. Tests of the whole program
-//! have this file too.
+//! Archives built byte by byte, including those that a library refuses to write. The tests of the
+//! whole program include this file.
 
 #![allow(clippy::unwrap_used, reason = "for tests")]
 
 use tokio_tar::{EntryType, Header};
 
-/// An archive in the making.
+/// Archive under construction.
 #[derive(Default)]
 pub(crate) struct Tar(pub(crate) Vec<u8>);
 
@@ -57,8 +57,9 @@ impl Tar {
     }
 }
 
-/// Archives that would write, or lead, out of their folder: a name, the bytes, and words of what is said of each.
-pub(crate) fn ways_out() -> Vec<(&'static str, Vec<u8>, &'static str)> {
+/// Returns archives that would write or lead out of their folder: a name, the bytes, and words of
+/// the error.
+pub(crate) fn escaping_archives() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     let device = |kind| Tar::default().entry(kind, "dev", "", b"", 0o666).end();
     vec![
         ("..", Tar::default().file("../outside", "x").end(), "`..`"),
@@ -71,7 +72,7 @@ pub(crate) fn ways_out() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             "`..`",
         ),
         (
-            ".. that stays in",
+            ".. that stays inside",
             Tar::default().folder("a").file("a/../b", "x").end(),
             "`..`",
         ),
@@ -130,7 +131,7 @@ pub(crate) fn ways_out() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             "leads out",
         ),
         (
-            "the same in the other order",
+            "a link that passes a later link",
             Tar::default()
                 .folder("d")
                 .symlink("d/sly", "up/../outside")
@@ -149,7 +150,7 @@ pub(crate) fn ways_out() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             "absolute",
         ),
         (
-            "hard link to nothing",
+            "hard link to a missing entry",
             Tar::default().hard_link("a", "b").end(),
             "not in the archive",
         ),
@@ -163,7 +164,7 @@ pub(crate) fn ways_out() -> Vec<(&'static str, Vec<u8>, &'static str)> {
             "is a link",
         ),
         (
-            "a hard link of a link, in another place",
+            "a hard link of a link, in another folder",
             Tar::default()
                 .symlink("a/b/up", "../../file")
                 .hard_link("up", "a/b/up")
@@ -179,6 +180,6 @@ pub(crate) fn ways_out() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ("character device", device(EntryType::Char), "a device"),
         ("block device", device(EntryType::Block), "a device"),
         ("pipe", device(EntryType::Fifo), "a pipe"),
-        ("unknown", device(EntryType::new(b'D')), "not known"),
+        ("unknown", device(EntryType::new(b'D')), "unknown type"),
     ]
 }

@@ -1,4 +1,4 @@
-//! What an entry of an archive is, by its header alone.
+//! Kind of an archive entry, from its header alone.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -6,32 +6,31 @@ use tokio_tar::EntryType;
 
 use super::Links;
 
-/// An entry that may be unpacked, as far as its header tells.
+/// Entry that may be unpacked, as far as its header shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Item {
-    /// A file.
     File,
-    /// A folder.
     Folder,
-    /// A symbolic link to this text.
+    /// Symbolic link with this target.
     Symlink(PathBuf),
-    /// A hard link to this path, relative to the root.
+    /// Hard link to this path, relative to the root.
     HardLink(PathBuf),
 }
 
-/// Where an entry goes, relative to the root, and what it is. An empty path is the root itself.
+/// Returns the path of an entry relative to the root, and its kind. An empty path is the root
+/// itself.
 ///
 /// # Errors
-/// A sentence on why it is refused.
+/// A sentence with the reason for the refusal.
 pub(super) fn classify(
     kind: EntryType,
     name: &Path,
     link: &Path,
     links: Links,
 ) -> Result<(PathBuf, Item), String> {
-    let path = clean(name).map_err(|reason| format!("its name {reason}"))?;
+    let path = clean_path(name).map_err(|reason| format!("its name {reason}"))?;
     let item = match kind {
-        // The oldest archives know a folder by its slash.
+        // The oldest archives mark a folder by a trailing slash.
         EntryType::Regular if name.as_os_str().as_encoded_bytes().ends_with(b"/") => Item::Folder,
         EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Item::File,
         EntryType::Directory => Item::Folder,
@@ -40,25 +39,23 @@ pub(super) fn classify(
             Item::Symlink(link.to_owned())
         }
         EntryType::Link => Item::HardLink(
-            clean(link).map_err(|reason| format!("a hard link whose target {reason}"))?,
+            clean_path(link).map_err(|reason| format!("a hard link whose target {reason}"))?,
         ),
         EntryType::Char | EntryType::Block => return Err("a device".into()),
         EntryType::Fifo => return Err("a pipe".into()),
         other => {
-            return Err(format!(
-                "of a type that is not known, {:#04x}",
-                other.as_byte()
-            ));
+            return Err(format!("of the unknown type {:#04x}", other.as_byte()));
         }
     };
     Ok((path, item))
 }
 
-/// Longest name, in bytes: what Linux takes. A longer one could also have more folders in it than a stack has room for.
+/// Maximum length of a name, in bytes, as on Linux. A longer one could also contain more folders
+/// than fit on a stack.
 const MAX_NAME: usize = 4096;
 
-/// A name without `.` and trailing slashes.
-fn clean(name: &Path) -> Result<PathBuf, &'static str> {
+/// Removes `.` and trailing slashes from a name.
+fn clean_path(name: &Path) -> Result<PathBuf, &'static str> {
     if name.as_os_str().len() > MAX_NAME {
         return Err("is longer than 4096 bytes");
     }
@@ -66,16 +63,16 @@ fn clean(name: &Path) -> Result<PathBuf, &'static str> {
         .filter(|part| *part != Component::CurDir)
         .map(|part| match part {
             Component::Normal(name) => Ok(name),
-            Component::ParentDir => Err("has `..` in it"),
+            Component::ParentDir => Err("contains `..`"),
             _ => Err("is absolute"),
         })
         .collect()
 }
 
-/// The target of a symbolic link at `path`, as it is written. Links that it passes are another matter.
+/// Checks the target of a symbolic link at `path`, as its text. Does not follow other links.
 fn check_symlink(path: &Path, to: &Path, links: Links) -> Result<(), &'static str> {
     if to.as_os_str().is_empty() {
-        return Err("a link to nothing");
+        return Err("a link without a target");
     }
     if links == Links::Anywhere {
         return Ok(());

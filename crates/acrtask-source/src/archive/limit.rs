@@ -1,4 +1,4 @@
-//! Readers that stop at a limit.
+//! Readers with a limit.
 
 use std::{
     io,
@@ -12,13 +12,14 @@ use std::{
 
 use tokio::io::{AsyncRead, ReadBuf};
 
-/// Most bytes of headers between two entries (long names and PAX records), and after the last one.
+/// Maximum number of header bytes between two entries (long names and PAX records), and after the
+/// last entry.
 pub(super) const MAX_HEADERS: u64 = 1 << 20;
 
-/// A count that a reader keeps and somebody else looks at.
+/// Counter that a reader updates and its owner reads.
 pub(super) type Counter = Arc<AtomicU64>;
 
-/// A limit that a reader met; travels inside an [`io::Error`].
+/// Exceeded limit of a reader, wrapped in an [`io::Error`].
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error("more than {limit} {unit}")]
 pub(super) struct LimitReached {
@@ -27,14 +28,14 @@ pub(super) struct LimitReached {
 }
 
 impl LimitReached {
-    /// Finds it, wherever the libraries have wrapped it.
+    /// Finds the exceeded limit in the causes of `error`.
     pub(super) fn find(error: &io::Error) -> Option<Self> {
         let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
         while let Some(error) = next {
             if let Some(limit) = error.downcast_ref::<Self>() {
                 return Some(*limit);
             }
-            // An I/O error that wraps another one hides it from `source`, which is that one's source.
+            // `source` of an I/O error skips the error that it wraps.
             let inner = error
                 .downcast_ref::<io::Error>()
                 .and_then(io::Error::get_ref);
@@ -47,11 +48,11 @@ impl LimitReached {
     }
 }
 
-fn reached(limit: u64, unit: &'static str) -> Poll<io::Result<()>> {
+fn limit_reached(limit: u64, unit: &'static str) -> Poll<io::Result<()>> {
     Poll::Ready(Err(io::Error::other(LimitReached { limit, unit })))
 }
 
-/// Reads on, and says how many bytes came.
+/// Reads more bytes, and returns their number.
 fn poll_counted(
     inner: &mut (impl AsyncRead + Unpin),
     cx: &mut Context<'_>,
@@ -62,7 +63,7 @@ fn poll_counted(
     Poll::Ready(Ok((buf.filled().len() - before) as u64))
 }
 
-/// Counts what is read, up to a limit.
+/// Reader that counts its bytes up to a limit.
 pub(super) struct Metered<R> {
     pub(super) inner: R,
     pub(super) seen: Counter,
@@ -78,16 +79,16 @@ impl<R: AsyncRead + Unpin> AsyncRead for Metered<R> {
         let read = std::task::ready!(poll_counted(&mut self.inner, cx, buf))?;
         let seen = self.seen.fetch_add(read, Ordering::Relaxed) + read;
         if seen > self.limit {
-            return reached(self.limit, "bytes to download");
+            return limit_reached(self.limit, "bytes to download");
         }
         Poll::Ready(Ok(()))
     }
 }
 
-/// Lets through what the budget allows, and keeps an eye on the ratio of what it gives to what was taken in.
+/// Reader with a budget, and with a limit on the ratio of unpacked to packed bytes.
 pub(super) struct Budgeted<R> {
     pub(super) inner: R,
-    /// What may still be read; whoever reads fills it up.
+    /// Remaining number of bytes. The owner refills it.
     pub(super) budget: Counter,
     pub(super) unpacked: u64,
     pub(super) packed: Counter,
@@ -103,13 +104,13 @@ impl<R: AsyncRead + Unpin> AsyncRead for Budgeted<R> {
         let read = std::task::ready!(poll_counted(&mut self.inner, cx, buf))?;
         let left = self.budget.load(Ordering::Relaxed);
         if read > left {
-            return reached(MAX_HEADERS, "bytes of headers between two entries");
+            return limit_reached(MAX_HEADERS, "bytes of headers between two entries");
         }
         self.budget.store(left - read, Ordering::Relaxed);
         self.unpacked += read;
         let packed = self.packed.load(Ordering::Relaxed).max(1);
         if self.unpacked > super::RATIO_FROM && self.unpacked / packed > self.ratio {
-            return reached(self.ratio, "unpacked bytes for each packed one");
+            return limit_reached(self.ratio, "unpacked bytes for each packed one");
         }
         Poll::Ready(Ok(()))
     }

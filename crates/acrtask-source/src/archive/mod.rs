@@ -1,13 +1,16 @@
-//! Unpacking an archive that need not be well-meant.
+//! Unpacking of untrusted archives.
 //!
-//! The tar library reads; what may be written is decided here ([`item`] by the header alone, [`tree`] by what
-//! is there already), and written here. Refused: `..`, absolute names, names below a link, links (symbolic and hard)
-//! that lead out of the folder on any way, devices, pipes and sockets, and entries that are not known. Modes are kept,
-//! as a build sees them; owners and extended attributes are not. So only the owner of the folder may enter what is above
-//! it: a file may have the bit that runs it as its owner.
+//! The tar library only reads. This module decides which entries to write, and writes them:
+//! [`item`] checks the header alone, [`tree`] checks the existing files. It refuses `..`, absolute
+//! names, names below a link, links (symbolic and hard) that lead out of the folder, devices,
+//! pipes, sockets, and unknown entries.
 //!
-//! Every amount is bounded ([`limit`]): bytes in, bytes out, their ratio, entries, and the headers between two
-//! entries, which the library reads into memory.
+//! Unpacking keeps modes, because a build sees them, but drops owners and extended attributes. Only
+//! the owner of the folder may therefore have access to its parent, because a file may have the
+//! set-user-ID bit.
+//!
+//! All amounts have a limit ([`limit`]): packed bytes, unpacked bytes, their ratio, entries, and
+//! the headers between two entries, which the library reads into memory.
 
 mod item;
 mod limit;
@@ -29,35 +32,37 @@ use tokio_tar::{Archive, Entry, EntryType};
 use crate::{Limits, error::SourceError};
 use item::{Item, classify};
 use limit::{Budgeted, Counter, LimitReached, MAX_HEADERS, Metered};
-use tree::{Tree, Trouble, set_mode};
+use tree::{EntryError, Tree, set_mode};
 
-/// Unpacked bytes from which on the ratio to the packed ones counts: small archives of zeros are harmless.
+/// Number of unpacked bytes from which the ratio limit applies. Small archives of zeros are
+/// harmless.
 pub const RATIO_FROM: u64 = 256 << 20;
-/// Biggest Dockerfile that a context may consist of, in bytes.
+/// Maximum size of a Dockerfile as a context, in bytes.
 const MAX_DOCKERFILE: u64 = 4 << 20;
-/// Memory for an xz dictionary, in bytes; `xz -9` needs 65 MiB.
+/// Maximum memory of an xz dictionary, in bytes. `xz -9` needs 65 MiB.
 const MAX_XZ: u64 = 128 << 20;
-/// Bytes that are read ahead.
+/// Size of the read buffer, in bytes.
 const BUFFER: usize = 128 << 10;
-/// Enough of a stream's beginning to tell what it is: one block of tar.
+/// Number of bytes that identify the type of a stream: one block of tar.
 const BLOCK: usize = 512;
 
-/// Where symbolic links may lead.
+/// Permitted targets of symbolic links.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Links {
-    /// Nowhere out of the archive's folder.
+    /// Targets inside the archive's folder.
     Inside,
-    /// Anywhere: they are what the folder had that was packed, and mean something only where it is used. Nothing is
-    /// written through them, and whoever reads the folder follows none out of it ([`crate::paths::inside`]).
+    /// Any target. The links come from the packed folder, and have a meaning only where it is used.
+    /// Unpacking writes nothing through them. Readers of the folder do not follow them out of it
+    /// ([`crate::paths::resolve_inside`]).
     Anywhere,
 }
 
-/// What a stream turned out to be.
+/// Detected content of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
-    /// An archive; it is unpacked.
+    /// Archive, now unpacked.
     Archive,
-    /// Text; it is now the file `Dockerfile`, as `docker build` has it.
+    /// Text, now stored as the file `Dockerfile`, as with `docker build`.
     Dockerfile,
 }
 
@@ -70,7 +75,7 @@ enum Packing {
     Xz,
 }
 
-fn packing(start: &[u8]) -> Packing {
+fn detect_packing(start: &[u8]) -> Packing {
     match start {
         [0x1f, 0x8b, ..] => Packing::Gzip,
         [0x28, 0xb5, 0x2f, 0xfd, ..] => Packing::Zstd,
@@ -80,7 +85,8 @@ fn packing(start: &[u8]) -> Packing {
     }
 }
 
-/// Whether a block is a header of tar: its checksum fits. An archive of nothing begins with zeros.
+/// Returns `true` if a block is a tar header with a valid checksum. An empty archive begins with
+/// zeros.
 fn is_tar(block: &[u8]) -> bool {
     let Ok(block) = <&[u8; BLOCK]>::try_from(block) else {
         return false;
@@ -103,15 +109,18 @@ fn is_tar(block: &[u8]) -> bool {
     header.cksum().is_ok_and(|stored| stored == sum)
 }
 
-/// Whether a stream that begins with `start` is for [`unpack`] to unpack, and not a file.
+/// Returns `true` if [`unpack`] would unpack a stream that begins with `start`, instead of storing
+/// it as a file.
 pub(crate) fn is_archive(start: &[u8]) -> bool {
-    packing(start) != Packing::Plain || is_tar(start)
+    detect_packing(start) != Packing::Plain || is_tar(start)
 }
 
-/// Unpacks `input` into the folder `target`, which is empty or holds what other archives left. `context` is its name in errors.
+/// Unpacks `input` into the folder `target`, which is empty or contains the files of other
+/// archives. `context` is its name in errors.
 ///
 /// # Errors
-/// [`SourceError::Archive`], [`SourceError::TooLarge`]. `target` then holds a part.
+/// [`SourceError::Archive`] or [`SourceError::TooLarge`]. `target` then contains a part of the
+/// archive.
 pub async fn unpack(
     input: impl AsyncRead + Unpin + Send,
     target: &Path,
@@ -121,10 +130,10 @@ pub async fn unpack(
     unpack_with(input, target, context, limits, Links::Inside).await
 }
 
-/// As [`unpack`], with a say on links.
+/// Unpacks `input` like [`unpack`], with the permitted targets of links.
 ///
 /// # Errors
-/// As [`unpack`].
+/// Same errors as [`unpack`].
 pub(crate) async fn unpack_with(
     input: impl AsyncRead + Unpin + Send,
     target: &Path,
@@ -166,13 +175,13 @@ impl Unpacker<'_> {
             .await
             .map_err(|error| self.read_error(None, &error))?;
         if start.is_empty() {
-            return Err(self.broken(None, "it is empty"));
+            return Err(self.archive_error(None, "it is empty"));
         }
         let mut whole = BufReader::with_capacity(BUFFER, input);
         let input = &mut whole;
-        let unpacked: Box<dyn AsyncRead + Unpin + Send + '_> = match packing(&start) {
+        let unpacked: Box<dyn AsyncRead + Unpin + Send + '_> = match detect_packing(&start) {
             Packing::Plain if is_tar(&start) => Box::new(input),
-            Packing::Plain => return self.dockerfile(&start, input).await,
+            Packing::Plain => return self.write_dockerfile(&start, input).await,
             Packing::Gzip => {
                 let mut decoder = GzipDecoder::new(input);
                 decoder.multiple_members(true);
@@ -198,26 +207,28 @@ impl Unpacker<'_> {
             .await
             .map_err(|error| self.read_error(None, &error))?;
         if !is_tar(&start) {
-            return Err(self.broken(None, "what is packed in it is not a tar archive"));
+            return Err(self.archive_error(None, "its unpacked content is not a tar archive"));
         }
-        self.tar(BufReader::with_capacity(BUFFER, unpacked)).await?;
-        // An archive ends before its stream does; whoever checks a digest needs the rest too.
+        self.unpack_tar(BufReader::with_capacity(BUFFER, unpacked))
+            .await?;
+        // An archive ends before its stream. A caller that checks a digest needs the remaining
+        // bytes.
         tokio::io::copy(&mut whole, &mut tokio::io::sink())
             .await
             .map_err(|error| self.read_error(None, &error))?;
         Ok(Content::Archive)
     }
 
-    async fn dockerfile(
+    async fn write_dockerfile(
         &self,
         start: &[u8],
         input: impl AsyncRead + Unpin,
     ) -> Result<Content, SourceError> {
         let is_text = |bytes: &[u8]| !bytes.iter().any(|b| *b == 0 || (*b < 9));
         if !is_text(start) {
-            return Err(self.broken(
+            return Err(self.archive_error(
                 None,
-                "it is neither a tar archive (also packed with gzip, zstd, bzip2 or xz) nor text",
+                "it is neither a tar archive (plain, or packed with gzip, zstd, bzip2 or xz) nor text",
             ));
         }
         let mut text = Vec::new();
@@ -241,7 +252,7 @@ impl Unpacker<'_> {
         Ok(Content::Dockerfile)
     }
 
-    async fn tar(&self, input: impl AsyncRead + Unpin + Send) -> Result<(), SourceError> {
+    async fn unpack_tar(&self, input: impl AsyncRead + Unpin + Send) -> Result<(), SourceError> {
         let budget = Counter::default();
         let mut input = Budgeted {
             inner: input,
@@ -272,22 +283,22 @@ impl Unpacker<'_> {
                 return Err(self.too_large(self.limits.unpacked_bytes, "bytes of files"));
             }
             budget.store(size.saturating_add(MAX_HEADERS), Ordering::Relaxed);
-            // Records for all entries that follow: nothing that is kept.
+            // These records apply to all later entries. Unpacking ignores them.
             if entry.header().entry_type() != EntryType::XGlobalHeader {
-                self.entry(entry, &mut tree).await?;
+                self.unpack_entry(entry, &mut tree).await?;
             }
         }
         drop((entries, archive));
         budget.store(MAX_HEADERS, Ordering::Relaxed);
-        // The end of the packed stream, where its checksum is.
+        // Reads to the end of the packed stream, which contains its checksum.
         tokio::io::copy(&mut input, &mut tokio::io::sink())
             .await
             .map_err(|error| self.read_error(None, &error))?;
         tree.finish()
-            .map_err(|(path, trouble)| self.trouble(&path, trouble))
+            .map_err(|(path, entry_error)| self.entry_error(&path, entry_error))
     }
 
-    async fn entry<R: AsyncRead + Unpin>(
+    async fn unpack_entry<R: AsyncRead + Unpin>(
         &self,
         mut entry: Entry<R>,
         tree: &mut Tree<'_>,
@@ -303,33 +314,33 @@ impl Unpacker<'_> {
         let mode = header.mode().unwrap_or(0o644) & 0o7777;
         let modified = header.mtime().unwrap_or_default();
         let (path, item) = classify(header.entry_type(), &name, &link, self.links)
-            .map_err(|reason| self.broken(Some(&name), &reason))?;
+            .map_err(|reason| self.archive_error(Some(&name), &reason))?;
         if path.as_os_str().is_empty() {
             return Ok(());
         }
-        let trouble = |trouble| self.trouble(&path, trouble);
+        let entry_error = |entry_error| self.entry_error(&path, entry_error);
         match item {
             Item::File => {
-                let file = tree.file(&path).map_err(trouble)?;
-                self.content(&mut entry, &path, &file).await?;
-                set_mode(&file, mode).map_err(|error| trouble(error.into()))?;
+                let file = tree.create_file(&path).map_err(entry_error)?;
+                self.write_content(&mut entry, &path, &file).await?;
+                set_mode(&file, mode).map_err(|error| entry_error(error.into()))?;
                 if let Some(modified) =
                     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(modified))
                 {
                     file.set_modified(modified)
-                        .map_err(|error| trouble(error.into()))?;
+                        .map_err(|error| entry_error(error.into()))?;
                 }
                 Ok(())
             }
-            Item::Folder => tree.folder(&path, mode, modified).map_err(trouble),
-            Item::Symlink(to) => tree.symlink(&path, &to).map_err(trouble),
-            Item::HardLink(to) => tree.hard_link(&path, &to).map_err(trouble),
+            Item::Folder => tree.add_folder(&path, mode, modified).map_err(entry_error),
+            Item::Symlink(to) => tree.add_symlink(&path, &to).map_err(entry_error),
+            Item::HardLink(to) => tree.add_hard_link(&path, &to).map_err(entry_error),
         }
     }
 
-    /// Writes the content of an entry. Blocking, in pieces small enough for it not to matter: a hop to another thread
-    /// for each of a hundred thousand small files does.
-    async fn content<R: AsyncRead + Unpin>(
+    /// Writes the content of an entry. Blocks for short pieces only. A switch to another thread
+    /// would cost more with a hundred thousand small files.
+    async fn write_content<R: AsyncRead + Unpin>(
         &self,
         entry: &mut Entry<R>,
         path: &Path,
@@ -347,16 +358,16 @@ impl Unpacker<'_> {
                 break;
             }
             file.write_all(&buffer[..read])
-                .map_err(|error| self.trouble(path, error.into()))?;
+                .map_err(|error| self.entry_error(path, error.into()))?;
             written += read as u64;
         }
         if written < size {
-            return Err(self.broken(Some(path), "the archive ends inside it"));
+            return Err(self.archive_error(Some(path), "the archive ends inside it"));
         }
         Ok(())
     }
 
-    fn broken(&self, entry: Option<&Path>, reason: &str) -> SourceError {
+    fn archive_error(&self, entry: Option<&Path>, reason: &str) -> SourceError {
         SourceError::Archive {
             context: self.context.into(),
             entry: entry.map(|entry| entry.display().to_string()),
@@ -372,27 +383,27 @@ impl Unpacker<'_> {
         }
     }
 
-    fn trouble(&self, path: &Path, trouble: Trouble) -> SourceError {
-        match trouble {
-            Trouble::Refused(reason) => self.broken(Some(path), &reason),
-            Trouble::Io(source) => SourceError::Io {
+    fn entry_error(&self, path: &Path, entry_error: EntryError) -> SourceError {
+        match entry_error {
+            EntryError::Refused(reason) => self.archive_error(Some(path), &reason),
+            EntryError::Io(source) => SourceError::Io {
                 attempt: format!("write `{}` of {}", path.display(), self.context),
                 source,
             },
         }
     }
 
-    /// What came up while the archive was read: one of our own limits, or a broken archive.
+    /// Returns the error for a failed read: an exceeded limit, or a broken archive.
     fn read_error(&self, entry: Option<&Path>, error: &io::Error) -> SourceError {
         match LimitReached::find(error) {
             Some(LimitReached { limit, unit }) => self.too_large(limit, unit),
-            None => self.broken(entry, &flat(error)),
+            None => self.archive_error(entry, &error_chain(error)),
         }
     }
 }
 
-/// An error with its causes, in one line.
-fn flat(error: &io::Error) -> String {
+/// Formats an error and its causes as one line.
+fn error_chain(error: &io::Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(error) = source {
@@ -405,7 +416,8 @@ fn flat(error: &io::Error) -> String {
     text
 }
 
-/// The first block of `input`, or all of it if it is shorter, and `input` from its beginning.
+/// Reads the first block of `input`, or all of it if it is shorter. Returns it together with a
+/// reader that starts at the beginning again.
 pub(crate) async fn peek<R: AsyncRead + Unpin>(
     mut input: R,
 ) -> io::Result<(Vec<u8>, impl AsyncRead + Unpin + use<R>)> {

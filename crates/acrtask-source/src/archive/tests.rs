@@ -1,4 +1,4 @@
-//! Archives, good and hostile.
+//! Tests with valid and hostile archives.
 
 use std::{os::unix::fs::MetadataExt as _, path::PathBuf};
 
@@ -6,11 +6,11 @@ use tokio::io::AsyncWriteExt as _;
 use tokio_tar::{EntryType, Header};
 
 use super::{
-    hostile::{Tar, ways_out},
+    hostile::{Tar, escaping_archives},
     *,
 };
 
-/// Unpacks into a folder beside a file that must stay as it is.
+/// Unpacks into a folder. Checks that a file beside it does not change.
 async fn unpacked(
     bytes: &[u8],
     limits: &Limits,
@@ -52,7 +52,7 @@ async fn packed(encoding: &str, bytes: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn unpacks_in_every_packing() {
+async fn unpack_supports_every_compression() {
     let long = format!("deep/{}", "x".repeat(90));
     let tar = Tar::default()
         .folder("./")
@@ -84,8 +84,8 @@ async fn unpacks_in_every_packing() {
 }
 
 #[tokio::test]
-async fn refuses_every_way_out() {
-    for (name, bytes, expected) in ways_out() {
+async fn unpack_refuses_escaping_archives() {
+    for (name, bytes, expected) in escaping_archives() {
         let (_folder, result) = unpacked(&bytes, &Limits::default()).await;
         let error = result.expect_err(name).to_string();
         assert!(
@@ -96,7 +96,7 @@ async fn refuses_every_way_out() {
 }
 
 #[tokio::test]
-async fn a_file_in_the_place_of_a_link_does_not_write_through_it() {
+async fn file_replaces_a_link_without_writing_through_it() {
     let bytes = Tar::default()
         .file("real", "real")
         .symlink("a", "real")
@@ -115,7 +115,7 @@ async fn a_file_in_the_place_of_a_link_does_not_write_through_it() {
 }
 
 #[tokio::test]
-async fn an_archive_cannot_turn_a_link_of_the_one_before_outward() {
+async fn later_archive_cannot_redirect_an_earlier_link() {
     let folder = tempfile::tempdir().unwrap();
     let limits = Limits::default();
     let first = Tar::default().symlink("sly", "up/../x").end();
@@ -132,7 +132,7 @@ async fn an_archive_cannot_turn_a_link_of_the_one_before_outward() {
 }
 
 #[tokio::test]
-async fn refuses_too_much() {
+async fn unpack_enforces_its_limits() {
     let small = Limits {
         download_bytes: 1 << 20,
         unpacked_bytes: 4096,
@@ -144,7 +144,7 @@ async fn refuses_too_much() {
     for n in 0..11 {
         many = many.file(&format!("f{n}"), "");
     }
-    // Says that it has four gibibytes, and needs none.
+    // Claims a size of four gibibytes without content.
     let mut sparse = Header::new_gnu();
     sparse.as_gnu_mut().unwrap().name[0] = b's';
     sparse.set_size(4 << 30);
@@ -194,9 +194,9 @@ async fn refuses_too_much() {
     }
 }
 
-/// 600 MB of zeros in 600 kB: the ratio stops it, long before the bytes would.
+/// Unpacks 600 MB of zeros from 600 kB. The ratio limit applies long before the size limit.
 #[tokio::test]
-async fn refuses_a_bomb_by_its_ratio() {
+async fn unpack_refuses_a_bomb_by_its_ratio() {
     let mut header = Header::new_gnu();
     header.as_gnu_mut().unwrap().name[..4].copy_from_slice(b"bomb");
     header.set_size(600 << 20);
@@ -219,7 +219,7 @@ async fn refuses_a_bomb_by_its_ratio() {
 }
 
 #[tokio::test]
-async fn text_is_a_dockerfile_and_everything_else_an_error() {
+async fn unpack_accepts_text_as_a_dockerfile_and_refuses_other_content() {
     let (folder, result) = unpacked(b"FROM scratch\n# \xc3\xa4\n", &Limits::default()).await;
     assert_eq!(result.unwrap(), Content::Dockerfile);
     assert!(folder.path().join("target/Dockerfile").is_file());
@@ -237,7 +237,7 @@ async fn text_is_a_dockerfile_and_everything_else_an_error() {
     }
 }
 
-/// One entry that names a folder inside a folder inside a folder.
+/// Adds one entry whose name contains nested folders.
 fn deep(tar: Tar, name: &str) -> Tar {
     tar.entry(
         EntryType::GNULongName,
@@ -250,14 +250,14 @@ fn deep(tar: Tar, name: &str) -> Tar {
 }
 
 #[tokio::test]
-async fn names_as_long_as_a_file_system_takes() {
+async fn unpack_limits_the_length_of_names() {
     let name = format!("{}file", "a/".repeat(1500));
     let bytes = deep(Tar::default(), &name).end();
     let (folder, result) = unpacked(&bytes, &Limits::default()).await;
     result.unwrap();
     assert!(folder.path().join("target").join(name).is_file());
 
-    // Deeper than a stack is.
+    // Contains more folders than fit on a stack.
     let bytes = deep(Tar::default(), &format!("{}file", "a/".repeat(500_000))).end();
     let (_folder, result) = unpacked(&bytes, &Limits::default()).await;
     let error = result.unwrap_err().to_string();
@@ -265,13 +265,13 @@ async fn names_as_long_as_a_file_system_takes() {
 }
 
 #[test]
-fn names_are_not_remembered_without_end() {
+fn tree_limits_the_memory_for_names() {
     let folder = tempfile::tempdir().unwrap();
     let mut tree = Tree::new(folder.path(), Links::Inside);
     let name = PathBuf::from("n".repeat(200));
     let mut count = 0u32;
     let error = loop {
-        match tree.folder(&name, 0o755, 0) {
+        match tree.add_folder(&name, 0o755, 0) {
             Ok(()) => count += 1,
             Err(error) => break error.to_string(),
         }

@@ -1,7 +1,8 @@
-//! The folder that an archive is written into.
+//! Target folder of an archive.
 //!
-//! Nothing is written below a link, or through one: every folder on the way to an entry is looked at, and what
-//! stands in an entry's place is removed first. A folder, once seen, stays a folder.
+//! Unpacking writes nothing below a link or through one. It checks every folder on the path of an
+//! entry, and removes an existing file or link in the entry's place. A checked folder stays a
+//! folder.
 
 use std::{
     collections::HashSet,
@@ -17,40 +18,41 @@ use walkdir::WalkDir;
 use super::Links;
 use crate::paths;
 
-/// Why an entry could not be written.
+/// Failure to write an entry.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Trouble {
-    /// It may not be.
+pub(super) enum EntryError {
+    /// The entry is not permitted.
     #[error("{0}")]
     Refused(String),
-    /// The system says no.
+    /// The operating system reported an error.
     #[error(transparent)]
     Io(#[from] io::Error),
 }
 
-/// Bytes of the names of folders that are remembered. Each folder on the way to an entry is, so that a few bytes of an
-/// archive can name a thousand.
+/// Maximum size of the remembered folder names, in bytes. A few bytes of an archive can name a
+/// thousand folders, and each one is remembered.
 const MAX_NAMES: usize = 256 << 20;
 
-/// The folder, and what has still to be done when all is there.
+/// Target folder, with the work that remains at the end.
 pub(super) struct Tree<'a> {
     root: &'a Path,
-    /// Folders below the root that are known to be folders.
-    known: HashSet<PathBuf>,
-    /// Whether there is a link of either kind among the entries.
+    /// Checked folders below the root.
+    folders_seen: HashSet<PathBuf>,
+    /// `true` if the entries include a symbolic or hard link.
     has_links: bool,
     links: Links,
     folders: Vec<(PathBuf, u32, u64)>,
-    /// Bytes of all names in `known` and `folders`.
+    /// Size of all names in `folders_seen` and `folders`, in bytes.
     names: usize,
 }
 
 impl<'a> Tree<'a> {
-    /// `root` has to be absolute and without links. It holds nothing, or what other archives left there.
+    /// Creates a tree at `root`, an absolute path without links. The folder is empty, or contains
+    /// the files of other archives.
     pub(super) fn new(root: &'a Path, links: Links) -> Self {
         Self {
             root,
-            known: HashSet::new(),
+            folders_seen: HashSet::new(),
             has_links: false,
             links,
             folders: Vec::new(),
@@ -58,9 +60,10 @@ impl<'a> Tree<'a> {
         }
     }
 
-    /// Creates an empty file that only its owner may read. [`set_mode`] gives it its own mode once it is written.
-    pub(super) fn file(&mut self, path: &Path) -> Result<File, Trouble> {
-        let full = self.make_room(path)?;
+    /// Creates an empty file that only its owner may read. [`set_mode`] sets its final mode after
+    /// the content.
+    pub(super) fn create_file(&mut self, path: &Path) -> Result<File, EntryError> {
+        let full = self.prepare_path(path)?;
         let file = OpenOptions::new()
             .write(true)
             .create_new(true)
@@ -69,22 +72,27 @@ impl<'a> Tree<'a> {
         Ok(file)
     }
 
-    pub(super) fn folder(&mut self, path: &Path, mode: u32, modified: u64) -> Result<(), Trouble> {
+    pub(super) fn add_folder(
+        &mut self,
+        path: &Path,
+        mode: u32,
+        modified: u64,
+    ) -> Result<(), EntryError> {
         self.make_folder(path)?;
-        self.count(path)?;
+        self.count_name(path)?;
         self.folders
-            .push((path.to_owned(), usable(mode, 0o700), modified));
+            .push((path.to_owned(), usable_mode(mode, 0o700), modified));
         Ok(())
     }
 
-    pub(super) fn symlink(&mut self, path: &Path, to: &Path) -> Result<(), Trouble> {
-        let full = self.make_room(path)?;
+    pub(super) fn add_symlink(&mut self, path: &Path, to: &Path) -> Result<(), EntryError> {
+        let full = self.prepare_path(path)?;
         symlink(to, full)?;
         self.has_links = true;
         Ok(())
     }
 
-    pub(super) fn hard_link(&mut self, path: &Path, to: &Path) -> Result<(), Trouble> {
+    pub(super) fn add_hard_link(&mut self, path: &Path, to: &Path) -> Result<(), EntryError> {
         if path == to {
             return Ok(());
         }
@@ -93,34 +101,37 @@ impl<'a> Tree<'a> {
         }
         let target = self.root.join(to);
         if target.symlink_metadata().is_err() {
-            return Err(Trouble::Refused(format!(
+            return Err(EntryError::Refused(format!(
                 "a hard link to `{}`, which is not in the archive before it",
                 to.display()
             )));
         }
-        let full = self.make_room(path)?;
-        // Does not follow a link at its end.
+        let full = self.prepare_path(path)?;
+        // Does not follow a link in the last component.
         fs::hard_link(target, full)?;
         self.has_links = true;
         Ok(())
     }
 
-    /// No link may lead out, whatever the links are that it passes: only when all are there can that be said. All links
-    /// of the folder are looked at, because a hard link is a symbolic one in another place, and because a link
-    /// may change where those of an earlier archive lead. Then the folders get their modes and times.
-    pub(super) fn finish(self) -> Result<(), (PathBuf, Trouble)> {
+    /// Checks that no link leads out, and sets the modes and times of the folders.
+    ///
+    /// A link may pass other links, so the check needs all of them. It includes the links of
+    /// earlier archives, because a new link may change their targets. A hard link may also be a
+    /// symbolic link in another folder.
+    pub(super) fn finish(self) -> Result<(), (PathBuf, EntryError)> {
         if self.has_links && self.links == Links::Inside {
             check_links(self.root)?;
         }
         for (folder, mode, modified) in self.folders.into_iter().rev() {
-            dress(&self.root.join(&folder), mode, modified)
+            set_folder_metadata(&self.root.join(&folder), mode, modified)
                 .map_err(|error| (folder, error.into()))?;
         }
         Ok(())
     }
 
-    /// Makes what is above `path`, and removes a file or link in its place. Gives the full path.
-    fn make_room(&mut self, path: &Path) -> Result<PathBuf, Trouble> {
+    /// Creates the parents of `path`, and removes a file or link in its place. Returns the full
+    /// path.
+    fn prepare_path(&mut self, path: &Path) -> Result<PathBuf, EntryError> {
         if let Some(parent) = path.parent() {
             self.make_folder(parent)?;
         }
@@ -131,33 +142,34 @@ impl<'a> Tree<'a> {
         }
     }
 
-    fn make_folder(&mut self, path: &Path) -> Result<(), Trouble> {
-        self.go(path, true).map(drop)
+    fn make_folder(&mut self, path: &Path) -> Result<(), EntryError> {
+        self.walk_folders(path, true).map(drop)
     }
 
-    /// Whether `path` is a folder; false if there is nothing yet. Refused if it, or what is above it, is anything else.
-    fn check_folder(&mut self, path: &Path) -> Result<bool, Trouble> {
-        self.go(path, false)
+    /// Returns `true` if `path` is a folder, and `false` if it does not exist. Refuses other kinds
+    /// of files on the path.
+    fn check_folder(&mut self, path: &Path) -> Result<bool, EntryError> {
+        self.walk_folders(path, false)
     }
 
-    /// Looks at every folder from the root to `path`, and makes what is missing if `make` says so.
-    fn go(&mut self, path: &Path, make: bool) -> Result<bool, Trouble> {
-        if path.as_os_str().is_empty() || self.known.contains(path) {
+    /// Checks every folder from the root to `path`. Creates missing folders if `make` is set.
+    fn walk_folders(&mut self, path: &Path, make: bool) -> Result<bool, EntryError> {
+        if path.as_os_str().is_empty() || self.folders_seen.contains(path) {
             return Ok(true);
         }
         let mut at = PathBuf::new();
         for part in path.components() {
             at.push(part);
-            if self.known.contains(&at) {
+            if self.folders_seen.contains(&at) {
                 continue;
             }
             let full = self.root.join(&at);
             match full.symlink_metadata() {
                 Ok(meta) if meta.is_dir() => {}
                 Ok(meta) => {
-                    let what = if meta.is_symlink() { "link" } else { "file" };
-                    return Err(Trouble::Refused(format!(
-                        "`{}` on its way is a {what}",
+                    let kind = if meta.is_symlink() { "link" } else { "file" };
+                    return Err(EntryError::Refused(format!(
+                        "`{}` on its way is a {kind}",
                         at.display()
                     )));
                 }
@@ -165,23 +177,23 @@ impl<'a> Tree<'a> {
                 Err(_) if make => fs::create_dir(full)?,
                 Err(_) => return Ok(false),
             }
-            self.know(&at)?;
+            self.remember(&at)?;
         }
         Ok(true)
     }
 
-    fn know(&mut self, path: &Path) -> Result<(), Trouble> {
-        self.count(path)?;
-        self.known.insert(path.to_owned());
+    fn remember(&mut self, path: &Path) -> Result<(), EntryError> {
+        self.count_name(path)?;
+        self.folders_seen.insert(path.to_owned());
         Ok(())
     }
 
-    fn count(&mut self, path: &Path) -> Result<(), Trouble> {
-        // With what a name costs beside its bytes.
+    fn count_name(&mut self, path: &Path) -> Result<(), EntryError> {
+        // Includes the memory that a name costs in addition to its bytes.
         self.names += path.as_os_str().len() + size_of::<(PathBuf, u32, u64)>();
         if self.names > MAX_NAMES {
-            return Err(Trouble::Refused(format!(
-                "the names of the folders of the archive take more than {} MiB",
+            return Err(EntryError::Refused(format!(
+                "the folder names of the archive need more than {} MiB",
                 MAX_NAMES >> 20
             )));
         }
@@ -189,13 +201,14 @@ impl<'a> Tree<'a> {
     }
 }
 
-/// Gives a written file its mode. Writing to a file can clear the bits for its user and group.
+/// Sets the mode of a written file. Writing to a file can clear its set-ID bits.
 pub(super) fn set_mode(file: &File, mode: u32) -> io::Result<()> {
-    file.set_permissions(Permissions::from_mode(usable(mode, 0o400)))
+    file.set_permissions(Permissions::from_mode(usable_mode(mode, 0o400)))
 }
 
-/// Returns the mode with which this process can use an entry: with `needed` bits, unless it is root, which needs none.
-fn usable(mode: u32, needed: u32) -> u32 {
+/// Returns a mode that lets this process use an entry. Adds the bits `needed`, unless the process
+/// is root.
+fn usable_mode(mode: u32, needed: u32) -> u32 {
     if nix::unistd::geteuid().is_root() {
         mode
     } else {
@@ -203,8 +216,8 @@ fn usable(mode: u32, needed: u32) -> u32 {
     }
 }
 
-/// Gives a folder its mode, and the time at which it was last changed.
-fn dress(folder: &Path, mode: u32, modified: u64) -> io::Result<()> {
+/// Sets the mode and the modification time of a folder.
+fn set_folder_metadata(folder: &Path, mode: u32, modified: u64) -> io::Result<()> {
     fs::set_permissions(folder, Permissions::from_mode(mode))?;
     match SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(modified)) {
         Some(modified) => File::open(folder)?.set_modified(modified),
@@ -212,19 +225,19 @@ fn dress(folder: &Path, mode: u32, modified: u64) -> io::Result<()> {
     }
 }
 
-/// Refuses a folder in which a symbolic link leads out of it.
-fn check_links(root: &Path) -> Result<(), (PathBuf, Trouble)> {
+/// Refuses a folder that contains a symbolic link to a target outside it.
+fn check_links(root: &Path) -> Result<(), (PathBuf, EntryError)> {
     for entry in WalkDir::new(root).min_depth(1) {
         let entry = entry.map_err(|error| {
             let path = error.path().unwrap_or(root).to_owned();
-            (path, Trouble::Io(error.into()))
+            (path, EntryError::Io(error.into()))
         })?;
         if entry.path_is_symlink() {
             let link = entry.path().strip_prefix(root).unwrap_or(entry.path());
-            paths::inside(root, link).map_err(|error| {
+            paths::resolve_inside(root, link).map_err(|error| {
                 (
                     link.to_owned(),
-                    Trouble::Refused(format!("a link: {error}")),
+                    EntryError::Refused(format!("a link: {error}")),
                 )
             })?;
         }

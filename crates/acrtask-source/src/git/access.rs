@@ -1,5 +1,4 @@
-//! What a repository may be reached with: whether at all, at which address, with which password, and the
-//! environment of git that follows from it.
+//! Access to a repository: the policy, the pinned address, the login, and the environment of git.
 
 use std::{
     fs::File,
@@ -23,9 +22,10 @@ use crate::{
     spec::{GitTransport, GitUrl},
 };
 
-/// Variables that are passed on to git.
-pub(super) const PASSED: [&str; 4] = ["PATH", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR"];
-/// Those that are passed on only for the operator's own contexts: a proxy resolves names on its own.
+/// Environment variables that git inherits.
+pub(super) const PASSED_VARIABLES: [&str; 4] = ["PATH", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR"];
+/// Variables that git inherits only for contexts of the operator. A proxy resolves names on its
+/// own.
 const PROXIES: [&str; 8] = [
     "http_proxy",
     "https_proxy",
@@ -37,22 +37,22 @@ const PROXIES: [&str; 8] = [
     "NO_PROXY",
 ];
 
-/// File descriptor by which git reads the configuration that holds a password.
+/// File descriptor of the git configuration with the login.
 const LOGIN_FD: i32 = 10;
 
-/// What git runs with.
+/// Environment and login of git.
 pub(super) struct Access {
-    /// Variables, and configuration as variables. They hold no password.
+    /// Environment variables, including configuration as variables. They contain no password.
     pub(super) environment: Vec<(String, String)>,
-    /// Configuration with a password, in memory. `None` if the repository needs no login.
+    /// Configuration with the login, in memory. `None` if the repository needs no login.
     login: Option<OwnedFd>,
-    /// Held while git runs.
+    /// Connection settings of ssh, alive while git runs.
     pub(super) ssh: Option<Ssh>,
 }
 
 impl Access {
-    /// Checks that `url` may be reached, and says how. `home` is a folder for this alone. Without `keeps_login`, which
-    /// a redirect may lose, the repository gets no login.
+    /// Checks the policy for `url`, and prepares the access. `home` is a folder for this access
+    /// alone. If `keeps_login` is `false`, as after some redirects, the repository gets no login.
     pub(super) async fn new(
         url: &GitUrl,
         keeps_login: bool,
@@ -64,8 +64,8 @@ impl Access {
             GitTransport::Ssh => Some(Ssh::new(url, home, pinned.as_ref(), options).await?),
             _ => None,
         };
-        let credential = credential(url, options).filter(|_| keeps_login);
-        let environment = environment(
+        let credential = find_credential(url, options).filter(|_| keeps_login);
+        let environment = build_environment(
             url,
             home,
             pinned.as_ref(),
@@ -75,7 +75,7 @@ impl Access {
         );
         let login = credential.map(|(username, password)| login_file(url, &username, &password));
         let login = login.transpose().map_err(|source| SourceError::Io {
-            attempt: format!("keep the login of {url} in memory"),
+            attempt: format!("store the login of {url} in memory"),
             source,
         })?;
         Ok(Self {
@@ -85,10 +85,10 @@ impl Access {
         })
     }
 
-    /// Gives `command` the environment, and the login by a file descriptor.
+    /// Sets the environment of `command`, and passes the login by a file descriptor.
     ///
     /// # Errors
-    /// If the descriptor cannot be duplicated.
+    /// The descriptor cannot be duplicated.
     pub(super) fn apply(&self, command: &mut Command) -> io::Result<()> {
         command.env_clear().envs(self.environment.iter().cloned());
         if let Some(login) = &self.login {
@@ -105,31 +105,31 @@ impl Access {
     }
 }
 
-/// Writes git's configuration with a login into a file that only exists in memory.
+/// Writes a git configuration with the login to a file in memory.
 ///
-/// A value in the environment would be shown by every list of processes with their environments.
+/// A process list would show a value in the environment.
 fn login_file(url: &GitUrl, username: &str, password: &Secret) -> io::Result<OwnedFd> {
-    let login = basic(username, password);
+    let login = basic_header(username, password);
     let mut file = File::from(memfd_create("login", MFdFlags::MFD_CLOEXEC)?);
-    // The origin is printed from a parsed URL, and holds neither quotes nor backslashes.
+    // The origin comes from a parsed URL, and contains neither quotes nor backslashes.
     write!(
         file,
         "[http \"{}\"]\n\textraHeader = Authorization: {login}\n",
-        origin(&url.url)
+        url_origin(&url.url)
     )?;
     Ok(file.into())
 }
 
-/// Returns the value of the header with a login.
-pub(super) fn basic(username: &str, password: &Secret) -> String {
+/// Returns the value of an `Authorization` header.
+pub(super) fn basic_header(username: &str, password: &Secret) -> String {
     let encoded = STANDARD.encode(format!("{username}:{}", password.expose()));
     format!("Basic {encoded}")
 }
 
-fn environment(
+fn build_environment(
     url: &GitUrl,
     home: &Path,
-    pinned: Option<&Pinned>,
+    pinned: Option<&PinnedHost>,
     ssh: Option<&Ssh>,
     has_login: bool,
     options: &Options,
@@ -149,14 +149,14 @@ fn environment(
         ("transfer.bundleURI".into(), "false".into()),
         ("maintenance.auto".into(), "false".into()),
         ("gc.auto".into(), "0".into()),
-        // What is received is kept as it came, so that its size on disk is its size.
+        // Keeps received packs unchanged, so that their size on disk is their download size.
         ("fetch.unpackLimit".into(), "1".into()),
-        // Less than a kilobyte a second for a minute is a dead server.
+        // A server with less than one kilobyte per second for a minute counts as dead.
         ("http.lowSpeedLimit".into(), "1000".into()),
         ("http.lowSpeedTime".into(), "60".into()),
     ];
-    // Git sends its extra headers on to where the first redirect leads, and the new address would go
-    // unchecked. `redirect.rs` follows redirects instead.
+    // Git sends its extra headers to the target of the first redirect, and does not check the new
+    // address. `redirect.rs` follows redirects instead.
     config.push(("http.followRedirects".into(), "false".into()));
     if has_login {
         config.push(("include.path".into(), format!("/proc/self/fd/{LOGIN_FD}")));
@@ -172,18 +172,18 @@ fn environment(
         ("GIT_ATTR_NOSYSTEM".into(), "1".into()),
         ("GIT_LFS_SKIP_SMUDGE".into(), "1".into()),
     ];
-    let proxies: &[&str] = if options.addresses() == AddressPolicy::Any {
+    let proxies: &[&str] = if options.address_policy() == AddressPolicy::Any {
         &PROXIES
     } else {
         &[]
     };
-    for name in PASSED.iter().chain(proxies) {
+    for name in PASSED_VARIABLES.iter().chain(proxies) {
         if let Ok(value) = std::env::var(name) {
             environment.push(((*name).into(), value));
         }
     }
     if let Some(ssh) = ssh {
-        environment.push(("GIT_SSH_COMMAND".into(), ssh.command()));
+        environment.push(("GIT_SSH_COMMAND".into(), ssh.shell_command()));
         let agent = ssh.agent.as_ref().map(|path| path.display().to_string());
         environment.extend(agent.map(|path| ("SSH_AUTH_SOCK".into(), path)));
     }
@@ -203,16 +203,16 @@ fn environment(
     environment
 }
 
-/// A host with the one set of addresses that may be connected to.
-pub(super) struct Pinned {
+/// Host with the only addresses that git may connect to.
+pub(super) struct PinnedHost {
     pub(super) host: String,
     pub(super) port: u16,
     addresses: String,
     pub(super) first: String,
 }
 
-/// Refuses what the origin may not do. Where addresses are restricted, resolves the host, once.
-async fn check_policy(url: &GitUrl, options: &Options) -> Result<Option<Pinned>, SourceError> {
+/// Checks the policy of the origin. If the policy restricts addresses, resolves the host once.
+async fn check_policy(url: &GitUrl, options: &Options) -> Result<Option<PinnedHost>, SourceError> {
     let refuse = |reason: String, help: &str| {
         Err(SourceError::Refused {
             context: url.to_string(),
@@ -233,21 +233,23 @@ async fn check_policy(url: &GitUrl, options: &Options) -> Result<Option<Pinned>,
         GitTransport::Http | GitTransport::Git if !net::is_loopback(&url.host) => {
             return refuse(
                 format!(
-                    "{}:// has neither encryption nor a way to know the server",
+                    "{}:// has neither encryption nor server authentication",
                     url.transport.name()
                 ),
                 "write https://",
             );
         }
-        GitTransport::Ssh if options.ssh_agent.is_none() && ssh::key(url, options).is_none() => {
+        GitTransport::Ssh
+            if options.ssh_agent.is_none() && ssh::find_key(url, options).is_none() =>
+        {
             return refuse(
-                "a task file does not get this machine's SSH keys".into(),
-                "write https://, store an SSH key as the credential of this host, or let the run use an SSH agent",
+                "a task file cannot use this machine's SSH keys".into(),
+                "write https://, store an SSH key as the credential of this host, or give the run an SSH agent",
             );
         }
         _ => {}
     }
-    if options.addresses() == AddressPolicy::Any {
+    if options.address_policy() == AddressPolicy::Any {
         return Ok(None);
     }
     let port = url.port();
@@ -259,7 +261,7 @@ async fn check_policy(url: &GitUrl, options: &Options) -> Result<Option<Pinned>,
                 .map(|address| address.ip().to_string())
                 .collect();
             let first = texts.first().cloned().unwrap_or_default();
-            Ok(Some(Pinned {
+            Ok(Some(PinnedHost {
                 host: url.host.clone(),
                 port,
                 addresses: texts.join(","),
@@ -276,16 +278,18 @@ async fn check_policy(url: &GitUrl, options: &Options) -> Result<Option<Pinned>,
     }
 }
 
-/// The password for `url`: the one that stood in it, else the one for exactly its host. In clear only to this machine.
-pub(super) fn credential(url: &GitUrl, options: &Options) -> Option<(String, Secret)> {
-    let stood = url.credential.as_ref();
-    login(&Url::parse(&url.url).ok()?, stood, options)
+/// Returns the login for `url`: the one in the URL, or else the one for exactly its host. Without
+/// TLS only for loopback.
+pub(super) fn find_credential(url: &GitUrl, options: &Options) -> Option<(String, Secret)> {
+    let from_url = url.credential.as_ref();
+    find_login(&Url::parse(&url.url).ok()?, from_url, options)
 }
 
-/// As [`credential`], for any URL. `stood`: what stood in the URL that named it.
-pub(crate) fn login(
+/// Returns the login for any URL, like [`find_credential`]. `from_url` is the login in the URL that
+/// named it.
+pub(crate) fn find_login(
     url: &Url,
-    stood: Option<&(String, Secret)>,
+    from_url: Option<&(String, Secret)>,
     options: &Options,
 ) -> Option<(String, Secret)> {
     let host = url.host_str()?;
@@ -298,27 +302,27 @@ pub(crate) fn login(
         return None;
     }
     let for_git = || {
-        let same_host = |one: &&GitCredential| one.host.eq_ignore_ascii_case(host);
-        let one = options.git_credentials.iter().find(same_host)?;
-        Some((one.username.clone(), one.password.clone()))
+        let same_host = |credential: &&GitCredential| credential.host.eq_ignore_ascii_case(host);
+        let credential = options.git_credentials.iter().find(same_host)?;
+        Some((credential.username.clone(), credential.password.clone()))
     };
     let for_any = || {
         let port = url.port();
         let host = port.map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
-        match options.credentials.given(&host)? {
+        match options.credentials.explicit(&host)? {
             Credential::Password { username, password } => {
                 Some((username.clone(), password.clone()))
             }
             Credential::IdentityToken(_) => None,
         }
     };
-    let found = stood.cloned().or_else(for_git).or_else(for_any);
-    // A key that stands where passwords do is for ssh, and nobody else's to see.
-    found.filter(|(_, password)| !SshKey::is_key(password))
+    let found = from_url.cloned().or_else(for_git).or_else(for_any);
+    // A private key in the place of a password is for ssh only, and must not be sent to a server.
+    found.filter(|(_, password)| !SshKey::is_private_key(password))
 }
 
-/// Scheme, host and port of a URL, as `http.<url>.*` wants it.
-fn origin(url: &str) -> String {
+/// Returns the scheme, host and port of a URL, as required in `http.<url>.*`.
+fn url_origin(url: &str) -> String {
     Url::parse(url).map_or_else(
         |_| url.to_owned(),
         |url| format!("{}/", url.origin().ascii_serialization()),

@@ -1,62 +1,65 @@
-//! Bringing one commit of a repository here, with as little of its history as the server lets us.
+//! Fetch of one commit of a repository, with as little history as the server allows.
 
 use super::{Git, MAX_OUTPUT};
-use crate::{CommitId, error::SourceError, facts::GitFacts};
+use crate::{CommitId, error::SourceError, git_variables::GitVariables};
 
-/// The reference that a fetch is stored under.
+/// Reference that stores the fetched commit.
 const FETCHED: &str = "refs/acrtask/fetched";
-/// How far back a reference's history is looked through for a commit that the server does not give out by its name.
-/// The last one is git's word for all of it.
+/// Depths for the search of a commit that the server does not send by name. In git, the last value
+/// means the complete history.
 const DEPTHS: [&str; 5] = ["8", "64", "512", "4096", "2147483647"];
-/// All that may hold a commit, for servers that do not give it out by its name.
-const ALL: [&str; 2] = [
+/// All references that may contain a commit, for servers that do not send commits by name.
+const ALL_REFERENCES: [&str; 2] = [
     "+refs/heads/*:refs/acrtask/heads/*",
     "+refs/tags/*:refs/acrtask/tags/*",
 ];
 
 impl Git {
-    /// Checks `commit` out, else what the URL's reference points at.
-    pub(super) async fn fetch(&self, commit: Option<&CommitId>) -> Result<GitFacts, SourceError> {
-        // A repository has one kind of names; the longer ones are those of SHA-256.
+    /// Checks out `commit`, or else the reference of the URL.
+    pub(super) async fn fetch(
+        &self,
+        commit: Option<&CommitId>,
+    ) -> Result<GitVariables, SourceError> {
+        // All object names of a repository have the same length. The longer ones are SHA-256.
         let format = match commit {
             Some(commit) if commit.as_str().len() == 64 => "--object-format=sha256",
             _ => "--object-format=sha1",
         };
-        self.must(
-            "make a repository for",
+        self.run_checked(
+            "create a repository for",
             &["init", "--quiet", "--template=", format, "."],
         )
         .await?;
-        let facts = match commit {
+        let variables = match commit {
             Some(commit) => self.fetch_exact(commit).await?,
             None => self.fetch_reference().await?,
         };
-        let commit = facts.commit.as_deref().unwrap_or(FETCHED);
-        self.must(
+        let commit = variables.commit.as_deref().unwrap_or(FETCHED);
+        self.run_checked(
             "check out",
             &["checkout", "--quiet", "--force", "--detach", commit],
         )
         .await?;
         self.check_size().await?;
-        Ok(facts)
+        Ok(variables)
     }
 
-    async fn fetch_reference(&self) -> Result<GitFacts, SourceError> {
+    async fn fetch_reference(&self) -> Result<GitVariables, SourceError> {
         let reference = self.url.reference.as_deref();
-        let mut facts = GitFacts {
+        let mut variables = GitVariables {
             repository: Some(self.url.url.clone()),
-            ..GitFacts::default()
+            ..GitVariables::default()
         };
         let missing = || SourceError::NoSuchReference {
             url: self.url.url.clone(),
             reference: reference.unwrap_or("HEAD").into(),
         };
-        match self.look_up(reference).await? {
+        match self.find_reference(reference).await? {
             Some(found) => {
                 let refspec = format!("+{}:{FETCHED}", found.name);
                 self.fetch_refs(&["--depth=1"], &[&refspec]).await?;
-                facts.branch = found.branch;
-                facts.tag = found.tag;
+                variables.branch = found.branch;
+                variables.tag = found.tag;
             }
             None => {
                 let reference = reference.unwrap_or("HEAD");
@@ -66,15 +69,15 @@ impl Git {
                 self.fetch_commit(reference).await?.ok_or_else(missing)?;
             }
         }
-        facts.commit = Some(self.revision(FETCHED).await?.ok_or_else(missing)?);
-        Ok(facts)
+        variables.commit = Some(self.resolve_commit(FETCHED).await?.ok_or_else(missing)?);
+        Ok(variables)
     }
 
-    /// Fetches exactly `commit`: by its name, else out of the history of the URL's reference.
-    async fn fetch_exact(&self, commit: &CommitId) -> Result<GitFacts, SourceError> {
+    /// Fetches exactly `commit`: by its name, or else from the history of the URL's reference.
+    async fn fetch_exact(&self, commit: &CommitId) -> Result<GitVariables, SourceError> {
         let reference = self.url.reference.as_deref();
         let found = match reference {
-            Some(reference) => self.look_up(Some(reference)).await?,
+            Some(reference) => self.find_reference(Some(reference)).await?,
             None => None,
         };
         if !self.fetch_by_name(commit.as_str()).await? {
@@ -83,7 +86,7 @@ impl Git {
                 .map(|found| format!("+{}:{FETCHED}", found.name));
             let refspecs: Vec<&str> = match &of_reference {
                 Some(refspec) => vec![refspec],
-                None => ALL.to_vec(),
+                None => ALL_REFERENCES.to_vec(),
             };
             if !self.deepen(commit, &refspecs).await? {
                 return Err(SourceError::CommitGone {
@@ -93,8 +96,8 @@ impl Git {
                 });
             }
         }
-        // What a name stands for may be a tag; a commit's own name stands for itself.
-        if self.revision(commit.as_str()).await?.as_deref() != Some(commit.as_str()) {
+        // The name may belong to a tag. A commit resolves to its own name.
+        if self.resolve_commit(commit.as_str()).await?.as_deref() != Some(commit.as_str()) {
             return Err(SourceError::NoSuchReference {
                 url: self.url.url.clone(),
                 reference: commit.to_string(),
@@ -102,11 +105,11 @@ impl Git {
         }
         let (branch, tag) = match (found, reference) {
             (Some(found), _) => (found.branch, found.tag),
-            // The reference is gone by now, and the commit is not.
-            (None, Some(reference)) => named(reference),
+            // The reference no longer exists, but the commit does.
+            (None, Some(reference)) => guess_kind(reference),
             (None, None) => (None, None),
         };
-        Ok(GitFacts {
+        Ok(GitVariables {
             commit: Some(commit.to_string()),
             branch,
             tag,
@@ -114,23 +117,24 @@ impl Git {
         })
     }
 
-    /// Whether the server gives the commit out by its full name: servers need not, where it is no reference's tip.
+    /// Fetches the commit by its full name. Returns `false` if the server refuses, as it may for
+    /// commits without a reference.
     async fn fetch_by_name(&self, commit: &str) -> Result<bool, SourceError> {
         let refspec = format!("+{commit}:{FETCHED}");
         let args = fetch_args(&["--depth=1"], &self.address.url, &[&refspec]);
         Ok(self.run(&args).await?.success)
     }
 
-    /// Fetches more and more history of `refspecs`; whether `commit` is in it.
+    /// Fetches more and more history of `refspecs`. Returns `true` once it contains `commit`.
     async fn deepen(&self, commit: &CommitId, refspecs: &[&str]) -> Result<bool, SourceError> {
         for depth in DEPTHS {
             self.fetch_refs(&[&format!("--depth={depth}")], refspecs)
                 .await?;
-            if self.revision(commit.as_str()).await?.is_some() {
+            if self.resolve_commit(commit.as_str()).await?.is_some() {
                 return Ok(true);
             }
-            let asked = self.run(&["rev-parse", "--is-shallow-repository"]).await?;
-            if asked.stdout.starts_with(b"false") {
+            let shallow = self.run(&["rev-parse", "--is-shallow-repository"]).await?;
+            if shallow.stdout.starts_with(b"false") {
                 break;
             }
         }
@@ -139,26 +143,26 @@ impl Git {
 
     async fn fetch_refs(&self, options: &[&str], refspecs: &[&str]) -> Result<(), SourceError> {
         let args = fetch_args(options, &self.address.url, refspecs);
-        self.must("fetch", &args).await.map(drop)
+        self.run_checked("fetch", &args).await.map(drop)
     }
 
-    /// Fetches a commit by its name. Where the server does not give it out, everything is fetched, which also finds a
-    /// shortened name.
+    /// Fetches a commit by its name. If the server does not send it, fetches everything. This also
+    /// resolves a short name.
     async fn fetch_commit(&self, commit: &str) -> Result<Option<()>, SourceError> {
         if matches!(commit.len(), 40 | 64) && self.fetch_by_name(commit).await? {
             return Ok(Some(()));
         }
-        self.fetch_refs(&[], &ALL).await?;
-        let Some(full) = self.revision(commit).await? else {
+        self.fetch_refs(&[], &ALL_REFERENCES).await?;
+        let Some(full) = self.resolve_commit(commit).await? else {
             return Ok(None);
         };
-        self.must("name a commit of", &["update-ref", FETCHED, &full])
+        self.run_checked("name a commit of", &["update-ref", FETCHED, &full])
             .await?;
         Ok(Some(()))
     }
 
-    /// The full name of the commit that `name` stands for in the fetched repository.
-    async fn revision(&self, name: &str) -> Result<Option<String>, SourceError> {
+    /// Returns the full name of the commit that `name` resolves to in the fetched repository.
+    async fn resolve_commit(&self, name: &str) -> Result<Option<String>, SourceError> {
         let commit = format!("{name}^{{commit}}");
         let output = self
             .run(&[
@@ -173,10 +177,10 @@ impl Git {
         Ok((output.success && is_commit(&text)).then_some(text))
     }
 
-    /// Whether the server has what the URL names. A commit may be there without a reference to it.
-    pub(super) async fn find_reference(&self) -> Result<(), SourceError> {
+    /// Checks that the server has the reference of the URL. A commit may exist without a reference.
+    pub(super) async fn check_reference(&self) -> Result<(), SourceError> {
         let reference = self.url.reference.as_deref();
-        let found = self.look_up(reference).await?.is_some();
+        let found = self.find_reference(reference).await?.is_some();
         if found || reference.is_some_and(is_commit) {
             return Ok(());
         }
@@ -186,12 +190,15 @@ impl Git {
         })
     }
 
-    /// Asks the server what `reference` is.
-    async fn look_up(&self, reference: Option<&str>) -> Result<Option<Found>, SourceError> {
+    /// Requests `reference` from the server.
+    async fn find_reference(
+        &self,
+        reference: Option<&str>,
+    ) -> Result<Option<RemoteReference>, SourceError> {
         let mut args = vec!["ls-remote", "--symref", "--", &self.address.url];
-        let names = reference.map_or_else(|| vec!["HEAD".to_owned()], candidates);
+        let names = reference.map_or_else(|| vec!["HEAD".to_owned()], full_names);
         args.extend(names.iter().map(String::as_str));
-        let output = self.must("read the references of", &args).await?;
+        let output = self.run_checked("read the references of", &args).await?;
         if output.stdout.len() as u64 > MAX_OUTPUT {
             return Err(SourceError::TooLarge {
                 context: self.url.url.clone(),
@@ -200,7 +207,7 @@ impl Git {
             });
         }
         let listed = String::from_utf8_lossy(&output.stdout);
-        let found = choose(&names, &listed);
+        let found = find_listed(&names, &listed);
         if found.is_none() && reference.is_none() {
             return Err(SourceError::Git {
                 attempt: format!("fetch {}", self.url.url),
@@ -228,17 +235,18 @@ fn fetch_args<'a>(options: &[&'a str], url: &'a str, refspecs: &[&'a str]) -> Ve
     args
 }
 
-/// A reference that a server has.
+/// Reference of a remote repository.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Found {
-    /// In full, as it is fetched.
+pub(super) struct RemoteReference {
+    /// Full name, as git fetches it.
     pub(super) name: String,
     pub(super) branch: Option<String>,
     pub(super) tag: Option<String>,
 }
 
-/// What `reference` may be in full, most likely first: a branch goes before a tag, as for `git checkout`.
-pub(super) fn candidates(reference: &str) -> Vec<String> {
+/// Returns the possible full names of `reference`, most likely first. A branch precedes a tag, as
+/// in `git checkout`.
+pub(super) fn full_names(reference: &str) -> Vec<String> {
     if reference.starts_with("refs/") || reference == "HEAD" {
         return vec![reference.to_owned()];
     }
@@ -248,8 +256,8 @@ pub(super) fn candidates(reference: &str) -> Vec<String> {
         .collect()
 }
 
-/// The first of `names` in the output of `git ls-remote --symref`.
-pub(super) fn choose(names: &[String], listed: &str) -> Option<Found> {
+/// Returns the first of `names` in the output of `git ls-remote --symref`.
+pub(super) fn find_listed(names: &[String], listed: &str) -> Option<RemoteReference> {
     let lines: Vec<(&str, &str)> = listed
         .lines()
         .filter_map(|line| line.split_once('\t'))
@@ -259,25 +267,26 @@ pub(super) fn choose(names: &[String], listed: &str) -> Option<Found> {
             .iter()
             .any(|(left, right)| right == name && !left.starts_with("ref: "))
     })?;
-    // Of HEAD the server says what it points at.
+    // For HEAD, the server lists the target.
     let target = lines
         .iter()
         .find_map(|(left, right)| left.strip_prefix("ref: ").filter(|_| right == name));
     let full = target.unwrap_or(name);
-    Some(Found {
+    Some(RemoteReference {
         name: name.clone(),
         branch: full.strip_prefix("refs/heads/").map(str::to_owned),
         tag: full.strip_prefix("refs/tags/").map(str::to_owned),
     })
 }
 
-/// Whether it can be a commit's name, in full or shortened.
+/// Returns `true` if the text may be the name of a commit, in full or shortened.
 fn is_commit(text: &str) -> bool {
     (7..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// What a reference that nobody can be asked about is: a branch, unless it says otherwise.
-fn named(reference: &str) -> (Option<String>, Option<String>) {
+/// Returns the branch or tag of a reference that no longer exists. A name without a prefix is a
+/// branch.
+fn guess_kind(reference: &str) -> (Option<String>, Option<String>) {
     let branch = |name: &str| (Some(name.to_owned()), None);
     match reference.strip_prefix("refs/") {
         None => branch(reference),

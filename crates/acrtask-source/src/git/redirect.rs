@@ -1,37 +1,38 @@
-//! The new address of a repository that its server redirects.
+//! Target of a repository's redirects.
 //!
-//! Git itself follows no redirect here: it would send a login on to the new address, and connect to an
-//! address that nothing has checked. Each hop is held to the rules for the repository's own address. A
-//! login stays with its origin, or follows from http to https on the same host.
+//! Git itself follows no redirects here. It would send a login to the new address, and connect to
+//! an unchecked address. Every hop must satisfy the policy for the repository's own address. A
+//! login stays with its origin, or follows a redirect from http to https on the same host.
 //!
-//! Source: git, `http.c` (`update_url_from_redirect`); the redirect keeps the end of the path.
+//! Source: git, `http.c` (`update_url_from_redirect`). The redirect must preserve the end of the
+//! path.
 
 use acrtask_registry::net;
 use reqwest::header::{AUTHORIZATION, LOCATION};
 use url::Url;
 
-use super::access::basic;
+use super::access::basic_header;
 use crate::{
     Options,
     error::SourceError,
     http::check_policy,
-    spec::{GitTransport, GitUrl, shown_url},
+    spec::{GitTransport, GitUrl, redact_url},
 };
 
-/// The end of the URL of a discovery.
+/// Suffix of the URL of a discovery request.
 const DISCOVERY: &str = "/info/refs?service=git-upload-pack";
-/// Most redirects of one repository.
+/// Maximum number of redirects of one repository.
 const MAX_HOPS: usize = 10;
 
-/// The place to which a repository's server redirects.
+/// Target of a redirected repository.
 #[derive(Debug)]
 pub(super) struct Redirected {
     pub(super) url: GitUrl,
-    /// The login for the repository may be sent there.
+    /// `true` if the repository's login may be sent to the target.
     pub(super) keeps_login: bool,
 }
 
-/// Returns `true` if git failed at a redirect.
+/// Returns `true` if git failed because of a redirect.
 pub(super) fn is_redirect(error: &SourceError) -> bool {
     let SourceError::Git { message, .. } = error else {
         return false;
@@ -45,7 +46,7 @@ pub(super) fn is_redirect(error: &SourceError) -> bool {
 /// Follows the redirects of `url`. `None` if there are none.
 ///
 /// # Errors
-/// A hop is refused, cannot be reached, or leads to something else than a repository.
+/// A hop is refused, is unreachable, or does not lead to a repository.
 pub(super) async fn follow(
     url: &GitUrl,
     options: &Options,
@@ -53,7 +54,7 @@ pub(super) async fn follow(
     if !matches!(url.transport, GitTransport::Https | GitTransport::Http) {
         return Ok(None);
     }
-    let answer = |reason: String| SourceError::Answer {
+    let unexpected = |reason: String| SourceError::UnexpectedResponse {
         url: url.to_string(),
         reason,
     };
@@ -61,16 +62,16 @@ pub(super) async fn follow(
         url: url.to_string(),
         source: Box::new(error.without_url()),
     };
-    let client = net::client(options.addresses(), false).map_err(failed)?;
+    let client = net::client(options.address_policy(), false).map_err(failed)?;
     let start = format!("{}{DISCOVERY}", url.url.trim_end_matches('/'));
-    let start = Url::parse(&start).map_err(|error| answer(error.to_string()))?;
+    let start = Url::parse(&start).map_err(|error| unexpected(error.to_string()))?;
     let mut at = start.clone();
     for hop in 1..=MAX_HOPS {
-        check_policy(&at, options, &shown_url(&at))?;
+        check_policy(&at, options, &redact_url(&at))?;
         let mut request = client.get(at.clone()).header("Git-Protocol", "version=2");
-        let login = super::access::credential(url, options);
+        let login = super::access::find_credential(url, options);
         if let Some((username, password)) = login.filter(|_| keeps_login(&start, &at)) {
-            request = request.header(AUTHORIZATION, basic(&username, &password));
+            request = request.header(AUTHORIZATION, basic_header(&username, &password));
         }
         let response = request.send().await.map_err(failed)?;
         let next = response.headers().get(LOCATION);
@@ -79,12 +80,12 @@ pub(super) async fn follow(
         };
         let next = next.to_str().ok().and_then(|text| at.join(text).ok());
         let next =
-            next.ok_or_else(|| answer("it redirects to something that is not a URL".into()))?;
-        net::check_hop(options.addresses(), hop, &at, &next).map_err(answer)?;
+            next.ok_or_else(|| unexpected("it redirects to something that is not a URL".into()))?;
+        net::check_hop(options.address_policy(), hop, &at, &next).map_err(unexpected)?;
         if !is_discovery(&next) || !next.username().is_empty() {
-            return Err(answer(format!(
+            return Err(unexpected(format!(
                 "it redirects to {}, which is not a repository",
-                shown_url(&next)
+                redact_url(&next)
             )));
         }
         at = next;
@@ -94,7 +95,7 @@ pub(super) async fn follow(
     }
     let keeps_login = keeps_login(&start, &at);
     let text = at.as_str().trim_end_matches(DISCOVERY);
-    let mut moved = GitUrl::of_remote(text).map_err(|(reason, _)| answer(reason))?;
+    let mut moved = GitUrl::parse_remote_url(text).map_err(|(reason, _)| unexpected(reason))?;
     moved.credential = url.credential.clone().filter(|_| keeps_login);
     moved.reference.clone_from(&url.reference);
     moved.folder.clone_from(&url.folder);
@@ -104,7 +105,7 @@ pub(super) async fn follow(
     }))
 }
 
-/// Returns `true` if `url` is one that git would ask of a repository.
+/// Returns `true` if `url` is a discovery request of git.
 fn is_discovery(url: &Url) -> bool {
     DISCOVERY.split_once('?')
         == url.path().rfind("/info/refs").and_then(|at| {
@@ -128,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_login_stays_with_its_origin() {
+    fn keeps_login_requires_the_same_origin_or_an_upgrade() {
         for (from, to, kept) in [
             ("https://h.example/a", "https://h.example/b", true),
             ("https://h.example/a", "https://h.example:443/b", true),
@@ -145,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_redirect_leads_to_a_repository() {
+    fn is_discovery_requires_a_repository_url() {
         for (url, expected) in [
             ("https://h/a.git/info/refs?service=git-upload-pack", true),
             (
@@ -164,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn only_redirects_are_followed() {
+    fn is_redirect_detects_redirect_statuses() {
         for (message, expected) in [
             (
                 "fatal: unable to access 'https://h/a/': The requested URL returned error: 301",

@@ -1,6 +1,6 @@
-//! What git's error stream says, for people.
+//! Error messages of git, shortened for users.
 
-/// The line of git's output that says most.
+/// Returns the most informative line of git's output.
 pub(super) fn first_cause(stderr: &str) -> String {
     let lines = || {
         stderr
@@ -8,7 +8,7 @@ pub(super) fn first_cause(stderr: &str) -> String {
             .map(|line| line.trim_matches(|c: char| c == '@' || c.is_whitespace()))
             .filter(|line| !line.is_empty())
     };
-    // What ssh says comes before git's own words on it, which only say that the connection ended.
+    // The message of ssh precedes git's message, which only reports a closed connection.
     let of_ssh = lines().find(|line| {
         [
             "IDENTIFICATION HAS CHANGED",
@@ -18,20 +18,20 @@ pub(super) fn first_cause(stderr: &str) -> String {
         .iter()
         .any(|sign| line.contains(sign))
     });
-    let telling = lines().find(|line| {
+    let of_git = lines().find(|line| {
         ["fatal:", "error:", "ERROR:", "remote:"]
             .iter()
             .any(|prefix| line.starts_with(prefix))
             || line.contains("Host key verification")
     });
     let line = of_ssh
-        .or(telling)
+        .or(of_git)
         .or_else(|| lines().next_back())
-        .unwrap_or("git says nothing");
+        .unwrap_or("git reported no reason");
     line.chars().filter(|c| !c.is_control()).take(500).collect()
 }
 
-/// Whether git, or the curl or ssh that it uses, says that there was no connection.
+/// Returns `true` if git, curl or ssh reported a failed connection.
 pub(super) fn is_unreachable(stderr: &str) -> bool {
     [
         "Could not resolve host",
@@ -49,36 +49,37 @@ pub(super) fn is_unreachable(stderr: &str) -> bool {
     .any(|sign| stderr.contains(sign))
 }
 
-/// What to do about git's commonest failures. `own_key`: ssh had a key that was given for the host.
-pub(super) fn advice(stderr: &str, own_key: bool) -> Option<String> {
+/// Returns advice on common failures of git. `own_key` is `true` if the user gave an SSH key for
+/// the host.
+pub(super) fn find_advice(stderr: &str, own_key: bool) -> Option<String> {
     let of_keys = if own_key {
         [
             (
                 "IDENTIFICATION HAS CHANGED",
-                "the host shows another key than the known one: find out why, and only then change its known hosts",
+                "the key of the host has changed: find out why, and only then change its known_hosts lines",
             ),
             (
                 "Host key verification failed",
-                "give the host's lines of known_hosts with the key: `ssh-keyscan HOST`, compared with what the host publishes",
+                "add the host's known_hosts lines to the key: run `ssh-keyscan HOST`, and compare the result with the keys that the host publishes",
             ),
             (
                 "Permission denied (publickey",
-                "the host does not take the SSH key that was given for it: add its public half there",
+                "the host refuses the SSH key: add its public key there",
             ),
         ]
     } else {
         [
             (
                 "IDENTIFICATION HAS CHANGED",
-                "the host shows another key than the known one: find out why, and only then change known_hosts",
+                "the key of the host has changed: find out why, and only then change known_hosts",
             ),
             (
                 "Host key verification failed",
-                "connect once with ssh to make the host known",
+                "connect once with ssh to add the host to known_hosts",
             ),
             (
                 "Permission denied (publickey",
-                "load a key that the host knows into the SSH agent",
+                "load a key that the host accepts into the SSH agent",
             ),
         ]
     };

@@ -1,7 +1,7 @@
-//! How ssh is started, with which keys, and which hosts it knows.
+//! Start of ssh, its keys, and the keys of hosts.
 //!
-//! A key that was given for a host is in no file: an agent of the fetch's own holds it, and gets it through a pipe. The
-//! agent forgets it when the fetch may take no longer, and ends with the fetch.
+//! A configured SSH key is never stored in a file. An agent of the fetch receives it through a
+//! pipe. The agent drops the key at the time limit of the fetch, and ends with the fetch.
 
 use std::{
     path::{Path, PathBuf},
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use url::Url;
 
-use super::access::{PASSED, Pinned};
+use super::access::{PASSED_VARIABLES, PinnedHost};
 use crate::{
     Options, Origin, SshKey,
     error::SourceError,
@@ -21,15 +21,16 @@ use crate::{
     spec::{GitTransport, GitUrl},
 };
 
-/// Longest name of a socket, in bytes, with some space left.
+/// Maximum length of a socket's path, in bytes, with some reserve.
 const MAX_SOCKET: usize = 100;
-/// Longest wait for the agent.
+/// Maximum wait for the start of the agent.
 const AGENT_START: Duration = Duration::from_secs(5);
 
-/// The keys of hosts that many have repositories at, as these publish them:
+/// Published keys of popular hosts:
 /// <https://docs.github.com/authentication/keeping-your-account-and-data-secure/githubs-ssh-key-fingerprints>,
-/// <https://docs.gitlab.com/user/gitlab_com/#ssh-known_hosts-entries>, <https://bitbucket.org/site/ssh>,
-/// <https://docs.codeberg.org/security/ssh-fingerprint/>, and the settings of Azure DevOps.
+/// <https://docs.gitlab.com/user/gitlab_com/#ssh-known_hosts-entries>,
+/// <https://bitbucket.org/site/ssh>, <https://docs.codeberg.org/security/ssh-fingerprint/>, and the
+/// settings of Azure DevOps.
 const WELL_KNOWN: [(&str, &str); 6] = [
     (
         "github.com",
@@ -57,22 +58,22 @@ const WELL_KNOWN: [(&str, &str); 6] = [
     ),
 ];
 
-/// Whether the keys of `host` are built in.
-pub(crate) fn is_well_known(host: &str) -> bool {
+/// Returns `true` if the keys of `host` are built in.
+pub(crate) fn has_builtin_keys(host: &str) -> bool {
     WELL_KNOWN
         .iter()
-        .any(|(known, _)| known.eq_ignore_ascii_case(host))
+        .any(|(name, _)| name.eq_ignore_ascii_case(host))
 }
 
-/// The key that was given for the host of `url`; the one for its port before the one for all.
-pub(super) fn key<'o>(url: &GitUrl, options: &'o Options) -> Option<&'o SshKey> {
+/// Returns the key for the host of `url`. A key for its port precedes a key for all ports.
+pub(super) fn find_key<'o>(url: &GitUrl, options: &'o Options) -> Option<&'o SshKey> {
     if url.transport != GitTransport::Ssh {
         return None;
     }
     let port = url.port();
     let of_host = || {
         let keys = options.ssh_keys.iter();
-        keys.filter(|key| key.is_for(&url.host, port))
+        keys.filter(|key| key.matches_host(&url.host, port))
     };
     let of_port = format!(":{port}");
     of_host()
@@ -80,28 +81,29 @@ pub(super) fn key<'o>(url: &GitUrl, options: &'o Options) -> Option<&'o SshKey> 
         .or_else(|| of_host().next())
 }
 
-/// Ssh, as git is to start it.
+/// Command line of ssh, for git.
 pub(super) struct Ssh {
-    /// The options behind `ssh`, each a word.
+    /// Options of `ssh`, one word each.
     pub(super) options: Vec<String>,
-    /// The socket of the agent.
+    /// Socket of the agent.
     pub(super) agent: Option<PathBuf>,
-    /// Whether a key was given for the host.
+    /// `true` if the user gave a key for the host.
     pub(super) own_key: bool,
-    /// Ends with this.
+    /// Agent that ends with this value.
     _running: Option<Agent>,
 }
 
 impl Ssh {
-    /// Without a key for the host the operator's own contexts use ssh as it is set up, and others the agent that they
-    /// were given and nothing of the operator's configuration. The host's key has to be known in all cases.
+    /// Prepares ssh for `url`. Without a key for the host, contexts of the operator use ssh with
+    /// its configuration. Other contexts use only the given agent, without the operator's
+    /// configuration. The key of the host must always be known.
     pub(super) async fn new(
         url: &GitUrl,
         home: &Path,
-        pinned: Option<&Pinned>,
+        pinned: Option<&PinnedHost>,
         options: &Options,
     ) -> Result<Self, SourceError> {
-        let key = key(url, options);
+        let key = find_key(url, options);
         let mut words = vec!["BatchMode=yes".to_owned()];
         if options.origin == Origin::TaskFile || key.is_some() {
             words.extend(
@@ -117,19 +119,19 @@ impl Ssh {
             );
         }
         if let Some(pin) = pinned {
-            // Both come from checks: an address, and a host that the URL's grammar let through.
+            // The checks validated both: the address, and the host by the grammar of the URL.
             let bare = pin.host.trim_start_matches('[').trim_end_matches(']');
-            let known_as = match pin.port {
+            let alias = match pin.port {
                 22 => bare.to_owned(),
                 port => format!("[{bare}]:{port}"),
             };
             words.push(format!("HostName={}", pin.first));
-            words.push(format!("HostKeyAlias={known_as}"));
+            words.push(format!("HostKeyAlias={alias}"));
         }
         let mut running = None;
         if let Some(key) = key {
-            let file = known_hosts(url, key, home)?;
-            words.push(format!("UserKnownHostsFile={}", in_configuration(&file)?));
+            let file = write_host_keys(url, key, home)?;
+            words.push(format!("UserKnownHostsFile={}", quote_config_path(&file)?));
             words.push("GlobalKnownHostsFile=/dev/null".into());
             words.push("PreferredAuthentications=publickey".into());
             running = Some(Agent::start(key, home, options.limits.time).await?);
@@ -155,8 +157,9 @@ impl Ssh {
         })
     }
 
-    /// Ssh to the host of `url`; what it is to run there is the last argument, which is missing yet.
-    pub(super) fn to(&self, url: &GitUrl) -> Command {
+    /// Returns the command `ssh` to the host of `url`. The caller adds the remote command as the
+    /// last argument.
+    pub(super) fn command_to(&self, url: &GitUrl) -> Command {
         let login = match Url::parse(&url.url) {
             Ok(parsed) if parsed.has_host() => {
                 let bare = url.host.trim_start_matches('[').trim_end_matches(']');
@@ -174,9 +177,9 @@ impl Ssh {
         command
     }
 
-    /// For `GIT_SSH_COMMAND`, which git gives to a shell.
-    pub(super) fn command(&self) -> String {
-        let words = self.options.iter().map(|word| quoted(word));
+    /// Returns the value of `GIT_SSH_COMMAND`, which git passes to a shell.
+    pub(super) fn shell_command(&self) -> String {
+        let words = self.options.iter().map(|word| shell_quote(word));
         std::iter::once("ssh".to_owned())
             .chain(words)
             .collect::<Vec<_>>()
@@ -184,8 +187,8 @@ impl Ssh {
     }
 }
 
-/// A word for a shell.
-pub(super) fn quoted(word: &str) -> String {
+/// Quotes a word for a shell.
+pub(super) fn shell_quote(word: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_./=:,+".contains(&b);
     if !word.is_empty() && word.bytes().all(plain) {
         word.to_owned()
@@ -194,18 +197,18 @@ pub(super) fn quoted(word: &str) -> String {
     }
 }
 
-/// A path where ssh's configuration wants one.
-fn in_configuration(path: &Path) -> Result<String, SourceError> {
+/// Quotes a path for the configuration of ssh.
+fn quote_config_path(path: &Path) -> Result<String, SourceError> {
     let text = path.to_str().filter(|text| !text.contains(['"', '\n']));
     let text = text.ok_or_else(|| SourceError::Io {
         attempt: format!("give ssh the path {}", path.display()),
-        source: std::io::Error::other("it has a `\"` or what is not UTF-8 in it"),
+        source: std::io::Error::other("it contains a `\"` or is not UTF-8"),
     })?;
     Ok(format!("\"{}\"", text.replace('%', "%%")))
 }
 
-/// Writes down which keys the host may have.
-fn known_hosts(url: &GitUrl, key: &SshKey, home: &Path) -> Result<PathBuf, SourceError> {
+/// Writes the permitted keys of the host to a file.
+fn write_host_keys(url: &GitUrl, key: &SshKey, home: &Path) -> Result<PathBuf, SourceError> {
     let built_in = || {
         let lines: String = WELL_KNOWN
             .iter()
@@ -217,9 +220,9 @@ fn known_hosts(url: &GitUrl, key: &SshKey, home: &Path) -> Result<PathBuf, Sourc
     let given = key.known_hosts.as_ref().map(|lines| format!("{lines}\n"));
     let lines = given.or_else(built_in).ok_or_else(|| SourceError::Refused {
         context: url.to_string(),
-        reason: format!("there is an SSH key for {}, but the host's own key is not known", url.host),
+        reason: format!("the host key of {} is unknown, although an SSH key for it exists", url.host),
         help: format!(
-            "give the host's lines of known_hosts with the key: `ssh-keyscan -p {} {}`, compared with what the host publishes",
+            "add the host's known_hosts lines to the key: run `ssh-keyscan -p {} {}`, and compare the result with the keys that the host publishes",
             url.port(),
             url.host
         ),
@@ -232,10 +235,10 @@ fn known_hosts(url: &GitUrl, key: &SshKey, home: &Path) -> Result<PathBuf, Sourc
     Ok(file)
 }
 
-/// A running `ssh-agent` with one key in it.
+/// Running `ssh-agent` with one key.
 struct Agent {
     socket: PathBuf,
-    /// Killed when this is dropped.
+    /// Process that is killed on drop.
     _child: Child,
     _folder: Option<TempDir>,
 }
@@ -254,7 +257,7 @@ impl Agent {
             folder = Some(short);
         }
         let environment = || {
-            let passed = PASSED
+            let passed = PASSED_VARIABLES
                 .iter()
                 .filter_map(|name| Some((*name, std::env::var_os(name)?)));
             passed.chain([("HOME", home.into())])
@@ -276,14 +279,14 @@ impl Agent {
             _child: child,
             _folder: folder,
         };
-        agent.wait().await.map_err(failed)?;
+        agent.wait_until_ready().await.map_err(failed)?;
         let mut command = Command::new("ssh-add");
         command
             .args(["-q", "-"])
             .env_clear()
             .envs(environment())
             .env("SSH_AUTH_SOCK", &agent.socket)
-            // Nobody is there to be asked for a passphrase.
+            // No person can enter a passphrase.
             .env("SSH_ASKPASS_REQUIRE", "force")
             .env("SSH_ASKPASS", "false");
         let text = key.private_key.expose().replace("\r\n", "\n");
@@ -294,13 +297,13 @@ impl Agent {
         }
         Err(SourceError::Refused {
             context: format!("ssh://{}", key.host),
-            reason: "the SSH key that was given for the host cannot be read, or has a passphrase".into(),
-            help: "give the text of a private key as `ssh-keygen -N ''` makes it; `ssh-keygen -p` takes a passphrase away".into(),
+            reason: "the SSH key for the host is unreadable, or has a passphrase".into(),
+            help: "write a private key as `ssh-keygen -N ''` creates it; `ssh-keygen -p` removes a passphrase".into(),
         })
     }
 
-    /// Until it takes connections.
-    async fn wait(&self) -> std::io::Result<()> {
+    /// Waits until the agent accepts connections.
+    async fn wait_until_ready(&self) -> std::io::Result<()> {
         let connecting = async {
             loop {
                 match tokio::net::UnixStream::connect(&self.socket).await {
@@ -310,7 +313,7 @@ impl Agent {
             }
         };
         let connected = tokio::time::timeout(AGENT_START, connecting).await;
-        connected.map_err(|_| std::io::Error::other("the agent does not answer"))
+        connected.map_err(|_| std::io::Error::other("the agent does not accept connections"))
     }
 }
 
@@ -319,7 +322,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_survive_a_shell_and_paths_ssh() {
+    fn quoting_preserves_words_and_paths() {
         for (word, expected) in [
             ("BatchMode=yes", "BatchMode=yes"),
             ("a b", "'a b'"),
@@ -327,18 +330,18 @@ mod tests {
             ("$(touch x)", "'$(touch x)'"),
             ("", "''"),
         ] {
-            assert_eq!(quoted(word), expected);
+            assert_eq!(shell_quote(word), expected);
         }
         assert_eq!(
-            in_configuration(Path::new("/a b/%h")).unwrap(),
+            quote_config_path(Path::new("/a b/%h")).unwrap(),
             "\"/a b/%%h\""
         );
-        assert!(in_configuration(Path::new("/a\"b")).is_err());
+        assert!(quote_config_path(Path::new("/a\"b")).is_err());
     }
 
-    /// Against the fingerprints that the hosts publish.
+    /// Compares the built-in keys with the published fingerprints.
     #[test]
-    fn the_built_in_keys_are_those_that_are_published() {
+    fn builtin_keys_match_the_published_fingerprints() {
         use base64::{
             Engine as _,
             engine::general_purpose::{STANDARD, STANDARD_NO_PAD},

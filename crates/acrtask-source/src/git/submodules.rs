@@ -1,9 +1,9 @@
-//! Submodules, and theirs: each a repository of its own, checked out without `git submodule`, which would take URLs and
-//! commands from files of the repository.
+//! Nested submodules. Each one is a separate repository, checked out without `git submodule`, which
+//! would take URLs and commands from files of the repository.
 //!
-//! Only the path, the URL and the commit of a submodule count. The URL is held to the rules of the context's own; of
-//! passwords and keys it gets those of its own host. What was part of the context's URL goes on to the same scheme, host
-//! and port alone.
+//! Only the path, the URL and the commit of a submodule count. The URL must satisfy the policy of
+//! the context. A submodule receives the passwords and keys of its own host only. The login in the
+//! context's URL applies only to the same scheme, host and port.
 
 use std::{
     collections::BTreeMap,
@@ -20,22 +20,22 @@ use crate::{
     spec::{GitTransport, GitUrl},
 };
 
-/// Submodules of one context, all of them together.
+/// Maximum number of submodules of one context, including nested ones.
 const MAX_SUBMODULES: usize = 200;
-/// Submodules inside of each other.
+/// Maximum nesting depth of submodules.
 const MAX_DEPTH: usize = 8;
 
-/// Checks out the submodules of what `git` has checked out.
+/// Checks out the submodules of the commit that `git` has checked out.
 pub(super) async fn check_out(
     git: Git,
     scratch: &Path,
-    taken: &mut lfs::Taken,
+    usage: &mut lfs::Usage,
     options: &Options,
 ) -> Result<(), SourceError> {
     let mut todo = vec![(git, 0)];
     let mut count = 0;
     while let Some((parent, depth)) = todo.pop() {
-        let modules = modules(&parent).await?;
+        let modules = list_submodules(&parent).await?;
         report_unnamed(&parent, &modules, options).await;
         for module in modules {
             let Module {
@@ -61,23 +61,29 @@ pub(super) async fn check_out(
                     format!(
                         "there are more than {MAX_SUBMODULES} submodules, or more than {MAX_DEPTH} inside of each other"
                     ),
-                    "take fewer submodules in",
+                    "use fewer submodules",
                 ));
             }
-            let commit: CommitId = id
-                .parse()
-                .map_err(|_| refused("git does not name its commit".into(), "commit it again"))?;
+            let commit: CommitId = id.parse().map_err(|_| {
+                refused(
+                    "its commit is not a full commit name".into(),
+                    "commit it again",
+                )
+            })?;
             let address = address.ok_or_else(|| {
                 refused(
                     "`.gitmodules` has no `url` for it".into(),
                     "write its `url`, or `update = none` where it is not needed",
                 )
             })?;
-            let url = url(&parent.url, &address).map_err(|(reason, help)| {
+            let url = resolve_url(&parent.url, &address).map_err(|(reason, help)| {
                 refused(format!("its URL is refused: {reason}"), &help)
             })?;
-            let tree = folder(&parent.tree, &path).ok_or_else(|| {
-                refused("there is no empty folder for it".into(), "commit it again")
+            let tree = empty_folder(&parent.tree, &path).ok_or_else(|| {
+                refused(
+                    "the commit has no empty folder for it".into(),
+                    "commit it again",
+                )
             })?;
             let inside = |source| SourceError::InSubmodule {
                 url: parent.url.url.clone(),
@@ -85,9 +91,10 @@ pub(super) async fn check_out(
                 source: Box::new(source),
             };
             let fetching = async {
-                let (child, _) = Git::fetched(&url, tree, scratch, Some(&commit), options).await?;
+                let (child, _) =
+                    Git::fetch_into(&url, tree, scratch, Some(&commit), options).await?;
                 if options.git.lfs {
-                    lfs::check_out(&child, scratch, taken, options).await?;
+                    lfs::check_out(&child, scratch, usage, options).await?;
                 } else {
                     lfs::report_left_out(&child, options).await;
                 }
@@ -100,30 +107,32 @@ pub(super) async fn check_out(
     Ok(())
 }
 
-/// Reports the submodules of the commit that `.gitmodules` does not name, as `git submodule status` does.
+/// Reports the submodules of the commit that are missing in `.gitmodules`, as `git submodule
+/// status` does.
 async fn report_unnamed(git: &Git, named: &[Module], options: &Options) {
     let args = ["ls-files", "--stage", "-z"];
-    let listed = match git.must("list the files of", &args).await {
+    let listed = match git.run_checked("list the files of", &args).await {
         Ok(output) => output.stdout,
         Err(error) => {
-            // The files are there without the list.
+            // The checkout is complete without this list.
             tracing::debug!(%error, "cannot list the submodules");
             return;
         }
     };
-    let unnamed = unnamed(&String::from_utf8_lossy(&listed), named);
+    let unnamed = find_unnamed(&String::from_utf8_lossy(&listed), named);
     if !unnamed.is_empty() {
         options.report(Progress::Started(format!(
             "warning: no submodule mapping found in .gitmodules of {} for {}, which stays empty; add its path and url \
              there, or remove it with `git rm --cached`",
             git.url.url,
-            names(&unnamed)
+            join_names(&unnamed)
         )));
     }
 }
 
-/// Returns the paths of submodules in the output of `git ls-files --stage -z` that are not `named`.
-fn unnamed(listed: &str, named: &[Module]) -> Vec<String> {
+/// Returns the paths of submodules in the output of `git ls-files --stage -z` that are not in
+/// `named`.
+fn find_unnamed(listed: &str, named: &[Module]) -> Vec<String> {
     let paths = listed.split('\0').filter_map(|line| {
         let (object, path) = line.split_once('\t')?;
         object.starts_with("160000 ").then_some(path)
@@ -135,13 +144,13 @@ fn unnamed(listed: &str, named: &[Module]) -> Vec<String> {
         .collect()
 }
 
-/// Most names that a message has.
+/// Maximum number of names in a message.
 const MAX_NAMES: usize = 5;
 
 /// Reports the submodules that are not checked out.
 pub(super) async fn report_left_out(git: &Git, options: &Options) -> Result<(), SourceError> {
     let mut left_out = Vec::new();
-    let modules = modules(git).await?;
+    let modules = list_submodules(git).await?;
     report_unnamed(git, &modules, options).await;
     let wanted = modules.into_iter().filter(|module| !module.is_skipped);
     for module in wanted.take(MAX_SUBMODULES) {
@@ -151,17 +160,17 @@ pub(super) async fn report_left_out(git: &Git, options: &Options) -> Result<(), 
     }
     if !left_out.is_empty() {
         options.report(Progress::Started(format!(
-            "warning: the submodules of {} are left out: {}; `--submodules`, or `submodules: true` in the task, takes \
-             them in",
+            "warning: the submodules of {} are left out: {}; `--submodules`, or `submodules: true` in the task, checks \
+             them out",
             git.url.url,
-            names(&left_out)
+            join_names(&left_out)
         )));
     }
     Ok(())
 }
 
-/// The first few of several names.
-pub(crate) fn names(all: &[String]) -> String {
+/// Joins the first few names for a message.
+pub(crate) fn join_names(all: &[String]) -> String {
     let shown = all.iter().take(MAX_NAMES).map(String::as_str);
     let shown = shown.collect::<Vec<_>>().join(", ");
     match all.len().saturating_sub(MAX_NAMES) {
@@ -170,25 +179,25 @@ pub(crate) fn names(all: &[String]) -> String {
     }
 }
 
-/// A submodule, as `.gitmodules` of the commit has it.
+/// Submodule from the `.gitmodules` file of the commit.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Module {
     path: String,
     url: Option<String>,
-    /// Submodule with `update = none`.
+    /// `true` for a submodule with `update = none`.
     is_skipped: bool,
 }
 
-/// Reads the submodules that `.gitmodules` names.
-async fn modules(git: &Git) -> Result<Vec<Module>, SourceError> {
+/// Reads the submodules from `.gitmodules`.
+async fn list_submodules(git: &Git) -> Result<Vec<Module>, SourceError> {
     let pairs = git
-        .configuration(".gitmodules", r"^submodule\..+\.(path|url|update)$")
+        .read_configuration(".gitmodules", r"^submodule\..+\.(path|url|update)$")
         .await?;
-    Ok(modules_of(pairs))
+    Ok(parse_modules(pairs))
 }
 
-/// Reads the entries of `.gitmodules`. The last value of a key counts, as for git.
-fn modules_of(pairs: Vec<(String, String)>) -> Vec<Module> {
+/// Parses the entries of `.gitmodules`. The last value of a key counts, as for git.
+fn parse_modules(pairs: Vec<(String, String)>) -> Vec<Module> {
     let mut found: BTreeMap<String, Module> = BTreeMap::new();
     for (key, value) in pairs {
         let Some((name, what)) = key.rsplit_once('.') else {
@@ -205,8 +214,8 @@ fn modules_of(pairs: Vec<(String, String)>) -> Vec<Module> {
     found.filter(|module| !module.path.is_empty()).collect()
 }
 
-/// The empty folder that git made for a submodule.
-fn folder(root: &Path, path: &str) -> Option<PathBuf> {
+/// Returns the empty folder that git created for a submodule.
+fn empty_folder(root: &Path, path: &str) -> Option<PathBuf> {
     let relative = Path::new(path);
     let harmless = relative.components().all(|part| match part {
         Component::Normal(name) => !name.eq_ignore_ascii_case(".git"),
@@ -215,18 +224,18 @@ fn folder(root: &Path, path: &str) -> Option<PathBuf> {
     if !harmless {
         return None;
     }
-    // No link is on the way to it.
-    let found = paths::inside(root, relative).ok()?;
+    // The path to it contains no link.
+    let found = paths::resolve_inside(root, relative).ok()?;
     let is_it = found == root.join(relative) && found.symlink_metadata().ok()?.is_dir();
     let empty = std::fs::read_dir(&found).ok()?.next().is_none();
     (is_it && empty).then_some(found)
 }
 
-/// What a submodule's URL means in a repository that is at `parent`.
-fn url(parent: &GitUrl, text: &str) -> Result<GitUrl, (String, String)> {
+/// Resolves the URL of a submodule in the repository `parent`.
+fn resolve_url(parent: &GitUrl, text: &str) -> Result<GitUrl, (String, String)> {
     let relative = text.starts_with("./") || text.starts_with("../");
     let full = if relative {
-        resolved(&parent.url, text).ok_or_else(|| {
+        join_relative(&parent.url, text).ok_or_else(|| {
             (
                 format!("`{text}` leads out of {}", parent.url),
                 "write a URL that stays on the host, or a full one".to_owned(),
@@ -235,7 +244,7 @@ fn url(parent: &GitUrl, text: &str) -> Result<GitUrl, (String, String)> {
     } else {
         text.to_owned()
     };
-    let mut url = GitUrl::of_remote(&full)?;
+    let mut url = GitUrl::parse_remote_url(&full)?;
     if url.transport == GitTransport::File && !(relative && parent.transport == GitTransport::File)
     {
         return Err((
@@ -243,24 +252,24 @@ fn url(parent: &GitUrl, text: &str) -> Result<GitUrl, (String, String)> {
             "write a full https:// or ssh:// URL, or one relative to the repository".into(),
         ));
     }
-    if url.credential.is_none() && same_place(&url, parent) {
+    if url.credential.is_none() && same_origin(&url, parent) {
         url.credential.clone_from(&parent.credential);
     }
     Ok(url)
 }
 
-fn same_place(one: &GitUrl, other: &GitUrl) -> bool {
+fn same_origin(one: &GitUrl, other: &GitUrl) -> bool {
     match (Url::parse(&one.url), Url::parse(&other.url)) {
         (Ok(one), Ok(other)) => one.origin().is_tuple() && one.origin() == other.origin(),
         _ => false,
     }
 }
 
-/// `relative`, from `base` on, as git resolves it; nothing where that leads above the host's root.
+/// Appends `relative` to `base`, as git does. `None` if the result is above the root of the host.
 ///
 /// Source: gitmodules(5), git's `relative_url`.
-fn resolved(base: &str, relative: &str) -> Option<String> {
-    // Where the path begins.
+fn join_relative(base: &str, relative: &str) -> Option<String> {
+    // Offset of the path.
     let (floor, scp) = match base.find("://") {
         Some(at) => (at + 3 + base[at + 3..].find('/')?, false),
         None => (base.find(':')? + 1, true),
@@ -305,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn relative_urls_stay_on_the_host() {
+    fn resolve_url_keeps_relative_urls_on_the_host() {
         let (https, scp) = ("https://h.example/org/app.git", "git@h.example:org/app.git");
         for (parent, text, expected) in [
             (https, "../lib.git", "https://h.example/org/lib.git"),
@@ -327,7 +336,7 @@ mod tests {
             (https, "git@x.example:lib", "git@x.example:lib"),
         ] {
             assert_eq!(
-                url(&at(parent), text).unwrap().url,
+                resolve_url(&at(parent), text).unwrap().url,
                 expected,
                 "{parent} {text}"
             );
@@ -335,9 +344,9 @@ mod tests {
     }
 
     #[test]
-    fn modules_that_are_not_to_be_checked_out_are_skipped() {
+    fn parse_modules_skips_update_none() {
         let pair = |key: &str, value: &str| (format!("submodule.{key}"), value.to_owned());
-        let found = modules_of(vec![
+        let found = parse_modules(vec![
             pair("lib.path", "sub/lib"),
             pair("lib.url", "../lib.git"),
             pair("docs.v2.path", "docs"),
@@ -373,19 +382,19 @@ mod tests {
         let listed = format!(
             "160000 {id} 0\tdocs\x00100644 {id} 0\tfile\x00160000 {id} 0\tvendor/a b\x00160000 {id} 0\tsub/lib\0"
         );
-        assert_eq!(unnamed(&listed, &found), ["vendor/a b"]);
+        assert_eq!(find_unnamed(&listed, &found), ["vendor/a b"]);
     }
 
     #[test]
-    fn a_message_names_a_few() {
+    fn join_names_shortens_long_lists() {
         let all: Vec<String> = (1..=7).map(|n| format!("m{n}")).collect();
-        assert_eq!(names(&all[..2]), "m1, m2");
-        assert_eq!(names(&all), "m1, m2, m3, m4, m5 and 2 more");
+        assert_eq!(join_names(&all[..2]), "m1, m2");
+        assert_eq!(join_names(&all), "m1, m2, m3, m4, m5 and 2 more");
     }
 
-    /// The attacks on submodules that git had to be changed for, and the hostile texts of contexts.
+    /// Known attacks on submodules of git, and the hostile texts of contexts.
     #[test]
-    fn hostile_urls_are_refused() {
+    fn resolve_url_refuses_hostile_urls() {
         let https = at("https://h.example/org/app.git");
         for text in [
             "../../../x",
@@ -417,16 +426,16 @@ mod tests {
             "$(touch x)",
             "",
         ] {
-            let got = url(&https, text);
+            let got = resolve_url(&https, text);
             assert!(got.is_err(), "{text:?} became {got:?}");
         }
-        // Of a repository of this machine only what lies beside it.
+        // A local repository may refer only to its neighbors.
         let file = at("file:///srv/a.git");
-        assert!(url(&file, "file:///root/secret.git").is_err());
+        assert!(resolve_url(&file, "file:///root/secret.git").is_err());
     }
 
     #[test]
-    fn what_opened_the_context_goes_to_its_own_host_alone() {
+    fn resolve_url_keeps_the_login_on_its_origin() {
         let parent = at("https://me:hunter2@h.example/org/app.git");
         for (text, gets) in [
             ("../lib.git", true),
@@ -437,7 +446,7 @@ mod tests {
             ("https://h.example.evil.example/x/y", false),
         ] {
             assert_eq!(
-                url(&parent, text).unwrap().credential.is_some(),
+                resolve_url(&parent, text).unwrap().credential.is_some(),
                 gets,
                 "{text}"
             );
@@ -445,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn a_submodule_has_an_empty_folder_of_its_own() {
+    fn empty_folder_requires_an_empty_folder_without_links() {
         let root = tempfile::tempdir().unwrap();
         let root = root.path().canonicalize().unwrap();
         std::fs::create_dir_all(root.join("a/empty")).unwrap();
@@ -466,7 +475,7 @@ mod tests {
             ("none", false),
             ("", false),
         ] {
-            assert_eq!(folder(&root, path).is_some(), good, "{path:?}");
+            assert_eq!(empty_folder(&root, path).is_some(), good, "{path:?}");
         }
     }
 }

@@ -1,16 +1,16 @@
-//! Choosing among a server's references.
+//! Tests of references, logins and the environment of git.
 
 use acrtask_model::Secret;
 
 use super::{
-    access::{PASSED, credential},
-    fetch::{Found, candidates, choose},
+    access::{PASSED_VARIABLES, find_credential},
+    fetch::{RemoteReference, find_listed, full_names},
     *,
 };
 use crate::Origin;
 
 #[test]
-fn chooses_as_git_checkout_does() {
+fn find_listed_chooses_like_git_checkout() {
     let both = "1111111\trefs/heads/x\n2222222\trefs/tags/x\n2222223\trefs/tags/x^{}\n3333333\trefs/pull/1/head\n";
     let head = "ref: refs/heads/main\tHEAD\n4444444\tHEAD\n";
     for (reference, listed, expected) in [
@@ -31,13 +31,13 @@ fn chooses_as_git_checkout_does() {
         ),
         ("HEAD", head, Some(("HEAD", Some("main"), None))),
         ("HEAD", "4444444\tHEAD\n", Some(("HEAD", None, None))),
-        // A server may list more than it was asked for.
+        // A server may list more references than requested.
         ("y", "1\trefs/heads/team/refs/heads/y\n", None),
         ("x", "", None),
         ("x", "nonsense", None),
     ] {
-        let found = choose(&candidates(reference), listed);
-        let expected = expected.map(|(name, branch, tag)| Found {
+        let found = find_listed(&full_names(reference), listed);
+        let expected = expected.map(|(name, branch, tag)| RemoteReference {
             name: name.into(),
             branch: branch.map(Into::into),
             tag: tag.map(Into::into),
@@ -47,7 +47,7 @@ fn chooses_as_git_checkout_does() {
 }
 
 #[test]
-fn passwords_go_to_their_host_alone_and_never_in_clear() {
+fn find_credential_requires_the_exact_host_and_tls() {
     let mut options = Options::default();
     options.git_credentials.push(crate::GitCredential {
         host: "example.com".into(),
@@ -78,12 +78,12 @@ fn passwords_go_to_their_host_alone_and_never_in_clear() {
         let Ok(crate::ContextSpec::Git(git)) = crate::ContextSpec::parse(url) else {
             panic!("{url}")
         };
-        let got = credential(&git, &options).map(|(_, password)| password.expose().to_owned());
+        let got = find_credential(&git, &options).map(|(_, password)| password.expose().to_owned());
         assert_eq!(got.as_deref(), expected, "{url}");
     }
 }
 
-/// What git is started with, apart from what this machine's environment adds.
+/// Returns the environment of git, without the values of this machine.
 async fn shown_environment(url: &str, options: &Options) -> Vec<String> {
     let Ok(crate::ContextSpec::Git(url)) = crate::ContextSpec::parse(url) else {
         panic!("{url}")
@@ -109,7 +109,7 @@ async fn shown_environment(url: &str, options: &Options) -> Vec<String> {
         !key.starts_with("GIT_CONFIG_KEY")
             && !key.starts_with("GIT_CONFIG_VALUE")
             && key != "HOME"
-            && !PASSED.contains(&key.as_str())
+            && !PASSED_VARIABLES.contains(&key.as_str())
             && key != "SSH_AUTH_SOCK"
     });
     config
@@ -117,9 +117,9 @@ async fn shown_environment(url: &str, options: &Options) -> Vec<String> {
         .collect()
 }
 
-/// A literal address stands for a name here: it is resolved without a network.
+/// Uses a literal address instead of a name, because it resolves without a network.
 #[tokio::test]
-async fn a_task_files_context_is_pinned_to_the_address_that_was_checked() {
+async fn context_of_a_task_file_is_pinned_to_its_checked_address() {
     let mut options = Options {
         origin: Origin::TaskFile,
         ssh_agent: Some("/agent".into()),

@@ -1,8 +1,11 @@
-//! The batch API of Git LFS, as far as a download needs it.
+//! Client for downloads from the batch API of Git LFS.
 //!
-//! Invariants: each address, the one that the repository names and each that the server names, is checked as that of the
-//! context is; our login goes to the endpoint and to its origin alone, and what the server gives us for a download goes
-//! to that address alone; nothing of either goes in clear to another machine; an object is what its pointer says.
+//! Invariants:
+//! - Every address, from the repository or from the server, must satisfy the policy of the context.
+//! - The user's login is sent only to the endpoint and its origin. The headers that the server
+//!   sends for a download go only to that address.
+//! - No secret is sent to another machine without TLS.
+//! - An object matches the digest and the size of its pointer.
 //!
 //! Source: git-lfs, `docs/api/batch.md`, `docs/api/authentication.md`.
 
@@ -27,59 +30,59 @@ use crate::{
     error::SourceError,
     git::{self, Git},
     http::check_policy,
-    spec::shown_url,
+    spec::redact_url,
 };
 
-/// Longest answer to a batch, in bytes.
-const MAX_ANSWER: usize = 4 << 20;
-/// How often a request is made before it is given up.
+/// Maximum size of a batch response, in bytes.
+const MAX_RESPONSE: usize = 4 << 20;
+/// Maximum number of attempts of a request.
 const ATTEMPTS: u32 = 3;
 const JSON: &str = "application/vnd.git-lfs+json";
 
-/// The server that has a repository's objects.
+/// Client for the server with a repository's objects.
 pub(super) struct Client<'a> {
-    /// Does not follow redirects.
+    /// HTTP client without redirects.
     strict: reqwest::Client,
-    /// Follows them; a login is left behind where they lead to another host.
+    /// HTTP client that follows redirects, and drops a login for another host.
     following: reqwest::Client,
     endpoint: Url,
     login: Option<(String, Secret)>,
-    /// What the server wants to be sent, where it told by ssh.
+    /// Request headers that the server named by ssh.
     headers: HeaderMap,
     repository: &'a str,
     options: &'a Options,
 }
 
 #[derive(Serialize)]
-struct Ask<'p> {
+struct BatchRequest<'p> {
     operation: &'static str,
     transfers: [&'static str; 1],
     hash_algo: &'static str,
-    objects: Vec<Wanted<'p>>,
+    objects: Vec<RequestedObject<'p>>,
 }
 
 #[derive(Serialize)]
-struct Wanted<'p> {
+struct RequestedObject<'p> {
     oid: &'p str,
     size: u64,
 }
 
 #[derive(Deserialize)]
-struct Answer {
+struct BatchResponse {
     #[serde(default)]
     transfer: Option<String>,
-    objects: Vec<Object>,
+    objects: Vec<ObjectResponse>,
 }
 
 #[derive(Deserialize)]
-struct Object {
+struct ObjectResponse {
     oid: String,
     #[serde(default)]
     actions: Option<Actions>,
     #[serde(default)]
     authenticated: bool,
     #[serde(default)]
-    error: Option<Problem>,
+    error: Option<ObjectError>,
 }
 
 #[derive(Deserialize)]
@@ -88,7 +91,7 @@ struct Actions {
     download: Option<Link>,
 }
 
-/// Where to go, with what.
+/// Address and headers of a request.
 #[derive(Deserialize)]
 struct Link {
     href: String,
@@ -97,55 +100,57 @@ struct Link {
 }
 
 #[derive(Deserialize)]
-struct Problem {
+struct ObjectError {
     #[serde(default)]
     code: u16,
     #[serde(default)]
     message: String,
 }
 
-/// Where an object can be had.
+/// Location of an object.
 pub(super) struct Action {
     link: Link,
     authenticated: bool,
 }
 
 impl<'a> Client<'a> {
-    /// Finds the server: the one that `.lfsconfig` names, else the one that is told over ssh, else the usual one.
+    /// Finds the server: from `.lfsconfig`, or else by ssh, or else at the default address.
     pub(super) async fn new(git: &'a Git, options: &'a Options) -> Result<Self, SourceError> {
         let repository = &git.url.url;
-        let broken = |reason: String| failure(repository, None, reason);
+        let broken = |reason: String| lfs_error(repository, None, reason);
         let mut headers = HeaderMap::new();
-        let named = git.configuration(".lfsconfig", r"^lfs\.url$").await?;
+        let named = git.read_configuration(".lfsconfig", r"^lfs\.url$").await?;
         let mut endpoint = match named.into_iter().next_back() {
             Some((_, text)) => Url::parse(&text)
                 .map_err(|_| broken("`lfs.url` of .lfsconfig is not a URL".into()))?,
-            None => match told_by_ssh(git).await? {
+            None => match authenticate_by_ssh(git).await? {
                 Some(link) => {
                     headers = link.headers().map_err(&broken)?;
                     let href = Url::parse(&link.href);
-                    href.map_err(|_| broken("what the server names is not a URL".into()))?
+                    href.map_err(|_| {
+                        broken("the server named an address that is not a URL".into())
+                    })?
                 }
-                None => super::endpoint(&git.address).ok_or_else(|| {
-                    broken("only repositories behind https:// or ssh:// have Git LFS".into())
+                None => super::default_endpoint(&git.address).ok_or_else(|| {
+                    broken("Git LFS requires a repository with an https:// or ssh:// URL".into())
                 })?,
             },
         };
         let remote = Url::parse(&git.address.url).ok();
         let beside = remote.is_some_and(|remote| same_origin(&remote, &endpoint));
-        let login = git::login(
+        let login = git::find_login(
             &endpoint,
             git.address.credential.as_ref().filter(|_| beside),
             options,
         );
-        // A redirect to another origin leaves the login behind.
+        // A redirect to another origin drops the login.
         let login = login.filter(|_| git.keeps_login || !beside);
-        // Nothing that stands in a repository's own file is a secret to be kept, nor one to be sent.
+        // A file of the repository contains no secret worth keeping, and must not choose the login.
         let _ = endpoint.set_password(None);
         let _ = endpoint.set_username("");
         let client = |follow| {
-            net::client(options.addresses(), follow)
-                .map_err(|error| broken(format!("no connection can be made: {error}")))
+            net::client(options.address_policy(), follow)
+                .map_err(|error| broken(format!("cannot create a connection: {error}")))
         };
         let new = Self {
             strict: client(false)?,
@@ -156,49 +161,49 @@ impl<'a> Client<'a> {
             options,
             endpoint,
         };
-        new.check(&new.endpoint, !new.headers.is_empty())?;
+        new.check_address(&new.endpoint, !new.headers.is_empty())?;
         Ok(new)
     }
 
-    /// The context's own rules, for an address that somebody else named.
-    fn check(&self, url: &Url, has_secret: bool) -> Result<(), SourceError> {
-        let shown = shown_url(url);
+    /// Checks the policy of the context for an address that a server or a file named.
+    fn check_address(&self, url: &Url, has_secret: bool) -> Result<(), SourceError> {
+        let shown = redact_url(url);
         let refuse = |reason: &str| {
             Err(SourceError::Refused {
                 context: shown.clone(),
                 reason: reason.into(),
-                help: "let the Git LFS server give https:// addresses".into(),
+                help: "configure the Git LFS server to use https:// addresses".into(),
             })
         };
         match url.scheme() {
             "https" => {}
             "http" if !has_secret || url.host_str().is_some_and(net::is_loopback) => {}
-            "http" => return refuse("its login would go over the network in clear"),
-            _ => return refuse("files of Git LFS come over https:// only"),
+            "http" => return refuse("its login would be sent without encryption"),
+            _ => return refuse("Git LFS downloads require https://"),
         }
         check_policy(url, self.options, &shown)
     }
 
-    /// Asks where the objects are.
-    pub(super) async fn ask(
+    /// Requests the locations of the objects.
+    pub(super) async fn request_batch(
         &self,
         pointers: &[&Pointer],
         named: impl Fn(&Pointer) -> Option<String>,
     ) -> Result<BTreeMap<String, Action>, SourceError> {
-        let ask = Ask {
+        let batch = BatchRequest {
             operation: "download",
             transfers: ["basic"],
             hash_algo: "sha256",
             objects: pointers
                 .iter()
-                .map(|pointer| Wanted {
+                .map(|pointer| RequestedObject {
                     oid: &pointer.oid,
                     size: pointer.size,
                 })
                 .collect(),
         };
-        let fail = |reason: String| failure(self.repository, None, reason);
-        let body = serde_json::to_vec(&ask).map_err(|error| fail(error.to_string()))?;
+        let fail = |reason: String| lfs_error(self.repository, None, reason);
+        let body = serde_json::to_vec(&batch).map_err(|error| fail(error.to_string()))?;
         let address = format!(
             "{}/objects/batch",
             self.endpoint.as_str().trim_end_matches('/')
@@ -222,33 +227,30 @@ impl<'a> Client<'a> {
         while let Some(chunk) = response
             .chunk()
             .await
-            .map_err(|error| self.lost(None, error))?
+            .map_err(|error| self.connection_error(None, error))?
         {
             text.extend_from_slice(&chunk);
-            if text.len() > MAX_ANSWER {
-                return Err(fail("the server's answer is too long".into()));
+            if text.len() > MAX_RESPONSE {
+                return Err(fail("the server's response is too long".into()));
             }
         }
-        let answer: Answer = serde_json::from_slice(&text)
-            .map_err(|_| fail("the server's answer is not that of a Git LFS server".into()))?;
-        if answer.transfer.is_some_and(|transfer| transfer != "basic") {
-            return Err(fail(
-                "the server gives files by another transfer than `basic`".into(),
-            ));
+        let response: BatchResponse = serde_json::from_slice(&text)
+            .map_err(|_| fail("the response is not from a Git LFS server".into()))?;
+        if response
+            .transfer
+            .is_some_and(|transfer| transfer != "basic")
+        {
+            return Err(fail("the server uses another transfer than `basic`".into()));
         }
         let mut actions = BTreeMap::new();
-        for object in answer.objects {
+        for object in response.objects {
             let Some(pointer) = pointers.iter().find(|pointer| pointer.oid == object.oid) else {
                 continue;
             };
-            if let Some(problem) = object.error {
-                let message: String = problem
-                    .message
-                    .chars()
-                    .filter(|c| !c.is_control())
-                    .collect();
-                let reason = format!("the server says: {} {message}", problem.code);
-                return Err(failure(self.repository, named(pointer), reason));
+            if let Some(error) = object.error {
+                let message: String = error.message.chars().filter(|c| !c.is_control()).collect();
+                let reason = format!("the server responded with error {}: {message}", error.code);
+                return Err(lfs_error(self.repository, named(pointer), reason));
             }
             if let Some(link) = object.actions.and_then(|actions| actions.download) {
                 let authenticated = object.authenticated;
@@ -273,18 +275,18 @@ impl<'a> Client<'a> {
         scratch: &Path,
     ) -> Result<NamedTempFile, SourceError> {
         let path = Some(path);
-        let fail = |reason: String| failure(self.repository, path.map(str::to_owned), reason);
-        let action = action.ok_or_else(|| fail("the server does not say where it is".into()))?;
+        let fail = |reason: String| lfs_error(self.repository, path.map(str::to_owned), reason);
+        let action = action.ok_or_else(|| fail("the server named no location".into()))?;
         let url = Url::parse(&action.link.href)
-            .map_err(|_| fail("the server names what is not a URL".into()))?;
+            .map_err(|_| fail("the server named a location that is not a URL".into()))?;
         let headers = action.link.headers().map_err(fail)?;
         let own = !action.authenticated
             && !headers.contains_key(AUTHORIZATION)
             && same_origin(&url, &self.endpoint);
-        self.check(&url, !headers.is_empty())?;
-        // A redirect takes away what is known to be a login, and nothing else.
-        let known = |name: &HeaderName| name == AUTHORIZATION || name == ACCEPT;
-        let client = match headers.keys().all(known) {
+        self.check_address(&url, !headers.is_empty())?;
+        // A redirect drops standard login headers only.
+        let is_standard = |name: &HeaderName| name == AUTHORIZATION || name == ACCEPT;
+        let client = match headers.keys().all(is_standard) {
             true => &self.following,
             false => &self.strict,
         };
@@ -298,7 +300,7 @@ impl<'a> Client<'a> {
         };
         let response = self.send(request, path).await?;
         let failed = |source| SourceError::Io {
-            attempt: format!("keep a file of {}", self.repository),
+            attempt: format!("store a file of {}", self.repository),
             source,
         };
         let file = NamedTempFile::new_in(scratch).map_err(failed)?;
@@ -307,7 +309,7 @@ impl<'a> Client<'a> {
         let mut size = 0u64;
         let mut chunks = response.bytes_stream();
         while let Some(chunk) = chunks.next().await {
-            let chunk = chunk.map_err(|error| self.lost(path, error))?;
+            let chunk = chunk.map_err(|error| self.connection_error(path, error))?;
             size += chunk.len() as u64;
             if size > pointer.size {
                 return Err(fail(format!(
@@ -326,13 +328,13 @@ impl<'a> Client<'a> {
             .collect();
         if size != pointer.size {
             return Err(fail(format!(
-                "it has {size} bytes, and its pointer says {}",
+                "it has {size} bytes, but its pointer names {}",
                 pointer.size
             )));
         }
         if found != pointer.oid {
             return Err(fail(format!(
-                "it came as sha256:{found}, and its pointer says sha256:{}",
+                "its digest is sha256:{found}, but its pointer names sha256:{}",
                 pointer.oid
             )));
         }
@@ -346,7 +348,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Sends, again where that can help; gives a success.
+    /// Sends a request, with retries for temporary errors. Returns a successful response.
     async fn send(
         &self,
         request: impl Fn() -> RequestBuilder,
@@ -354,8 +356,8 @@ impl<'a> Client<'a> {
     ) -> Result<Response, SourceError> {
         let mut attempt = 1;
         loop {
-            let answered = request().send().await;
-            let busy = match &answered {
+            let result = request().send().await;
+            let busy = match &result {
                 Ok(response) => {
                     let status = response.status();
                     status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
@@ -363,15 +365,19 @@ impl<'a> Client<'a> {
                 Err(error) => error.is_connect() || error.is_timeout(),
             };
             if !busy || attempt == ATTEMPTS {
-                let response = answered.map_err(|error| self.lost(path, error))?;
-                return self.success(response, path);
+                let response = result.map_err(|error| self.connection_error(path, error))?;
+                return self.check_success(response, path);
             }
             tokio::time::sleep(Duration::from_millis(500) * attempt).await;
             attempt += 1;
         }
     }
 
-    fn success(&self, response: Response, path: Option<&str>) -> Result<Response, SourceError> {
+    fn check_success(
+        &self,
+        response: Response,
+        path: Option<&str>,
+    ) -> Result<Response, SourceError> {
         let status = response.status();
         if status.is_success() {
             return Ok(response);
@@ -390,16 +396,16 @@ impl<'a> Client<'a> {
             url: self.repository.to_owned(),
             path: path.map(str::to_owned),
             reason: format!(
-                "the server at {} answers {status}",
-                shown_url(response.url())
+                "the server at {} responded with {status}",
+                redact_url(response.url())
             ),
             unreachable: false,
             help: help.map(str::to_owned),
         })
     }
 
-    /// A request that came to nothing. Its URL may be signed and is left out.
-    fn lost(&self, path: Option<&str>, error: reqwest::Error) -> SourceError {
+    /// Returns the error for a failed connection. Omits the URL, which may be signed.
+    fn connection_error(&self, path: Option<&str>, error: reqwest::Error) -> SourceError {
         let error = error.without_url();
         let mut reason = error.to_string();
         let mut cause = std::error::Error::source(&error);
@@ -418,7 +424,7 @@ impl<'a> Client<'a> {
 }
 
 impl Link {
-    /// What is to be sent along; never what belongs to the connection itself.
+    /// Returns the headers to send, without those of the connection itself.
     fn headers(&self) -> Result<HeaderMap, String> {
         let mut headers = HeaderMap::new();
         for (name, value) in &self.header {
@@ -428,7 +434,7 @@ impl Link {
             }
             let bad = || {
                 format!(
-                    "the server names the header `{}`, which is none",
+                    "the server named the invalid header `{}`",
                     name.escape_debug()
                 )
             };
@@ -441,22 +447,22 @@ impl Link {
     }
 }
 
-/// What a host that is reached by ssh says about its Git LFS; nothing where it says nothing.
-async fn told_by_ssh(git: &Git) -> Result<Option<Link>, SourceError> {
+/// Requests the server's address by ssh. `None` if the host does not support this.
+async fn authenticate_by_ssh(git: &Git) -> Result<Option<Link>, SourceError> {
     let Some(path) = super::remote_path(&git.url) else {
         return Ok(None);
     };
-    let answer = git
-        .ask_by_ssh("git-lfs-authenticate", &path, "download")
+    let response = git
+        .run_by_ssh("git-lfs-authenticate", &path, "download")
         .await?;
-    Ok(answer.and_then(|text| serde_json::from_slice(&text).ok()))
+    Ok(response.and_then(|text| serde_json::from_slice(&text).ok()))
 }
 
 fn same_origin(one: &Url, other: &Url) -> bool {
     one.origin().is_tuple() && one.origin() == other.origin()
 }
 
-fn failure(repository: &str, path: Option<String>, reason: String) -> SourceError {
+fn lfs_error(repository: &str, path: Option<String>, reason: String) -> SourceError {
     SourceError::Lfs {
         url: repository.to_owned(),
         path,

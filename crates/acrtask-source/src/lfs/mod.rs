@@ -1,7 +1,7 @@
-//! The files of a checkout that stand in Git LFS: their pointers are replaced by the objects.
+//! Files of a checkout in Git LFS: the objects replace their pointers.
 //!
-//! No program of Git LFS runs and no filter: what a pointer names is asked for and downloaded here ([`client`]), checked
-//! for its length and its SHA-256, and put in the place of exactly the file that git checked out.
+//! No program of Git LFS and no filter runs. [`client`] downloads the objects, checks their length
+//! and SHA-256, and replaces exactly the files that git checked out.
 //!
 //! Left out: locks, uploads, extensions, transfers other than `basic`.
 
@@ -29,32 +29,32 @@ use crate::{
 use client::Client;
 use pointer::{MAX_POINTER, Pointer};
 
-/// Objects that one request asks about.
+/// Number of objects per request.
 const BATCH: usize = 100;
-/// Objects that are downloaded side by side.
-const SIDE_BY_SIDE: usize = 4;
+/// Number of concurrent downloads.
+const PARALLEL: usize = 4;
 
-/// How much a context has taken from Git LFS so far, with its submodules.
+/// Downloads of one context from Git LFS, including its submodules.
 #[derive(Debug, Default)]
-pub(crate) struct Taken {
+pub(crate) struct Usage {
     bytes: u64,
 }
 
-/// Replaces the pointers of what `git` has checked out.
+/// Replaces the pointers in the checkout of `git`.
 pub(crate) async fn check_out(
     git: &Git,
     scratch: &Path,
-    taken: &mut Taken,
+    usage: &mut Usage,
     options: &Options,
 ) -> Result<(), SourceError> {
-    let found = pointers(git).await?;
+    let found = list_pointers(git).await?;
     if found.is_empty() {
         return Ok(());
     }
     for pointer in found.keys() {
-        taken.bytes = taken.bytes.saturating_add(pointer.size);
+        usage.bytes = usage.bytes.saturating_add(pointer.size);
     }
-    if taken.bytes > options.limits.download_bytes {
+    if usage.bytes > options.limits.download_bytes {
         return Err(SourceError::TooLarge {
             context: git.url.url.clone(),
             limit: options.limits.download_bytes,
@@ -66,10 +66,11 @@ pub(crate) async fn check_out(
     let total: u64 = found.keys().map(|pointer| pointer.size).sum();
     let mut bytes = 0;
     for batch in all.chunks(BATCH) {
-        let asked: Vec<&Pointer> = batch.iter().map(|(pointer, _)| *pointer).collect();
+        let requested: Vec<&Pointer> = batch.iter().map(|(pointer, _)| *pointer).collect();
         let named = |pointer: &Pointer| found.get(pointer).and_then(|paths| paths.first()).cloned();
-        let mut actions = client.ask(&asked, named).await?;
-        // A loop: the compiler cannot tell of a closure that takes these pairs that its future may change threads.
+        let mut actions = client.request_batch(&requested, named).await?;
+        // A loop: with a closure over these pairs, the compiler cannot prove that the future is
+        // `Send`.
         let mut downloads = Vec::with_capacity(batch.len());
         for (pointer, paths) in batch.iter().copied() {
             let action = actions.remove(&pointer.oid);
@@ -77,11 +78,11 @@ pub(crate) async fn check_out(
             downloads.push(async move {
                 let first = paths.first().cloned().unwrap_or_default();
                 let file = client.download(pointer, action, &first, scratch).await?;
-                place(git, file, paths)?;
+                write_object(git, file, paths)?;
                 Ok::<u64, SourceError>(pointer.size)
             });
         }
-        let mut done = stream::iter(downloads).buffer_unordered(SIDE_BY_SIDE);
+        let mut done = stream::iter(downloads).buffer_unordered(PARALLEL);
         while let Some(size) = done.try_next().await? {
             bytes += size;
             options.report(Progress::Received {
@@ -93,9 +94,9 @@ pub(crate) async fn check_out(
     Ok(())
 }
 
-/// Reports the files whose pointers stay in place of their content.
+/// Reports the files that remain pointers.
 pub(crate) async fn report_left_out(git: &Git, options: &Options) {
-    let files: Vec<String> = match pointers(git).await {
+    let files: Vec<String> = match list_pointers(git).await {
         Ok(found) => found.into_values().flatten().collect(),
         Err(error) => {
             tracing::debug!(%error, "cannot list the files of Git LFS");
@@ -104,17 +105,17 @@ pub(crate) async fn report_left_out(git: &Git, options: &Options) {
     };
     if !files.is_empty() {
         options.report(Progress::Started(format!(
-            "warning: files of {} are pointers of Git LFS: {}; `--lfs`, or `lfs: true` in the task, takes their content in",
+            "warning: files of {} are pointers of Git LFS: {}; `--lfs`, or `lfs: true` in the task, downloads their content",
             git.url.url,
-            git::names(&files)
+            git::join_names(&files)
         )));
     }
 }
 
-/// The pointers among the files that the repository's attributes give to Git LFS, each with its files.
-async fn pointers(git: &Git) -> Result<BTreeMap<Pointer, Vec<String>>, SourceError> {
+/// Returns the pointers among the files with the attribute of Git LFS, each with its paths.
+async fn list_pointers(git: &Git) -> Result<BTreeMap<Pointer, Vec<String>>, SourceError> {
     let args = ["ls-files", "-z", "--", ":(attr:filter=lfs)"];
-    let listed = git.must("list the files of", &args).await?.stdout;
+    let listed = git.run_checked("list the files of", &args).await?.stdout;
     let mut found: BTreeMap<Pointer, Vec<String>> = BTreeMap::new();
     for path in listed
         .split(|byte| *byte == 0)
@@ -130,35 +131,39 @@ async fn pointers(git: &Git) -> Result<BTreeMap<Pointer, Vec<String>>, SourceErr
             unreachable: false,
             help: None,
         };
-        let Some(file) = of_checkout(&git.tree, path) else {
+        let Some(file) = find_file(&git.tree, path) else {
             continue;
         };
-        let text = read_short(&file).map_err(|error| failed(error.to_string()))?;
+        let text = read_pointer_text(&file).map_err(|error| failed(error.to_string()))?;
         let Some(text) = text else { continue };
-        if let Some(pointer) = pointer::read(&text).map_err(failed)? {
+        if let Some(pointer) = pointer::parse(&text).map_err(failed)? {
             found.entry(pointer).or_default().push(path.to_owned());
         }
     }
     Ok(found)
 }
 
-/// The file of a checkout at `path`, where there is one and no link leads to it.
-fn of_checkout(root: &Path, path: &str) -> Option<PathBuf> {
+/// Returns the file of a checkout at `path`. `None` if it does not exist, or if a link leads to it.
+fn find_file(root: &Path, path: &str) -> Option<PathBuf> {
     let file = root.join(path);
-    let is_it = paths::inside(root, Path::new(path)).ok()? == file;
+    let is_it = paths::resolve_inside(root, Path::new(path)).ok()? == file;
     (is_it && file.symlink_metadata().ok()?.is_file()).then_some(file)
 }
 
-/// What a file holds, unless it is too long for a pointer.
-fn read_short(file: &Path) -> std::io::Result<Option<Vec<u8>>> {
+/// Reads a file. `None` if it is too long for a pointer.
+fn read_pointer_text(file: &Path) -> std::io::Result<Option<Vec<u8>>> {
     let mut text = Vec::new();
     let opened = std::fs::File::open(file)?;
     opened.take(MAX_POINTER + 1).read_to_end(&mut text)?;
     Ok((text.len() as u64 <= MAX_POINTER).then_some(text))
 }
 
-/// Puts a downloaded object in the place of its pointers; each file keeps its mode.
-fn place(git: &Git, file: tempfile::NamedTempFile, paths: &[String]) -> Result<(), SourceError> {
+/// Replaces the pointers of a downloaded object. Each file keeps its mode.
+fn write_object(
+    git: &Git,
+    file: tempfile::NamedTempFile,
+    paths: &[String],
+) -> Result<(), SourceError> {
     let failed = |path: &str, source: std::io::Error| SourceError::Io {
         attempt: format!("write the file `{path}` of {}", git.url.url),
         source,
@@ -169,13 +174,13 @@ fn place(git: &Git, file: tempfile::NamedTempFile, paths: &[String]) -> Result<(
         None => return Ok(()),
     };
     let to = |path: &str| {
-        let gone = || std::io::Error::other("it is no file any more");
-        of_checkout(&git.tree, path).ok_or_else(gone)
+        let gone = || std::io::Error::other("it is not a file any more");
+        find_file(&git.tree, path).ok_or_else(gone)
     };
     for path in others {
         let copy = || {
             let target = to(path)?;
-            // The target's mode stays, as its content alone is written.
+            // The target keeps its mode, because only its content changes.
             let mut content = std::fs::File::open(file.path())?;
             let mut target = std::fs::File::options()
                 .write(true)
@@ -196,10 +201,10 @@ fn place(git: &Git, file: tempfile::NamedTempFile, paths: &[String]) -> Result<(
         .map_err(|error| failed(last, error.error))
 }
 
-/// Where the repository's objects are, unless its files say otherwise.
+/// Returns the default address of the repository's objects.
 ///
 /// Source: git-lfs, `docs/api/server-discovery.md`.
-fn endpoint(url: &GitUrl) -> Option<Url> {
+fn default_endpoint(url: &GitUrl) -> Option<Url> {
     let address = match url.transport {
         GitTransport::Https | GitTransport::Http => url.url.clone(),
         GitTransport::Ssh => format!("https://{}/{}", url.host, remote_path(url)?),
@@ -214,7 +219,7 @@ fn endpoint(url: &GitUrl) -> Option<Url> {
     Url::parse(&format!("{address}{ending}/info/lfs")).ok()
 }
 
-/// The path of a repository that is reached by ssh, from where the host has its repositories.
+/// Returns the path of an ssh repository, relative to the root of the host's repositories.
 fn remote_path(url: &GitUrl) -> Option<String> {
     let path = match Url::parse(&url.url) {
         Ok(parsed) if parsed.has_host() => parsed.path().to_owned(),
@@ -229,7 +234,7 @@ mod tests {
     use crate::ContextSpec;
 
     #[test]
-    fn finds_the_objects_of_a_repository() {
+    fn default_endpoint_follows_server_discovery() {
         for (text, expected) in [
             (
                 "https://h.example/a.git",
@@ -254,7 +259,7 @@ mod tests {
                 panic!("{text}")
             };
             assert_eq!(
-                endpoint(&url).map(String::from).as_deref(),
+                default_endpoint(&url).map(String::from).as_deref(),
                 expected,
                 "{text}"
             );

@@ -1,24 +1,24 @@
-//! What stands in a repository in the place of a large file.
+//! Pointer file in the place of a large file.
 //!
 //! Source: git-lfs, `docs/spec.md`.
 
 use acrtask_model::Digest;
 
-/// A file that is longer is no pointer.
+/// Maximum size of a pointer file, in bytes.
 pub(super) const MAX_POINTER: u64 = 1024;
 const VERSION: &str = "version https://git-lfs.github.com/spec/v1";
 
-/// A pointer to an object.
+/// Pointer to an object.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Pointer {
-    /// SHA-256 of the object: 64 digits in lower case.
+    /// SHA-256 of the object: 64 lower-case digits.
     pub(super) oid: String,
-    /// Its bytes.
+    /// Size of the object, in bytes.
     pub(super) size: u64,
 }
 
-/// Reads a pointer. Nothing where it is none; an error where it is one that cannot be followed.
-pub(super) fn read(text: &[u8]) -> Result<Option<Pointer>, String> {
+/// Parses a pointer. `None` if the text is not a pointer. An error if the pointer is unsupported.
+pub(super) fn parse(text: &[u8]) -> Result<Option<Pointer>, String> {
     let Some(text) = std::str::from_utf8(text).ok() else {
         return Ok(None);
     };
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_pointers_and_nothing_else() {
+    fn parse_accepts_only_valid_pointers() {
         let oid = "4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393";
         let pointer = |oid: &str, rest: &str| format!("{VERSION}\noid {oid}\n{rest}");
         let good = Pointer {
@@ -64,7 +64,7 @@ mod tests {
         };
         let sha = format!("sha256:{oid}");
         assert_eq!(
-            read(pointer(&sha, "size 12345\n").as_bytes()),
+            parse(pointer(&sha, "size 12345\n").as_bytes()),
             Ok(Some(good))
         );
         for text in [
@@ -73,7 +73,7 @@ mod tests {
             "version https://example.com/spec/v1\noid x\n",
             "\u{0}\u{1}",
         ] {
-            assert_eq!(read(text.as_bytes()), Ok(None), "{text:?}");
+            assert_eq!(parse(text.as_bytes()), Ok(None), "{text:?}");
         }
         for (oid, rest) in [
             (&sha[..], ""),
@@ -83,7 +83,10 @@ mod tests {
             ("md5:d41d8cd98f00b204e9800998ecf8427e", "size 1\n"),
             (&sha[..], "ext-0-foo sha256:x\nsize 1\n"),
         ] {
-            assert!(read(pointer(oid, rest).as_bytes()).is_err(), "{oid} {rest}");
+            assert!(
+                parse(pointer(oid, rest).as_bytes()).is_err(),
+                "{oid} {rest}"
+            );
         }
     }
 }

@@ -1,4 +1,4 @@
-//! From the words of `docker build` to a [`BuildLine`].
+//! Parser of the words of `docker build`.
 
 use std::ops::Range;
 
@@ -7,12 +7,12 @@ use jiff::Timestamp;
 use super::{BuildLine, CacheSpec, ContextRef, SecretSpec};
 use crate::{
     cmd_line::Word,
-    flags::{self, Flag, FlagsEnd, Given, Placed, switch, value},
+    flags::{self, Flag, FlagsEnd, GivenFlag, PlacedWord, switch, value},
+    lexer::{self, TokenKind, refusal},
     plan::LineRefusal,
-    words::{self, TokenKind, refusal},
 };
 
-/// `docker build` and `docker buildx build`, both.
+/// Flags of `docker build` and of `docker buildx build`.
 const FLAGS: [Flag; 56] = [
     value("add-host"),
     value("allow"),
@@ -29,24 +29,24 @@ const FLAGS: [Flag; 56] = [
     switch("compress"),
     value("cpu-period"),
     value("cpu-quota"),
-    value("cpu-shares").or('c'),
+    value("cpu-shares").with_short('c'),
     value("cpuset-cpus"),
     value("cpuset-mems"),
-    switch("debug").or('D'),
+    switch("debug").with_short('D'),
     switch("disable-content-trust"),
-    value("file").or('f'),
+    value("file").with_short('f'),
     switch("force-rm"),
     value("iidfile"),
     value("isolation"),
     value("label"),
     switch("load"),
-    value("memory").or('m'),
+    value("memory").with_short('m'),
     value("memory-swap"),
     value("metadata-file"),
     value("network"),
     switch("no-cache"),
     value("no-cache-filter"),
-    value("output").or('o'),
+    value("output").with_short('o'),
     value("platform"),
     value("policy"),
     value("print"),
@@ -54,7 +54,7 @@ const FLAGS: [Flag; 56] = [
     value("provenance"),
     switch("pull"),
     switch("push"),
-    switch("quiet").or('q'),
+    switch("quiet").with_short('q'),
     switch("rm"),
     value("root"),
     value("sbom"),
@@ -65,27 +65,27 @@ const FLAGS: [Flag; 56] = [
     switch("squash"),
     value("ssh"),
     switch("stream"),
-    value("tag").or('t'),
+    value("tag").with_short('t'),
     value("target"),
     value("ulimit"),
     switch("use-config"),
-    switch("help").or('h'),
+    switch("help").with_short('h'),
 ];
 
-/// Reads `line`, the words after `docker build`.
+/// Parses `line`, the words after `docker build`.
 ///
 /// # Errors
 ///
-/// Says which word cannot be carried out, where, and what to write instead.
+/// Returns which word is refused, its span, and what to write instead.
 pub fn parse(line: &str) -> Result<BuildLine, LineRefusal> {
     parse_tokens(line, |word, _| Ok(word))
 }
 
-/// Reads `line` with its dates at `now`, in UTC.
+/// Parses `line` and replaces its dates by the time `now`, in UTC.
 ///
 /// # Errors
 ///
-/// As [`parse`].
+/// Same as [`parse`].
 pub fn parse_at(line: &str, now: Timestamp) -> Result<BuildLine, LineRefusal> {
     parse_tokens(line, |word, span| {
         let dated = word.with_dates(now);
@@ -98,13 +98,13 @@ fn parse_tokens(
     read: impl Fn(Word, &Range<usize>) -> Result<Word, LineRefusal>,
 ) -> Result<BuildLine, LineRefusal> {
     let mut placed = Vec::new();
-    for token in words::split(line).map_err(helped)? {
+    for token in lexer::tokenize(line).map_err(with_default_help)? {
         match token.kind {
             TokenKind::Word(word) => placed.push((read(word, &token.span)?, token.span)),
-            // The end of the text, or a line that was not joined to the next one.
-            TokenKind::Operator(words::Operator::Newline)
+            // A line break at the end of the text is allowed.
+            TokenKind::Operator(lexer::Operator::Newline)
                 if line[token.span.end..].trim().is_empty() => {}
-            TokenKind::Operator(words::Operator::Newline) => {
+            TokenKind::Operator(lexer::Operator::Newline) => {
                 let mut refused = refusal("the line ends here, but the build goes on", token.span);
                 refused.help = Some("end the line with ` \\`, or write the text with `build: >`, which joins its lines".into());
                 return Err(refused);
@@ -114,7 +114,8 @@ fn parse_tokens(
                     "a build step is one `docker build`, without a shell around it",
                     token.span,
                 );
-                refused.help = Some("put what comes before or after into a step of its own".into());
+                refused.help =
+                    Some("move the commands before or after it to a separate step".into());
                 return Err(refused);
             }
         }
@@ -122,45 +123,47 @@ fn parse_tokens(
     parse_words(&placed, line.len())
 }
 
-/// Reads words that were split already, as for `docker build WORDS` in a cmd. Places in a refusal mean
-/// nothing then.
+/// Parses words that are already split, as for `docker build WORDS` in a cmd. Spans in a refusal
+/// are meaningless.
 ///
 /// # Errors
 ///
-/// As [`parse`].
+/// Same as [`parse`].
 pub fn from_words(words: &[Word]) -> Result<BuildLine, LineRefusal> {
-    let placed: Vec<Placed> = words.iter().map(|word| (word.clone(), 0..0)).collect();
+    let placed: Vec<PlacedWord> = words.iter().map(|word| (word.clone(), 0..0)).collect();
     parse_words(&placed, 0)
 }
 
-/// `end` is that of the line.
-fn parse_words(words: &[Placed], end: usize) -> Result<BuildLine, LineRefusal> {
+/// Parses the words of a line. `end` is the length of the line.
+fn parse_words(words: &[PlacedWord], end: usize) -> Result<BuildLine, LineRefusal> {
     if let Some((_, span)) = words.iter().find(|(word, _)| word.literal().is_none()) {
-        return Err(helped(refusal(
+        return Err(with_default_help(refusal(
             "this is known only while a container runs",
             span.clone(),
         )));
     }
-    let (given, others) = self::flags(words)?;
+    let (given, others) = split_flags(words)?;
     let mut line = BuildLine {
-        context: context(
+        context: parse_context(
             &others,
             words.last().map_or(0..end, |(_, span)| span.clone()),
         )?,
-        ..empty()
+        ..empty_line()
     };
     for flag in given {
-        apply(&mut line, flag)?;
+        apply_flag(&mut line, flag)?;
     }
     Ok(line)
 }
 
 /// Separates the flags of `docker build` from the other words.
-pub(crate) fn flags(words: &[Placed]) -> Result<(Vec<Given>, Vec<Placed>), LineRefusal> {
-    flags::read("docker build", &FLAGS, words, FlagsEnd::Anywhere)
+pub(crate) fn split_flags(
+    words: &[PlacedWord],
+) -> Result<(Vec<GivenFlag>, Vec<PlacedWord>), LineRefusal> {
+    flags::split_flags("docker build", &FLAGS, words, FlagsEnd::Anywhere)
 }
 
-fn helped(mut refused: LineRefusal) -> LineRefusal {
+fn with_default_help(mut refused: LineRefusal) -> LineRefusal {
     refused.help.get_or_insert_with(|| {
         "write the value itself, a template like `{{.Run.ID}}` or `{{.Values.name}}`, or put the text in single quotes"
             .to_owned()
@@ -168,7 +171,7 @@ fn helped(mut refused: LineRefusal) -> LineRefusal {
     refused
 }
 
-fn empty() -> BuildLine {
+fn empty_line() -> BuildLine {
     BuildLine {
         context: ContextRef::Stdin,
         file: None,
@@ -201,7 +204,7 @@ fn empty() -> BuildLine {
     }
 }
 
-fn context(others: &[Placed], place: Range<usize>) -> Result<ContextRef, LineRefusal> {
+fn parse_context(others: &[PlacedWord], place: Range<usize>) -> Result<ContextRef, LineRefusal> {
     let (word, span) = match others {
         [only] => only,
         [] => {
@@ -223,9 +226,7 @@ fn context(others: &[Placed], place: Range<usize>) -> Result<ContextRef, LineRef
                     let extra = extra.literal().unwrap_or_default();
                     (
                         span.clone(),
-                        format!(
-                            "take `{extra}` away, or write the flag that it belongs to before it"
-                        ),
+                        format!("remove `{extra}`, or write the flag that it belongs to before it"),
                     )
                 }
             };
@@ -246,7 +247,7 @@ fn context(others: &[Placed], place: Range<usize>) -> Result<ContextRef, LineRef
     Ok(context_ref(text))
 }
 
-/// What kind of context `text` names, as `docker build` decides it.
+/// Classifies a context by the rules of `docker build`.
 pub(crate) fn context_ref(text: String) -> ContextRef {
     let lower = text.to_lowercase();
     let is_http = lower.starts_with("http://") || lower.starts_with("https://");
@@ -273,8 +274,8 @@ pub(crate) fn context_ref(text: String) -> ContextRef {
     }
 }
 
-fn apply(line: &mut BuildLine, flag: Given) -> Result<(), LineRefusal> {
-    let Given {
+fn apply_flag(line: &mut BuildLine, flag: GivenFlag) -> Result<(), LineRefusal> {
+    let GivenFlag {
         name,
         written,
         value,
@@ -299,22 +300,22 @@ fn apply(line: &mut BuildLine, flag: Given) -> Result<(), LineRefusal> {
         }
         "target" => line.target = Some(text),
         "platform" => line.platforms.extend(commas()),
-        "no-cache" => line.no_cache = boolean(name, &text, &span)?,
+        "no-cache" => line.no_cache = parse_bool(name, &text, &span)?,
         "no-cache-filter" => line.no_cache_filter.extend(commas()),
-        "pull" => line.pull = boolean(name, &text, &span)?,
-        "push" => line.push = boolean(name, &text, &span)?,
-        "quiet" => line.quiet = boolean(name, &text, &span)?,
-        "secret" => line.secrets.push(secret(&text, &span)?),
+        "pull" => line.pull = parse_bool(name, &text, &span)?,
+        "push" => line.push = parse_bool(name, &text, &span)?,
+        "quiet" => line.quiet = parse_bool(name, &text, &span)?,
+        "secret" => line.secrets.push(parse_secret(&text, &span)?),
         "ssh" => line.ssh.push(text),
-        "cache-from" => line.cache_from.extend(cache(&text)),
-        "cache-to" => line.cache_to.extend(cache(&text)),
+        "cache-from" => line.cache_from.extend(parse_cache(&text)),
+        "cache-to" => line.cache_to.extend(parse_cache(&text)),
         "network" => line.network = Some(text),
         "add-host" => line.add_hosts.push(text),
-        "shm-size" => line.shm_size = Some(bytes(&text, &span)?),
+        "shm-size" => line.shm_size = Some(parse_size(&text, &span)?),
         "ulimit" => line.ulimits.push(text),
         "build-context" => {
             let (name, place) = text.split_once('=').ok_or_else(|| LineRefusal {
-                message: format!("`{text}` is no named context"),
+                message: format!("`{text}` is not a named context"),
                 span: span.clone(),
                 help: Some("write `--build-context NAME=PLACE`".into()),
             })?;
@@ -322,8 +323,8 @@ fn apply(line: &mut BuildLine, flag: Given) -> Result<(), LineRefusal> {
                 .push((name.to_owned(), place.to_owned()));
         }
         "provenance" => line.provenance = Some(text),
-        "sbom" => line.sbom = Some(text),
-        "attest" => attest(line, &text, &span)?,
+        "sbom" => line.sbom = Some(sbom_attributes(text, &span)?),
+        "attest" => apply_attest(line, &text, &span)?,
         "output" => line.outputs.push(text),
         "iidfile" => line.iidfile = Some(text),
         "metadata-file" => line.metadata_file = Some(text),
@@ -331,12 +332,12 @@ fn apply(line: &mut BuildLine, flag: Given) -> Result<(), LineRefusal> {
             return Err(LineRefusal {
                 message: format!("`--{name}` makes `docker build` build nothing"),
                 span,
-                help: Some("take it away".into()),
+                help: Some("remove it".into()),
             });
         }
         "help" => return Err(refusal("`--help` builds nothing", span)),
         _ => {
-            if let Some(why) = ignored(name) {
+            if let Some(why) = ignored_reason(name) {
                 let sentence = format!("`{written}` is ignored: {why}");
                 line.ignored.push((written, sentence));
             }
@@ -345,11 +346,11 @@ fn apply(line: &mut BuildLine, flag: Given) -> Result<(), LineRefusal> {
     Ok(())
 }
 
-/// Why a flag does nothing here; nothing for those whose wish is granted anyway.
-fn ignored(name: &str) -> Option<&'static str> {
+/// Returns why a flag has no effect. `None` if the run does what the flag requests anyway.
+fn ignored_reason(name: &str) -> Option<&'static str> {
     Some(match name {
-        // Shown progress is the run's own; images are kept where the next steps find them; and
-        // BuildKit leaves no intermediate containers.
+        // The run shows progress itself and keeps images where later steps find them. BuildKit
+        // leaves no intermediate containers behind.
         "progress" | "load" | "rm" | "force-rm" | "debug" => return None,
         "squash" => "BuildKit does not squash layers",
         "isolation" => "there is one kind of isolation on Linux",
@@ -361,11 +362,11 @@ fn ignored(name: &str) -> Option<&'static str> {
         "builder" | "root" | "server-config" | "use-config" => "the run's own endpoint builds",
         "allow" => "the operator of the endpoint decides about that",
         "annotation" => "annotations are not written yet",
-        _ => "it is of no use here",
+        _ => "it has no effect here",
     })
 }
 
-fn boolean(name: &str, text: &str, span: &Range<usize>) -> Result<bool, LineRefusal> {
+fn parse_bool(name: &str, text: &str, span: &Range<usize>) -> Result<bool, LineRefusal> {
     match text {
         "true" | "1" | "t" | "T" | "TRUE" | "True" => Ok(true),
         "false" | "0" | "f" | "F" | "FALSE" | "False" => Ok(false),
@@ -377,8 +378,8 @@ fn boolean(name: &str, text: &str, span: &Range<usize>) -> Result<bool, LineRefu
     }
 }
 
-/// `KEY=VALUE` pairs between commas; quotes keep a comma in a value, as in a line of CSV.
-fn pairs(text: &str) -> Vec<(String, Option<String>)> {
+/// Splits `KEY=VALUE` pairs at commas. Double quotes protect a comma in a value, as in CSV.
+fn parse_pairs(text: &str) -> Vec<(String, Option<String>)> {
     let mut fields = vec![String::new()];
     let mut quoted = false;
     for c in text.chars() {
@@ -402,7 +403,7 @@ fn pairs(text: &str) -> Vec<(String, Option<String>)> {
         .collect()
 }
 
-fn secret(text: &str, span: &Range<usize>) -> Result<SecretSpec, LineRefusal> {
+fn parse_secret(text: &str, span: &Range<usize>) -> Result<SecretSpec, LineRefusal> {
     let mut spec = SecretSpec {
         id: String::new(),
         src: None,
@@ -414,7 +415,7 @@ fn secret(text: &str, span: &Range<usize>) -> Result<SecretSpec, LineRefusal> {
         help: Some("write `--secret id=NAME,src=FILE` or `--secret id=NAME,env=VARIABLE`".into()),
     };
     let mut kind = String::new();
-    for (key, value) in pairs(text) {
+    for (key, value) in parse_pairs(text) {
         let value = value.ok_or_else(|| refuse(format!("`{key}` has no value")))?;
         match key.as_str() {
             "id" => spec.id = value,
@@ -427,16 +428,16 @@ fn secret(text: &str, span: &Range<usize>) -> Result<SecretSpec, LineRefusal> {
     if spec.id.is_empty() {
         return Err(refuse("the secret has no id".into()));
     }
-    // `type=env` makes `src` the name of a variable.
+    // With `type=env`, `src` is the name of a variable.
     if kind == "env" && spec.env.is_none() {
         spec.env = spec.src.take().or_else(|| Some(spec.id.clone()));
     }
     Ok(spec)
 }
 
-/// One flag may name several images where it has no `type`.
-fn cache(text: &str) -> Vec<CacheSpec> {
-    let fields = pairs(text);
+/// Parses the value of a cache flag. Without `type` it may name several images.
+fn parse_cache(text: &str) -> Vec<CacheSpec> {
+    let fields = parse_pairs(text);
     if fields.iter().all(|(_, value)| value.is_none()) {
         return fields
             .into_iter()
@@ -459,8 +460,8 @@ fn cache(text: &str) -> Vec<CacheSpec> {
     vec![spec]
 }
 
-fn attest(line: &mut BuildLine, text: &str, span: &Range<usize>) -> Result<(), LineRefusal> {
-    let fields = pairs(text);
+fn apply_attest(line: &mut BuildLine, text: &str, span: &Range<usize>) -> Result<(), LineRefusal> {
+    let fields = parse_pairs(text);
     let disabled = fields
         .iter()
         .any(|(key, value)| key == "disabled" && value.as_deref() != Some("false"));
@@ -483,7 +484,7 @@ fn attest(line: &mut BuildLine, text: &str, span: &Range<usize>) -> Result<(), L
     };
     match kind.as_deref() {
         Some("provenance") => line.provenance = Some(attributes),
-        Some("sbom") => line.sbom = Some(attributes),
+        Some("sbom") => line.sbom = Some(sbom_attributes(attributes, span)?),
         _ => {
             return Err(LineRefusal {
                 message: format!("`{text}` names no attestation"),
@@ -497,8 +498,27 @@ fn attest(line: &mut BuildLine, text: &str, span: &Range<usize>) -> Result<(), L
     Ok(())
 }
 
-/// A size as Docker writes it: `64m`, `1.5g`, `1048576`; units are powers of 1024.
-fn bytes(text: &str, span: &Range<usize>) -> Result<u64, LineRefusal> {
+/// Checks the attributes of an SBOM. BuildKit reads them as CSV and uses the last generator, so
+/// quotes and a second generator could hide the scanner's image from a check.
+fn sbom_attributes(text: String, span: &Range<usize>) -> Result<String, LineRefusal> {
+    let generators = text
+        .split(',')
+        .filter(|pair| pair.trim().starts_with("generator="))
+        .count();
+    if generators > 1 || text.contains('"') {
+        return Err(LineRefusal {
+            message: format!("`{text}` does not name one scanner"),
+            span: span.clone(),
+            help: Some(
+                "write one scanner, without quotes: `--sbom generator=REGISTRY/IMAGE`".into(),
+            ),
+        });
+    }
+    Ok(text)
+}
+
+/// Parses a size as Docker writes it: `64m`, `1.5g`, `1048576`. Units are powers of 1024.
+fn parse_size(text: &str, span: &Range<usize>) -> Result<u64, LineRefusal> {
     let lower = text.trim().to_lowercase();
     let split = lower
         .find(|c: char| !(c.is_ascii_digit() || c == '.'))
@@ -525,7 +545,7 @@ fn bytes(text: &str, span: &Range<usize>) -> Result<u64, LineRefusal> {
         )]
         (Some(number), Some(factor)) => Ok((number * factor as f64) as u64),
         _ => Err(LineRefusal {
-            message: format!("`{text}` is no size"),
+            message: format!("`{text}` is not a size"),
             span: span.clone(),
             help: Some("write for example `--shm-size 64m`".into()),
         }),

@@ -1,26 +1,26 @@
-//! What a task declares beside its steps: secrets, networks, volumes, and the mounts of these.
+//! Declarations of a task beside its steps: secrets, networks, volumes, and the mounts of volumes.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use acrtask_model::Secret;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 
-use super::{Context, DEFAULT_NETWORK, line, line_of};
+use super::{Context, DEFAULT_NETWORK, first_byte, line_number};
 use crate::{
-    diagnostic::{Diagnostic, nearest},
+    diagnostic::{Diagnostic, find_nearest},
     plan::{Network, Volume, VolumeMount},
     read::{Report, Text},
     task::{RawMount, RawSecret, RawStep, RawTask, RawVolume},
 };
 
-/// Notes what is wrong with the `secrets` of a task; the reference executor looks at them first.
-pub(crate) fn secrets(declared: &[RawSecret], report: &mut Report<'_>) {
+/// Reports problems of the `secrets` of a task. The reference executor checks them first, too.
+pub(crate) fn check_secrets(declared: &[RawSecret], report: &mut Report<'_>) {
     let mut seen: HashMap<&str, &Text> = HashMap::new();
     for secret in declared {
         let Some(id) = &secret.id else {
             report.push(
                 Diagnostic::error("secret", "the secret has no id")
-                    .at(line_of(&secret.span), "add `id`")
+                    .at(first_byte(&secret.span), "add `id`")
                     .help("write `- id: NAME`; a template reads it as `{{.Secrets.NAME}}`"),
             );
             continue;
@@ -50,7 +50,7 @@ pub(crate) fn secrets(declared: &[RawSecret], report: &mut Report<'_>) {
             report.push(
                 Diagnostic::error(
                     "secret",
-                    format!("the secret `{}` says nowhere where its value is", id.value),
+                    format!("the secret `{}` has no source for its value", id.value),
                 )
                 .at(id.span.clone(), "this one")
                 .help(
@@ -77,7 +77,7 @@ pub(crate) fn secrets(declared: &[RawSecret], report: &mut Report<'_>) {
             && !is_uuid(&client.value)
         {
             report.push(
-                Diagnostic::error("secret", format!("`{}` is no client id", client.value))
+                Diagnostic::error("secret", format!("`{}` is not a client id", client.value))
                     .at(client.span.clone(), "expected a UUID")
                     .help("write the identity's client id: `clientID: 00000000-0000-0000-0000-000000000000`"),
             );
@@ -96,8 +96,9 @@ fn is_uuid(text: &str) -> bool {
         && text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-')
 }
 
-/// Reads the networks of a task, and which of them is the default. A name that the engine cannot have is a refusal.
-pub(super) fn networks(
+/// Reads the networks of a task and the name of its default network. A name that the engine would
+/// not accept becomes a refusal.
+pub(super) fn read_networks(
     task: &RawTask,
     context: &Context<'_>,
     report: &mut Report<'_>,
@@ -108,7 +109,7 @@ pub(super) fn networks(
         let Some(name) = &raw.name else {
             report.push(
                 Diagnostic::error("network", "the network has no name")
-                    .at(line_of(&raw.span), "add `name`")
+                    .at(first_byte(&raw.span), "add `name`")
                     .help("write `- name: backend`"),
             );
             continue;
@@ -135,10 +136,10 @@ pub(super) fn networks(
                     "write `name: {}`",
                     name.value.replace(|c: char| !is_allowed(c), "-")
                 ));
-            refusals.push(report.placed(refusal));
+            refusals.push(report.with_author_spans(refusal));
         }
         networks.push(Network {
-            line: Some(line(&raw.span, context, report)),
+            line: Some(line_number(&raw.span, context, report)),
             name: name.value.clone(),
             driver: raw
                 .driver
@@ -160,13 +161,13 @@ pub(super) fn networks(
             is_default: true,
         });
     }
-    // The last one that is marked counts.
+    // The last network marked as default takes effect.
     let default = networks.iter().rev().find(|network| network.is_default);
     let default = default.map(|network| network.name.clone());
     (networks, default)
 }
 
-pub(super) fn volumes(
+pub(super) fn read_volumes(
     raw: &[RawVolume],
     report: &mut Report<'_>,
     refusals: &mut Vec<Diagnostic>,
@@ -180,7 +181,7 @@ pub(super) fn volumes(
         let Some(name) = &volume.name else {
             report.push(
                 Diagnostic::error("volume", "the volume has no name")
-                    .at(line_of(&volume.span), "add `name`")
+                    .at(first_byte(&volume.span), "add `name`")
                     .help("write `- name: keys`"),
             );
             continue;
@@ -189,7 +190,7 @@ pub(super) fn volumes(
             report.push(
                 Diagnostic::error(
                     "volume",
-                    format!("`{}` is no name for a volume", name.value),
+                    format!("`{}` is not a name for a volume", name.value),
                 )
                 .at(name.span.clone(), "letters, digits, `-` and `_` only")
                 .help(format!(
@@ -223,7 +224,7 @@ pub(super) fn volumes(
                 report.push(
                     Diagnostic::error(
                         "volume",
-                        format!("`{}` is no name for a secret's file", file.value),
+                        format!("`{}` is not a name for a secret's file", file.value),
                     )
                     .at(file.span.clone(), "letters, digits, `-`, `_` and `.` only")
                     .help(format!(
@@ -247,7 +248,7 @@ pub(super) fn volumes(
             };
             read.insert(file.value.clone(), Secret::new(""));
             refusals.push(
-                report.placed(
+                report.with_author_spans(
                     Diagnostic::error("volume", format!("the content of `{}` {why}", file.value))
                         .at(content.span.clone(), "expected base 64")
                         .help(format!(
@@ -280,21 +281,21 @@ pub(super) fn check_mounts(raw: &RawStep, volumes: &[RawVolume], report: &mut Re
     ) {
         report.push(
             Diagnostic::error("mount", "a push step has no container to mount a volume in")
-                .at(line_of(&mount.span), "on a push step")
-                .help("take `volumeMounts` away, or mount the volume in a cmd step"),
+                .at(first_byte(&mount.span), "on a push step")
+                .help("remove `volumeMounts`, or mount the volume in a cmd step"),
         );
     }
     for mount in &raw.volume_mounts {
         let (Some(name), Some(path)) = (&mount.name, &mount.mount_path) else {
             report.push(
                 Diagnostic::error("mount", "a mount needs the name of a volume and a path")
-                    .at(line_of(&mount.span), "this one")
+                    .at(first_byte(&mount.span), "this one")
                     .help("write `- name: VOLUME` and under it `mountPath: /PATH`"),
             );
             continue;
         };
         if !names.contains(&name.value.as_str()) {
-            let help = match nearest(&name.value, names.iter().copied()) {
+            let help = match find_nearest(&name.value, names.iter().copied()) {
                 Some(near) => format!("write `name: {near}`"),
                 None => format!(
                     "declare it beside `steps`: `volumes:` with an entry `- name: {}`",
@@ -302,9 +303,12 @@ pub(super) fn check_mounts(raw: &RawStep, volumes: &[RawVolume], report: &mut Re
                 ),
             };
             report.push(
-                Diagnostic::error("mount", format!("there is no volume `{}`", name.value))
-                    .at(name.span.clone(), "no volume has this name")
-                    .help(help),
+                Diagnostic::error(
+                    "mount",
+                    format!("the volume `{}` does not exist", name.value),
+                )
+                .at(name.span.clone(), "no volume has this name")
+                .help(help),
             );
         }
         if !paths.insert(path.value.as_str()) {
@@ -320,7 +324,7 @@ pub(super) fn check_mounts(raw: &RawStep, volumes: &[RawVolume], report: &mut Re
     }
 }
 
-pub(super) fn mount(raw: &RawMount) -> Option<VolumeMount> {
+pub(super) fn to_volume_mount(raw: &RawMount) -> Option<VolumeMount> {
     Some(VolumeMount {
         name: raw.name.as_ref()?.value.clone(),
         mount_path: raw.mount_path.as_ref()?.value.clone(),

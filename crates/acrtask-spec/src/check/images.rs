@@ -1,25 +1,26 @@
-//! Names of images that no run can use, found before it starts.
+//! Checks for image names that no run can use. They fail before the run starts.
 
 use acrtask_model::ImageRef;
 
 use super::{Context, span_of_word};
 use crate::{build_line::BuildLine, diagnostic::Diagnostic, plan::LineRefusal};
 
-/// The message where a name begins with the registry of a run that has none.
+/// Message for a name that begins with the registry of a run without one.
 const NO_REGISTRY: &str = "`$Registry` is empty, so that the name of an image begins with `/`";
-/// Longest tag.
+/// Maximum length of a tag, in characters.
 const MAX_TAG: usize = 128;
 
-/// Returns the refusal of a name that begins with an empty registry. `span` is its place in the line, which the author
-/// has `written` so.
-pub(super) fn without_registry(
+/// Returns the refusal of a name that begins with an empty registry. `span` is its range in the
+/// line. `written` is the line as the author wrote it.
+pub(super) fn refuse_empty_registry(
     name: &str,
     span: std::ops::Range<usize>,
     context: &Context<'_>,
     written: &str,
 ) -> Option<LineRefusal> {
-    let is_empty =
-        context.facts.registry.is_empty() && name.starts_with('/') && written.contains("Registry");
+    let is_empty = context.variables.registry.is_empty()
+        && name.starts_with('/')
+        && written.contains("Registry");
     is_empty.then(|| LineRefusal {
         message: NO_REGISTRY.into(),
         span,
@@ -29,8 +30,8 @@ pub(super) fn without_registry(
     })
 }
 
-/// Makes one diagnostic of all names that begin with an empty registry.
-pub(super) fn merge_without_registry(refusals: &mut Vec<Diagnostic>) {
+/// Merges the refusals of all names that begin with an empty registry into one diagnostic.
+pub(super) fn merge_empty_registry_refusals(refusals: &mut Vec<Diagnostic>) {
     let mut places = Vec::new();
     let mut first = true;
     for refused in refusals
@@ -49,7 +50,7 @@ pub(super) fn merge_without_registry(refusals: &mut Vec<Diagnostic>) {
     }
 }
 
-/// Refuses the names of `-t` that no image can have. `text` is the line.
+/// Refuses values of `-t` that are not image names. `text` is the line.
 pub(super) fn check_tags(
     line: BuildLine,
     text: &str,
@@ -61,10 +62,10 @@ pub(super) fn check_tags(
             continue;
         };
         let span = span_of_word(text, tag);
-        if let Some(refused) = without_registry(tag, span.clone(), context, written) {
+        if let Some(refused) = refuse_empty_registry(tag, span.clone(), context, written) {
             return Err(refused);
         }
-        let (reason, help) = match advice(tag) {
+        let (reason, help) = match explain_name(tag) {
             Some((reason, help)) => (reason.to_owned(), help),
             None => (
                 error.reason,
@@ -80,8 +81,8 @@ pub(super) fn check_tags(
     Ok(line)
 }
 
-/// Returns the reason and the help for usual mistakes in a name.
-fn advice(name: &str) -> Option<(&'static str, String)> {
+/// Returns the reason and the help for common mistakes in a name.
+fn explain_name(name: &str) -> Option<(&'static str, String)> {
     const FROM_BRANCH: &str =
         "write `{{.Run.Branch | replace \"/\" \"-\" | trunc 128}}` where the tag is a branch";
     let (before, tag) = split_tag(name);
@@ -89,7 +90,7 @@ fn advice(name: &str) -> Option<(&'static str, String)> {
     if tag.is_empty() {
         return Some((
             "the tag after `:` is empty",
-            "write a tag, such as `{{.Run.ID}}`; a fact or value that has no text leaves it empty"
+            "write a tag, such as `{{.Run.ID}}`; a variable or value without text leaves it empty"
                 .into(),
         ));
     }
@@ -108,7 +109,8 @@ fn advice(name: &str) -> Option<(&'static str, String)> {
     }
 }
 
-/// Splits a name at the `:` before its tag. A `:` before a port, which digits and `/` follow, is none.
+/// Splits a name at the `:` before its tag. A `:` before a port is skipped: digits and `/` follow
+/// it.
 fn split_tag(name: &str) -> (&str, Option<&str>) {
     for (at, _) in name.match_indices(':') {
         let (before, after) = (&name[..at], &name[at + 1..]);
@@ -129,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn usual_mistakes_in_names_have_an_advice() {
+    fn common_mistakes_in_names_get_help() {
         for (name, advised) in [
             ("app:feature/login", Some("replace")),
             ("reg.io:5000/app:feature/login", Some("replace")),
@@ -139,14 +141,14 @@ mod tests {
             ("app:-x", None),
         ] {
             assert!(name.parse::<ImageRef>().is_err(), "{name}");
-            let help = advice(name).map(|(_, help)| help);
+            let help = explain_name(name).map(|(_, help)| help);
             match advised {
                 Some(part) => assert!(help.unwrap().contains(part), "{name}"),
                 None => assert_eq!(help, None, "{name}"),
             }
         }
         let long = format!("app:{}", "x".repeat(129));
-        assert!(advice(&long).unwrap().1.contains("trunc 128"));
+        assert!(explain_name(&long).unwrap().1.contains("trunc 128"));
         assert_eq!(split_tag("reg.io:5000/app"), ("reg.io:5000/app", None));
     }
 }

@@ -1,34 +1,35 @@
-//! What a step does: its one line, taken apart. A line that cannot be run does not stop the plan.
+//! The line of a step, parsed by the kind of the step. A line that cannot run does not prevent the
+//! plan.
 
 use std::ops::Range;
 
 use acrtask_model::ImageRef;
 
 use super::{
-    Context,
-    images::{check_tags, without_registry},
-    line_of,
-    order::Named,
-    paths::{BuildPlace, check_paths},
+    Context, first_byte,
+    images::{check_tags, refuse_empty_registry},
+    order::StepName,
+    paths::{BuildInputs, check_paths},
 };
 use crate::{
     alias::{PREDEFINED, expand_image},
     build_line,
     cmd_line::{self, CmdLine, CommandKind, docker_word_supported},
     diagnostic::Diagnostic,
-    facts::RunFacts,
     origin::align,
     plan::{BuildStep, CmdStep, LineRefusal, PushStep, StepCache, StepKind},
-    read::{Report, Text, first_line, quoted},
+    read::{Report, Text, first_line_span, quote_yaml},
+    run_variables::RunVariables,
     task::RawStep,
 };
 
-/// Takes the line of a step apart. `next` is the step after it, which may be the rest of this one.
-pub(super) fn step_kind(
+/// Parses the line of a step. `next` is the following step, which may be a detached part of this
+/// one.
+pub(super) fn read_step_kind(
     raw: &RawStep,
     next: Option<&RawStep>,
-    id: &Named,
-    place: &BuildPlace<'_>,
+    id: &StepName,
+    inputs: &BuildInputs<'_>,
     context: &Context<'_>,
     report: &mut Report<'_>,
     refusals: &mut Vec<Diagnostic>,
@@ -44,13 +45,16 @@ pub(super) fn step_kind(
     }
     if given.len() != 1 {
         let diagnostic = if given.is_empty() {
-            let span = raw.push_key.clone().unwrap_or_else(|| line_of(&raw.span));
+            let span = raw
+                .push_key
+                .clone()
+                .unwrap_or_else(|| first_byte(&raw.span));
             Diagnostic::error(
                 "step-kind",
                 format!("the step `{}` has nothing to do", id.text),
             )
             .at(span, "one of build, cmd and push is missing")
-            .help(nothing_to_do(raw, next))
+            .help(missing_kind_help(raw, next))
         } else {
             let names: Vec<&str> = given.iter().map(|(name, _)| *name).collect();
             let (last, others) = names.split_last()?;
@@ -72,19 +76,19 @@ pub(super) fn step_kind(
     }
     if let Some(build) = &raw.build {
         let written = report.written_line(build.span.clone());
-        let line = build_line::parse_at(&build.value, context.facts.date)
+        let line = build_line::parse_at(&build.value, context.variables.date)
             .and_then(|line| check_tags(line, &build.value, context, written))
-            .and_then(|line| check_paths(line, &build.value, place));
-        let places = Places {
+            .and_then(|line| check_paths(line, &build.value, inputs));
+        let positions = LinePositions {
             text: build,
             shift: None,
             context,
         };
         match &line {
-            Err(refused) => refusals.push(places.refusal(refused, report)),
+            Err(refused) => refusals.push(positions.to_diagnostic(refused, report)),
             Ok(line) => {
                 for (flag, sentence) in &line.ignored {
-                    let at = places.find(flag);
+                    let at = positions.find_flag(flag);
                     report
                         .push(Diagnostic::warning("no-effect", sentence.clone()).at(at, "ignored"));
                 }
@@ -99,17 +103,20 @@ pub(super) fn step_kind(
             .map(|line| line.tags.clone())
             .unwrap_or_default();
         let cache = match cache
-            .then(|| cache_ref(&tags, &id.text, context.facts))
+            .then(|| build_cache_reference(&tags, &id.text, context.variables))
             .flatten()
         {
             Some(Err(why)) => {
                 report.push(
-                    Diagnostic::warning("cache", format!("the step's cache has no place: {why}"))
-                        .at(
-                            first_line(build.span.clone(), context.source),
-                            "the cache is kept beside the first tag",
-                        )
-                        .help("give the build a tag whose repository can also hold the cache"),
+                    Diagnostic::warning(
+                        "cache",
+                        format!("the step's cache cannot be stored: {why}"),
+                    )
+                    .at(
+                        first_line_span(build.span.clone(), context.source),
+                        "the cache is stored beside the first tag",
+                    )
+                    .help("give the build a tag whose repository can also store the cache"),
                 );
                 None
             }
@@ -143,27 +150,27 @@ pub(super) fn step_kind(
         let line = cmd_line::parse(&line_text, &image_alias).map_err(|refused| {
             let word = line_text.get(refused.span.clone()).unwrap_or_default();
             let name = word.trim_matches(['"', '\'']);
-            without_registry(name, refused.span.clone(), context, written).unwrap_or(refused)
+            refuse_empty_registry(name, refused.span.clone(), context, written).unwrap_or(refused)
         });
-        let places = Places {
+        let positions = LinePositions {
             text: cmd,
             shift: shift.map(|word| (word, line_text.len())),
             context,
         };
         match &line {
-            Err(refused) => refusals.push(places.refusal(refused, report)),
-            Ok(line) => warn_of_docker(line, &places, report),
+            Err(refused) => refusals.push(positions.to_diagnostic(refused, report)),
+            Ok(line) => warn_of_unsupported_docker_words(line, &positions, report),
         }
         return Some(StepKind::Cmd(Box::new(CmdStep {
             raw: line_text,
             line,
         })));
     }
-    Some(StepKind::Push(push(raw, context, report, refusals)))
+    Some(StepKind::Push(read_push(raw, context, report, refusals)))
 }
 
-/// What to write where a step has no build, cmd or push.
-fn nothing_to_do(raw: &RawStep, next: Option<&RawStep>) -> &'static str {
+/// Returns the help for a step without build, cmd and push.
+fn missing_kind_help(raw: &RawStep, next: Option<&RawStep>) -> &'static str {
     let rest_follows = next.is_some_and(|next| {
         next.id.is_none() && (next.cmd.is_some() || next.build.is_some() || !next.push.is_empty())
     });
@@ -174,8 +181,12 @@ fn nothing_to_do(raw: &RawStep, next: Option<&RawStep>) -> &'static str {
     }
 }
 
-/// The words of `docker` that nobody carries out.
-fn warn_of_docker(line: &CmdLine, places: &Places<'_>, report: &mut Report<'_>) {
+/// Warns of `docker` commands that no run executes.
+fn warn_of_unsupported_docker_words(
+    line: &CmdLine,
+    positions: &LinePositions<'_>,
+    report: &mut Report<'_>,
+) {
     let pipelines =
         std::iter::once(&line.first).chain(line.rest.iter().map(|(_, pipeline)| pipeline));
     for command in pipelines.flat_map(|pipeline| &pipeline.commands) {
@@ -184,15 +195,15 @@ fn warn_of_docker(line: &CmdLine, places: &Places<'_>, report: &mut Report<'_>) 
         {
             let name = cmd_line::docker_word_name(words);
             report.push(
-                Diagnostic::warning("docker-word", format!("`docker {name}` is not carried out by acrtask"))
-                    .at(first_line(places.text.span.clone(), places.context.source), "it needs the engine's socket")
-                    .help("a run refuses it unless the operator allowed the socket; steps clean up after themselves"),
+                Diagnostic::warning("docker-word", format!("acrtask does not run `docker {name}`"))
+                    .at(first_line_span(positions.text.span.clone(), positions.context.source), "it needs the engine's socket")
+                    .help("a run refuses it unless the operator allows the socket; steps clean up after themselves"),
             );
         }
     }
 }
 
-fn push(
+fn read_push(
     raw: &RawStep,
     context: &Context<'_>,
     report: &Report<'_>,
@@ -214,9 +225,9 @@ fn push(
         let written = report.written_line(image.span.clone());
         let parsed = full.parse::<ImageRef>().map_err(|error| {
             let trimmed = full.trim();
-            without_registry(&full, 0..image.value.len(), context, written).unwrap_or_else(|| {
-                LineRefusal {
-                    message: format!("`{}` is no image: {}", image.value, error.reason),
+            refuse_empty_registry(&full, 0..image.value.len(), context, written).unwrap_or_else(
+                || LineRefusal {
+                    message: format!("`{}` is not an image: {}", image.value, error.reason),
                     span: 0..full.len(),
                     help: Some(if image.value.trim().contains(char::is_whitespace) {
                         format!(
@@ -224,7 +235,7 @@ fn push(
                             image
                                 .value
                                 .split_whitespace()
-                                .map(quoted)
+                                .map(quote_yaml)
                                 .collect::<Vec<_>>()
                                 .join(", ")
                         )
@@ -233,16 +244,16 @@ fn push(
                     } else {
                         "write for example `{{.Run.Registry}}/app:{{.Run.ID}}`".to_owned()
                     }),
-                }
-            })
+                },
+            )
         });
         if let Err(refused) = &parsed {
-            let places = Places {
+            let positions = LinePositions {
                 text: image,
                 shift: None,
                 context,
             };
-            refusals.push(places.refusal(refused, report));
+            refusals.push(positions.to_diagnostic(refused, report));
         }
         step.images.push(parsed.map(ImageRef::or_latest));
         step.raw.push(full);
@@ -250,15 +261,21 @@ fn push(
     step
 }
 
-/// Where the cache of a build is kept: `<repository of the first tag>:cache_<task>_<step>`. The first tag
-/// that names its registry counts; where none does, the run's registry is meant. Nothing without tags. What a tag
-/// cannot hold of the task's name, like its `/`, becomes `-`.
-fn cache_ref(tags: &[String], step: &str, facts: &RunFacts) -> Option<Result<ImageRef, String>> {
-    let task = if facts.task_name.is_empty() {
+/// Returns the reference of a build's cache: `<repository of the first tag>:cache_<task>_<step>`.
+///
+/// Uses the first tag that names a registry. If none does, the first tag is taken in the run's
+/// registry. Characters of the task name that a tag cannot contain, such as `/`, become `-`. `None`
+/// if the build has no tags.
+fn build_cache_reference(
+    tags: &[String],
+    step: &str,
+    variables: &RunVariables,
+) -> Option<Result<ImageRef, String>> {
+    let task = if variables.task_name.is_empty() {
         "quickrun".to_owned()
     } else {
         let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        let name = facts.task_name.chars();
+        let name = variables.task_name.chars();
         name.map(|c| if good(c) { c } else { '-' }).collect()
     };
     let first = tags.first()?;
@@ -268,8 +285,8 @@ fn cache_ref(tags: &[String], step: &str, facts: &RunFacts) -> Option<Result<Ima
     };
     let full = match tags.iter().find(names_registry) {
         Some(tag) => tag.clone(),
-        None if facts.registry.is_empty() => first.clone(),
-        None => format!("{}/{first}", facts.registry),
+        None if variables.registry.is_empty() => first.clone(),
+        None => format!("{}/{first}", variables.registry),
     };
     let tagged = full
         .parse::<ImageRef>()
@@ -277,17 +294,17 @@ fn cache_ref(tags: &[String], step: &str, facts: &RunFacts) -> Option<Result<Ima
     Some(tagged.map_err(|error| error.to_string()))
 }
 
-/// From bytes of a line to the author's.
-struct Places<'p> {
+/// Mapping from bytes of a line to bytes of the author's text.
+struct LinePositions<'p> {
     text: &'p Text,
-    /// Where an image alias was replaced: the bytes of its word, and the length of the whole line after.
+    /// Range of the word that an image alias replaced, and the length of the whole line afterwards.
     shift: Option<(Range<usize>, usize)>,
     context: &'p Context<'p>,
 }
 
-impl Places<'_> {
-    /// The refusal of a line as an error.
-    fn refusal(&self, refused: &LineRefusal, report: &Report<'_>) -> Diagnostic {
+impl LinePositions<'_> {
+    /// Converts the refusal of a line to an error.
+    fn to_diagnostic(&self, refused: &LineRefusal, report: &Report<'_>) -> Diagnostic {
         let source = self
             .context
             .source
@@ -295,7 +312,7 @@ impl Places<'_> {
             .unwrap_or_default();
         let map = align(&self.text.value, source);
         let place = |at: usize| {
-            let at = self.unshifted(at).min(map.len() - 1);
+            let at = self.unexpand_offset(at).min(map.len() - 1);
             self.text.span.start + map[at]
         };
         let start = place(refused.span.start);
@@ -306,14 +323,14 @@ impl Places<'_> {
                 .or_else(|| refused.help.clone()),
             ..Diagnostic::error("cannot-run", refused.message.clone())
         };
-        report.placed(diagnostic.at(start..end, "here"))
+        report.with_author_spans(diagnostic.at(start..end, "here"))
     }
 
-    /// What to write where `span` begins with the alias of a fact of the run although the file has aliases: it comes
-    /// out of the value of another one.
+    /// Returns help if `span` begins with a predefined alias although the file has aliases. Such an
+    /// alias comes from the value of another alias.
     fn help_for_alias(&self, span: &Range<usize>) -> Option<String> {
         self.context.aliases?;
-        let part = self.text.value.get(self.unshifted(span.start)..)?;
+        let part = self.text.value.get(self.unexpand_offset(span.start)..)?;
         let bare = part.strip_prefix("${").or(part.strip_prefix('$'))?;
         let end = bare.find(|c: char| !c.is_ascii_alphanumeric());
         let name = &bare[..end.unwrap_or(bare.len())];
@@ -324,7 +341,7 @@ impl Places<'_> {
         })
     }
 
-    fn unshifted(&self, at: usize) -> usize {
+    fn unexpand_offset(&self, at: usize) -> usize {
         let Some((word, expanded)) = &self.shift else {
             return at;
         };
@@ -337,8 +354,8 @@ impl Places<'_> {
         }
     }
 
-    /// Where a flag stands, or the first line of the text.
-    fn find(&self, flag: &str) -> Range<usize> {
+    /// Returns the range of a flag, or of the first line of the text.
+    fn find_flag(&self, flag: &str) -> Range<usize> {
         let span = self.text.span.clone();
         let source = self.context.source.get(span.clone()).unwrap_or_default();
         let is_flag = |at: usize| {
@@ -349,7 +366,7 @@ impl Places<'_> {
         };
         match source.match_indices(flag).find(|(at, _)| is_flag(*at)) {
             Some((at, _)) => span.start + at..span.start + at + flag.len(),
-            None => first_line(span, self.context.source),
+            None => first_line_span(span, self.context.source),
         }
     }
 }
@@ -359,18 +376,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_name_of_a_task_fits_the_tag_of_its_cache() {
+    fn cache_tag_contains_the_sanitized_task_name() {
         for (task, expected) in [
             ("", "reg.example.com/app:cache_quickrun_build"),
             ("nightly", "reg.example.com/app:cache_nightly_build"),
             ("team/app", "reg.example.com/app:cache_team-app_build"),
         ] {
-            let facts = RunFacts {
+            let variables = RunVariables {
                 registry: "reg.example.com".into(),
                 task_name: task.into(),
-                ..RunFacts::default()
+                ..RunVariables::default()
             };
-            let cache = cache_ref(&["app:1".to_owned()], "build", &facts);
+            let cache = build_cache_reference(&["app:1".to_owned()], "build", &variables);
             assert_eq!(cache.unwrap().unwrap().to_string(), expected);
         }
     }

@@ -1,35 +1,35 @@
-//! The ids of steps, and what `when` makes of them.
+//! Step ids, and the order that `when` defines.
 
 use std::collections::HashMap;
 
 use acrtask_model::StepId;
 
-use super::line_of;
+use super::first_byte;
 use crate::{
-    diagnostic::{Diagnostic, nearest},
+    diagnostic::{Diagnostic, find_nearest},
     graph::{self, AT_ONCE},
     read::{Report, Text},
     task::RawStep,
 };
 
-/// Steps of a cycle whose places are marked; the message names all.
+/// Maximum number of steps of a cycle that get a label. The message lists all of them.
 const MAX_MARKED: usize = 20;
 
-/// The id of a step, as far as it has a good one.
-pub(super) struct Named {
-    /// As written, or `acb_step_N`.
+/// The id of a step.
+pub(super) struct StepName {
+    /// The id as written, or `acb_step_N`.
     pub(super) text: String,
-    /// Nothing where it is no good one; that has been noted.
+    /// `None` if the written id is invalid, which is already reported.
     pub(super) step: Option<StepId>,
 }
 
-pub(super) fn step_ids(steps: &[RawStep], report: &mut Report<'_>) -> Vec<Named> {
+pub(super) fn step_ids(steps: &[RawStep], report: &mut Report<'_>) -> Vec<StepName> {
     let mut first: HashMap<&str, &Text> = HashMap::new();
     let mut ids = Vec::new();
     for (i, step) in steps.iter().enumerate() {
         let Some(id) = &step.id else {
             let id = StepId::default_at(i);
-            ids.push(Named {
+            ids.push(StepName {
                 text: id.to_string(),
                 step: Some(id),
             });
@@ -67,7 +67,7 @@ pub(super) fn step_ids(steps: &[RawStep], report: &mut Report<'_>) -> Vec<Named>
                     )),
             );
         }
-        ids.push(Named {
+        ids.push(StepName {
             text: id.value.clone(),
             step: checked.ok(),
         });
@@ -85,7 +85,7 @@ pub(super) fn step_ids(steps: &[RawStep], report: &mut Report<'_>) -> Vec<Named>
                     ),
                 )
                 .at(taken.span.clone(), "taken here")
-                .at(line_of(&steps[i].span), "meant here")
+                .at(first_byte(&steps[i].span), "meant here")
                 .help("give this step another id"),
             );
         }
@@ -95,7 +95,7 @@ pub(super) fn step_ids(steps: &[RawStep], report: &mut Report<'_>) -> Vec<Named>
 
 pub(super) fn check_order(
     steps: &[RawStep],
-    ids: &[Named],
+    ids: &[StepName],
     report: &mut Report<'_>,
 ) -> Vec<Vec<usize>> {
     let positions: HashMap<&str, usize> = ids
@@ -108,15 +108,15 @@ pub(super) fn check_order(
         if report.is_full() {
             break;
         }
-        // Looking for the nearest of many names takes its time.
-        let may_look = report.diagnostics.len() < 20;
+        // A search for the nearest of many names is slow, so only the first errors get suggestions.
+        let may_suggest = report.diagnostics.len() < 20;
         for name in &step.when {
             if name.value == AT_ONCE {
                 if step.when.len() > 1 {
                     report.push(
-                        Diagnostic::error("when", "`-` means at once, and stands alone")
-                            .at(name.span.clone(), "beside others it means nothing")
-                            .help("write `when: [\"-\"]`, or take it away"),
+                        Diagnostic::error("when", "`-` means at once, and must be the only entry")
+                            .at(name.span.clone(), "beside other entries it has no meaning")
+                            .help("write `when: [\"-\"]`, or remove it"),
                     );
                 }
             } else if name.value == ids[i].text {
@@ -129,12 +129,12 @@ pub(super) fn check_order(
                     .help("name the steps before it, or write `when: [\"-\"]` to start at once"),
                 );
             } else if !positions.contains_key(name.value.as_str()) {
-                let known = ids.iter().map(|id| id.text.as_str()).take(if may_look {
+                let candidates = ids.iter().map(|id| id.text.as_str()).take(if may_suggest {
                     ids.len()
                 } else {
                     0
                 });
-                let help = match nearest(&name.value, known) {
+                let help = match find_nearest(&name.value, candidates) {
                     Some(near) => format!("write `{near}`"),
                     None => {
                         let some: Vec<&str> =
@@ -146,7 +146,7 @@ pub(super) fn check_order(
                 report.push(
                     Diagnostic::error(
                         "when",
-                        format!("there is no step `{}` to wait for", name.value),
+                        format!("the step `{}` to wait for does not exist", name.value),
                     )
                     .at(name.span.clone(), "no step has this id")
                     .help(help),
@@ -154,8 +154,8 @@ pub(super) fn check_order(
             }
         }
     }
-    let edges = graph::edges(steps, |id| positions.get(id).copied());
-    if let Some(path) = graph::cycle(&edges).filter(|path| path.len() > 1) {
+    let edges = graph::collect_edges(steps, |id| positions.get(id).copied());
+    if let Some(path) = graph::find_cycle(&edges).filter(|path| path.len() > 1) {
         let mut names: Vec<&str> = path.iter().map(|at| ids[*at].text.as_str()).collect();
         names.push(names[0]);
         let mut diagnostic = Diagnostic::error(
@@ -172,7 +172,7 @@ pub(super) fn check_order(
                     format!("`{}` waits for `{}`", ids[*at].text, name.value),
                 ),
                 None => (
-                    line_of(&step.span),
+                    first_byte(&step.span),
                     format!(
                         "`{}` has no `when`, so it waits for `{}`",
                         ids[*at].text, ids[*next].text
@@ -181,7 +181,7 @@ pub(super) fn check_order(
             };
             diagnostic = diagnostic.at(span, text);
         }
-        report.push(diagnostic.help("take one of these names out of its `when`"));
+        report.push(diagnostic.help("remove one of these names from its `when`"));
     }
     edges
 }

@@ -1,4 +1,4 @@
-//! Paths of a build line that no build can read, found before the run starts.
+//! Checks for paths of a build line that no build can read. They fail before the run starts.
 
 use super::span_of_word;
 use crate::{
@@ -6,28 +6,29 @@ use crate::{
     plan::{LineRefusal, Volume, VolumeMount},
 };
 
-/// Folders whose files a build can read.
+/// Folders that a build can read.
 const READABLE: [&str; 2] = ["/workspace", "/acb/home"];
 
-/// The surroundings of a build line.
-pub(super) struct BuildPlace<'p> {
+/// Folders and volumes that determine which files a build line can read.
+pub(super) struct BuildInputs<'p> {
     /// `workingDirectory`, as written.
     pub(super) working_directory: &'p str,
     pub(super) mounts: Vec<VolumeMount>,
     pub(super) volumes: &'p [Volume],
 }
 
-/// Refuses a path outside the workspace and the home folder. A volume gives files to `--secret` alone.
+/// Refuses a path outside the workspace and the home folder. Only `--secret` may read files of a
+/// volume.
 pub(super) fn check_paths(
     line: BuildLine,
     text: &str,
-    place: &BuildPlace<'_>,
+    inputs: &BuildInputs<'_>,
 ) -> Result<BuildLine, LineRefusal> {
     for path in line.local_paths() {
-        if !place.is_readable(path)
-            && !in_context(&line, path).is_some_and(|p| place.is_readable(&p))
+        if !inputs.is_readable(path)
+            && !path_in_context(&line, path).is_some_and(|p| inputs.is_readable(&p))
         {
-            return Err(refusal(path, text));
+            return Err(unreadable_path(path, text));
         }
     }
     for path in line
@@ -35,29 +36,29 @@ pub(super) fn check_paths(
         .iter()
         .filter_map(|secret| secret.src.as_deref())
     {
-        let absolute = place.absolute(path);
-        match place.mounted(&absolute) {
-            Some((mount, file)) => place.check_file(mount, file, path, text)?,
+        let absolute = inputs.absolute_path(path);
+        match inputs.find_mount(&absolute) {
+            Some((mount, file)) => inputs.check_file(mount, file, path, text)?,
             None if is_readable(&absolute) => {}
-            None => return Err(refusal(path, text)),
+            None => return Err(unreadable_path(path, text)),
         }
     }
     Ok(line)
 }
 
-impl BuildPlace<'_> {
-    fn absolute(&self, path: &str) -> String {
-        absolute(self.working_directory, path)
+impl BuildInputs<'_> {
+    fn absolute_path(&self, path: &str) -> String {
+        absolute_path(self.working_directory, path)
     }
 
     fn is_readable(&self, path: &str) -> bool {
-        let absolute = self.absolute(path);
-        self.mounted(&absolute).is_none() && is_readable(&absolute)
+        let absolute = self.absolute_path(path);
+        self.find_mount(&absolute).is_none() && is_readable(&absolute)
     }
 
-    /// Returns the mount that `path` is below, and the name in it.
-    fn mounted<'m>(&'m self, path: &'m str) -> Option<(&'m VolumeMount, &'m str)> {
-        mounted(&self.mounts, path)
+    /// Returns the mount that contains `path`, and the file name in it.
+    fn find_mount<'m>(&'m self, path: &'m str) -> Option<(&'m VolumeMount, &'m str)> {
+        find_mount(&self.mounts, path)
     }
 
     fn check_file(
@@ -85,8 +86,11 @@ impl BuildPlace<'_> {
     }
 }
 
-/// Returns the mount that the absolute `path` is below, and the rest of the path. The deepest mount counts.
-pub fn mounted<'m>(mounts: &'m [VolumeMount], path: &'m str) -> Option<(&'m VolumeMount, &'m str)> {
+/// Returns the deepest mount that contains the absolute `path`, and the rest of the path.
+pub fn find_mount<'m>(
+    mounts: &'m [VolumeMount],
+    path: &'m str,
+) -> Option<(&'m VolumeMount, &'m str)> {
     let below = |mount: &'m VolumeMount| {
         let rest = path.strip_prefix(mount.mount_path.trim_end_matches('/'))?;
         let rest = rest.strip_prefix('/').or(rest.is_empty().then_some(""))?;
@@ -98,8 +102,8 @@ pub fn mounted<'m>(mounts: &'m [VolumeMount], path: &'m str) -> Option<(&'m Volu
         .min_by_key(|(_, rest)| rest.len())
 }
 
-/// Returns the path of a Dockerfile below the context, where a build finds it too.
-fn in_context(line: &BuildLine, path: &str) -> Option<String> {
+/// Returns the path of a Dockerfile relative to the context, where a build finds it too.
+fn path_in_context(line: &BuildLine, path: &str) -> Option<String> {
     let ContextRef::Path(context) = &line.context else {
         return None;
     };
@@ -107,13 +111,13 @@ fn in_context(line: &BuildLine, path: &str) -> Option<String> {
     is_file.then(|| format!("{context}/{path}"))
 }
 
-/// `path` seen from the working directory of a step, without `.` and `..`.
-fn absolute(working_directory: &str, path: &str) -> String {
+/// Resolves `path` against the working directory of a step, without `.` and `..`.
+fn absolute_path(working_directory: &str, path: &str) -> String {
     let base = normalize_path(READABLE[0], working_directory.trim());
     normalize_path(&base, path)
 }
 
-/// Returns `path`, seen from the folder `base`, as an absolute path without `.` and `..`.
+/// Resolves `path` against the folder `base`. The result is absolute, without `.` and `..`.
 pub fn normalize_path(base: &str, path: &str) -> String {
     let base = if path.starts_with('/') { "" } else { base };
     let mut parts: Vec<&str> = Vec::new();
@@ -136,7 +140,7 @@ fn is_readable(path: &str) -> bool {
     })
 }
 
-fn refusal(path: &str, text: &str) -> LineRefusal {
+fn unreadable_path(path: &str, text: &str) -> LineRefusal {
     LineRefusal {
         message: format!("a build cannot read `{path}`"),
         span: span_of_word(text, path),
@@ -158,7 +162,7 @@ mod tests {
             name: "keys".into(),
             files: [("npmrc".to_owned(), acrtask_model::Secret::new("x"))].into(),
         }];
-        let place = BuildPlace {
+        let inputs = BuildInputs {
             working_directory: folder,
             mounts: vec![VolumeMount {
                 name: "keys".into(),
@@ -167,11 +171,11 @@ mod tests {
             volumes: &volumes,
         };
         let parsed = build_line::parse(line).unwrap();
-        check_paths(parsed, line, &place).map_err(|refused| refused.message)
+        check_paths(parsed, line, &inputs).map_err(|refused| refused.message)
     }
 
     #[test]
-    fn builds_read_the_workspace_the_home_folder_and_secrets_of_volumes() {
+    fn builds_may_read_workspace_home_folder_and_volume_secrets() {
         for (line, folder) in [
             (".", ""),
             ("-f ../Dockerfile .", "sub"),
@@ -195,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_other_paths_with_one_text() {
+    fn other_paths_are_refused_with_one_message() {
         for (line, path) in [
             ("/run/keys", "/run/keys"),
             ("-f /run/keys/Dockerfile .", "/run/keys/Dockerfile"),

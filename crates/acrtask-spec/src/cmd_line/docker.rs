@@ -1,33 +1,33 @@
-//! The words of `docker` that the executor carries out itself.
+//! Commands of `docker` that the executor runs without the `docker` program.
 
 use super::Word;
 
-/// Words that need nothing after them to be known.
-const ONE: [&str; 15] = [
+/// Commands of one word.
+const SINGLE_WORDS: [&str; 15] = [
     "build", "images", "inspect", "login", "logout", "logs", "ps", "pull", "push", "rm", "run",
     "stop", "tag", "version", "wait",
 ];
 
-/// Words with the word that must follow.
-const TWO: [(&str, &[&str]); 3] = [
+/// First words of commands with two words, and the second words that are supported.
+const WORD_PAIRS: [(&str, &[&str]); 3] = [
     ("image", &["inspect"]),
     ("manifest", &["create", "annotate", "push", "inspect"]),
     ("buildx", &["build"]),
 ];
 
-/// Whether the executor carries out `docker WORDS` itself, on the run's own images and containers. `words`
-/// are what follows `docker`.
+/// Returns `true` if the executor runs `docker WORDS`. It does so on the run's own images and
+/// containers. `words` are the words after `docker`.
 pub fn docker_word_supported(words: &[Word]) -> bool {
     let literal = |i: usize| words.get(i).and_then(Word::literal).unwrap_or_default();
     let (first, second) = (literal(0), literal(1));
-    ONE.contains(&first.as_str())
-        || TWO
+    SINGLE_WORDS.contains(&first.as_str())
+        || WORD_PAIRS
             .iter()
             .any(|(word, next)| *word == first && next.contains(&second.as_str()))
         || (first == "buildx" && second == "imagetools" && literal(2) == "create")
 }
 
-/// The name of what `words` ask for: `manifest rm`, `rmi`.
+/// Returns the name of a `docker` command: `manifest rm`, `rmi`.
 pub(crate) fn docker_word_name(words: &[Word]) -> String {
     let literal = |i: usize| words.get(i).and_then(Word::literal);
     let first = literal(0).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! From the text of a cmd to a [`CmdLine`].
+//! Parser of cmd lines.
 
 use std::ops::Range;
 
@@ -8,33 +8,34 @@ use super::{
     CmdLine, Command, CommandKind, ContainerLine, Joiner, Pipeline, Redirect, RunFlags, Word,
 };
 use crate::{
-    flags::{self, Flag, FlagsEnd, Given, Placed, switch, value},
+    flags::{self, Flag, FlagsEnd, GivenFlag, PlacedWord, switch, value},
+    lexer::{self, Operator, Redirection, Token, TokenKind, refusal, single_quoted},
     plan::LineRefusal,
-    words::{self, Operator, Redirection, Token, TokenKind, refusal, single_quoted},
 };
 
-/// What the executor does itself, in a command after the first.
+/// Builtins of the executor. Any command but the first may be one of them.
 pub const BUILTINS: [&str; 8] = ["true", "false", "echo", "exit", "pwd", "ls", "cat", "date"];
 
-/// Words that begin something only a shell can do.
+/// Words that start a construct of a shell.
 const SHELL_WORDS: [&str; 27] = [
     "if", "then", "else", "elif", "fi", "for", "while", "until", "do", "done", "case", "esac", "{",
     "}", "!", "[[", "function", "select", "cd", "export", "set", "unset", "source", ".", "eval",
     "exec", "trap",
 ];
 
-/// Programs that the reference executor's helper has, and that are nobody's image.
+/// Programs that the helper image of the reference executor contains, and that are not names of
+/// images.
 const TOOLS: [&str; 30] = [
     "[", "test", "sh", "sleep", "grep", "sed", "awk", "tr", "head", "tail", "tee", "xargs",
     "mkdir", "rm", "cp", "mv", "touch", "chmod", "chown", "find", "sort", "uniq", "wc", "cut",
     "printf", "env", "tar", "gzip", "wget", "which",
 ];
 
-/// `docker run`.
+/// Flags of `docker run`.
 const RUN_FLAGS: [Flag; 95] = [
     value("add-host"),
     value("annotation"),
-    value("attach").or('a'),
+    value("attach").with_short('a'),
     value("blkio-weight"),
     value("blkio-weight-device"),
     value("cap-add"),
@@ -46,11 +47,11 @@ const RUN_FLAGS: [Flag; 95] = [
     value("cpu-quota"),
     value("cpu-rt-period"),
     value("cpu-rt-runtime"),
-    value("cpu-shares").or('c'),
+    value("cpu-shares").with_short('c'),
     value("cpus"),
     value("cpuset-cpus"),
     value("cpuset-mems"),
-    switch("detach").or('d'),
+    switch("detach").with_short('d'),
     value("detach-keys"),
     value("device"),
     value("device-cgroup-rule"),
@@ -64,7 +65,7 @@ const RUN_FLAGS: [Flag; 95] = [
     value("dns-search"),
     value("domainname"),
     value("entrypoint"),
-    value("env").or('e'),
+    value("env").with_short('e'),
     value("env-file"),
     value("expose"),
     value("gpus"),
@@ -75,21 +76,21 @@ const RUN_FLAGS: [Flag; 95] = [
     value("health-start-period"),
     value("health-timeout"),
     switch("help"),
-    value("hostname").or('h'),
+    value("hostname").with_short('h'),
     switch("init"),
-    switch("interactive").or('i'),
+    switch("interactive").with_short('i'),
     value("ip"),
     value("ip6"),
     value("ipc"),
     value("isolation"),
-    value("label").or('l'),
+    value("label").with_short('l'),
     value("label-file"),
     value("link"),
     value("link-local-ip"),
     value("log-driver"),
     value("log-opt"),
     value("mac-address"),
-    value("memory").or('m'),
+    value("memory").with_short('m'),
     value("memory-reservation"),
     value("memory-swap"),
     value("memory-swappiness"),
@@ -106,10 +107,10 @@ const RUN_FLAGS: [Flag; 95] = [
     value("pids-limit"),
     value("platform"),
     switch("privileged"),
-    value("publish").or('p'),
-    switch("publish-all").or('P'),
+    value("publish").with_short('p'),
+    switch("publish-all").with_short('P'),
     value("pull"),
-    switch("quiet").or('q'),
+    switch("quiet").with_short('q'),
     switch("read-only"),
     value("restart"),
     switch("rm"),
@@ -122,19 +123,19 @@ const RUN_FLAGS: [Flag; 95] = [
     value("storage-opt"),
     value("sysctl"),
     value("tmpfs"),
-    switch("tty").or('t'),
+    switch("tty").with_short('t'),
     value("ulimit"),
-    value("user").or('u'),
-    value("volume").or('v'),
-    value("workdir").or('w'),
+    value("user").with_short('u'),
+    value("volume").with_short('v'),
+    value("workdir").with_short('w'),
 ];
 
-/// Reads `line`. `image_alias` says for the first word of a later command which image it stands for;
-/// for that of the line itself it has been asked already.
+/// Parses `line`. `image_alias` returns the image for the first word of a later command. The caller
+/// has already replaced the first word of the line.
 ///
 /// # Errors
 ///
-/// Says what would need a shell or cannot be carried out, where, and what to write instead.
+/// Returns what needs a shell or is not supported, its span, and what to write instead.
 pub fn parse(
     line: &str,
     image_alias: &dyn Fn(&str) -> Option<String>,
@@ -142,7 +143,7 @@ pub fn parse(
     parse_with(line, image_alias, Images::Checked)
 }
 
-/// Reads a line with placeholders, which need not be image references.
+/// Parses a line with placeholders. Images need not be valid references.
 pub(crate) fn parse_unchecked(
     line: &str,
     image_alias: &dyn Fn(&str) -> Option<String>,
@@ -150,7 +151,7 @@ pub(crate) fn parse_unchecked(
     parse_with(line, image_alias, Images::Unchecked)
 }
 
-/// Returns an error if an image is not a reference, or does not.
+/// Rule for images: valid references, or any text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Images {
     Checked,
@@ -162,7 +163,7 @@ fn parse_with(
     image_alias: &dyn Fn(&str) -> Option<String>,
     images: Images,
 ) -> Result<CmdLine, LineRefusal> {
-    let tokens = words::split(line).map_err(|refused| rewritten(line, refused))?;
+    let tokens = lexer::tokenize(line).map_err(|refused| with_rewrite(line, refused))?;
     let mut parser = Parser {
         line,
         image_alias,
@@ -170,27 +171,31 @@ fn parse_with(
         at: 0,
         images,
     };
-    parser.line().map_err(|refused| rewritten(line, refused))
+    parser
+        .parse_line()
+        .map_err(|refused| with_rewrite(line, refused))
 }
 
-/// Reads the words of `docker run`: flags, image, arguments. Places in a refusal mean nothing.
+/// Parses the words of `docker run`: flags, image, arguments. Spans in a refusal are meaningless.
 ///
 /// # Errors
 ///
-/// For an unknown flag, a missing value, a missing image, or an image that is no reference.
+/// Returns a refusal for an unknown flag, a missing value, a missing image, or an invalid image
+/// reference.
 pub fn container_from_words(words: &[Word]) -> Result<ContainerLine, LineRefusal> {
-    let placed: Vec<Placed> = words.iter().map(|word| (word.clone(), 0..0)).collect();
+    let placed: Vec<PlacedWord> = words.iter().map(|word| (word.clone(), 0..0)).collect();
     parse_container(&placed, Images::Checked)
 }
 
-/// Reads words with placeholders, which need not be image references.
+/// Parses words with placeholders. The image need not be a valid reference.
 pub(crate) fn container_from_words_unchecked(words: &[Word]) -> Result<ContainerLine, LineRefusal> {
-    let placed: Vec<Placed> = words.iter().map(|word| (word.clone(), 0..0)).collect();
+    let placed: Vec<PlacedWord> = words.iter().map(|word| (word.clone(), 0..0)).collect();
     parse_container(&placed, Images::Unchecked)
 }
 
-fn parse_container(words: &[Placed], images: Images) -> Result<ContainerLine, LineRefusal> {
-    let (given, mut others) = flags::read("docker run", &RUN_FLAGS, words, FlagsEnd::AtFirstWord)?;
+fn parse_container(words: &[PlacedWord], images: Images) -> Result<ContainerLine, LineRefusal> {
+    let (given, mut others) =
+        flags::split_flags("docker run", &RUN_FLAGS, words, FlagsEnd::AtFirstWord)?;
     if others.is_empty() {
         return Err(LineRefusal {
             message: "the command names no image".into(),
@@ -206,7 +211,7 @@ fn parse_container(words: &[Placed], images: Images) -> Result<ContainerLine, Li
     }
     let mut flags = RunFlags::default();
     for flag in given {
-        apply(&mut flags, flag)?;
+        apply_flag(&mut flags, flag)?;
     }
     Ok(ContainerLine {
         flags,
@@ -220,7 +225,7 @@ fn check_image(text: &str, span: &Range<usize>) -> Result<(), LineRefusal> {
         return Ok(());
     };
     let help = if text.contains(char::is_whitespace) {
-        format!("take the quotes around the whole command away: `{text}`")
+        format!("remove the quotes around the whole command: `{text}`")
     } else if text != text.to_lowercase() && text.to_lowercase().parse::<ImageRef>().is_ok() {
         format!("write `{}`", text.to_lowercase())
     } else if text.contains('=') {
@@ -229,14 +234,14 @@ fn check_image(text: &str, span: &Range<usize>) -> Result<(), LineRefusal> {
         "a cmd begins with an image, like `alpine:3` or `{{.Run.Registry}}/app`".to_owned()
     };
     Err(LineRefusal {
-        message: format!("`{text}` is no image: {}", error.reason),
+        message: format!("`{text}` is not an image: {}", error.reason),
         span: span.clone(),
         help: Some(help),
     })
 }
 
-fn apply(flags: &mut RunFlags, flag: Given) -> Result<(), LineRefusal> {
-    let Given {
+fn apply_flag(flags: &mut RunFlags, flag: GivenFlag) -> Result<(), LineRefusal> {
+    let GivenFlag {
         name, value, span, ..
     } = flag;
     let on = !matches!(value.literal().as_deref(), Some("false" | "0" | "f"));
@@ -254,7 +259,7 @@ fn apply(flags: &mut RunFlags, flag: Given) -> Result<(), LineRefusal> {
         "label" => flags.labels.push(value),
         "detach" => flags.detach = on,
         "privileged" => flags.privileged = on,
-        // A step's container is removed at the end of the run whatever the line says.
+        // A step's container is removed at the end of the run in any case.
         "rm" => {}
         "help" => return Err(refusal("`--help` runs nothing", span)),
         _ => flags.other.push((name.to_owned(), value)),
@@ -271,7 +276,7 @@ struct Parser<'a> {
 }
 
 impl Parser<'_> {
-    fn operator(&self) -> Option<Operator> {
+    fn peek_operator(&self) -> Option<Operator> {
         match self.tokens.get(self.at)?.kind {
             TokenKind::Operator(operator) => Some(operator),
             _ => None,
@@ -279,45 +284,45 @@ impl Parser<'_> {
     }
 
     fn skip_newlines(&mut self) {
-        while self.operator() == Some(Operator::Newline) {
+        while self.peek_operator() == Some(Operator::Newline) {
             self.at += 1;
         }
     }
 
-    fn line(&mut self) -> Result<CmdLine, LineRefusal> {
+    fn parse_line(&mut self) -> Result<CmdLine, LineRefusal> {
         self.skip_newlines();
-        let first = self.pipeline(true)?;
+        let first = self.parse_pipeline(true)?;
         let mut rest = Vec::new();
-        while let Some(operator) = self.operator() {
+        while let Some(operator) = self.peek_operator() {
             self.at += 1;
             let joiner = match operator {
                 Operator::And => Joiner::And,
                 Operator::Or => Joiner::Or,
-                // `pipeline` takes every `|` itself.
+                // `parse_pipeline` consumes every `|`.
                 Operator::Then | Operator::Newline | Operator::Pipe => Joiner::Then,
             };
             self.skip_newlines();
-            // The end of the line may be marked: `a;`
+            // A line may end with `;`.
             if self.at == self.tokens.len() && joiner == Joiner::Then {
                 break;
             }
-            rest.push((joiner, self.pipeline(false)?));
+            rest.push((joiner, self.parse_pipeline(false)?));
         }
         Ok(CmdLine { first, rest })
     }
 
-    fn pipeline(&mut self, first_of_line: bool) -> Result<Pipeline, LineRefusal> {
-        let mut commands = vec![self.command(first_of_line)?];
-        while self.operator() == Some(Operator::Pipe) {
+    fn parse_pipeline(&mut self, first_of_line: bool) -> Result<Pipeline, LineRefusal> {
+        let mut commands = vec![self.parse_command(first_of_line)?];
+        while self.peek_operator() == Some(Operator::Pipe) {
             self.at += 1;
             self.skip_newlines();
-            commands.push(self.command(false)?);
+            commands.push(self.parse_command(false)?);
         }
         Ok(Pipeline { commands })
     }
 
-    fn command(&mut self, first_of_line: bool) -> Result<Command, LineRefusal> {
-        let mut words: Vec<Placed> = Vec::new();
+    fn parse_command(&mut self, first_of_line: bool) -> Result<Command, LineRefusal> {
+        let mut words: Vec<PlacedWord> = Vec::new();
         let mut redirects = Vec::new();
         while let Some(token) = self.tokens.get(self.at) {
             match &token.kind {
@@ -329,7 +334,7 @@ impl Parser<'_> {
                         onto: *onto,
                     });
                 }
-                TokenKind::Redirect { fd, how } => {
+                TokenKind::Redirect { fd, redirection } => {
                     let Some(Token {
                         kind: TokenKind::Word(file),
                         ..
@@ -341,12 +346,12 @@ impl Parser<'_> {
                         ));
                     };
                     self.at += 1;
-                    redirects.push(match how {
+                    redirects.push(match redirection {
                         Redirection::Input => Redirect::Input { from: file.clone() },
-                        how => Redirect::Output {
+                        redirection => Redirect::Output {
                             fd: fd.unwrap_or(1),
                             to: file.clone(),
-                            append: *how == Redirection::Append,
+                            append: *redirection == Redirection::Append,
                         },
                     });
                 }
@@ -368,14 +373,14 @@ impl Parser<'_> {
             });
         }
         Ok(Command {
-            kind: self.kind(words, first_of_line)?,
+            kind: self.parse_kind(words, first_of_line)?,
             redirects,
         })
     }
 
-    fn kind(
+    fn parse_kind(
         &self,
-        mut words: Vec<Placed>,
+        mut words: Vec<PlacedWord>,
         first_of_line: bool,
     ) -> Result<CommandKind, LineRefusal> {
         let head = words[0].0.literal().unwrap_or_default();
@@ -386,7 +391,7 @@ impl Parser<'_> {
                     words.into_iter().map(|(word, _)| word).collect(),
                 ));
             }
-            self.not_a_shell(&head, &span)?;
+            self.refuse_shell_word(&head, &span)?;
             if let Some(image) = (self.image_alias)(&head) {
                 words[0].0 = Word::text(image);
             }
@@ -400,8 +405,8 @@ impl Parser<'_> {
             .map(|container| CommandKind::Container(Box::new(container)))
     }
 
-    /// Refuses what begins a later command and is neither an image nor a builtin.
-    fn not_a_shell(&self, head: &str, span: &Range<usize>) -> Result<(), LineRefusal> {
+    /// Refuses the first word of a later command if it is neither an image nor a builtin.
+    fn refuse_shell_word(&self, head: &str, span: &Range<usize>) -> Result<(), LineRefusal> {
         if head.starts_with('-')
             && self.line[..span.start]
                 .trim_end_matches([' ', '\t'])
@@ -439,8 +444,9 @@ impl Parser<'_> {
     }
 }
 
-/// Adds the rewrite that gives the line to a shell inside the container, where nothing better is known.
-fn rewritten(line: &str, mut refused: LineRefusal) -> LineRefusal {
+/// Adds help that passes the line to a shell inside the container, unless the refusal already has
+/// help.
+fn with_rewrite(line: &str, mut refused: LineRefusal) -> LineRefusal {
     if refused.help.is_some() {
         return refused;
     }
@@ -449,14 +455,14 @@ fn rewritten(line: &str, mut refused: LineRefusal) -> LineRefusal {
     let image = trimmed.split_whitespace().next().unwrap_or_default();
     if image == "docker" {
         refused.help = Some(
-            "acrtask carries out one `docker` word after the other: write the names themselves; what a run made is \
-             removed at its end"
+            "acrtask runs one `docker` command after the other: write the names themselves; \
+             a run removes what it created at its end"
                 .to_owned(),
         );
         return refused;
     }
-    // A script in double quotes is in the wrong ones.
-    if let Some(quotes) = around(line, refused.span.start)
+    // A script in double quotes needs single quotes.
+    if let Some(quotes) = enclosing_quotes(line, refused.span.start)
         && is_script_flag(line[..quotes.start].split_whitespace().next_back())
     {
         let inner = &line[quotes.start + 1..quotes.end - 1];
@@ -473,7 +479,7 @@ fn rewritten(line: &str, mut refused: LineRefusal) -> LineRefusal {
         return refused;
     }
     let rest = trimmed[image.len()..].trim();
-    // What follows is no command of the image that a shell inside it could be given.
+    // The rest is not a command that a shell inside the image could run.
     let nothing_of_its_own = rest.starts_with(['&', '|', ';', '<', '>']);
     if image.starts_with('-') || refused.span.start < offset + image.len() || nothing_of_its_own {
         refused.help = Some(
@@ -489,7 +495,7 @@ fn rewritten(line: &str, mut refused: LineRefusal) -> LineRefusal {
     refused
 }
 
-/// `-c`, `-ec`, `-Command`: what follows is a script.
+/// Returns `true` for flags before a script: `-c`, `-ec`, `-Command`.
 pub(crate) fn is_script_flag(word: Option<&str>) -> bool {
     word.is_some_and(|word| {
         word == "-Command"
@@ -497,8 +503,8 @@ pub(crate) fn is_script_flag(word: Option<&str>) -> bool {
     })
 }
 
-/// The double quotes around the byte at `at`, if it stands between some.
-fn around(line: &str, at: usize) -> Option<Range<usize>> {
+/// Returns the range of the double quotes around the byte at `at`, if there are any.
+fn enclosing_quotes(line: &str, at: usize) -> Option<Range<usize>> {
     let mut start = None;
     let mut single = false;
     let mut escaped = false;

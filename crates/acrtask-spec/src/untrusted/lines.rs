@@ -1,4 +1,5 @@
-//! Checks of the lines of build and cmd steps: a value stays inside one word, and keeps to the rule of that word.
+//! Checks for lines of build and cmd steps. A value must stay inside one word and satisfy the rule
+//! for it.
 
 use super::{
     marks::Marks,
@@ -11,15 +12,15 @@ use crate::{
         self, CmdLine, Command, CommandKind, ContainerLine, Redirect, Word, WordPart,
         is_script_flag,
     },
-    flags::{Given, Placed},
-    words::{self, Token, TokenKind},
+    flags::{GivenFlag, PlacedWord},
+    lexer::{self, Token, TokenKind},
 };
 
 /// Flags of `docker build` whose value is an image reference, or contains one.
 const REFERENCES: [&str; 3] = ["tag", "cache-from", "cache-to"];
 /// Flags of `docker build` with a value `NAME=TEXT`.
 const VARIABLES: [&str; 3] = ["build-arg", "label", "annotation"];
-/// Flags of `docker build` with a value that says what is built, and grants nothing.
+/// Flags of `docker build` whose value selects what is built, without granting access.
 const SETTINGS: [&str; 15] = [
     "file",
     "target",
@@ -38,7 +39,7 @@ const SETTINGS: [&str; 15] = [
     "build-context",
 ];
 
-/// A line as it is, and the same line with placeholders.
+/// A line, and the same line with placeholders.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Line<'l> {
     pub(super) real: &'l str,
@@ -48,10 +49,10 @@ pub(super) struct Line<'l> {
 impl Marks<'_> {
     /// Checks the line of a build step.
     pub(super) fn check_build_line(&self, line: Line<'_>) -> Checked {
-        let Some(tokens) = self.same_words(line)? else {
+        let Some(tokens) = self.match_words(line)? else {
             return Ok(());
         };
-        let (real, marked): (Vec<Placed>, Vec<Placed>) = tokens
+        let (real, marked): (Vec<PlacedWord>, Vec<PlacedWord>) = tokens
             .iter()
             .filter_map(|(real, marked)| match (&real.kind, &marked.kind) {
                 (TokenKind::Word(real), TokenKind::Word(marked)) => {
@@ -63,24 +64,32 @@ impl Marks<'_> {
         self.check_build_words(&real, &marked, line)
     }
 
-    fn check_build_words(&self, real: &[Placed], marked: &[Placed], line: Line<'_>) -> Checked {
-        let (real, marked) = match (build_line::flags(real), build_line::flags(marked)) {
+    fn check_build_words(
+        &self,
+        real: &[PlacedWord],
+        marked: &[PlacedWord],
+        line: Line<'_>,
+    ) -> Checked {
+        let (real, marked) = match (
+            build_line::split_flags(real),
+            build_line::split_flags(marked),
+        ) {
             (Ok(real), Ok(marked)) => (real, marked),
             // The line is refused for another reason.
             (Err(_), _) => return Ok(()),
-            _ => return Err(self.changes_words(line)),
+            _ => return Err(self.words_fault(line)),
         };
         if real.0.len() != marked.0.len() || real.1.len() != marked.1.len() {
-            return Err(self.changes_words(line));
+            return Err(self.words_fault(line));
         }
         for (real, marked) in real.0.iter().zip(&marked.0) {
             self.check_build_flag(real, marked)?;
         }
         for ((real, _), (marked, _)) in real.1.iter().zip(&marked.1) {
-            let (real, marked) = (text(real), text(marked));
+            let (real, marked) = (word_text(real), word_text(marked));
             let kind = |text: &str| std::mem::discriminant(&build_line::context_ref(text.into()));
             if kind(&real) != kind(&marked) {
-                return Err(self.fault_of(&marked, "it would decide what kind of context is built"));
+                return Err(self.fault_in(&marked, "it would decide what kind of context is built"));
             }
             match build_line::context_ref(marked.clone()) {
                 ContextRef::Path(_) | ContextRef::Stdin => {
@@ -97,10 +106,10 @@ impl Marks<'_> {
         Ok(())
     }
 
-    fn check_build_flag(&self, real: &Given, marked: &Given) -> Checked {
-        let (real_text, marked_text) = (text(&real.value), text(&marked.value));
+    fn check_build_flag(&self, real: &GivenFlag, marked: &GivenFlag) -> Checked {
+        let (real_text, marked_text) = (word_text(&real.value), word_text(&marked.value));
         if real.name != marked.name {
-            return Err(self.fault_of(&marked_text, "it would be a flag of the build"));
+            return Err(self.fault_in(&marked_text, "it would be a flag of the build"));
         }
         if !self.is_marked(&marked_text) {
             return Ok(());
@@ -119,7 +128,7 @@ impl Marks<'_> {
                     _ => self.check_reference(marked, real)?,
                 }
             }
-            self.same_count(&marked_text, &real_text, ',')
+            self.check_entry_count(&marked_text, &real_text, ',')
         } else if VARIABLES.contains(&name) {
             self.check_variable(&marked_text, &format!("a name of `--{name}`"))
         } else if name == "build-context" {
@@ -138,7 +147,7 @@ impl Marks<'_> {
 
     /// Checks the line of a cmd step.
     pub(super) fn check_cmd_line(&self, line: Line<'_>, aliases: Option<&Aliases>) -> Checked {
-        if self.same_words(line)?.is_none() {
+        if self.match_words(line)?.is_none() {
             return Ok(());
         }
         let image = |word: &str| {
@@ -156,11 +165,11 @@ impl Marks<'_> {
             Err(_) => return Ok(()),
         };
         let Ok(marked) = cmd_line::parse_unchecked(&marked_line, &image) else {
-            return Err(self.changes_words(line));
+            return Err(self.words_fault(line));
         };
-        let (real, marked) = (commands(&real), commands(&marked));
+        let (real, marked) = (all_commands(&real), all_commands(&marked));
         if real.len() != marked.len() {
-            return Err(self.changes_words(line));
+            return Err(self.words_fault(line));
         }
         for (real, marked) in real.into_iter().zip(marked) {
             self.check_command(real, marked, line)?;
@@ -171,7 +180,7 @@ impl Marks<'_> {
     fn check_command(&self, real: &Command, marked: &Command, line: Line<'_>) -> Checked {
         for redirect in &marked.redirects {
             if let Redirect::Output { to: file, .. } | Redirect::Input { from: file } = redirect {
-                self.check_characters(&text(file), SETTING)?;
+                self.check_characters(&word_text(file), SETTING)?;
             }
         }
         match (&real.kind, &marked.kind) {
@@ -187,12 +196,12 @@ impl Marks<'_> {
                 let Some((name, arguments)) = marked.split_first() else {
                     return Ok(());
                 };
-                self.forbid(&text(name), "which command runs")?;
+                self.forbid(&word_text(name), "which command runs")?;
                 arguments
                     .iter()
-                    .try_for_each(|word| self.check_argument(&text(word), false))
+                    .try_for_each(|word| self.check_argument(&word_text(word), false))
             }
-            _ => Err(self.changes_words(line)),
+            _ => Err(self.words_fault(line)),
         }
     }
 
@@ -202,15 +211,15 @@ impl Marks<'_> {
         marked: &ContainerLine,
         line: Line<'_>,
     ) -> Checked {
-        if shape(real) != shape(marked) {
-            return Err(self.changes_words(line));
+        if container_shape(real) != container_shape(marked) {
+            return Err(self.words_fault(line));
         }
         let flags = &marked.flags;
         for word in &flags.env {
-            self.check_variable(&text(word), "the name of a variable")?;
+            self.check_variable(&word_text(word), "the name of a variable")?;
         }
         for word in &flags.labels {
-            self.check_variable(&text(word), "the name of a label")?;
+            self.check_variable(&word_text(word), "the name of a label")?;
         }
         let names = [&flags.name, &flags.workdir, &flags.user];
         let settings = names.into_iter().flatten();
@@ -221,28 +230,28 @@ impl Marks<'_> {
             &flags.network_aliases,
         ];
         for word in settings.chain(lists.into_iter().flatten()) {
-            self.check_characters(&text(word), SETTING)?;
+            self.check_characters(&word_text(word), SETTING)?;
         }
         for word in flags.entrypoint.iter() {
-            self.forbid(&text(word), "which program runs")?;
+            self.forbid(&word_text(word), "which program runs")?;
         }
         for word in flags.network.iter() {
-            self.forbid(&text(word), "which network the container joins")?;
+            self.forbid(&word_text(word), "which network the container joins")?;
         }
         for (name, word) in &flags.other {
             match name.as_str() {
                 "mount" | "volumes-from" | "device" | "cap-add" | "security-opt" | "pid"
                 | "ipc" | "userns" | "runtime" | "env-file" | "label-file" | "cidfile" | "link"
                 | "add-host" | "init" | "read-only" | "publish-all" | "oom-kill-disable" => {
-                    self.forbid(&text(word), &format!("the flag `--{name}`"))?
+                    self.forbid(&word_text(word), &format!("the flag `--{name}`"))?
                 }
-                _ => self.check_characters(&text(word), SETTING)?,
+                _ => self.check_characters(&word_text(word), SETTING)?,
             }
         }
-        self.check_reference(&text(&marked.image), &text(&real.image))?;
+        self.check_reference(&word_text(&marked.image), &word_text(&real.image))?;
         let mut script = false;
         for word in &marked.args {
-            let argument = text(word);
+            let argument = word_text(word);
             self.check_argument(&argument, script)?;
             script = is_script_flag(Some(&argument));
         }
@@ -251,10 +260,10 @@ impl Marks<'_> {
 
     fn check_docker(&self, real: &[Word], marked: &[Word], line: Line<'_>) -> Checked {
         if real.len() != marked.len() {
-            return Err(self.changes_words(line));
+            return Err(self.words_fault(line));
         }
-        let names: Vec<String> = marked.iter().take(2).map(text).collect();
-        let placed = |words: &[Word], skip: usize| -> Vec<Placed> {
+        let names: Vec<String> = marked.iter().take(2).map(word_text).collect();
+        let placed = |words: &[Word], skip: usize| -> Vec<PlacedWord> {
             let words = words.iter().skip(skip);
             words.map(|word| (word.clone(), 0..0)).collect()
         };
@@ -271,13 +280,13 @@ impl Marks<'_> {
                 ) {
                     (Ok(real), Ok(marked)) => self.check_container(&real, &marked, line),
                     (Err(_), _) => Ok(()),
-                    _ => Err(self.changes_words(line)),
+                    _ => Err(self.words_fault(line)),
                 }
             }
             [name, ..] => {
                 self.forbid(name, "which command of `docker` runs")?;
                 for (real, marked) in real.iter().zip(marked).skip(1) {
-                    let (real, marked) = (text(real), text(marked));
+                    let (real, marked) = (word_text(real), word_text(marked));
                     match marked.split_once('=') {
                         Some((flag, marked)) if flag.starts_with('-') => {
                             self.forbid(flag, "a flag of `docker`")?;
@@ -295,16 +304,16 @@ impl Marks<'_> {
         }
     }
 
-    /// Splits both lines into words, and checks that they are the same but for the values in words. Returns
-    /// `None` if the line itself cannot be split.
-    fn same_words(&self, line: Line<'_>) -> Result<Option<Vec<(Token, Token)>>, Fault> {
-        let (real, marked) = match (words::split(line.real), words::split(line.marked)) {
+    /// Splits both lines into words. Checks that the words differ only by values. `None` if the
+    /// line itself cannot be split.
+    fn match_words(&self, line: Line<'_>) -> Result<Option<Vec<(Token, Token)>>, Fault> {
+        let (real, marked) = match (lexer::tokenize(line.real), lexer::tokenize(line.marked)) {
             (Ok(real), Ok(marked)) => (real, marked),
             (Err(_), Err(_)) => return Ok(None),
-            _ => return Err(self.changes_words(line)),
+            _ => return Err(self.words_fault(line)),
         };
         if real.len() != marked.len() {
-            return Err(self.changes_words(line));
+            return Err(self.words_fault(line));
         }
         for (real, marked) in real.iter().zip(&marked) {
             let same = match (&real.kind, &marked.kind) {
@@ -315,7 +324,7 @@ impl Marks<'_> {
                 (one, other) => one == other,
             };
             if !same {
-                return Err(self.changes_words(line));
+                return Err(self.words_fault(line));
             }
         }
         Ok(Some(real.into_iter().zip(marked).collect()))
@@ -333,7 +342,7 @@ impl Marks<'_> {
                 .zip(&marked.parts)
                 .all(|(real, marked)| same_part(real, marked));
         if !same {
-            return Err(self.changes_words(line));
+            return Err(self.words_fault(line));
         }
         let (real, marked) = (real.head(), marked.head());
         if ["--privileged=", "--detach="]
@@ -343,10 +352,10 @@ impl Marks<'_> {
             self.forbid(marked, "a flag of the container")?;
         }
         if real.starts_with('-') && !marked.starts_with('-') {
-            return Err(self.fault_of(marked, "it begins with `-`, so it would be a flag"));
+            return Err(self.fault_in(marked, "it begins with `-`, so it would be a flag"));
         }
         if real.is_empty() && !marked.is_empty() {
-            return Err(self.fault_of(
+            return Err(self.fault_in(
                 marked,
                 "it is empty, so a word of the line would be missing",
             ));
@@ -354,27 +363,27 @@ impl Marks<'_> {
         Ok(())
     }
 
-    fn same_count(&self, marked: &str, real: &str, separator: char) -> Checked {
+    fn check_entry_count(&self, marked: &str, real: &str, separator: char) -> Checked {
         if marked.matches(separator).count() == real.matches(separator).count() {
             return Ok(());
         }
-        Err(self.fault_of(
+        Err(self.fault_in(
             marked,
             format!("it contains `{separator}`, which begins another entry"),
         ))
     }
 
-    fn fault_of(&self, marked: &str, message: impl Into<String>) -> Fault {
+    fn fault_in(&self, marked: &str, message: impl Into<String>) -> Fault {
         Fault::new(self.sources_of(marked), message)
     }
 
-    fn changes_words(&self, line: Line<'_>) -> Fault {
-        self.fault_of(line.marked, "it would change the words of the line")
+    fn words_fault(&self, line: Line<'_>) -> Fault {
+        self.fault_in(line.marked, "it would change the words of the line")
     }
 }
 
-/// Returns the known text of a word.
-fn text(word: &Word) -> String {
+/// Returns the text of a word.
+fn word_text(word: &Word) -> String {
     let parts = word.parts.iter().map(|part| match part {
         WordPart::Text(text) | WordPart::Date(text) => text.as_str(),
         WordPart::Home => "~",
@@ -382,13 +391,13 @@ fn text(word: &Word) -> String {
     parts.collect()
 }
 
-fn commands(line: &CmdLine) -> Vec<&Command> {
+fn all_commands(line: &CmdLine) -> Vec<&Command> {
     let pipelines = std::iter::once(&line.first).chain(line.rest.iter().map(|(_, rest)| rest));
     pipelines.flat_map(|pipeline| &pipeline.commands).collect()
 }
 
-/// Returns everything about a container that no value may change.
-fn shape(line: &ContainerLine) -> (Vec<usize>, [bool; 2], Vec<&str>) {
+/// Returns the properties of a container that no value may change.
+fn container_shape(line: &ContainerLine) -> (Vec<usize>, [bool; 2], Vec<&str>) {
     let flags = &line.flags;
     let lists = [
         &flags.env,

@@ -1,7 +1,7 @@
 //! A rendering with a placeholder for each untrusted range.
 //!
-//! Invariant: a placeholder is a lowercase word that starts with a letter, and its first letters occur nowhere
-//! in the rendering. YAML and the words of a line read it as ordinary text.
+//! Invariant: a placeholder is a lowercase word that starts with a letter. Its prefix occurs
+//! nowhere in the rendering. YAML and the words of a line read it as ordinary text.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -13,12 +13,12 @@ use acrtask_template::Sources;
 use super::{Rendering, rules::Fault};
 use crate::diagnostic::Diagnostic;
 
-/// The names of the sources of untrusted text, by number: `.Values.tag`.
+/// Names of the sources of untrusted text, such as `.Values.tag`, by number.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Names(pub(crate) Vec<String>);
 
 impl Names {
-    /// Returns the sources as a text for people: "`.Values.a` and `.Run.Branch`".
+    /// Formats sources for people: "`.Values.a` or `.Run.Branch`".
     pub(crate) fn list(&self, sources: Sources) -> String {
         let names: Vec<String> = self
             .0
@@ -26,7 +26,7 @@ impl Names {
             .enumerate()
             .filter(|(number, _)| sources.contains(*number))
             .map(|(_, name)| match name.contains(char::is_control) {
-                // The starter of a run may choose the name too.
+                // The user who starts a run may choose the name, too.
                 true => format!("`{}`", name.escape_debug()),
                 false => format!("`{name}`"),
             })
@@ -44,15 +44,15 @@ impl Names {
 pub(super) struct Value {
     /// The text in the rendering, without the quotes around it.
     pub(super) raw: String,
-    /// The text behind the escapes of `raw`, if there were quotes around it.
+    /// The unescaped `raw`, if a template function quoted the text.
     decoded: Option<String>,
-    /// The text behind the escapes of `raw`, if the template's author wrote quotes around it.
+    /// The unescaped `raw`, if the template's author may have quoted the text.
     escaped: Option<String>,
     pub(super) sources: Sources,
 }
 
 impl Value {
-    /// Returns the text without the quotes and escapes that a template function added.
+    /// Returns the text without quotes and escapes of a template function.
     pub(super) fn text(&self) -> &str {
         self.decoded.as_deref().unwrap_or(&self.raw)
     }
@@ -78,7 +78,7 @@ pub(super) struct Marks<'r> {
 }
 
 impl<'r> Marks<'r> {
-    /// Replaces the untrusted ranges. Returns `None` if there are none.
+    /// Replaces the untrusted ranges. `None` if there are none.
     pub(super) fn new(rendering: &'r Rendering<'r>) -> Option<Self> {
         if rendering.untrusted.is_empty() {
             return None;
@@ -100,7 +100,7 @@ impl<'r> Marks<'r> {
             let Some(written) = rendering.text.get(range.clone()) else {
                 continue;
             };
-            let (quote, value) = unquoted(written, *sources);
+            let (quote, value) = strip_quotes(written, *sources);
             let number = *numbers.entry((written, *sources)).or_insert_with(|| {
                 marks.values.push(value);
                 marks.values.len() - 1
@@ -122,7 +122,7 @@ impl<'r> Marks<'r> {
     }
 
     /// Returns the sources of all values.
-    pub(super) fn all(&self) -> Sources {
+    pub(super) fn all_sources(&self) -> Sources {
         let mut all = Sources::NONE;
         for value in &self.values {
             all |= value.sources;
@@ -169,7 +169,7 @@ impl<'r> Marks<'r> {
         sources
     }
 
-    /// Returns where the values are in a text whose placeholders are replaced by the values as they are written.
+    /// Returns the ranges of the values in a text whose placeholders are replaced by raw values.
     pub(super) fn ranges_in(&self, marked: &str) -> Vec<(Range<usize>, Sources)> {
         let mut at = 0;
         let mut ranges = Vec::new();
@@ -187,7 +187,7 @@ impl<'r> Marks<'r> {
         ranges
     }
 
-    /// Returns `true` if `real` is `marked` with a value for each placeholder.
+    /// Returns `true` if `real` equals `marked` with a value for each placeholder.
     pub(super) fn matches(&self, marked: &str, real: &str) -> bool {
         if !self.is_marked(marked) {
             return marked == real;
@@ -218,7 +218,7 @@ impl<'r> Marks<'r> {
         ends.contains(&real.len())
     }
 
-    /// Makes a diagnostic of a fault. `span` is the position of the text with the fault in the rendering.
+    /// Converts a fault to a diagnostic. `span` is the range of the text with the fault.
     pub(super) fn diagnostic(
         &self,
         fault: &Fault,
@@ -251,8 +251,8 @@ impl<'r> Marks<'r> {
     }
 }
 
-/// Takes a text in quotes, as `quote`, `squote` and `toJson` write it, out of them.
-fn unquoted(written: &str, sources: Sources) -> (&'static str, Value) {
+/// Removes quotes that `quote`, `squote` or `toJson` added.
+fn strip_quotes(written: &str, sources: Sources) -> (&'static str, Value) {
     let value = |raw: &str, decoded: Option<String>| Value {
         raw: raw.to_owned(),
         escaped: raw

@@ -1,4 +1,4 @@
-//! The rules for the characters of a value, by the kind of place that it fills.
+//! Rules for the characters of a value, by its place.
 
 use acrtask_template::Sources;
 
@@ -7,7 +7,7 @@ use super::{
     script,
 };
 
-/// Reason to refuse a value in its place.
+/// The reason why a value is refused in its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Fault {
     pub(super) sources: Sources,
@@ -33,14 +33,14 @@ impl Fault {
 
 pub(super) type Checked = Result<(), Fault>;
 
-/// Characters that a value may contain besides letters and digits.
+/// The characters that a value may contain besides letters and digits.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Allowed {
     marks: &'static str,
     place: &'static str,
 }
 
-/// End of the name of a variable that is a proxy, with its value: `http_proxy=`.
+/// End of a proxy variable's name, with the `=` before its value: `http_proxy=`.
 const PROXY: &str = "_proxy=";
 
 /// An argument of a program, which may be an interpreter.
@@ -63,7 +63,7 @@ pub(super) const ALIAS: Allowed = Allowed {
     marks: "._/@:+-",
     place: "an alias",
 };
-/// The whole of an image reference.
+/// A whole image reference.
 const REFERENCE: Allowed = Allowed {
     marks: "._/@:-",
     place: "an image",
@@ -89,8 +89,8 @@ const DIGEST: Allowed = Allowed {
     place: "the digest of an image",
 };
 
-/// A character as a message shows it.
-fn shown(c: char) -> String {
+/// Describes a character for a message.
+fn describe_char(c: char) -> String {
     match c {
         '`' => "a back quote".to_owned(),
         ' ' => "a space".to_owned(),
@@ -105,7 +105,7 @@ impl Marks<'_> {
         Fault::new(self.values[number].sources, message)
     }
 
-    fn only(&self, number: usize, text: &str, allowed: Allowed) -> Checked {
+    fn allow_only(&self, number: usize, text: &str, allowed: Allowed) -> Checked {
         match text
             .chars()
             .find(|c| !c.is_alphanumeric() && !allowed.marks.contains(*c))
@@ -114,7 +114,11 @@ impl Marks<'_> {
             Some(c) => Err(self
                 .fault(
                     number,
-                    format!("it contains {}, which {} may not", shown(c), allowed.place),
+                    format!(
+                        "it contains {}, which {} may not",
+                        describe_char(c),
+                        allowed.place
+                    ),
                 )
                 .help(format!(
                     "letters, digits and `{}` are allowed there",
@@ -127,13 +131,13 @@ impl Marks<'_> {
     pub(super) fn check_characters(&self, marked: &str, allowed: Allowed) -> Checked {
         for piece in self.pieces(marked) {
             if let Piece::Value(number) = piece {
-                self.only(number, self.values[number].text(), allowed)?;
+                self.allow_only(number, self.values[number].text(), allowed)?;
             }
         }
         Ok(())
     }
 
-    /// Refuses any value in `marked`. `what` names what a value would decide.
+    /// Refuses any value in `marked`. `what` is the decision that a value would make.
     pub(super) fn forbid(&self, marked: &str, what: &str) -> Checked {
         if !self.is_marked(marked) {
             return Ok(());
@@ -144,7 +148,7 @@ impl Marks<'_> {
         )
     }
 
-    /// Checks an argument of a program. `script`: the word before it says that it is one.
+    /// Checks an argument of a program. `script` is `true` if the flag before it makes it a script.
     pub(super) fn check_argument(&self, marked: &str, script: bool) -> Checked {
         let pieces = self.pieces(marked);
         let is_script = script || marked.contains([';', '|', '&', '$', '\n']);
@@ -158,9 +162,9 @@ impl Marks<'_> {
                 Piece::Value(number) => number,
             };
             let text = self.values[number].text();
-            // `=` is what base 64 ends with.
-            self.only(number, text.trim_end_matches('='), ARGUMENT)
-                .map_err(as_variable)?;
+            // Base 64 may end with `=`.
+            self.allow_only(number, text.trim_end_matches('='), ARGUMENT)
+                .map_err(suggest_variable)?;
             let follows_word = before
                 .chars()
                 .next_back()
@@ -169,12 +173,12 @@ impl Marks<'_> {
                 return Err(self.fault(number, "it begins with `-`, so it would be a flag"));
             }
             if before.ends_with('$') || before.ends_with("${") {
-                return Err(as_variable(
+                return Err(suggest_variable(
                     self.fault(number, "it would decide which variable a script reads"),
                 ));
             }
             if is_script && script::begins_command(&before) {
-                return Err(as_variable(
+                return Err(suggest_variable(
                     self.fault(number, "it would be a command of a script"),
                 ));
             }
@@ -183,7 +187,7 @@ impl Marks<'_> {
         Ok(())
     }
 
-    /// Checks `NAME=VALUE`: the name is the author's, the value may be any text.
+    /// Checks `NAME=VALUE`. The author must write the name. The value may be any text.
     pub(super) fn check_variable(&self, marked: &str, what: &str) -> Checked {
         match marked.split_once('=') {
             Some(_) if marked.to_ascii_lowercase().contains(PROXY) => self.forbid(
@@ -195,14 +199,15 @@ impl Marks<'_> {
         }
     }
 
-    /// Checks an image reference: a value stays inside the part of the reference that it was written for.
-    /// A value may name the registry if it is the whole reference, or is written in place of the registry.
+    /// Checks an image reference. A value must stay inside the part of the reference that contains
+    /// it. It may name the registry if it is the whole reference, or if it is written in place of
+    /// the registry.
     pub(super) fn check_reference(&self, marked: &str, real: &str) -> Checked {
         let pieces = self.pieces(marked);
         if let [Piece::Value(number)] = pieces.as_slice() {
             let text = self.values[*number].text();
-            self.not_a_flag(*number, text)?;
-            return self.only(*number, text, REFERENCE);
+            self.refuse_flag(*number, text)?;
+            return self.allow_only(*number, text, REFERENCE);
         }
         let mut before = String::new();
         let last = pieces.len() - 1;
@@ -218,7 +223,7 @@ impl Marks<'_> {
             let next = pieces.get(i + 1);
             let component = before.rsplit('/').next().unwrap_or_default();
             if before.is_empty() {
-                self.not_a_flag(number, text)?;
+                self.refuse_flag(number, text)?;
             }
             let allowed = if before.contains('@') {
                 DIGEST
@@ -249,26 +254,26 @@ impl Marks<'_> {
             } else {
                 text
             };
-            self.only(number, bare, allowed)?;
+            self.allow_only(number, bare, allowed)?;
             before.push_str(&self.placeholder_text(number));
         }
         Ok(())
     }
 
-    fn not_a_flag(&self, number: usize, text: &str) -> Checked {
+    fn refuse_flag(&self, number: usize, text: &str) -> Checked {
         if text.starts_with('-') {
             return Err(self.fault(number, "it begins with `-`, so it would be a flag"));
         }
         Ok(())
     }
 
-    /// Returns a text in place of a value whose characters were checked.
+    /// Returns the text that represents a checked value in the text before the next piece.
     fn placeholder_text(&self, number: usize) -> String {
         self.values[number].text().replace(['@', ':'], "")
     }
 }
 
-fn as_variable(fault: Fault) -> Fault {
+fn suggest_variable(fault: Fault) -> Fault {
     let help = fault.help.clone();
     let hint =
         "hand any other text to the program as a variable: `env: [\"NAME={{.Values.name}}\"]`";

@@ -1,11 +1,11 @@
-//! Words of scripts: which of them a shell, or a program that it starts, would run as a command.
+//! Detection of command positions in scripts, for shells and for programs that they start.
 //!
-//! The lists name programs by what they do with their arguments. A program that is in none of them gets its arguments as
-//! data, as the author of the script intends.
+//! The lists group programs by their use of arguments. A program that is in none of them gets its
+//! arguments as data, as the author of the script intends.
 
 use crate::cmd_line::is_script_flag;
 
-/// Words that a command follows at once. After an option of theirs, any word may be the command.
+/// Words directly before a command. After one of their options, any word may be the command.
 const PREFIXES: [&str; 29] = [
     "if",
     "then",
@@ -84,7 +84,7 @@ const RUNNERS: [&str; 44] = [
     "lxc-attach",
     "corepack",
 ];
-/// Programs that run a command after a verb of [`CONTAINER_VERBS`].
+/// Programs that run a command after one of [`CONTAINER_VERBS`].
 const CONTAINER_PROGRAMS: [&str; 11] = [
     "docker", "podman", "nerdctl", "kubectl", "oc", "crictl", "ctr", "lxc", "buildah", "npm",
     "pnpm",
@@ -95,10 +95,10 @@ const INTERPRETERS: [&str; 20] = [
     "sh", "bash", "dash", "ash", "zsh", "ksh", "mksh", "fish", "csh", "tcsh", "pwsh", "python",
     "python2", "python3", "perl", "ruby", "node", "php", "awk", "gawk",
 ];
-/// Options of `find` that a command follows.
+/// Options of `find` before a command.
 const FIND_OPTIONS: [&str; 4] = ["-exec", "-execdir", "-ok", "-okdir"];
 
-/// Returns `true` if a word that begins after `before` may be run as a command, or decide which one is.
+/// Returns `true` if a word after `before` may be run as a command, or decide which command runs.
 pub(super) fn begins_command(before: &str) -> bool {
     let quoted = before.trim_end_matches(['"', '\'']);
     let text = quoted.trim_end_matches([' ', '\t', '"', '\'']);
@@ -108,7 +108,7 @@ pub(super) fn begins_command(before: &str) -> bool {
             .next_back()
             .is_some_and(|last| !is_separator(last) && last != ')');
     if in_word {
-        // The author wrote the beginning of the word. What is left is a word such as `eval"`.
+        // The author wrote the start of the word, such as `eval"`.
         let mut words = text.rsplit(|c: char| c.is_whitespace() || is_separator(c));
         return words
             .next()
@@ -123,7 +123,7 @@ pub(super) fn begins_command(before: &str) -> bool {
     takes_command(words)
 }
 
-/// Returns the text of the command that `script` ends in, without redirections.
+/// Returns the command at the end of `script`, without redirections.
 ///
 /// `None` if the script ends in the target of a redirection.
 fn last_command(script: &str) -> Option<String> {
@@ -135,7 +135,7 @@ fn last_command(script: &str) -> Option<String> {
             '<' | '>' => skip_redirection(&mut command, &mut chars)?,
             '&' if chars.peek() == Some(&'>') => {}
             '(' => outer.push(std::mem::take(&mut command)),
-            // A word of the command around it, or the end of a pattern of `case`.
+            // A word of the outer command, or the end of a `case` pattern.
             ')' => match outer.pop() {
                 Some(around) if !ends_in_pattern(&around) => command = around + "_",
                 _ => command.clear(),
@@ -147,7 +147,7 @@ fn last_command(script: &str) -> Option<String> {
     Some(command)
 }
 
-/// Returns `true` if brackets after `before` are those of a pattern of `case`.
+/// Returns `true` if brackets after `before` belong to a `case` pattern.
 fn ends_in_pattern(before: &str) -> bool {
     before
         .split_whitespace()
@@ -155,9 +155,10 @@ fn ends_in_pattern(before: &str) -> bool {
         .is_none_or(|word| word == "in")
 }
 
-/// Skips a redirection up to the end of its target, and drops the number before it.
+/// Skips a redirection and its target, and removes the number before it.
 ///
-/// `None` if the script ends before the target does. A process substitution `<(...)` is not a redirection.
+/// `None` if the script ends before the target does. A process substitution `<(...)` is not a
+/// redirection.
 fn skip_redirection(
     command: &mut String,
     chars: &mut std::iter::Peekable<std::str::Chars<'_>>,
@@ -194,7 +195,7 @@ fn takes_command<'w>(words: impl Iterator<Item = &'w str>) -> bool {
             return true;
         };
         let program = word.rsplit('/').next().unwrap_or(word);
-        // An option of a prefix may take an argument of its own.
+        // An option of a prefix may have an argument.
         if word.starts_with('-') || RUNNERS.contains(&program) {
             return true;
         }
@@ -214,7 +215,7 @@ fn takes_command<'w>(words: impl Iterator<Item = &'w str>) -> bool {
         while let Some(option) = words.next_if(|word| word.starts_with('-')) {
             is_script |= is_script_flag(Some(option));
         }
-        // The words of a script in a script are read as those of its first command.
+        // Read the words of a nested script as those of its first command.
         if !is_script {
             return words.next().is_none();
         }
@@ -234,7 +235,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_script_runs_words_at_the_place_of_a_command() {
+    fn words_in_command_position_are_commands() {
         for (before, expected) in [
             ("", true),
             ("echo ", false),

@@ -1,11 +1,11 @@
-//! What most likely made a text no YAML, and what to write instead.
+//! The most likely cause of a YAML error, and what to write instead.
 
 use granit_parser::ErrorKind;
 
 use super::too_deep;
 use crate::diagnostic::Diagnostic;
 
-/// The scanner's complaint, with what most likely caused it.
+/// Converts an error of the scanner to a diagnostic with help.
 pub(super) fn scan_error(text: &str, error: &granit_parser::ScanError) -> Diagnostic {
     if error.kind() == &ErrorKind::RecursionLimitExceeded {
         let at = error.marker().byte_offset().unwrap_or(0).min(text.len());
@@ -15,7 +15,7 @@ pub(super) fn scan_error(text: &str, error: &granit_parser::ScanError) -> Diagno
     let at = error.marker().byte_offset().unwrap_or(text.len());
     let mut at = text.floor_char_boundary(at.min(text.len()));
     let line_start = |at: usize| text[..at].rfind('\n').map_or(0, |i| i + 1);
-    // Of a tab the parser gives the beginning of what it stands in.
+    // For a tab, the parser reports the start of the surrounding token.
     if info.contains("tab")
         && let Some(tab) = text[line_start(at)..].find('\t')
     {
@@ -32,8 +32,8 @@ pub(super) fn scan_error(text: &str, error: &granit_parser::ScanError) -> Diagno
             .or_else(|| quoted_candidate(line))
             .or_else(|| odd_dash(line, before)))
         .unwrap_or_else(|| {
-            "look at the indentation of this line and of the one before it: \
-                 what belongs together starts in the same column"
+            "check the indentation of this line and of the line before it: \
+                 keys and entries of one level start in the same column"
                 .to_owned()
         })
     };
@@ -43,7 +43,7 @@ pub(super) fn scan_error(text: &str, error: &granit_parser::ScanError) -> Diagno
         .help(help)
 }
 
-/// A line that begins with what a step does and lacks the colon.
+/// Returns help for a line with a key of a step but without its colon.
 fn missing_colon(line: &str) -> Option<String> {
     let bare = line.trim_start().trim_start_matches("- ");
     let (word, rest) = bare.split_once(' ')?;
@@ -52,7 +52,7 @@ fn missing_colon(line: &str) -> Option<String> {
         .then(|| format!("a colon is missing: write `{word}: {}`", rest.trim()))
 }
 
-/// A line `key: value` whose value YAML takes apart: the line with the value as it was most likely meant.
+/// Returns help for a line `key: value` whose value needs quotes.
 fn quoted_candidate(line: &str) -> Option<String> {
     let (key, value) = line.trim_start().split_once(": ")?;
     let value = value.trim();
@@ -83,7 +83,7 @@ fn quoted_candidate(line: &str) -> Option<String> {
     })
 }
 
-/// A list entry that starts in another column than the entry before it.
+/// Returns help for a list entry in another column than the entry before it.
 fn odd_dash(line: &str, before: &str) -> Option<String> {
     let column = |line: &str| {
         let bare = line.trim_start();
@@ -92,6 +92,6 @@ fn odd_dash(line: &str, before: &str) -> Option<String> {
     let this = column(line)?;
     let other = before.lines().rev().find_map(column)?;
     (this != other).then(|| {
-        format!("this `-` stands in column {this}, that of the entry before it in column {other}: give both the same")
+        format!("this `-` is in column {this}, the one of the entry before it in column {other}: use one column for both")
     })
 }

@@ -1,16 +1,16 @@
 //! Quoted scalars whose next line is not deeper than their key.
 //!
-//! libyaml takes any indentation inside quotes, and the parser refuses one that YAML 1.2 forbids. Such
-//! a scalar is read alone, where no indentation is too small, and a text of the same length on one line
-//! replaces it. Left out: a scalar of several lines as a key, which libyaml refuses too.
+//! libyaml accepts any indentation inside quotes. The parser refuses an indentation that YAML 1.2
+//! forbids. Such a scalar is parsed alone, where any indentation is deep enough. A text of the same
+//! length on one line replaces it. Left out: a key of several lines, which libyaml refuses, too.
 
 use std::ops::Range;
 
 use granit_parser::{ErrorKind, Event, Parser, ScanError};
 
-/// Returns the quoted scalar that `error` refuses for its indentation, and its value.
+/// Returns the range and value of the quoted scalar that `error` refuses for its indentation.
 ///
-/// `None` if the error is another one, or if libyaml would refuse the scalar too.
+/// `None` for other errors, or if libyaml would refuse the scalar, too.
 pub(super) fn underindented(text: &str, error: &ScanError) -> Option<(Range<usize>, String)> {
     if !matches!(
         error.kind(),
@@ -19,7 +19,7 @@ pub(super) fn underindented(text: &str, error: &ScanError) -> Option<(Range<usiz
         return None;
     }
     let start = start_of_scalar(text, error.marker().byte_offset()?)?;
-    let end = start + length(&text[start..])?;
+    let end = start + quoted_length(&text[start..])?;
     let is_key = text[end..].trim_start_matches([' ', '\t']).starts_with(':');
     if is_key {
         return None;
@@ -33,14 +33,14 @@ pub(super) fn underindented(text: &str, error: &ScanError) -> Option<(Range<usiz
     Some((start..end, value))
 }
 
-/// A scalar of `length` bytes on one line.
-pub(super) fn stand_in(length: usize) -> String {
+/// Returns a quoted scalar of `length` bytes on one line.
+pub(super) fn placeholder(length: usize) -> String {
     format!("\"{}\"", "x".repeat(length.saturating_sub(2)))
 }
 
-/// Returns the first byte of the quoted scalar that the line of `at` continues.
+/// Returns the start of the quoted scalar that continues on the line of `at`.
 ///
-/// Without that line the scalar is never closed, and the parser says where it begins.
+/// Without that line the scalar is not closed, and the parser reports its start.
 fn start_of_scalar(text: &str, at: usize) -> Option<usize> {
     let before = &text[..text.floor_char_boundary(at)];
     let before = before[..before.rfind('\n')?].trim_end();
@@ -51,8 +51,8 @@ fn start_of_scalar(text: &str, at: usize) -> Option<usize> {
         .flatten()
 }
 
-/// Returns the bytes of the quoted scalar at the start of `text`, or `None` if it is never closed.
-fn length(text: &str) -> Option<usize> {
+/// Returns the length of the quoted scalar at the start of `text`. `None` if it is not closed.
+fn quoted_length(text: &str) -> Option<usize> {
     let mut bytes = text.bytes().enumerate().peekable();
     let (_, quote) = bytes.next()?;
     while let Some((at, byte)) = bytes.next() {
@@ -91,7 +91,7 @@ mod tests {
         }
     }
 
-    /// The values are those of libyaml.
+    /// The expected values come from libyaml.
     #[test]
     fn continuation_lines_may_have_any_indentation() {
         for (text, expected) in [
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_libyaml_refuses() {
+    fn scalars_that_libyaml_refuses_are_refused() {
         for text in [
             "a:\n  \"b\n  c\": d\n",
             "a: \"one\n--- two\"\n",

@@ -1,4 +1,4 @@
-//! What the tests of this crate share: the facts of the run that the corpus was resolved for.
+//! Helpers of the tests: the corpus, and the variables it was resolved with.
 #![allow(dead_code, unreachable_pub, reason = "each test uses a part of it")]
 #![allow(
     clippy::unwrap_used,
@@ -9,11 +9,11 @@
 use std::path::{Path, PathBuf};
 
 use acrtask_model::Secret;
-use acrtask_spec::{Lookup, RunFacts, SecretDeclaration};
+use acrtask_spec::{Lookup, RunVariables, SecretDeclaration};
 
-/// The run of the corpus.
-pub fn facts() -> RunFacts {
-    RunFacts {
+/// Returns the variables that the corpus was resolved with.
+pub fn run_variables() -> RunVariables {
+    RunVariables {
         id: "ca7".into(),
         registry: "reg.example.com".into(),
         commit: "0123456789abcdef0123456789abcdef01234567".into(),
@@ -26,20 +26,20 @@ pub fn facts() -> RunFacts {
         architecture: "amd64".into(),
         triggered_by: "Manual".into(),
         task_name: "corpus".into(),
-        ..RunFacts::default()
+        ..RunVariables::default()
     }
 }
 
-/// A world where the secret X has the value `secret-of-X`, and no file can be read.
-pub struct World;
+/// A lookup in which the secret X has the value `secret-of-X`. It has a few alias sources.
+pub struct TestLookup;
 
-impl Lookup for World {
+impl Lookup for TestLookup {
     fn alias_source(&self, location: &str) -> Result<String, String> {
         match location {
             "aliases.yaml" => Ok("registry: first.example.com\nfrom: file\n".into()),
             "later.yaml" => Ok("registry: later.example.com\n".into()),
             "broken.yaml" => Ok("a: [\n".into()),
-            _ => Err("there is no such file".into()),
+            _ => Err("the file does not exist".into()),
         }
     }
 
@@ -51,13 +51,13 @@ impl Lookup for World {
     }
 }
 
-/// The folder of the corpus, where it is there.
-pub fn corpus() -> Option<PathBuf> {
+/// Returns the folder of the corpus. `None` if it is missing.
+pub fn corpus_folder() -> Option<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/corpus/tasks");
     if folder.is_dir() {
         return Some(folder);
     }
-    println!("skipped: ../shared/corpus is not there");
+    println!("skipped: ../shared/corpus is missing");
     None
 }
 
@@ -69,8 +69,8 @@ pub struct Case {
     pub expect: serde_json::Value,
 }
 
-/// All cases, in the order of their names.
-pub fn cases(folder: &Path) -> Vec<Case> {
+/// Returns all cases in alphabetical order.
+pub fn read_cases(folder: &Path) -> Vec<Case> {
     let mut names: Vec<PathBuf> = std::fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())

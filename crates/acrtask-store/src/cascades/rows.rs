@@ -1,217 +1,219 @@
-//! Cascades as rows: what callers see of them, and how it is read.
+//! Rows of cascades for callers, and their parsing.
 
-use acrtask_api::{cascade::MovedBase, run::RunResult};
+use acrtask_api::{cascade::DigestChange, run::RunResult};
 use acrtask_model::{Digest, RunId, RunState};
 use sqlx::FromRow;
 
-use crate::{ImageBaseRow, Ms, NewRun, Result, StoreError, from_json, images::digest, lives, runs};
+use crate::{
+    ImageBaseRow, Ms, NewRun, Result, StoreError, from_json, images::digest, run_state, runs,
+};
 
-/// A cascade, without its tasks.
+/// A cascade without its nodes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CascadeRow {
-    /// Its number.
+    /// Number of the cascade.
     pub id: u64,
-    /// When it began.
+    /// Time of its start.
     pub created_at: Ms,
-    /// `settling`, `active`, `canceling` or `over`.
+    /// `settling`, `active`, `canceling` or `finished`.
     pub phase: String,
-    /// The one before it.
+    /// Cascade that this one follows up.
     pub follows: Option<u64>,
-    /// All of it but its nodes, as JSON.
+    /// JSON of the cascade without its nodes.
     pub head: String,
-    /// It waits for somebody's approval.
-    pub waits: bool,
-    /// Its runs push without tags; nothing: none has been started.
-    pub holds: Option<bool>,
-    /// When it was over.
-    pub over_at: Option<Ms>,
-    /// It is loaded and may change again; others are kept for those who ask.
+    /// The cascade waits for an approval.
+    pub awaiting_approval: bool,
+    /// The runs of the cascade push by digest only. `None`: no run was started yet.
+    pub stages_images: Option<bool>,
+    /// Time of its end.
+    pub finished_at: Option<Ms>,
+    /// The cascade is loaded and may change again. Other cascades are kept for display.
     pub active: bool,
-    /// What became of what it holds back, or moved: `none`, `held`, `promoted`, `rolledBack` or `dropped`.
+    /// Decision about its images: `none`, `staged`, `promoted`, `rolledBack` or `discarded`.
     pub promotion: String,
-    /// Who decided that.
+    /// Principal that made the decision.
     pub promotion_by: Option<String>,
-    /// When.
+    /// Time of the decision.
     pub promotion_at: Option<Ms>,
-    /// Why it is not done yet, or is not decided.
+    /// Reason why the promotion is incomplete or undecided.
     pub promotion_error: Option<String>,
-    /// When somebody goes on with it; nothing: it is done, or nothing is decided.
+    /// Time at which the work continues. `None`: it is complete, or nothing is decided.
     pub promotion_next_at: Option<Ms>,
 }
 
-/// A task in a cascade.
+/// A node of a cascade.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CascadeNodeRow {
-    /// The cascade.
+    /// Number of the cascade.
     pub cascade: u64,
-    /// The task's name.
+    /// Name of the task.
     pub task: String,
-    /// Where it stands, in one word.
+    /// State of the node.
     pub state: String,
-    /// All of it, as JSON.
+    /// JSON of the node.
     pub node: String,
 }
 
 /// A run of a cascade.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CascadeRunRow {
-    /// The cascade.
+    /// Number of the cascade.
     pub cascade: u64,
-    /// The task's name.
+    /// Name of the task.
     pub task: String,
-    /// Which start of the task in the cascade, from 1.
+    /// Attempt of the node in the cascade, from 1.
     pub attempt: u32,
-    /// The run.
+    /// Id of the run.
     pub run: RunId,
-    /// It pushes without tags.
-    pub held: bool,
-    /// The cascade knows of its end.
+    /// The run pushes by digest only.
+    pub push_by_digest: bool,
+    /// The cascade has handled the end of the run.
     pub seen: bool,
-    /// Where it stands; nothing: it is gone.
+    /// State of the run. `None`: the run does not exist anymore.
     pub state: Option<RunState>,
-    /// Why it ended as it did.
+    /// Reason of its final state.
     pub reason: Option<String>,
-    /// The run that canceled it because it is newer.
+    /// Newer run that superseded it.
     pub superseded_by: Option<RunId>,
-    /// When it was asked for.
+    /// Time of its creation.
     pub created_at: Option<Ms>,
-    /// When its first step could start.
+    /// Time at which its first step could start.
     pub started_at: Option<Ms>,
-    /// When it ended.
+    /// Time of its end.
     pub finished_at: Option<Ms>,
-    /// What came of it; only where ends are asked for.
+    /// Result of the run. Set only by queries that select results.
     pub result: Option<RunResult>,
 }
 
 /// An image that a cascade's run pushed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CascadeImageRow {
-    /// The cascade.
+    /// Number of the cascade.
     pub cascade: u64,
     /// Registry, repository and tag.
     pub name: String,
-    /// The task's name.
+    /// Name of the task.
     pub task: String,
-    /// The run that pushed it.
+    /// Run that pushed it.
     pub run: RunId,
-    /// What the tag held before, as far as that is known.
+    /// Previous digest of the tag, if known.
     pub before: Option<Digest>,
-    /// What was pushed.
+    /// Pushed digest.
     pub after: Digest,
-    /// `held`, `moved`, `rolledBack` or `dropped`.
+    /// `staged`, `promoted`, `rolledBack` or `discarded`.
     pub state: String,
-    /// Since when.
-    pub at: Ms,
-    /// Why it is not what it is to be.
+    /// Time of the last change of the state.
+    pub changed_at: Ms,
+    /// Reason why the image does not have the decided state.
     pub error: Option<String>,
 }
 
-/// An image that is held back, with what it was built from.
+/// A staged image with its bases.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HeldImage {
-    /// The cascade.
+pub struct StagedImage {
+    /// Number of the cascade.
     pub cascade: u64,
     /// Registry, repository and tag.
     pub name: String,
-    /// The task's name.
+    /// Name of the task.
     pub task: String,
-    /// What was pushed.
+    /// Pushed digest.
     pub digest: Digest,
-    /// When.
-    pub at: Ms,
-    /// What it was built from.
+    /// Time of the push.
+    pub pushed_at: Ms,
+    /// Bases of the image.
     pub bases: Vec<ImageBaseRow>,
 }
 
-/// What a watched tag holds.
+/// A watched tag with its digest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseTag {
     /// Registry, repository and tag.
     pub name: String,
-    /// What it was found to hold.
+    /// Digest at the last poll.
     pub digest: Digest,
-    /// When it was last looked at; 0: before that was written down.
+    /// Time of the last poll. 0: the poll is older than this column.
     pub checked_at: Ms,
-    /// When it was last seen to move.
-    pub moved_at: Option<Ms>,
+    /// Time of the last digest change.
+    pub changed_at: Option<Ms>,
 }
 
-/// Which cascades a list shows.
+/// Filter of a list of cascades.
 #[derive(Debug, Clone, Default)]
 pub struct CascadeFilter {
     /// Only numbers below this one.
     pub before: Option<u64>,
-    /// Only those that are not over.
+    /// Only unfinished cascades.
     pub open: bool,
-    /// Only those that have, or had, something to do with the task of this name.
+    /// Only cascades with a node for the task of this name.
     pub task: Option<String>,
-    /// The same of a task whose name begins so.
+    /// Only cascades with a node for a task whose name has this prefix.
     pub task_prefix: Option<String>,
-    /// At most so many.
+    /// At most this number of cascades.
     pub limit: u32,
 }
 
-/// All that may still change.
+/// Everything that may still change.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct StoredCascades {
-    /// Of the state.
+    /// Version of the state.
     pub version: i64,
-    /// The number of the newest cascade.
+    /// Number of the newest cascade.
     pub next: u64,
-    /// As JSON, if any were stored.
+    /// JSON of the settings, if any are stored.
     pub settings: Option<String>,
-    /// The cascades that are active, by number.
+    /// Active cascades by number.
     pub cascades: Vec<CascadeRow>,
-    /// Their tasks.
+    /// Nodes of the active cascades.
     pub nodes: Vec<CascadeNodeRow>,
-    /// What each task was last run for: its name, and JSON.
+    /// Last rebuild of each task: task name and JSON.
     pub attempts: Vec<(String, String)>,
 }
 
-/// A run that a cascade starts.
+/// A run to start for a cascade.
 #[derive(Debug, Clone)]
 pub struct NewCascadeRun {
-    /// The cascade.
+    /// Number of the cascade.
     pub cascade: u64,
-    /// The task's name.
+    /// Name of the task.
     pub task: String,
-    /// Which start of the task in the cascade.
+    /// Attempt of the node in the cascade.
     pub attempt: u32,
-    /// It pushes without tags.
-    pub held: bool,
-    /// The bases that made it necessary.
-    pub moved: Vec<MovedBase>,
+    /// The run pushes by digest only.
+    pub push_by_digest: bool,
+    /// Digest changes of bases that require the run.
+    pub moved: Vec<DigestChange>,
     /// The run.
     pub run: NewRun,
 }
 
-/// A run of a cascade by (cascade, task, attempt).
+/// Key of a cascade's run: cascade, task and attempt.
 pub type CascadeRunKey = (u64, String, u32);
 
-/// What a change of cascades writes. What is not in it stays as it is.
+/// A change of cascades. Anything that it does not contain stays unchanged.
 #[derive(Debug, Clone, Default)]
 pub struct CascadeChange {
-    /// The number of the newest cascade.
+    /// Number of the newest cascade.
     pub next: u64,
-    /// Other settings, as JSON.
+    /// JSON of new settings. `None`: unchanged.
     pub settings: Option<String>,
-    /// Cascades that are new or changed. What became of their images is not written.
+    /// New or changed cascades. The promotion columns are not written.
     pub cascades: Vec<CascadeRow>,
-    /// Tasks of them that are new or changed.
+    /// New or changed nodes.
     pub nodes: Vec<CascadeNodeRow>,
-    /// What tasks were last run for; nothing: that is forgotten.
+    /// Last rebuilds of tasks. `None` removes the entry.
     pub attempts: Vec<(String, Option<String>)>,
-    /// Runs that start.
+    /// Runs to start.
     pub runs: Vec<NewCascadeRun>,
-    /// Runs that are to stop, with the reason.
+    /// Runs to cancel, with the reason.
     pub cancels: Vec<(CascadeRunKey, String)>,
-    /// Runs whose ends are taken.
+    /// Runs whose ends the cascade has handled.
     pub seen: Vec<CascadeRunKey>,
 }
 
 macro_rules! cascade_columns {
     () => {
-        "id, created_at, phase, follows, head, waits, holds, over_at, active, promotion, promotion_by, promotion_at, \
+        "id, created_at, phase, follows, head, awaiting_approval, stages_images, finished_at, active, promotion, promotion_by, promotion_at, \
          promotion_error, promotion_next_at"
     };
 }
@@ -223,9 +225,9 @@ pub(super) struct RawCascade {
     phase: String,
     follows: Option<i64>,
     head: String,
-    waits: i64,
-    holds: Option<i64>,
-    over_at: Option<i64>,
+    awaiting_approval: i64,
+    stages_images: Option<i64>,
+    finished_at: Option<i64>,
     active: i64,
     promotion: String,
     promotion_by: Option<String>,
@@ -239,14 +241,14 @@ impl TryFrom<RawCascade> for CascadeRow {
 
     fn try_from(raw: RawCascade) -> Result<Self> {
         Ok(Self {
-            id: lives::size(raw.id)?,
+            id: run_state::to_u64(raw.id)?,
             created_at: raw.created_at,
             phase: raw.phase,
-            follows: raw.follows.map(lives::size).transpose()?,
+            follows: raw.follows.map(run_state::to_u64).transpose()?,
             head: raw.head,
-            waits: raw.waits != 0,
-            holds: raw.holds.map(|holds| holds != 0),
-            over_at: raw.over_at,
+            awaiting_approval: raw.awaiting_approval != 0,
+            stages_images: raw.stages_images.map(|staged| staged != 0),
+            finished_at: raw.finished_at,
             active: raw.active != 0,
             promotion: raw.promotion,
             promotion_by: raw.promotion_by,
@@ -257,11 +259,11 @@ impl TryFrom<RawCascade> for CascadeRow {
     }
 }
 
-pub(super) fn node(
+pub(super) fn parse_node(
     (cascade, task, state, node): (i64, String, String, String),
 ) -> Result<CascadeNodeRow> {
     Ok(CascadeNodeRow {
-        cascade: lives::size(cascade)?,
+        cascade: run_state::to_u64(cascade)?,
         task,
         state,
         node,
@@ -273,7 +275,7 @@ pub(super) use cascade_columns;
 macro_rules! select_runs {
     ($result:literal) => {
         concat!(
-            "SELECT c.cascade_id, c.task, c.attempt, c.run_id, c.held, c.seen, r.state, r.reason, r.superseded_by, r.created_at, \
+            "SELECT c.cascade_id, c.task, c.attempt, c.run_id, c.push_by_digest, c.seen, r.state, r.reason, r.superseded_by, r.created_at, \
              r.started_at, r.finished_at, ",
             $result,
             " AS result FROM cascade_runs c LEFT JOIN runs r ON r.id = c.run_id "
@@ -289,7 +291,7 @@ pub(super) struct RawRun {
     task: String,
     attempt: i64,
     run_id: String,
-    held: i64,
+    push_by_digest: i64,
     seen: i64,
     state: Option<String>,
     reason: Option<String>,
@@ -305,15 +307,19 @@ impl TryFrom<RawRun> for CascadeRunRow {
 
     fn try_from(raw: RawRun) -> Result<Self> {
         Ok(Self {
-            cascade: lives::size(raw.cascade_id)?,
+            cascade: run_state::to_u64(raw.cascade_id)?,
             task: raw.task,
-            attempt: lives::small(raw.attempt)?,
-            run: runs::id(raw.run_id)?,
-            held: raw.held != 0,
+            attempt: run_state::to_u32(raw.attempt)?,
+            run: runs::parse_run_id(raw.run_id)?,
+            push_by_digest: raw.push_by_digest != 0,
             seen: raw.seen != 0,
-            state: raw.state.as_deref().map(lives::state).transpose()?,
+            state: raw
+                .state
+                .as_deref()
+                .map(run_state::parse_state)
+                .transpose()?,
             reason: raw.reason,
-            superseded_by: raw.superseded_by.map(runs::id).transpose()?,
+            superseded_by: raw.superseded_by.map(runs::parse_run_id).transpose()?,
             created_at: raw.created_at,
             started_at: raw.started_at,
             finished_at: raw.finished_at,
@@ -331,7 +337,7 @@ pub(super) struct RawImage {
     before_digest: Option<String>,
     after_digest: String,
     state: String,
-    at: i64,
+    changed_at: i64,
     error: Option<String>,
 }
 
@@ -340,14 +346,14 @@ impl TryFrom<RawImage> for CascadeImageRow {
 
     fn try_from(raw: RawImage) -> Result<Self> {
         Ok(Self {
-            cascade: lives::size(raw.cascade_id)?,
+            cascade: run_state::to_u64(raw.cascade_id)?,
             name: raw.name,
             task: raw.task,
-            run: runs::id(raw.run_id)?,
+            run: runs::parse_run_id(raw.run_id)?,
             before: raw.before_digest.as_deref().map(digest).transpose()?,
             after: digest(&raw.after_digest)?,
             state: raw.state,
-            at: raw.at,
+            changed_at: raw.changed_at,
             error: raw.error,
         })
     }

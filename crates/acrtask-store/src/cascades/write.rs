@@ -1,4 +1,4 @@
-//! Changes of cascades, and what their runs pushed.
+//! Changes of cascades, and images of their runs.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -11,23 +11,23 @@ use crate::{
     db::{Sql, Tx, args, one_of},
     enqueue,
     groups::membership,
-    lives::{self, Change},
+    run_state::{self, Change},
     runs, to_json,
 };
 
-const PUT_CASCADE: Sql = Sql::of(
-    "INSERT INTO cascades (id, created_at, phase, follows, head, waits, holds, over_at, active) \
+const UPSERT_CASCADE: Sql = Sql::new(
+    "INSERT INTO cascades (id, created_at, phase, follows, head, awaiting_approval, stages_images, finished_at, active) \
      VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (id) DO UPDATE SET phase = excluded.phase, \
-     follows = excluded.follows, head = excluded.head, waits = excluded.waits, holds = excluded.holds, \
-     over_at = excluded.over_at, active = excluded.active",
-    "INSERT INTO cascades (id, created_at, phase, follows, head, waits, holds, over_at, active) \
+     follows = excluded.follows, head = excluded.head, awaiting_approval = excluded.awaiting_approval, stages_images = excluded.stages_images, \
+     finished_at = excluded.finished_at, active = excluded.active",
+    "INSERT INTO cascades (id, created_at, phase, follows, head, awaiting_approval, stages_images, finished_at, active) \
      SELECT * FROM UNNEST($1::bigint[], $2::bigint[], $3::text[], $4::bigint[], $5::text[], $6::bigint[], $7::bigint[], \
      $8::bigint[], $9::bigint[]) ON CONFLICT (id) DO UPDATE SET phase = excluded.phase, follows = excluded.follows, \
-     head = excluded.head, waits = excluded.waits, holds = excluded.holds, over_at = excluded.over_at, \
+     head = excluded.head, awaiting_approval = excluded.awaiting_approval, stages_images = excluded.stages_images, finished_at = excluded.finished_at, \
      active = excluded.active",
 );
 
-const PUT_NODE: Sql = Sql::of(
+const UPSERT_NODE: Sql = Sql::new(
     "INSERT INTO cascade_nodes (cascade_id, task, state, node) VALUES ($1, $2, $3, $4) \
      ON CONFLICT (cascade_id, task) DO UPDATE SET state = excluded.state, node = excluded.node",
     "INSERT INTO cascade_nodes (cascade_id, task, state, node) \
@@ -35,48 +35,49 @@ const PUT_NODE: Sql = Sql::of(
      ON CONFLICT (cascade_id, task) DO UPDATE SET state = excluded.state, node = excluded.node",
 );
 
-const PUT_ATTEMPT: Sql = Sql::of(
+const UPSERT_ATTEMPT: Sql = Sql::new(
     "INSERT INTO cascade_attempts (task, attempt) VALUES ($1, $2) \
      ON CONFLICT (task) DO UPDATE SET attempt = excluded.attempt",
     "INSERT INTO cascade_attempts (task, attempt) SELECT * FROM UNNEST($1::text[], $2::text[]) \
      ON CONFLICT (task) DO UPDATE SET attempt = excluded.attempt",
 );
 
-const PUT_RUN: Sql = Sql::of(
-    "INSERT INTO cascade_runs (cascade_id, task, attempt, run_id, held, moved) VALUES ($1, $2, $3, $4, $5, $6) \
+const INSERT_RUN: Sql = Sql::new(
+    "INSERT INTO cascade_runs (cascade_id, task, attempt, run_id, push_by_digest, moved) VALUES ($1, $2, $3, $4, $5, $6) \
      ON CONFLICT (cascade_id, task, attempt) DO NOTHING",
-    "INSERT INTO cascade_runs (cascade_id, task, attempt, run_id, held, moved) \
+    "INSERT INTO cascade_runs (cascade_id, task, attempt, run_id, push_by_digest, moved) \
      SELECT * FROM UNNEST($1::bigint[], $2::text[], $3::bigint[], $4::text[], $5::bigint[], $6::text[]) \
      ON CONFLICT (cascade_id, task, attempt) DO NOTHING",
 );
 
-const SEE_RUN: Sql = Sql::of(
+const MARK_RUN_SEEN: Sql = Sql::new(
     "UPDATE cascade_runs SET seen = 1 WHERE cascade_id = $1 AND task = $2 AND attempt = $3",
     "UPDATE cascade_runs SET seen = 1 FROM UNNEST($1::bigint[], $2::text[], $3::bigint[]) AS n (cascade_id, task, attempt) \
      WHERE cascade_runs.cascade_id = n.cascade_id AND cascade_runs.task = n.task AND cascade_runs.attempt = n.attempt",
 );
 
-const PUT_IMAGE: Sql = Sql::of(
-    "INSERT INTO cascade_images (cascade_id, name, task, run_id, before_digest, after_digest, state, at) \
+const UPSERT_IMAGE: Sql = Sql::new(
+    "INSERT INTO cascade_images (cascade_id, name, task, run_id, before_digest, after_digest, state, changed_at) \
      VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (cascade_id, name) DO UPDATE SET task = excluded.task, \
      run_id = excluded.run_id, after_digest = excluded.after_digest, state = excluded.state, moving = 0, \
-     at = excluded.at, error = NULL",
-    "INSERT INTO cascade_images (cascade_id, name, task, run_id, before_digest, after_digest, state, at) \
+     changed_at = excluded.changed_at, error = NULL",
+    "INSERT INTO cascade_images (cascade_id, name, task, run_id, before_digest, after_digest, state, changed_at) \
      SELECT * FROM UNNEST($1::bigint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], \
      $8::bigint[]) ON CONFLICT (cascade_id, name) DO UPDATE SET task = excluded.task, run_id = excluded.run_id, \
-     after_digest = excluded.after_digest, state = excluded.state, moving = 0, at = excluded.at, \
+     after_digest = excluded.after_digest, state = excluded.state, moving = 0, changed_at = excluded.changed_at, \
      error = NULL",
 );
 
 impl Store {
-    /// Writes a change that was made from the version `expected`. False: another version is there, and nothing was written.
+    /// Writes a change that was computed from the version `expected`. Returns `false` and writes
+    /// nothing if the current version differs.
     pub async fn change_cascades(
         &self,
         expected: i64,
         change: &CascadeChange,
         now: Ms,
     ) -> Result<bool> {
-        let mut tx = self.db.write().await?;
+        let mut tx = self.db.begin().await?;
         let won = tx
             .exec(
                 "UPDATE cascade_state SET version = version + 1, next = $2, settings = COALESCE($3, settings) \
@@ -94,7 +95,7 @@ impl Store {
             .map(|(cascade, task, attempt)| args![*cascade, task, *attempt])
             .collect();
         if !seen.is_empty() {
-            tx.each(SEE_RUN, seen).await?;
+            tx.exec_each(MARK_RUN_SEEN, seen).await?;
         }
         write_runs(&mut tx, change, now).await?;
         tx.commit().await?;
@@ -113,15 +114,15 @@ async fn write_state(tx: &mut Tx, change: &CascadeChange) -> Result<()> {
                 &row.phase,
                 row.follows,
                 &row.head,
-                row.waits,
-                row.holds,
-                row.over_at,
+                row.awaiting_approval,
+                row.stages_images,
+                row.finished_at,
                 row.active
             ]
         })
         .collect();
     if !cascades.is_empty() {
-        tx.each(PUT_CASCADE, cascades).await?;
+        tx.exec_each(UPSERT_CASCADE, cascades).await?;
     }
     let nodes: Vec<_> = change
         .nodes
@@ -129,7 +130,7 @@ async fn write_state(tx: &mut Tx, change: &CascadeChange) -> Result<()> {
         .map(|row| args![row.cascade, &row.task, &row.state, &row.node])
         .collect();
     if !nodes.is_empty() {
-        tx.each(PUT_NODE, nodes).await?;
+        tx.exec_each(UPSERT_NODE, nodes).await?;
     }
     let mut put = Vec::new();
     let mut forgotten = Vec::new();
@@ -140,7 +141,7 @@ async fn write_state(tx: &mut Tx, change: &CascadeChange) -> Result<()> {
         }
     }
     if !put.is_empty() {
-        tx.each(PUT_ATTEMPT, put).await?;
+        tx.exec_each(UPSERT_ATTEMPT, put).await?;
     }
     if !forgotten.is_empty() {
         let sql = one_of!("DELETE FROM cascade_attempts WHERE task", "$1", "");
@@ -149,44 +150,44 @@ async fn write_state(tx: &mut Tx, change: &CascadeChange) -> Result<()> {
     Ok(())
 }
 
-/// Starts and stops runs.
+/// Starts and cancels runs.
 async fn write_runs(tx: &mut Tx, change: &CascadeChange, now: Ms) -> Result<()> {
     let mut stopping: Vec<(RunId, &str)> = Vec::new();
     for ((cascade, task, attempt), reason) in &change.cancels {
         let row: Option<(String,)> = tx
-            .row(
+            .fetch_optional(
                 "SELECT run_id FROM cascade_runs WHERE cascade_id = $1 AND task = $2 AND attempt = $3",
                 args![*cascade, task, *attempt],
             )
             .await?;
         if let Some((run,)) = row {
-            stopping.push((runs::id(run)?, reason));
+            stopping.push((runs::parse_run_id(run)?, reason));
         }
     }
     let new: Vec<NewRun> = change.runs.iter().map(|start| start.run.clone()).collect();
     let ids: BTreeSet<&RunId> = stopping.iter().map(|(run, _)| run).collect();
-    let mut groups = lives::groups_of(tx, &ids).await?;
+    let mut groups = run_state::groups_of_runs(tx, &ids).await?;
     groups.extend(new.iter().filter_map(membership).map(|group| group.key));
-    lives::lock_groups(tx, groups).await?;
+    run_state::lock_groups(tx, groups).await?;
     if !stopping.is_empty() {
-        let mut changes: Vec<Change> = lives::lock_runs(tx, &ids)
+        let mut changes: Vec<Change> = run_state::lock_runs(tx, &ids)
             .await?
             .into_iter()
-            .map(Change::of)
+            .map(Change::new)
             .collect();
         for change in &mut changes {
             let why = stopping.iter().find(|(run, _)| *run == change.run.id);
             if let Some((_, reason)) = why {
-                change.run.life.cancel(reason, now);
+                change.run.machine.cancel(reason, now);
             }
         }
-        lives::save(tx, &changes, "canceled", now).await?;
+        run_state::save_changes(tx, &changes, "canceled", now).await?;
     }
     if new.is_empty() {
         return Ok(());
     }
-    lives::lock_members(tx, enqueue::superseding(&new)).await?;
-    let started = enqueue::insert(tx, &new, now).await?;
+    run_state::lock_group_members(tx, enqueue::superseding_groups(&new)).await?;
+    let started = enqueue::insert_runs(tx, &new, now).await?;
     let rows = change
         .runs
         .iter()
@@ -198,71 +199,75 @@ async fn write_runs(tx: &mut Tx, change: &CascadeChange, now: Ms) -> Result<()> 
                 &start.task,
                 start.attempt,
                 &run,
-                start.held,
+                start.push_by_digest,
                 moved
             ])
         })
         .collect::<Result<_>>()?;
-    tx.each(PUT_RUN, rows).await?;
+    tx.exec_each(INSERT_RUN, rows).await?;
     Ok(())
 }
 
-/// The cascade of a run.
+/// Node that a run belongs to.
 #[derive(Debug)]
-pub(crate) struct Of {
+pub(crate) struct NodeKey {
     cascade: i64,
     task: String,
 }
 
-/// Which of these runs are those of cascades.
-pub(crate) async fn of_runs(tx: &mut Tx, ids: Vec<String>) -> Result<HashMap<String, Of>> {
+/// Returns the nodes of those runs that belong to cascades.
+pub(crate) async fn nodes_of_runs(
+    tx: &mut Tx,
+    ids: Vec<String>,
+) -> Result<HashMap<String, NodeKey>> {
     let sql = one_of!(
         "SELECT run_id, cascade_id, task FROM cascade_runs WHERE run_id",
         "$1",
         ""
     );
-    let rows: Vec<(String, i64, String)> = tx.rows(sql, args![ids]).await?;
+    let rows: Vec<(String, i64, String)> = tx.fetch_all(sql, args![ids]).await?;
     Ok(rows
         .into_iter()
-        .map(|(run, cascade, task)| (run, Of { cascade, task }))
+        .map(|(run, cascade, task)| (run, NodeKey { cascade, task }))
         .collect())
 }
 
-/// Writes down what a cascade's run pushed, by full name, before its images are recorded.
-pub(crate) async fn pushed(
+/// Stores the images of a cascade's run by full name. Call it before the images themselves are
+/// stored.
+pub(crate) async fn record_pushed_images(
     tx: &mut Tx,
-    of: &Of,
+    node: &NodeKey,
     run: &RunId,
     images: &BTreeMap<String, &ImageResult>,
     now: Ms,
 ) -> Result<()> {
     let names: Vec<String> = images.keys().cloned().collect();
     let sql = one_of!("SELECT name, digest FROM images WHERE name", "$1", "");
-    let before: Vec<(String, String)> = tx.rows(sql, args![names]).await?;
+    let before: Vec<(String, String)> = tx.fetch_all(sql, args![names]).await?;
     let before: HashMap<String, String> = before.into_iter().collect();
     let rows = images
         .iter()
         .map(|(name, image)| {
             args![
-                of.cascade,
+                node.cascade,
                 name,
-                &of.task,
+                &node.task,
                 run,
                 before.get(name).cloned(),
                 image.digest.as_str(),
-                if image.held { "held" } else { "moved" },
+                if image.staged { "staged" } else { "promoted" },
                 now
             ]
         })
         .collect();
-    tx.each(PUT_IMAGE, rows).await.map(drop)
+    tx.exec_each(UPSERT_IMAGE, rows).await.map(drop)
 }
 
-/// Removes what has been over since before `before`, at most `limit` cascades.
+/// Removes at most `limit` cascades that finished before `before`.
 pub(crate) async fn expire(tx: &mut Tx, before: Ms, limit: u32) -> Result<()> {
     tx.exec(
-        "DELETE FROM cascades WHERE id IN (SELECT id FROM cascades WHERE active = 0 AND over_at < $1 \
-         ORDER BY over_at LIMIT $2)",
+        "DELETE FROM cascades WHERE id IN (SELECT id FROM cascades WHERE active = 0 AND finished_at < $1 \
+         ORDER BY finished_at LIMIT $2)",
         args![before, limit],
     )
     .await

@@ -1,7 +1,8 @@
-//! Copies of a SQLite database into PostgreSQL, for a service that grows beyond one machine.
+//! Copy of a SQLite database into PostgreSQL, for a service that outgrows one machine.
 //!
-//! Invariants: the copy is one transaction, so the target has all rows or none; no server uses the source meanwhile; a
-//! target with data of its own is refused. Left out: the way back, blobs, and the key file.
+//! Invariants: the copy is one transaction, so the target gets all rows or none; no server uses the
+//! source meanwhile; a target with data is rejected. Left out: the opposite direction, blobs, and
+//! the key file.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,46 +15,51 @@ use sqlx::{
     sqlite::{SqliteLockingMode, SqliteRow},
 };
 
-use super::{POSTGRES, SQLITE, postgres_options, refused, snapshot::existing};
+use super::{
+    POSTGRES, SQLITE, migration_error, postgres_options, snapshot::existing_database_options,
+};
 use crate::{Result, StoreError};
 
-/// Rows of one statement.
+/// Largest number of rows in one statement.
 const ROWS: usize = 1_000;
-/// Bytes of texts and binary values of one statement. One row may have more.
+/// Largest size of the texts and binary values in one statement, in bytes. One row may exceed it.
 const BYTES: usize = 8 << 20;
-/// The tables that a database in use has rows in.
+/// Tables that have rows if a database is in use.
 const USED: [&str; 6] = ["tokens", "tasks", "runs", "runners", "deliveries", "images"];
 
-/// Copies all rows of the SQLite database `from` into the PostgreSQL database `to`, whose tables are created. Calls
-/// `report` with the name of each table and the number of its rows.
+/// Copies all rows of the SQLite database `from` into the PostgreSQL database `to` and creates its
+/// tables. Calls `report` with the name and row count of each table.
 ///
 /// # Errors
-/// [`StoreError::Invalid`] if a URL is of another kind, a server uses `from`, or `to` has data; the errors of both
-/// databases. The target is then as before, but may have empty tables.
+/// [`StoreError::Invalid`] if a URL is of another kind, a server uses `from`, or `to` has data;
+/// otherwise the errors of both databases. The target is then unchanged except for empty tables.
 pub async fn migrate_store(from: &str, to: &str, mut report: impl FnMut(&str, u64)) -> Result<()> {
     let mut source = open_source(from).await?;
     let mut target = PgConnection::connect_with(&postgres_options(to)?).await?;
     POSTGRES
         .run_direct(None, &mut target, false)
         .await
-        .map_err(|error| refused(error, &POSTGRES))?;
-    let tables = tables(&mut source).await?;
+        .map_err(|error| migration_error(error, &POSTGRES))?;
+    let tables = ordered_tables(&mut source).await?;
     let mut tx = target.begin().await?;
     for table in USED {
-        let row = sqlx::query(sql(format!("SELECT 1 FROM {} LIMIT 1", quoted(table))));
+        let row = sqlx::query(statement(format!(
+            "SELECT 1 FROM {} LIMIT 1",
+            quote_name(table)
+        )));
         if row.fetch_optional(&mut *tx).await?.is_some() {
             return Err(invalid(format!(
                 "the PostgreSQL database has data: its table `{table}` is not empty; name an empty database"
             )));
         }
     }
-    // Migrations store first rows.
-    let all: Vec<String> = tables.iter().map(|table| quoted(table)).collect();
-    sqlx::query(sql(format!("TRUNCATE {}", all.join(", "))))
+    // Removes the initial rows that migrations insert.
+    let all: Vec<String> = tables.iter().map(|table| quote_name(table)).collect();
+    sqlx::query(statement(format!("TRUNCATE {}", all.join(", "))))
         .execute(&mut *tx)
         .await?;
     for table in &tables {
-        let rows = copy(&mut source, &mut tx, table).await?;
+        let rows = copy_table(&mut source, &mut tx, table).await?;
         report(table, rows);
     }
     tx.commit().await?;
@@ -63,14 +69,14 @@ pub async fn migrate_store(from: &str, to: &str, mut report: impl FnMut(&str, u6
     Ok(())
 }
 
-/// Opens the source for this program alone, with its tables up to date.
+/// Opens the source exclusively and brings its tables up to date.
 async fn open_source(url: &str) -> Result<SqliteConnection> {
     if !url.starts_with("sqlite:") {
         return Err(invalid(
             "the source is not a SQLite database: write `sqlite:PATH`".into(),
         ));
     }
-    let options = existing(url)?.locking_mode(SqliteLockingMode::Exclusive);
+    let options = existing_database_options(url)?.locking_mode(SqliteLockingMode::Exclusive);
     let in_use = |error: sqlx::Error| match &error {
         // SQLITE_BUSY
         sqlx::Error::Database(found) if found.code().as_deref() == Some("5") => {
@@ -79,7 +85,7 @@ async fn open_source(url: &str) -> Result<SqliteConnection> {
         _ => error.into(),
     };
     let mut source = options.connect().await.map_err(in_use)?;
-    // In this mode the connection keeps the lock that the transaction takes.
+    // In exclusive mode the connection keeps the lock of this transaction.
     for statement in ["BEGIN EXCLUSIVE", "COMMIT"] {
         sqlx::query(statement)
             .execute(&mut source)
@@ -89,12 +95,12 @@ async fn open_source(url: &str) -> Result<SqliteConnection> {
     SQLITE
         .run_direct(None, &mut source, false)
         .await
-        .map_err(|error| refused(error, &SQLITE))?;
+        .map_err(|error| migration_error(error, &SQLITE))?;
     Ok(source)
 }
 
-/// Returns the tables, each after those that it refers to.
-async fn tables(source: &mut SqliteConnection) -> Result<Vec<String>> {
+/// Returns the tables in an order in which each follows the tables that it refers to.
+async fn ordered_tables(source: &mut SqliteConnection) -> Result<Vec<String>> {
     let names: Vec<(String,)> = sqlx::query_as(
         "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' \
          AND name <> '_sqlx_migrations' ORDER BY name",
@@ -117,14 +123,15 @@ async fn tables(source: &mut SqliteConnection) -> Result<Vec<String>> {
         let ready = |others: &BTreeSet<String>| others.iter().all(|other| ordered.contains(other));
         let next = waiting.iter().find(|(_, others)| ready(others));
         let next = next.map(|(name, _)| name.clone());
-        let next = next.ok_or_else(|| invalid("tables refer to each other in a circle".into()))?;
+        let next =
+            next.ok_or_else(|| invalid("the tables refer to each other in a cycle".into()))?;
         waiting.remove(&next);
         ordered.push(next);
     }
     Ok(ordered)
 }
 
-/// The values of one column, in the order of the rows.
+/// Values of one column, in row order.
 enum Column {
     Text(Vec<Option<String>>),
     Number(Vec<Option<i64>>),
@@ -143,8 +150,8 @@ impl Column {
         }
     }
 
-    /// The type of the array that the column is sent as.
-    fn array(&self) -> &'static str {
+    /// Returns the array type that PostgreSQL gets for the column.
+    fn array_type(&self) -> &'static str {
         match self {
             Self::Text(_) => "text[]",
             Self::Number(_) => "bigint[]",
@@ -174,7 +181,7 @@ impl Column {
         })
     }
 
-    /// Binds the values to a statement, and leaves none.
+    /// Binds the values to a statement and empties the column.
     fn bind<'q>(
         &mut self,
         query: Query<'q, Postgres, PgArguments>,
@@ -188,7 +195,7 @@ impl Column {
 }
 
 /// Copies the rows of a table. Returns their number.
-async fn copy(
+async fn copy_table(
     source: &mut SqliteConnection,
     target: &mut PgConnection,
     table: &str,
@@ -200,23 +207,26 @@ async fn copy(
     .bind(table)
     .fetch_all(&mut *target)
     .await?;
-    let names: Vec<String> = described.iter().map(|(name, ..)| quoted(name)).collect();
+    let names: Vec<String> = described
+        .iter()
+        .map(|(name, ..)| quote_name(name))
+        .collect();
     let names = names.join(", ");
     let mut columns = Vec::new();
     for (name, data_type, _) in &described {
         columns.push(Column::new(table, name, data_type)?);
     }
     let arrays: Vec<String> = std::iter::zip(1.., &columns)
-        .map(|(number, column)| format!("${number}::{}", column.array()))
+        .map(|(number, column)| format!("${number}::{}", column.array_type()))
         .collect();
     let insert = format!(
         "INSERT INTO {} ({names}) OVERRIDING SYSTEM VALUE SELECT * FROM UNNEST({})",
-        quoted(table),
+        quote_name(table),
         arrays.join(", ")
     );
     let mut copied = 0;
     let mut waiting = (0, 0);
-    let select = sql(format!("SELECT {names} FROM {}", quoted(table)));
+    let select = statement(format!("SELECT {names} FROM {}", quote_name(table)));
     let mut rows = sqlx::query(select).fetch(&mut *source);
     loop {
         let row = rows.try_next().await?;
@@ -228,7 +238,7 @@ async fn copy(
         }
         let (count, bytes) = waiting;
         if count >= ROWS || bytes >= BYTES || row.is_none() && count > 0 {
-            let mut query = sqlx::query(sql(insert.clone()));
+            let mut query = sqlx::query(statement(insert.clone()));
             for column in &mut columns {
                 query = column.bind(query);
             }
@@ -242,13 +252,13 @@ async fn copy(
     }
     drop(rows);
     for (name, ..) in described.iter().filter(|(.., identity)| identity == "YES") {
-        continue_numbers(source, target, table, name).await?;
+        advance_sequence(source, target, table, name).await?;
     }
     Ok(copied)
 }
 
-/// Makes the next number of a column greater than every one that the source has given out.
-async fn continue_numbers(
+/// Sets the sequence of a column to the highest number that the source has assigned.
+async fn advance_sequence(
     source: &mut SqliteConnection,
     target: &mut PgConnection,
     table: &str,
@@ -258,12 +268,12 @@ async fn continue_numbers(
         .bind(table)
         .fetch_optional(source)
         .await?;
-    let statement = format!(
+    let text = format!(
         "SELECT setval(pg_get_serial_sequence($1, $2), GREATEST($3, MAX({0}), 1), GREATEST($3, MAX({0})) >= 1) FROM {1}",
-        quoted(column),
-        quoted(table)
+        quote_name(column),
+        quote_name(table)
     );
-    sqlx::query(sql(statement))
+    sqlx::query(statement(text))
         .bind(table)
         .bind(column)
         .bind(given.map_or(0, |(given,)| given))
@@ -272,12 +282,12 @@ async fn continue_numbers(
     Ok(())
 }
 
-fn quoted(name: &str) -> String {
+fn quote_name(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// A statement with names of the schema alone.
-fn sql(text: String) -> sqlx::SqlStr {
+/// Returns a statement that contains only names of the schema.
+fn statement(text: String) -> sqlx::SqlStr {
     AssertSqlSafe(text).into_sql_str()
 }
 

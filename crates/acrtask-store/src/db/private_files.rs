@@ -1,10 +1,10 @@
-//! Modes of the files of a SQLite database.
+//! Permissions of the files of a SQLite database.
 
 use std::path::Path;
 
-/// Makes `path` and the files that SQLite keeps beside it readable for their owner alone. SQLite gives
-/// new files beside a database the mode of the database.
-pub(super) fn keep_private(path: &Path) -> std::io::Result<()> {
+/// Makes `path` and SQLite's companion files readable only for their owner. SQLite gives new
+/// companion files the mode of the database.
+pub(super) fn restrict_permissions(path: &Path) -> std::io::Result<()> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};

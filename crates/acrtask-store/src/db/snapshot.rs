@@ -1,15 +1,15 @@
-//! Closing a database, and copies of a SQLite database that a server uses meanwhile.
+//! Shutdown of a database, and copies of a SQLite database while a server uses it.
 
 use std::{path::Path, str::FromStr};
 
 use sqlx::{ConnectOptions, Connection, sqlite::SqliteConnectOptions};
 
-use super::{Db, WAIT};
+use super::{ACQUIRE_TIMEOUT, Db};
 use crate::{Result, StoreError};
 
 impl Db {
-    /// Moves SQLite's write-ahead log into the database file and closes all connections, so that the
-    /// file alone holds all data. Statements fail afterwards.
+    /// Moves SQLite's write-ahead log into the database file and closes all connections. The file
+    /// alone then contains all data. Later statements fail.
     pub(crate) async fn close(&self) -> Result<()> {
         match self {
             Self::Sqlite { read, write } => {
@@ -18,7 +18,7 @@ impl Db {
                     .await?;
                 if busy != 0 {
                     tracing::warn!(
-                        "another program reads the database: its write-ahead log stays beside it"
+                        "cannot truncate the write-ahead log: another program is reading the database"
                     );
                 }
                 read.close().await;
@@ -30,39 +30,46 @@ impl Db {
     }
 }
 
-/// Returns the options for a SQLite database that exists.
-pub(super) fn existing(url: &str) -> Result<SqliteConnectOptions> {
+/// Returns the options for an existing SQLite database.
+pub(super) fn existing_database_options(url: &str) -> Result<SqliteConnectOptions> {
     let invalid = |what: String| StoreError::Invalid { what };
     let options = SqliteConnectOptions::from_str(url)
-        .map_err(|error| invalid(format!("`{url}` names no SQLite database: {error}")))?
+        .map_err(|error| {
+            invalid(format!(
+                "`{url}` is not a URL of a SQLite database: {error}"
+            ))
+        })?
         .create_if_missing(false)
-        .busy_timeout(WAIT);
+        .busy_timeout(ACQUIRE_TIMEOUT);
     let file = options.get_filename();
     if file.is_file() {
         Ok(options)
     } else {
-        Err(invalid(format!("there is no database {}", file.display())))
+        Err(invalid(format!(
+            "the database {} does not exist",
+            file.display()
+        )))
     }
 }
 
-/// Checks that the database of `url` exists, if it is a file. Opening it would make an empty one.
+/// Checks that the database of `url` exists if it is a file. Opening it would create an empty one.
 ///
 /// # Errors
-/// [`StoreError::Invalid`] if there is no such file.
+/// [`StoreError::Invalid`] if the file does not exist.
 pub fn check_database_exists(url: &str) -> Result<()> {
     if url.starts_with("sqlite:") {
-        existing(url)?;
+        existing_database_options(url)?;
     }
     Ok(())
 }
 
-/// Writes a consistent copy of the SQLite database of `url` to the new file `target`. Servers may go
-/// on using the database, and its tables stay at their version.
+/// Writes a consistent copy of the SQLite database of `url` to the new file `target`. Servers may
+/// continue to use the database, and its tables stay at their version.
 ///
 /// # Errors
-/// [`StoreError::Invalid`] if `url` names no SQLite database that is there.
+/// [`StoreError::Invalid`] if `url` does not name an existing SQLite database.
 pub async fn snapshot_sqlite(url: &str, target: &Path) -> Result<()> {
-    let options = existing(url)?;
+    let options = existing_database_options(url)?;
     let name = target.to_str().ok_or_else(|| {
         let what = format!("the name of the copy is not UTF-8: {}", target.display());
         StoreError::Invalid { what }

@@ -1,62 +1,63 @@
-//! What is written for deliveries beside their rows: runs, reasons why nothing, ends of runs. No I/O.
+//! Rows to write for deliveries, in addition to their own: runs, triggers, statuses and
+//! cancellations. No I/O.
 
 use std::collections::HashMap;
 
-use acrtask_api::webhook::OutcomeKind;
+use acrtask_api::webhook::DecisionAction;
 use acrtask_model::RunId;
 
-use super::{Ends, InLane, LeadsTo, Looked, NewDelivery};
+use super::{CancelScope, NewDelivery, RefRun, TriggerAction, TriggerDecision};
 use crate::{
     Ms, NewRun, OutcomeRow,
     db::{Arg, args},
     quotas::Admission,
 };
 
-/// What is to be written beside the deliveries.
+/// Rows and cancellations to write.
 #[derive(Default)]
 pub(super) struct Plan {
     pub(super) new: Vec<NewRun>,
     pub(super) statuses: Vec<Vec<Arg>>,
     pub(super) triggers: Vec<Vec<Arg>>,
-    /// Lanes whose live runs end: which of them, and the reason.
-    pub(super) ends: HashMap<String, (Ends, String)>,
-    /// The new run of each lane whose older runs end because of it.
+    /// Refs whose live runs are canceled: scope and reason.
+    pub(super) cancellations: HashMap<String, (CancelScope, String)>,
+    /// New run of each ref that supersedes older runs.
     pub(super) newer: HashMap<String, RunId>,
 }
 
 impl Plan {
-    /// Adds what a delivery leads to; its outcomes.
+    /// Adds the effects of a delivery. Returns the decisions.
     pub(super) fn add(
         &mut self,
         delivery: &NewDelivery,
-        looked: Vec<Looked>,
-        live: &[InLane],
+        decisions: Vec<TriggerDecision>,
+        live: &[RefRun],
         replayed: Option<&str>,
         admission: &mut Admission,
         now: Ms,
     ) -> Vec<OutcomeRow> {
-        let mut outcomes = Vec::with_capacity(looked.len());
-        for (place, one) in (0_u32..).zip(looked) {
-            let Looked {
+        let mut outcomes = Vec::with_capacity(decisions.len());
+        for (place, one) in (0_u32..).zip(decisions) {
+            let TriggerDecision {
                 task,
                 kind,
                 mut reason,
-                leads_to,
+                action,
             } = one;
             let mut joined = None;
             let mut started = None;
-            match leads_to {
-                LeadsTo::Nothing => {}
-                LeadsTo::Run { .. } | LeadsTo::Cancel { .. } if replayed.is_some() => {
+            match action {
+                TriggerAction::Ignore => {}
+                TriggerAction::Run { .. } | TriggerAction::Cancel { .. } if replayed.is_some() => {
                     reason = format!(
-                        "the same body came before, as delivery {}; redeliver that one to run it again",
+                        "the same body was received before, as delivery {}; redeliver that one to run it again",
                         replayed.unwrap_or_default()
                     );
                 }
-                LeadsTo::Cancel { lane, ends } => {
+                TriggerAction::Cancel { ref_key, scope } => {
                     let ended: Vec<&str> = live
                         .iter()
-                        .filter(|run| run.lane == lane && run.is_ended_by(ends))
+                        .filter(|run| run.ref_key == ref_key && run.is_canceled_by(scope))
                         .map(|run| run.id.as_str())
                         .collect();
                     reason = match ended.as_slice() {
@@ -64,23 +65,24 @@ impl Plan {
                         [one] => format!("{reason}, so its run {one} ends"),
                         ended => format!("{reason}, so its runs {} end", ended.join(", ")),
                     };
-                    self.newer.remove(&lane);
-                    self.ends.insert(lane, (ends, reason.clone()));
+                    self.newer.remove(&ref_key);
+                    self.cancellations.insert(ref_key, (scope, reason.clone()));
                 }
-                LeadsTo::Run {
+                TriggerAction::Run {
                     mut new,
                     newest_wins,
                     may_join,
                     status,
                 } => {
-                    // After commits A, B, A, the last run has to be one of A: only the newest run is joined.
+                    // After commits A, B, A, the last run must be one of A. So only the newest run
+                    // is joined.
                     joined = live
                         .iter()
                         .find(|run| {
                             may_join
                                 && run.newest != 0
                                 && run.cancel_requested_at.is_none()
-                                && Some(&run.lane) == new.origin.lane.as_ref()
+                                && Some(&run.ref_key) == new.origin.ref_key.as_ref()
                                 && run.commit_id.is_some()
                                 && run.commit_id == new.origin.commit
                         })
@@ -94,15 +96,15 @@ impl Plan {
                             }
                         };
                     if joined.is_none() && admitted {
-                        if let (true, Some(lane)) = (newest_wins, &new.origin.lane) {
-                            let ends = if new.origin.needs_approval {
-                                Ends::Unapproved
+                        if let (true, Some(ref_key)) = (newest_wins, &new.origin.ref_key) {
+                            let scope = if new.origin.needs_approval {
+                                CancelScope::Unapproved
                             } else {
-                                Ends::All
+                                CancelScope::All
                             };
                             let reason = format!("superseded by {}", new.id);
-                            self.ends.insert(lane.clone(), (ends, reason));
-                            self.newer.insert(lane.clone(), new.id.clone());
+                            self.cancellations.insert(ref_key.clone(), (scope, reason));
+                            self.newer.insert(ref_key.clone(), new.id.clone());
                         }
                         if let Some(target) = status {
                             self.statuses.push(args![&new.id, target, now]);
@@ -122,19 +124,19 @@ impl Plan {
                 None => format!("{}/{place}", delivery.id),
             };
             if started.is_none() {
-                let suppressed = run.is_none();
+                let ignored = run.is_none();
                 self.triggers.push(args![
                     trigger.as_str(),
                     kind.as_str(),
                     task.as_str(),
                     now,
                     run.as_ref().map(RunId::as_str),
-                    !suppressed,
-                    suppressed.then_some(reason.as_str()),
-                    suppressed.then_some(now),
+                    !ignored,
+                    ignored.then_some(reason.as_str()),
+                    ignored.then_some(now),
                     delivery.id.as_str(),
                     place,
-                    (!suppressed).then_some(reason.as_str()),
+                    (!ignored).then_some(reason.as_str()),
                 ]);
             }
             outcomes.push(OutcomeRow {
@@ -144,9 +146,9 @@ impl Plan {
                 received_at: now,
                 delivery: Some(delivery.id.clone()),
                 what: match (&started, &run) {
-                    (Some(_), _) => OutcomeKind::Run,
-                    (None, Some(_)) => OutcomeKind::Joined,
-                    (None, None) => OutcomeKind::Suppressed,
+                    (Some(_), _) => DecisionAction::RunStarted,
+                    (None, Some(_)) => DecisionAction::ExistingRun,
+                    (None, None) => DecisionAction::Ignored,
                 },
                 run,
                 reason,

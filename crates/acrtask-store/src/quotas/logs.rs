@@ -1,4 +1,4 @@
-//! Quotas of logs: checked when a part of a log is stored, and reduced when logs are removed.
+//! Quotas of logs: checked when a log chunk is stored, and released when logs are removed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -6,7 +6,7 @@ use acrtask_api::quota::{QuotaKind, QuotaSubject};
 
 use super::{
     Limits, QuotaExceeded,
-    usage::{stored_use, used},
+    usage::{load_usage, stored_use},
 };
 use crate::{
     Result,
@@ -14,18 +14,18 @@ use crate::{
 };
 
 /// Reads stored use, and locks its rows until the end of the transaction.
-const STORED_LOCKED: Sql = Sql::of(
+const STORED_LOCKED: Sql = Sql::new(
     stored_use!("IN (SELECT value FROM json_each($1))"),
     concat!(stored_use!("= ANY($1)"), " FOR UPDATE"),
 );
 
-const LOGGED: Sql = {
+const ADD_LOGGED: Sql = {
     macro_rules! conflict {
         () => {
             " ON CONFLICT (kind, subject) DO UPDATE SET used = quota_usage.used + excluded.used"
         };
     }
-    Sql::of(
+    Sql::new(
         concat!(
             "INSERT INTO quota_usage (kind, subject, used) VALUES ($1, $2, $3)",
             conflict!()
@@ -38,35 +38,35 @@ const LOGGED: Sql = {
     )
 };
 
-/// Quotas of logs and their use, for the runs of a batch of reports.
+/// Log quotas and their use, for the runs of a batch of reports.
 #[derive(Debug, Default)]
-pub(crate) struct LogRoom {
+pub(crate) struct LogAllowance {
     limits: Limits,
     used: HashMap<QuotaSubject, u64>,
     added: BTreeMap<QuotaSubject, u64>,
 }
 
 /// Returns the subject whose stored logs a run adds to: its task, or its principal.
-fn logs_of(task: Option<&str>, charged_to: Option<&str>) -> Option<QuotaSubject> {
+fn log_subject(task: Option<&str>, charged_to: Option<&str>) -> Option<QuotaSubject> {
     task.map(|task| QuotaSubject::Task(task.to_owned()))
         .or_else(|| charged_to.map(|by| QuotaSubject::Token(by.to_owned())))
 }
 
-impl LogRoom {
-    /// Reads the use of the quotas of these runs.
+impl LogAllowance {
+    /// Loads the use of the quotas of these runs.
     pub(crate) async fn load(tx: &mut Tx, runs: &[(Option<&str>, Option<&str>)]) -> Result<Self> {
         let limits = Limits::load(tx).await?;
         let mut wanted = BTreeSet::new();
         for (task, charged_to) in runs {
-            let own = logs_of(*task, *charged_to);
+            let own = log_subject(*task, *charged_to);
             let patterns = task
                 .iter()
                 .flat_map(|task| limits.patterns(QuotaKind::LogBytes, task));
             let subjects = own.into_iter().chain(patterns.cloned());
             wanted.extend(subjects.map(|subject| (subject, QuotaKind::LogBytes)));
         }
-        // Runs of one task may log to two servers. Their transactions wait for each other here.
-        let used = used(tx, &limits, &wanted, STORED_LOCKED, 0).await?;
+        // Two servers may receive logs of one task. Their transactions wait for each other here.
+        let used = load_usage(tx, &limits, &wanted, STORED_LOCKED, 0).await?;
         let used = used.into_iter().map(|((subject, _), used)| (subject, used));
         let used = used.collect();
         Ok(Self {
@@ -76,7 +76,8 @@ impl LogRoom {
         })
     }
 
-    /// Counts `length` more bytes of the log of a run that has `stored` bytes, unless a quota is used up.
+    /// Adds `length` bytes to the log of a run with `stored` bytes. Returns an error if a quota is
+    /// exceeded.
     pub(crate) fn add(
         &mut self,
         task: Option<&str>,
@@ -84,7 +85,7 @@ impl LogRoom {
         stored: u64,
         length: u64,
     ) -> Result<(), QuotaExceeded> {
-        let Some(own) = logs_of(task, charged_to) else {
+        let Some(own) = log_subject(task, charged_to) else {
             return self.check(
                 &QuotaSubject::EachTask,
                 QuotaKind::LogBytesPerRun,
@@ -117,7 +118,7 @@ impl LogRoom {
         used: u64,
         more: u64,
     ) -> Result<(), QuotaExceeded> {
-        match self.limits.of(subject, kind) {
+        match self.limits.limit(subject, kind) {
             Some(limit) if used.saturating_add(more) > limit => Err(QuotaExceeded {
                 kind,
                 subject: subject.clone(),
@@ -136,19 +137,19 @@ impl LogRoom {
             .map(|(subject, bytes)| args![QuotaKind::LogBytes.name(), subject.to_string(), bytes]);
         let rows: Vec<_> = rows.collect();
         if !rows.is_empty() {
-            tx.each(LOGGED, rows).await?;
+            tx.exec_each(ADD_LOGGED, rows).await?;
         }
         Ok(())
     }
 }
 
-/// Returns the bytes of the stored logs of runs, by the subject whose logs they are.
+/// Returns the size of the stored logs of runs in bytes, by subject.
 pub(crate) async fn logs_of_runs(
     tx: &mut Tx,
     runs: Vec<String>,
 ) -> Result<BTreeMap<QuotaSubject, i64>> {
     let rows: Vec<(Option<String>, Option<String>, i64)> = tx
-        .rows(
+        .fetch_all(
             one_of!(
                 "SELECT r.task_name, r.charged_to, CAST(SUM(c.length) AS BIGINT) FROM log_chunks c \
                  JOIN runs r ON r.id = c.run_id WHERE r.id",
@@ -160,15 +161,19 @@ pub(crate) async fn logs_of_runs(
         .await?;
     let mut bytes: BTreeMap<QuotaSubject, i64> = BTreeMap::new();
     for (task, charged_to, length) in rows {
-        if let Some(subject) = logs_of(task.as_deref(), charged_to.as_deref()) {
+        if let Some(subject) = log_subject(task.as_deref(), charged_to.as_deref()) {
             *bytes.entry(subject).or_default() += length;
         }
     }
     Ok(bytes)
 }
 
-/// Subtracts the bytes of removed logs from the use. Call it after the transaction has taken all other locks.
-pub(crate) async fn give_back(tx: &mut Tx, bytes: BTreeMap<QuotaSubject, i64>) -> Result<()> {
+/// Subtracts the bytes of removed logs from the use. Call it after the transaction has acquired all
+/// other locks.
+pub(crate) async fn release_log_bytes(
+    tx: &mut Tx,
+    bytes: BTreeMap<QuotaSubject, i64>,
+) -> Result<()> {
     for (subject, bytes) in bytes {
         tx.exec(
             "UPDATE quota_usage SET used = CASE WHEN used > $2 THEN used - $2 ELSE 0 END \

@@ -1,4 +1,4 @@
-//! Use of quotas: counted from indexes where one has it, and stored where none does.
+//! Use of quotas: counted through indexes where possible, and stored otherwise.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -9,11 +9,11 @@ use super::{Limits, MINUTE, is_rate};
 use crate::{
     Ms, Result, StoreError,
     db::{Sql, Tx, args},
-    lives,
-    runs::beyond,
+    run_state,
+    runs::upper_bound,
 };
 
-/// Selects the use that the database has stored of a list of subjects.
+/// Selects the stored use of a list of subjects.
 macro_rules! stored_use {
     ($in:literal) => {
         concat!(
@@ -27,13 +27,13 @@ macro_rules! stored_use {
 
 pub(super) use stored_use;
 
-pub(super) const STORED: Sql = Sql::of(
+pub(super) const STORED: Sql = Sql::new(
     stored_use!("IN (SELECT value FROM json_each($1))"),
     stored_use!("= ANY($1)"),
 );
 
-/// Reads the use of the wanted quotas that have a limit, with one statement for each way of counting.
-pub(super) async fn used(
+/// Loads the use of the wanted quotas that have a limit, with one statement per way of counting.
+pub(super) async fn load_usage(
     tx: &mut Tx,
     limits: &Limits,
     wanted: &BTreeSet<(QuotaSubject, QuotaKind)>,
@@ -44,7 +44,7 @@ pub(super) async fn used(
     let (mut tasks, mut pending, mut charged) = (Vec::new(), Vec::new(), Vec::new());
     let mut stored: BTreeMap<String, &QuotaSubject> = BTreeMap::new();
     for (subject, kind) in wanted {
-        let Some(limit) = limits.of(subject, *kind) else {
+        let Some(limit) = limits.limit(subject, *kind) else {
             continue;
         };
         match (kind, subject) {
@@ -52,7 +52,7 @@ pub(super) async fn used(
             (QuotaKind::PendingApprovals, QuotaSubject::Task(name)) => pending.push(name.clone()),
             (QuotaKind::QueuedRuns, QuotaSubject::Token(by)) => charged.push(by.clone()),
             (QuotaKind::QueuedRuns | QuotaKind::LogBytes, QuotaSubject::Tasks(_)) => {
-                let count = usage(tx, subject, *kind, Some(limit), now).await?;
+                let count = count_usage(tx, subject, *kind, Some(limit), now).await?;
                 used.insert((subject.clone(), *kind), count);
             }
             _ => {
@@ -80,20 +80,20 @@ pub(super) async fn used(
         if names.is_empty() {
             continue;
         }
-        let rows: Vec<(String, i64)> = tx.rows(sql, args![names]).await?;
+        let rows: Vec<(String, i64)> = tx.fetch_all(sql, args![names]).await?;
         for (name, count) in rows {
-            used.insert((subject(name), kind), lives::size(count)?);
+            used.insert((subject(name), kind), run_state::to_u64(count)?);
         }
     }
     if !stored.is_empty() {
         let names: Vec<String> = stored.keys().cloned().collect();
         let window = now - now.rem_euclid(MINUTE);
-        let rows: Vec<(String, String, i64, i64)> = tx.rows(stored_use, args![names]).await?;
+        let rows: Vec<(String, String, i64, i64)> = tx.fetch_all(stored_use, args![names]).await?;
         for (kind, name, since, count) in rows {
             let kind: QuotaKind = kind.parse().map_err(StoreError::corrupt)?;
             let is_past = is_rate(kind) && since != window;
             if let Some(subject) = stored.get(&name).filter(|_| !is_past) {
-                used.insert(((*subject).clone(), kind), lives::size(count)?);
+                used.insert(((*subject).clone(), kind), run_state::to_u64(count)?);
             }
         }
     }
@@ -102,7 +102,7 @@ pub(super) async fn used(
 
 macro_rules! count_queued_of {
     ($column:literal, $index:literal, $condition:literal) => {
-        Sql::of(
+        Sql::new(
             concat!(
                 "SELECT ",
                 $column,
@@ -138,7 +138,7 @@ const QUEUED_OF_CHARGED: Sql = count_queued_of!("charged_to", "runs_queued_charg
 
 macro_rules! count_queued {
     ($index:literal, $conditions:literal) => {
-        Sql::of(
+        Sql::new(
             concat!(
                 "SELECT COUNT(*) FROM (SELECT 1 FROM runs INDEXED BY ",
                 $index,
@@ -155,7 +155,8 @@ macro_rules! count_queued {
     };
 }
 
-/// Returns the owner of contexts for a charged identity: the id of a token, or an issuer and a subject.
+/// Returns the context owner of a charged identity, which is a token id, or an issuer and a
+/// subject.
 fn owner_key(charged_to: &str) -> String {
     match charged_to.split_once(' ') {
         Some((issuer, subject)) => Principal::Federation {
@@ -169,8 +170,8 @@ fn owner_key(charged_to: &str) -> String {
     .key()
 }
 
-/// Reads the use of a quota. Counts no further than `limit`.
-pub(super) async fn usage(
+/// Loads the use of a quota. Counts at most up to `limit`.
+pub(super) async fn count_usage(
     tx: &mut Tx,
     subject: &QuotaSubject,
     kind: QuotaKind,
@@ -182,7 +183,7 @@ pub(super) async fn usage(
     let count: Option<(i64,)> = match (kind, subject) {
         (kind, _) if is_rate(kind) => {
             let since = now - now.rem_euclid(MINUTE);
-            tx.row(
+            tx.fetch_optional(
                 "SELECT used FROM quota_usage WHERE kind = $3 AND subject = $1 AND since = $2",
                 args![name, since, kind.name()],
             )
@@ -190,22 +191,22 @@ pub(super) async fn usage(
         }
         (QuotaKind::LogBytes, QuotaSubject::Tasks(pattern)) => {
             let prefix = format!("task:{}", pattern.trim_end_matches('*'));
-            tx.row(
+            tx.fetch_optional(
                 "SELECT CAST(COALESCE(SUM(used), 0) AS BIGINT) FROM quota_usage WHERE kind = 'logBytes' \
                  AND subject >= $1 AND subject < $2",
-                args![prefix.as_str(), beyond(&prefix)],
+                args![prefix.as_str(), upper_bound(&prefix)],
             )
             .await?
         }
         (QuotaKind::LogBytes, _) => {
-            tx.row(
+            tx.fetch_optional(
                 "SELECT used FROM quota_usage WHERE kind = 'logBytes' AND subject = $1",
                 args![name],
             )
             .await?
         }
         (QuotaKind::QueuedRuns, QuotaSubject::Task(task)) => {
-            tx.row(
+            tx.fetch_optional(
                 count_queued!(
                     "runs_queued_task",
                     "task_name = $1 AND state = 'queued' \
@@ -216,7 +217,7 @@ pub(super) async fn usage(
             .await?
         }
         (QuotaKind::PendingApprovals, QuotaSubject::Task(task)) => {
-            tx.row(
+            tx.fetch_optional(
                 count_queued!(
                     "runs_queued_task",
                     "task_name = $1 AND state = 'queued' AND approval = 'pending' LIMIT $2"
@@ -227,36 +228,36 @@ pub(super) async fn usage(
         }
         (QuotaKind::QueuedRuns, QuotaSubject::Tasks(pattern)) => {
             let prefix = pattern.trim_end_matches('*');
-            tx.row(
+            tx.fetch_optional(
                 count_queued!("runs_queued_task", "task_name >= $1 AND task_name < $2 \
                  AND state = 'queued' AND (approval IS NULL OR approval <> 'pending') LIMIT $3"),
-                args![prefix, beyond(prefix), most],
+                args![prefix, upper_bound(prefix), most],
             )
             .await?
         }
         (QuotaKind::QueuedRuns, QuotaSubject::Token(by)) => {
-            tx.row(
+            tx.fetch_optional(
                 count_queued!("runs_queued_charged", "charged_to = $1 AND state = 'queued' LIMIT $2"),
                 args![by, most],
             )
             .await?
         }
         (QuotaKind::Contexts, QuotaSubject::Token(by)) => {
-            tx.row(
+            tx.fetch_optional(
                 "SELECT COUNT(*) FROM (SELECT 1 FROM contexts WHERE owner = $1 LIMIT $2) AS found",
                 args![owner_key(by), most],
             )
             .await?
         }
         (QuotaKind::ContextBytes, QuotaSubject::Token(by)) => {
-            tx.row(
+            tx.fetch_optional(
                 "SELECT CAST(COALESCE(SUM(size), 0) AS BIGINT) FROM contexts WHERE owner = $1",
                 args![owner_key(by)],
             )
             .await?
         }
         (QuotaKind::UnfinishedContexts, QuotaSubject::Token(by)) => {
-            tx.row(
+            tx.fetch_optional(
                 "SELECT COUNT(*) FROM (SELECT 1 FROM contexts WHERE owner = $1 AND complete = 0 LIMIT $2) AS found",
                 args![owner_key(by), most],
             )
@@ -264,14 +265,14 @@ pub(super) async fn usage(
         }
         (QuotaKind::Tasks, QuotaSubject::Tasks(pattern)) => {
             let prefix = pattern.trim_end_matches('*');
-            tx.row(
+            tx.fetch_optional(
                 "SELECT COUNT(*) FROM (SELECT 1 FROM tasks WHERE name >= $1 AND name < $2 LIMIT $3) AS found",
-                args![prefix, beyond(prefix), most],
+                args![prefix, upper_bound(prefix), most],
             )
             .await?
         }
         (QuotaKind::Secrets, QuotaSubject::Task(task)) => {
-            tx.row(
+            tx.fetch_optional(
                 "SELECT (SELECT COUNT(*) FROM secrets s WHERE s.scope = t.id) \
                  + (SELECT COUNT(*) FROM credentials c WHERE c.scope = t.id) FROM tasks t WHERE t.name = $1",
                 args![task],
@@ -280,5 +281,5 @@ pub(super) async fn usage(
         }
         _ => None,
     };
-    lives::size(count.map_or(0, |(count,)| count))
+    run_state::to_u64(count.map_or(0, |(count,)| count))
 }

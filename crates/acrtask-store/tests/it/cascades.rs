@@ -1,4 +1,4 @@
-//! Cascades: their state, the runs that they start, and what these push.
+//! Cascades: their state, the runs that they start, and the images of these runs.
 
 use acrtask_model::RunState;
 use acrtask_store::{
@@ -7,30 +7,30 @@ use acrtask_store::{
 };
 
 use crate::{
-    images::{ran, result, sha, task},
-    support::{Fixture, NOW, finished, new_run, on_both, run_id},
+    images::{complete_run, create_task, run_result, sha},
+    support::{NOW, TestDb, finished_report, new_run, on_both, run_id},
 };
 
 on_both!(
-    a_change_is_written_once_and_loaded_as_it_was,
-    of_many_servers_one_wins,
-    runs_start_and_stop_with_the_state,
-    ends_are_told_until_they_are_seen,
-    what_a_run_pushed_is_known_with_what_was_there_before,
-    what_is_held_back_moves_nothing,
-    what_has_been_over_for_long_goes,
+    changes_are_written_once_and_loaded_unchanged,
+    concurrent_changes_have_one_winner,
+    runs_start_and_stop_with_the_cascade,
+    ended_runs_are_listed_until_handled,
+    pushed_images_are_stored_with_previous_digest,
+    staged_images_change_no_image,
+    old_finished_cascades_expire,
 );
 
-pub(crate) fn cascade(id: u64, phase: &str, over_at: Option<Ms>) -> CascadeRow {
+pub(crate) fn cascade_row(id: u64, phase: &str, finished_at: Option<Ms>) -> CascadeRow {
     CascadeRow {
         id,
         created_at: NOW,
         phase: phase.into(),
         follows: (id > 1).then_some(id - 1),
         head: format!("{{\"id\":{id}}}"),
-        waits: false,
-        holds: None,
-        over_at,
+        awaiting_approval: false,
+        stages_images: None,
+        finished_at,
         active: true,
         promotion: "none".into(),
         promotion_by: None,
@@ -40,7 +40,7 @@ pub(crate) fn cascade(id: u64, phase: &str, over_at: Option<Ms>) -> CascadeRow {
     }
 }
 
-fn node(cascade: u64, task: &str, state: &str) -> CascadeNodeRow {
+fn node_row(cascade: u64, task: &str, state: &str) -> CascadeNodeRow {
     CascadeNodeRow {
         cascade,
         task: task.into(),
@@ -49,7 +49,7 @@ fn node(cascade: u64, task: &str, state: &str) -> CascadeNodeRow {
     }
 }
 
-fn start(cascade: u64, task: &str, attempt: u32, held: bool) -> NewCascadeRun {
+fn new_cascade_run(cascade: u64, task: &str, attempt: u32, push_by_digest: bool) -> NewCascadeRun {
     let mut run = new_run(&format!("r{task}{cascade}{attempt}"));
     run.task_id = Some(format!("id-{task}"));
     run.task_name = Some(task.into());
@@ -59,9 +59,9 @@ fn start(cascade: u64, task: &str, attempt: u32, held: bool) -> NewCascadeRun {
         cascade,
         task: task.into(),
         attempt,
-        held,
-        moved: vec![acrtask_api::cascade::MovedBase {
-            name: "r.io/base:1".into(),
+        push_by_digest,
+        moved: vec![acrtask_api::cascade::DigestChange {
+            reference: "r.io/base:1".into(),
             from: sha('1'),
             to: sha('2'),
         }],
@@ -69,38 +69,40 @@ fn start(cascade: u64, task: &str, attempt: u32, held: bool) -> NewCascadeRun {
     }
 }
 
-/// A cascade with a run of `task`.
-pub(crate) fn begun(id: u64, task: &str, held: bool) -> CascadeChange {
+/// Returns a new cascade with a run of `task`.
+pub(crate) fn cascade_with_run(id: u64, task: &str, push_by_digest: bool) -> CascadeChange {
     CascadeChange {
         next: id,
-        cascades: vec![cascade(id, "active", None)],
-        nodes: vec![node(id, task, "running")],
-        runs: vec![start(id, task, 1, held)],
+        cascades: vec![cascade_row(id, "active", None)],
+        nodes: vec![node_row(id, task, "running")],
+        runs: vec![new_cascade_run(id, task, 1, push_by_digest)],
         ..CascadeChange::default()
     }
 }
 
-pub(crate) async fn change(fixture: &Fixture, change: &CascadeChange) -> bool {
-    let version = fixture.store.cascade_version().await.unwrap();
-    fixture
-        .store
+pub(crate) async fn apply_change(db: &TestDb, change: &CascadeChange) -> bool {
+    let version = db.store.cascade_version().await.unwrap();
+    db.store
         .change_cascades(version, change, NOW)
         .await
         .unwrap()
 }
 
-async fn a_change_is_written_once_and_loaded_as_it_was(fixture: &Fixture) {
-    let store = &fixture.store;
+async fn changes_are_written_once_and_loaded_unchanged(db: &TestDb) {
+    let store = &db.store;
     let empty = store.load_cascades().await.unwrap();
     assert_eq!((empty.version, empty.next, empty.settings), (0, 0, None));
     let first = CascadeChange {
         next: 2,
         settings: Some("{}".into()),
-        cascades: vec![cascade(1, "active", None), cascade(2, "settling", None)],
+        cascades: vec![
+            cascade_row(1, "active", None),
+            cascade_row(2, "settling", None),
+        ],
         nodes: vec![
-            node(1, "a", "ready"),
-            node(2, "a", "pending"),
-            node(1, "b", "pending"),
+            node_row(1, "a", "ready"),
+            node_row(2, "a", "pending"),
+            node_row(1, "b", "pending"),
         ],
         attempts: vec![
             ("a".into(), Some("1".into())),
@@ -118,20 +120,20 @@ async fn a_change_is_written_once_and_loaded_as_it_was(fixture: &Fixture) {
     assert_eq!(loaded.settings.as_deref(), Some("{}"));
     assert_eq!(loaded.cascades, first.cascades);
     let expected = [
-        node(1, "a", "ready"),
-        node(1, "b", "pending"),
-        node(2, "a", "pending"),
+        node_row(1, "a", "ready"),
+        node_row(1, "b", "pending"),
+        node_row(2, "a", "pending"),
     ];
     assert_eq!(loaded.nodes, expected);
     assert_eq!(
         loaded.attempts,
         [("a".into(), "1".into()), ("b".into(), "2".into())]
     );
-    // Who made a change of an older version is told.
+    // A change that was computed from an older version is rejected.
     let second = CascadeChange {
         next: 2,
-        cascades: vec![cascade(1, "over", Some(NOW + 5))],
-        nodes: vec![node(1, "b", "failed")],
+        cascades: vec![cascade_row(1, "finished", Some(NOW + 5))],
+        nodes: vec![node_row(1, "b", "failed")],
         attempts: vec![("a".into(), None)],
         ..CascadeChange::default()
     };
@@ -140,12 +142,12 @@ async fn a_change_is_written_once_and_loaded_as_it_was(fixture: &Fixture) {
     assert!(store.change_cascades(1, &second, NOW).await.unwrap());
     assert_eq!(
         store.cascade_nodes(1).await.unwrap(),
-        [node(1, "a", "ready"), node(1, "b", "failed")]
+        [node_row(1, "a", "ready"), node_row(1, "b", "failed")]
     );
     let loaded = store.load_cascades().await.unwrap();
     assert_eq!(loaded.settings.as_deref(), Some("{}"), "it stays");
     assert_eq!(loaded.attempts, [("b".into(), "2".into())]);
-    assert_eq!(store.cascade(1).await.unwrap().over_at, Some(NOW + 5));
+    assert_eq!(store.cascade(1).await.unwrap().finished_at, Some(NOW + 5));
     assert!(store.cascade(3).await.is_err());
     let list = async |filter| {
         let rows = store.cascades(filter).await.unwrap();
@@ -191,41 +193,41 @@ async fn a_change_is_written_once_and_loaded_as_it_was(fixture: &Fixture) {
     assert_eq!(states, [("pending".into(), 1)]);
 }
 
-async fn of_many_servers_one_wins(fixture: &Fixture) {
+async fn concurrent_changes_have_one_winner(db: &TestDb) {
     for round in 0..5_i64 {
         let id = u64::try_from(round).unwrap() + 1;
-        let change = begun(id, "a", false);
-        let tries = (0..8).map(|_| fixture.store.change_cascades(round, &change, NOW));
+        let change = cascade_with_run(id, "a", false);
+        let tries = (0..8).map(|_| db.store.change_cascades(round, &change, NOW));
         let won = futures::future::join_all(tries).await;
         let won = won.into_iter().filter(|won| *won.as_ref().unwrap());
         assert_eq!(won.count(), 1, "{round}");
-        assert_eq!(fixture.store.cascade_runs(id).await.unwrap().len(), 1);
+        assert_eq!(db.store.cascade_runs(id).await.unwrap().len(), 1);
     }
-    assert_eq!(fixture.store.open_cascade_runs().await.unwrap().len(), 5);
+    assert_eq!(db.store.open_cascade_runs().await.unwrap().len(), 5);
 }
 
-async fn runs_start_and_stop_with_the_state(fixture: &Fixture) {
-    let store = &fixture.store;
-    let mut first = begun(1, "a", false);
-    first.nodes.push(node(1, "b", "running"));
-    first.runs.push(start(1, "b", 1, false));
-    assert!(change(fixture, &first).await);
+async fn runs_start_and_stop_with_the_cascade(db: &TestDb) {
+    let store = &db.store;
+    let mut first = cascade_with_run(1, "a", false);
+    first.nodes.push(node_row(1, "b", "running"));
+    first.runs.push(new_cascade_run(1, "b", 1, false));
+    assert!(apply_change(db, &first).await);
     let run = store.run(&run_id("ra11")).await.unwrap();
     assert_eq!(
         (run.state, run.trigger.as_str()),
         (RunState::Queued, "cascade")
     );
-    // The same start again is the same run.
-    let mut again = begun(1, "a", false);
+    // Starting the same attempt again returns the same run.
+    let mut again = cascade_with_run(1, "a", false);
     again.runs[0].run.id = run_id("rother");
-    assert!(change(fixture, &again).await);
+    assert!(apply_change(db, &again).await);
     assert!(store.run(&run_id("rother")).await.is_err());
     let ids = [run_id("rb11"), run_id("rother")];
     let of = store.cascades_of_runs(&ids).await.unwrap();
     assert_eq!(of.len(), 1);
     let of = &of[&run_id("rb11")];
     assert_eq!((of.id, of.attempt), (1, 1));
-    assert_eq!(of.moved, first.runs[1].moved);
+    assert_eq!(of.changes, first.runs[1].moved);
     assert_eq!(store.cascade_of_task("a").await.unwrap(), Some(1));
     assert_eq!(store.cascade_of_task("none").await.unwrap(), None);
     let runs = store.cascade_runs(1).await.unwrap();
@@ -240,10 +242,9 @@ async fn runs_start_and_stop_with_the_state(fixture: &Fixture) {
             ("b", "rb11", Some(RunState::Queued))
         ]
     );
-    // One that waits is over at once, and of one that runs the runner is told.
-    let claimed = fixture.claim("x", 1, NOW).await.remove(0);
-    fixture
-        .say_all("x", &claimed, NOW, vec![Report::Accepted, Report::Started])
+    // A queued run ends immediately, and a running one gets a cancellation request.
+    let claimed = db.claim("x", 1, NOW).await.remove(0);
+    db.report_all("x", &claimed, NOW, vec![Report::Accepted, Report::Started])
         .await;
     let stop = CascadeChange {
         next: 1,
@@ -254,39 +255,42 @@ async fn runs_start_and_stop_with_the_state(fixture: &Fixture) {
         ],
         ..CascadeChange::default()
     };
-    assert!(change(fixture, &stop).await);
-    let states = [fixture.state("ra11").await, fixture.state("rb11").await];
+    assert!(apply_change(db, &stop).await);
+    let states = [db.run_state("ra11").await, db.run_state("rb11").await];
     assert!(states.contains(&RunState::Canceled) && states.contains(&RunState::Running));
-    assert_eq!(store.cancels().await.unwrap().len(), 1);
+    assert_eq!(store.cancel_requests().await.unwrap().len(), 1);
     assert_eq!(
-        store.unaccounted(NOW + 1_000_000, 0).await.unwrap().len(),
+        store
+            .unaccounted_triggers(NOW + 1_000_000, 0)
+            .await
+            .unwrap()
+            .len(),
         1,
         "the lease alone"
     );
 }
 
-async fn ends_are_told_until_they_are_seen(fixture: &Fixture) {
-    let store = &fixture.store;
-    task(fixture, "a").await;
-    assert!(change(fixture, &begun(1, "a", false)).await);
+async fn ended_runs_are_listed_until_handled(db: &TestDb) {
+    let store = &db.store;
+    create_task(db, "a").await;
+    assert!(apply_change(db, &cascade_with_run(1, "a", false)).await);
     let open = store.open_cascade_runs().await.unwrap();
     assert_eq!(
         (open.len(), open[0].state, &open[0].result),
         (1, Some(RunState::Queued), &None)
     );
-    let run = fixture.claim("x", 1, NOW).await.remove(0);
-    fixture
-        .say_all(
-            "x",
-            &run,
-            NOW,
-            vec![
-                Report::Accepted,
-                Report::Started,
-                finished(RunState::Failed, 0),
-            ],
-        )
-        .await;
+    let run = db.claim("x", 1, NOW).await.remove(0);
+    db.report_all(
+        "x",
+        &run,
+        NOW,
+        vec![
+            Report::Accepted,
+            Report::Started,
+            finished_report(RunState::Failed, 0),
+        ],
+    )
+    .await;
     let open = store.open_cascade_runs().await.unwrap();
     assert_eq!(open[0].state, Some(RunState::Failed));
     assert_eq!(open[0].reason.as_deref(), Some("a step failed"));
@@ -299,23 +303,23 @@ async fn ends_are_told_until_they_are_seen(fixture: &Fixture) {
         seen: vec![(1, "a".into(), 1)],
         ..CascadeChange::default()
     };
-    assert!(change(fixture, &seen).await);
+    assert!(apply_change(db, &seen).await);
     assert_eq!(store.open_cascade_runs().await.unwrap(), []);
-    // One whose row is gone is told of, too.
-    assert!(change(fixture, &begun(2, "a", false)).await);
-    fixture.raw("DELETE FROM runs WHERE id = 'ra21'").await;
+    // A run whose row was removed is still returned.
+    assert!(apply_change(db, &cascade_with_run(2, "a", false)).await);
+    db.execute("DELETE FROM runs WHERE id = 'ra21'").await;
     let open = store.open_cascade_runs().await.unwrap();
     assert_eq!((open.len(), open[0].state), (1, None));
 }
 
-async fn what_a_run_pushed_is_known_with_what_was_there_before(fixture: &Fixture) {
-    let store = &fixture.store;
-    task(fixture, "a").await;
-    let before = result(&[("r.io/a:1", 'a')], &[("base:1", '1')]);
-    ran(fixture, "before", Some("a"), before, NOW).await;
-    assert!(change(fixture, &begun(1, "a", false)).await);
-    let run = fixture.claim("x", 1, NOW).await.remove(0);
-    let after = result(
+async fn pushed_images_are_stored_with_previous_digest(db: &TestDb) {
+    let store = &db.store;
+    create_task(db, "a").await;
+    let before = run_result(&[("r.io/a:1", 'a')], &[("base:1", '1')]);
+    complete_run(db, "before", Some("a"), before, NOW).await;
+    assert!(apply_change(db, &cascade_with_run(1, "a", false)).await);
+    let run = db.claim("x", 1, NOW).await.remove(0);
+    let after = run_result(
         &[("r.io/a:1", 'b'), ("r.io/new:1", 'c')],
         &[("base:1", '2')],
     );
@@ -326,16 +330,15 @@ async fn what_a_run_pushed_is_known_with_what_was_there_before(fixture: &Fixture
         log_length: 0,
         log_sha256: "ab".repeat(32),
     };
-    fixture
-        .say_all(
-            "x",
-            &run,
-            NOW + 9,
-            vec![Report::Accepted, Report::Started, end.clone()],
-        )
-        .await;
-    // Said again, it changes nothing.
-    fixture.say("x", &run, NOW + 10, end).await;
+    db.report_all(
+        "x",
+        &run,
+        NOW + 9,
+        vec![Report::Accepted, Report::Started, end.clone()],
+    )
+    .await;
+    // A repeated report changes nothing.
+    db.report("x", &run, NOW + 10, end).await;
     let images = store.cascade_images(1).await.unwrap();
     let shown: Vec<_> = images
         .iter()
@@ -345,31 +348,31 @@ async fn what_a_run_pushed_is_known_with_what_was_there_before(fixture: &Fixture
                 one.before.clone(),
                 one.after.clone(),
                 one.state.as_str(),
-                one.at,
+                one.changed_at,
             )
         })
         .collect();
     assert_eq!(
         shown,
         [
-            ("r.io/a:1", Some(sha('a')), sha('b'), "moved", NOW + 9),
-            ("r.io/new:1", None, sha('c'), "moved", NOW + 9)
+            ("r.io/a:1", Some(sha('a')), sha('b'), "promoted", NOW + 9),
+            ("r.io/new:1", None, sha('c'), "promoted", NOW + 9)
         ]
     );
     assert_eq!(store.image("r.io/a:1").await.unwrap().0.digest, sha('b'));
-    assert_eq!(store.held_images().await.unwrap(), []);
+    assert_eq!(store.staged_images().await.unwrap(), []);
     assert_eq!(store.cascade_run_times(1).await.unwrap().get("a"), Some(&0));
 }
 
-async fn what_is_held_back_moves_nothing(fixture: &Fixture) {
-    let store = &fixture.store;
-    task(fixture, "a").await;
-    let before = result(&[("r.io/a:1", 'a')], &[("base:1", '1')]);
-    ran(fixture, "before", Some("a"), before, NOW).await;
-    assert!(change(fixture, &begun(1, "a", true)).await);
-    let run = fixture.claim("x", 1, NOW).await.remove(0);
-    let mut after = result(&[("r.io/a:1", 'b')], &[("base:1", '2')]);
-    after.images[0].held = true;
+async fn staged_images_change_no_image(db: &TestDb) {
+    let store = &db.store;
+    create_task(db, "a").await;
+    let before = run_result(&[("r.io/a:1", 'a')], &[("base:1", '1')]);
+    complete_run(db, "before", Some("a"), before, NOW).await;
+    assert!(apply_change(db, &cascade_with_run(1, "a", true)).await);
+    let run = db.claim("x", 1, NOW).await.remove(0);
+    let mut after = run_result(&[("r.io/a:1", 'b')], &[("base:1", '2')]);
+    after.images[0].staged = true;
     let end = Report::Finished {
         state: RunState::Succeeded,
         reason: None,
@@ -377,41 +380,47 @@ async fn what_is_held_back_moves_nothing(fixture: &Fixture) {
         log_length: 0,
         log_sha256: "ab".repeat(32),
     };
-    fixture
-        .say_all(
-            "x",
-            &run,
-            NOW + 9,
-            vec![Report::Accepted, Report::Started, end],
-        )
-        .await;
+    db.report_all(
+        "x",
+        &run,
+        NOW + 9,
+        vec![Report::Accepted, Report::Started, end],
+    )
+    .await;
     let (image, bases) = store.image("r.io/a:1").await.unwrap();
     assert_eq!(
         (image.digest, bases[0].digest.clone()),
         (sha('a'), sha('1'))
     );
     assert!(image.newest);
-    let held = store.held_images().await.unwrap();
-    assert_eq!(held.len(), 1);
+    let staged = store.staged_images().await.unwrap();
+    assert_eq!(staged.len(), 1);
     assert_eq!(
-        (held[0].cascade, held[0].task.as_str(), &held[0].digest),
+        (
+            staged[0].cascade,
+            staged[0].task.as_str(),
+            &staged[0].digest
+        ),
         (1, "a", &sha('b'))
     );
-    assert_eq!(held[0].bases[0].name, "docker.io/library/base:1");
-    assert_eq!(held[0].bases[0].digest, sha('2'));
-    assert_eq!(store.cascade_images(1).await.unwrap()[0].state, "held");
+    assert_eq!(staged[0].bases[0].name, "docker.io/library/base:1");
+    assert_eq!(staged[0].bases[0].digest, sha('2'));
+    assert_eq!(store.cascade_images(1).await.unwrap()[0].state, "staged");
 }
 
-async fn what_has_been_over_for_long_goes(fixture: &Fixture) {
-    let store = &fixture.store;
-    task(fixture, "a").await;
-    let mut old = begun(1, "a", false);
-    old.cascades = vec![cascade(1, "over", Some(NOW)), cascade(2, "over", Some(NOW))];
+async fn old_finished_cascades_expire(db: &TestDb) {
+    let store = &db.store;
+    create_task(db, "a").await;
+    let mut old = cascade_with_run(1, "a", false);
+    old.cascades = vec![
+        cascade_row(1, "finished", Some(NOW)),
+        cascade_row(2, "finished", Some(NOW)),
+    ];
     old.cascades[0].active = false;
-    assert!(change(fixture, &old).await);
-    store.expire(NOW, 10).await.unwrap();
+    assert!(apply_change(db, &old).await);
+    store.remove_expired(NOW, 10).await.unwrap();
     assert!(store.cascade(1).await.is_ok());
-    store.expire(NOW + 1, 10).await.unwrap();
+    store.remove_expired(NOW + 1, 10).await.unwrap();
     assert!(store.cascade(1).await.is_err());
     assert_eq!(store.cascade_nodes(1).await.unwrap(), []);
     assert_eq!(store.open_cascade_runs().await.unwrap(), []);

@@ -5,22 +5,22 @@ use std::collections::BTreeMap;
 use acrtask_api::admin::{Federation, Scope};
 use acrtask_api::task::TaskDefinition;
 use acrtask_model::Principal;
-use acrtask_store::{HelloFacts, NewRunner, RunnerTokenRow, StoreError, TaskFilter, TokenRow};
+use acrtask_store::{NewRunner, RunnerHello, RunnerTokenRow, StoreError, TaskFilter, TokenRow};
 
-use crate::support::{Fixture, NOW, on_both, owner};
+use crate::support::{NOW, TestDb, context_owner, on_both};
 
 on_both!(
     contexts_grow_part_by_part,
-    a_context_that_is_there_is_used_again,
-    a_context_can_begin_anew,
+    complete_context_is_reused,
+    context_can_restart,
     tasks_change_and_keep_their_ids,
     tasks_are_listed_by_name,
     secrets_have_scopes,
     credentials_have_scopes,
-    tokens_are_there_until_revoked,
+    tokens_are_returned_until_revoked,
     federations_are_replaced_by_name,
-    a_registration_token_is_used_once,
-    runners_say_what_they_are,
+    registration_token_is_used_once,
+    runner_properties_are_stored,
 );
 
 macro_rules! refused {
@@ -30,22 +30,22 @@ macro_rules! refused {
     }};
 }
 
-fn digest(digit: char) -> acrtask_model::Digest {
+fn digest_of(digit: char) -> acrtask_model::Digest {
     format!("sha256:{}", digit.to_string().repeat(64))
         .parse()
         .unwrap()
 }
 
-async fn contexts_grow_part_by_part(fixture: &Fixture) {
-    let store = &fixture.store;
+async fn contexts_grow_part_by_part(db: &TestDb) {
+    let store = &db.store;
     let row = store
-        .create_context("c", 10, &digest('a'), &owner(), NOW)
+        .create_context("c", 10, &digest_of('a'), &context_owner(), NOW)
         .await
         .unwrap();
     assert_eq!((row.received, row.complete, row.size), (0, false, 10));
     refused!(
         store
-            .create_context("c", 10, &digest('b'), &owner(), NOW)
+            .create_context("c", 10, &digest_of('b'), &context_owner(), NOW)
             .await,
         Conflict
     );
@@ -70,9 +70,9 @@ async fn contexts_grow_part_by_part(fixture: &Fixture) {
     refused!(store.reset_context("c").await, Conflict);
     refused!(store.context("d").await, NotFound);
     refused!(store.add_part("d", 0, 1, "p", NOW).await, NotFound);
-    // Two of the same part at once: one of them is it.
+    // Of two concurrent uploads of the same part, one succeeds.
     store
-        .create_context("e", 8, &digest('e'), &owner(), NOW)
+        .create_context("e", 8, &digest_of('e'), &context_owner(), NOW)
         .await
         .unwrap();
     let (one, two) = tokio::join!(
@@ -82,46 +82,46 @@ async fn contexts_grow_part_by_part(fixture: &Fixture) {
     assert_eq!(usize::from(one.is_ok()) + usize::from(two.is_ok()), 1);
 }
 
-async fn a_context_that_is_there_is_used_again(fixture: &Fixture) {
-    let store = &fixture.store;
+async fn complete_context_is_reused(db: &TestDb) {
+    let store = &db.store;
     store
-        .create_context("c", 3, &digest('a'), &owner(), NOW)
+        .create_context("c", 3, &digest_of('a'), &context_owner(), NOW)
         .await
         .unwrap();
-    // Not complete yet: another upload begins.
+    // The first upload is incomplete, so another one starts.
     let other = store
-        .create_context("d", 3, &digest('a'), &owner(), NOW)
+        .create_context("d", 3, &digest_of('a'), &context_owner(), NOW)
         .await
         .unwrap();
     assert_eq!(other.id, "d");
     store.add_part("c", 0, 3, "p", NOW).await.unwrap();
     store.complete_context("c", NOW).await.unwrap();
     let same = store
-        .create_context("e", 3, &digest('a'), &owner(), NOW + 5)
+        .create_context("e", 3, &digest_of('a'), &context_owner(), NOW + 5)
         .await
         .unwrap();
     assert_eq!((same.id.as_str(), same.complete), ("c", true));
-    // Another principal does not get it by its digest.
+    // The digest does not give access to another principal.
     let other = Principal::Token { id: "t2".into() };
     let theirs = store
-        .create_context("g", 3, &digest('a'), &other, NOW + 5)
+        .create_context("g", 3, &digest_of('a'), &other, NOW + 5)
         .await;
     assert_eq!(theirs.unwrap().id, "g");
     refused!(store.context("e").await, NotFound);
-    // Used just now, it does not expire.
-    assert_eq!(store.expire(NOW + 3, 10).await.unwrap().contexts, 1);
+    // A context that was just used does not expire.
+    assert_eq!(store.remove_expired(NOW + 3, 10).await.unwrap().contexts, 1);
     assert!(store.context("c").await.is_ok());
     let larger = store
-        .create_context("f", 4, &digest('a'), &owner(), NOW)
+        .create_context("f", 4, &digest_of('a'), &context_owner(), NOW)
         .await
         .unwrap();
     assert_eq!(larger.id, "f");
 }
 
-async fn a_context_can_begin_anew(fixture: &Fixture) {
-    let store = &fixture.store;
+async fn context_can_restart(db: &TestDb) {
+    let store = &db.store;
     store
-        .create_context("c", 5, &digest('a'), &owner(), NOW)
+        .create_context("c", 5, &digest_of('a'), &context_owner(), NOW)
         .await
         .unwrap();
     store.add_part("c", 0, 2, "p0", NOW).await.unwrap();
@@ -131,31 +131,33 @@ async fn a_context_can_begin_anew(fixture: &Fixture) {
     assert_eq!((row.received, row.parts.len()), (5, 1));
 }
 
-fn definition(name: &str) -> TaskDefinition {
+fn task_definition(name: &str) -> TaskDefinition {
     serde_json::from_value(serde_json::json!({
         "name": name, "file": "acr-task.yaml", "values": {"z": 1, "a": [true, null]},
     }))
     .unwrap()
 }
 
-async fn tasks_change_and_keep_their_ids(fixture: &Fixture) {
-    let store = &fixture.store;
+async fn tasks_change_and_keep_their_ids(db: &TestDb) {
+    let store = &db.store;
     let made = store
-        .create_task("t1", &definition("web"), Some("web.yaml"), NOW)
+        .create_task("t1", &task_definition("web"), Some("web.yaml"), NOW)
         .await
         .unwrap();
     assert_eq!((made.id.as_str(), made.generation), ("t1", 1));
-    assert_eq!(made.definition, definition("web"));
+    assert_eq!(made.definition, task_definition("web"));
     assert_eq!(made, store.task("web").await.unwrap());
     refused!(
-        store.create_task("t2", &definition("web"), None, NOW).await,
+        store
+            .create_task("t2", &task_definition("web"), None, NOW)
+            .await,
         Conflict
     );
     store
-        .create_task("t2", &definition("db"), None, NOW)
+        .create_task("t2", &task_definition("db"), None, NOW)
         .await
         .unwrap();
-    let mut changed = definition("web");
+    let mut changed = task_definition("web");
     changed.enabled = false;
     let row = store
         .update_task("web", &changed, None, Some(1), NOW + 1)
@@ -178,12 +180,12 @@ async fn tasks_change_and_keep_their_ids(fixture: &Fixture) {
     );
     refused!(
         store
-            .update_task("web", &definition("db"), None, None, NOW)
+            .update_task("web", &task_definition("db"), None, None, NOW)
             .await,
         Conflict
     );
     let row = store
-        .update_task("web", &definition("site"), Some(None), None, NOW)
+        .update_task("web", &task_definition("site"), Some(None), None, NOW)
         .await
         .unwrap();
     assert_eq!(
@@ -204,14 +206,14 @@ async fn tasks_change_and_keep_their_ids(fixture: &Fixture) {
     assert_eq!(store.credentials().await.unwrap(), []);
 }
 
-async fn tasks_are_listed_by_name(fixture: &Fixture) {
-    let store = &fixture.store;
+async fn tasks_are_listed_by_name(db: &TestDb) {
+    let store = &db.store;
     for (number, name) in ["web/app", "Web", "web", "web-2", "db", "web/api"]
         .into_iter()
         .enumerate()
     {
         store
-            .create_task(&format!("t{number}"), &definition(name), None, NOW)
+            .create_task(&format!("t{number}"), &task_definition(name), None, NOW)
             .await
             .unwrap();
     }
@@ -227,7 +229,7 @@ async fn tasks_are_listed_by_name(fixture: &Fixture) {
         limit: 10,
         ..TaskFilter::default()
     };
-    // By bytes, whatever language the database speaks.
+    // The order is by bytes, regardless of the locale of the database.
     assert_eq!(list(all()).await, "Web db web web-2 web/api web/app");
     let some = |prefix: Option<&str>, pattern: Option<&str>| TaskFilter {
         prefix: prefix.map(Into::into),
@@ -251,8 +253,8 @@ async fn tasks_are_listed_by_name(fixture: &Fixture) {
     assert_eq!(list(page).await, "web-2 web/api");
 }
 
-async fn secrets_have_scopes(fixture: &Fixture) {
-    let store = &fixture.store;
+async fn secrets_have_scopes(db: &TestDb) {
+    let store = &db.store;
     store.put_secret("", "b", &[0, 159], NOW).await.unwrap();
     store.put_secret("t1", "b", b"own", NOW).await.unwrap();
     store.put_secret("t1", "a", b"", NOW).await.unwrap();
@@ -279,8 +281,8 @@ async fn secrets_have_scopes(fixture: &Fixture) {
     assert!(store.secret("", "b").await.unwrap().is_some());
 }
 
-async fn credentials_have_scopes(fixture: &Fixture) {
-    let store = &fixture.store;
+async fn credentials_have_scopes(db: &TestDb) {
+    let store = &db.store;
     store
         .put_credential("", "r.io", "ann", b"1", NOW)
         .await
@@ -315,8 +317,8 @@ async fn credentials_have_scopes(fixture: &Fixture) {
     assert_eq!(store.credentials_for(&["t2"]).await.unwrap(), []);
 }
 
-async fn tokens_are_there_until_revoked(fixture: &Fixture) {
-    let store = &fixture.store;
+async fn tokens_are_returned_until_revoked(db: &TestDb) {
+    let store = &db.store;
     assert_eq!(store.count_tokens().await.unwrap(), 0);
     let token = TokenRow {
         id: "k1".into(),
@@ -342,12 +344,12 @@ async fn tokens_are_there_until_revoked(fixture: &Fixture) {
     refused!(store.revoke_token("k1").await, NotFound);
     assert_eq!(store.token_by_id("k1").await.unwrap(), None);
     assert_eq!(store.tokens().await.unwrap(), []);
-    // A server whose tokens were all revoked is not a new one.
+    // A server whose tokens are all revoked is not a new server.
     assert_eq!(store.count_tokens().await.unwrap(), 1);
 }
 
-async fn federations_are_replaced_by_name(fixture: &Fixture) {
-    let store = &fixture.store;
+async fn federations_are_replaced_by_name(db: &TestDb) {
+    let store = &db.store;
     let mut federation = Federation {
         name: "github".into(),
         issuer: "https://issuer".into(),
@@ -366,7 +368,7 @@ async fn federations_are_replaced_by_name(fixture: &Fixture) {
     refused!(store.delete_federation("github").await, NotFound);
 }
 
-fn registration(id: &str, expires_at: i64) -> RunnerTokenRow {
+fn registration_token(id: &str, expires_at: i64) -> RunnerTokenRow {
     RunnerTokenRow {
         id: id.into(),
         hash: vec![9],
@@ -379,7 +381,7 @@ fn registration(id: &str, expires_at: i64) -> RunnerTokenRow {
     }
 }
 
-fn runner(id: &str, name: &str) -> NewRunner {
+fn new_runner(id: &str, name: &str) -> NewRunner {
     NewRunner {
         id: id.into(),
         name: name.into(),
@@ -387,20 +389,20 @@ fn runner(id: &str, name: &str) -> NewRunner {
     }
 }
 
-async fn a_registration_token_is_used_once(fixture: &Fixture) {
-    let store = &fixture.store;
+async fn registration_token_is_used_once(db: &TestDb) {
+    let store = &db.store;
     for id in ["k1", "k2", "k3"] {
         store
-            .create_runner_token(&registration(id, NOW + 10))
+            .create_runner_token(&registration_token(id, NOW + 10))
             .await
             .unwrap();
     }
     assert_eq!(
         store.runner_token("k1").await.unwrap(),
-        Some(registration("k1", NOW + 10))
+        Some(registration_token("k1", NOW + 10))
     );
     let row = store
-        .register_runner("k1", &runner("r1", "first"), NOW)
+        .register_runner("k1", &new_runner("r1", "first"), NOW)
         .await
         .unwrap();
     assert_eq!(
@@ -412,33 +414,33 @@ async fn a_registration_token_is_used_once(fixture: &Fixture) {
     assert_eq!(store.runner_token("k1").await.unwrap(), None);
     refused!(
         store
-            .register_runner("k1", &runner("r2", "second"), NOW)
+            .register_runner("k1", &new_runner("r2", "second"), NOW)
             .await,
         NotFound
     );
     refused!(
         store
-            .register_runner("k2", &runner("r2", "second"), NOW + 10)
+            .register_runner("k2", &new_runner("r2", "second"), NOW + 10)
             .await,
         NotFound
     );
     refused!(
         store
-            .register_runner("none", &runner("r2", "second"), NOW)
+            .register_runner("none", &new_runner("r2", "second"), NOW)
             .await,
         NotFound
     );
-    // The name is taken; the token is not used up by that.
+    // The name is taken, which does not use up the token.
     refused!(
         store
-            .register_runner("k2", &runner("r2", "first"), NOW)
+            .register_runner("k2", &new_runner("r2", "first"), NOW)
             .await,
         Conflict
     );
     store.remove_runner("r1", NOW).await.unwrap();
     refused!(store.remove_runner("r1", NOW).await, NotFound);
     store
-        .register_runner("k2", &runner("r2", "first"), NOW)
+        .register_runner("k2", &new_runner("r2", "first"), NOW)
         .await
         .unwrap();
     assert_eq!(
@@ -448,8 +450,8 @@ async fn a_registration_token_is_used_once(fixture: &Fixture) {
     let removed = store.runner_by_id("r1").await.unwrap().unwrap();
     assert_eq!(removed.removed_at, Some(NOW));
     assert_eq!(store.runners().await.unwrap().len(), 1);
-    // Two at once with one token.
-    let (first, second) = (runner("r3", "third"), runner("r4", "fourth"));
+    // Two concurrent registrations use the same token.
+    let (first, second) = (new_runner("r3", "third"), new_runner("r4", "fourth"));
     let (one, two) = tokio::join!(
         store.register_runner("k3", &first, NOW),
         store.register_runner("k3", &second, NOW)
@@ -457,11 +459,11 @@ async fn a_registration_token_is_used_once(fixture: &Fixture) {
     assert_eq!(usize::from(one.is_ok()) + usize::from(two.is_ok()), 1);
 }
 
-async fn runners_say_what_they_are(fixture: &Fixture) {
-    let store = &fixture.store;
-    fixture.runner("r1", "first").await;
-    fixture.runner("r2", "second").await;
-    let facts = HelloFacts {
+async fn runner_properties_are_stored(db: &TestDb) {
+    let store = &db.store;
+    db.register_runner("r1", "first").await;
+    db.register_runner("r2", "second").await;
+    let hello = RunnerHello {
         pool: "default".into(),
         labels: BTreeMap::from([("disk".into(), "fast".into())]),
         platforms: vec!["linux/amd64".into(), "linux/arm64".into()],
@@ -471,7 +473,7 @@ async fn runners_say_what_they_are(fixture: &Fixture) {
         free_disk: 1 << 40,
     };
     store
-        .runner_hello("r1", &facts, "server-1", NOW)
+        .runner_hello("r1", &hello, "server-1", NOW)
         .await
         .unwrap();
     let row = store.runner_by_id("r1").await.unwrap().unwrap();
@@ -487,9 +489,9 @@ async fn runners_say_what_they_are(fixture: &Fixture) {
     assert_eq!(
         (row.labels, row.platforms, row.features),
         (
-            facts.labels.clone(),
-            facts.platforms.clone(),
-            facts.features.clone()
+            hello.labels.clone(),
+            hello.platforms.clone(),
+            hello.features.clone()
         )
     );
     let seen = [
@@ -502,7 +504,7 @@ async fn runners_say_what_they_are(fixture: &Fixture) {
         .await
         .unwrap();
     store.runners_seen(&[], "server-1", NOW + 4).await.unwrap();
-    // Only the server that it is connected to records that it left.
+    // Only the server that the runner is connected to records its disconnection.
     store.runner_left("r1", "server-2").await.unwrap();
     let server = async || store.runner_by_id("r1").await.unwrap().unwrap().server_id;
     assert_eq!(server().await.as_deref(), Some("server-1"));
@@ -530,7 +532,7 @@ async fn runners_say_what_they_are(fixture: &Fixture) {
     refused!(store.set_draining("r9", true).await, NotFound);
     store.remove_runner("r1", NOW).await.unwrap();
     refused!(
-        store.runner_hello("r1", &facts, "server-1", NOW).await,
+        store.runner_hello("r1", &hello, "server-1", NOW).await,
         NotFound
     );
     assert_eq!(store.runner_by_name("first").await.unwrap(), None);

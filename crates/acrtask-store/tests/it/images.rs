@@ -1,4 +1,4 @@
-//! Images that runs pushed, and what they were built from.
+//! Images that runs pushed, and their bases.
 
 use acrtask_api::{
     run::{BaseResult, BuiltResult, ImageResult, RunResult},
@@ -10,14 +10,14 @@ use acrtask_model::{
 };
 use acrtask_store::{ImageFilter, Ms, Report, RunRow, StoreError};
 
-use crate::support::{Fixture, NOW, new_run, on_both};
+use crate::support::{NOW, TestDb, new_run, on_both};
 
 on_both!(
-    a_run_that_succeeds_leaves_its_images,
-    a_run_that_does_not_succeed_leaves_none,
-    the_last_run_of_a_task_has_the_newest_images,
-    runs_that_push_the_same_names_do_not_wait_for_each_other,
-    what_nobody_builds_again_goes,
+    successful_run_stores_its_images,
+    failed_run_stores_no_images,
+    last_run_of_a_task_has_the_newest_images,
+    runs_pushing_the_same_names_do_not_deadlock,
+    outdated_images_expire,
 );
 
 pub(crate) fn sha(letter: char) -> Digest {
@@ -26,8 +26,9 @@ pub(crate) fn sha(letter: char) -> Digest {
         .unwrap()
 }
 
-/// What a run came to that built these images from one base each: name and letter of its digest.
-pub(crate) fn result(images: &[(&str, char)], bases: &[(&str, char)]) -> RunResult {
+/// Returns the result of a run that built these images from these bases: names, and letters of
+/// their digests.
+pub(crate) fn run_result(images: &[(&str, char)], bases: &[(&str, char)]) -> RunResult {
     let step = StepId::new("build").unwrap();
     RunResult {
         built: images
@@ -45,7 +46,7 @@ pub(crate) fn result(images: &[(&str, char)], bases: &[(&str, char)]) -> RunResu
                 name: (*name).into(),
                 digest: sha(*letter),
                 platforms: [("linux/amd64".to_owned(), sha(*letter))].into(),
-                held: false,
+                staged: false,
             })
             .collect(),
         bases: bases
@@ -63,29 +64,27 @@ pub(crate) fn result(images: &[(&str, char)], bases: &[(&str, char)]) -> RunResu
     }
 }
 
-pub(crate) async fn task(fixture: &Fixture, name: &str) {
+pub(crate) async fn create_task(db: &TestDb, name: &str) {
     let definition: TaskDefinition =
         serde_json::from_value(serde_json::json!({"name": name, "cmd": "alpine true"})).unwrap();
-    fixture
-        .store
+    db.store
         .create_task(&format!("id-{name}"), &definition, None, NOW)
         .await
         .unwrap();
 }
 
-async fn begin(fixture: &Fixture, id: &str, task: Option<&str>, at: Ms) -> RunRow {
+async fn start_run(db: &TestDb, id: &str, task: Option<&str>, at: Ms) -> RunRow {
     let mut new = new_run(id);
     new.task_id = task.map(|name| format!("id-{name}"));
     new.task_name = task.map(str::to_owned);
-    fixture.store.enqueue(new, at).await.unwrap();
-    let run = fixture.claim("a", 1, at).await.remove(0);
-    fixture
-        .say_all("a", &run, at, vec![Report::Accepted, Report::Started])
+    db.store.enqueue(new, at).await.unwrap();
+    let run = db.claim("a", 1, at).await.remove(0);
+    db.report_all("a", &run, at, vec![Report::Accepted, Report::Started])
         .await;
     run
 }
 
-fn end(state: RunState, result: RunResult) -> Report {
+fn finished_with(state: RunState, result: RunResult) -> Report {
     Report::Finished {
         state,
         reason: None,
@@ -95,30 +94,29 @@ fn end(state: RunState, result: RunResult) -> Report {
     }
 }
 
-/// A run of a task that came to this, a second after it began.
-pub(crate) async fn ran(
-    fixture: &Fixture,
+/// Completes a successful run of a task that took one second.
+pub(crate) async fn complete_run(
+    db: &TestDb,
     id: &str,
     task: Option<&str>,
     result: RunResult,
     at: Ms,
 ) {
-    let run = begin(fixture, id, task, at - 1000).await;
-    fixture
-        .say("a", &run, at, end(RunState::Succeeded, result))
+    let run = start_run(db, id, task, at - 1000).await;
+    db.report("a", &run, at, finished_with(RunState::Succeeded, result))
         .await;
 }
 
-fn all() -> ImageFilter {
+fn all_images() -> ImageFilter {
     ImageFilter {
         limit: 100,
         ..ImageFilter::default()
     }
 }
 
-async fn a_run_that_succeeds_leaves_its_images(fixture: &Fixture) {
-    task(fixture, "app").await;
-    let made = result(
+async fn successful_run_stores_its_images(db: &TestDb) {
+    create_task(db, "app").await;
+    let made = run_result(
         &[("r.io/app:1", 'a'), ("r.io/app:latest", 'a')],
         &[
             ("busybox", 'b'),
@@ -128,21 +126,21 @@ async fn a_run_that_succeeds_leaves_its_images(fixture: &Fixture) {
             ),
         ],
     );
-    let run = begin(fixture, "one", Some("app"), NOW - 1000).await;
-    let finish = end(RunState::Succeeded, made);
-    // Twice: the answer to the first time was lost.
-    fixture.say("a", &run, NOW, finish.clone()).await;
-    fixture.say("a", &run, NOW + 5, finish).await;
-    let images = fixture.store.images(all()).await.unwrap();
+    let run = start_run(db, "one", Some("app"), NOW - 1000).await;
+    let finish = finished_with(RunState::Succeeded, made);
+    // The runner repeats its report because the verdict was lost.
+    db.report("a", &run, NOW, finish.clone()).await;
+    db.report("a", &run, NOW + 5, finish).await;
+    let images = db.store.images(all_images()).await.unwrap();
     let names: Vec<&str> = images.iter().map(|image| image.name.as_str()).collect();
     assert_eq!(names, ["r.io/app:1", "r.io/app:latest"]);
-    let (image, bases) = fixture.store.image("r.io/app:1").await.unwrap();
+    let (image, bases) = db.store.image("r.io/app:1").await.unwrap();
     assert_eq!(image, images[0]);
     assert_eq!(image.digest, sha('a'));
     assert_eq!((image.built_at, image.run_ms), (NOW, Some(1000)));
     assert_eq!(image.run.as_str(), "one");
     assert_eq!(image.task_name.as_deref(), Some("app"));
-    assert!(image.task_lives && image.newest);
+    assert!(image.task_exists && image.newest);
     assert_eq!(image.platforms, ["linux/amd64"]);
     let shown: Vec<(&str, bool)> = bases
         .iter()
@@ -169,7 +167,7 @@ async fn a_run_that_succeeds_leaves_its_images(fixture: &Fixture) {
         newest: true,
         limit: 1,
     };
-    let page = fixture.store.images(page).await.unwrap();
+    let page = db.store.images(page).await.unwrap();
     assert_eq!(page, [images[1].clone()]);
     for (pattern, prefix) in [
         (Some("other"), None),
@@ -179,47 +177,46 @@ async fn a_run_that_succeeds_leaves_its_images(fixture: &Fixture) {
         let none = ImageFilter {
             prefix: prefix.map(str::to_owned),
             pattern: pattern.map(str::to_owned),
-            ..all()
+            ..all_images()
         };
-        assert_eq!(fixture.store.images(none).await.unwrap(), []);
+        assert_eq!(db.store.images(none).await.unwrap(), []);
     }
-    let missing = fixture.store.image("r.io/app:2").await.unwrap_err();
+    let missing = db.store.image("r.io/app:2").await.unwrap_err();
     assert!(
         matches!(missing, StoreError::NotFound { .. }),
         "{missing:?}"
     );
 }
 
-async fn a_run_that_does_not_succeed_leaves_none(fixture: &Fixture) {
-    let run = begin(fixture, "one", None, NOW).await;
-    let made = result(&[("r.io/app:1", 'a')], &[]);
-    fixture
-        .say("a", &run, NOW, end(RunState::Failed, made))
+async fn failed_run_stores_no_images(db: &TestDb) {
+    let run = start_run(db, "one", None, NOW).await;
+    let made = run_result(&[("r.io/app:1", 'a')], &[]);
+    db.report("a", &run, NOW, finished_with(RunState::Failed, made))
         .await;
-    assert_eq!(fixture.store.images(all()).await.unwrap(), []);
+    assert_eq!(db.store.images(all_images()).await.unwrap(), []);
 }
 
-async fn the_last_run_of_a_task_has_the_newest_images(fixture: &Fixture) {
-    task(fixture, "app").await;
+async fn last_run_of_a_task_has_the_newest_images(db: &TestDb) {
+    create_task(db, "app").await;
     let base = [("r.io/base:1", 'b')];
-    let first = result(&[("r.io/app:latest", '1'), ("r.io/app:one", '1')], &base);
-    ran(fixture, "one", Some("app"), first, NOW).await;
-    ran(
-        fixture,
+    let first = run_result(&[("r.io/app:latest", '1'), ("r.io/app:one", '1')], &base);
+    complete_run(db, "one", Some("app"), first, NOW).await;
+    complete_run(
+        db,
         "free",
         None,
-        result(&[("r.io/free:1", 'f')], &base),
+        run_result(&[("r.io/free:1", 'f')], &base),
         NOW,
     )
     .await;
-    let second = result(
+    let second = run_result(
         &[("r.io/app:latest", '2'), ("r.io/app:two", '2')],
         &[("r.io/base:1", 'c')],
     );
-    ran(fixture, "two", Some("app"), second, NOW + 10).await;
-    // One that pushes nothing leaves the images as they are.
-    ran(fixture, "test", Some("app"), RunResult::default(), NOW + 20).await;
-    let images = fixture.store.images(all()).await.unwrap();
+    complete_run(db, "two", Some("app"), second, NOW + 10).await;
+    // A run without pushes leaves the images unchanged.
+    complete_run(db, "test", Some("app"), RunResult::default(), NOW + 20).await;
+    let images = db.store.images(all_images()).await.unwrap();
     let newest: Vec<(&str, bool)> = images
         .iter()
         .map(|image| (image.name.as_str(), image.newest))
@@ -233,7 +230,7 @@ async fn the_last_run_of_a_task_has_the_newest_images(fixture: &Fixture) {
             ("r.io/free:1", true)
         ]
     );
-    let graph = fixture.store.image_graph().await.unwrap();
+    let graph = db.store.image_graph().await.unwrap();
     let graph: Vec<(&str, Digest)> = graph
         .iter()
         .map(|(image, bases)| (image.name.as_str(), bases[0].digest.clone()))
@@ -246,11 +243,7 @@ async fn the_last_run_of_a_task_has_the_newest_images(fixture: &Fixture) {
             ("r.io/free:1", sha('b'))
         ]
     );
-    let builds = fixture
-        .store
-        .image_builds("r.io/app:latest", 10)
-        .await
-        .unwrap();
+    let builds = db.store.image_builds("r.io/app:latest", 10).await.unwrap();
     let builds: Vec<(&str, Digest)> = builds
         .iter()
         .map(|build| (build.run.as_str(), build.digest.clone()))
@@ -258,57 +251,53 @@ async fn the_last_run_of_a_task_has_the_newest_images(fixture: &Fixture) {
     assert_eq!(builds, [("two", sha('2')), ("one", sha('1'))]);
 }
 
-async fn runs_that_push_the_same_names_do_not_wait_for_each_other(fixture: &Fixture) {
-    task(fixture, "app").await;
+async fn runs_pushing_the_same_names_do_not_deadlock(db: &TestDb) {
+    create_task(db, "app").await;
     let mut runs = Vec::new();
     for number in 0..8 {
-        runs.push(begin(fixture, &format!("run-{number}"), Some("app"), NOW).await);
+        runs.push(start_run(db, &format!("run-{number}"), Some("app"), NOW).await);
     }
-    let said = runs.iter().enumerate().map(|(number, run)| {
+    let reports = runs.iter().enumerate().map(|(number, run)| {
         let names = if number % 2 == 0 {
             [("r.io/a:1", '1'), ("r.io/b:1", '2')]
         } else {
             [("r.io/b:1", '3'), ("r.io/a:1", '4')]
         };
-        let report = end(RunState::Succeeded, result(&names, &[("busybox", 'b')]));
-        fixture.say("a", run, NOW, report)
+        let report = finished_with(RunState::Succeeded, run_result(&names, &[("busybox", 'b')]));
+        db.report("a", run, NOW, report)
     });
-    for verdict in futures::future::join_all(said).await {
+    for verdict in futures::future::join_all(reports).await {
         assert_eq!(verdict, acrtask_store::Verdict::Done);
     }
-    let images = fixture.store.images(all()).await.unwrap();
+    let images = db.store.images(all_images()).await.unwrap();
     assert_eq!(images.len(), 2);
-    // Both are of the same run, whichever was last.
+    // Both images belong to the same run.
     assert_eq!(images[0].run, images[1].run);
 }
 
-async fn what_nobody_builds_again_goes(fixture: &Fixture) {
-    task(fixture, "app").await;
+async fn outdated_images_expire(db: &TestDb) {
+    create_task(db, "app").await;
     let base = [("r.io/base:1", 'b')];
     let of = |tag: &str| {
-        result(
+        run_result(
             &[("r.io/app:latest", '1'), (&format!("r.io/app:{tag}"), '1')],
             &base,
         )
     };
-    ran(fixture, "one", Some("app"), of("one"), NOW).await;
-    ran(fixture, "two", Some("app"), of("two"), NOW + 10).await;
-    ran(
-        fixture,
+    complete_run(db, "one", Some("app"), of("one"), NOW).await;
+    complete_run(db, "two", Some("app"), of("two"), NOW + 10).await;
+    complete_run(
+        db,
         "free",
         None,
-        result(&[("r.io/free:1", 'f')], &base),
+        run_result(&[("r.io/free:1", 'f')], &base),
         NOW,
     )
     .await;
-    fixture.store.expire(NOW + 1000, 100).await.unwrap();
-    let images = fixture.store.images(all()).await.unwrap();
+    db.store.remove_expired(NOW + 1000, 100).await.unwrap();
+    let images = db.store.images(all_images()).await.unwrap();
     let names: Vec<&str> = images.iter().map(|image| image.name.as_str()).collect();
     assert_eq!(names, ["r.io/app:latest", "r.io/app:two"]);
-    let builds = fixture
-        .store
-        .image_builds("r.io/app:latest", 10)
-        .await
-        .unwrap();
+    let builds = db.store.image_builds("r.io/app:latest", 10).await.unwrap();
     assert_eq!(builds.len(), 1);
 }

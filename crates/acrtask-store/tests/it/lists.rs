@@ -1,28 +1,28 @@
-//! Lists of runs: order, filters, pages.
+//! Lists of runs: order, filters and pages.
 
 use acrtask_model::RunState;
 use acrtask_store::{RunFilter, StoreError};
 
-use crate::support::{Fixture, NOW, finished, ids, new_run, on_both, run_id};
+use crate::support::{NOW, TestDb, finished_report, new_run, on_both, run_id, run_ids};
 
 on_both!(
-    pages_hold_each_run_once,
-    filters_choose,
-    lists_have_a_period,
-    lists_read_no_specs,
-    what_postgres_cannot_hold_is_taken,
+    pages_contain_each_run_once,
+    filters_select_runs,
+    lists_are_limited_to_a_period,
+    summaries_do_not_read_specs,
+    nul_characters_are_replaced,
 );
 
-async fn lists_read_no_specs(fixture: &Fixture) {
+async fn summaries_do_not_read_specs(db: &TestDb) {
     let mut fork = new_run("fork");
     fork.origin.needs_approval = true;
-    fork.spec.facts.branch = "fix".into();
-    fixture.store.enqueue(fork, NOW).await.unwrap();
-    fixture.queued("own", NOW).await;
-    // A spec that is not JSON fails whatever reads it.
-    assert_eq!(fixture.raw("UPDATE runs SET spec = 'large'").await, 2);
-    assert!(fixture.store.run(&run_id("fork")).await.is_err());
-    let (listed, _) = fixture.store.run_summaries(filter()).await.unwrap();
+    fork.spec.variables.branch = "fix".into();
+    db.store.enqueue(fork, NOW).await.unwrap();
+    db.enqueue("own", NOW).await;
+    // A spec that is not JSON makes every reader of it fail.
+    assert_eq!(db.execute("UPDATE runs SET spec = 'large'").await, 2);
+    assert!(db.store.run(&run_id("fork")).await.is_err());
+    let (listed, _) = db.store.run_summaries(filter()).await.unwrap();
     let revisions: Vec<_> = listed
         .iter()
         .map(|run| (run.id.as_str(), run.revision.as_deref()))
@@ -37,14 +37,12 @@ fn filter() -> RunFilter {
     }
 }
 
-async fn pages_hold_each_run_once(fixture: &Fixture) {
+async fn pages_contain_each_run_once(db: &TestDb) {
     for number in 0..10 {
-        // Several of the same moment.
-        fixture
-            .queued(&format!("run-{number}"), NOW + number / 3)
-            .await;
+        // Several runs have the same creation time.
+        db.enqueue(&format!("run-{number}"), NOW + number / 3).await;
     }
-    fixture.claim("a", 4, NOW).await;
+    db.claim("a", 4, NOW).await;
     for states in [vec![], vec![RunState::Queued, RunState::Leased]] {
         let mut filter = RunFilter {
             states,
@@ -54,8 +52,8 @@ async fn pages_hold_each_run_once(fixture: &Fixture) {
         let mut seen = Vec::new();
         let mut pages = 0;
         loop {
-            let (rows, next) = fixture.store.runs(filter.clone()).await.unwrap();
-            seen.extend(ids(&rows).into_iter().map(str::to_owned));
+            let (rows, next) = db.store.runs(filter.clone()).await.unwrap();
+            seen.extend(run_ids(&rows).into_iter().map(str::to_owned));
             pages += 1;
             match next {
                 Some(next) => filter.before = Some(next),
@@ -68,7 +66,7 @@ async fn pages_hold_each_run_once(fixture: &Fixture) {
             .collect();
         assert_eq!((seen, pages), (expected, 3));
     }
-    let error = fixture
+    let error = db
         .store
         .runs(RunFilter {
             before: Some("yesterday".into()),
@@ -79,9 +77,9 @@ async fn pages_hold_each_run_once(fixture: &Fixture) {
     assert!(matches!(error, StoreError::Invalid { .. }), "{error:?}");
 }
 
-async fn lists_have_a_period(fixture: &Fixture) {
+async fn lists_are_limited_to_a_period(db: &TestDb) {
     for (id, at) in [("one", 1), ("two", 2), ("three", 3)] {
-        fixture.queued(id, NOW + at).await;
+        db.enqueue(id, NOW + at).await;
     }
     let listed = async |since: Option<i64>, until: Option<i64>| {
         let filter = RunFilter {
@@ -90,8 +88,8 @@ async fn lists_have_a_period(fixture: &Fixture) {
             states: vec![RunState::Queued],
             ..filter()
         };
-        let (rows, _) = fixture.store.runs(filter).await.unwrap();
-        ids(&rows).join(" ")
+        let (rows, _) = db.store.runs(filter).await.unwrap();
+        run_ids(&rows).join(" ")
     };
     assert_eq!(listed(None, None).await, "three two one");
     assert_eq!(listed(Some(2), None).await, "three two");
@@ -99,28 +97,23 @@ async fn lists_have_a_period(fixture: &Fixture) {
     assert_eq!(listed(Some(2), Some(3)).await, "two");
 }
 
-async fn filters_choose(fixture: &Fixture) {
+async fn filters_select_runs(db: &TestDb) {
     for (number, task) in ["web/app", "web/api", "web", "webber", "db"]
         .into_iter()
         .enumerate()
     {
         let mut new = new_run(&format!("run-{number}"));
         new.task_name = Some(task.into());
-        fixture
-            .store
-            .enqueue(new, NOW + number as i64)
-            .await
-            .unwrap();
+        db.store.enqueue(new, NOW + number as i64).await.unwrap();
     }
-    fixture.queued("none", NOW + 9).await;
-    let runs = fixture.claim("a", 2, NOW).await;
-    fixture
-        .say("a", &runs[0], NOW, finished(RunState::Failed, 0))
+    db.enqueue("none", NOW + 9).await;
+    let runs = db.claim("a", 2, NOW).await;
+    db.report("a", &runs[0], NOW, finished_report(RunState::Failed, 0))
         .await;
     let list = async |filter: RunFilter| {
-        let (rows, next) = fixture.store.runs(filter).await.unwrap();
+        let (rows, next) = db.store.runs(filter).await.unwrap();
         assert_eq!(next, None);
-        ids(&rows).join(" ")
+        run_ids(&rows).join(" ")
     };
     assert_eq!(list(filter()).await, "none run-4 run-3 run-2 run-1 run-0");
     let task = |task: &str| RunFilter {
@@ -156,16 +149,16 @@ async fn filters_choose(fixture: &Fixture) {
     assert_eq!(list(both).await, "run-3 run-2");
 }
 
-async fn what_postgres_cannot_hold_is_taken(fixture: &Fixture) {
-    let row = fixture.queued("one", NOW).await;
+async fn nul_characters_are_replaced(db: &TestDb) {
+    let row = db.enqueue("one", NOW).await;
     let task = RunFilter {
         task: Some("web\0".into()),
         ..filter()
     };
-    assert_eq!(fixture.store.runs(task).await.unwrap().0, []);
+    assert_eq!(db.store.runs(task).await.unwrap().0, []);
     let many = vec!["d\0".to_owned()];
-    assert_eq!(fixture.store.tasks_by_id(many).await.unwrap(), []);
-    let canceled = fixture.store.request_cancel(&row.id, "by \0 jo", NOW).await;
+    assert_eq!(db.store.tasks_by_id(many).await.unwrap(), []);
+    let canceled = db.store.request_cancel(&row.id, "by \0 jo", NOW).await;
     let reason = canceled.unwrap().cancel_reason;
     assert_eq!(reason.as_deref(), Some("by \u{fffd} jo"));
 }

@@ -1,8 +1,8 @@
-//! The store on a real SQLite and a real PostgreSQL: every test runs on both.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+//! Tests of the store with a real SQLite and a real PostgreSQL. Every test runs on both.
+#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
 #![allow(
     clippy::print_stdout,
-    reason = "a test that fails says from which seed"
+    reason = "the output of a failed test contains its seed"
 )]
 
 mod bases;
@@ -16,6 +16,7 @@ mod images;
 mod lists;
 mod logs;
 mod opening;
+mod outbox;
 mod promotions;
 mod queue;
 mod quotas;
@@ -26,5 +27,4 @@ mod storm;
 mod support;
 mod tags;
 mod timers;
-mod told;
 mod webhooks;

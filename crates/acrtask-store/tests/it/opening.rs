@@ -1,39 +1,38 @@
-//! Opening: an empty database, one that others open too, one that is newer, and none.
+//! Opening of databases: empty, shared, newer than the program, and unreachable.
 
 use acrtask_store::{Store, StoreError, check_database_exists, snapshot_sqlite};
 
 use crate::support::{
-    Database, Fixture, NOW, empty_postgres, empty_sqlite, new_run, on_both, run_id,
+    Database, NOW, TestDb, empty_postgres, empty_sqlite, new_run, on_both, run_id,
 };
 
 on_both!(
-    what_is_written_is_there_after_opening_again,
-    a_newer_database_is_refused,
-    one_that_was_changed_by_hand_is_refused
+    reopened_database_contains_written_rows,
+    newer_database_is_rejected,
+    manually_changed_migrations_are_rejected
 );
 
-async fn what_is_written_is_there_after_opening_again(fixture: &Fixture) {
-    let written = fixture.queued("one", NOW).await;
-    let again = Store::open(&fixture.url).await.unwrap();
+async fn reopened_database_contains_written_rows(db: &TestDb) {
+    let written = db.enqueue("one", NOW).await;
+    let again = Store::open(&db.url).await.unwrap();
     again.ping().await.unwrap();
     assert_eq!(again.run(&written.id).await.unwrap(), written);
 }
 
-async fn a_newer_database_is_refused(fixture: &Fixture) {
-    let checksum = if fixture.store.is_postgres() {
+async fn newer_database_is_rejected(db: &TestDb) {
+    let checksum = if db.store.is_postgres() {
         "'\\x00'"
     } else {
         "x'00'"
     };
-    fixture
-        .raw(&format!(
-            "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+    db.execute(&format!(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
              VALUES (9999, 'from the future', TRUE, {checksum}, 0)"
-        ))
-        .await;
-    let error = Store::open(&fixture.url).await.unwrap_err();
+    ))
+    .await;
+    let error = Store::open(&db.url).await.unwrap_err();
     assert!(
-        matches!(error, StoreError::Newer { found: 9999, known } if known < 9999),
+        matches!(error, StoreError::Newer { found: 9999, supported } if supported < 9999),
         "{error:?}"
     );
     assert!(
@@ -42,22 +41,21 @@ async fn a_newer_database_is_refused(fixture: &Fixture) {
     );
 }
 
-async fn one_that_was_changed_by_hand_is_refused(fixture: &Fixture) {
-    let checksum = if fixture.store.is_postgres() {
+async fn manually_changed_migrations_are_rejected(db: &TestDb) {
+    let checksum = if db.store.is_postgres() {
         "'\\x00'"
     } else {
         "x'00'"
     };
-    fixture
-        .raw(&format!(
-            "UPDATE _sqlx_migrations SET checksum = {checksum}"
-        ))
-        .await;
-    let error = Store::open(&fixture.url).await.unwrap_err();
+    db.execute(&format!(
+        "UPDATE _sqlx_migrations SET checksum = {checksum}"
+    ))
+    .await;
+    let error = Store::open(&db.url).await.unwrap_err();
     assert!(matches!(error, StoreError::Database(_)), "{error:?}");
 }
 
-async fn several_open_at_once(url: &str) {
+async fn open_concurrently(url: &str) {
     let opened = (0..6).map(|_| {
         let url = url.to_owned();
         tokio::spawn(async move { Store::open(&url).await })
@@ -71,20 +69,20 @@ async fn several_open_at_once(url: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn several_open_an_empty_sqlite_at_once() {
+async fn empty_sqlite_is_opened_concurrently() {
     let (url, _database) = empty_sqlite();
-    several_open_at_once(&url).await;
+    open_concurrently(&url).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn several_open_an_empty_postgres_at_once() {
+async fn empty_postgres_is_opened_concurrently() {
     if let Some((url, _database)) = empty_postgres().await {
-        several_open_at_once(&url).await;
+        open_concurrently(&url).await;
     }
 }
 
 #[tokio::test]
-async fn closed_sqlite_file_holds_all_data() {
+async fn closed_sqlite_file_contains_all_data() {
     let (url, _database) = empty_sqlite();
     let store = Store::open(&url).await.unwrap();
     let row = store.enqueue(new_run("one"), NOW).await.unwrap().into_row();
@@ -106,7 +104,7 @@ async fn closed_sqlite_file_holds_all_data() {
 }
 
 #[tokio::test]
-async fn snapshot_holds_what_the_log_of_an_open_database_holds() {
+async fn snapshot_contains_the_log_of_an_open_database() {
     let (url, _database) = empty_sqlite();
     let store = Store::open(&url).await.unwrap();
     let row = store.enqueue(new_run("one"), NOW).await.unwrap().into_row();
@@ -122,20 +120,20 @@ async fn snapshot_holds_what_the_log_of_an_open_database_holds() {
     let missing = format!("sqlite:{}/none.db", elsewhere.path().display());
     let again = elsewhere.path().join("again.db");
     let error = snapshot_sqlite(&missing, &again).await.unwrap_err();
-    assert!(error.to_string().contains("no database"), "{error}");
+    assert!(error.to_string().contains("does not exist"), "{error}");
     assert!(check_database_exists(&missing).is_err());
     assert!(check_database_exists(&url).is_ok());
 }
 
 #[tokio::test]
-async fn memory_works() {
+async fn memory_database_works() {
     let store = Store::open("sqlite::memory:").await.unwrap();
     let row = store.enqueue(new_run("one"), NOW).await.unwrap().into_row();
     assert_eq!(store.run(&row.id).await.unwrap(), row);
 }
 
 #[tokio::test]
-async fn what_is_no_database_is_told_apart() {
+async fn errors_distinguish_invalid_and_unreachable_databases() {
     for url in ["mysql://x", "nothing", "postgres:///\u{0}?sslmode=perhaps"] {
         let error = Store::open(url).await.unwrap_err();
         assert!(
@@ -143,7 +141,7 @@ async fn what_is_no_database_is_told_apart() {
             "{url}: {error:?}"
         );
     }
-    let error = Store::open("postgres://nobody@127.0.0.1:1/none")
+    let error = Store::open("postgres://none@127.0.0.1:1/none")
         .await
         .unwrap_err();
     assert!(error.is_unavailable(), "{error:?}");
@@ -152,8 +150,8 @@ async fn what_is_no_database_is_told_apart() {
     assert!(Store::open(&url).await.is_err());
 }
 
-/// Answers like a PostgreSQL without TLS, or like someone between who takes TLS away, and returns what came before and
-/// after that answer.
+/// Responds like a PostgreSQL without TLS, or like an attacker that removes TLS. Returns the port,
+/// and the bytes that the client sends after the response.
 async fn without_tls() -> (u16, tokio::task::JoinHandle<Vec<u8>>) {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -183,7 +181,7 @@ async fn postgres_connection_is_not_downgraded() {
         assert_eq!(
             seen.await.unwrap(),
             b"",
-            "{mode}: something was sent in clear"
+            "{mode}: the client sent clear text"
         );
     }
 }
@@ -203,13 +201,13 @@ async fn remote_postgres_needs_a_named_protection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_is_gone_is_unavailable() {
+async fn removed_database_is_unavailable() {
     let Some((url, database)) = empty_postgres().await else {
         return;
     };
     let store = Store::open(&url).await.unwrap();
     store.ping().await.unwrap();
-    // Every session is ended, as when the server stops.
+    // Dropping the database ends every session, like a server shutdown.
     drop::<Database>(database);
     let error = store.ping().await.unwrap_err();
     assert!(

@@ -1,42 +1,42 @@
-//! What is decided of the tags of a cascade, and what is recorded when they have moved.
+//! Promotion and rollback of tags, and the records of their images.
 
 use acrtask_api::run::RunResult;
 use acrtask_model::RunState;
 use acrtask_store::{CascadeChange, Ms, Report};
 
 use crate::{
-    cascades::{begun, cascade, change},
-    images::{ran, result, sha, task},
-    support::{Fixture, NOW, on_both},
+    cascades::{apply_change, cascade_row, cascade_with_run},
+    images::{complete_run, create_task, run_result, sha},
+    support::{NOW, TestDb, on_both},
 };
 
 on_both!(
-    a_run_is_recorded_when_its_last_tag_has_moved,
-    an_image_gets_back_what_was_recorded_before,
-    what_is_on_its_way_is_fetched_back,
-    of_a_run_that_is_gone_the_digest_comes_back,
-    one_works_at_a_time_on_what_is_wanted_last,
-    what_was_given_up_can_be_wanted_again,
-    something_newer_takes_the_place_of_what_is_held,
+    images_are_recorded_after_the_last_tag_is_promoted,
+    rollback_restores_image_records,
+    tag_change_in_progress_is_rolled_back,
+    rollback_restores_digest_if_run_is_gone,
+    promotion_is_leased_to_one_server,
+    discarded_images_can_be_staged_again,
+    newer_push_supersedes_staged_image,
 );
 
 const A: &str = "r.io/a:1";
 const B: &str = "r.io/b:1";
 
-/// A result whose images have no tags.
-fn held(images: &[(&str, char)], bases: &[(&str, char)]) -> RunResult {
-    let mut result = result(images, bases);
+/// Returns a result whose images are staged.
+fn staged_result(images: &[(&str, char)], bases: &[(&str, char)]) -> RunResult {
+    let mut result = run_result(images, bases);
     for image in &mut result.images {
-        image.held = true;
+        image.staged = true;
     }
     result
 }
 
-/// A cascade that is over, whose run of the task `a` has come to this.
-async fn over(fixture: &Fixture, id: u64, result: RunResult, at: Ms) {
-    let holds = result.images.iter().any(|image| image.held);
-    assert!(change(fixture, &begun(id, "a", holds)).await);
-    let run = fixture.claim("x", 1, at).await.remove(0);
+/// Creates a finished cascade whose run of the task `a` has this result.
+async fn finish_cascade(db: &TestDb, id: u64, result: RunResult, at: Ms) {
+    let stages_images = result.images.iter().any(|image| image.staged);
+    assert!(apply_change(db, &cascade_with_run(id, "a", stages_images)).await);
+    let run = db.claim("x", 1, at).await.remove(0);
     let end = Report::Finished {
         state: RunState::Succeeded,
         reason: None,
@@ -45,44 +45,44 @@ async fn over(fixture: &Fixture, id: u64, result: RunResult, at: Ms) {
         log_sha256: "ab".repeat(32),
     };
     let all = vec![Report::Accepted, Report::Started, end];
-    fixture.say_all("x", &run, at, all).await;
-    let mut row = cascade(id, "over", Some(at));
-    row.holds = Some(holds);
-    let over = CascadeChange {
+    db.report_all("x", &run, at, all).await;
+    let mut row = cascade_row(id, "finished", Some(at));
+    row.stages_images = Some(stages_images);
+    let finished = CascadeChange {
         next: id,
         cascades: vec![row],
         seen: vec![(id, "a".into(), 1)],
         ..CascadeChange::default()
     };
-    assert!(change(fixture, &over).await);
+    assert!(apply_change(db, &finished).await);
 }
 
-/// The task has run, and a cascade holds back what it pushed anew.
-async fn prepared(fixture: &Fixture) {
-    task(fixture, "a").await;
-    let before = result(&[(A, 'a'), (B, 'b')], &[("base:1", '1')]);
-    ran(fixture, "before", Some("a"), before, NOW).await;
-    let after = held(&[(A, 'c'), (B, 'd')], &[("base:1", '2')]);
-    over(fixture, 1, after, NOW + 10_000).await;
+/// Creates a run of the task, and a cascade that stages new images of it.
+async fn stage_images(db: &TestDb) {
+    create_task(db, "a").await;
+    let before = run_result(&[(A, 'a'), (B, 'b')], &[("base:1", '1')]);
+    complete_run(db, "before", Some("a"), before, NOW).await;
+    let after = staged_result(&[(A, 'c'), (B, 'd')], &[("base:1", '2')]);
+    finish_cascade(db, 1, after, NOW + 10_000).await;
 }
 
-async fn states(fixture: &Fixture) -> Vec<String> {
-    let images = fixture.store.cascade_images(1).await.unwrap();
+async fn states(db: &TestDb) -> Vec<String> {
+    let images = db.store.cascade_images(1).await.unwrap();
     images.into_iter().map(|image| image.state).collect()
 }
 
-/// Digest of an image, and letters of its bases'.
-async fn recorded(fixture: &Fixture, name: &str) -> (char, String) {
-    let (image, bases) = fixture.store.image(name).await.unwrap();
+/// Returns the letter of an image's digest, and the letters of its bases' digests.
+async fn recorded_digests(db: &TestDb, name: &str) -> (char, String) {
+    let (image, bases) = db.store.image(name).await.unwrap();
     let letter = |digest: &acrtask_model::Digest| digest.short().chars().next().unwrap();
     let bases = bases.iter().map(|base| letter(&base.digest)).collect();
     (letter(&image.digest), bases)
 }
 
-/// Moves both tags.
-async fn promoted(fixture: &Fixture, now: Ms) {
-    let store = &fixture.store;
-    let from = ["none", "held", "dropped", "rolledBack"];
+/// Promotes both tags.
+async fn promote_both(db: &TestDb, now: Ms) {
+    let store = &db.store;
+    let from = ["none", "staged", "discarded", "rolledBack"];
     let set = store
         .decide_promotion(1, &from, "promoted", None, now)
         .await
@@ -95,7 +95,10 @@ async fn promoted(fixture: &Fixture, now: Ms) {
             .unwrap()
     );
     for (name, after) in [(A, 'c'), (B, 'd')] {
-        store.tag_moved(1, name, &sha(after), now).await.unwrap();
+        store
+            .record_promoted_tag(1, name, &sha(after), now)
+            .await
+            .unwrap();
     }
     store
         .release_promotion(1, "promoted", None, None, now)
@@ -103,9 +106,9 @@ async fn promoted(fixture: &Fixture, now: Ms) {
         .unwrap();
 }
 
-async fn a_run_is_recorded_when_its_last_tag_has_moved(fixture: &Fixture) {
-    prepared(fixture).await;
-    let store = &fixture.store;
+async fn images_are_recorded_after_the_last_tag_is_promoted(db: &TestDb) {
+    stage_images(db).await;
+    let store = &db.store;
     let row = store.open_promotions().await.unwrap().remove(0);
     assert_eq!(
         (row.id, row.promotion.as_str(), row.next_at),
@@ -123,32 +126,38 @@ async fn a_run_is_recorded_when_its_last_tag_has_moved(fixture: &Fixture) {
             .await
             .unwrap()
     );
-    // What the tag held is written down, also that there was none.
+    // The previous digest is stored, or its absence.
     for (name, after, before) in [(A, 'c', Some(sha('e'))), (B, 'd', None)] {
         let before = Some(before.as_ref());
         let will = store
-            .will_move(1, name, &sha(after), before, now + 60)
+            .store_previous_digest(1, name, &sha(after), before, now + 60)
             .await
             .unwrap();
         assert!(will);
     }
-    // Of one that has moved already, it stays.
+    // The previous digest of a tag that is set already stays stored.
     let will = store
-        .will_move(1, A, &sha('c'), None, now + 60)
+        .store_previous_digest(1, A, &sha('c'), None, now + 60)
         .await
         .unwrap();
     assert!(will);
     let will = store
-        .will_move(1, A, &sha('9'), None, now + 60)
+        .store_previous_digest(1, A, &sha('9'), None, now + 60)
         .await
         .unwrap();
-    assert!(!will, "there is no such image");
-    store.tag_moved(1, A, &sha('c'), now).await.unwrap();
-    assert_eq!(states(fixture).await, ["moved", "held"]);
-    assert_eq!(recorded(fixture, A).await, ('a', "1".into()), "not yet");
-    store.tag_moved(1, B, &sha('d'), now).await.unwrap();
-    assert_eq!(recorded(fixture, A).await, ('c', "2".into()));
-    assert_eq!(recorded(fixture, B).await, ('d', "2".into()));
+    assert!(!will, "the image does not exist");
+    store
+        .record_promoted_tag(1, A, &sha('c'), now)
+        .await
+        .unwrap();
+    assert_eq!(states(db).await, ["promoted", "staged"]);
+    assert_eq!(recorded_digests(db, A).await, ('a', "1".into()), "not yet");
+    store
+        .record_promoted_tag(1, B, &sha('d'), now)
+        .await
+        .unwrap();
+    assert_eq!(recorded_digests(db, A).await, ('c', "2".into()));
+    assert_eq!(recorded_digests(db, B).await, ('d', "2".into()));
     let image = store.image(A).await.unwrap().0;
     assert!(image.newest);
     assert_eq!(image.built_at, NOW + 10_000, "the end of its run");
@@ -169,30 +178,30 @@ async fn a_run_is_recorded_when_its_last_tag_has_moved(fixture: &Fixture) {
     );
 }
 
-async fn an_image_gets_back_what_was_recorded_before(fixture: &Fixture) {
-    prepared(fixture).await;
-    let store = &fixture.store;
-    // The tag is watched, and somebody is looking at it.
+async fn rollback_restores_image_records(db: &TestDb) {
+    stage_images(db).await;
+    let store = &db.store;
+    // The tag is watched, and a poll is in progress.
     let watch = (A.to_owned(), String::new());
     store.set_watches(&[watch].into(), NOW).await.unwrap();
-    let seen = acrtask_store::Seen::Digest {
+    let seen = acrtask_store::PollResult::Digest {
         digest: sha('a'),
         etag: None,
         platforms: None,
     };
     let due = store.claim_watches(NOW, 60, 9).await.unwrap().remove(0);
-    let all = [(due, seen.clone(), NOW + 50)];
-    store.watched_all(&all, NOW).await.unwrap();
-    let looking = store
+    let polls = [(due, seen.clone(), NOW + 50)];
+    store.record_polls(&polls, NOW).await.unwrap();
+    let leased = store
         .claim_watches(NOW + 50, 60_000, 9)
         .await
         .unwrap()
         .remove(0);
-    promoted(fixture, NOW + 20_000).await;
-    assert_eq!(recorded(fixture, A).await, ('c', "2".into()));
-    // What that one has seen is not so any more.
-    let all = [(looking, seen, NOW + 90_000)];
-    store.watched_all(&all, NOW + 21_000).await.unwrap();
+    promote_both(db, NOW + 20_000).await;
+    assert_eq!(recorded_digests(db, A).await, ('c', "2".into()));
+    // The digest of that poll is outdated.
+    let polls = [(leased, seen, NOW + 90_000)];
+    store.record_polls(&polls, NOW + 21_000).await.unwrap();
     assert_eq!(store.base_tags().await.unwrap()[0].digest, sha('c'));
 
     let now = NOW + 30_000;
@@ -208,29 +217,37 @@ async fn an_image_gets_back_what_was_recorded_before(fixture: &Fixture) {
             .unwrap()
     );
     for (name, before) in [(A, 'a'), (B, 'b')] {
-        assert!(store.will_go_back(1, Some(name), now + 60).await.unwrap());
+        assert!(
+            store
+                .prepare_rollback(1, Some(name), now + 60)
+                .await
+                .unwrap()
+        );
         store
-            .tag_went_back(1, name, &sha(before), now)
+            .record_restored_tag(1, name, &sha(before), now)
             .await
             .unwrap();
-        // Said again, it changes nothing.
-        store.tag_went_back(1, name, &sha('9'), now).await.unwrap();
+        // A repeated call changes nothing.
+        store
+            .record_restored_tag(1, name, &sha('9'), now)
+            .await
+            .unwrap();
     }
-    assert_eq!(states(fixture).await, ["rolledBack", "rolledBack"]);
-    assert_eq!(recorded(fixture, A).await, ('a', "1".into()));
-    assert_eq!(recorded(fixture, B).await, ('b', "1".into()));
+    assert_eq!(states(db).await, ["rolledBack", "rolledBack"]);
+    assert_eq!(recorded_digests(db, A).await, ('a', "1".into()));
+    assert_eq!(recorded_digests(db, B).await, ('b', "1".into()));
     let image = store.image(A).await.unwrap().0;
     assert!(image.newest);
     assert_eq!(image.run.as_str(), "before");
     assert_eq!(store.base_tags().await.unwrap()[0].digest, sha('a'));
-    // And forward again.
-    promoted(fixture, NOW + 40_000).await;
-    assert_eq!(recorded(fixture, A).await, ('c', "2".into()));
+    // Another promotion follows the rollback.
+    promote_both(db, NOW + 40_000).await;
+    assert_eq!(recorded_digests(db, A).await, ('c', "2".into()));
 }
 
-async fn what_is_on_its_way_is_fetched_back(fixture: &Fixture) {
-    prepared(fixture).await;
-    let store = &fixture.store;
+async fn tag_change_in_progress_is_rolled_back(db: &TestDb) {
+    stage_images(db).await;
+    let store = &db.store;
     let now = NOW + 20_000;
     let decide = async |from, to, now| {
         let set = store.decide_promotion(1, &[from], to, None, now).await;
@@ -240,58 +257,63 @@ async fn what_is_on_its_way_is_fetched_back(fixture: &Fixture) {
     decide("none", "promoted", now).await;
     let before = Some(sha('a'));
     let will = store
-        .will_move(1, A, &sha('c'), Some(before.as_ref()), now + 60)
+        .store_previous_digest(1, A, &sha('c'), Some(before.as_ref()), now + 60)
         .await;
     assert!(will.unwrap());
-    // Whoever moves it has ended, or is not done yet: nobody can tell where the tag is.
+    // The server crashed or is still at work, so the position of the tag is unknown.
     decide("promoted", "rolledBack", now + 100).await;
-    assert_eq!(states(fixture).await, ["moved", "dropped"]);
-    store.tag_moved(1, A, &sha('c'), now + 101).await.unwrap();
-    assert_eq!(states(fixture).await, ["moved", "dropped"]);
-    assert_eq!(recorded(fixture, A).await, ('a', "1".into()));
-    // The same on the way back.
-    let will = store.will_go_back(1, Some(A), now + 160).await;
-    assert!(will.unwrap());
-    decide("rolledBack", "promoted", now + 200).await;
-    assert_eq!(states(fixture).await, ["held", "held"]);
+    assert_eq!(states(db).await, ["promoted", "discarded"]);
     store
-        .tag_went_back(1, A, &sha('a'), now + 201)
+        .record_promoted_tag(1, A, &sha('c'), now + 101)
         .await
         .unwrap();
-    assert_eq!(states(fixture).await, ["held", "held"]);
+    assert_eq!(states(db).await, ["promoted", "discarded"]);
+    assert_eq!(recorded_digests(db, A).await, ('a', "1".into()));
+    // The same happens during a rollback.
+    let will = store.prepare_rollback(1, Some(A), now + 160).await;
+    assert!(will.unwrap());
+    decide("rolledBack", "promoted", now + 200).await;
+    assert_eq!(states(db).await, ["staged", "staged"]);
+    store
+        .record_restored_tag(1, A, &sha('a'), now + 201)
+        .await
+        .unwrap();
+    assert_eq!(states(db).await, ["staged", "staged"]);
     for (name, after) in [(A, 'c'), (B, 'd')] {
-        store.tag_moved(1, name, &sha(after), now).await.unwrap();
+        store
+            .record_promoted_tag(1, name, &sha(after), now)
+            .await
+            .unwrap();
     }
-    // What has arrived is where it is.
+    // A completed tag change counts as changed.
     let set = store
         .decide_promotion(1, &["promoted"], "rolledBack", None, now + 300)
         .await;
     assert!(set.unwrap());
-    assert_eq!(states(fixture).await, ["moved", "moved"]);
+    assert_eq!(states(db).await, ["promoted", "promoted"]);
 }
 
-async fn of_a_run_that_is_gone_the_digest_comes_back(fixture: &Fixture) {
-    prepared(fixture).await;
-    promoted(fixture, NOW + 20_000).await;
-    fixture.raw("DELETE FROM runs WHERE id = 'before'").await;
+async fn rollback_restores_digest_if_run_is_gone(db: &TestDb) {
+    stage_images(db).await;
+    promote_both(db, NOW + 20_000).await;
+    db.execute("DELETE FROM runs WHERE id = 'before'").await;
     let now = NOW + 30_000;
-    let set = fixture
+    let set = db
         .store
         .decide_promotion(1, &["promoted"], "rolledBack", None, now)
         .await
         .unwrap();
     assert!(set);
-    fixture
-        .store
-        .tag_went_back(1, A, &sha('a'), now)
+    db.store
+        .record_restored_tag(1, A, &sha('a'), now)
         .await
         .unwrap();
-    assert_eq!(recorded(fixture, A).await, ('a', String::new()));
+    assert_eq!(recorded_digests(db, A).await, ('a', String::new()));
 }
 
-async fn one_works_at_a_time_on_what_is_wanted_last(fixture: &Fixture) {
-    prepared(fixture).await;
-    let store = &fixture.store;
+async fn promotion_is_leased_to_one_server(db: &TestDb) {
+    stage_images(db).await;
+    let store = &db.store;
     let now = NOW + 20_000;
     let tries = (0..8).map(|_| store.decide_promotion(1, &["none"], "promoted", None, now));
     let won = futures::future::join_all(tries).await;
@@ -305,14 +327,14 @@ async fn one_works_at_a_time_on_what_is_wanted_last(fixture: &Fixture) {
         won.into_iter().filter(|won| *won.as_ref().unwrap()).count(),
         1
     );
-    // Something else is wanted: whoever works stops, and until then nobody begins.
+    // The wanted state changes: the current server stops, and no other server starts before that.
     let set = store
         .decide_promotion(1, &["promoted"], "rolledBack", Some("ann"), now + 1)
         .await
         .unwrap();
     assert!(set);
     let will = store
-        .will_move(1, A, &sha('c'), None, now + 60)
+        .store_previous_digest(1, A, &sha('c'), None, now + 60)
         .await
         .unwrap();
     assert!(!will);
@@ -333,11 +355,11 @@ async fn one_works_at_a_time_on_what_is_wanted_last(fixture: &Fixture) {
             .unwrap()
     );
     assert_eq!(
-        states(fixture).await,
-        ["dropped", "dropped"],
-        "nothing had moved"
+        states(db).await,
+        ["discarded", "discarded"],
+        "no tag had been promoted"
     );
-    // One that has ended is followed when its time is over.
+    // The lease of a crashed server expires.
     assert!(
         !store
             .claim_promotion(1, "rolledBack", now + 200, now + 98)
@@ -362,50 +384,53 @@ async fn one_works_at_a_time_on_what_is_wanted_last(fixture: &Fixture) {
     assert!(store.promotion(2).await.is_err());
 }
 
-async fn what_was_given_up_can_be_wanted_again(fixture: &Fixture) {
-    prepared(fixture).await;
-    let store = &fixture.store;
+async fn discarded_images_can_be_staged_again(db: &TestDb) {
+    stage_images(db).await;
+    let store = &db.store;
     assert_eq!(store.unpromoted_images().await.unwrap().len(), 2);
     let drop = store
-        .decide_promotion(1, &["none", "held"], "dropped", None, NOW)
+        .decide_promotion(1, &["none", "staged"], "discarded", None, NOW)
         .await
         .unwrap();
     assert!(drop);
-    assert_eq!(states(fixture).await, ["dropped", "dropped"]);
-    assert_eq!(store.held_images().await.unwrap(), []);
+    assert_eq!(states(db).await, ["discarded", "discarded"]);
+    assert_eq!(store.staged_images().await.unwrap(), []);
     assert_eq!(store.open_promotions().await.unwrap(), []);
     let unpromoted = store.unpromoted_images().await.unwrap();
     assert_eq!(unpromoted[0], (A.into(), sha('c'), 1, true));
-    // The cascade is tried again.
-    let mut row = cascade(1, "active", None);
-    row.holds = Some(true);
+    // The cascade is retried.
+    let mut row = cascade_row(1, "active", None);
+    row.stages_images = Some(true);
     let again = CascadeChange {
         next: 1,
         cascades: vec![row],
         ..CascadeChange::default()
     };
-    assert!(change(fixture, &again).await);
+    assert!(apply_change(db, &again).await);
     assert_eq!(store.open_promotions().await.unwrap().len(), 1);
-    let hold = store
-        .decide_promotion(1, &["dropped"], "held", None, NOW)
+    let staged = store
+        .decide_promotion(1, &["discarded"], "staged", None, NOW)
         .await
         .unwrap();
-    assert!(hold);
-    assert_eq!(states(fixture).await, ["held", "held"]);
+    assert!(staged);
+    assert_eq!(states(db).await, ["staged", "staged"]);
 }
 
-async fn something_newer_takes_the_place_of_what_is_held(fixture: &Fixture) {
-    prepared(fixture).await;
-    let store = &fixture.store;
+async fn newer_push_supersedes_staged_image(db: &TestDb) {
+    stage_images(db).await;
+    let store = &db.store;
     assert_eq!(
         store.superseded_images(1).await.unwrap(),
         Vec::<String>::new()
     );
-    let newer = result(&[(A, 'e')], &[("base:1", '2')]);
-    ran(fixture, "newer", Some("a"), newer, NOW + 30_000).await;
+    let newer = run_result(&[(A, 'e')], &[("base:1", '2')]);
+    complete_run(db, "newer", Some("a"), newer, NOW + 30_000).await;
     assert_eq!(store.superseded_images(1).await.unwrap(), [A]);
-    store.drop_held(1, A, "newer").await.unwrap();
-    store.tag_moved(1, A, &sha('c'), NOW).await.unwrap();
-    assert_eq!(states(fixture).await, ["dropped", "held"]);
-    assert_eq!(recorded(fixture, A).await.0, 'e');
+    store.discard_staged_image(1, A, "newer").await.unwrap();
+    store
+        .record_promoted_tag(1, A, &sha('c'), NOW)
+        .await
+        .unwrap();
+    assert_eq!(states(db).await, ["discarded", "staged"]);
+    assert_eq!(recorded_digests(db, A).await.0, 'e');
 }

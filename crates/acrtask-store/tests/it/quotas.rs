@@ -1,105 +1,97 @@
-//! Quotas: what is stored beyond them is refused, by whatever way it comes and however many come at once.
+//! Quotas: requests beyond a quota are rejected on every path, also when they are concurrent.
 
 use acrtask_api::{
     quota::{QuotaKind, QuotaSubject},
     spec::RunSpec,
-    webhook::OutcomeKind,
+    webhook::DecisionAction,
 };
 use acrtask_model::{Digest, RunState};
-use acrtask_store::{Enqueued, LeadsTo, NewRun, QuotaExceeded, Report, StoreError, Verdict};
+use acrtask_store::{Enqueued, NewRun, QuotaExceeded, Report, StoreError, TriggerAction, Verdict};
 
 use crate::{
-    support::{Fixture, NOW, chunk, finished, new_run, on_both, owner, run_id},
+    support::{NOW, TestDb, context_owner, finished_report, log_chunk, new_run, on_both, run_id},
     webhooks,
 };
 
 on_both!(
-    queued_runs_of_a_task_of_tasks_and_of_a_token_are_limited,
-    runs_of_a_minute_are_limited,
-    runs_of_forks_use_quotas_of_their_own,
-    a_fork_beyond_its_quota_leaves_a_reason,
+    queued_runs_of_tasks_and_tokens_are_limited,
+    runs_per_minute_are_limited,
+    runs_of_forks_use_separate_quotas,
+    fork_beyond_its_quota_is_ignored_with_a_reason,
     prefixes_are_compared_by_bytes,
-    many_requests_at_once_do_not_exceed_a_quota,
-    a_repeated_request_gets_its_run_beyond_the_quota,
-    a_log_ends_at_the_quota_with_its_mark,
-    stored_logs_of_a_task_are_limited_and_given_back,
+    concurrent_requests_do_not_exceed_a_quota,
+    repeated_request_returns_its_run_beyond_the_quota,
+    log_ends_at_the_quota_with_a_mark,
+    stored_logs_of_a_task_are_limited_and_released,
     secrets_and_tasks_are_limited,
-    unfinished_uploads_expire_in_a_day,
+    unfinished_uploads_expire,
 );
 
 fn subject(text: &str) -> QuotaSubject {
     text.parse().unwrap()
 }
 
-async fn set(fixture: &Fixture, of: &str, kind: QuotaKind, limit: u64) {
+async fn set_quota(db: &TestDb, of: &str, kind: QuotaKind, limit: u64) {
     let of = subject(of);
-    fixture
-        .store
-        .set_quota(&of, kind, Some(limit))
-        .await
-        .unwrap();
+    db.store.set_quota(&of, kind, Some(limit)).await.unwrap();
 }
 
-fn of_task(id: &str, task: &str, by: Option<&str>) -> NewRun {
+fn task_run(id: &str, task: &str, by: Option<&str>) -> NewRun {
     let mut new = new_run(id);
     new.task_name = Some(task.into());
     new.origin.charged_to = by.map(str::to_owned);
     new
 }
 
-async fn ask(fixture: &Fixture, new: NewRun, now: i64) -> Result<Enqueued, QuotaExceeded> {
-    match fixture.store.enqueue(new, now).await {
+async fn request(db: &TestDb, new: NewRun, now: i64) -> Result<Enqueued, QuotaExceeded> {
+    match db.store.enqueue(new, now).await {
         Ok(enqueued) => Ok(enqueued),
         Err(StoreError::Quota(exceeded)) => Err(*exceeded),
         Err(error) => panic!("{error:?}"),
     }
 }
 
-async fn queued_runs_of_a_task_of_tasks_and_of_a_token_are_limited(fixture: &Fixture) {
-    set(fixture, "task:*", QuotaKind::QueuedRuns, 2).await;
-    set(fixture, "task:team/big", QuotaKind::QueuedRuns, 3).await;
-    set(fixture, "tasks:team/*", QuotaKind::QueuedRuns, 4).await;
-    set(fixture, "token:*", QuotaKind::QueuedRuns, 5).await;
+async fn queued_runs_of_tasks_and_tokens_are_limited(db: &TestDb) {
+    set_quota(db, "task:*", QuotaKind::QueuedRuns, 2).await;
+    set_quota(db, "task:team/big", QuotaKind::QueuedRuns, 3).await;
+    set_quota(db, "tasks:team/*", QuotaKind::QueuedRuns, 4).await;
+    set_quota(db, "token:*", QuotaKind::QueuedRuns, 5).await;
     let mut number = 0;
-    let mut asked = async |task: &'static str, by: Option<&'static str>| {
+    let mut request_run = async |task: &'static str, by: Option<&'static str>| {
         number += 1;
-        let new = of_task(&format!("r{number}"), task, by);
-        ask(fixture, new, NOW)
+        let new = task_run(&format!("r{number}"), task, by);
+        request(db, new, NOW)
             .await
             .map_err(|error| error.to_string())
     };
     for _ in 0..3 {
-        asked("team/big", Some("k1")).await.unwrap();
+        request_run("team/big", Some("k1")).await.unwrap();
     }
     assert_eq!(
-        asked("team/big", Some("k1")).await.unwrap_err(),
+        request_run("team/big", Some("k1")).await.unwrap_err(),
         "the quota queuedRuns of task:team/big is 3, and 3 are used"
     );
-    asked("team/small", None).await.unwrap();
+    request_run("team/small", None).await.unwrap();
     assert_eq!(
-        asked("team/small", None).await.unwrap_err(),
+        request_run("team/small", None).await.unwrap_err(),
         "the quota queuedRuns of tasks:team/* is 4, and 4 are used"
     );
     for _ in 0..2 {
-        asked("other", Some("k1")).await.unwrap();
+        request_run("other", Some("k1")).await.unwrap();
     }
     assert_eq!(
-        asked("other", None).await.unwrap_err(),
+        request_run("other", None).await.unwrap_err(),
         "the quota queuedRuns of task:other is 2, and 2 are used"
     );
     assert_eq!(
-        asked("third", Some("k1")).await.unwrap_err(),
+        request_run("third", Some("k1")).await.unwrap_err(),
         "the quota queuedRuns of token:k1 is 5, and 5 are used"
     );
-    asked("third", Some("k2")).await.unwrap();
-    // What has started waits no more.
-    fixture.claim("a", 9, NOW).await;
-    asked("third", Some("k1")).await.unwrap();
-    let shown = fixture
-        .store
-        .quotas(&[subject("token:k1")], NOW)
-        .await
-        .unwrap();
+    request_run("third", Some("k2")).await.unwrap();
+    // A started run is not queued.
+    db.claim("a", 9, NOW).await;
+    request_run("third", Some("k1")).await.unwrap();
+    let shown = db.store.quotas(&[subject("token:k1")], NOW).await.unwrap();
     let own = shown
         .iter()
         .find(|quota| quota.subject == subject("token:k1") && quota.kind == QuotaKind::QueuedRuns);
@@ -107,69 +99,66 @@ async fn queued_runs_of_a_task_of_tasks_and_of_a_token_are_limited(fixture: &Fix
     assert_eq!((own.limit, own.used, own.set), (5, Some(1), false));
 }
 
-async fn runs_of_a_minute_are_limited(fixture: &Fixture) {
-    set(fixture, "task:app", QuotaKind::RunsPerMinute, 2).await;
+async fn runs_per_minute_are_limited(db: &TestDb) {
+    set_quota(db, "task:app", QuotaKind::RunsPerMinute, 2).await;
     for id in ["a", "b"] {
-        ask(fixture, of_task(id, "app", None), NOW).await.unwrap();
+        request(db, task_run(id, "app", None), NOW).await.unwrap();
     }
-    fixture.claim("a", 9, NOW).await;
-    let refused = ask(fixture, of_task("c", "app", None), NOW + 1).await;
+    db.claim("a", 9, NOW).await;
+    let refused = request(db, task_run("c", "app", None), NOW + 1).await;
     assert_eq!(refused.unwrap_err().kind, QuotaKind::RunsPerMinute);
-    ask(fixture, of_task("d", "other", None), NOW + 1)
+    request(db, task_run("d", "other", None), NOW + 1)
         .await
         .unwrap();
-    ask(fixture, of_task("e", "app", None), NOW + 60_000)
+    request(db, task_run("e", "app", None), NOW + 60_000)
         .await
         .unwrap();
 }
 
-fn of_fork(id: &str) -> NewRun {
-    let mut new = of_task(id, "app", None);
+fn fork_run(id: &str) -> NewRun {
+    let mut new = task_run(id, "app", None);
     new.origin.needs_approval = true;
     new
 }
 
-async fn runs_of_forks_use_quotas_of_their_own(fixture: &Fixture) {
-    set(fixture, "task:app", QuotaKind::QueuedRuns, 1).await;
-    set(fixture, "tasks:a*", QuotaKind::QueuedRuns, 1).await;
-    set(fixture, "task:app", QuotaKind::RunsPerMinute, 1).await;
-    set(fixture, "tasks:a*", QuotaKind::RunsPerMinute, 1).await;
-    set(fixture, "task:app", QuotaKind::PendingApprovals, 2).await;
-    set(fixture, "task:app", QuotaKind::PendingApprovalsPerMinute, 3).await;
+async fn runs_of_forks_use_separate_quotas(db: &TestDb) {
+    set_quota(db, "task:app", QuotaKind::QueuedRuns, 1).await;
+    set_quota(db, "tasks:a*", QuotaKind::QueuedRuns, 1).await;
+    set_quota(db, "task:app", QuotaKind::RunsPerMinute, 1).await;
+    set_quota(db, "tasks:a*", QuotaKind::RunsPerMinute, 1).await;
+    set_quota(db, "task:app", QuotaKind::PendingApprovals, 2).await;
+    set_quota(db, "task:app", QuotaKind::PendingApprovalsPerMinute, 3).await;
     for id in ["f1", "f2"] {
-        ask(fixture, of_fork(id), NOW).await.unwrap();
+        request(db, fork_run(id), NOW).await.unwrap();
     }
-    let refused = ask(fixture, of_fork("f3"), NOW).await.unwrap_err();
+    let refused = request(db, fork_run("f3"), NOW).await.unwrap_err();
     assert_eq!(refused.kind, QuotaKind::PendingApprovals);
-    // They keep no run of the task's own out.
-    ask(fixture, of_task("own", "app", None), NOW)
+    // They block no run of the task itself.
+    request(db, task_run("own", "app", None), NOW)
         .await
         .unwrap();
-    let refused = ask(fixture, of_task("own2", "app", None), NOW + 60_000)
+    let refused = request(db, task_run("own2", "app", None), NOW + 60_000)
         .await
         .unwrap_err();
     assert_eq!((refused.kind, refused.used), (QuotaKind::QueuedRuns, 1));
-    fixture
-        .store
+    db.store
         .request_cancel(&run_id("f1"), "closed", NOW)
         .await
         .unwrap();
-    ask(fixture, of_fork("f4"), NOW).await.unwrap();
-    fixture
-        .store
+    request(db, fork_run("f4"), NOW).await.unwrap();
+    db.store
         .request_cancel(&run_id("f2"), "closed", NOW)
         .await
         .unwrap();
-    let refused = ask(fixture, of_fork("f5"), NOW).await.unwrap_err();
+    let refused = request(db, fork_run("f5"), NOW).await.unwrap_err();
     assert_eq!(refused.kind, QuotaKind::PendingApprovalsPerMinute);
-    ask(fixture, of_fork("f6"), NOW + 60_000).await.unwrap();
-    // An approved run is one of the queue.
-    fixture
-        .store
+    request(db, fork_run("f6"), NOW + 60_000).await.unwrap();
+    // An approved run counts as queued.
+    db.store
         .approve(&run_id("f4"), &RunSpec::default(), "ann", NOW)
         .await
         .unwrap();
-    let quotas = fixture
+    let quotas = db
         .store
         .quotas(&[subject("task:app")], NOW + 60_000)
         .await
@@ -185,11 +174,11 @@ async fn runs_of_forks_use_quotas_of_their_own(fixture: &Fixture) {
     assert_eq!(used(QuotaKind::QueuedRuns), Some(2));
 }
 
-async fn a_fork_beyond_its_quota_leaves_a_reason(fixture: &Fixture) {
-    set(fixture, "task:*", QuotaKind::PendingApprovals, 1).await;
-    let fork = |id: &str, lane: &str| {
-        let mut evaluated = webhooks::run(id, lane, "c1", true);
-        if let LeadsTo::Run { new, .. } = &mut evaluated.leads_to {
+async fn fork_beyond_its_quota_is_ignored_with_a_reason(db: &TestDb) {
+    set_quota(db, "task:*", QuotaKind::PendingApprovals, 1).await;
+    let fork = |id: &str, ref_key: &str| {
+        let mut evaluated = webhooks::run_decision(id, ref_key, "c1", true);
+        if let TriggerAction::Run { new, .. } = &mut evaluated.action {
             new.origin.needs_approval = true;
         }
         evaluated
@@ -205,37 +194,37 @@ async fn a_fork_beyond_its_quota_leaves_a_reason(fixture: &Fixture) {
         ),
         (
             webhooks::delivery("d3", "s3"),
-            vec![webhooks::run("own", "t1 main", "c2", true)],
+            vec![webhooks::run_decision("own", "t1 main", "c2", true)],
         ),
     ];
-    let delivered = fixture.store.deliver_many(delivered.into(), NOW).await;
+    let delivered = db.store.record_deliveries(delivered.into(), NOW).await;
     let led: Vec<_> = delivered
         .unwrap()
         .into_iter()
-        .map(|one| webhooks::new(one).0.remove(0))
+        .map(|one| webhooks::expect_new(one).0.remove(0))
         .collect();
-    assert_eq!(led[0].0, OutcomeKind::Run);
-    assert_eq!((led[1].0, &led[1].1), (OutcomeKind::Suppressed, &None));
+    assert_eq!(led[0].0, DecisionAction::RunStarted);
+    assert_eq!((led[1].0, &led[1].1), (DecisionAction::Ignored, &None));
     let reason =
         "the quota pendingApprovals of task:team/app is 1, and 1 are used; approve or cancel";
     assert!(led[1].2.starts_with(reason), "{}", led[1].2);
-    assert_eq!(led[2].0, OutcomeKind::Run);
+    assert_eq!(led[2].0, DecisionAction::RunStarted);
 }
 
-async fn prefixes_are_compared_by_bytes(fixture: &Fixture) {
-    set(fixture, "tasks:team-*", QuotaKind::QueuedRuns, 1).await;
-    set(fixture, "tasks:team-*", QuotaKind::LogBytes, 100).await;
-    // Languages ignore punctuation and sort `teamx` between `team-a` and `team-z`.
-    let run = logging(fixture, "other", "teamx").await;
-    let reports = vec![chunk(0, 90), finished(RunState::Succeeded, 90)];
-    fixture.say_all("a", &run, NOW, reports).await;
-    let run = logging(fixture, "own", "team-a").await;
-    let reports = vec![chunk(0, 7), finished(RunState::Succeeded, 7)];
-    fixture.say_all("a", &run, NOW, reports).await;
-    ask(fixture, of_task("waits", "teamy", None), NOW)
+async fn prefixes_are_compared_by_bytes(db: &TestDb) {
+    set_quota(db, "tasks:team-*", QuotaKind::QueuedRuns, 1).await;
+    set_quota(db, "tasks:team-*", QuotaKind::LogBytes, 100).await;
+    // Locales ignore punctuation and sort `teamx` between `team-a` and `team-z`.
+    let run = start_logging_run(db, "other", "teamx").await;
+    let reports = vec![log_chunk(0, 90), finished_report(RunState::Succeeded, 90)];
+    db.report_all("a", &run, NOW, reports).await;
+    let run = start_logging_run(db, "own", "team-a").await;
+    let reports = vec![log_chunk(0, 7), finished_report(RunState::Succeeded, 7)];
+    db.report_all("a", &run, NOW, reports).await;
+    request(db, task_run("waits", "teamy", None), NOW)
         .await
         .unwrap();
-    let quotas = fixture.store.quotas(&[], NOW).await.unwrap();
+    let quotas = db.store.quotas(&[], NOW).await.unwrap();
     let used: Vec<_> = quotas
         .iter()
         .map(|quota| (quota.kind, quota.used))
@@ -249,58 +238,58 @@ async fn prefixes_are_compared_by_bytes(fixture: &Fixture) {
     );
 }
 
-async fn many_requests_at_once_do_not_exceed_a_quota(fixture: &Fixture) {
-    set(fixture, "token:k", QuotaKind::QueuedRuns, 5).await;
-    let asked = (0..20).map(|number| {
-        let new = of_task(&format!("r{number}"), &format!("t{number}"), Some("k"));
-        ask(fixture, new, NOW)
+async fn concurrent_requests_do_not_exceed_a_quota(db: &TestDb) {
+    set_quota(db, "token:k", QuotaKind::QueuedRuns, 5).await;
+    let requests = (0..20).map(|number| {
+        let new = task_run(&format!("r{number}"), &format!("t{number}"), Some("k"));
+        request(db, new, NOW)
     });
-    let answers = futures::future::join_all(asked).await;
+    let answers = futures::future::join_all(requests).await;
     assert_eq!(answers.iter().filter(|answer| answer.is_ok()).count(), 5);
-    // In one transaction too.
-    let more = (0..9).map(|number| of_task(&format!("m{number}"), "many", Some("k2")));
-    set(fixture, "token:k2", QuotaKind::QueuedRuns, 8).await;
-    let refused = fixture.store.enqueue_many(more.collect(), NOW).await;
+    // The quota also applies within one transaction.
+    let more = (0..9).map(|number| task_run(&format!("m{number}"), "many", Some("k2")));
+    set_quota(db, "token:k2", QuotaKind::QueuedRuns, 8).await;
+    let refused = db.store.enqueue_many(more.collect(), NOW).await;
     assert!(matches!(refused, Err(StoreError::Quota(_))), "{refused:?}");
-    assert!(fixture.store.run(&run_id("m0")).await.is_err());
+    assert!(db.store.run(&run_id("m0")).await.is_err());
 }
 
-async fn a_repeated_request_gets_its_run_beyond_the_quota(fixture: &Fixture) {
-    set(fixture, "task:app", QuotaKind::QueuedRuns, 1).await;
+async fn repeated_request_returns_its_run_beyond_the_quota(db: &TestDb) {
+    set_quota(db, "task:app", QuotaKind::QueuedRuns, 1).await;
     let with_key = |id: &str, key: &str| {
-        let mut new = of_task(id, "app", None);
+        let mut new = task_run(id, "app", None);
         new.idempotency_key = Some(key.into());
         new
     };
-    ask(fixture, with_key("one", "k"), NOW).await.unwrap();
-    let again = ask(fixture, with_key("two", "k"), NOW).await.unwrap();
+    request(db, with_key("one", "k"), NOW).await.unwrap();
+    let again = request(db, with_key("two", "k"), NOW).await.unwrap();
     assert_eq!(again.row().id, run_id("one"));
-    assert!(ask(fixture, with_key("three", "other"), NOW).await.is_err());
+    assert!(request(db, with_key("three", "other"), NOW).await.is_err());
 }
 
-async fn logging(fixture: &Fixture, id: &str, task: &str) -> acrtask_store::RunRow {
-    ask(fixture, of_task(id, task, None), NOW).await.unwrap();
-    let run = fixture.claim("a", 1, NOW).await.remove(0);
+async fn start_logging_run(db: &TestDb, id: &str, task: &str) -> acrtask_store::RunRow {
+    request(db, task_run(id, task, None), NOW).await.unwrap();
+    let run = db.claim("a", 1, NOW).await.remove(0);
     let begun = vec![Report::Accepted, Report::Started];
-    fixture.say_all("a", &run, NOW, begun).await;
+    db.report_all("a", &run, NOW, begun).await;
     run
 }
 
-async fn a_log_ends_at_the_quota_with_its_mark(fixture: &Fixture) {
-    set(fixture, "task:app", QuotaKind::LogBytesPerRun, 100).await;
-    let run = logging(fixture, "one", "app").await;
-    // Both in one batch: the second one has no room.
-    let said = fixture
-        .say_all("a", &run, NOW, vec![chunk(0, 60), chunk(60, 41)])
+async fn log_ends_at_the_quota_with_a_mark(db: &TestDb) {
+    set_quota(db, "task:app", QuotaKind::LogBytesPerRun, 100).await;
+    let run = start_logging_run(db, "one", "app").await;
+    // Both chunks are in one batch, and the second one exceeds the quota.
+    let verdicts = db
+        .report_all("a", &run, NOW, vec![log_chunk(0, 60), log_chunk(60, 41)])
         .await;
-    assert_eq!(said[0], Verdict::Done);
-    let Verdict::LogFull(exceeded) = &said[1] else {
-        panic!("{said:?}");
+    assert_eq!(verdicts[0], Verdict::Done);
+    let Verdict::LogFull(exceeded) = &verdicts[1] else {
+        panic!("{verdicts:?}");
     };
     assert_eq!((exceeded.limit, exceeded.used), (100, 60));
-    assert_eq!(fixture.state("one").await, RunState::Running);
+    assert_eq!(db.run_state("one").await, RunState::Running);
     assert_eq!(
-        fixture.say("a", &run, NOW, chunk(60, 40)).await,
+        db.report("a", &run, NOW, log_chunk(60, 40)).await,
         Verdict::Done
     );
     let mark = |offset| Report::LogFull {
@@ -310,23 +299,23 @@ async fn a_log_ends_at_the_quota_with_its_mark(fixture: &Fixture) {
         reason: "the log is full".into(),
     };
     assert_eq!(
-        fixture.say("a", &run, NOW, mark(60)).await,
+        db.report("a", &run, NOW, mark(60)).await,
         Verdict::LogAt(100)
     );
     assert_eq!(
-        fixture.say("b", &run, NOW, mark(100)).await,
-        refused("another runner holds it")
+        db.report("b", &run, NOW, mark(100)).await,
+        refused("another runner leases the run")
     );
-    assert_eq!(fixture.say("a", &run, NOW, mark(100)).await, Verdict::Done);
-    let row = fixture.store.run(&run.id).await.unwrap();
+    assert_eq!(db.report("a", &run, NOW, mark(100)).await, Verdict::Done);
+    let row = db.store.run(&run.id).await.unwrap();
     assert_eq!((row.state, row.log_length), (RunState::Error, 130));
     assert_eq!(row.reason.as_deref(), Some("the log is full"));
-    let chunks = fixture.store.log_chunks(&run.id, 1, 100, 9).await.unwrap();
+    let chunks = db.store.log_chunks(&run.id, 1, 100, 9).await.unwrap();
     assert_eq!(chunks[0].blob, "mark");
-    let late = fixture
-        .say("a", &run, NOW, finished(RunState::Succeeded, 130))
+    let late = db
+        .report("a", &run, NOW, finished_report(RunState::Succeeded, 130))
         .await;
-    assert_eq!(late, refused("the run is over: error"));
+    assert_eq!(late, refused("the run has finished: error"));
 }
 
 fn refused(reason: &str) -> Verdict {
@@ -335,43 +324,39 @@ fn refused(reason: &str) -> Verdict {
     }
 }
 
-async fn stored_logs_of_a_task_are_limited_and_given_back(fixture: &Fixture) {
-    set(fixture, "task:app", QuotaKind::LogBytes, 100).await;
-    let first = logging(fixture, "one", "app").await;
-    let said = vec![chunk(0, 90), finished(RunState::Succeeded, 90)];
-    fixture.say_all("a", &first, NOW, said).await;
-    let second = logging(fixture, "two", "app").await;
-    let full = fixture.say("a", &second, NOW, chunk(0, 11)).await;
+async fn stored_logs_of_a_task_are_limited_and_released(db: &TestDb) {
+    set_quota(db, "task:app", QuotaKind::LogBytes, 100).await;
+    let first = start_logging_run(db, "one", "app").await;
+    let reports = vec![log_chunk(0, 90), finished_report(RunState::Succeeded, 90)];
+    db.report_all("a", &first, NOW, reports).await;
+    let second = start_logging_run(db, "two", "app").await;
+    let full = db.report("a", &second, NOW, log_chunk(0, 11)).await;
     assert!(matches!(full, Verdict::LogFull(_)), "{full:?}");
-    let said = vec![chunk(0, 10), finished(RunState::Succeeded, 10)];
-    fixture.say_all("a", &second, NOW, said).await;
-    // No room is left for another run of it, which other tasks have.
-    let refused = ask(fixture, of_task("three", "app", None), NOW).await;
+    let reports = vec![log_chunk(0, 10), finished_report(RunState::Succeeded, 10)];
+    db.report_all("a", &second, NOW, reports).await;
+    // The quota rejects another run of the task, but not of other tasks.
+    let refused = request(db, task_run("three", "app", None), NOW).await;
     assert_eq!(refused.unwrap_err().kind, QuotaKind::LogBytes);
-    ask(fixture, of_task("four", "other", None), NOW)
+    request(db, task_run("four", "other", None), NOW)
         .await
         .unwrap();
     let later = NOW + 1_000;
-    fixture.store.expire(later, 10).await.unwrap();
-    ask(fixture, of_task("five", "app", None), NOW)
+    db.store.remove_expired(later, 10).await.unwrap();
+    request(db, task_run("five", "app", None), NOW)
         .await
         .unwrap();
-    let quotas = fixture
-        .store
-        .quotas(&[subject("task:app")], NOW)
-        .await
-        .unwrap();
+    let quotas = db.store.quotas(&[subject("task:app")], NOW).await.unwrap();
     let logs = quotas
         .iter()
         .find(|quota| quota.kind == QuotaKind::LogBytes);
     assert_eq!(logs.unwrap().used, Some(0));
 }
 
-async fn secrets_and_tasks_are_limited(fixture: &Fixture) {
-    let store = &fixture.store;
-    set(fixture, "tasks:*", QuotaKind::Tasks, 3).await;
-    set(fixture, "tasks:team/*", QuotaKind::Tasks, 1).await;
-    set(fixture, "task:*", QuotaKind::Secrets, 1).await;
+async fn secrets_and_tasks_are_limited(db: &TestDb) {
+    let store = &db.store;
+    set_quota(db, "tasks:*", QuotaKind::Tasks, 3).await;
+    set_quota(db, "tasks:team/*", QuotaKind::Tasks, 1).await;
+    set_quota(db, "task:*", QuotaKind::Secrets, 1).await;
     let create = async |name: &str| {
         let text = serde_json::json!({"name": name, "cmd": "alpine true"});
         let definition = serde_json::from_value(text).unwrap();
@@ -390,7 +375,7 @@ async fn secrets_and_tasks_are_limited(fixture: &Fixture) {
     let login = async |host: &str| store.put_credential("tteam/a", host, "u", b"x", NOW).await;
     let refused = login("h").await;
     assert!(matches!(refused, Err(StoreError::Quota(_))), "{refused:?}");
-    set(fixture, "task:team/a", QuotaKind::Secrets, 2).await;
+    set_quota(db, "task:team/a", QuotaKind::Secrets, 2).await;
     login("h").await.unwrap();
     login("h").await.unwrap();
     let refused = store.put_secret("tteam/a", "two", b"x", NOW).await;
@@ -398,11 +383,11 @@ async fn secrets_and_tasks_are_limited(fixture: &Fixture) {
     store.put_secret("", "two", b"x", NOW).await.unwrap();
 }
 
-async fn unfinished_uploads_expire_in_a_day(fixture: &Fixture) {
+async fn unfinished_uploads_expire(db: &TestDb) {
     let digest: Digest = format!("sha256:{}", "a".repeat(64)).parse().unwrap();
-    let store = &fixture.store;
+    let store = &db.store;
     store
-        .create_context("c1", 10, &digest, &owner(), NOW)
+        .create_context("c1", 10, &digest, &context_owner(), NOW)
         .await
         .unwrap();
     store.add_part("c1", 0, 4, "part", NOW).await.unwrap();

@@ -1,4 +1,4 @@
-//! PostgreSQL stops and starts again: an instance of its own, beside the one of the other tests.
+//! Restart of PostgreSQL, with a separate instance.
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -19,8 +19,8 @@ struct Instance {
 }
 
 impl Instance {
-    /// Nothing where the tests that need a server are to be left out.
-    fn make() -> Option<Self> {
+    /// Returns `None` if tests that need a server are disabled.
+    fn initialize() -> Option<Self> {
         let Some(programs) = std::env::var_os("ACRTASK_TEST_POSTGRES_BIN") else {
             assert!(
                 std::env::var("ACRTASK_TEST_SKIP_ENGINE").is_ok(),
@@ -77,15 +77,15 @@ impl Instance {
         self.server = Some(command.spawn().unwrap());
     }
 
-    /// Ends every session.
+    /// Stops the server and ends every session.
     fn stop(&mut self) {
         let Some(mut server) = self.server.take() else {
             return;
         };
-        let told = Command::new("kill")
+        let signaled = Command::new("kill")
             .args(["-INT", &server.id().to_string()])
             .status();
-        if !told.is_ok_and(|told| told.success()) {
+        if !signaled.is_ok_and(|status| status.success()) {
             let _ = server.kill();
         }
         let _ = server.wait();
@@ -102,11 +102,13 @@ impl Drop for Instance {
     }
 }
 
-async fn eventually<T, E: std::fmt::Debug>(mut ask: impl AsyncFnMut() -> Result<T, E>) -> T {
+async fn retry_until_ok<T, E: std::fmt::Debug>(
+    mut attempt: impl AsyncFnMut() -> Result<T, E>,
+) -> T {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
-        match ask().await {
-            Ok(answer) => return answer,
+        match attempt().await {
+            Ok(value) => return value,
             Err(error) => assert!(Instant::now() < deadline, "still: {error:?}"),
         }
         sleep(Duration::from_millis(50)).await;
@@ -114,16 +116,16 @@ async fn eventually<T, E: std::fmt::Debug>(mut ask: impl AsyncFnMut() -> Result<
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_store_lives_through_a_restart() {
-    let Some(mut instance) = Instance::make() else {
+async fn store_survives_a_restart() {
+    let Some(mut instance) = Instance::initialize() else {
         return;
     };
     instance.start();
     let url = instance.url();
-    let store = eventually(async || Store::open(&url).await).await;
+    let store = retry_until_ok(async || Store::open(&url).await).await;
     let row = store.enqueue(new_run("one"), NOW).await.unwrap().into_row();
-    let mut hints = store.hints().await.unwrap();
-    store.hint(&[Hint::Tasks]).await.unwrap();
+    let mut hints = store.listen_for_hints().await.unwrap();
+    store.send_hints(&[Hint::Tasks]).await.unwrap();
     assert_eq!(hints.next().await, Hint::Tasks);
 
     instance.stop();
@@ -137,24 +139,25 @@ async fn a_store_lives_through_a_restart() {
     assert!(error.is_unavailable(), "{error:?}");
 
     instance.start();
-    eventually(async || store.ping().await).await;
+    retry_until_ok(async || store.ping().await).await;
     assert_eq!(store.run(&row.id).await.unwrap(), row);
     store.enqueue(new_run("two"), NOW).await.unwrap();
-    // Some hints may have been lost: we are told to look. And they come again.
-    let came = timeout(Duration::from_secs(10), hints.next())
+    // Hints may have been lost, so one is returned after the reconnection. Later hints arrive
+    // again.
+    let received = timeout(Duration::from_secs(10), hints.next())
         .await
         .unwrap();
-    assert_eq!(came, Hint::Enqueued);
+    assert_eq!(received, Hint::Enqueued);
     let sender = store.clone();
     let sending = tokio::spawn(async move {
         loop {
-            let _ = sender.hint(&[Hint::Tasks]).await;
+            let _ = sender.send_hints(&[Hint::Tasks]).await;
             sleep(Duration::from_millis(50)).await;
         }
     });
-    let came = timeout(Duration::from_secs(10), hints.next())
+    let received = timeout(Duration::from_secs(10), hints.next())
         .await
         .unwrap();
-    assert_eq!(came, Hint::Tasks);
+    assert_eq!(received, Hint::Tasks);
     sending.abort();
 }

@@ -1,23 +1,24 @@
-//! Everything at once, from two servers: requests that supersede each other, claims, reports in any order, cancels, the
-//! reaper. Nothing fails, no group ever runs more than it may, and in the end all is accounted for.
+//! Concurrent load from two servers: superseding requests, claims, reports in any order,
+//! cancellations and the reaper. No call fails, no group exceeds its limit, and finally the audit
+//! finds nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use acrtask_model::RunState;
-use acrtask_store::{Claim, NewRun, Report, Reported, RunFilter, RunGroup, RunRow, Store};
+use acrtask_store::{AttemptReport, Claim, NewRun, Report, RunFilter, RunGroup, RunRow, Store};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use crate::support::{
-    ACCEPT, Fixture, LEASE, NOW, chunk, finished, grouped, new_run, on_both, run_id,
+    ACCEPT, LEASE, NOW, TestDb, finished_report, grouped, log_chunk, new_run, on_both, run_id,
 };
 
-on_both!(a_storm_leaves_nothing_behind);
+on_both!(concurrent_load_leaves_a_consistent_state);
 
 const RUNS: usize = 240;
 const GROUPS: usize = 4;
 
-fn new(number: usize, rng: &mut StdRng) -> NewRun {
+fn random_run(number: usize, rng: &mut StdRng) -> NewRun {
     let id = format!("run-{number}");
     let group = format!("g{}", number % GROUPS);
     match rng.random_range(0..4) {
@@ -27,11 +28,11 @@ fn new(number: usize, rng: &mut StdRng) -> NewRun {
     }
 }
 
-/// What a runner says of some runs: some of it late, some twice.
-fn words(runs: &[RunRow], rng: &mut StdRng) -> Vec<Reported> {
+/// Returns reports of a runner about some runs. Some are late, and some are repeated.
+fn random_reports(runs: &[RunRow], rng: &mut StdRng) -> Vec<AttemptReport> {
     let mut batch = Vec::new();
     for run in runs {
-        let said = |report| Reported {
+        let attempt_report = |report| AttemptReport {
             run: run.id.clone(),
             attempt: run.attempt,
             runner_id: run.runner_id.clone().unwrap_or_default(),
@@ -47,27 +48,30 @@ fn words(runs: &[RunRow], rng: &mut StdRng) -> Vec<Reported> {
                 reason: "full".into(),
             }],
             1 => vec![],
-            2 => vec![Report::Accepted, Report::Started, chunk(0, 5)],
+            2 => vec![Report::Accepted, Report::Started, log_chunk(0, 5)],
             _ => vec![
                 Report::Started,
-                chunk(0, 5),
-                finished(state, 5),
-                finished(state, 5),
+                log_chunk(0, 5),
+                finished_report(state, 5),
+                finished_report(state, 5),
             ],
         };
-        batch.extend(all.into_iter().map(said));
+        batch.extend(all.into_iter().map(attempt_report));
     }
     batch
 }
 
-async fn server(store: Store, seed: u64, clock: Arc<AtomicI64>, over: Arc<AtomicBool>) {
+async fn server(store: Store, seed: u64, clock: Arc<AtomicI64>, done: Arc<AtomicBool>) {
     let mut rng = StdRng::seed_from_u64(seed);
-    while !over.load(Ordering::SeqCst) {
+    while !done.load(Ordering::SeqCst) {
         let now = clock.fetch_add(rng.random_range(0..3_000), Ordering::SeqCst);
-        let classes = store.ready_classes().await.unwrap();
-        let classes: Vec<i64> = classes.iter().map(|class| class.id).collect();
+        let requirements = store.ready_requirements().await.unwrap();
+        let requirements: Vec<i64> = requirements
+            .iter()
+            .map(|requirement| requirement.id)
+            .collect();
         let runs = store
-            .claim(&classes, 8, now, LEASE, ACCEPT, |candidates| {
+            .claim(&requirements, 8, now, LEASE, ACCEPT, |candidates| {
                 let claims = candidates.iter().map(|candidate| Claim {
                     run: candidate.id.clone(),
                     runner_id: format!("runner-{seed}"),
@@ -76,27 +80,27 @@ async fn server(store: Store, seed: u64, clock: Arc<AtomicI64>, over: Arc<Atomic
             })
             .await
             .unwrap();
-        let batch = words(&runs, &mut rng);
+        let batch = random_reports(&runs, &mut rng);
         store.report(&batch, now, LEASE).await.unwrap();
         if rng.random_range(0..3) == 0 {
-            store.reap(now, 20).await.unwrap();
+            store.expire_leases(now, 20).await.unwrap();
         }
         if rng.random_range(0..3) == 0 {
             let id = run_id(&format!("run-{}", rng.random_range(0..RUNS)));
-            // Not every run has been asked for yet.
+            // The run may not exist yet.
             let _ = store.request_cancel(&id, "enough", now).await;
         }
         tokio::task::yield_now().await;
     }
 }
 
-async fn a_storm_leaves_nothing_behind(fixture: &Fixture) {
+async fn concurrent_load_leaves_a_consistent_state(db: &TestDb) {
     let seed: u64 = rand::random();
     println!("seed {seed}");
-    let other = Store::open(&fixture.url).await.unwrap();
+    let other = Store::open(&db.url).await.unwrap();
     let clock = Arc::new(AtomicI64::new(NOW));
-    let over = Arc::new(AtomicBool::new(false));
-    let servers: Vec<_> = [&fixture.store, &other, &fixture.store, &other]
+    let done = Arc::new(AtomicBool::new(false));
+    let servers: Vec<_> = [&db.store, &other, &db.store, &other]
         .into_iter()
         .zip(0..)
         .map(|(store, number)| {
@@ -104,11 +108,11 @@ async fn a_storm_leaves_nothing_behind(fixture: &Fixture) {
                 store.clone(),
                 seed ^ number,
                 clock.clone(),
-                over.clone(),
+                done.clone(),
             ))
         })
         .collect();
-    let askers: Vec<_> = [&fixture.store, &other]
+    let askers: Vec<_> = [&db.store, &other]
         .into_iter()
         .enumerate()
         .map(|(number, store)| {
@@ -118,7 +122,10 @@ async fn a_storm_leaves_nothing_behind(fixture: &Fixture) {
                 let mut left: Vec<usize> = (0..RUNS).filter(|run| run % 2 == number).collect();
                 while !left.is_empty() {
                     let size = rng.random_range(1..5).min(left.len());
-                    let batch = left.drain(..size).map(|run| new(run, &mut rng)).collect();
+                    let batch = left
+                        .drain(..size)
+                        .map(|run| random_run(run, &mut rng))
+                        .collect();
                     let now = clock.load(Ordering::SeqCst);
                     store.enqueue_many(batch, now).await.unwrap();
                 }
@@ -130,7 +137,7 @@ async fn a_storm_leaves_nothing_behind(fixture: &Fixture) {
     }
     let mut left = usize::MAX;
     for _ in 0..2_000 {
-        let (live, _) = fixture
+        let (live, _) = db
             .store
             .runs(RunFilter {
                 states: vec![RunState::Queued, RunState::Leased, RunState::Running],
@@ -153,15 +160,15 @@ async fn a_storm_leaves_nothing_behind(fixture: &Fixture) {
         }
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
-    over.store(true, Ordering::SeqCst);
+    done.store(true, Ordering::SeqCst);
     for server in servers {
         server.await.unwrap();
     }
-    assert_eq!(left, 0, "runs are left over");
+    assert_eq!(left, 0, "some runs have not finished");
     let now = clock.load(Ordering::SeqCst);
-    assert_eq!(fixture.store.unaccounted(now, 0).await.unwrap(), []);
-    assert_eq!(fixture.store.release_groups(now).await.unwrap(), 0);
-    let (all, _) = fixture
+    assert_eq!(db.store.unaccounted_triggers(now, 0).await.unwrap(), []);
+    assert_eq!(db.store.release_blocked_runs(now).await.unwrap(), 0);
+    let (all, _) = db
         .store
         .runs(RunFilter {
             limit: 1_000,
@@ -172,7 +179,7 @@ async fn a_storm_leaves_nothing_behind(fixture: &Fixture) {
     assert_eq!(all.len(), RUNS);
     for run in all {
         assert!(run.finished_at.is_some() && run.state.is_final(), "{run:?}");
-        let attempts = fixture.store.attempts(&run.id).await.unwrap();
+        let attempts = db.store.attempts(&run.id).await.unwrap();
         assert_eq!(attempts.len(), run.attempt as usize);
         assert!(attempts.iter().all(|attempt| attempt.ended_at.is_some()));
     }

@@ -1,4 +1,4 @@
-//! A database of its own for each test, and words for what most tests do.
+//! A separate database for each test, and common steps of tests.
 
 use acrtask_api::{
     run::RunResult,
@@ -7,30 +7,30 @@ use acrtask_api::{
 };
 use acrtask_model::{Principal, RunId, RunState, TrustDomain};
 use acrtask_store::{
-    Claim, Ms, NewRun, NewRunner, Report, Reported, RunRow, RunnerTokenRow, Store, Verdict,
+    AttemptReport, Claim, Ms, NewRun, NewRunner, Report, RunRow, RunnerTokenRow, Store, Verdict,
 };
 use sqlx::{ConnectOptions, Connection, postgres::PgConnectOptions, sqlite::SqliteConnectOptions};
 use std::str::FromStr;
 
 pub(crate) const LEASE: i64 = 30_000;
 pub(crate) const ACCEPT: i64 = 15_000;
-/// When the tests begin.
+/// Start time of the tests.
 pub(crate) const NOW: Ms = 1_780_000_000_000;
 
-/// Makes a test for each database of a function that takes a [`Fixture`].
+/// Creates one test per database from a function that takes a [`TestDb`].
 macro_rules! on_both {
     ($($name:ident),* $(,)?) => {
         $(
             mod $name {
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn sqlite() {
-                    super::$name(&crate::support::Fixture::sqlite().await).await;
+                    super::$name(&crate::support::TestDb::sqlite().await).await;
                 }
 
                 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
                 async fn postgres() {
-                    if let Some(fixture) = crate::support::Fixture::postgres().await {
-                        super::$name(&fixture).await;
+                    if let Some(db) = crate::support::TestDb::postgres().await {
+                        super::$name(&db).await;
                     }
                 }
             }
@@ -39,14 +39,14 @@ macro_rules! on_both {
 }
 pub(crate) use on_both;
 
-/// A database that holds nothing yet but its tables.
-pub(crate) struct Fixture {
+/// An empty database with up-to-date tables.
+pub(crate) struct TestDb {
     pub(crate) store: Store,
     pub(crate) url: String,
     _database: Database,
 }
 
-/// A database that is removed with it.
+/// A database that is removed on drop.
 pub(crate) enum Database {
     Folder(#[expect(dead_code, reason = "removed when dropped")] tempfile::TempDir),
     Postgres { server: String, name: String },
@@ -63,7 +63,7 @@ impl Drop for Database {
                 .enable_all()
                 .build()
                 .unwrap();
-            runtime.block_on(admin(
+            runtime.block_on(execute_as_admin(
                 &server,
                 format!("DROP DATABASE IF EXISTS {name} WITH (FORCE)"),
             ));
@@ -72,7 +72,7 @@ impl Drop for Database {
     }
 }
 
-async fn admin(server: &str, sql: String) {
+async fn execute_as_admin(server: &str, sql: String) {
     let options = PgConnectOptions::from_str(server).unwrap();
     let mut connection = options.connect().await.unwrap();
     sqlx::query(sqlx::AssertSqlSafe(sql))
@@ -82,7 +82,7 @@ async fn admin(server: &str, sql: String) {
     connection.close().await.unwrap();
 }
 
-/// An empty database; nothing where the tests that need a server are to be left out.
+/// Creates an empty database. Returns `None` if tests that need a server are disabled.
 pub(crate) async fn empty_postgres() -> Option<(String, Database)> {
     let Ok(server) = std::env::var("ACRTASK_TEST_POSTGRES") else {
         assert!(
@@ -93,9 +93,10 @@ pub(crate) async fn empty_postgres() -> Option<(String, Database)> {
         return None;
     };
     let name = format!("acrtask_test_{:016x}", rand::random::<u64>());
-    // Names are compared by bytes, whatever the locale of the database is: this one ignores punctuation.
+    // Names are compared by bytes, whatever the locale of the database is. This locale ignores
+    // punctuation.
     let locale = "TEMPLATE template0 ENCODING 'UTF8' LOCALE 'C' LOCALE_PROVIDER icu ICU_LOCALE 'en-u-ka-shifted'";
-    admin(&server, format!("CREATE DATABASE {name} {locale}")).await;
+    execute_as_admin(&server, format!("CREATE DATABASE {name} {locale}")).await;
     let (before, _) = server.rsplit_once('/').unwrap();
     let url = format!("{before}/{name}");
     Some((url, Database::Postgres { server, name }))
@@ -107,7 +108,7 @@ pub(crate) fn empty_sqlite() -> (String, Database) {
     (url, Database::Folder(folder))
 }
 
-impl Fixture {
+impl TestDb {
     pub(crate) async fn sqlite() -> Self {
         Self::open(empty_sqlite()).await
     }
@@ -124,14 +125,14 @@ impl Fixture {
         }
     }
 
-    /// A session of PostgreSQL beside those of the store.
+    /// Opens a PostgreSQL session in addition to those of the store.
     pub(crate) async fn connect(&self) -> sqlx::PgConnection {
         let options = PgConnectOptions::from_str(&self.url).unwrap();
         options.connect().await.unwrap()
     }
 
-    /// Does what no function of the store would.
-    pub(crate) async fn raw(&self, sql: &str) -> u64 {
+    /// Executes a statement that the store has no function for.
+    pub(crate) async fn execute(&self, sql: &str) -> u64 {
         let sql = sqlx::AssertSqlSafe(sql.to_owned());
         if self.store.is_postgres() {
             let mut connection = self.connect().await;
@@ -147,8 +148,8 @@ impl Fixture {
         }
     }
 
-    /// A run that waits.
-    pub(crate) async fn queued(&self, id: &str, now: Ms) -> RunRow {
+    /// Adds a queued run.
+    pub(crate) async fn enqueue(&self, id: &str, now: Ms) -> RunRow {
         self.store
             .enqueue(new_run(id), now)
             .await
@@ -156,12 +157,15 @@ impl Fixture {
             .into_row()
     }
 
-    /// Claims up to `limit` runs of all classes for one runner.
+    /// Claims up to `limit` ready runs for one runner.
     pub(crate) async fn claim(&self, runner: &str, limit: u32, now: Ms) -> Vec<RunRow> {
-        let classes = self.store.ready_classes().await.unwrap();
-        let classes: Vec<i64> = classes.iter().map(|class| class.id).collect();
+        let requirements = self.store.ready_requirements().await.unwrap();
+        let requirements: Vec<i64> = requirements
+            .iter()
+            .map(|requirement| requirement.id)
+            .collect();
         self.store
-            .claim(&classes, limit, now, LEASE, ACCEPT, |candidates| {
+            .claim(&requirements, limit, now, LEASE, ACCEPT, |candidates| {
                 candidates
                     .iter()
                     .map(|candidate| Claim {
@@ -174,12 +178,12 @@ impl Fixture {
             .unwrap()
     }
 
-    /// A run that runs, at its first attempt, on runner `a`.
-    pub(crate) async fn running(&self, id: &str, now: Ms) -> RunRow {
-        self.queued(id, now).await;
+    /// Adds a run that runs at its first attempt on the runner `a`.
+    pub(crate) async fn start_run(&self, id: &str, now: Ms) -> RunRow {
+        self.enqueue(id, now).await;
         let claimed = self.claim("a", 1, now).await;
         assert_eq!(claimed[0].id.as_str(), id);
-        self.say_all(
+        self.report_all(
             "a",
             &claimed[0],
             now,
@@ -189,16 +193,16 @@ impl Fixture {
         self.store.run(&run_id(id)).await.unwrap()
     }
 
-    pub(crate) async fn say_all(
+    pub(crate) async fn report_all(
         &self,
         runner: &str,
         run: &RunRow,
         now: Ms,
         reports: Vec<Report>,
     ) -> Vec<Verdict> {
-        let batch: Vec<Reported> = reports
+        let batch: Vec<AttemptReport> = reports
             .into_iter()
-            .map(|report| Reported {
+            .map(|report| AttemptReport {
                 run: run.id.clone(),
                 attempt: run.attempt,
                 runner_id: runner.into(),
@@ -208,16 +212,24 @@ impl Fixture {
         self.store.report(&batch, now, LEASE).await.unwrap()
     }
 
-    pub(crate) async fn say(&self, runner: &str, run: &RunRow, now: Ms, report: Report) -> Verdict {
-        self.say_all(runner, run, now, vec![report]).await.remove(0)
+    pub(crate) async fn report(
+        &self,
+        runner: &str,
+        run: &RunRow,
+        now: Ms,
+        report: Report,
+    ) -> Verdict {
+        self.report_all(runner, run, now, vec![report])
+            .await
+            .remove(0)
     }
 
-    pub(crate) async fn state(&self, id: &str) -> RunState {
+    pub(crate) async fn run_state(&self, id: &str) -> RunState {
         self.store.run(&run_id(id)).await.unwrap().state
     }
 
-    /// A runner that is registered.
-    pub(crate) async fn runner(&self, id: &str, name: &str) {
+    /// Registers a runner.
+    pub(crate) async fn register_runner(&self, id: &str, name: &str) {
         let token = RunnerTokenRow {
             id: format!("token-of-{id}"),
             hash: vec![1],
@@ -241,8 +253,8 @@ impl Fixture {
     }
 }
 
-/// The principal that uploads the contexts of tests.
-pub(crate) fn owner() -> Principal {
+/// Returns the owner of the contexts of tests.
+pub(crate) fn context_owner() -> Principal {
     Principal::Token { id: "t1".into() }
 }
 
@@ -266,7 +278,7 @@ pub(crate) fn new_run(id: &str) -> NewRun {
         idempotency_key: None,
         timeout_secs: None,
         traceparent: String::new(),
-        warm_key: "warm".into(),
+        affinity_key: "warm".into(),
         max_attempts: 3,
         origin: Default::default(),
         trust_domain: TrustDomain::Local,
@@ -283,7 +295,7 @@ pub(crate) fn grouped(id: &str, group: &str, max: u32, cancel_superseded: bool) 
     new
 }
 
-pub(crate) fn chunk(offset: u64, length: u32) -> Report {
+pub(crate) fn log_chunk(offset: u64, length: u32) -> Report {
     Report::LogChunk {
         offset,
         length,
@@ -291,7 +303,7 @@ pub(crate) fn chunk(offset: u64, length: u32) -> Report {
     }
 }
 
-pub(crate) fn finished(state: RunState, log_length: u64) -> Report {
+pub(crate) fn finished_report(state: RunState, log_length: u64) -> Report {
     Report::Finished {
         state,
         reason: (state != RunState::Succeeded).then(|| "a step failed".into()),
@@ -304,6 +316,6 @@ pub(crate) fn finished(state: RunState, log_length: u64) -> Report {
     }
 }
 
-pub(crate) fn ids(rows: &[RunRow]) -> Vec<&str> {
+pub(crate) fn run_ids(rows: &[RunRow]) -> Vec<&str> {
     rows.iter().map(|row| row.id.as_str()).collect()
 }

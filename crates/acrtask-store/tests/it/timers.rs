@@ -1,33 +1,33 @@
-//! Timers, their ticks, and what each trigger of a task led to.
+//! Timers, their firings, and triggers of a task.
 
-use acrtask_api::task::{MissedTicks, TaskDefinition, Timer};
+use acrtask_api::task::{MissedFirings, TaskDefinition, Timer};
 use acrtask_model::RunState;
 use acrtask_store::{
-    Ms, NewRun, NewTick, NewTicks, Store, StoreError, TickLeadsTo, TimerRow, TriggerUrlRow,
+    FiringAction, Ms, NewFiring, NewFirings, NewRun, Store, StoreError, TimerRow, TriggerUrlRow,
 };
 
-use crate::support::{Fixture, NOW, finished, grouped, new_run, on_both, run_id};
+use crate::support::{NOW, TestDb, finished_report, grouped, new_run, on_both, run_id};
 
 on_both!(
-    timers_are_made_of_definitions,
-    what_changes_about_a_timer_decides_where_it_begins,
-    two_that_make_timers_at_once_agree,
-    due_timers_come_in_pages,
-    what_a_newer_program_wrote_holds_up_nothing,
-    a_tick_is_written_with_its_run,
-    of_many_servers_one_has_the_tick,
-    a_tick_that_fails_leaves_nothing,
-    a_task_that_changed_meanwhile_is_looked_at_again,
-    the_same_scheduled_time_never_leads_to_two_runs,
-    ticks_are_accounted_for,
+    timers_follow_task_definitions,
+    changed_schedule_restarts_a_timer,
+    concurrent_timer_syncs_agree,
+    due_timers_are_listed_in_pages,
+    unreadable_definition_blocks_no_other_timer,
+    firing_is_stored_with_its_run,
+    firing_is_recorded_by_one_server,
+    failed_firing_leaves_no_rows,
+    firing_of_changed_task_is_not_recorded,
+    scheduled_time_never_starts_two_runs,
+    audit_finds_lost_firings,
     triggers_of_a_task_are_listed,
-    old_ticks_go_with_their_triggers,
-    urls_of_tasks,
+    old_firings_are_removed_with_their_triggers,
+    trigger_urls_belong_to_tasks,
 );
 
 const HOUR: Ms = 3_600_000;
 
-fn definition(name: &str, timers: &[(&str, Timer)]) -> TaskDefinition {
+fn task_definition(name: &str, timers: &[(&str, Timer)]) -> TaskDefinition {
     let mut definition: TaskDefinition =
         serde_json::from_value(serde_json::json!({"name": name, "cmd": "alpine true"})).unwrap();
     definition.triggers.timers = timers
@@ -41,36 +41,32 @@ fn hourly() -> Timer {
     Timer::new("0 * * * *")
 }
 
-/// A timer that has something to do an hour after what is handled.
+/// Returns the next work of a timer: one hour after its last handled firing.
 fn in_an_hour(_: &str, _: &str, timer: &Timer, handled: Ms) -> Option<Ms> {
     timer.enabled.then_some(handled + HOUR)
 }
 
-async fn make(store: &Store, now: Ms) -> bool {
-    store.make_timers(now, in_an_hour).await.unwrap()
+async fn sync_timers(store: &Store, now: Ms) -> bool {
+    store.sync_timers(now, in_an_hour).await.unwrap()
 }
 
-async fn due(store: &Store, now: Ms) -> Vec<TimerRow> {
+async fn due_timers(store: &Store, now: Ms) -> Vec<TimerRow> {
     store.due_timers(now, None, 100).await.unwrap().0
 }
 
-async fn names(store: &Store, now: Ms) -> Vec<(String, Ms)> {
-    let rows = due(store, now).await;
+async fn due_timer_names(store: &Store, now: Ms) -> Vec<(String, Ms)> {
+    let rows = due_timers(store, now).await;
     rows.into_iter()
         .map(|row| (row.name, row.handled_at))
         .collect()
 }
 
-/// A task with an hourly timer that has something to do.
-async fn due_timer(fixture: &Fixture) -> TimerRow {
-    let task = definition("app", &[("night", hourly())]);
-    fixture
-        .store
-        .create_task("t1", &task, None, NOW)
-        .await
-        .unwrap();
-    make(&fixture.store, NOW).await;
-    due(&fixture.store, NOW + HOUR).await.remove(0)
+/// Creates a task with an hourly timer that is due.
+async fn create_due_timer(db: &TestDb) -> TimerRow {
+    let task = task_definition("app", &[("night", hourly())]);
+    db.store.create_task("t1", &task, None, NOW).await.unwrap();
+    sync_timers(&db.store, NOW).await;
+    due_timers(&db.store, NOW + HOUR).await.remove(0)
 }
 
 fn timer_run(id: &str) -> NewRun {
@@ -82,82 +78,89 @@ fn timer_run(id: &str) -> NewRun {
     }
 }
 
-fn run_at(at: Ms, run: NewRun) -> NewTick {
-    NewTick {
+fn run_at(at: Ms, run: NewRun) -> NewFiring {
+    NewFiring {
         scheduled_at: at,
         first_at: at,
         stands_for: 1,
-        leads_to: TickLeadsTo::Run(Box::new(run)),
+        action: FiringAction::Run(Box::new(run)),
     }
 }
 
-fn nothing_at(at: Ms, reason: &str) -> NewTick {
-    NewTick {
-        leads_to: TickLeadsTo::Nothing {
+fn ignored_at(at: Ms, reason: &str) -> NewFiring {
+    NewFiring {
+        action: FiringAction::Ignore {
             reason: reason.into(),
         },
         ..run_at(at, new_run("unused"))
     }
 }
 
-fn ticks(ticks: Vec<NewTick>) -> NewTicks {
-    let handled_at = ticks.iter().map(|tick| tick.scheduled_at).max().unwrap();
-    NewTicks {
+fn firings(firings: Vec<NewFiring>) -> NewFirings {
+    let handled_at = firings
+        .iter()
+        .map(|firing| firing.scheduled_at)
+        .max()
+        .unwrap();
+    NewFirings {
         handled_at,
         next_at: Some(handled_at + HOUR),
-        ticks,
+        firings,
     }
 }
 
-async fn timers_are_made_of_definitions(fixture: &Fixture) {
-    let store = &fixture.store;
-    assert!(make(store, NOW).await, "a new database was never looked at");
-    assert!(!make(store, NOW).await);
+async fn timers_follow_task_definitions(db: &TestDb) {
+    let store = &db.store;
+    assert!(
+        sync_timers(store, NOW).await,
+        "a new database was never synchronized"
+    );
+    assert!(!sync_timers(store, NOW).await);
     assert_eq!(store.next_timer().await.unwrap(), None);
     let off = Timer {
         enabled: false,
         ..hourly()
     };
-    let task = definition("app", &[("a", hourly()), ("off", off)]);
+    let task = task_definition("app", &[("a", hourly()), ("off", off)]);
     store.create_task("t1", &task, None, NOW).await.unwrap();
-    let task = definition("other", &[("a", hourly())]);
+    let task = task_definition("other", &[("a", hourly())]);
     store.create_task("t2", &task, None, NOW + 5).await.unwrap();
-    assert!(make(store, NOW + 10).await);
-    assert!(!make(store, NOW + 10).await);
+    assert!(sync_timers(store, NOW + 10).await);
+    assert!(!sync_timers(store, NOW + 10).await);
     assert_eq!(store.next_timer().await.unwrap(), Some(NOW + HOUR));
-    assert_eq!(due(store, NOW + HOUR - 1).await, []);
+    assert_eq!(due_timers(store, NOW + HOUR - 1).await, []);
     assert_eq!(
-        names(store, NOW + 2 * HOUR).await,
+        due_timer_names(store, NOW + 2 * HOUR).await,
         [("a".into(), NOW), ("a".into(), NOW + 5)]
     );
-    // What is gone is gone, with the task or without.
+    // Removed timers disappear, with or without their task.
     store
-        .update_task("app", &definition("app", &[]), None, None, NOW + 20)
+        .update_task("app", &task_definition("app", &[]), None, None, NOW + 20)
         .await
         .unwrap();
     store.delete_task("other").await.unwrap();
-    assert_eq!(due(store, NOW + 2 * HOUR).await.len(), 1);
-    assert!(make(store, NOW + 20).await);
-    assert_eq!(due(store, NOW + 2 * HOUR).await, []);
+    assert_eq!(due_timers(store, NOW + 2 * HOUR).await.len(), 1);
+    assert!(sync_timers(store, NOW + 20).await);
+    assert_eq!(due_timers(store, NOW + 2 * HOUR).await, []);
     assert_eq!(store.next_timer().await.unwrap(), None);
 }
 
-async fn what_changes_about_a_timer_decides_where_it_begins(fixture: &Fixture) {
-    let store = &fixture.store;
+async fn changed_schedule_restarts_a_timer(db: &TestDb) {
+    let store = &db.store;
     let change = async |timer: Timer, now: Ms| {
-        let task = definition("app", &[("night", timer)]);
+        let task = task_definition("app", &[("night", timer)]);
         store
             .update_task("app", &task, None, None, now)
             .await
             .unwrap();
-        make(store, now).await;
-        names(store, Ms::MAX).await
+        sync_timers(store, now).await;
+        due_timer_names(store, Ms::MAX).await
     };
     let handled = |at: Ms| [("night".to_owned(), at)];
-    due_timer(fixture).await;
-    // What decides nothing about when it ticks leaves what is handled.
+    create_due_timer(db).await;
+    // A change that does not affect scheduled times keeps the last handled firing.
     let patient = Timer {
-        missed: MissedTicks::Skip,
+        missed: MissedFirings::Skip,
         jitter: Some("5m".into()),
         ..hourly()
     };
@@ -178,49 +181,48 @@ async fn what_changes_about_a_timer_decides_where_it_begins(fixture: &Fixture) {
     };
     assert_eq!(change(off, NOW + 40).await, []);
     assert_eq!(change(other, NOW + 50).await, handled(NOW + 50));
-    // A clock that was far ahead does not stop a timer for ever, and one that is ahead does not skip what is to come.
-    fixture
-        .raw(&format!(
-            "UPDATE timers SET handled_at = {}",
-            NOW + 9_000 * HOUR
-        ))
-        .await;
+    // A clock far ahead does not stop a timer forever, and a clock ahead skips no future firing.
+    db.execute(&format!(
+        "UPDATE timers SET handled_at = {}",
+        NOW + 9_000 * HOUR
+    ))
+    .await;
     assert_eq!(change(hourly(), NOW + 55).await, handled(NOW + 55));
-    let task = definition("ahead", &[("a", hourly())]);
+    let task = task_definition("ahead", &[("a", hourly())]);
     store
         .create_task("t2", &task, None, NOW + 100 * HOUR)
         .await
         .unwrap();
-    make(store, NOW + 60).await;
-    let rows = due(store, Ms::MAX).await;
+    sync_timers(store, NOW + 60).await;
+    let rows = due_timers(store, Ms::MAX).await;
     assert_eq!(rows[1].handled_at, NOW + 60);
 }
 
-async fn two_that_make_timers_at_once_agree(fixture: &Fixture) {
-    let other = Store::open(&fixture.url).await.unwrap();
+async fn concurrent_timer_syncs_agree(db: &TestDb) {
+    let other = Store::open(&db.url).await.unwrap();
     let mut generation = 0;
     for round in 0..20 {
         let timer = Timer::new(format!("{round} * * * *"));
-        let task = definition("app", &[("a", timer.clone())]);
+        let task = task_definition("app", &[("a", timer.clone())]);
         if generation == 0 {
-            fixture.store.create_task("t1", &task, None, NOW).await
+            db.store.create_task("t1", &task, None, NOW).await
         } else {
-            let store = [&fixture.store, &other][round % 2];
+            let store = [&db.store, &other][round % 2];
             store
                 .update_task("app", &task, None, Some(generation), NOW)
                 .await
         }
         .map(|task| generation = task.generation)
         .unwrap();
-        tokio::join!(make(&fixture.store, NOW), make(&other, NOW));
-        let rows = due(&other, Ms::MAX).await;
+        tokio::join!(sync_timers(&db.store, NOW), sync_timers(&other, NOW));
+        let rows = due_timers(&other, Ms::MAX).await;
         assert_eq!(rows.len(), 1);
         assert_eq!(rows[0].timer, timer, "round {round}");
     }
 }
 
-async fn due_timers_come_in_pages(fixture: &Fixture) {
-    let store = &fixture.store;
+async fn due_timers_are_listed_in_pages(db: &TestDb) {
+    let store = &db.store;
     let timers: Vec<(String, Timer)> = (0..5).map(|n| (format!("t{n}"), hourly())).collect();
     let timers: Vec<(&str, Timer)> = timers
         .iter()
@@ -228,21 +230,21 @@ async fn due_timers_come_in_pages(fixture: &Fixture) {
         .collect();
     for task in ["b", "a"] {
         store
-            .create_task(task, &definition(task, &timers), None, NOW)
+            .create_task(task, &task_definition(task, &timers), None, NOW)
             .await
             .unwrap();
     }
-    make(store, NOW).await;
+    sync_timers(store, NOW).await;
     let mut found = Vec::new();
-    let mut place = None;
+    let mut cursor = None;
     loop {
-        let (page, next) = store.due_timers(NOW + HOUR, place, 3).await.unwrap();
+        let (page, next) = store.due_timers(NOW + HOUR, cursor, 3).await.unwrap();
         found.extend(
             page.iter()
                 .map(|row| format!("{} {}", row.task.id, row.name)),
         );
-        place = next;
-        if place.is_none() {
+        cursor = next;
+        if cursor.is_none() {
             break;
         }
     }
@@ -253,18 +255,19 @@ async fn due_timers_come_in_pages(fixture: &Fixture) {
     assert_eq!(found, expected);
 }
 
-async fn what_a_newer_program_wrote_holds_up_nothing(fixture: &Fixture) {
-    let store = &fixture.store;
-    due_timer(fixture).await;
-    let other = definition("other", &[("a", hourly())]);
+async fn unreadable_definition_blocks_no_other_timer(db: &TestDb) {
+    let store = &db.store;
+    create_due_timer(db).await;
+    let other = task_definition("other", &[("a", hourly())]);
     store.create_task("t2", &other, None, NOW).await.unwrap();
-    make(store, NOW).await;
-    fixture
-        .raw("UPDATE tasks SET definition = REPLACE(definition, '\"cmd\"', '\"newer\"') WHERE id = 't1'")
-        .await;
-    assert!(make(store, NOW).await);
-    // Its timer is left for those who can read it.
-    assert_eq!(store.handled_ticks("t1").await.unwrap()["night"], NOW);
+    sync_timers(store, NOW).await;
+    db.execute(
+        "UPDATE tasks SET definition = REPLACE(definition, '\"cmd\"', '\"newer\"') WHERE id = 't1'",
+    )
+    .await;
+    assert!(sync_timers(store, NOW).await);
+    // The timer stays for programs that can read it.
+    assert_eq!(store.handled_firings("t1").await.unwrap()["night"], NOW);
     let (page, next) = store.due_timers(NOW + HOUR, None, 1).await.unwrap();
     assert_eq!(page, []);
     let (page, next) = store.due_timers(NOW + HOUR, next, 1).await.unwrap();
@@ -272,55 +275,59 @@ async fn what_a_newer_program_wrote_holds_up_nothing(fixture: &Fixture) {
     assert!(next.is_some());
 }
 
-async fn a_tick_is_written_with_its_run(fixture: &Fixture) {
-    let store = &fixture.store;
-    let row = due_timer(fixture).await;
+async fn firing_is_stored_with_its_run(db: &TestDb) {
+    let store = &db.store;
+    let row = create_due_timer(db).await;
     let now = NOW + HOUR + 7;
-    let mut missed = nothing_at(NOW + 1, "no server ran");
+    let mut missed = ignored_at(NOW + 1, "no server ran");
     missed.first_at = NOW - 3;
     missed.stands_for = 12;
-    let new = ticks(vec![missed, run_at(NOW + HOUR, timer_run("r1"))]);
-    let started = store.tick(&row, new, now).await.unwrap();
+    let new = firings(vec![missed, run_at(NOW + HOUR, timer_run("r1"))]);
+    let started = store.record_firings(&row, new, now).await.unwrap();
     assert_eq!(started, Some(vec![run_id("r1")]));
-    assert_eq!(due(store, now).await, []);
+    assert_eq!(due_timers(store, now).await, []);
     assert_eq!(store.next_timer().await.unwrap(), Some(NOW + 2 * HOUR));
     let run = store.run(&run_id("r1")).await.unwrap();
     assert_eq!(
         (run.state, run.trigger.as_str()),
         (RunState::Queued, "timer")
     );
-    let tick = store.tick_of(&run.id).await.unwrap().unwrap();
+    let firing = store.firing_of_run(&run.id).await.unwrap().unwrap();
     assert_eq!(
-        (tick.timer.as_str(), tick.scheduled_at, tick.handled_at),
+        (
+            firing.timer.as_str(),
+            firing.scheduled_at,
+            firing.handled_at
+        ),
         ("night", NOW + HOUR, now)
     );
-    let last = store.last_ticks("t1").await.unwrap();
-    assert_eq!(last, std::slice::from_ref(&tick));
-    assert_eq!(tick.run, Some((run.id, Some(RunState::Queued))));
+    let last = store.last_firings("t1").await.unwrap();
+    assert_eq!(last, std::slice::from_ref(&firing));
+    assert_eq!(firing.run, Some((run.id, Some(RunState::Queued))));
     assert_eq!(
-        store.handled_ticks("t1").await.unwrap()["night"],
+        store.handled_firings("t1").await.unwrap()["night"],
         NOW + HOUR
     );
     let (all, _) = store.triggers_of_task("app", None, 10).await.unwrap();
-    let suppressed = all.iter().find(|row| row.suppressed.is_some()).unwrap();
-    assert_eq!(suppressed.suppressed.as_deref(), Some("no server ran"));
-    assert_eq!(suppressed.stands_for, Some(12));
-    assert_eq!(store.unaccounted(now, 0).await.unwrap(), []);
+    let ignored = all.iter().find(|row| row.ignored.is_some()).unwrap();
+    assert_eq!(ignored.ignored.as_deref(), Some("no server ran"));
+    assert_eq!(ignored.stands_for, Some(12));
+    assert_eq!(store.unaccounted_triggers(now, 0).await.unwrap(), []);
 }
 
-async fn of_many_servers_one_has_the_tick(fixture: &Fixture) {
-    let row = due_timer(fixture).await;
+async fn firing_is_recorded_by_one_server(db: &TestDb) {
+    let row = create_due_timer(db).await;
     let mut servers = Vec::new();
     for number in 0..8 {
-        let (url, row) = (fixture.url.clone(), row.clone());
+        let (url, row) = (db.url.clone(), row.clone());
         servers.push(tokio::spawn(async move {
             let store = Store::open(&url).await.unwrap();
             let run = NewRun {
                 queue: grouped("x", "app", 1, true).queue,
                 ..timer_run(&format!("r{number}"))
             };
-            let new = ticks(vec![run_at(NOW + HOUR, run)]);
-            store.tick(&row, new, NOW + HOUR).await.unwrap()
+            let new = firings(vec![run_at(NOW + HOUR, run)]);
+            store.record_firings(&row, new, NOW + HOUR).await.unwrap()
         }));
     }
     let mut won = 0;
@@ -328,52 +335,60 @@ async fn of_many_servers_one_has_the_tick(fixture: &Fixture) {
         won += usize::from(server.await.unwrap().is_some());
     }
     assert_eq!(won, 1);
-    let (all, _) = fixture
-        .store
-        .triggers_of_task("app", None, 10)
-        .await
-        .unwrap();
+    let (all, _) = db.store.triggers_of_task("app", None, 10).await.unwrap();
     assert_eq!(all.len(), 1);
-    assert_eq!(fixture.store.unaccounted(NOW + HOUR, 0).await.unwrap(), []);
+    assert_eq!(
+        db.store.unaccounted_triggers(NOW + HOUR, 0).await.unwrap(),
+        []
+    );
 }
 
-async fn a_tick_that_fails_leaves_nothing(fixture: &Fixture) {
-    let store = &fixture.store;
-    let row = due_timer(fixture).await;
-    fixture.queued("taken", NOW).await;
-    let new = ticks(vec![
-        nothing_at(NOW + 1, "no server ran"),
+async fn failed_firing_leaves_no_rows(db: &TestDb) {
+    let store = &db.store;
+    let row = create_due_timer(db).await;
+    db.enqueue("taken", NOW).await;
+    let new = firings(vec![
+        ignored_at(NOW + 1, "no server ran"),
         run_at(NOW + HOUR, timer_run("taken")),
     ]);
-    let error = store.tick(&row, new, NOW + HOUR).await.unwrap_err();
+    let error = store
+        .record_firings(&row, new, NOW + HOUR)
+        .await
+        .unwrap_err();
     assert!(matches!(error, StoreError::Database(_)), "{error:?}");
-    assert_eq!(due(store, NOW + HOUR).await, std::slice::from_ref(&row));
-    assert_eq!(store.last_ticks("t1").await.unwrap(), []);
+    assert_eq!(
+        due_timers(store, NOW + HOUR).await,
+        std::slice::from_ref(&row)
+    );
+    assert_eq!(store.last_firings("t1").await.unwrap(), []);
     assert_eq!(store.triggers_of_task("app", None, 10).await.unwrap().0, []);
-    let new = ticks(vec![run_at(NOW + HOUR, timer_run("free"))]);
-    let started = store.tick(&row, new, NOW + HOUR).await.unwrap();
+    let new = firings(vec![run_at(NOW + HOUR, timer_run("free"))]);
+    let started = store.record_firings(&row, new, NOW + HOUR).await.unwrap();
     assert_eq!(started, Some(vec![run_id("free")]));
 }
 
-async fn a_task_that_changed_meanwhile_is_looked_at_again(fixture: &Fixture) {
-    let store = &fixture.store;
-    let row = due_timer(fixture).await;
-    let mut task = definition("app", &[("night", hourly())]);
+async fn firing_of_changed_task_is_not_recorded(db: &TestDb) {
+    let store = &db.store;
+    let row = create_due_timer(db).await;
+    let mut task = task_definition("app", &[("night", hourly())]);
     task.enabled = false;
     store
         .update_task("app", &task, None, None, NOW + 5)
         .await
         .unwrap();
-    let new = ticks(vec![run_at(NOW + HOUR, timer_run("r1"))]);
+    let new = firings(vec![run_at(NOW + HOUR, timer_run("r1"))]);
     assert_eq!(
-        store.tick(&row, new.clone(), NOW + HOUR).await.unwrap(),
+        store
+            .record_firings(&row, new.clone(), NOW + HOUR)
+            .await
+            .unwrap(),
         None
     );
-    let again = due(store, NOW + HOUR).await.remove(0);
+    let again = due_timers(store, NOW + HOUR).await.remove(0);
     assert!(!again.task.definition.enabled);
-    // Another definition of the timer alone, made by another server.
+    // Another server has synchronized another definition of the timer.
     let patient = Timer {
-        missed: MissedTicks::Skip,
+        missed: MissedFirings::Skip,
         ..hourly()
     };
     let stale = TimerRow {
@@ -381,73 +396,90 @@ async fn a_task_that_changed_meanwhile_is_looked_at_again(fixture: &Fixture) {
         ..again.clone()
     };
     assert_eq!(
-        store.tick(&stale, new.clone(), NOW + HOUR).await.unwrap(),
+        store
+            .record_firings(&stale, new.clone(), NOW + HOUR)
+            .await
+            .unwrap(),
         None
     );
     store.delete_task("app").await.unwrap();
-    assert_eq!(store.tick(&again, new, NOW + HOUR).await.unwrap(), None);
+    assert_eq!(
+        store.record_firings(&again, new, NOW + HOUR).await.unwrap(),
+        None
+    );
     store.run(&run_id("r1")).await.unwrap_err();
 }
 
-async fn the_same_scheduled_time_never_leads_to_two_runs(fixture: &Fixture) {
-    let store = &fixture.store;
-    let row = due_timer(fixture).await;
-    let new = ticks(vec![run_at(NOW + HOUR, timer_run("r1"))]);
-    store.tick(&row, new, NOW + HOUR).await.unwrap().unwrap();
-    // The timer is taken away and comes back, with a clock that is behind.
-    let task = definition("app", &[]);
+async fn scheduled_time_never_starts_two_runs(db: &TestDb) {
+    let store = &db.store;
+    let row = create_due_timer(db).await;
+    let new = firings(vec![run_at(NOW + HOUR, timer_run("r1"))]);
+    store
+        .record_firings(&row, new, NOW + HOUR)
+        .await
+        .unwrap()
+        .unwrap();
+    // The timer is removed and added again while the clock is behind.
+    let task = task_definition("app", &[]);
     store
         .update_task("app", &task, None, None, NOW + HOUR)
         .await
         .unwrap();
-    make(store, NOW + HOUR).await;
-    let task = definition("app", &[("night", hourly())]);
+    sync_timers(store, NOW + HOUR).await;
+    let task = task_definition("app", &[("night", hourly())]);
     store
         .update_task("app", &task, None, None, NOW + 5)
         .await
         .unwrap();
-    make(store, NOW + HOUR).await;
-    let row = due(store, Ms::MAX).await.remove(0);
+    sync_timers(store, NOW + HOUR).await;
+    let row = due_timers(store, Ms::MAX).await.remove(0);
     assert_eq!(row.handled_at, NOW + 5);
-    let new = ticks(vec![run_at(NOW + HOUR, timer_run("r2"))]);
-    let started = store.tick(&row, new, NOW + HOUR).await.unwrap();
+    let new = firings(vec![run_at(NOW + HOUR, timer_run("r2"))]);
+    let started = store.record_firings(&row, new, NOW + HOUR).await.unwrap();
     assert_eq!(started, Some(vec![]));
     store.run(&run_id("r2")).await.unwrap_err();
-    let row = due(store, Ms::MAX).await.remove(0);
+    let row = due_timers(store, Ms::MAX).await.remove(0);
     assert_eq!(row.handled_at, NOW + HOUR);
 }
 
-async fn ticks_are_accounted_for(fixture: &Fixture) {
-    let store = &fixture.store;
-    let row = due_timer(fixture).await;
+async fn audit_finds_lost_firings(db: &TestDb) {
+    let store = &db.store;
+    let row = create_due_timer(db).await;
     let at = NOW + HOUR;
-    assert_eq!(store.unaccounted(at, 0).await.unwrap(), []);
-    // Nobody handles it.
-    let late = store.unaccounted(at + 50_000, 30_000).await.unwrap();
+    assert_eq!(store.unaccounted_triggers(at, 0).await.unwrap(), []);
+    // No server handles the firing.
+    let late = store
+        .unaccounted_triggers(at + 50_000, 30_000)
+        .await
+        .unwrap();
     assert_eq!(late.len(), 1);
     assert_eq!(late[0].trigger, "timer night of app");
-    let new = ticks(vec![run_at(at, timer_run("r1"))]);
-    store.tick(&row, new, at).await.unwrap().unwrap();
-    assert_eq!(store.unaccounted(at + 1, 0).await.unwrap(), []);
-    fixture.raw("DELETE FROM triggers WHERE id = 'r1'").await;
-    let lost = store.unaccounted(at + 1, 0).await.unwrap();
+    let new = firings(vec![run_at(at, timer_run("r1"))]);
+    store.record_firings(&row, new, at).await.unwrap().unwrap();
+    assert_eq!(store.unaccounted_triggers(at + 1, 0).await.unwrap(), []);
+    db.execute("DELETE FROM triggers WHERE id = 'r1'").await;
+    let lost = store.unaccounted_triggers(at + 1, 0).await.unwrap();
     assert_eq!(lost.len(), 1);
-    assert_eq!(lost[0].why, "a tick of the timer night has no trigger");
+    assert_eq!(lost[0].why, "a firing of the timer night has no trigger");
 }
 
-async fn triggers_of_a_task_are_listed(fixture: &Fixture) {
-    let store = &fixture.store;
-    let row = due_timer(fixture).await;
+async fn triggers_of_a_task_are_listed(db: &TestDb) {
+    let store = &db.store;
+    let row = create_due_timer(db).await;
     let manual = NewRun {
         trigger: "task".into(),
         ..timer_run("r0")
     };
     store.enqueue(manual, NOW).await.unwrap();
-    fixture.queued("other", NOW).await;
-    let new = ticks(vec![run_at(NOW + HOUR, timer_run("r1"))]);
-    store.tick(&row, new, NOW + HOUR).await.unwrap().unwrap();
+    db.enqueue("other", NOW).await;
+    let new = firings(vec![run_at(NOW + HOUR, timer_run("r1"))]);
     store
-        .suppress_trigger("s1", "url", "app", "the task is disabled", NOW + 2 * HOUR)
+        .record_firings(&row, new, NOW + HOUR)
+        .await
+        .unwrap()
+        .unwrap();
+    store
+        .store_ignored_trigger("s1", "url", "app", "the task is disabled", NOW + 2 * HOUR)
         .await
         .unwrap();
     let mut seen = Vec::new();
@@ -476,30 +508,37 @@ async fn triggers_of_a_task_are_listed(fixture: &Fixture) {
     assert!(matches!(error, Err(StoreError::Invalid { .. })));
 }
 
-async fn old_ticks_go_with_their_triggers(fixture: &Fixture) {
-    let store = &fixture.store;
-    let row = due_timer(fixture).await;
-    let new = ticks(vec![
-        nothing_at(NOW + 1, "no server ran"),
+async fn old_firings_are_removed_with_their_triggers(db: &TestDb) {
+    let store = &db.store;
+    let row = create_due_timer(db).await;
+    let new = firings(vec![
+        ignored_at(NOW + 1, "no server ran"),
         run_at(NOW + HOUR, timer_run("r1")),
     ]);
-    store.tick(&row, new, NOW + HOUR).await.unwrap().unwrap();
-    let expired = store.expire(NOW + HOUR, 10).await.unwrap();
+    store
+        .record_firings(&row, new, NOW + HOUR)
+        .await
+        .unwrap()
+        .unwrap();
+    let expired = store.remove_expired(NOW + HOUR, 10).await.unwrap();
     assert_eq!((expired.runs, expired.triggers), (0, 0));
-    let expired = store.expire(NOW + HOUR + 1, 10).await.unwrap();
+    let expired = store.remove_expired(NOW + HOUR + 1, 10).await.unwrap();
     assert_eq!((expired.runs, expired.triggers), (0, 1));
-    let run = fixture.claim("a", 1, NOW + HOUR).await.remove(0);
-    let end = finished(RunState::Failed, 0);
-    fixture.say("a", &run, NOW + HOUR, end).await;
-    let expired = store.expire(NOW + 2 * HOUR, 10).await.unwrap();
+    let run = db.claim("a", 1, NOW + HOUR).await.remove(0);
+    let end = finished_report(RunState::Failed, 0);
+    db.report("a", &run, NOW + HOUR, end).await;
+    let expired = store.remove_expired(NOW + 2 * HOUR, 10).await.unwrap();
     assert_eq!((expired.runs, expired.triggers), (1, 0));
-    assert_eq!(store.last_ticks("t1").await.unwrap(), []);
-    assert_eq!(store.unaccounted(NOW + HOUR + 2, 0).await.unwrap(), []);
+    assert_eq!(store.last_firings("t1").await.unwrap(), []);
+    assert_eq!(
+        store.unaccounted_triggers(NOW + HOUR + 2, 0).await.unwrap(),
+        []
+    );
 }
 
-async fn urls_of_tasks(fixture: &Fixture) {
-    let store = &fixture.store;
-    due_timer(fixture).await;
+async fn trigger_urls_belong_to_tasks(db: &TestDb) {
+    let store = &db.store;
+    create_due_timer(db).await;
     assert_eq!(store.trigger_url("t1").await.unwrap(), None);
     let first = TriggerUrlRow {
         task_id: "t1".into(),

@@ -1,32 +1,32 @@
-//! Deliveries and what they lead to: once, whole, and with a reason.
+//! Deliveries and their decisions: once, completely, and with a reason.
 
 use std::collections::BTreeMap;
 
 use acrtask_api::{
     run::Approval,
     spec::RunSpec,
-    webhook::{OutcomeKind, WebhookDefinition},
+    webhook::{DecisionAction, WebhookDefinition},
 };
 use acrtask_model::{RunId, RunState};
 use acrtask_store::{
-    Delivered, DeliveryFilter, Ends, LeadsTo, Looked, NewDelivery, NewRun, RunFilter, Store,
-    StoreError, StoredBody,
+    CancelScope, Delivered, DeliveryFilter, NewDelivery, NewRun, RunFilter, Store, StoreError,
+    StoredBody, TriggerAction, TriggerDecision,
 };
 
-use crate::support::{Fixture, NOW, finished, grouped, new_run, on_both, run_id};
+use crate::support::{NOW, TestDb, finished_report, grouped, new_run, on_both, run_id};
 
 on_both!(
-    a_webhook_is_kept_changed_and_removed,
-    a_delivery_leads_to_something_once,
-    the_same_delivery_from_two_servers_at_once,
-    what_it_leads_to_is_told,
-    the_same_body_under_another_id,
-    the_newest_of_a_lane_wins,
-    a_lane_that_everybody_wants_has_one_winner,
-    a_closed_pull_request_ends_its_runs,
-    a_strangers_run_waits_for_its_approval,
+    webhook_is_stored_changed_and_removed,
+    delivery_has_an_effect_once,
+    concurrent_copies_of_a_delivery_have_one_effect,
+    decisions_are_stored_with_the_delivery,
+    replayed_body_is_ignored,
+    newest_run_of_a_ref_wins,
+    contended_ref_has_one_live_run,
+    closed_pull_request_cancels_its_runs,
+    run_of_a_fork_waits_for_approval,
     deliveries_are_listed_and_expire,
-    tasks_are_counted,
+    task_version_grows_with_each_change,
 );
 
 pub(crate) fn delivery(id: &str, sender_id: &str) -> NewDelivery {
@@ -48,26 +48,31 @@ pub(crate) fn delivery(id: &str, sender_id: &str) -> NewDelivery {
     }
 }
 
-pub(crate) fn of_task(new: &mut NewRun, lane: &str, commit: &str) {
+pub(crate) fn set_task(new: &mut NewRun, ref_key: &str, commit: &str) {
     new.task_id = Some("t1".into());
     new.task_name = Some("team/app".into());
-    new.origin.lane = Some(lane.into());
+    new.origin.ref_key = Some(ref_key.into());
     new.origin.commit = Some(commit.into());
 }
 
-pub(crate) fn looked(leads_to: LeadsTo) -> Looked {
-    Looked {
+pub(crate) fn decision(action: TriggerAction) -> TriggerDecision {
+    TriggerDecision {
         task: "team/app".into(),
         kind: "commit".into(),
         reason: "commit b2b2 was pushed to the branch `main`".into(),
-        leads_to,
+        action,
     }
 }
 
-pub(crate) fn run(id: &str, lane: &str, commit: &str, newest_wins: bool) -> Looked {
+pub(crate) fn run_decision(
+    id: &str,
+    ref_key: &str,
+    commit: &str,
+    newest_wins: bool,
+) -> TriggerDecision {
     let mut new = new_run(id);
-    of_task(&mut new, lane, commit);
-    looked(LeadsTo::Run {
+    set_task(&mut new, ref_key, commit);
+    decision(TriggerAction::Run {
         new: Box::new(new),
         newest_wins,
         may_join: true,
@@ -84,11 +89,11 @@ pub(crate) async fn all_runs(store: &Store) -> Vec<RunId> {
     rows.into_iter().map(|row| row.id).collect()
 }
 
-/// What it led to, its run, and why.
-type Led = (OutcomeKind, Option<String>, String);
+/// Kind of a decision, its run, and its reason.
+type Decision = (DecisionAction, Option<String>, String);
 
 #[track_caller]
-pub(crate) fn new(delivered: Delivered) -> (Vec<Led>, Vec<RunId>) {
+pub(crate) fn expect_new(delivered: Delivered) -> (Vec<Decision>, Vec<RunId>) {
     match delivered {
         Delivered::New { outcomes, canceled } => (
             outcomes
@@ -97,12 +102,12 @@ pub(crate) fn new(delivered: Delivered) -> (Vec<Led>, Vec<RunId>) {
                 .collect(),
             canceled,
         ),
-        Delivered::Seen(id) => panic!("it was seen before as {id}"),
+        Delivered::Duplicate(id) => panic!("it was seen before as {id}"),
     }
 }
 
-async fn a_webhook_is_kept_changed_and_removed(fixture: &Fixture) {
-    let store = &fixture.store;
+async fn webhook_is_stored_changed_and_removed(db: &TestDb) {
+    let store = &db.store;
     let mut definition = WebhookDefinition {
         provider: "github".into(),
         ..WebhookDefinition::default()
@@ -131,56 +136,54 @@ async fn a_webhook_is_kept_changed_and_removed(fixture: &Fixture) {
     }
 }
 
-async fn a_delivery_leads_to_something_once(fixture: &Fixture) {
-    let store = &fixture.store;
+async fn delivery_has_an_effect_once(db: &TestDb) {
+    let store = &db.store;
     let first = store
-        .deliver(
+        .record_delivery(
             delivery("d1", "one"),
-            vec![run("ra", "t1 main", "b2", false)],
+            vec![run_decision("ra", "t1 main", "b2", false)],
             NOW,
         )
         .await
         .unwrap();
-    assert_eq!(new(first).0[0].1.as_deref(), Some("ra"));
+    assert_eq!(expect_new(first).0[0].1.as_deref(), Some("ra"));
     let again = store
-        .deliver(
+        .record_delivery(
             delivery("d2", "one"),
-            vec![run("rb", "t1 main", "b2", false)],
+            vec![run_decision("rb", "t1 main", "b2", false)],
             NOW,
         )
         .await
         .unwrap();
-    assert_eq!(again, Delivered::Seen("d1".into()));
+    assert_eq!(again, Delivered::Duplicate("d1".into()));
     assert_eq!(all_runs(store).await, [run_id("ra")]);
-    // The same id at another webhook is another delivery.
+    // The same sender id at another webhook is another delivery.
     let mut elsewhere = delivery("d3", "one");
     elsewhere.webhook = "other".into();
-    let other = store.deliver(elsewhere, Vec::new(), NOW).await.unwrap();
-    assert!(new(other).0.is_empty());
-    assert_eq!(store.unaccounted(NOW + 1, 0).await.unwrap(), []);
+    let other = store
+        .record_delivery(elsewhere, Vec::new(), NOW)
+        .await
+        .unwrap();
+    assert!(expect_new(other).0.is_empty());
+    assert_eq!(store.unaccounted_triggers(NOW + 1, 0).await.unwrap(), []);
     let row = store.run(&run_id("ra")).await.unwrap();
     assert_eq!(
-        (row.lane.as_deref(), row.commit.as_deref()),
+        (row.ref_key.as_deref(), row.commit.as_deref()),
         (Some("t1 main"), Some("b2"))
     );
 }
 
-async fn the_same_delivery_from_two_servers_at_once(fixture: &Fixture) {
-    let other = Store::open(&fixture.url).await.unwrap();
+async fn concurrent_copies_of_a_delivery_have_one_effect(db: &TestDb) {
+    let other = Store::open(&db.url).await.unwrap();
     for round in 0..20 {
         let mut tasks = tokio::task::JoinSet::new();
         for copy in 0..6 {
-            let store = if copy % 2 == 0 {
-                &fixture.store
-            } else {
-                &other
-            }
-            .clone();
+            let store = if copy % 2 == 0 { &db.store } else { &other }.clone();
             tasks.spawn(async move {
                 store
-                    .deliver(
+                    .record_delivery(
                         delivery(&format!("d{round}-{copy}"), &format!("s{round}")),
-                        vec![run(
+                        vec![run_decision(
                             &format!("r{round}-{copy}"),
                             "t1 main",
                             &format!("c{round}"),
@@ -199,154 +202,159 @@ async fn the_same_delivery_from_two_servers_at_once(fixture: &Fixture) {
             .count();
         assert_eq!(fresh, 1, "round {round}");
     }
-    assert_eq!(all_runs(&fixture.store).await.len(), 20);
+    assert_eq!(all_runs(&db.store).await.len(), 20);
 }
 
-async fn what_it_leads_to_is_told(fixture: &Fixture) {
-    let store = &fixture.store;
-    let mut nothing = looked(LeadsTo::Nothing);
+async fn decisions_are_stored_with_the_delivery(db: &TestDb) {
+    let store = &db.store;
+    let mut nothing = decision(TriggerAction::Ignore);
     nothing.task = "team/docs".into();
-    nothing.reason = "none of the 2 files that changed counts for the task (docs/**)".into();
+    nothing.reason = "none of the 2 changed files matches the task's paths (docs/**)".into();
     let delivered = store
-        .deliver(
+        .record_delivery(
             delivery("d1", "one"),
-            vec![run("ra", "t1 main", "b2", false), nothing],
+            vec![run_decision("ra", "t1 main", "b2", false), nothing],
             NOW,
         )
         .await
         .unwrap();
-    let (outcomes, _) = new(delivered);
-    assert_eq!(outcomes[1].0, OutcomeKind::Suppressed);
-    // The same commit by another way: one run stands for both.
+    let (outcomes, _) = expect_new(delivered);
+    assert_eq!(outcomes[1].0, DecisionAction::Ignored);
+    // Another delivery of the same commit joins its run.
     let joined = store
-        .deliver(
+        .record_delivery(
             delivery("d2", "two"),
-            vec![run("rb", "t1 main", "b2", false)],
+            vec![run_decision("rb", "t1 main", "b2", false)],
             NOW + 1,
         )
         .await
         .unwrap();
-    let (outcomes, _) = new(joined);
+    let (outcomes, _) = expect_new(joined);
     assert_eq!(
         (outcomes[0].0, outcomes[0].1.as_deref()),
-        (OutcomeKind::Joined, Some("ra"))
+        (DecisionAction::ExistingRun, Some("ra"))
     );
-    // Once it is over, another one is started.
+    // After the run has finished, another one is started.
     store.request_cancel(&run_id("ra"), "x", NOW).await.unwrap();
     let again = store
-        .deliver(
+        .record_delivery(
             delivery("d3", "three"),
-            vec![run("rc", "t1 main", "b2", false)],
+            vec![run_decision("rc", "t1 main", "b2", false)],
             NOW + 2,
         )
         .await
         .unwrap();
-    assert_eq!(new(again).0[0].0, OutcomeKind::Run);
+    assert_eq!(expect_new(again).0[0].0, DecisionAction::RunStarted);
     let read = store.delivery("d1").await.unwrap();
-    let told: Vec<_> = read
+    let outcomes: Vec<_> = read
         .outcomes
         .iter()
         .map(|one| (one.task.as_str(), one.what, one.reason.as_str()))
         .collect();
     assert_eq!(
-        told,
+        outcomes,
         [
             (
                 "team/app",
-                OutcomeKind::Run,
+                DecisionAction::RunStarted,
                 "commit b2b2 was pushed to the branch `main`"
             ),
             (
                 "team/docs",
-                OutcomeKind::Suppressed,
-                "none of the 2 files that changed counts for the task (docs/**)"
+                DecisionAction::Ignored,
+                "none of the 2 changed files matches the task's paths (docs/**)"
             ),
         ]
     );
     let read = store.delivery("d2").await.unwrap();
-    assert_eq!(read.outcomes[0].what, OutcomeKind::Joined);
-    assert_eq!(store.unaccounted(NOW + 10, 0).await.unwrap(), []);
+    assert_eq!(read.outcomes[0].what, DecisionAction::ExistingRun);
+    assert_eq!(store.unaccounted_triggers(NOW + 10, 0).await.unwrap(), []);
 }
 
-async fn the_same_body_under_another_id(fixture: &Fixture) {
-    let store = &fixture.store;
+async fn replayed_body_is_ignored(db: &TestDb) {
+    let store = &db.store;
     let signed = |id: &str, sender: &str| NewDelivery {
         sha256: "the same".into(),
         replay_age: Some(0),
         ..delivery(id, sender)
     };
     store
-        .deliver(
+        .record_delivery(
             signed("d1", "one"),
-            vec![run("ra", "t1 main", "b2", false)],
+            vec![run_decision("ra", "t1 main", "b2", false)],
             NOW,
         )
         .await
         .unwrap();
     let replayed = store
-        .deliver(
+        .record_delivery(
             signed("d2", "forged"),
-            vec![run("rb", "t1 main", "b3", true)],
+            vec![run_decision("rb", "t1 main", "b3", true)],
             NOW,
         )
         .await
         .unwrap();
-    let (outcomes, canceled) = new(replayed);
-    assert_eq!(outcomes[0].0, OutcomeKind::Suppressed);
+    let (outcomes, canceled) = expect_new(replayed);
+    assert_eq!(outcomes[0].0, DecisionAction::Ignored);
     assert!(
         outcomes[0].2.contains("as delivery d1"),
         "{}",
         outcomes[0].2
     );
     assert_eq!(canceled, []);
-    // Somebody who may asks for it.
+    // An authorized user requests the redelivery.
     let asked = NewDelivery {
         redelivery_of: Some("d1".into()),
         replay_age: None,
         ..signed("d3", "again/d3")
     };
     let asked = store
-        .deliver(asked, vec![run("rc", "t1 main", "b9", false)], NOW)
+        .record_delivery(asked, vec![run_decision("rc", "t1 main", "b9", false)], NOW)
         .await
         .unwrap();
-    assert_eq!(new(asked).0[0].0, OutcomeKind::Run);
+    assert_eq!(expect_new(asked).0[0].0, DecisionAction::RunStarted);
     assert_eq!(all_runs(store).await.len(), 2);
 }
 
-async fn the_newest_of_a_lane_wins(fixture: &Fixture) {
-    let store = &fixture.store;
-    let send = async |n: u32, lane: &str, wins: bool| {
-        let looked = vec![run(&format!("r{n}"), lane, &format!("c{n}"), wins)];
+async fn newest_run_of_a_ref_wins(db: &TestDb) {
+    let store = &db.store;
+    let send = async |n: u32, ref_key: &str, wins: bool| {
+        let decisions = vec![run_decision(
+            &format!("r{n}"),
+            ref_key,
+            &format!("c{n}"),
+            wins,
+        )];
         let delivered = store
-            .deliver(delivery(&format!("d{n}"), &format!("s{n}")), looked, NOW)
+            .record_delivery(delivery(&format!("d{n}"), &format!("s{n}")), decisions, NOW)
             .await
             .unwrap();
-        new(delivered).1
+        expect_new(delivered).1
     };
     assert_eq!(send(1, "t1 main", true).await, []);
     assert_eq!(send(2, "t1 other", true).await, []);
-    let running = fixture.claim("a", 1, NOW).await.remove(0);
+    let running = db.claim("a", 1, NOW).await.remove(0);
     assert_eq!(running.id, run_id("r1"));
     assert_eq!(send(3, "t1 main", true).await, [run_id("r1")]);
     let ending = store.run(&run_id("r1")).await.unwrap();
     assert_eq!(ending.cancel_reason.as_deref(), Some("superseded by r3"));
     assert_eq!(send(4, "t1 main", true).await, [run_id("r3")]);
-    assert_eq!(fixture.state("r3").await, RunState::Canceled);
-    assert_eq!(fixture.state("r2").await, RunState::Queued);
-    // Where the task does not say so, both stay.
+    assert_eq!(db.run_state("r3").await, RunState::Canceled);
+    assert_eq!(db.run_state("r2").await, RunState::Queued);
+    // Without that option both runs stay.
     assert_eq!(send(5, "t1 main", false).await, []);
-    assert_eq!(fixture.state("r4").await, RunState::Queued);
+    assert_eq!(db.run_state("r4").await, RunState::Queued);
 }
 
-async fn a_lane_that_everybody_wants_has_one_winner(fixture: &Fixture) {
-    let other = Store::open(&fixture.url).await.unwrap();
+async fn contended_ref_has_one_live_run(db: &TestDb) {
+    let other = Store::open(&db.url).await.unwrap();
     let mut tasks = tokio::task::JoinSet::new();
     for n in 0..60 {
-        let store = if n % 2 == 0 { &fixture.store } else { &other }.clone();
+        let store = if n % 2 == 0 { &db.store } else { &other }.clone();
         tasks.spawn(async move {
             let mut new = grouped(&format!("r{n}"), &format!("g{}", n % 3), 1, n % 4 == 0);
-            of_task(&mut new, &format!("t1 lane{}", n % 2), &format!("c{n}"));
-            let looked = looked(LeadsTo::Run {
+            set_task(&mut new, &format!("t1 ref_key{}", n % 2), &format!("c{n}"));
+            let decision = decision(TriggerAction::Run {
                 new: Box::new(new),
                 newest_wins: true,
                 may_join: true,
@@ -354,7 +362,10 @@ async fn a_lane_that_everybody_wants_has_one_winner(fixture: &Fixture) {
             });
             loop {
                 let delivery = delivery(&format!("d{n}"), &format!("s{n}"));
-                match store.deliver(delivery, vec![looked.clone()], NOW).await {
+                match store
+                    .record_delivery(delivery, vec![decision.clone()], NOW)
+                    .await
+                {
                     Err(error) if error.is_unavailable() => {}
                     delivered => break delivered.unwrap(),
                 }
@@ -362,63 +373,68 @@ async fn a_lane_that_everybody_wants_has_one_winner(fixture: &Fixture) {
         });
     }
     for delivered in tasks.join_all().await {
-        assert_eq!(new(delivered).0[0].0, OutcomeKind::Run);
+        assert_eq!(expect_new(delivered).0[0].0, DecisionAction::RunStarted);
     }
     let filter = RunFilter {
         states: vec![RunState::Queued],
         limit: 1000,
         ..RunFilter::default()
     };
-    let (live, _) = fixture.store.runs(filter).await.unwrap();
-    for lane in ["t1 lane0", "t1 lane1"] {
+    let (live, _) = db.store.runs(filter).await.unwrap();
+    for ref_key in ["t1 lane0", "t1 lane1"] {
         let of_lane = live
             .iter()
-            .filter(|run| run.lane.as_deref() == Some(lane))
+            .filter(|run| run.ref_key.as_deref() == Some(ref_key))
             .count();
-        assert!(of_lane <= 1, "{lane} has {of_lane}");
+        assert!(of_lane <= 1, "{ref_key} has {of_lane}");
     }
-    assert_eq!(all_runs(&fixture.store).await.len(), 60);
-    assert_eq!(fixture.store.unaccounted(NOW + 1, 0).await.unwrap(), []);
+    assert_eq!(all_runs(&db.store).await.len(), 60);
+    assert_eq!(db.store.unaccounted_triggers(NOW + 1, 0).await.unwrap(), []);
 }
 
-async fn a_closed_pull_request_ends_its_runs(fixture: &Fixture) {
-    let store = &fixture.store;
-    for (n, lane) in [(1, "t1 pull/7"), (2, "t1 pull/7"), (3, "t1 pull/8")] {
-        let looked = vec![run(&format!("r{n}"), lane, &format!("c{n}"), false)];
+async fn closed_pull_request_cancels_its_runs(db: &TestDb) {
+    let store = &db.store;
+    for (n, ref_key) in [(1, "t1 pull/7"), (2, "t1 pull/7"), (3, "t1 pull/8")] {
+        let decisions = vec![run_decision(
+            &format!("r{n}"),
+            ref_key,
+            &format!("c{n}"),
+            false,
+        )];
         store
-            .deliver(delivery(&format!("d{n}"), &format!("s{n}")), looked, NOW)
+            .record_delivery(delivery(&format!("d{n}"), &format!("s{n}")), decisions, NOW)
             .await
             .unwrap();
     }
-    let mut closed = looked(LeadsTo::Cancel {
-        lane: "t1 pull/7".into(),
-        ends: Ends::All,
+    let mut closed = decision(TriggerAction::Cancel {
+        ref_key: "t1 pull/7".into(),
+        scope: CancelScope::All,
     });
     closed.reason = "pull request 7 was closed".into();
     let delivered = store
-        .deliver(delivery("d9", "s9"), vec![closed.clone()], NOW)
+        .record_delivery(delivery("d9", "s9"), vec![closed.clone()], NOW)
         .await
         .unwrap();
-    let (outcomes, canceled) = new(delivered);
+    let (outcomes, canceled) = expect_new(delivered);
     assert_eq!(canceled, [run_id("r1"), run_id("r2")]);
     assert_eq!(
         outcomes[0].2,
         "pull request 7 was closed, so its runs r1, r2 end"
     );
-    assert_eq!(fixture.state("r2").await, RunState::Canceled);
-    assert_eq!(fixture.state("r3").await, RunState::Queued);
+    assert_eq!(db.run_state("r2").await, RunState::Canceled);
+    assert_eq!(db.run_state("r3").await, RunState::Queued);
     let delivered = store
-        .deliver(delivery("d10", "s10"), vec![closed], NOW)
+        .record_delivery(delivery("d10", "s10"), vec![closed], NOW)
         .await
         .unwrap();
     assert_eq!(
-        new(delivered).0[0].2,
+        expect_new(delivered).0[0].2,
         "pull request 7 was closed, and no run of it was left"
     );
 }
 
-async fn a_strangers_run_waits_for_its_approval(fixture: &Fixture) {
-    let store = &fixture.store;
+async fn run_of_a_fork_waits_for_approval(db: &TestDb) {
+    let store = &db.store;
     for (id, group) in [("ra", None), ("rb", Some("g")), ("rc", Some("g"))] {
         let mut new = match group {
             Some(group) => grouped(id, group, 1, false),
@@ -427,23 +443,27 @@ async fn a_strangers_run_waits_for_its_approval(fixture: &Fixture) {
         new.origin.needs_approval = true;
         store.enqueue(new, NOW).await.unwrap();
     }
-    // What needs none is not kept from its turn by what waits.
+    // A run that needs no approval does not wait for runs that do.
     store
         .enqueue(grouped("rd", "g", 1, false), NOW)
         .await
         .unwrap();
-    assert_eq!(store.release_groups(NOW).await.unwrap(), 0);
-    let claimed = fixture.claim("a", 9, NOW).await;
+    assert_eq!(store.release_blocked_runs(NOW).await.unwrap(), 0);
+    let claimed = db.claim("a", 9, NOW).await;
     assert_eq!(claimed.len(), 1);
     assert_eq!(claimed[0].id, run_id("rd"));
     assert_eq!(
-        store.unaccounted(NOW + 60_000, 0).await.unwrap().len(),
+        store
+            .unaccounted_triggers(NOW + 60_000, 0)
+            .await
+            .unwrap()
+            .len(),
         1,
         "rd alone is late"
     );
     let waiting = store.run(&run_id("ra")).await.unwrap();
     assert_eq!(
-        (waiting.approval, waiting.held),
+        (waiting.approval, waiting.blocked),
         (Some(Approval::Pending), true)
     );
     assert_eq!(store.position(&run_id("ra")).await.unwrap().behind, None);
@@ -458,7 +478,7 @@ async fn a_strangers_run_waits_for_its_approval(fixture: &Fixture) {
     assert_eq!(
         (
             approved.approval,
-            approved.held,
+            approved.blocked,
             approved.approved_by.as_deref()
         ),
         (Some(Approval::Approved), false, Some("ann"))
@@ -474,17 +494,16 @@ async fn a_strangers_run_waits_for_its_approval(fixture: &Fixture) {
         .await
         .unwrap_err();
     assert_eq!(needless.to_string(), "the run rd needs no approval");
-    // In a group it takes its turn after that.
+    // A run in a group then waits for its turn.
     let approved = store
         .approve(&run_id("rb"), &spec, "ann", NOW)
         .await
         .unwrap();
-    assert!(approved.held);
-    assert_eq!(fixture.claim("b", 9, NOW).await.len(), 1);
-    fixture
-        .say("a", &claimed[0], NOW, finished(RunState::Failed, 0))
+    assert!(approved.blocked);
+    assert_eq!(db.claim("b", 9, NOW).await.len(), 1);
+    db.report("a", &claimed[0], NOW, finished_report(RunState::Failed, 0))
         .await;
-    assert_eq!(fixture.claim("b", 9, NOW).await[0].id, run_id("rb"));
+    assert_eq!(db.claim("b", 9, NOW).await[0].id, run_id("rb"));
     store
         .request_cancel(&run_id("rc"), "closed", NOW)
         .await
@@ -493,19 +512,22 @@ async fn a_strangers_run_waits_for_its_approval(fixture: &Fixture) {
         .approve(&run_id("rc"), &spec, "ann", NOW)
         .await
         .unwrap_err();
-    assert_eq!(over.to_string(), "the run rc is over: canceled");
+    assert_eq!(over.to_string(), "the run rc has finished: canceled");
 }
 
-async fn deliveries_are_listed_and_expire(fixture: &Fixture) {
-    let store = &fixture.store;
+async fn deliveries_are_listed_and_expire(db: &TestDb) {
+    let store = &db.store;
     for n in 0..5_i64 {
         let mut one = delivery(&format!("d{n}"), &format!("s{n}"));
         one.webhook = if n == 3 { "other" } else { "forge" }.into();
         if n == 0 {
             one.body = StoredBody::Blob("deliveries/d0".into());
         }
-        let looked = vec![looked(LeadsTo::Nothing)];
-        store.deliver(one, looked, NOW + n).await.unwrap();
+        let decisions = vec![decision(TriggerAction::Ignore)];
+        store
+            .record_delivery(one, decisions, NOW + n)
+            .await
+            .unwrap();
     }
     let page = async |webhook: Option<&str>, before: Option<String>| {
         let filter = DeliveryFilter {
@@ -537,7 +559,7 @@ async fn deliveries_are_listed_and_expire(fixture: &Fixture) {
         store.delivery_body("d1").await.unwrap(),
         StoredBody::Inline(b"{}".to_vec())
     );
-    let expired = store.expire(NOW + 2, 100).await.unwrap();
+    let expired = store.remove_expired(NOW + 2, 100).await.unwrap();
     assert_eq!(
         (expired.deliveries, expired.blobs),
         (2, vec!["deliveries/d0".to_owned()])
@@ -546,8 +568,8 @@ async fn deliveries_are_listed_and_expire(fixture: &Fixture) {
     assert!(store.delivery("d0").await.is_err());
 }
 
-async fn tasks_are_counted(fixture: &Fixture) {
-    let store = &fixture.store;
+async fn task_version_grows_with_each_change(db: &TestDb) {
+    let store = &db.store;
     let mut seen = vec![store.task_version().await.unwrap()];
     let definition: acrtask_api::task::TaskDefinition =
         serde_json::from_value(serde_json::json!({"name": "a", "cmd": "x"})).unwrap();

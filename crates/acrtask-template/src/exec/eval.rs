@@ -1,8 +1,8 @@
-//! Evaluates pipelines: variables, fields, and calls with the checks that Go makes of their arguments.
+//! Evaluation of pipelines: variables, fields and calls, with Go's checks of arguments.
 
 use std::sync::Arc;
 
-use super::{Executed, Executor, Variable, error, located};
+use super::{Executed, Executor, Variable, at_span, error};
 use crate::{
     ast::{Command, Expr, ExprKind, Ideal, Number, Pipeline, Span},
     error::{Fault, FaultKind},
@@ -19,44 +19,45 @@ impl Executor<'_> {
         value: Value,
         sources: Sources,
     ) -> Executed<()> {
-        let index = self.index_of(name, span)?;
+        let index = self.find_variable(name, span)?;
         self.variables[index].value = value;
         self.variables[index].sources = sources;
         Ok(())
     }
 
-    /// Where the innermost variable of this name is. Charged: it is looked for among all in scope.
-    fn index_of(&mut self, name: &str, span: Span) -> Executed<usize> {
+    /// Returns the index of the innermost variable with this name. Charges the search among all
+    /// variables in scope.
+    fn find_variable(&mut self, name: &str, span: Span) -> Executed<usize> {
         let mut inward = self.variables.iter().rev();
         let Some(distance) = inward.position(|variable| &*variable.name == name) else {
             return error(span, format!("undefined variable: {name}"));
         };
         self.env
             .meter
-            .step(distance as u64 / 8)
-            .map_err(|fault| located(fault, span))?;
+            .charge_steps(distance as u64 / 8)
+            .map_err(|fault| at_span(fault, span))?;
         Ok(self.variables.len() - 1 - distance)
     }
 
-    pub(super) fn pipeline(&mut self, dot: &Value, pipeline: &Pipeline) -> Executed<Value> {
-        let outer = std::mem::take(&mut self.read);
-        let outer_piped = self.piped;
+    pub(super) fn eval_pipeline(&mut self, dot: &Value, pipeline: &Pipeline) -> Executed<Value> {
+        let outer = std::mem::take(&mut self.read_sources);
+        let outer_piped = self.piped_sources;
         let mut value = None;
         let mut sources = Sources::NONE;
         for command in &pipeline.commands {
-            self.piped = sources;
-            let result = self.command(dot, command, value)?.settled();
-            let read = std::mem::take(&mut self.read);
+            self.piped_sources = sources;
+            let result = self.eval_command(dot, command, value)?.nil_field_to_nil();
+            let read = std::mem::take(&mut self.read_sources);
             sources = match result {
                 Value::Bool(_) => Sources::NONE,
-                // `set` gives the map itself, whose entries have sources of their own.
-                Value::Map(_) if is_set(command) => read,
+                // `set` returns the map itself, whose entries have their own sources.
+                Value::Map(_) if calls_set(command) => read,
                 _ => sources | read,
             };
             value = Some(result);
         }
         let value = value.unwrap_or(Value::Nil);
-        sources |= self.untrusted.of_template(&pipeline.span.range());
+        sources |= self.untrusted.template_sources(&pipeline.span.range());
         for variable in &pipeline.variables {
             if pipeline.assigns {
                 self.assign(&variable.name, variable.span, value.clone(), sources)?;
@@ -68,35 +69,42 @@ impl Executor<'_> {
                 });
             }
         }
-        self.read = outer | sources;
-        self.piped = outer_piped;
+        self.read_sources = outer | sources;
+        self.piped_sources = outer_piped;
         Ok(value)
     }
 
-    /// Evaluates a command; `last` is what the pipeline hands it as its last argument.
-    fn command(&mut self, dot: &Value, command: &Command, last: Option<Value>) -> Executed<Value> {
-        self.step(command.span)?;
+    /// Evaluates a command. `last` is the value of the previous command, passed as last argument.
+    fn eval_command(
+        &mut self,
+        dot: &Value,
+        command: &Command,
+        last: Option<Value>,
+    ) -> Executed<Value> {
+        self.charge_step(command.span)?;
         let Some((first, arguments)) = command.words.split_first() else {
             return error(command.span, "empty command");
         };
         match &first.kind {
             ExprKind::Field(path) => {
                 let receiver = dot.clone();
-                self.read |= self.dot;
-                self.field_chain(dot, receiver, path, first.span, arguments, last)
+                self.read_sources |= self.dot_sources;
+                self.eval_field_chain(dot, receiver, path, first.span, arguments, last)
             }
             ExprKind::Chain(inner, path) => {
-                let receiver = self.chain_receiver(dot, inner, first.span)?;
-                self.field_chain(dot, receiver, path, first.span, arguments, last)
+                let receiver = self.eval_chain_receiver(dot, inner, first.span)?;
+                self.eval_field_chain(dot, receiver, path, first.span, arguments, last)
             }
             ExprKind::Variable(name, path) if !path.is_empty() => {
-                let receiver = self.variable(name, first.span)?;
-                self.field_chain(dot, receiver, path, first.span, arguments, last)
+                let receiver = self.read_variable(name, first.span)?;
+                self.eval_field_chain(dot, receiver, path, first.span, arguments, last)
             }
-            ExprKind::Function(function) => self.call(dot, function, command.span, arguments, last),
+            ExprKind::Function(function) => {
+                self.eval_call(dot, function, command.span, arguments, last)
+            }
             _ => {
                 if !arguments.is_empty() || last.is_some() {
-                    let text = first.span.of(self.text);
+                    let text = first.span.slice(self.text);
                     return error(
                         first.span,
                         format!("can't give argument to non-function {text}"),
@@ -104,64 +112,67 @@ impl Executor<'_> {
                 }
                 match &first.kind {
                     ExprKind::Nil => error(first.span, "nil is not a command"),
-                    _ => self.operand(dot, first),
+                    _ => self.eval_operand(dot, first),
                 }
             }
         }
     }
 
-    fn chain_receiver(&mut self, dot: &Value, inner: &Expr, span: Span) -> Executed<Value> {
+    fn eval_chain_receiver(&mut self, dot: &Value, inner: &Expr, span: Span) -> Executed<Value> {
         if matches!(inner.kind, ExprKind::Nil) {
             return error(
                 span,
-                format!("indirection through explicit nil in {}", span.of(self.text)),
+                format!(
+                    "indirection through explicit nil in {}",
+                    span.slice(self.text)
+                ),
             );
         }
-        self.operand(dot, inner)
+        self.eval_operand(dot, inner)
     }
 
-    fn variable(&mut self, name: &str, span: Span) -> Executed<Value> {
-        let index = self.index_of(name, span)?;
-        self.read |= self.variables[index].sources;
+    fn read_variable(&mut self, name: &str, span: Span) -> Executed<Value> {
+        let index = self.find_variable(name, span)?;
+        self.read_sources |= self.variables[index].sources;
         Ok(self.variables[index].value.clone())
     }
 
-    /// The value of an expression that is an argument of any type, or stands alone.
-    fn operand(&mut self, dot: &Value, expr: &Expr) -> Executed<Value> {
-        self.step(expr.span)?;
+    /// Evaluates an expression as an argument of any type, or as a command of its own.
+    fn eval_operand(&mut self, dot: &Value, expr: &Expr) -> Executed<Value> {
+        self.charge_step(expr.span)?;
         match &expr.kind {
             ExprKind::Dot => {
-                self.read |= self.dot;
+                self.read_sources |= self.dot_sources;
                 Ok(dot.clone())
             }
             ExprKind::Nil => Ok(Value::Nil),
             ExprKind::Bool(value) => Ok(Value::Bool(*value)),
-            ExprKind::Number(number) => ideal(*number, expr.span, self.text),
+            ExprKind::Number(number) => ideal_value(*number, expr.span, self.text),
             ExprKind::Text(text) => Ok(Value::Text(text.clone())),
             ExprKind::Field(path) => {
-                self.read |= self.dot;
-                self.field_chain(dot, dot.clone(), path, expr.span, &[], None)
+                self.read_sources |= self.dot_sources;
+                self.eval_field_chain(dot, dot.clone(), path, expr.span, &[], None)
             }
             ExprKind::Variable(name, path) => {
-                let value = self.variable(name, expr.span)?;
+                let value = self.read_variable(name, expr.span)?;
                 if path.is_empty() {
                     Ok(value)
                 } else {
-                    self.field_chain(dot, value, path, expr.span, &[], None)
+                    self.eval_field_chain(dot, value, path, expr.span, &[], None)
                 }
             }
-            ExprKind::Function(function) => self.call(dot, function, expr.span, &[], None),
+            ExprKind::Function(function) => self.eval_call(dot, function, expr.span, &[], None),
             ExprKind::Pipeline(pipeline) => {
-                self.nested(expr.span, |executor| executor.pipeline(dot, pipeline))
+                self.run_nested(expr.span, |executor| executor.eval_pipeline(dot, pipeline))
             }
             ExprKind::Chain(inner, path) => {
-                let receiver = self.chain_receiver(dot, inner, expr.span)?;
-                self.field_chain(dot, receiver, path, expr.span, &[], None)
+                let receiver = self.eval_chain_receiver(dot, inner, expr.span)?;
+                self.eval_field_chain(dot, receiver, path, expr.span, &[], None)
             }
         }
     }
 
-    fn field_chain(
+    fn eval_field_chain(
         &mut self,
         dot: &Value,
         mut receiver: Value,
@@ -174,12 +185,12 @@ impl Executor<'_> {
             return Ok(receiver);
         };
         for name in names {
-            receiver = self.field(dot, &receiver, name, span, &[], None)?;
+            receiver = self.eval_field(dot, &receiver, name, span, &[], None)?;
         }
-        self.field(dot, &receiver, final_name, span, arguments, last)
+        self.eval_field(dot, &receiver, final_name, span, arguments, last)
     }
 
-    fn field(
+    fn eval_field(
         &mut self,
         dot: &Value,
         receiver: &Value,
@@ -188,21 +199,21 @@ impl Executor<'_> {
         arguments: &[Expr],
         last: Option<Value>,
     ) -> Executed<Value> {
-        self.step(span)?;
+        self.charge_step(span)?;
         match receiver {
             Value::Nil => return Ok(Value::Nil),
             Value::NilField => {
                 let fault = Fault::call(format!("nil pointer evaluating interface {{}}.{name}")).with_help(format!(
-                    "what stands before `.{name}` has no value here; with `{{{{with ...}}}}{{{{.{name}}}}}{{{{end}}}}` \
+                    "the part before `.{name}` has no value here; with `{{{{with ...}}}}{{{{.{name}}}}}{{{{end}}}}` \
                      it may be missing"
                 ));
-                return Err(located(fault, span));
+                return Err(at_span(fault, span));
             }
             Value::Map(map) => {
                 if !arguments.is_empty() || last.is_some() {
                     return error(span, format!("{name} is not a method but has arguments"));
                 }
-                self.read |= self.env.heap.sources.of_entry(*map, name);
+                self.read_sources |= self.env.heap.sources.entry_sources(*map, name);
                 return Ok(match self.env.heap.get(*map).get(name) {
                     Some(value) => value.as_field(),
                     None if map.element == Element::Text => Value::text(""),
@@ -213,7 +224,7 @@ impl Executor<'_> {
         }
         if let Some(method) = funcs::find_method(receiver, name) {
             // The receiver is the method's first argument.
-            return self.call_with(dot, method, span, Some(receiver.clone()), arguments, last);
+            return self.eval_call_with(dot, method, span, Some(receiver.clone()), arguments, last);
         }
         let fault = Fault::call(format!(
             "can't evaluate field {name} in type {}",
@@ -221,14 +232,14 @@ impl Executor<'_> {
         ));
         let fault = match receiver {
             Value::Text(_) => fault.with_help(format!(
-                "what stands before `.{name}` is a text; a text has no fields"
+                "the part before `.{name}` is text; text has no fields"
             )),
             _ => fault,
         };
-        Err(located(fault, span))
+        Err(at_span(fault, span))
     }
 
-    fn call(
+    fn eval_call(
         &mut self,
         dot: &Value,
         function: &'static Function,
@@ -236,10 +247,10 @@ impl Executor<'_> {
         arguments: &[Expr],
         last: Option<Value>,
     ) -> Executed<Value> {
-        self.call_with(dot, function, span, None, arguments, last)
+        self.eval_call_with(dot, function, span, None, arguments, last)
     }
 
-    fn call_with(
+    fn eval_call_with(
         &mut self,
         dot: &Value,
         function: &'static Function,
@@ -263,7 +274,7 @@ impl Executor<'_> {
                 "wrong number of args for {}: {wrong}",
                 function.name
             ));
-            return Err(located(fault.with_help(function.usage()), span));
+            return Err(at_span(fault.with_help(function.usage()), span));
         }
         let param = |index: usize| {
             function
@@ -273,23 +284,23 @@ impl Executor<'_> {
                 .or(function.rest)
                 .unwrap_or(Param::Any)
         };
-        let outer = std::mem::take(&mut self.read);
-        let piped = self.piped;
+        let outer = std::mem::take(&mut self.read_sources);
+        let piped = self.piped_sources;
         let body = match function.body {
             Body::Plain(body) => body,
             Body::ShortCircuit { stops_at } => {
                 let mut value = Value::Nil;
                 for argument in arguments {
-                    value = self.operand(dot, argument)?;
-                    if value.truth(&self.env.heap) == stops_at {
+                    value = self.eval_operand(dot, argument)?;
+                    if value.is_truthy(&self.env.heap) == stops_at {
                         last = None;
                         break;
                     }
                 }
                 let value = last.unwrap_or(value);
-                self.read = match value {
+                self.read_sources = match value {
                     Value::Bool(_) => outer,
-                    _ => outer | self.read,
+                    _ => outer | self.read_sources,
                 };
                 return Ok(value);
             }
@@ -299,11 +310,14 @@ impl Executor<'_> {
         sources.extend(receiver.as_ref().map(|_| Sources::NONE));
         values.extend(receiver);
         for (index, argument) in arguments.iter().enumerate() {
-            values.push(self.argument(dot, param(index), argument)?);
-            sources.push(std::mem::take(&mut self.read));
+            values.push(self.eval_argument(dot, param(index), argument)?);
+            sources.push(std::mem::take(&mut self.read_sources));
         }
         if let Some(last) = last {
-            values.push(self.checked(last, param(count - 1), span)?.settled());
+            values.push(
+                self.check_type(last, param(count - 1), span)?
+                    .nil_field_to_nil(),
+            );
             sources.push(piped);
         }
         let bytes = values
@@ -312,32 +326,33 @@ impl Executor<'_> {
             .sum();
         self.env
             .meter
-            .read(bytes)
-            .map_err(|fault| located(fault, span))?;
+            .charge_read(bytes)
+            .map_err(|fault| at_span(fault, span))?;
         let result = body(&mut self.env, &values).map_err(|fault| match fault.kind {
-            FaultKind::Limit => located(fault, span),
+            FaultKind::Limit => at_span(fault, span),
             FaultKind::Call => {
                 let message = format!("error calling {}: {}", function.name, fault.message);
-                located(Fault { message, ..fault }, span)
+                at_span(Fault { message, ..fault }, span)
             }
         })?;
         let own = match result {
             Value::Bool(_) => Sources::NONE,
             _ => self
                 .env
-                .sources_of_call(function.name, &values, &sources)
-                .map_err(|fault| located(fault, span))?,
+                .call_sources(function.name, &values, &sources)
+                .map_err(|fault| at_span(fault, span))?,
         };
-        self.read = outer | own;
+        self.read_sources = outer | own;
         Ok(result)
     }
 
-    /// An argument for a parameter of type `param`: literals take that type, other values must have it.
-    fn argument(&mut self, dot: &Value, param: Param, expr: &Expr) -> Executed<Value> {
+    /// Evaluates an argument for a parameter of type `param`. Literals take that type. Other values
+    /// must have it.
+    fn eval_argument(&mut self, dot: &Value, param: Param, expr: &Expr) -> Executed<Value> {
         let literal = |found: &str| {
             error(
                 expr.span,
-                format!("expected {found}; found {}", expr.span.of(self.text)),
+                format!("expected {found}; found {}", expr.span.slice(self.text)),
             )
         };
         match (&expr.kind, param) {
@@ -348,7 +363,7 @@ impl Executor<'_> {
             ),
             (ExprKind::Bool(_), Param::Any | Param::Bool)
             | (ExprKind::Text(_), Param::Any | Param::Text)
-            | (ExprKind::Number(_), Param::Any) => Ok(self.operand(dot, expr)?),
+            | (ExprKind::Number(_), Param::Any) => Ok(self.eval_operand(dot, expr)?),
             (ExprKind::Number(number), Param::Int) => match number.integer {
                 Some(value) => Ok(Value::Int(value)),
                 None => literal("integer"),
@@ -363,19 +378,19 @@ impl Executor<'_> {
                     expr.span,
                     format!(
                         "can't handle {} for arg of type {}",
-                        expr.span.of(self.text),
+                        expr.span.slice(self.text),
                         param.type_name()
                     ),
                 ),
             },
             _ => {
-                let value = self.operand(dot, expr)?;
-                Ok(self.checked(value, param, expr.span)?.settled())
+                let value = self.eval_operand(dot, expr)?;
+                Ok(self.check_type(value, param, expr.span)?.nil_field_to_nil())
             }
         }
     }
 
-    fn checked(&mut self, value: Value, param: Param, span: Span) -> Executed<Value> {
+    fn check_type(&mut self, value: Value, param: Param, span: Span) -> Executed<Value> {
         let fits = match (&value, param) {
             (_, Param::Any)
             | (Value::Text(_), Param::Text)
@@ -389,7 +404,7 @@ impl Executor<'_> {
             (Value::Map(map), Param::Dict) => map.element == Element::Any,
             (Value::Nil, _) => {
                 let fault = Fault::call(format!("invalid value; expected {}", param.type_name()));
-                return Err(located(fault.with_help(missing_help(param)), span));
+                return Err(at_span(fault.with_help(missing_help(param)), span));
             }
             _ => false,
         };
@@ -411,11 +426,11 @@ impl Executor<'_> {
             (_, Param::Text) => fault.with_help("convert it with `toString`"),
             _ => fault,
         };
-        Err(located(fault, span))
+        Err(at_span(fault, span))
     }
 }
 
-fn is_set(command: &Command) -> bool {
+fn calls_set(command: &Command) -> bool {
     command.words.first().is_some_and(
         |first| matches!(&first.kind, ExprKind::Function(function) if function.name == "set"),
     )
@@ -432,10 +447,10 @@ fn missing_help(param: Param) -> String {
     format!("the value is missing; give it a default: `(default {example} .Values.NAME)`")
 }
 
-fn ideal(number: Number, span: Span, text: &str) -> Executed<Value> {
+fn ideal_value(number: Number, span: Span, text: &str) -> Executed<Value> {
     match (number.ideal, number.integer) {
         (Ideal::Float, _) => Ok(Value::Float(number.float)),
         (Ideal::Integer, Some(value)) => Ok(Value::Int(value)),
-        _ => error(span, format!("{} overflows int", span.of(text))),
+        _ => error(span, format!("{} overflows int", span.slice(text))),
     }
 }

@@ -1,7 +1,7 @@
 //! Renders a tree over data, with the semantics of Go's `text/template` under `missingkey=zero`.
 //!
-//! A missing key, and anything else that is nothing, writes nothing (the reference executor takes `<no value>` out of
-//! the rendering). Bounded by [`crate::Limits`].
+//! A missing value writes nothing, because the reference executor removes `<no value>` from the
+//! rendering. [`crate::Limits`] bound each rendering.
 
 mod eval;
 
@@ -21,7 +21,7 @@ use crate::{
 
 type Executed<T> = Result<T, TemplateError>;
 
-/// What a node asks of the loop around it.
+/// The effect of a node on the loop around it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Flow {
     Next,
@@ -29,7 +29,7 @@ enum Flow {
     Continue,
 }
 
-/// What was written, and where it came from.
+/// The rendered text with its origins.
 pub(crate) struct Output {
     pub(crate) text: String,
     pub(crate) map: SourceMap,
@@ -58,18 +58,18 @@ pub(crate) fn execute(
     };
     let root = env
         .heap
-        .import(&mut env.meter, data)
-        .map_err(|fault| located(fault, Span::default()))?;
-    env.heap.mark(&root, untrusted);
+        .import_json(&mut env.meter, data)
+        .map_err(|fault| at_span(fault, Span::default()))?;
+    env.heap.mark_untrusted(&root, untrusted);
     let mut executor = Executor {
         text,
         trees,
         env,
         variables: vec![root_variable(&root, Sources::NONE)],
         untrusted,
-        read: Sources::NONE,
-        piped: Sources::NONE,
-        dot: Sources::NONE,
+        read_sources: Sources::NONE,
+        piped_sources: Sources::NONE,
+        dot_sources: Sources::NONE,
         depth: 0,
         max_depth: limits.depth,
         output_bytes: limits.output_bytes,
@@ -80,12 +80,12 @@ pub(crate) fn execute(
         },
     };
     if let Some(body) = trees.get(name) {
-        executor.list(&root, body)?;
+        executor.exec_nodes(&root, body)?;
     }
     Ok(executor.output)
 }
 
-/// The variable `$` of a template that is called with `dot`.
+/// Creates the variable `$` of a template that is called with `dot`.
 fn root_variable(dot: &Value, sources: Sources) -> Variable {
     Variable {
         name: "$".into(),
@@ -98,22 +98,22 @@ struct Executor<'a> {
     text: &'a str,
     trees: &'a Trees,
     env: Env,
-    /// The variables in scope, innermost last.
+    /// Variables in scope, the innermost last.
     variables: Vec<Variable>,
     untrusted: &'a Untrusted,
-    /// The sources of all that was read for the value that is being evaluated.
-    read: Sources,
-    /// The sources of the value that a pipeline hands to its next command.
-    piped: Sources,
+    /// Sources of all reads for the value that is being evaluated.
+    read_sources: Sources,
+    /// Sources of the value that the pipeline passes to its next command.
+    piped_sources: Sources,
     /// The sources of dot.
-    dot: Sources,
+    dot_sources: Sources,
     depth: usize,
     max_depth: usize,
     output_bytes: usize,
     output: Output,
 }
 
-fn located(fault: Fault, span: Span) -> TemplateError {
+fn at_span(fault: Fault, span: Span) -> TemplateError {
     TemplateError {
         message: fault.message,
         span: span.range(),
@@ -126,16 +126,19 @@ fn located(fault: Fault, span: Span) -> TemplateError {
 }
 
 fn error<T>(span: Span, message: impl Into<String>) -> Executed<T> {
-    Err(located(Fault::call(message), span))
+    Err(at_span(Fault::call(message), span))
 }
 
 impl Executor<'_> {
-    fn step(&mut self, span: Span) -> Executed<()> {
-        self.env.meter.step(1).map_err(|fault| located(fault, span))
+    fn charge_step(&mut self, span: Span) -> Executed<()> {
+        self.env
+            .meter
+            .charge_steps(1)
+            .map_err(|fault| at_span(fault, span))
     }
 
     /// Runs `inner` one level deeper.
-    fn nested<T>(
+    fn run_nested<T>(
         &mut self,
         span: Span,
         inner: impl FnOnce(&mut Self) -> Executed<T>,
@@ -146,7 +149,7 @@ impl Executor<'_> {
                 self.max_depth
             ))
             .with_help("a template that calls itself needs an `if` that ends it");
-            return Err(located(fault, span));
+            return Err(at_span(fault, span));
         }
         self.depth += 1;
         let result = inner(self);
@@ -155,52 +158,56 @@ impl Executor<'_> {
     }
 
     /// Runs `inner` one level deeper, with a dot from these sources.
-    fn nested_with_dot<T>(
+    fn run_nested_with_dot<T>(
         &mut self,
         span: Span,
         dot: Sources,
         inner: impl FnOnce(&mut Self) -> Executed<T>,
     ) -> Executed<T> {
-        let outer = std::mem::replace(&mut self.dot, dot);
-        let result = self.nested(span, inner);
-        self.dot = outer;
+        let outer = std::mem::replace(&mut self.dot_sources, dot);
+        let result = self.run_nested(span, inner);
+        self.dot_sources = outer;
         result
     }
 
-    /// Evaluates the pipeline of a node; returns its value and the sources of that.
-    fn pipeline_of_node(&mut self, dot: &Value, pipeline: &Pipeline) -> Executed<(Value, Sources)> {
-        self.read = Sources::NONE;
-        let value = self.pipeline(dot, pipeline)?;
-        Ok((value, std::mem::take(&mut self.read)))
+    /// Evaluates the pipeline of a node. Returns its value and the sources of that value.
+    fn eval_node_pipeline(
+        &mut self,
+        dot: &Value,
+        pipeline: &Pipeline,
+    ) -> Executed<(Value, Sources)> {
+        self.read_sources = Sources::NONE;
+        let value = self.eval_pipeline(dot, pipeline)?;
+        Ok((value, std::mem::take(&mut self.read_sources)))
     }
 
-    /// Returns the sources of everything inside `value`.
-    fn sources_in(&mut self, value: &Value, span: Span) -> Executed<Sources> {
+    /// Returns the sources of all entries inside `value`.
+    fn collect_sources(&mut self, value: &Value, span: Span) -> Executed<Sources> {
         self.env
             .heap
-            .sources_in(&mut self.env.meter, value)
-            .map_err(|fault| located(fault, span))
+            .collect_sources(&mut self.env.meter, value)
+            .map_err(|fault| at_span(fault, span))
     }
 
-    fn write(&mut self, text: &str, span: Span) -> Executed<()> {
+    fn write_output(&mut self, text: &str, span: Span) -> Executed<()> {
         if text.len() > self.output_bytes - self.output.text.len() {
             let fault = Fault::limit(format!(
                 "the rendering would be longer than {} bytes",
                 self.output_bytes
             ));
-            return Err(located(fault, span));
+            return Err(at_span(fault, span));
         }
         self.env
             .meter
-            .read(text.len())
-            .map_err(|fault| located(fault, span))?;
+            .charge_read(text.len())
+            .map_err(|fault| at_span(fault, span))?;
         self.output.text.push_str(text);
         Ok(())
     }
 
-    fn list(&mut self, dot: &Value, nodes: &[Node]) -> Executed<Flow> {
+    fn exec_nodes(&mut self, dot: &Value, nodes: &[Node]) -> Executed<Flow> {
         for node in nodes {
-            let flow = self.node(dot, node)?;
+            let flow = self.exec_node(dot, node)?;
             if flow != Flow::Next {
                 return Ok(flow);
             }
@@ -208,33 +215,33 @@ impl Executor<'_> {
         Ok(Flow::Next)
     }
 
-    fn node(&mut self, dot: &Value, node: &Node) -> Executed<Flow> {
+    fn exec_node(&mut self, dot: &Value, node: &Node) -> Executed<Flow> {
         match node {
             Node::Text(span) => {
-                self.step(*span)?;
+                self.charge_step(*span)?;
                 self.output
                     .map
                     .push_literal(self.output.text.len(), span.start as usize);
                 let start = self.output.text.len();
-                self.write(span.of(self.text), *span)?;
+                self.write_output(span.slice(self.text), *span)?;
                 self.note_untrusted_text(start, &span.range());
                 Ok(Flow::Next)
             }
             Node::Action { at, pipeline } => {
-                let (value, mut sources) = self.pipeline_of_node(dot, pipeline)?;
+                let (value, mut sources) = self.eval_node_pipeline(dot, pipeline)?;
                 if pipeline.variables.is_empty() && !value.is_nil() {
-                    sources |= self.sources_in(&value, pipeline.span)?;
+                    sources |= self.collect_sources(&value, pipeline.span)?;
                     let start = self.output.text.len();
                     if !sources.is_empty() && !matches!(value, Value::Bool(_)) {
                         self.output.untrusted.push((start..start, sources));
                     }
                     let text = format::display(&mut self.env, &value)
-                        .map_err(|fault| located(fault, pipeline.span))?;
+                        .map_err(|fault| at_span(fault, pipeline.span))?;
                     if !text.is_empty() {
                         self.output
                             .map
                             .push_action(self.output.text.len(), *at as usize);
-                        self.write(&text, pipeline.span)?;
+                        self.write_output(&text, pipeline.span)?;
                     }
                     if let Some((range, _)) = self.output.untrusted.last_mut()
                         && range.start == start
@@ -247,14 +254,14 @@ impl Executor<'_> {
             }
             Node::Break => Ok(Flow::Break),
             Node::Continue => Ok(Flow::Continue),
-            Node::If(conditional) => self.conditional(dot, conditional, false),
-            Node::With(conditional) => self.conditional(dot, conditional, true),
-            Node::Range(range) => self.range(dot, range),
+            Node::If(conditional) => self.exec_conditional(dot, conditional, false),
+            Node::With(conditional) => self.exec_conditional(dot, conditional, true),
+            Node::Range(range) => self.exec_range(dot, range),
             Node::Template {
                 name,
                 span,
                 pipeline,
-            } => self.template(dot, name, *span, pipeline.as_ref()),
+            } => self.exec_template(dot, name, *span, pipeline.as_ref()),
         }
     }
 
@@ -269,7 +276,7 @@ impl Executor<'_> {
         }
     }
 
-    fn conditional(
+    fn exec_conditional(
         &mut self,
         dot: &Value,
         conditional: &Conditional,
@@ -278,12 +285,12 @@ impl Executor<'_> {
         let mark = self.variables.len();
         let mut chosen = None;
         for (pipeline, body) in &conditional.branches {
-            let (value, sources) = self.pipeline_of_node(dot, pipeline)?;
-            if value.truth(&self.env.heap) {
+            let (value, sources) = self.eval_node_pipeline(dot, pipeline)?;
+            if value.is_truthy(&self.env.heap) {
                 let (dot, sources) = if with {
                     (value, sources)
                 } else {
-                    (dot.clone(), self.dot)
+                    (dot.clone(), self.dot_sources)
                 };
                 chosen = Some((dot, sources, body, pipeline.span));
                 break;
@@ -291,18 +298,18 @@ impl Executor<'_> {
         }
         let flow = match chosen {
             Some((dot, sources, body, span)) => {
-                self.nested_with_dot(span, sources, |executor| executor.list(&dot, body))?
+                self.run_nested_with_dot(span, sources, |executor| executor.exec_nodes(&dot, body))?
             }
-            None => self.list(dot, &conditional.otherwise)?,
+            None => self.exec_nodes(dot, &conditional.otherwise)?,
         };
         self.variables.truncate(mark);
         Ok(flow)
     }
 
-    fn range(&mut self, dot: &Value, range: &RangeLoop) -> Executed<Flow> {
+    fn exec_range(&mut self, dot: &Value, range: &RangeLoop) -> Executed<Flow> {
         let mark = self.variables.len();
         let span = range.pipeline.span;
-        let (value, sources) = self.pipeline_of_node(dot, &range.pipeline)?;
+        let (value, sources) = self.eval_node_pipeline(dot, &range.pipeline)?;
         let two = range.pipeline.variables.len() > 1;
         let mut ran = false;
         match &value {
@@ -345,7 +352,11 @@ impl Executor<'_> {
             Value::List(list) => {
                 for (index, item) in list.items().iter().enumerate() {
                     ran = true;
-                    let index = if two { funcs::int(index) } else { Value::Nil };
+                    let index = if two {
+                        funcs::int_value(index)
+                    } else {
+                        Value::Nil
+                    };
                     if self.iterate(range, index, item.as_field(), sources)? == Flow::Break {
                         break;
                     }
@@ -354,11 +365,11 @@ impl Executor<'_> {
             Value::Map(map) => {
                 let entries = self
                     .env
-                    .entries(*map)
-                    .map_err(|fault| located(fault, span))?;
+                    .copy_entries(*map)
+                    .map_err(|fault| at_span(fault, span))?;
                 for (key, item) in entries {
                     ran = true;
-                    let sources = sources | self.env.heap.sources.of_entry(*map, &key);
+                    let sources = sources | self.env.heap.sources.entry_sources(*map, &key);
                     let key = Value::Text(key);
                     if self.iterate(range, key, item.as_field(), sources)? == Flow::Break {
                         break;
@@ -367,14 +378,14 @@ impl Executor<'_> {
             }
             other => {
                 let text =
-                    format::display(&mut self.env, other).map_err(|fault| located(fault, span))?;
+                    format::display(&mut self.env, other).map_err(|fault| at_span(fault, span))?;
                 return error(span, format!("range can't iterate over {text}"));
             }
         }
         let flow = if ran {
             Flow::Next
         } else {
-            self.list(dot, &range.otherwise)?
+            self.exec_nodes(dot, &range.otherwise)?
         };
         self.variables.truncate(mark);
         Ok(flow)
@@ -385,14 +396,14 @@ impl Executor<'_> {
             return Ok(());
         }
         let span = range.pipeline.span;
-        let text = format::display(&mut self.env, value).map_err(|fault| located(fault, span))?;
+        let text = format::display(&mut self.env, value).map_err(|fault| at_span(fault, span))?;
         error(
             span,
             format!("can't use {text} to iterate over more than one variable"),
         )
     }
 
-    /// Runs the body of a loop once; `Continue` is its own affair.
+    /// Runs the body of a loop once. `Continue` ends only this iteration.
     fn iterate(
         &mut self,
         range: &RangeLoop,
@@ -401,9 +412,9 @@ impl Executor<'_> {
         sources: Sources,
     ) -> Executed<Flow> {
         let span = range.pipeline.span;
-        self.step(span)?;
+        self.charge_step(span)?;
         let variables = &range.pipeline.variables;
-        // The pipeline left its variables on the stack: the last one stands for the element.
+        // The pipeline left its variables on the stack. The last one is the element.
         let bound: &[(usize, &Value)] = match variables.len() {
             0 => &[],
             1 => &[(0, &item)],
@@ -423,8 +434,9 @@ impl Executor<'_> {
             }
         }
         let mark = self.variables.len();
-        let flow =
-            self.nested_with_dot(span, sources, |executor| executor.list(&item, &range.body))?;
+        let flow = self.run_nested_with_dot(span, sources, |executor| {
+            executor.exec_nodes(&item, &range.body)
+        })?;
         self.variables.truncate(mark);
         Ok(if flow == Flow::Break {
             Flow::Break
@@ -433,7 +445,7 @@ impl Executor<'_> {
         })
     }
 
-    fn template(
+    fn exec_template(
         &mut self,
         dot: &Value,
         name: &str,
@@ -446,13 +458,14 @@ impl Executor<'_> {
         };
         let mark = self.variables.len();
         let (dot, sources) = match pipeline {
-            Some(pipeline) => self.pipeline_of_node(dot, pipeline)?,
+            Some(pipeline) => self.eval_node_pipeline(dot, pipeline)?,
             None => (Value::Nil, Sources::NONE),
         };
         self.variables.truncate(mark);
         let own = vec![root_variable(&dot, sources)];
         let outer = std::mem::replace(&mut self.variables, own);
-        let result = self.nested_with_dot(span, sources, |executor| executor.list(&dot, body));
+        let result =
+            self.run_nested_with_dot(span, sources, |executor| executor.exec_nodes(&dot, body));
         self.variables = outer;
         result?;
         Ok(Flow::Next)

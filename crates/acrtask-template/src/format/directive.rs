@@ -1,4 +1,4 @@
-//! The format texts of `printf`: flags, widths, precisions, argument indexes.
+//! Format strings of `printf`: flags, widths, precisions, argument indexes.
 
 use super::{Printer, Spec, Writer};
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
     value::{Heap, Value},
 };
 
-/// `fmt.Sprintf`.
+/// Formats values like `fmt.Sprintf`.
 pub(crate) fn printf(env: &mut Env, format: &str, values: &[Value]) -> Result<String, Fault> {
     let mut writer = Writer::new(&mut env.meter);
     let mut arguments = Arguments {
@@ -20,8 +20,8 @@ pub(crate) fn printf(env: &mut Env, format: &str, values: &[Value]) -> Result<St
     while let Some(percent) = rest.find('%') {
         writer.push(&rest[..percent])?;
         rest = &rest[percent + 1..];
-        writer.step()?;
-        rest = directive(&env.heap, &mut writer, &mut arguments, rest)?;
+        writer.charge_step()?;
+        rest = print_directive(&env.heap, &mut writer, &mut arguments, rest)?;
     }
     writer.push(rest)?;
     if !arguments.reordered && arguments.next < values.len() {
@@ -39,7 +39,7 @@ pub(crate) fn printf(env: &mut Env, format: &str, values: &[Value]) -> Result<St
                     heap: &env.heap,
                     out: &mut writer,
                 }
-                .verb('v', &Spec::default(), value, 0)?;
+                .print_verb('v', &Spec::default(), value, 0)?;
             }
         }
         writer.push(")")?;
@@ -50,15 +50,16 @@ pub(crate) fn printf(env: &mut Env, format: &str, values: &[Value]) -> Result<St
 struct Arguments<'a> {
     values: &'a [Value],
     next: usize,
-    /// An index such as `%[2]d` was used: left over arguments are no error then.
+    /// `true` after an index such as `%[2]d`. Unused arguments are then not an error.
     reordered: bool,
-    /// The last index was well formed and in range.
+    /// `true` if the last index was well formed and in range.
     good: bool,
 }
 
 impl Arguments<'_> {
-    /// Reads `[n]` and moves there; what follows.
-    fn index<'f>(&mut self, rest: &'f str) -> (&'f str, bool) {
+    /// Reads an index `[n]` and moves to that argument. Returns the rest, and `true` if there was
+    /// an index.
+    fn read_index<'f>(&mut self, rest: &'f str) -> (&'f str, bool) {
         let Some(inner) = rest.strip_prefix('[') else {
             return (rest, false);
         };
@@ -79,15 +80,15 @@ impl Arguments<'_> {
         }
     }
 
-    fn take(&mut self) -> Option<&Value> {
+    fn take_next(&mut self) -> Option<&Value> {
         let value = self.values.get(self.next)?;
         self.next += 1;
         Some(value)
     }
 
-    /// The argument of a `*`, if it is an integer of a size that Go accepts.
-    fn star(&mut self) -> Option<i64> {
-        match self.take()? {
+    /// Reads the argument of a `*`. `None` if it is not an integer in Go's range.
+    fn take_star(&mut self) -> Option<i64> {
+        match self.take_next()? {
             Value::Int(value) | Value::Int64(value) => {
                 Some(*value).filter(|value| value.unsigned_abs() <= MAX_WIDTH.unsigned_abs())
             }
@@ -97,10 +98,10 @@ impl Arguments<'_> {
     }
 }
 
-/// Widths and precisions beyond this are errors in Go.
+/// Maximum width and precision that Go accepts.
 const MAX_WIDTH: i64 = 1_000_000;
 
-fn directive<'f>(
+fn print_directive<'f>(
     heap: &Heap,
     out: &mut Writer<'_>,
     arguments: &mut Arguments<'_>,
@@ -120,10 +121,10 @@ fn directive<'f>(
         rest = &rest[1..];
     }
     let mut after_index;
-    (rest, after_index) = arguments.index(rest);
+    (rest, after_index) = arguments.read_index(rest);
     if let Some(after) = rest.strip_prefix('*') {
         rest = after;
-        match arguments.star() {
+        match arguments.take_star() {
             Some(width) => {
                 if width < 0 {
                     spec.minus = true;
@@ -135,7 +136,7 @@ fn directive<'f>(
         }
         after_index = false;
     } else {
-        let (number, after) = digits(rest);
+        let (number, after) = read_number(rest);
         if after_index && number.is_some() {
             arguments.good = false;
         }
@@ -147,26 +148,26 @@ fn directive<'f>(
         if after_index {
             arguments.good = false;
         }
-        (rest, after_index) = arguments.index(rest);
+        (rest, after_index) = arguments.read_index(rest);
         if let Some(after) = rest.strip_prefix('*') {
             rest = after;
-            match arguments.star() {
+            match arguments.take_star() {
                 Some(precision) if precision >= 0 => {
                     spec.precision = usize::try_from(precision).ok()
                 }
-                // A negative precision counts as none.
+                // A negative precision counts as a missing one.
                 Some(_) => {}
                 None => out.push("%!(BADPREC)")?,
             }
             after_index = false;
         } else {
-            let (number, after) = digits(rest);
+            let (number, after) = read_number(rest);
             spec.precision = usize::try_from(number.unwrap_or(0)).ok();
             rest = after;
         }
     }
     if !after_index {
-        (rest, _) = arguments.index(rest);
+        (rest, _) = arguments.read_index(rest);
     }
     let Some(verb) = rest.chars().next() else {
         out.push("%!(NOVERB)")?;
@@ -179,7 +180,7 @@ fn directive<'f>(
         out.push("%!")?;
         out.push_char(verb)?;
         out.push("(BADINDEX)")?;
-    } else if let Some(value) = arguments.take() {
+    } else if let Some(value) = arguments.take_next() {
         if spec.minus {
             spec.zero = false;
         }
@@ -187,7 +188,7 @@ fn directive<'f>(
             spec.plus_v = std::mem::take(&mut spec.plus);
             spec.sharp_v = std::mem::take(&mut spec.sharp);
         }
-        Printer { heap, out }.verb(verb, &spec, value, 0)?;
+        Printer { heap, out }.print_verb(verb, &spec, value, 0)?;
     } else {
         out.push("%!")?;
         out.push_char(verb)?;
@@ -196,8 +197,9 @@ fn directive<'f>(
     Ok(rest)
 }
 
-/// The number at the front of `text`, and what follows. After one that is far too large nothing follows: Go gives up.
-fn digits(text: &str) -> (Option<i64>, &str) {
+/// Reads the number at the start of `text`. Returns it and the rest. If the number is too large,
+/// the rest is empty, because Go gives up.
+fn read_number(text: &str) -> (Option<i64>, &str) {
     let end = text
         .find(|c: char| !c.is_ascii_digit())
         .unwrap_or(text.len());

@@ -1,12 +1,12 @@
-//! Go's floats: `%e`, `%f` and `%g`.
+//! Formatting of Go's floats: `%e`, `%f` and `%g`.
 
-/// A double has no more digits than this behind its point.
+/// Maximum number of digits behind the point. A double never has more.
 const MAX_PLACES: usize = 1100;
 
-/// The digits of a positive float by a verb, without its sign; nothing where the verb is not one for floats.
+/// Formats a positive float by a verb, without its sign. `None` if the verb is not for floats.
 ///
-/// The caller has charged for `precision` bytes.
-pub(super) fn digits(
+/// The caller charges for `precision` bytes.
+pub(super) fn format_float(
     verb: char,
     number: f64,
     precision: Option<usize>,
@@ -19,14 +19,14 @@ pub(super) fn digits(
         'v' | 'g' | 'G' | 'e' | 'E' | 'f' | 'F' if number.is_infinite() => {
             return Some("Inf".to_owned());
         }
-        'v' | 'g' | 'G' => general(number, precision),
-        'e' | 'E' => exponential(number, precision.unwrap_or(6)),
-        'f' | 'F' => fixed(number, precision.unwrap_or(6)),
+        'v' | 'g' | 'G' => format_general(number, precision),
+        'e' | 'E' => format_exponential(number, precision.unwrap_or(6)),
+        'f' | 'F' => format_fixed(number, precision.unwrap_or(6)),
         _ => return None,
     };
     let text = if sharp {
         let significant = matches!(verb, 'v' | 'g' | 'G').then(|| precision.unwrap_or(6));
-        with_point(&text, significant)
+        add_point(&text, significant)
     } else {
         text
     };
@@ -37,7 +37,7 @@ pub(super) fn digits(
     })
 }
 
-/// A float as `%v` writes it.
+/// Formats a float like `%v`.
 pub(crate) fn float_text(number: f64) -> String {
     if number.is_nan() {
         return "NaN".to_owned();
@@ -50,16 +50,16 @@ pub(crate) fn float_text(number: f64) -> String {
         };
     }
     let sign = if number.is_sign_negative() { "-" } else { "" };
-    format!("{sign}{}", general(number.abs(), None))
+    format!("{sign}{}", format_general(number.abs(), None))
 }
 
-fn fixed(number: f64, precision: usize) -> String {
+fn format_fixed(number: f64, precision: usize) -> String {
     let places = precision.min(MAX_PLACES);
     format!("{number:.places$}{}", "0".repeat(precision - places))
 }
 
-/// With an exponent of at least two digits: `1.5e+06`.
-fn exponential(number: f64, precision: usize) -> String {
+/// Formats a float with an exponent of at least two digits: `1.5e+06`.
+fn format_exponential(number: f64, precision: usize) -> String {
     let places = precision.min(MAX_PLACES);
     let text = format!("{number:.places$e}");
     let (mantissa, exponent) = split_exponent(&text);
@@ -80,8 +80,9 @@ fn exponent_text(exponent: i32) -> String {
     format!("e{sign}{:02}", exponent.abs())
 }
 
-/// `%g`: an exponent for very large and very small numbers; the shortest digits where no precision is asked for.
-fn general(number: f64, precision: Option<usize>) -> String {
+/// Formats a float like `%g`. Very large and very small numbers get an exponent. Without a
+/// precision, it writes the shortest digits.
+fn format_general(number: f64, precision: Option<usize>) -> String {
     if number == 0.0 {
         return "0".to_owned();
     }
@@ -94,7 +95,7 @@ fn general(number: f64, precision: Option<usize>) -> String {
     let digits = mantissa.replace('.', "");
     let digits = digits.trim_end_matches('0');
     let count = i32::try_from(digits.len()).unwrap_or(i32::MAX);
-    // An exponent is used where it reaches the precision, which counts as 6 where none is asked for.
+    // The exponent is written if it reaches the precision, which is 6 by default.
     let threshold = match significant {
         Some(significant) => {
             let significant = i32::try_from(significant).unwrap_or(i32::MAX);
@@ -123,8 +124,8 @@ fn general(number: f64, precision: Option<usize>) -> String {
     }
 }
 
-/// The `#` flag: always a point, and for `%g` all the significant digits.
-fn with_point(text: &str, significant: Option<usize>) -> String {
+/// Applies the `#` flag: always a point, and for `%g` all significant digits.
+fn add_point(text: &str, significant: Option<usize>) -> String {
     let (number, exponent) = match text.find('e') {
         Some(index) => text.split_at(index),
         None => (text, ""),

@@ -1,4 +1,4 @@
-//! Go's `fmt`: `%v` for what an action writes, and `printf` with all its verbs and error forms.
+//! Go's `fmt`: `%v` for the output of actions, and `printf` with all its verbs and error forms.
 //!
 //! Left out: `%p`, which would print addresses, and `%b` and `%x` of floats.
 
@@ -20,10 +20,10 @@ pub(crate) use float::float_text;
 use quote::quote_ascii;
 pub(crate) use quote::{is_printable, quote, quote_char};
 
-/// How deep values may nest when they are printed. A map that holds itself goes past any depth.
+/// Maximum nesting of printed values. A map that contains itself exceeds any depth.
 pub(crate) const MAX_PRINT_DEPTH: usize = 100;
 
-/// A text under construction; every byte is charged before it is added.
+/// A text under construction. Every byte is charged before it is added.
 pub(crate) struct Writer<'a> {
     pub(crate) text: String,
     meter: &'a mut Meter,
@@ -38,7 +38,7 @@ impl<'a> Writer<'a> {
     }
 
     pub(crate) fn push(&mut self, text: &str) -> Result<(), Fault> {
-        self.meter.grow(self.text.len(), text.len())?;
+        self.meter.charge_growth(self.text.len(), text.len())?;
         self.text.push_str(text);
         Ok(())
     }
@@ -47,32 +47,32 @@ impl<'a> Writer<'a> {
         self.push(c.encode_utf8(&mut [0; 4]))
     }
 
-    /// Adds `text` `count` times; refused before anything is made where that is too long.
+    /// Adds `text` `count` times. Refuses a text that is too long before adding any of it.
     pub(crate) fn push_repeated(&mut self, text: &str, count: usize) -> Result<(), Fault> {
         self.meter
-            .grow(self.text.len(), text.len().saturating_mul(count))?;
+            .charge_growth(self.text.len(), text.len().saturating_mul(count))?;
         for _ in 0..count {
             self.text.push_str(text);
         }
         Ok(())
     }
 
-    pub(crate) fn step(&mut self) -> Result<(), Fault> {
-        self.meter.step(1)
+    pub(crate) fn charge_step(&mut self) -> Result<(), Fault> {
+        self.meter.charge_steps(1)
     }
 
-    /// What the text is charged to.
+    /// Returns the meter that the text is charged to.
     pub(crate) fn meter(&mut self) -> &mut Meter {
         self.meter
     }
 
-    /// Takes the steps for reading `bytes` bytes.
-    pub(crate) fn read(&mut self, bytes: usize) -> Result<(), Fault> {
-        self.meter.read(bytes)
+    /// Charges the work of reading `bytes` bytes.
+    pub(crate) fn charge_read(&mut self, bytes: usize) -> Result<(), Fault> {
+        self.meter.charge_read(bytes)
     }
 }
 
-/// The value as an action writes it: `%v`.
+/// Formats the value like an action: `%v`.
 pub(crate) fn display<'v>(env: &mut Env, value: &'v Value) -> Result<Cow<'v, str>, Fault> {
     if let Value::Text(text) = value {
         return Ok(Cow::Borrowed(text));
@@ -82,11 +82,11 @@ pub(crate) fn display<'v>(env: &mut Env, value: &'v Value) -> Result<Cow<'v, str
         heap: &env.heap,
         out: &mut writer,
     }
-    .verb('v', &Spec::default(), value, 0)?;
+    .print_verb('v', &Spec::default(), value, 0)?;
     Ok(Cow::Owned(writer.text))
 }
 
-/// `fmt.Sprint`: spaces between operands where neither is a text.
+/// Formats values like `fmt.Sprint`, with spaces between operands if neither is a text.
 pub(crate) fn print(env: &mut Env, values: &[Value], line: bool) -> Result<String, Fault> {
     let mut writer = Writer::new(&mut env.meter);
     let mut previous_is_text = true;
@@ -99,7 +99,7 @@ pub(crate) fn print(env: &mut Env, values: &[Value], line: bool) -> Result<Strin
             heap: &env.heap,
             out: &mut writer,
         }
-        .verb('v', &Spec::default(), value, 0)?;
+        .print_verb('v', &Spec::default(), value, 0)?;
         previous_is_text = is_text;
     }
     if line {
@@ -137,12 +137,18 @@ struct Printer<'a, 'b> {
 }
 
 impl Printer<'_, '_> {
-    fn verb(&mut self, verb: char, spec: &Spec, value: &Value, depth: usize) -> Result<(), Fault> {
-        self.out.step()?;
+    fn print_verb(
+        &mut self,
+        verb: char,
+        spec: &Spec,
+        value: &Value,
+        depth: usize,
+    ) -> Result<(), Fault> {
+        self.out.charge_step()?;
         if depth > MAX_PRINT_DEPTH {
             return Err(
                 Fault::limit(format!("a value nests deeper than {MAX_PRINT_DEPTH}"))
-                    .with_help("does a map hold itself?"),
+                    .with_help("does a map contain itself?"),
             );
         }
         if verb == 'T' {
@@ -152,22 +158,22 @@ impl Printer<'_, '_> {
             Value::Nil | Value::NilField => match verb {
                 'v' if spec.sharp_v && depth > 0 => self.out.push("interface {}(nil)"),
                 'v' => self.pad(spec, "<nil>"),
-                // Inside a list or map nothing is written the same way for every verb.
+                // Inside a list or map, a missing value looks the same for every verb.
                 _ if depth > 0 => self.out.push("<nil>"),
-                _ => self.bad_verb(verb, spec, value),
+                _ => self.print_bad_verb(verb, spec, value),
             },
             Value::Bool(flag) => match verb {
                 't' | 'v' => self.pad(spec, if *flag { "true" } else { "false" }),
-                _ => self.bad_verb(verb, spec, value),
+                _ => self.print_bad_verb(verb, spec, value),
             },
             Value::Int(number) | Value::Int64(number) => {
-                self.integer(verb, spec, i128::from(*number), value)
+                self.print_integer(verb, spec, i128::from(*number), value)
             }
-            Value::Uint8(number) => self.unsigned(verb, spec, u64::from(*number), value),
-            Value::Uint64(number) => self.unsigned(verb, spec, *number, value),
-            Value::Float(number) => self.float(verb, spec, *number, value),
-            Value::Text(text) => self.text(verb, spec, text, value),
-            Value::List(list) => self.list(verb, spec, value, list, depth),
+            Value::Uint8(number) => self.print_unsigned(verb, spec, u64::from(*number), value),
+            Value::Uint64(number) => self.print_unsigned(verb, spec, *number, value),
+            Value::Float(number) => self.print_float(verb, spec, *number, value),
+            Value::Text(text) => self.print_text(verb, spec, text, value),
+            Value::List(list) => self.print_list(verb, spec, value, list, depth),
             Value::Map(map) => {
                 let open = if spec.sharp_v {
                     format!("{}{{", value.type_name())
@@ -179,9 +185,9 @@ impl Printer<'_, '_> {
                     if index > 0 {
                         self.out.push(if spec.sharp_v { ", " } else { " " })?;
                     }
-                    self.text(verb, spec, key, &Value::Text(key.clone()))?;
+                    self.print_text(verb, spec, key, &Value::Text(key.clone()))?;
                     self.out.push(":")?;
-                    self.verb(verb, spec, item, depth + 1)?;
+                    self.print_verb(verb, spec, item, depth + 1)?;
                 }
                 self.out.push(if spec.sharp_v { "}" } else { "]" })
             }
@@ -189,11 +195,11 @@ impl Printer<'_, '_> {
             | Value::Duration(_)
             | Value::Month(_)
             | Value::Weekday(_)
-            | Value::Version(_) => self.stringer(verb, spec, value),
+            | Value::Version(_) => self.print_stringer(verb, spec, value),
         }
     }
 
-    fn list(
+    fn print_list(
         &mut self,
         verb: char,
         spec: &Spec,
@@ -215,35 +221,38 @@ impl Printer<'_, '_> {
             if index > 0 {
                 self.out.push(if spec.sharp_v { ", " } else { " " })?;
             }
-            self.verb(verb, spec, item, depth + 1)?;
+            self.print_verb(verb, spec, item, depth + 1)?;
         }
         self.out.push(if spec.sharp_v { "}" } else { "]" })
     }
 
-    /// Values with a `String` method: the verbs for texts print it, the others what lies beneath.
-    fn stringer(&mut self, verb: char, spec: &Spec, value: &Value) -> Result<(), Fault> {
+    /// Prints values with a `String` method. Verbs for texts print that text, other verbs the
+    /// underlying value.
+    fn print_stringer(&mut self, verb: char, spec: &Spec, value: &Value) -> Result<(), Fault> {
         let text = match value {
             Value::Time(time) => time.to_string(),
             Value::Duration(nanoseconds) => date::duration_text(*nanoseconds),
             Value::Month(month) => date::month_name(*month).to_owned(),
             Value::Weekday(day) => date::weekday_name(*day).to_owned(),
             Value::Version(version) => {
-                self.out.read(version.bytes())?;
+                self.out.charge_read(version.bytes())?;
                 version.to_string()
             }
             _ => String::new(),
         };
         match (verb, value) {
-            ('v' | 's' | 'q' | 'x' | 'X', _) => self.text(verb, spec, &text, value),
-            (_, Value::Duration(number)) => self.integer(verb, spec, i128::from(*number), value),
-            (_, Value::Month(number) | Value::Weekday(number)) => {
-                self.integer(verb, spec, i128::from(*number), value)
+            ('v' | 's' | 'q' | 'x' | 'X', _) => self.print_text(verb, spec, &text, value),
+            (_, Value::Duration(number)) => {
+                self.print_integer(verb, spec, i128::from(*number), value)
             }
-            _ => self.bad_verb(verb, spec, value),
+            (_, Value::Month(number) | Value::Weekday(number)) => {
+                self.print_integer(verb, spec, i128::from(*number), value)
+            }
+            _ => self.print_bad_verb(verb, spec, value),
         }
     }
 
-    fn bad_verb(&mut self, verb: char, spec: &Spec, value: &Value) -> Result<(), Fault> {
+    fn print_bad_verb(&mut self, verb: char, spec: &Spec, value: &Value) -> Result<(), Fault> {
         self.out.push("%!")?;
         self.out.push_char(verb)?;
         if value.is_nil() {
@@ -252,12 +261,12 @@ impl Printer<'_, '_> {
         self.out.push("(")?;
         self.out.push(&value.type_name())?;
         self.out.push("=")?;
-        // With the width that was asked for.
-        self.verb('v', spec, value, 0)?;
+        // Keep the requested width.
+        self.print_verb('v', spec, value, 0)?;
         self.out.push(")")
     }
 
-    /// Writes `text` in the width, counted in characters.
+    /// Pads `text` to the width, counted in characters.
     fn pad(&mut self, spec: &Spec, text: &str) -> Result<(), Fault> {
         let missing = spec
             .width
@@ -271,18 +280,24 @@ impl Printer<'_, '_> {
         self.out.push(text)
     }
 
-    /// Writes `text` cut to the precision, in the width.
+    /// Truncates `text` to the precision, and pads it to the width.
     fn pad_text(&mut self, spec: &Spec, text: &str) -> Result<(), Fault> {
-        self.pad(spec, truncated(spec, text))
+        self.pad(spec, truncate_text(spec, text))
     }
 
-    fn text(&mut self, verb: char, spec: &Spec, text: &str, value: &Value) -> Result<(), Fault> {
+    fn print_text(
+        &mut self,
+        verb: char,
+        spec: &Spec,
+        text: &str,
+        value: &Value,
+    ) -> Result<(), Fault> {
         match verb {
             'v' if spec.sharp_v => self.pad(spec, &quote(text)),
             'v' | 's' => self.pad_text(spec, text),
             'q' => {
-                let text = truncated(spec, text);
-                self.out.meter.text(text.len().saturating_mul(2))?;
+                let text = truncate_text(spec, text);
+                self.out.meter.charge_text(text.len().saturating_mul(2))?;
                 let quoted = if spec.sharp
                     && !text.contains(['`', '\u{feff}'])
                     && text.chars().all(is_raw_char)
@@ -298,7 +313,7 @@ impl Printer<'_, '_> {
             'x' | 'X' => {
                 let bytes =
                     &text.as_bytes()[..spec.precision.unwrap_or(text.len()).min(text.len())];
-                self.out.meter.text(bytes.len().saturating_mul(2))?;
+                self.out.meter.charge_text(bytes.len().saturating_mul(2))?;
                 let mut hex = String::with_capacity(bytes.len() * 2);
                 for (index, byte) in bytes.iter().enumerate() {
                     if spec.space && index > 0 {
@@ -315,11 +330,11 @@ impl Printer<'_, '_> {
                 }
                 self.pad(spec, &hex)
             }
-            _ => self.bad_verb(verb, spec, value),
+            _ => self.print_bad_verb(verb, spec, value),
         }
     }
 
-    fn unsigned(
+    fn print_unsigned(
         &mut self,
         verb: char,
         spec: &Spec,
@@ -332,12 +347,12 @@ impl Printer<'_, '_> {
                 sharp_v: false,
                 ..spec.clone()
             };
-            return self.integer('x', &hex, i128::from(number), value);
+            return self.print_integer('x', &hex, i128::from(number), value);
         }
-        self.integer(verb, spec, i128::from(number), value)
+        self.print_integer(verb, spec, i128::from(number), value)
     }
 
-    fn integer(
+    fn print_integer(
         &mut self,
         verb: char,
         spec: &Spec,
@@ -351,10 +366,10 @@ impl Printer<'_, '_> {
             'o' | 'O' => format!("{magnitude:o}"),
             'x' => format!("{magnitude:x}"),
             'X' => format!("{magnitude:X}"),
-            'c' => return self.pad(spec, &char_of(number).to_string()),
-            'q' => return self.pad(spec, &quote_char(char_of(number), spec.plus)),
+            'c' => return self.pad(spec, &to_char(number).to_string()),
+            'q' => return self.pad(spec, &quote_char(to_char(number), spec.plus)),
             'U' => {
-                // A negative number is shown as the bits that it has.
+                // A negative number is shown by its bits.
                 let code = if number < 0 {
                     number + (1 << 64)
                 } else {
@@ -362,18 +377,18 @@ impl Printer<'_, '_> {
                 };
                 let width = spec.precision.unwrap_or(4).clamp(4, 100);
                 let mut text = format!("U+{code:0width$X}");
-                if spec.sharp && is_printable(char_of(number)) {
-                    text.push_str(&format!(" '{}'", char_of(number)));
+                if spec.sharp && is_printable(to_char(number)) {
+                    text.push_str(&format!(" '{}'", to_char(number)));
                 }
                 return self.pad(&spec.without_zero(), &text);
             }
-            _ => return self.bad_verb(verb, spec, value),
+            _ => return self.print_bad_verb(verb, spec, value),
         };
         if spec.precision == Some(0) && number == 0 {
             return self.pad(&spec.without_zero(), "");
         }
         let sign = sign_text(spec, number < 0);
-        // Zeros fill up to the precision, or to the width less the sign.
+        // Zeros fill the precision, or the width without the sign.
         let wanted = match (spec.precision, spec.width) {
             (Some(precision), _) => precision,
             (None, Some(width)) if spec.zero && !spec.minus => width.saturating_sub(sign.len()),
@@ -388,22 +403,28 @@ impl Printer<'_, '_> {
             'X' if spec.sharp => "0X",
             _ => "",
         };
-        self.out.meter.text(zeros)?;
+        self.out.meter.charge_text(zeros)?;
         let text = format!("{sign}{prefix}{}{digits}", "0".repeat(zeros));
         self.pad(&spec.without_zero(), &text)
     }
 
-    fn float(&mut self, verb: char, spec: &Spec, number: f64, value: &Value) -> Result<(), Fault> {
+    fn print_float(
+        &mut self,
+        verb: char,
+        spec: &Spec,
+        number: f64,
+        value: &Value,
+    ) -> Result<(), Fault> {
         let precision = spec.precision;
         self.out
             .meter
-            .text(precision.unwrap_or(0).saturating_add(400))?;
-        let Some(body) = float::digits(verb, number.abs(), precision, spec.sharp) else {
-            return self.bad_verb(verb, spec, value);
+            .charge_text(precision.unwrap_or(0).saturating_add(400))?;
+        let Some(body) = float::format_float(verb, number.abs(), precision, spec.sharp) else {
+            return self.print_bad_verb(verb, spec, value);
         };
         let negative = number.is_sign_negative() && !number.is_nan();
         let sign = if number.is_infinite() && !negative && !spec.space {
-            // Go writes an infinity with its sign.
+            // Go always writes the sign of an infinity.
             "+"
         } else {
             sign_text(spec, negative)
@@ -432,7 +453,7 @@ fn sign_text(spec: &Spec, negative: bool) -> &'static str {
     }
 }
 
-fn truncated<'t>(spec: &Spec, text: &'t str) -> &'t str {
+fn truncate_text<'t>(spec: &Spec, text: &'t str) -> &'t str {
     match spec
         .precision
         .and_then(|count| text.char_indices().nth(count))
@@ -442,7 +463,7 @@ fn truncated<'t>(spec: &Spec, text: &'t str) -> &'t str {
     }
 }
 
-fn char_of(number: i128) -> char {
+fn to_char(number: i128) -> char {
     u32::try_from(number)
         .ok()
         .and_then(char::from_u32)

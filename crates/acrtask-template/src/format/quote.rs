@@ -1,10 +1,10 @@
-//! Go's quoting: `strconv.Quote` and its relatives.
+//! Go's quoting, `strconv.Quote` and similar functions.
 
 use std::sync::LazyLock;
 
 use regex::Regex;
 
-/// `strconv.Quote`.
+/// Quotes a text like `strconv.Quote`.
 pub(crate) fn quote(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');
@@ -53,7 +53,8 @@ fn escape(out: &mut String, c: char, quote: char, ascii: bool) {
     }
 }
 
-/// Go's `strconv.IsPrint`: letters, marks, numbers, punctuation, symbols, and of the spaces only U+0020.
+/// Returns `true` for characters of Go's `strconv.IsPrint`: letters, marks, numbers, punctuation,
+/// symbols, and U+0020.
 pub(crate) fn is_printable(c: char) -> bool {
     static PRINTABLE: LazyLock<Regex> = LazyLock::new(|| {
         Regex::new(r"^[\p{L}\p{M}\p{N}\p{P}\p{S}]$").expect("the pattern is fixed and valid")

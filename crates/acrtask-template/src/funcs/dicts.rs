@@ -1,4 +1,4 @@
-//! Maps. `set`, `unset`, `merge` and `mergeOverwrite` change the map they are given, and every variable sees it.
+//! Maps. `set`, `unset`, `merge` and `mergeOverwrite` change their map, which every variable sees.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ pub(crate) static TABLE: &[Function] = functions! {
     "dict" (; Any) dict;
     "get" (Dict, Text) |env, args| match map_at(args, 0).and_then(|map| env.heap.get(map).get(text_at(args, 1))) {
         Some(value) => Ok(value.as_field()),
-        None => env.text(""),
+        None => env.new_text(""),
     };
     "set" (Dict, Text, Any) set;
     "unset" (Dict, Text) |env, args| {
@@ -23,7 +23,7 @@ pub(crate) static TABLE: &[Function] = functions! {
             env.heap.get_mut(map).remove(text_at(args, 1));
             return Ok(value_at(args, 0).clone());
         }
-        env.map(Element::Any, Entries::new())
+        env.new_map(Element::Any, Entries::new())
     };
     "hasKey" (Dict, Text) |env, args| {
         Ok(Value::Bool(map_at(args, 0).is_some_and(|map| env.heap.get(map).contains_key(text_at(args, 1)))))
@@ -31,12 +31,12 @@ pub(crate) static TABLE: &[Function] = functions! {
     "pluck" (Text; Dict) |env, args| {
         let maps = (1..args.len()).filter_map(|index| map_at(args, index));
         let found = maps.filter_map(|map| env.heap.get(map).get(text_at(args, 0)).cloned()).collect();
-        env.list(Element::Any, found)
+        env.new_list(Element::Any, found)
     };
     "keys" (; Dict) keys;
     "values" (Dict) |env, args| {
         let values = map_at(args, 0).map_or(Vec::new(), |map| env.heap.get(map).values().cloned().collect());
-        env.list(Element::Any, values)
+        env.new_list(Element::Any, values)
     };
     "pick" (Dict; Text) |env, args| {
         let mut picked = Entries::new();
@@ -48,15 +48,15 @@ pub(crate) static TABLE: &[Function] = functions! {
                 }
             }
         }
-        env.map(Element::Any, picked)
+        env.new_map(Element::Any, picked)
     };
     "omit" (Dict; Text) |env, args| {
-        env.meter.allocate(map_at(args, 0).map_or(0, |map| env.heap.get(map).len() * ENTRY_BYTES))?;
+        env.meter.charge_memory(map_at(args, 0).map_or(0, |map| env.heap.get(map).len() * ENTRY_BYTES))?;
         let mut kept = map_at(args, 0).map_or(Entries::new(), |map| env.heap.get(map).clone());
         for index in 1..args.len() {
             kept.remove(text_at(args, index));
         }
-        env.map(Element::Any, kept)
+        env.new_map(Element::Any, kept)
     };
     "merge" (Dict; Dict) |env, args| merge_all(env, args, false);
     "mustMerge" (Dict; Dict) |env, args| merge_all(env, args, false);
@@ -71,8 +71,8 @@ fn dict(env: &mut Env, args: &[Value]) -> Outcome {
     let mut entries = Entries::new();
     for pair in args.chunks(2) {
         let key: Arc<str> = text_of(env, value_at(pair, 0))?.into();
-        env.meter.allocate(key.len())?;
-        // A last key without a value has the empty text.
+        env.meter.charge_memory(key.len())?;
+        // A last key without a value gets the empty text.
         let value = if pair.len() > 1 {
             value_at(pair, 1).clone()
         } else {
@@ -80,12 +80,12 @@ fn dict(env: &mut Env, args: &[Value]) -> Outcome {
         };
         entries.insert(key, value);
     }
-    env.map(Element::Any, entries)
+    env.new_map(Element::Any, entries)
 }
 
 fn set(env: &mut Env, args: &[Value]) -> Outcome {
     let map = map_at(args, 0).ok_or_else(|| Fault::call("assignment to entry in nil map"))?;
-    env.meter.allocate(ENTRY_BYTES)?;
+    env.meter.charge_memory(ENTRY_BYTES)?;
     env.heap
         .get_mut(map)
         .insert(text_at(args, 1).clone(), value_at(args, 2).clone());
@@ -97,13 +97,15 @@ fn keys(env: &mut Env, args: &[Value]) -> Outcome {
     let keys = maps
         .flat_map(|map| env.heap.get(map).keys().cloned().map(Value::Text))
         .collect();
-    env.list(Element::Text, keys)
+    env.new_list(Element::Text, keys)
 }
 
 fn merge_all(env: &mut Env, args: &[Value], overwrites: bool) -> Outcome {
     let target = match map_at(args, 0) {
         Some(target) => target,
-        None => env.heap.add(&mut env.meter, Element::Any, Entries::new())?,
+        None => env
+            .heap
+            .add_map(&mut env.meter, Element::Any, Entries::new())?,
     };
     for index in 1..args.len() {
         if let Some(source) = map_at(args, index) {
@@ -115,8 +117,8 @@ fn merge_all(env: &mut Env, args: &[Value], overwrites: bool) -> Outcome {
 
 /// Merges the entries of `source` into `target`.
 ///
-/// Two maps are merged all the way down. Otherwise, with `overwrites`, the source's value is taken; without, it is taken
-/// where the target has none or an empty one, unless it is nothing.
+/// Two maps are merged recursively. Otherwise `overwrites` takes the value of `source`. Without it,
+/// the value is taken only if `target` has none or an empty one, and if it is not missing.
 fn merge(
     env: &mut Env,
     target: MapRef,
@@ -132,8 +134,8 @@ fn merge(
     if target.is_same(source) {
         return Ok(());
     }
-    for (key, value) in env.entries(source)? {
-        env.meter.step(1)?;
+    for (key, value) in env.copy_entries(source)? {
+        env.meter.charge_steps(1)?;
         let present = env.heap.get(target).get(&key).cloned();
         if let (Some(Value::Map(inner)), Value::Map(from)) = (&present, &value)
             && inner.element == from.element
@@ -143,7 +145,7 @@ fn merge(
         }
         let vacant = present.is_none_or(|present| is_empty(env, &present));
         if overwrites || (vacant && !value.is_nil()) {
-            env.meter.allocate(ENTRY_BYTES)?;
+            env.meter.charge_memory(ENTRY_BYTES)?;
             env.heap.get_mut(target).insert(key, value);
         }
     }
@@ -151,7 +153,7 @@ fn merge(
 }
 
 fn deep_copy(env: &mut Env, value: &Value, depth: usize) -> Outcome {
-    env.meter.step(1)?;
+    env.meter.charge_steps(1)?;
     if depth > MAX_PRINT_DEPTH {
         return Err(Fault::limit(format!(
             "a value nests deeper than {MAX_PRINT_DEPTH}"
@@ -170,10 +172,10 @@ fn deep_copy(env: &mut Env, value: &Value, depth: usize) -> Outcome {
         }
         Value::Map(map) => {
             let mut copy = Entries::new();
-            for (key, value) in env.entries(*map)? {
+            for (key, value) in env.copy_entries(*map)? {
                 copy.insert(key, deep_copy(env, &value, depth + 1)?);
             }
-            env.map(map.element, copy)
+            env.new_map(map.element, copy)
         }
         value => Ok(value.clone()),
     }

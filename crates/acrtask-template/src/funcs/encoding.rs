@@ -8,41 +8,42 @@ use crate::{error::Fault, value::Value};
 
 pub(crate) static TABLE: &[Function] = functions! {
     "b64enc" (Any) b64enc;
-    "b64dec" (Text) |env, args| match go_base64(text_at(args, 0)) {
-        Ok(bytes) => decoded(env, bytes),
-        // Sprig gives the error as the text.
-        Err(offset) => env.text(format!("illegal base64 data at input byte {offset}")),
+    "b64dec" (Text) |env, args| match decode_base64(text_at(args, 0)) {
+        Ok(bytes) => text_from_bytes(env, bytes),
+        // Sprig returns the error as the text.
+        Err(offset) => env.new_text(format!("illegal base64 data at input byte {offset}")),
     };
-    "b32enc" (Text) |env, args| env.text(b32enc(text_at(args, 0).as_bytes()));
+    "b32enc" (Text) |env, args| env.new_text(b32enc(text_at(args, 0).as_bytes()));
     "b32dec" (Text) |env, args| match b32dec(text_at(args, 0)) {
-        Ok(bytes) => decoded(env, bytes),
-        Err(offset) => env.text(format!("illegal base32 data at input byte {offset}")),
+        Ok(bytes) => text_from_bytes(env, bytes),
+        Err(offset) => env.new_text(format!("illegal base32 data at input byte {offset}")),
     };
-    "sha1sum" (Text) |env, args| digest(env, args, |bytes| hex(&sha1::Sha1::digest(bytes)));
-    "sha256sum" (Text) |env, args| digest(env, args, |bytes| hex(&Sha256::digest(bytes)));
-    "sha512sum" (Text) |env, args| digest(env, args, |bytes| hex(&Sha512::digest(bytes)));
-    "adler32sum" (Text) |env, args| digest(env, args, |bytes| adler32(bytes).to_string());
+    "sha1sum" (Text) |env, args| digest_text(env, args, |bytes| hex(&sha1::Sha1::digest(bytes)));
+    "sha256sum" (Text) |env, args| digest_text(env, args, |bytes| hex(&Sha256::digest(bytes)));
+    "sha512sum" (Text) |env, args| digest_text(env, args, |bytes| hex(&Sha512::digest(bytes)));
+    "adler32sum" (Text) |env, args| digest_text(env, args, |bytes| adler32(bytes).to_string());
 };
 
-/// The reference executor's own `b64enc`: nothing gives the empty text, and what is no text gives Go's `<T Value>`.
+/// Encodes like the reference executor's own `b64enc`. A missing value gives the empty text. Other
+/// values than texts give Go's `<T Value>`.
 fn b64enc(env: &mut Env, args: &[Value]) -> Outcome {
     match value_at(args, 0) {
-        Value::Text(text) => env.text(STANDARD.encode(text.as_bytes())),
-        value if value.is_nil() => env.text(""),
-        value => env.text(STANDARD.encode(format!("<{} Value>", value.type_name()))),
+        Value::Text(text) => env.new_text(STANDARD.encode(text.as_bytes())),
+        value if value.is_nil() => env.new_text(""),
+        value => env.new_text(STANDARD.encode(format!("<{} Value>", value.type_name()))),
     }
 }
 
-fn decoded(env: &mut Env, bytes: Vec<u8>) -> Outcome {
+fn text_from_bytes(env: &mut Env, bytes: Vec<u8>) -> Outcome {
     match String::from_utf8(bytes) {
-        Ok(text) => env.text(text),
+        Ok(text) => env.new_text(text),
         Err(_) => Err(Fault::call("the decoded bytes are not text")
-            .with_help("a task file can hold UTF-8 text only")),
+            .with_help("a task file can contain UTF-8 text only")),
     }
 }
 
-/// Decodes as Go does: line breaks are skipped; the offset of the first fault otherwise.
-fn go_base64(text: &str) -> Result<Vec<u8>, usize> {
+/// Decodes like Go, which skips line breaks. The error is the offset of the first fault.
+fn decode_base64(text: &str) -> Result<Vec<u8>, usize> {
     let kept: Vec<(usize, u8)> = text
         .bytes()
         .enumerate()
@@ -53,7 +54,7 @@ fn go_base64(text: &str) -> Result<Vec<u8>, usize> {
     STANDARD.decode(&plain).map_err(|error| match error {
         base64::DecodeError::InvalidByte(index, _)
         | base64::DecodeError::InvalidLastSymbol(index, _) => offset_in_text(index),
-        // Go blames the start of the group that is not whole.
+        // Go reports the start of the incomplete group.
         base64::DecodeError::InvalidLength(length) => offset_in_text(length / 4 * 4),
         base64::DecodeError::InvalidPadding => offset_in_text(plain.len() / 4 * 4),
     })
@@ -126,10 +127,10 @@ fn b32dec(text: &str) -> Result<Vec<u8>, usize> {
     Ok(out)
 }
 
-fn digest(env: &mut Env, args: &[Value], sum: fn(&[u8]) -> String) -> Outcome {
+fn digest_text(env: &mut Env, args: &[Value], sum: fn(&[u8]) -> String) -> Outcome {
     let bytes = text_at(args, 0).as_bytes();
-    env.meter.read(bytes.len() * 4)?;
-    env.text(sum(bytes))
+    env.meter.charge_read(bytes.len() * 4)?;
+    env.new_text(sum(bytes))
 }
 
 fn hex(bytes: &[u8]) -> String {

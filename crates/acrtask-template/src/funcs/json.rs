@@ -1,4 +1,4 @@
-//! JSON, written as Go's `encoding/json` does.
+//! JSON in the format of Go's `encoding/json`.
 
 use super::{Env, Function, Outcome, functions, text_at, value_at};
 use crate::{
@@ -8,19 +8,19 @@ use crate::{
 };
 
 pub(crate) static TABLE: &[Function] = functions! {
-    // Of a text that is no JSON, nothing.
+    // Invalid JSON gives a missing value.
     "fromJson" (Text) |env, args| match from_json(env, text_at(args, 0)) {
         Err(fault) if fault.kind == crate::error::FaultKind::Call => Ok(Value::Nil),
         outcome => outcome,
     };
     "mustFromJson" (Text) |env, args| from_json(env, text_at(args, 0));
-    // Of a value that JSON cannot hold, the empty text.
+    // A value that JSON cannot represent gives the empty text.
     "toJson" (Any) |env, args| match to_json(env, args, Style { escapes_html: true, indents: false }) {
-        Err(fault) if fault.kind == crate::error::FaultKind::Call => env.text(""),
+        Err(fault) if fault.kind == crate::error::FaultKind::Call => env.new_text(""),
         outcome => outcome,
     };
     "toPrettyJson" (Any) |env, args| match to_json(env, args, Style { escapes_html: true, indents: true }) {
-        Err(fault) if fault.kind == crate::error::FaultKind::Call => env.text(""),
+        Err(fault) if fault.kind == crate::error::FaultKind::Call => env.new_text(""),
         outcome => outcome,
     };
     "toRawJson" (Any) |env, args| to_json(env, args, Style { escapes_html: false, indents: false });
@@ -30,16 +30,17 @@ pub(crate) static TABLE: &[Function] = functions! {
 };
 
 fn from_json(env: &mut Env, text: &str) -> Outcome {
-    // Parsing takes more memory than the text has: an element of one byte becomes a value.
-    env.meter.allocate(text.len().saturating_mul(8))?;
+    // The parsed data needs more memory than the text, because an element of one byte becomes a
+    // value.
+    env.meter.charge_memory(text.len().saturating_mul(8))?;
     let json: serde_json::Value =
         serde_json::from_str(text).map_err(|error| Fault::call(error.to_string()))?;
-    let value = env.heap.import(&mut env.meter, &json)?;
-    as_floats(env, value)
+    let value = env.heap.import_json(&mut env.meter, &json)?;
+    convert_numbers_to_floats(env, value)
 }
 
-/// Numbers that Go reads from JSON are floats.
-fn as_floats(env: &mut Env, value: Value) -> Outcome {
+/// Converts numbers to floats, as Go reads JSON.
+fn convert_numbers_to_floats(env: &mut Env, value: Value) -> Outcome {
     #[allow(
         clippy::cast_precision_loss,
         reason = "that is what reading them as floats means"
@@ -51,7 +52,7 @@ fn as_floats(env: &mut Env, value: Value) -> Outcome {
             let items = list
                 .items()
                 .iter()
-                .map(|item| as_floats(env, item.clone()))
+                .map(|item| convert_numbers_to_floats(env, item.clone()))
                 .collect::<Result<_, _>>()?;
             Value::List(List::new(&mut env.meter, Element::Any, items)?)
         }
@@ -59,7 +60,7 @@ fn as_floats(env: &mut Env, value: Value) -> Outcome {
             let keys: Vec<_> = env.heap.get(map).keys().cloned().collect();
             for key in keys {
                 if let Some(item) = env.heap.get(map).get(&key).cloned() {
-                    let item = as_floats(env, item)?;
+                    let item = convert_numbers_to_floats(env, item)?;
                     env.heap.get_mut(map).insert(key, item);
                 }
             }
@@ -77,22 +78,22 @@ struct Style {
 
 fn to_json(env: &mut Env, args: &[Value], style: Style) -> Outcome {
     let mut out = Writer::new(&mut env.meter);
-    write(&env.heap, &mut out, value_at(args, 0), style, 0)?;
+    write_value(&env.heap, &mut out, value_at(args, 0), style, 0)?;
     Ok(Value::Text(out.text.into()))
 }
 
-fn write(
+fn write_value(
     heap: &Heap,
     out: &mut Writer<'_>,
     value: &Value,
     style: Style,
     depth: usize,
 ) -> Result<(), Fault> {
-    out.step()?;
+    out.charge_step()?;
     if depth > MAX_PRINT_DEPTH {
         return Err(
             Fault::limit(format!("a value nests deeper than {MAX_PRINT_DEPTH}"))
-                .with_help("does a map hold itself?"),
+                .with_help("does a map contain itself?"),
         );
     }
     match value {
@@ -104,7 +105,7 @@ fn write(
         Value::Month(value) | Value::Weekday(value) => out.push(&value.to_string()),
         Value::Uint8(value) => out.push(&value.to_string()),
         Value::Uint64(value) => out.push(&value.to_string()),
-        Value::Float(value) if value.is_finite() => out.push(&number(*value)),
+        Value::Float(value) if value.is_finite() => out.push(&number_text(*value)),
         Value::Float(value) => Err(Fault::call(format!(
             "json: unsupported value: {}",
             float_text(*value)
@@ -116,33 +117,38 @@ fn write(
         Value::List(list) => {
             out.push("[")?;
             for (index, item) in list.items().iter().enumerate() {
-                separate(out, style, index, depth + 1)?;
-                write(heap, out, item, style, depth + 1)?;
+                write_separator(out, style, index, depth + 1)?;
+                write_value(heap, out, item, style, depth + 1)?;
             }
-            close(out, style, list.len(), depth, "]")
+            write_close(out, style, list.len(), depth, "]")
         }
         Value::Map(map) => {
             let entries = heap.get(*map);
             out.push("{")?;
             for (index, (key, item)) in entries.iter().enumerate() {
-                separate(out, style, index, depth + 1)?;
+                write_separator(out, style, index, depth + 1)?;
                 write_text(out, key, style)?;
                 out.push(if style.indents { ": " } else { ":" })?;
-                write(heap, out, item, style, depth + 1)?;
+                write_value(heap, out, item, style, depth + 1)?;
             }
-            close(out, style, entries.len(), depth, "}")
+            write_close(out, style, entries.len(), depth, "}")
         }
     }
 }
 
-fn separate(out: &mut Writer<'_>, style: Style, index: usize, depth: usize) -> Result<(), Fault> {
+fn write_separator(
+    out: &mut Writer<'_>,
+    style: Style,
+    index: usize,
+    depth: usize,
+) -> Result<(), Fault> {
     if index > 0 {
         out.push(",")?;
     }
     new_line(out, style, depth)
 }
 
-fn close(
+fn write_close(
     out: &mut Writer<'_>,
     style: Style,
     count: usize,
@@ -163,8 +169,8 @@ fn new_line(out: &mut Writer<'_>, style: Style, depth: usize) -> Result<(), Faul
     Ok(())
 }
 
-/// Plain digits, but an exponent for very small and very large numbers.
-fn number(value: f64) -> String {
+/// Formats a number with plain digits, or with an exponent if it is very small or very large.
+fn number_text(value: f64) -> String {
     let magnitude = value.abs();
     if value == 0.0 || (1e-6..1e21).contains(&magnitude) {
         return value.to_string();
@@ -179,7 +185,7 @@ fn number(value: f64) -> String {
 }
 
 fn write_text(out: &mut Writer<'_>, text: &str, style: Style) -> Result<(), Fault> {
-    out.read(text.len() * 8)?;
+    out.charge_read(text.len() * 8)?;
     out.push("\"")?;
     let mut plain = 0;
     for (index, c) in text.char_indices() {

@@ -1,24 +1,24 @@
-//! Go's time layouts: `2006-01-02 15:04:05 -0700 MST`, written and read.
+//! Go's time layouts, for formatting and parsing: `2006-01-02 15:04:05 -0700 MST`.
 
 use jiff::civil::{Date, DateTime};
 
-/// A moment as a clock in some zone shows it.
+/// A moment as shown by a clock in some zone.
 #[derive(Debug, Clone)]
 pub(crate) struct Clock {
     pub(crate) datetime: DateTime,
     /// Seconds east of UTC.
     pub(crate) offset: i32,
-    /// The zone's abbreviation; empty where it has none.
+    /// Abbreviation of the zone. May be empty.
     pub(crate) zone: String,
 }
 
-/// What was read by a layout.
+/// The result of parsing a text by a layout.
 #[derive(Debug, Clone)]
 pub(crate) struct Reading {
     pub(crate) datetime: DateTime,
-    /// Seconds east of UTC, where an offset was read.
+    /// Seconds east of UTC. `None` if the layout has no offset.
     pub(crate) offset: Option<i32>,
-    /// The abbreviation, where one was read.
+    /// Abbreviation of the zone. `None` if the layout has none.
     pub(crate) zone: Option<String>,
 }
 
@@ -71,12 +71,12 @@ enum Piece {
     UpperHalf,
     LowerHalf,
     Zone,
-    /// An offset; `z`: a `Z` stands for UTC.
+    /// An offset. `z`: UTC is written as `Z`.
     Offset {
         z: bool,
         form: OffsetForm,
     },
-    /// A fraction of `digits` digits; `trims`: without zeros at the end, `.999`.
+    /// A fraction of `digits` digits. `trims`: without trailing zeros, `.999`.
     Fraction {
         comma: bool,
         digits: usize,
@@ -91,7 +91,7 @@ enum OffsetForm {
     Seconds { colon: bool },
 }
 
-/// The first piece in `layout`: what stands before it, the piece, and what follows.
+/// Returns the first piece in `layout`, with the text before and after it.
 fn next_piece(layout: &str) -> Option<(&str, Piece, &str)> {
     const OFFSETS: [(&str, OffsetForm); 5] = [
         ("070000", OffsetForm::Seconds { colon: false }),
@@ -193,7 +193,7 @@ fn offset_text(offset: i32, form: OffsetForm) -> String {
     }
 }
 
-/// Writes a moment by a layout.
+/// Formats a moment by a layout.
 pub(crate) fn format(layout: &str, clock: &Clock) -> String {
     let mut out = String::new();
     let mut rest = layout;
@@ -247,7 +247,7 @@ fn piece_text(piece: Piece, clock: &Clock) -> String {
             trims,
         } => {
             let nanoseconds = format!("{:09}", at.subsec_nanosecond());
-            // There are no more digits than nanoseconds have.
+            // Nanoseconds have nine digits, so longer fractions are cut.
             let mut fraction: String = nanoseconds.chars().take(digits).collect();
             if trims {
                 fraction.truncate(fraction.trim_end_matches('0').len());
@@ -260,8 +260,8 @@ fn piece_text(piece: Piece, clock: &Clock) -> String {
     }
 }
 
-/// Takes a number of one or two digits (exactly two where `fixed`) from the front.
-fn number(rest: &mut &str, fixed: bool) -> Option<i8> {
+/// Reads a number of one or two digits, or of exactly two if `fixed`.
+fn read_number(rest: &mut &str, fixed: bool) -> Option<i8> {
     let digits = rest
         .chars()
         .take(2)
@@ -275,7 +275,7 @@ fn number(rest: &mut &str, fixed: bool) -> Option<i8> {
     taken.parse().ok()
 }
 
-fn name(rest: &mut &str, names: &[&str], length: Option<usize>) -> Option<i8> {
+fn read_name(rest: &mut &str, names: &[&str], length: Option<usize>) -> Option<i8> {
     for (index, name) in names.iter().enumerate() {
         let name = &name[..length.unwrap_or(name.len())];
         if rest
@@ -289,7 +289,7 @@ fn name(rest: &mut &str, names: &[&str], length: Option<usize>) -> Option<i8> {
     None
 }
 
-fn fraction(digits: &str) -> Option<i32> {
+fn parse_fraction(digits: &str) -> Option<i32> {
     let nine: String = digits
         .chars()
         .chain(std::iter::repeat('0'))
@@ -298,7 +298,7 @@ fn fraction(digits: &str) -> Option<i32> {
     nine.parse().ok()
 }
 
-/// Reads a moment by a layout; the error says what could not be read, as Go does.
+/// Parses a moment by a layout. The error message is that of Go.
 pub(crate) fn parse(layout: &str, text: &str) -> Result<Reading, String> {
     let fail = |value: &str, wanted: &str| {
         format!("parsing time {text:?} as {layout:?}: cannot parse {value:?} as {wanted:?}")
@@ -312,10 +312,10 @@ pub(crate) fn parse(layout: &str, text: &str) -> Result<Reading, String> {
     let (mut layout_rest, mut rest) = (layout, text);
     while let Some((before, piece, after)) = next_piece(layout_rest) {
         let written = &layout_rest[before.len()..layout_rest.len() - after.len()];
-        skip(&mut rest, before).ok_or_else(|| fail(rest, before))?;
+        skip_literal(&mut rest, before).ok_or_else(|| fail(rest, before))?;
         layout_rest = after;
-        let hold = rest;
-        let wrong = || fail(hold, written);
+        let value_start = rest;
+        let wrong = || fail(value_start, written);
         match piece {
             Piece::LongYear => {
                 let digits = rest
@@ -326,31 +326,33 @@ pub(crate) fn parse(layout: &str, text: &str) -> Result<Reading, String> {
                 rest = &rest[4..];
             }
             Piece::Year => {
-                let two = i16::from(number(&mut rest, true).ok_or_else(wrong)?);
+                let two = i16::from(read_number(&mut rest, true).ok_or_else(wrong)?);
                 year = Some(if two >= 69 { 1900 + two } else { 2000 + two });
             }
-            Piece::LongMonth => month = Some(name(&mut rest, &MONTHS, None).ok_or_else(wrong)? + 1),
+            Piece::LongMonth => {
+                month = Some(read_name(&mut rest, &MONTHS, None).ok_or_else(wrong)? + 1)
+            }
             Piece::ShortMonth => {
-                month = Some(name(&mut rest, &MONTHS, Some(3)).ok_or_else(wrong)? + 1)
+                month = Some(read_name(&mut rest, &MONTHS, Some(3)).ok_or_else(wrong)? + 1)
             }
             Piece::Month | Piece::ZeroMonth => {
-                let value = number(&mut rest, piece == Piece::ZeroMonth).ok_or_else(wrong)?;
+                let value = read_number(&mut rest, piece == Piece::ZeroMonth).ok_or_else(wrong)?;
                 if !(1..=12).contains(&value) {
                     return Err(out_of_range("month"));
                 }
                 month = Some(value);
             }
             Piece::LongDay => {
-                name(&mut rest, &DAYS, None).ok_or_else(wrong)?;
+                read_name(&mut rest, &DAYS, None).ok_or_else(wrong)?;
             }
             Piece::ShortDay => {
-                name(&mut rest, &DAYS, Some(3)).ok_or_else(wrong)?;
+                read_name(&mut rest, &DAYS, Some(3)).ok_or_else(wrong)?;
             }
             Piece::Day | Piece::SpaceDay | Piece::ZeroDay => {
                 if piece == Piece::SpaceDay {
                     rest = rest.strip_prefix(' ').unwrap_or(rest);
                 }
-                day = Some(number(&mut rest, piece == Piece::ZeroDay).ok_or_else(wrong)?);
+                day = Some(read_number(&mut rest, piece == Piece::ZeroDay).ok_or_else(wrong)?);
             }
             Piece::SpaceYearDay | Piece::ZeroYearDay => {
                 if piece == Piece::SpaceYearDay {
@@ -366,29 +368,29 @@ pub(crate) fn parse(layout: &str, text: &str) -> Result<Reading, String> {
                 rest = &rest[digits..];
             }
             Piece::Hour => {
-                hour = number(&mut rest, false).ok_or_else(wrong)?;
+                hour = read_number(&mut rest, false).ok_or_else(wrong)?;
                 if hour >= 24 {
                     return Err(out_of_range("hour"));
                 }
             }
             Piece::Hour12 | Piece::ZeroHour12 => {
-                hour = number(&mut rest, piece == Piece::ZeroHour12).ok_or_else(wrong)?;
+                hour = read_number(&mut rest, piece == Piece::ZeroHour12).ok_or_else(wrong)?;
                 if hour > 12 {
                     return Err(out_of_range("hour"));
                 }
             }
             Piece::Minute | Piece::ZeroMinute => {
-                minute = number(&mut rest, piece == Piece::ZeroMinute).ok_or_else(wrong)?;
+                minute = read_number(&mut rest, piece == Piece::ZeroMinute).ok_or_else(wrong)?;
                 if minute >= 60 {
                     return Err(out_of_range("minute"));
                 }
             }
             Piece::Second | Piece::ZeroSecond => {
-                second = number(&mut rest, piece == Piece::ZeroSecond).ok_or_else(wrong)?;
+                second = read_number(&mut rest, piece == Piece::ZeroSecond).ok_or_else(wrong)?;
                 if second >= 60 {
                     return Err(out_of_range("second"));
                 }
-                // A fraction may follow the seconds although the layout has none.
+                // A fraction may follow the seconds even if the layout has none.
                 let layout_has = matches!(
                     next_piece(layout_rest),
                     Some(("", Piece::Fraction { .. }, _))
@@ -396,7 +398,7 @@ pub(crate) fn parse(layout: &str, text: &str) -> Result<Reading, String> {
                 if !layout_has && let Some(after) = rest.strip_prefix(['.', ',']) {
                     let digits = after.chars().take_while(char::is_ascii_digit).count();
                     if digits > 0 {
-                        nanosecond = fraction(&after[..digits]).ok_or_else(wrong)?;
+                        nanosecond = parse_fraction(&after[..digits]).ok_or_else(wrong)?;
                         rest = &after[digits..];
                     }
                 }
@@ -436,11 +438,11 @@ pub(crate) fn parse(layout: &str, text: &str) -> Result<Reading, String> {
                 });
                 match present {
                     Some((after, count)) if trims && count > 0 => {
-                        nanosecond = fraction(&after[..count]).ok_or_else(wrong)?;
+                        nanosecond = parse_fraction(&after[..count]).ok_or_else(wrong)?;
                         rest = &after[count..];
                     }
                     Some((after, count)) if !trims && count >= digits => {
-                        nanosecond = fraction(&after[..digits]).ok_or_else(wrong)?;
+                        nanosecond = parse_fraction(&after[..digits]).ok_or_else(wrong)?;
                         rest = &after[digits..];
                     }
                     _ if trims => {}
@@ -449,7 +451,7 @@ pub(crate) fn parse(layout: &str, text: &str) -> Result<Reading, String> {
             }
         }
     }
-    skip(&mut rest, layout_rest).ok_or_else(|| fail(rest, layout_rest))?;
+    skip_literal(&mut rest, layout_rest).ok_or_else(|| fail(rest, layout_rest))?;
     if !rest.is_empty() {
         return Err(format!("parsing time {text:?}: extra text: {rest:?}"));
     }
@@ -479,8 +481,8 @@ pub(crate) fn parse(layout: &str, text: &str) -> Result<Reading, String> {
     })
 }
 
-/// Skips the literal text of a layout; a space in it stands for any number of spaces.
-fn skip(rest: &mut &str, literal: &str) -> Option<()> {
+/// Skips the literal text of a layout. A space in it matches any number of spaces.
+fn skip_literal(rest: &mut &str, literal: &str) -> Option<()> {
     let mut literal = literal;
     while let Some(c) = literal.chars().next() {
         if c == ' ' {
@@ -504,12 +506,12 @@ fn read_offset(rest: &mut &str, form: OffsetForm) -> Option<i32> {
         _ => return None,
     };
     *rest = &rest[1..];
-    let hours = i32::from(number(rest, true)?);
+    let hours = i32::from(read_number(rest, true)?);
     let mut part = |colon: bool| {
         if colon {
             *rest = rest.strip_prefix(':')?;
         }
-        number(rest, true).map(i32::from)
+        read_number(rest, true).map(i32::from)
     };
     let (minutes, seconds) = match form {
         OffsetForm::Hours => (0, 0),
@@ -520,7 +522,7 @@ fn read_offset(rest: &mut &str, form: OffsetForm) -> Option<i32> {
         .then_some(sign * (hours * 3600 + minutes * 60 + seconds))
 }
 
-/// The length of a zone's abbreviation at the front of `text`.
+/// Returns the length of a zone abbreviation at the start of `text`.
 fn zone_length(text: &str) -> Option<usize> {
     if text.starts_with("ChST") || text.starts_with("MeST") {
         return Some(4);
@@ -528,7 +530,7 @@ fn zone_length(text: &str) -> Option<usize> {
     if let Some(after) = text.strip_prefix("GMT") {
         let signed = after.strip_prefix(['+', '-']).unwrap_or_default();
         let digits = signed.chars().take_while(char::is_ascii_digit).count();
-        // As in Go, of hours that no zone has the digits do not belong to the abbreviation.
+        // Like Go, digits of an impossible hour are not part of the abbreviation.
         let hours = signed.get(..digits).filter(|digits| digits.len() <= 2);
         let is_zone = hours
             .and_then(|hours| hours.parse::<u8>().ok())

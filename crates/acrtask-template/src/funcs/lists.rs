@@ -1,4 +1,4 @@
-//! Lists. None is ever changed: every function gives a new one.
+//! Lists. They are immutable, so every function returns a new one.
 
 use super::{
     Env, Function, Outcome, functions, int_at,
@@ -13,18 +13,18 @@ use crate::{
 };
 
 pub(crate) static TABLE: &[Function] = functions! {
-    "list" (; Any) |env, args| env.list(Element::Any, args.to_vec());
-    "tuple" (; Any) |env, args| env.list(Element::Any, args.to_vec());
+    "list" (; Any) |env, args| env.new_list(Element::Any, args.to_vec());
+    "tuple" (; Any) |env, args| env.new_list(Element::Any, args.to_vec());
     "append" (Any, Any) append;
     "mustAppend" (Any, Any) append;
     "push" (Any, Any) append;
     "mustPush" (Any, Any) append;
     "prepend" (Any, Any) prepend;
     "mustPrepend" (Any, Any) prepend;
-    "first" (Any) |_, args| Ok(element(list_at(args, 0, "Cannot find first on type")?.items().first()));
-    "mustFirst" (Any) |_, args| Ok(element(list_at(args, 0, "Cannot find first on type")?.items().first()));
-    "last" (Any) |_, args| Ok(element(list_at(args, 0, "Cannot find last on type")?.items().last()));
-    "mustLast" (Any) |_, args| Ok(element(list_at(args, 0, "Cannot find last on type")?.items().last()));
+    "first" (Any) |_, args| Ok(item_or_nil(list_at(args, 0, "Cannot find first on type")?.items().first()));
+    "mustFirst" (Any) |_, args| Ok(item_or_nil(list_at(args, 0, "Cannot find first on type")?.items().first()));
+    "last" (Any) |_, args| Ok(item_or_nil(list_at(args, 0, "Cannot find last on type")?.items().last()));
+    "mustLast" (Any) |_, args| Ok(item_or_nil(list_at(args, 0, "Cannot find last on type")?.items().last()));
     "rest" (Any) rest;
     "mustRest" (Any) rest;
     "initial" (Any) initial;
@@ -64,14 +64,14 @@ fn list_at<'a>(args: &'a [Value], index: usize, message: &str) -> Result<&'a Lis
     }
 }
 
-fn element(item: Option<&Value>) -> Value {
+fn item_or_nil(item: Option<&Value>) -> Value {
     item.map_or(Value::NilField, Value::as_field)
 }
 
 fn append(env: &mut Env, args: &[Value]) -> Outcome {
     let mut items = list_at(args, 0, "Cannot push on type")?.items().to_vec();
     items.push(value_at(args, 1).clone());
-    env.list(Element::Any, items)
+    env.new_list(Element::Any, items)
 }
 
 fn prepend(env: &mut Env, args: &[Value]) -> Outcome {
@@ -80,20 +80,20 @@ fn prepend(env: &mut Env, args: &[Value]) -> Outcome {
         .chain(list.items())
         .cloned()
         .collect();
-    env.list(Element::Any, items)
+    env.new_list(Element::Any, items)
 }
 
 fn rest(env: &mut Env, args: &[Value]) -> Outcome {
     match list_at(args, 0, "Cannot find rest on type")?.items() {
         [] => Ok(Value::List(List::nil(Element::Any))),
-        [_, rest @ ..] => env.list(Element::Any, rest.to_vec()),
+        [_, rest @ ..] => env.new_list(Element::Any, rest.to_vec()),
     }
 }
 
 fn initial(env: &mut Env, args: &[Value]) -> Outcome {
     match list_at(args, 0, "Cannot find initial on type")?.items() {
         [] => Ok(Value::List(List::nil(Element::Any))),
-        [initial @ .., _] => env.list(Element::Any, initial.to_vec()),
+        [initial @ .., _] => env.new_list(Element::Any, initial.to_vec()),
     }
 }
 
@@ -104,7 +104,7 @@ fn reverse(env: &mut Env, args: &[Value]) -> Outcome {
         .rev()
         .cloned()
         .collect();
-    env.list(Element::Any, items)
+    env.new_list(Element::Any, items)
 }
 
 fn compact(env: &mut Env, args: &[Value]) -> Outcome {
@@ -115,7 +115,7 @@ fn compact(env: &mut Env, args: &[Value]) -> Outcome {
         .filter(|item| !is_empty(env, item))
         .cloned()
         .collect();
-    env.list(Element::Any, items)
+    env.new_list(Element::Any, items)
 }
 
 fn contains(env: &mut Env, items: &[Value], needle: &Value) -> Result<bool, Fault> {
@@ -134,7 +134,7 @@ fn uniq(env: &mut Env, args: &[Value]) -> Outcome {
             items.push(item.clone());
         }
     }
-    env.list(Element::Any, items)
+    env.new_list(Element::Any, items)
 }
 
 fn without(env: &mut Env, args: &[Value]) -> Outcome {
@@ -145,7 +145,7 @@ fn without(env: &mut Env, args: &[Value]) -> Outcome {
             items.push(item.clone());
         }
     }
-    env.list(Element::Any, items)
+    env.new_list(Element::Any, items)
 }
 
 fn has(env: &mut Env, args: &[Value]) -> Outcome {
@@ -192,7 +192,7 @@ fn concat(env: &mut Env, args: &[Value]) -> Outcome {
     if items.is_empty() {
         return Ok(Value::List(List::nil(Element::Any)));
     }
-    env.list(Element::Any, items)
+    env.new_list(Element::Any, items)
 }
 
 fn chunk(env: &mut Env, args: &[Value]) -> Outcome {
@@ -203,25 +203,25 @@ fn chunk(env: &mut Env, args: &[Value]) -> Outcome {
     };
     let mut chunks = Vec::new();
     for part in list.items().chunks(size) {
-        chunks.push(env.list(Element::Any, part.to_vec())?);
+        chunks.push(env.new_list(Element::Any, part.to_vec())?);
     }
-    env.list(Element::AnyList, chunks)
+    env.new_list(Element::AnyList, chunks)
 }
 
 fn sort_alpha(env: &mut Env, args: &[Value]) -> Outcome {
     let mut texts = match value_at(args, 0) {
-        // What is no list becomes a list of itself, nothing included.
+        // Any other value becomes a list with itself, and so does a missing one.
         value if value.is_nil() => vec!["<nil>".to_owned()],
         value => strings::texts_of(env, value)?,
     };
     env.meter
-        .step(texts.len() as u64 * u64::from(texts.len().max(1).ilog2() + 1))?;
+        .charge_steps(texts.len() as u64 * u64::from(texts.len().max(1).ilog2() + 1))?;
     texts.sort_unstable();
-    env.texts(texts.iter().map(String::as_str))
+    env.new_texts(texts.iter().map(String::as_str))
 }
 
-/// The integers from `start` to `stop`, without it.
-fn steps(env: &mut Env, start: i64, stop: i64, step: i64) -> Result<Vec<i64>, Fault> {
+/// Returns the integers from `start` to `stop`, without `stop`.
+fn integers_between(env: &mut Env, start: i64, stop: i64, step: i64) -> Result<Vec<i64>, Fault> {
     if step == 0 || (stop < start) != (step < 0) {
         return Ok(Vec::new());
     }
@@ -230,7 +230,7 @@ fn steps(env: &mut Env, start: i64, stop: i64, step: i64) -> Result<Vec<i64>, Fa
     let bytes = usize::try_from(count)
         .unwrap_or(usize::MAX)
         .saturating_mul(size_of::<Value>());
-    env.meter.allocate(bytes)?;
+    env.meter.charge_memory(bytes)?;
     let mut items = Vec::new();
     let mut next = Some(start);
     while let Some(item) = next.filter(|item| if step > 0 { *item < stop } else { *item > stop }) {
@@ -241,25 +241,26 @@ fn steps(env: &mut Env, start: i64, stop: i64, step: i64) -> Result<Vec<i64>, Fa
 }
 
 fn until_step(env: &mut Env, start: i64, stop: i64, step: i64) -> Outcome {
-    let items = steps(env, start, stop, step)?;
-    env.list(Element::Int, items.into_iter().map(Value::Int).collect())
+    let items = integers_between(env, start, stop, step)?;
+    env.new_list(Element::Int, items.into_iter().map(Value::Int).collect())
 }
 
-/// As the program `seq`: last; first and last; first, step and last. The last is included.
+/// Formats integers like the program `seq`: last; first and last; first, step and last. Includes
+/// the last one.
 fn seq(env: &mut Env, args: &[Value]) -> Outcome {
     let (start, step, end) = match args.len() {
         1 => (1, None, int_at(args, 0)),
         2 => (int_at(args, 0), None, int_at(args, 1)),
         3 => (int_at(args, 0), Some(int_at(args, 1)), int_at(args, 2)),
-        _ => return env.text(""),
+        _ => return env.new_text(""),
     };
     let direction = if end < start { -1 } else { 1 };
     let step = step.unwrap_or(direction);
     if direction < 0 && step > 0 {
-        return env.text("");
+        return env.new_text("");
     }
-    let items = steps(env, start, end.saturating_add(direction), step)?;
-    env.write(|out| {
+    let items = integers_between(env, start, end.saturating_add(direction), step)?;
+    env.write_text(|out| {
         for (index, item) in items.iter().enumerate() {
             if index > 0 {
                 out.push(" ")?;

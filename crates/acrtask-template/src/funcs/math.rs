@@ -1,4 +1,4 @@
-//! Numbers. Integers are `int64` and wrap; floats are computed in decimal, as Sprig does.
+//! Numbers. Integers are `int64` and wrap around. Floats are computed in decimal, as in Sprig.
 
 use super::{Env, Function, Outcome, functions, int_at, value_at};
 use crate::{error::Fault, format, literal, value::Value};
@@ -14,7 +14,7 @@ pub(crate) static TABLE: &[Function] = functions! {
         };
         Ok(Value::Int(number))
     };
-    // The octal digits of a file mode as a number.
+    // Reads the octal digits of a file mode.
     "toDecimal" (Any) |env, args| {
         let text = format::display(env, value_at(args, 0))?;
         Ok(Value::Int64(i64::from_str_radix(&text, 8).unwrap_or(0)))
@@ -23,26 +23,28 @@ pub(crate) static TABLE: &[Function] = functions! {
     "add" (; Any) |_, args| Ok(Value::Int64(args.iter().map(to_int).fold(0, i64::wrapping_add)));
     "sub" (Any, Any) |_, args| Ok(Value::Int64(to_int(value_at(args, 0)).wrapping_sub(to_int(value_at(args, 1)))));
     "mul" (Any; Any) |_, args| Ok(Value::Int64(args.iter().map(to_int).fold(1, i64::wrapping_mul)));
-    "div" (Any, Any) |_, args| divided(args, i64::wrapping_div);
-    "mod" (Any, Any) |_, args| divided(args, i64::wrapping_rem);
+    "div" (Any, Any) |_, args| divide_integers(args, i64::wrapping_div);
+    "mod" (Any, Any) |_, args| divide_integers(args, i64::wrapping_rem);
     "max" (Any; Any) |_, args| Ok(Value::Int64(args.iter().map(to_int).max().unwrap_or(0)));
     "biggest" (Any; Any) |_, args| Ok(Value::Int64(args.iter().map(to_int).max().unwrap_or(0)));
     "min" (Any; Any) |_, args| Ok(Value::Int64(args.iter().map(to_int).min().unwrap_or(0)));
-    "maxf" (Any; Any) |_, args| Ok(Value::Float(extreme(args, |next, found| next > found)));
-    "minf" (Any; Any) |_, args| Ok(Value::Float(extreme(args, |next, found| next < found)));
+    "maxf" (Any; Any) |_, args| Ok(Value::Float(find_extreme(args, |next, found| next > found)));
+    "minf" (Any; Any) |_, args| Ok(Value::Float(find_extreme(args, |next, found| next < found)));
     "floor" (Any) |_, args| Ok(Value::Float(to_float(value_at(args, 0)).floor()));
     "ceil" (Any) |_, args| Ok(Value::Float(to_float(value_at(args, 0)).ceil()));
     "round" (Any, Int; Float) round;
-    "add1f" (Any) |env, args| decimals(env, &[value_at(args, 0).clone(), Value::Int(1)], None, Decimal::plus);
-    "addf" (; Any) |env, args| decimals(env, args, Some(Value::Int(0)), Decimal::plus);
-    "subf" (Any; Any) |env, args| decimals(env, args, None, Decimal::minus);
-    "mulf" (Any; Any) |env, args| decimals(env, args, None, Decimal::times);
-    "divf" (Any; Any) |env, args| decimals(env, args, None, Decimal::over);
+    "add1f" (Any) |env, args| fold_decimals(env, &[value_at(args, 0).clone(), Value::Int(1)], None, Decimal::plus);
+    "addf" (; Any) |env, args| fold_decimals(env, args, Some(Value::Int(0)), Decimal::plus);
+    "subf" (Any; Any) |env, args| fold_decimals(env, args, None, Decimal::minus);
+    "mulf" (Any; Any) |env, args| fold_decimals(env, args, None, Decimal::times);
+    "divf" (Any; Any) |env, args| fold_decimals(env, args, None, Decimal::divided_by);
 };
 
-/// A value as an integer: a text's number (0 where it is none), a float without its fraction, true as 1.
+/// Converts a value to an integer. A float is truncated, and true is 1. A text gives its number, or
+/// 0.
 ///
-/// A text is read in base ten, as Sprig 2.22 does; where that fails as Sprig 3 does: `0x10`, `1_000`, `5.0`.
+/// A text is read in base ten, like Sprig 2.22. If that fails, it is read like Sprig 3: `0x10`,
+/// `1_000`, `5.0`.
 #[allow(clippy::cast_possible_truncation, reason = "Go cuts as well")]
 pub(crate) fn to_int(value: &Value) -> i64 {
     match value {
@@ -50,7 +52,8 @@ pub(crate) fn to_int(value: &Value) -> i64 {
         Value::Month(value) | Value::Weekday(value) => i64::from(*value),
         Value::Uint8(value) => i64::from(*value),
         Value::Uint64(value) => i64::try_from(*value).unwrap_or(i64::MAX),
-        // What does not fit is the smallest integer, as on the processors that tasks run on.
+        // A float that does not fit gives the smallest integer, as on the processors that run
+        // tasks.
         Value::Float(value) if *value >= -9.3e18 && *value < 9_223_372_036_854_775_808.0 => {
             *value as i64
         }
@@ -85,14 +88,14 @@ fn to_float(value: &Value) -> f64 {
     }
 }
 
-fn divided(args: &[Value], divide: fn(i64, i64) -> i64) -> Outcome {
+fn divide_integers(args: &[Value], divide: fn(i64, i64) -> i64) -> Outcome {
     match to_int(value_at(args, 1)) {
         0 => Err(Fault::call("runtime error: integer divide by zero")),
         divisor => Ok(Value::Int64(divide(to_int(value_at(args, 0)), divisor))),
     }
 }
 
-fn extreme(args: &[Value], better: fn(f64, f64) -> bool) -> f64 {
+fn find_extreme(args: &[Value], better: fn(f64, f64) -> bool) -> f64 {
     let mut found = to_float(value_at(args, 0));
     for value in args.iter().skip(1).map(to_float) {
         if value.is_nan() || better(value, found) {
@@ -102,7 +105,7 @@ fn extreme(args: &[Value], better: fn(f64, f64) -> bool) -> f64 {
     found
 }
 
-/// Half is rounded up; the third argument says from which fraction on.
+/// Rounds half up. The third argument replaces the fraction from which it rounds up.
 fn round(_: &mut Env, args: &[Value]) -> Outcome {
     let from = match args.get(2) {
         Some(Value::Float(from)) => *from,
@@ -119,18 +122,18 @@ fn round(_: &mut Env, args: &[Value]) -> Outcome {
     Ok(Value::Float(rounded / power))
 }
 
-/// A number in decimal: `digits * 10^exponent`. Beyond 38 digits the last ones are lost.
+/// A decimal number: `digits * 10^exponent`. Digits beyond 38 are lost.
 #[derive(Debug, Clone, Copy)]
 struct Decimal {
     digits: i128,
     exponent: i32,
 }
 
-/// Digits after the point that a quotient has.
+/// Number of digits of a quotient after the point.
 const QUOTIENT_PLACES: i32 = 16;
 
 impl Decimal {
-    /// The shortest decimal that reads back as `number`.
+    /// Returns the shortest decimal that parses to `number`.
     fn from(number: f64) -> Result<Self, Fault> {
         if !number.is_finite() {
             return Err(Fault::call(format!(
@@ -154,8 +157,8 @@ impl Decimal {
             .unwrap_or(0.0)
     }
 
-    /// Both with the smaller exponent; nothing where that takes too many digits.
-    fn aligned(self, other: Self) -> Option<(i128, i128, i32)> {
+    /// Brings both numbers to the smaller exponent. `None` if that needs too many digits.
+    fn align_exponents(self, other: Self) -> Option<(i128, i128, i32)> {
         let exponent = self.exponent.min(other.exponent);
         let scale = |number: Self| {
             let places = u32::try_from(number.exponent - exponent).ok()?;
@@ -170,7 +173,7 @@ impl Decimal {
 
     fn plus(self, other: Self) -> Result<Self, Fault> {
         match self
-            .aligned(other)
+            .align_exponents(other)
             .and_then(|(left, right, exponent)| Some((left.checked_add(right)?, exponent)))
         {
             Some((digits, exponent)) => Ok(Self { digits, exponent }),
@@ -195,11 +198,11 @@ impl Decimal {
         }
     }
 
-    fn over(self, other: Self) -> Result<Self, Fault> {
+    fn divided_by(self, other: Self) -> Result<Self, Fault> {
         if other.digits == 0 {
             return Err(Fault::call("decimal division by 0"));
         }
-        // digits/digits * 10^(exponents), to 16 places, half away from zero.
+        // The quotient has 16 places and is rounded half away from zero.
         let shift = self.exponent - other.exponent + QUOTIENT_PLACES;
         let scaled = 10_i128.checked_pow(shift.unsigned_abs());
         let operands = scaled.and_then(|scale| {
@@ -226,13 +229,13 @@ impl Decimal {
     }
 }
 
-fn decimals(
+fn fold_decimals(
     env: &mut Env,
     args: &[Value],
     start: Option<Value>,
     operate: fn(Decimal, Decimal) -> Result<Decimal, Fault>,
 ) -> Outcome {
-    env.meter.step(args.len() as u64 * 4)?;
+    env.meter.charge_steps(args.len() as u64 * 4)?;
     let mut numbers = start
         .iter()
         .chain(args)

@@ -1,17 +1,19 @@
-//! The functions that a template can call: Go's built-in ones and Sprig's.
+//! Functions that a template can call: Go's built-in ones and Sprig's.
 //!
-//! # Which
+//! # Selection
 //!
-//! The names are those of Sprig 3's `TxtFuncMap` (a superset of 2.22, which the reference executor uses), less the ones
-//! in [`LEFT_OUT`]. `b64enc` of nothing gives the empty text, as the reference executor has it. Where Sprig 2.22 and 3
-//! read the same text as different numbers (`int "08"`), 2.22's reading is taken.
+//! The names are those of Sprig 3's `TxtFuncMap`, without the ones in [`LEFT_OUT`]. They include
+//! those of 2.22, the version of the reference executor. `b64enc` of a missing value gives the
+//! empty text, like in the reference executor. If Sprig 2.22 and 3 read a text as different numbers
+//! (`int "08"`), 2.22 decides.
 //!
 //! # Rules for a function
 //!
-//! Its arguments were counted and have the types of its parameters. It charges the meter before it makes anything
-//! larger than what it was given.
+//! The number and types of the arguments are checked before a call. A function charges the meter
+//! before it makes anything larger than its arguments.
 
 pub(crate) mod builtins;
+pub(crate) mod case;
 pub(crate) mod date;
 pub(crate) mod dicts;
 pub(crate) mod encoding;
@@ -25,7 +27,6 @@ pub(crate) mod semver;
 pub(crate) mod strings;
 pub(crate) mod types;
 pub(crate) mod url;
-pub(crate) mod words;
 
 use std::{
     collections::BTreeMap,
@@ -39,7 +40,7 @@ use crate::{
     value::{Element, Entries, Heap, List, MapRef, Value},
 };
 
-/// What functions work with besides their arguments.
+/// The state that functions use besides their arguments.
 pub(crate) struct Env {
     pub(crate) heap: Heap,
     pub(crate) meter: Meter,
@@ -78,7 +79,7 @@ impl Param {
         }
     }
 
-    /// The word for this parameter in a usage line.
+    /// Returns the placeholder of this parameter in a usage line.
     fn word(self) -> &'static str {
         match self {
             Self::Any => "VALUE",
@@ -99,7 +100,7 @@ type Call = fn(&mut Env, &[Value]) -> Outcome;
 #[derive(Clone, Copy)]
 pub(crate) enum Body {
     Plain(Call),
-    /// `and`, `or`: arguments are evaluated until one has this truth.
+    /// Body of `and` and `or`. Arguments are evaluated until one has the truth `stops_at`.
     ShortCircuit {
         stops_at: bool,
     },
@@ -108,7 +109,7 @@ pub(crate) enum Body {
 pub(crate) struct Function {
     pub(crate) name: &'static str,
     pub(crate) params: &'static [Param],
-    /// The type of any number of further arguments.
+    /// Type of any number of further arguments.
     pub(crate) rest: Option<Param>,
     pub(crate) body: Body,
 }
@@ -120,7 +121,7 @@ impl std::fmt::Debug for Function {
 }
 
 impl Function {
-    /// How it is called, for messages.
+    /// Returns the usage of the function for messages.
     pub(crate) fn usage(&self) -> String {
         let mut usage = format!("usage: `{}", self.name);
         for param in self.params {
@@ -135,7 +136,7 @@ impl Function {
     }
 }
 
-/// A table of functions: `"name" (Types; Rest) body`.
+/// Defines a table of functions: `"name" (Types; Rest) body`.
 macro_rules! functions {
     ($($name:literal ($($param:ident),* $(; $rest:ident)?) $body:expr;)*) => {
         &[$($crate::funcs::Function {
@@ -154,7 +155,7 @@ static TABLES: [&[Function]; 15] = [
     builtins::TABLE,
     builtins::SHORT_CIRCUIT,
     strings::TABLE,
-    words::TABLE,
+    case::TABLE,
     lists::TABLE,
     dicts::TABLE,
     math::TABLE,
@@ -171,18 +172,18 @@ static TABLES: [&[Function]; 15] = [
 static BY_NAME: LazyLock<BTreeMap<&'static str, &'static Function>> = LazyLock::new(|| {
     let mut functions = BTreeMap::new();
     for function in TABLES.into_iter().flatten() {
-        // Sprig's function of a name stands before Go's own: `slice` is the one such name.
+        // Sprig's functions replace Go's of the same name. The only such name is `slice`.
         functions.insert(function.name, function);
     }
     functions
 });
 
-/// The function of this name.
-pub(crate) fn find(name: &str) -> Option<&'static Function> {
+/// Returns the function with this name.
+pub(crate) fn find_function(name: &str) -> Option<&'static Function> {
     BY_NAME.get(name).copied()
 }
 
-/// The method of this name of a value's type; its first parameter is the value.
+/// Returns the method of a value's type with this name. Its first parameter is the value.
 pub(crate) fn find_method(receiver: &Value, name: &str) -> Option<&'static Function> {
     let table: &'static [Function] = match receiver {
         Value::Time(_) => date::TIME_METHODS,
@@ -194,7 +195,7 @@ pub(crate) fn find_method(receiver: &Value, name: &str) -> Option<&'static Funct
     table.iter().find(|method| method.name == name)
 }
 
-/// The names of all functions that a template can call, in alphabetical order.
+/// Returns the names of all functions that a template can call, in alphabetical order.
 pub fn function_names() -> impl Iterator<Item = &'static str> {
     BY_NAME.keys().copied()
 }
@@ -205,11 +206,11 @@ const MAKES_SECRETS: &str =
 const IS_RANDOM: &str =
     "the same file must render to the same steps each time; for a name of its own use `.Run.ID`";
 
-/// Functions of Sprig that do not exist here, with the reason.
+/// Functions of Sprig that are not supported, with the reason.
 pub const LEFT_OUT: &[(&str, &str)] = &[
     ("bcrypt", MAKES_SECRETS),
     ("buildCustomCert", MAKES_SECRETS),
-    ("call", "there are no values that are functions"),
+    ("call", "a value cannot be a function"),
     ("decryptAES", MAKES_SECRETS),
     ("derivePassword", MAKES_SECRETS),
     ("encryptAES", MAKES_SECRETS),
@@ -234,7 +235,7 @@ pub const LEFT_OUT: &[(&str, &str)] = &[
     ("uuidv4", IS_RANDOM),
 ];
 
-/// What to do about a function that does not exist. `path_follows`: a field follows, as in `Values.x`.
+/// Returns help for an unknown function. `path_follows`: a field follows, as in `Values.x`.
 pub(crate) fn help_for_unknown(name: &str, path_follows: bool) -> String {
     if let Some((_, reason)) = LEFT_OUT.iter().find(|(left_out, _)| *left_out == name) {
         return format!("`{name}` is left out: {reason}");
@@ -242,7 +243,7 @@ pub(crate) fn help_for_unknown(name: &str, path_follows: bool) -> String {
     if path_follows {
         return format!("a value begins with a dot: `.{name}`");
     }
-    // Comparing takes memory in proportion to the length; no function has a longer name.
+    // A comparison takes memory in proportion to the length. Every function has a shorter name.
     let comparable = if name.len() <= 40 { name } else { "" };
     let nearest = function_names()
         .map(|candidate| {
@@ -258,15 +259,16 @@ pub(crate) fn help_for_unknown(name: &str, path_follows: bool) -> String {
     match nearest {
         Some((_, candidate)) => format!("did you mean `{candidate}`?"),
         None => format!(
-            "a value of the run begins with a dot: `{{{{.Values.{name}}}}}`; braces that another program is to see are \
-             written ``{{{{`{{{{{name}}}}}`}}}}``"
+            "a value of the run begins with a dot: `{{{{.Values.{name}}}}}`; write braces for another \
+             program as ``{{{{`{{{{{name}}}}}`}}}}``"
         ),
     }
 }
 
-// What follows reads arguments. Their types were checked against the parameters, so that the fallbacks are never met.
+// The following functions read arguments. Types are already checked, so the fallbacks are never
+// used.
 
-/// The text at `index`.
+/// Returns the text at `index`.
 pub(crate) fn text_at(args: &[Value], index: usize) -> &Arc<str> {
     static EMPTY: LazyLock<Arc<str>> = LazyLock::new(|| "".into());
     match args.get(index) {
@@ -275,7 +277,7 @@ pub(crate) fn text_at(args: &[Value], index: usize) -> &Arc<str> {
     }
 }
 
-/// The integer at `index`.
+/// Returns the integer at `index`.
 pub(crate) fn int_at(args: &[Value], index: usize) -> i64 {
     match args.get(index) {
         Some(Value::Int(value) | Value::Int64(value)) => *value,
@@ -283,12 +285,12 @@ pub(crate) fn int_at(args: &[Value], index: usize) -> i64 {
     }
 }
 
-/// The value at `index`.
+/// Returns the value at `index`.
 pub(crate) fn value_at(args: &[Value], index: usize) -> &Value {
     args.get(index).unwrap_or(&Value::Nil)
 }
 
-/// The map at `index`; nothing where it is nil.
+/// Returns the map at `index`. `None` if it is nil.
 pub(crate) fn map_at(args: &[Value], index: usize) -> Option<MapRef> {
     match args.get(index) {
         Some(Value::Map(map)) => Some(*map),
@@ -296,55 +298,55 @@ pub(crate) fn map_at(args: &[Value], index: usize) -> Option<MapRef> {
     }
 }
 
-/// A length as Go's `int`.
-pub(crate) fn int(length: usize) -> Value {
+/// Converts a length to Go's `int`.
+pub(crate) fn int_value(length: usize) -> Value {
     Value::Int(i64::try_from(length).unwrap_or(i64::MAX))
 }
 
 impl Env {
-    /// A new text value, charged for.
-    pub(crate) fn text(&mut self, text: impl AsRef<str>) -> Outcome {
-        self.meter.text(text.as_ref().len())?;
+    /// Creates a text value and charges its memory.
+    pub(crate) fn new_text(&mut self, text: impl AsRef<str>) -> Outcome {
+        self.meter.charge_text(text.as_ref().len())?;
         Ok(Value::text(text.as_ref()))
     }
 
-    /// A new list value, charged for.
-    pub(crate) fn list(&mut self, element: Element, items: Vec<Value>) -> Outcome {
+    /// Creates a list value and charges its memory.
+    pub(crate) fn new_list(&mut self, element: Element, items: Vec<Value>) -> Outcome {
         Ok(Value::List(List::new(&mut self.meter, element, items)?))
     }
 
-    /// A new list of texts.
-    pub(crate) fn texts<'t>(&mut self, texts: impl IntoIterator<Item = &'t str>) -> Outcome {
+    /// Creates a list of texts and charges its memory.
+    pub(crate) fn new_texts<'t>(&mut self, texts: impl IntoIterator<Item = &'t str>) -> Outcome {
         let mut items = Vec::new();
         for text in texts {
-            self.meter.allocate(text.len() + size_of::<Value>())?;
+            self.meter.charge_memory(text.len() + size_of::<Value>())?;
             items.push(Value::text(text));
         }
-        self.list(Element::Text, items)
+        self.new_list(Element::Text, items)
     }
 
-    /// A new map value, charged for.
-    pub(crate) fn map(&mut self, element: Element, entries: Entries) -> Outcome {
-        Ok(Value::Map(self.heap.add(
+    /// Creates a map value and charges its memory.
+    pub(crate) fn new_map(&mut self, element: Element, entries: Entries) -> Outcome {
+        Ok(Value::Map(self.heap.add_map(
             &mut self.meter,
             element,
             entries,
         )?))
     }
 
-    /// The entries of a map as they are now, for a walk during which the map may change.
-    pub(crate) fn entries(&mut self, map: MapRef) -> Result<Vec<(Arc<str>, Value)>, Fault> {
+    /// Copies the entries of a map, for a loop during which the map may change.
+    pub(crate) fn copy_entries(&mut self, map: MapRef) -> Result<Vec<(Arc<str>, Value)>, Fault> {
         let entries = self.heap.get(map);
         self.meter
-            .allocate(entries.len() * size_of::<(Arc<str>, Value)>())?;
+            .charge_memory(entries.len() * size_of::<(Arc<str>, Value)>())?;
         Ok(entries
             .iter()
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect())
     }
 
-    /// A text written piece by piece.
-    pub(crate) fn write(
+    /// Creates a text that `write` adds piece by piece.
+    pub(crate) fn write_text(
         &mut self,
         write: impl FnOnce(&mut Writer<'_>) -> Result<(), Fault>,
     ) -> Outcome {

@@ -1,17 +1,17 @@
-//! Slash-separated paths; the `os` ones are the same on the systems that tasks run on.
+//! Slash-separated paths. The `os` functions are the same on the systems that run tasks.
 
 use super::{Function, functions, text_at};
 use crate::value::Value;
 
 pub(crate) static TABLE: &[Function] = functions! {
-    "base" (Text) |env, args| env.text(base(text_at(args, 0)));
-    "osBase" (Text) |env, args| env.text(base(text_at(args, 0)));
-    "dir" (Text) |env, args| env.text(dir(text_at(args, 0)));
-    "osDir" (Text) |env, args| env.text(dir(text_at(args, 0)));
-    "ext" (Text) |env, args| env.text(ext(text_at(args, 0)));
-    "osExt" (Text) |env, args| env.text(ext(text_at(args, 0)));
-    "clean" (Text) |env, args| env.text(clean(text_at(args, 0)));
-    "osClean" (Text) |env, args| env.text(clean(text_at(args, 0)));
+    "base" (Text) |env, args| env.new_text(base(text_at(args, 0)));
+    "osBase" (Text) |env, args| env.new_text(base(text_at(args, 0)));
+    "dir" (Text) |env, args| env.new_text(dir(text_at(args, 0)));
+    "osDir" (Text) |env, args| env.new_text(dir(text_at(args, 0)));
+    "ext" (Text) |env, args| env.new_text(ext(text_at(args, 0)));
+    "osExt" (Text) |env, args| env.new_text(ext(text_at(args, 0)));
+    "clean" (Text) |env, args| env.new_text(clean(text_at(args, 0)));
+    "osClean" (Text) |env, args| env.new_text(clean(text_at(args, 0)));
     "isAbs" (Text) |_, args| Ok(Value::Bool(text_at(args, 0).starts_with('/')));
     "osIsAbs" (Text) |_, args| Ok(Value::Bool(text_at(args, 0).starts_with('/')));
 };
@@ -36,7 +36,7 @@ fn ext(path: &str) -> &str {
     name.rfind('.').map_or("", |dot| &name[dot..])
 }
 
-/// The shortest path of the same meaning, as far as its text tells.
+/// Returns the shortest equivalent path, without looking it up.
 fn clean(path: &str) -> String {
     let rooted = path.starts_with('/');
     let mut parts: Vec<&str> = Vec::new();

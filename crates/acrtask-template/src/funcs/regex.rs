@@ -1,7 +1,7 @@
 //! Regular expressions, in linear time.
 //!
-//! Go's syntax is RE2's; the `regex` crate reads the same but for a few escapes, which are translated.
-//! Left out: one name for two groups.
+//! Go has RE2's syntax. The `regex` crate accepts the same syntax except for a few escapes, which
+//! are translated. Left out: one name for two groups.
 
 use std::ops::Range;
 
@@ -15,19 +15,19 @@ use crate::{
     value::{Element, List, Value},
 };
 
-/// Bytes that a compiled expression may take, and the cache of its automaton.
+/// Maximum size of a compiled expression and of the cache of its automaton, in bytes.
 const MAX_COMPILED: usize = 256 << 10;
-/// Longest expression in bytes: compiling is what takes time.
+/// Maximum length of an expression in bytes. Compiling takes most of the time.
 const MAX_EXPRESSION: usize = 1000;
 
 pub(crate) static TABLE: &[Function] = functions! {
-    // Sprig's `regexMatch` takes an expression that does not parse for one that does not match.
-    "regexMatch" (Text, Text) |env, args| match compiled(env, text_at(args, 0), text_at(args, 1)) {
+    // For Sprig's `regexMatch`, an invalid expression does not match.
+    "regexMatch" (Text, Text) |env, args| match compile(env, text_at(args, 0), text_at(args, 1)) {
         Err(fault) if fault.kind == crate::error::FaultKind::Call => Ok(Value::Bool(false)),
         regex => Ok(Value::Bool(regex?.regex.is_match(text_at(args, 1)))),
     };
     "mustRegexMatch" (Text, Text) |env, args| {
-        Ok(Value::Bool(compiled(env, text_at(args, 0), text_at(args, 1))?.regex.is_match(text_at(args, 1))))
+        Ok(Value::Bool(compile(env, text_at(args, 0), text_at(args, 1))?.regex.is_match(text_at(args, 1))))
     };
     "regexFind" (Text, Text) find;
     "mustRegexFind" (Text, Text) find;
@@ -47,18 +47,19 @@ pub(crate) static TABLE: &[Function] = functions! {
             }
             out.push(c);
         }
-        env.text(out)
+        env.new_text(out)
     };
 };
 
-/// A compiled expression, and what running it may cost.
+/// A compiled expression with an estimate of its cost.
 struct Compiled {
     regex: Regex,
-    /// About how many states its automaton has.
+    /// Approximate number of states of its automaton.
     states: u64,
 }
 
-/// About how many states the automaton of `expression` has: its length times all the counts in it, `a{2,30}`.
+/// Estimates the number of states of an automaton: the length of `expression` times all its counts,
+/// `a{2,30}`.
 fn estimated_states(expression: &str) -> u64 {
     let mut states = expression.len() as u64;
     for part in expression.split('{').skip(1) {
@@ -72,27 +73,28 @@ fn estimated_states(expression: &str) -> u64 {
     states
 }
 
-/// Compiles `expression` and charges for running it once over `text`.
-fn compiled(env: &mut Env, expression: &str, text: &str) -> Result<Compiled, Fault> {
+/// Compiles `expression`, and charges for running it once over `text`.
+fn compile(env: &mut Env, expression: &str, text: &str) -> Result<Compiled, Fault> {
     if expression.len() > MAX_EXPRESSION {
         return Err(Fault::limit(format!(
             "the regular expression is longer than {MAX_EXPRESSION} bytes"
         )));
     }
     let states = estimated_states(expression);
-    // Compiling takes as long as some hundred steps even where little is to be done; classes of Unicode are large.
+    // Compiling costs at least some hundred units of work. Unicode classes are large.
     let classes = expression.matches(r"\p").count() + expression.matches(r"\P").count();
     env.meter
-        .step((200 + classes as u64 * 2_000).saturating_add(states.saturating_mul(20)))?;
-    // At worst every state is looked at for every byte, some 30 of them in the time of a step.
+        .charge_steps((200 + classes as u64 * 2_000).saturating_add(states.saturating_mul(20)))?;
+    // In the worst case, every byte visits every state. About 30 visits take the time of a unit of
+    // work.
     env.meter
-        .step((text.len() as u64).saturating_mul(1 + states / 32))?;
-    let regex = build(expression)?;
+        .charge_steps((text.len() as u64).saturating_mul(1 + states / 32))?;
+    let regex = build_regex(expression)?;
     Ok(Compiled { regex, states })
 }
 
-fn build(expression: &str) -> Result<Regex, Fault> {
-    RegexBuilder::new(&translated(expression))
+fn build_regex(expression: &str) -> Result<Regex, Fault> {
+    RegexBuilder::new(&translate_syntax(expression))
         .size_limit(MAX_COMPILED)
         .dfa_size_limit(MAX_COMPILED)
         .nest_limit(50)
@@ -116,9 +118,9 @@ fn build(expression: &str) -> Result<Regex, Fault> {
         })
 }
 
-/// The few escapes that Go reads differently: in Go `\d`, `\w`, `\s` and `\b` know ASCII only, `\z` ends
-/// the text, and `\Q...\E` quotes.
-fn translated(expression: &str) -> String {
+/// Translates the escapes that Go reads differently. In Go, `\d`, `\w`, `\s` and `\b` match ASCII
+/// only, `\z` matches the end of the text, and `\Q...\E` quotes.
+fn translate_syntax(expression: &str) -> String {
     let mut out = String::with_capacity(expression.len() + 16);
     let mut rest = expression;
     let mut in_class = false;
@@ -157,7 +159,7 @@ fn translated(expression: &str) -> String {
                     out.push('^');
                     rest = after;
                 }
-                // A bracket right after the opening one stands for itself.
+                // A bracket directly after the opening one is literal.
                 if let Some(after) = rest.strip_prefix(']') {
                     out.push_str("\\]");
                     rest = after;
@@ -170,7 +172,7 @@ fn translated(expression: &str) -> String {
                     out.push_str(&rest[..class_end]);
                     rest = &rest[class_end..];
                 } else {
-                    // In Go a bracket inside a class is a bracket; here it would nest.
+                    // In Go, a bracket inside a class is literal. In this crate it would nest.
                     out.push_str("\\[");
                 }
             }
@@ -178,7 +180,7 @@ fn translated(expression: &str) -> String {
                 in_class = false;
                 out.push(']');
             }
-            // Here these would be set operations.
+            // The `regex` crate would read these as set operations.
             '&' | '~' if in_class => {
                 out.push('\\');
                 out.push(c);
@@ -191,8 +193,8 @@ fn translated(expression: &str) -> String {
 }
 
 fn find(env: &mut Env, args: &[Value]) -> Outcome {
-    let regex = compiled(env, text_at(args, 0), text_at(args, 1))?;
-    env.text(
+    let regex = compile(env, text_at(args, 0), text_at(args, 1))?;
+    env.new_text(
         regex
             .regex
             .find(text_at(args, 1))
@@ -200,12 +202,12 @@ fn find(env: &mut Env, args: &[Value]) -> Outcome {
     )
 }
 
-/// At most how many matches: a negative number is no bound.
-fn count(value: i64) -> usize {
+/// Returns the maximum number of matches. A negative number means no limit.
+fn match_limit(value: i64) -> usize {
     usize::try_from(value).unwrap_or(usize::MAX)
 }
 
-/// The matches in a text, as Go counts them: an empty one right behind another is none.
+/// The matches in a text, as Go counts them. An empty match directly after another one is skipped.
 struct Matches<'c, 't> {
     compiled: &'c Compiled,
     text: &'t str,
@@ -223,13 +225,13 @@ impl<'c, 't> Matches<'c, 't> {
         }
     }
 
-    /// The next match and its groups.
+    /// Returns the next match and its groups.
     ///
-    /// Charged: to find a short match the whole rest of the text may be read.
+    /// Charges for reading the rest of the text, which even a short match may need.
     fn next(&mut self, meter: &mut Meter) -> Result<Option<(Captures<'t>, Range<usize>)>, Fault> {
         while self.position <= self.text.len() {
             let rest = (self.text.len() - self.position) as u64;
-            meter.step(10 + rest.saturating_mul(self.compiled.states.max(16)) / 1024)?;
+            meter.charge_steps(10 + rest.saturating_mul(self.compiled.states.max(16)) / 1024)?;
             let Some(captures) = self.compiled.regex.captures_at(self.text, self.position) else {
                 break;
             };
@@ -253,26 +255,26 @@ impl<'c, 't> Matches<'c, 't> {
 }
 
 fn find_all(env: &mut Env, args: &[Value]) -> Outcome {
-    let regex = compiled(env, text_at(args, 0), text_at(args, 1))?;
+    let regex = compile(env, text_at(args, 0), text_at(args, 1))?;
     let mut items = Vec::new();
     let mut matches = Matches::new(&regex, text_at(args, 1));
-    while items.len() < count(int_at(args, 2)) {
+    while items.len() < match_limit(int_at(args, 2)) {
         let Some((_, found)) = matches.next(&mut env.meter)? else {
             break;
         };
-        env.meter.allocate(found.len() + size_of::<Value>())?;
+        env.meter.charge_memory(found.len() + size_of::<Value>())?;
         items.push(Value::text(&text_at(args, 1)[found]));
     }
     if items.is_empty() {
         return Ok(Value::List(List::nil(Element::Text)));
     }
-    env.list(Element::Text, items)
+    env.new_list(Element::Text, items)
 }
 
 fn replace_all(env: &mut Env, args: &[Value], expands: bool) -> Outcome {
     let (text, replacement) = (text_at(args, 1), text_at(args, 2));
-    let regex = compiled(env, text_at(args, 0), text)?;
-    env.write(|out| {
+    let regex = compile(env, text_at(args, 0), text)?;
+    env.write_text(|out| {
         let mut end = 0;
         let mut matches = Matches::new(&regex, text);
         while let Some((captures, found)) = matches.next(out.meter())? {
@@ -288,10 +290,10 @@ fn replace_all(env: &mut Env, args: &[Value], expands: bool) -> Outcome {
     })
 }
 
-/// Writes a replacement with `$1`, `${1}`, `$name` and `$$` filled in.
+/// Writes a replacement, and expands `$1`, `${1}`, `$name` and `$$` in it.
 fn expand(out: &mut Writer<'_>, captures: &Captures<'_>, replacement: &str) -> Result<(), Fault> {
-    // What is filled in may be empty: reading it all again for each match is what costs.
-    out.read(replacement.len().saturating_mul(2))?;
+    // The groups may be empty, so charge for reading the replacement itself for each match.
+    out.charge_read(replacement.len().saturating_mul(2))?;
     let mut rest = replacement;
     while let Some(dollar) = rest.find('$') {
         out.push(&rest[..dollar])?;
@@ -312,7 +314,7 @@ fn expand(out: &mut Writer<'_>, captures: &Captures<'_>, replacement: &str) -> R
             None => rest.split_at(rest.find(|c| !is_name(c)).unwrap_or(rest.len())),
         };
         if name.is_empty() {
-            // Not a reference: the dollar stands for itself.
+            // The dollar is not a reference, so it is literal.
             out.push("$")?;
             continue;
         }
@@ -328,18 +330,18 @@ fn expand(out: &mut Writer<'_>, captures: &Captures<'_>, replacement: &str) -> R
     out.push(rest)
 }
 
-/// `regexp.Split`.
+/// Splits a text like `regexp.Split`.
 fn split(env: &mut Env, args: &[Value]) -> Outcome {
     let text = text_at(args, 1);
     let limit = int_at(args, 2);
-    let regex = compiled(env, text_at(args, 0), text)?;
+    let regex = compile(env, text_at(args, 0), text)?;
     if limit == 0 {
         return Ok(Value::List(List::nil(Element::Text)));
     }
     if !text_at(args, 0).is_empty() && text.is_empty() {
-        return env.texts([""]);
+        return env.new_texts([""]);
     }
-    let limit = count(limit);
+    let limit = match_limit(limit);
     let mut parts = Vec::new();
     let (mut begin, mut end) = (0, 0);
     let mut matches = Matches::new(&regex, text);
@@ -349,7 +351,7 @@ fn split(env: &mut Env, args: &[Value]) -> Outcome {
         };
         end = found.start;
         if found.end != 0 {
-            env.meter.allocate(size_of::<&str>())?;
+            env.meter.charge_memory(size_of::<&str>())?;
             parts.push(&text[begin..end]);
         }
         begin = found.end;
@@ -357,5 +359,5 @@ fn split(env: &mut Env, args: &[Value]) -> Outcome {
     if end != text.len() {
         parts.push(&text[begin..]);
     }
-    env.texts(parts)
+    env.new_texts(parts)
 }

@@ -7,7 +7,7 @@ use regex::Regex;
 use super::{Function, Outcome, functions, text_at, value_at};
 use crate::{error::Fault, format::quote, value::Value};
 
-/// A version; `v1.2` is 1.2.0.
+/// A semantic version. `v1.2` is 1.2.0.
 #[derive(Debug, Clone)]
 pub(crate) struct Version {
     major: u64,
@@ -76,12 +76,12 @@ impl Version {
         })
     }
 
-    /// Bytes that it was written with.
+    /// Returns the length of the original text in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.original.len()
     }
 
-    /// The order of versions; metadata does not count.
+    /// Compares versions without their metadata.
     fn compare(&self, other: &Self) -> Ordering {
         (self.major, self.minor, self.patch)
             .cmp(&(other.major, other.minor, other.patch))
@@ -106,7 +106,7 @@ impl Version {
 fn compare_prereleases(left: &str, right: &str) -> Ordering {
     match (left.is_empty(), right.is_empty()) {
         (true, true) => return Ordering::Equal,
-        // A release comes after its prereleases.
+        // A release is greater than its prereleases.
         (true, false) => return Ordering::Greater,
         (false, true) => return Ordering::Less,
         (false, false) => {}
@@ -133,12 +133,12 @@ fn compare_prereleases(left: &str, right: &str) -> Ordering {
 
 pub(crate) static TABLE: &[Function] = functions! {
     "semver" (Text) |env, args| {
-        env.meter.read(text_at(args, 0).len() * 16)?;
+        env.meter.charge_read(text_at(args, 0).len() * 16)?;
         Ok(Value::Version(Rc::new(Version::parse(text_at(args, 0)).map_err(Fault::call)?)))
     };
     "semverCompare" (Text, Text) |env, args| {
         let (constraint, version) = (text_at(args, 0), text_at(args, 1));
-        env.meter.read((constraint.len() + version.len()) * 64)?;
+        env.meter.charge_read((constraint.len() + version.len()) * 64)?;
         let constraint = Constraint::parse(constraint).map_err(Fault::call)?;
         let version = Version::parse(version).map_err(Fault::call)?;
         Ok(Value::Bool(constraint.allows(&version)))
@@ -146,40 +146,43 @@ pub(crate) static TABLE: &[Function] = functions! {
 };
 
 pub(crate) static METHODS: &[Function] = functions! {
-    "Major" (Version) |_, args| with(args, |version| Value::Uint64(version.major));
-    "Minor" (Version) |_, args| with(args, |version| Value::Uint64(version.minor));
-    "Patch" (Version) |_, args| with(args, |version| Value::Uint64(version.patch));
-    "Prerelease" (Version) |env, args| with(args, |version| version.prerelease.clone()).and_then(|text| env.text(text));
-    "Metadata" (Version) |env, args| with(args, |version| version.metadata.clone()).and_then(|text| env.text(text));
-    "Original" (Version) |env, args| with(args, |version| version.original.clone()).and_then(|text| env.text(text));
-    "String" (Version) |env, args| with(args, Version::to_string).and_then(|text| env.text(text));
-    "Compare" (Version, Version) |_, args| compared(args, |order| Value::Int(order as i64));
-    "Equal" (Version, Version) |_, args| compared(args, |order| Value::Bool(order == Ordering::Equal));
-    "LessThan" (Version, Version) |_, args| compared(args, |order| Value::Bool(order == Ordering::Less));
-    "LessThanEqual" (Version, Version) |_, args| compared(args, |order| Value::Bool(order != Ordering::Greater));
-    "GreaterThan" (Version, Version) |_, args| compared(args, |order| Value::Bool(order == Ordering::Greater));
-    "GreaterThanEqual" (Version, Version) |_, args| compared(args, |order| Value::Bool(order != Ordering::Less));
-    "IncMajor" (Version) |_, args| with(args, |version| {
+    "Major" (Version) |_, args| with_version(args, |version| Value::Uint64(version.major));
+    "Minor" (Version) |_, args| with_version(args, |version| Value::Uint64(version.minor));
+    "Patch" (Version) |_, args| with_version(args, |version| Value::Uint64(version.patch));
+    "Prerelease" (Version) |env, args| with_version(args, |version| version.prerelease.clone()).and_then(|text| env.new_text(text));
+    "Metadata" (Version) |env, args| with_version(args, |version| version.metadata.clone()).and_then(|text| env.new_text(text));
+    "Original" (Version) |env, args| with_version(args, |version| version.original.clone()).and_then(|text| env.new_text(text));
+    "String" (Version) |env, args| with_version(args, Version::to_string).and_then(|text| env.new_text(text));
+    "Compare" (Version, Version) |_, args| compare_versions(args, |order| Value::Int(order as i64));
+    "Equal" (Version, Version) |_, args| compare_versions(args, |order| Value::Bool(order == Ordering::Equal));
+    "LessThan" (Version, Version) |_, args| compare_versions(args, |order| Value::Bool(order == Ordering::Less));
+    "LessThanEqual" (Version, Version) |_, args| compare_versions(args, |order| Value::Bool(order != Ordering::Greater));
+    "GreaterThan" (Version, Version) |_, args| compare_versions(args, |order| Value::Bool(order == Ordering::Greater));
+    "GreaterThanEqual" (Version, Version) |_, args| compare_versions(args, |order| Value::Bool(order != Ordering::Less));
+    "IncMajor" (Version) |_, args| with_version(args, |version| {
         Version::release(version.major.saturating_add(1), 0, 0, &version.original)
     });
-    "IncMinor" (Version) |_, args| with(args, |version| {
+    "IncMinor" (Version) |_, args| with_version(args, |version| {
         Version::release(version.major, version.minor.saturating_add(1), 0, &version.original)
     });
-    // Of a prerelease the next patch is its release.
-    "IncPatch" (Version) |_, args| with(args, |version| {
+    // The next patch of a prerelease is its release.
+    "IncPatch" (Version) |_, args| with_version(args, |version| {
         let step = u64::from(version.prerelease.is_empty());
         Version::release(version.major, version.minor, version.patch.saturating_add(step), &version.original)
     });
 };
 
-fn with<T>(args: &[Value], read: impl FnOnce(&Version) -> T) -> Result<T, Fault> {
+fn with_version<T>(args: &[Value], read: impl FnOnce(&Version) -> T) -> Result<T, Fault> {
     match value_at(args, 0) {
         Value::Version(version) => Ok(read(version)),
-        other => Err(Fault::call(format!("{} is no version", other.type_name()))),
+        other => Err(Fault::call(format!(
+            "{} is not a version",
+            other.type_name()
+        ))),
     }
 }
 
-fn compared(args: &[Value], read: impl FnOnce(Ordering) -> Value) -> Outcome {
+fn compare_versions(args: &[Value], read: impl FnOnce(Ordering) -> Value) -> Outcome {
     match (value_at(args, 0), value_at(args, 1)) {
         (Value::Version(left), Value::Version(right)) => Ok(read(left.compare(right))),
         _ => Err(Fault::call("only versions are compared")),
@@ -198,7 +201,7 @@ enum Operator {
     Caret,
 }
 
-/// How much of a version is given: `*`, `1` or `1.x`, `1.2` or `1.2.x`, `1.2.3`.
+/// The precision of a version: `*`, `1` or `1.x`, `1.2` or `1.2.x`, `1.2.3`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Precision {
     Any,
@@ -214,7 +217,7 @@ struct Comparator {
     precision: Precision,
 }
 
-/// Alternatives, of each of which all comparators must hold.
+/// Alternatives, each with comparators that must all match.
 #[derive(Debug)]
 struct Constraint {
     alternatives: Vec<Vec<Comparator>>,
@@ -265,7 +268,7 @@ impl Constraint {
 
     fn allows(&self, version: &Version) -> bool {
         self.alternatives.iter().any(|comparators| {
-            // A prerelease is allowed only where the alternative names one.
+            // A prerelease is allowed only if the alternative names one.
             let names_prerelease = comparators
                 .iter()
                 .any(|comparator| !comparator.version.prerelease.is_empty());
@@ -349,7 +352,7 @@ impl Comparator {
         }
     }
 
-    /// The same minor version, or major where only that is given.
+    /// Requires the same minor version, or the same major version if only that is given.
     fn allows_tilde(&self, version: &Version) -> bool {
         let own = &self.version;
         if version.compare(own) == Ordering::Less {
@@ -363,7 +366,7 @@ impl Comparator {
             && (version.minor == own.minor || self.precision == Precision::Major)
     }
 
-    /// The same leftmost part that is not zero.
+    /// Requires the same leftmost part that is not zero.
     fn allows_caret(&self, version: &Version, order: Ordering) -> bool {
         let own = &self.version;
         if order == Ordering::Less {

@@ -18,13 +18,13 @@ pub(crate) static TABLE: &[Function] = functions! {
         let index = usize::from(!matches!(value_at(args, 2), Value::Bool(true)));
         Ok(value_at(args, index).clone())
     };
-    "typeOf" (Any) |env, args| env.text(value_at(args, 0).type_name());
+    "typeOf" (Any) |env, args| env.new_text(value_at(args, 0).type_name());
     "typeIs" (Text, Any) |_, args| Ok(Value::Bool(**text_at(args, 0) == value_at(args, 1).type_name()));
     "typeIsLike" (Text, Any) |_, args| {
         let (target, found) = (text_at(args, 0), value_at(args, 1).type_name());
         Ok(Value::Bool(**target == found || found.strip_prefix('*') == Some(target)))
     };
-    "kindOf" (Any) |env, args| env.text(value_at(args, 0).kind_name());
+    "kindOf" (Any) |env, args| env.new_text(value_at(args, 0).kind_name());
     "kindIs" (Text, Any) |_, args| Ok(Value::Bool(&**text_at(args, 0) == value_at(args, 1).kind_name()));
     "deepEqual" (Any, Any) |env, args| {
         deep_equal(env, value_at(args, 0), value_at(args, 1), 0).map(Value::Bool)
@@ -32,19 +32,20 @@ pub(crate) static TABLE: &[Function] = functions! {
     "fail" (Text) |_, args| Err(Fault::call(text_at(args, 0).to_string()));
 };
 
-/// Sprig's emptiness: nothing, false, zero, and what has no elements. Dates and versions are never empty.
+/// Returns `true` for empty values of Sprig: missing, false, zero, or without elements. Dates and
+/// versions are never empty.
 pub(crate) fn is_empty(env: &Env, value: &Value) -> bool {
-    !value.truth(&env.heap)
+    !value.is_truthy(&env.heap)
 }
 
-/// `reflect.DeepEqual`: the same types all the way down.
+/// Compares values and their types recursively, like `reflect.DeepEqual`.
 pub(crate) fn deep_equal(
     env: &mut Env,
     left: &Value,
     right: &Value,
     depth: usize,
 ) -> Result<bool, Fault> {
-    env.meter.step(1)?;
+    env.meter.charge_steps(1)?;
     if depth > MAX_PRINT_DEPTH {
         return Err(Fault::limit(format!(
             "a value nests deeper than {MAX_PRINT_DEPTH}"
@@ -63,12 +64,12 @@ pub(crate) fn deep_equal(
         (Value::Uint64(left), Value::Uint64(right)) => left == right,
         (Value::Float(left), Value::Float(right)) => left == right,
         (Value::Text(left), Value::Text(right)) => {
-            env.meter.read(left.len().min(right.len()))?;
+            env.meter.charge_read(left.len().min(right.len()))?;
             left == right
         }
         (Value::Time(left), Value::Time(right)) => left == right,
         (Value::Version(left), Value::Version(right)) => {
-            env.meter.read(left.bytes().min(right.bytes()) * 8)?;
+            env.meter.charge_read(left.bytes().min(right.bytes()) * 8)?;
             left == right
         }
         (Value::List(left), Value::List(right)) => {
@@ -94,7 +95,7 @@ pub(crate) fn deep_equal(
             if left.is_same(*right) {
                 return Ok(true);
             }
-            for (key, value) in env.entries(*left)? {
+            for (key, value) in env.copy_entries(*left)? {
                 let Some(other) = env.heap.get(*right).get(&key).cloned() else {
                     return Ok(false);
                 };

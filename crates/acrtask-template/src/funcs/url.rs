@@ -1,4 +1,4 @@
-//! URLs, taken apart and put together as Go's `net/url` does.
+//! Parsing and joining of URLs, like Go's `net/url`.
 
 use super::{Env, Function, Outcome, functions, map_at, text_at};
 use crate::{
@@ -12,7 +12,7 @@ pub(crate) static TABLE: &[Function] = functions! {
     "urlJoin" (Dict) url_join;
 };
 
-/// Which part of a URL is escaped.
+/// A part of a URL with its own escaping rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     Path,
@@ -49,7 +49,7 @@ fn escape(text: &str, part: Part) -> String {
     out
 }
 
-/// `url.QueryEscape`.
+/// Escapes a text like `url.QueryEscape`.
 pub(crate) fn query_escape(text: &str) -> String {
     escape(text, Part::Query)
 }
@@ -66,7 +66,7 @@ fn unescape(text: &str, part: Part) -> Result<String, String> {
         let code = after.get(..2).and_then(|hex| std::str::from_utf8(hex).ok());
         let code = code.filter(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()));
         match code.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
-            // In a host only bytes beyond ASCII are escaped.
+            // In a host, only bytes beyond ASCII are escaped.
             Some(byte) if part != Part::Host || !byte.is_ascii() => {
                 bytes.push(byte);
                 rest = &after[2..];
@@ -84,7 +84,7 @@ fn unescape(text: &str, part: Part) -> Result<String, String> {
 struct Url {
     scheme: String,
     opaque: String,
-    /// Name and, behind a colon, password; both unescaped.
+    /// Name and optional password, both unescaped.
     user: Option<(String, Option<String>)>,
     host: String,
     path: String,
@@ -178,7 +178,7 @@ impl Url {
         Ok(())
     }
 
-    /// The host without its port and brackets.
+    /// Returns the host without its port and brackets.
     fn hostname(&self) -> &str {
         match self
             .host
@@ -238,7 +238,7 @@ impl std::fmt::Display for Url {
                     .next()
                     .is_some_and(|segment| segment.contains(':'))
             {
-                // Without this the segment would read as a scheme.
+                // Prevents that the segment is read as a scheme.
                 f.write_str("./")?;
             }
             f.write_str(&path)?;
@@ -288,9 +288,9 @@ fn url_parse(env: &mut Env, args: &[Value]) -> Outcome {
     ];
     let mut entries = Entries::new();
     for (key, part) in parts {
-        entries.insert(key.into(), env.text(part)?);
+        entries.insert(key.into(), env.new_text(part)?);
     }
-    env.map(Element::Any, entries)
+    env.new_map(Element::Any, entries)
 }
 
 fn url_join(env: &mut Env, args: &[Value]) -> Outcome {
@@ -318,5 +318,5 @@ fn url_join(env: &mut Env, args: &[Value]) -> Outcome {
             .map_err(|reason| Fault::call(format!("unable to parse userinfo in dict: {reason}")))?;
         url.user = parsed.user;
     }
-    env.text(url.to_string())
+    env.new_text(url.to_string())
 }

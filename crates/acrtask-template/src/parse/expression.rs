@@ -1,4 +1,4 @@
-//! The insides of actions: pipelines, commands and their words.
+//! Parser of pipelines, commands and their words.
 
 use std::sync::Arc;
 
@@ -12,27 +12,27 @@ use crate::{
 };
 
 impl Parser<'_> {
-    pub(super) fn text_literal(&self, token: &Token) -> Parsed<Arc<str>> {
-        match literal::unquote(token.span.of(self.text)) {
+    pub(super) fn parse_text_literal(&self, token: &Token) -> Parsed<Arc<str>> {
+        match literal::unquote(token.span.slice(self.text)) {
             Ok(text) => Ok(text.into()),
             Err(message) => error(token.span, message),
         }
     }
 
-    pub(super) fn pipeline(&mut self, context: &str, end: &TokenKind) -> Parsed<Pipeline> {
+    pub(super) fn parse_pipeline(&mut self, context: &str, end: &TokenKind) -> Parsed<Pipeline> {
         let start = self.peek_non_space().span;
-        self.count(start)?;
-        let (variables, assigns) = self.declarations(context)?;
+        self.count_node(start)?;
+        let (variables, assigns) = self.parse_declarations(context)?;
         let mut commands: Vec<Command> = Vec::new();
         loop {
             let token = self.peek_non_space().clone();
             match &token.kind {
                 kind if kind == end => {
                     self.next();
-                    self.check_pipeline(&commands, context, start.to(token.span))?;
+                    self.check_pipeline(&commands, context, start.extend_to(token.span))?;
                     let last = commands.last().map_or(start, |command| command.span);
                     return Ok(Pipeline {
-                        span: start.to(last),
+                        span: start.extend_to(last),
                         variables,
                         assigns,
                         commands,
@@ -48,29 +48,29 @@ impl Parser<'_> {
                 | TokenKind::RawString
                 | TokenKind::Str
                 | TokenKind::Variable
-                | TokenKind::LeftParen => commands.push(self.command()?),
-                _ => return self.unexpected(&token, context),
+                | TokenKind::LeftParen => commands.push(self.parse_command()?),
+                _ => return self.unexpected_token(&token, context),
             }
         }
     }
 
-    /// `$x :=`, `$x =`, and in a range `$i, $e :=`.
-    fn declarations(&mut self, context: &str) -> Parsed<(Vec<Variable>, bool)> {
+    /// Parses `$x :=`, `$x =`, and in a range `$i, $e :=`.
+    fn parse_declarations(&mut self, context: &str) -> Parsed<(Vec<Variable>, bool)> {
         let mut variables = Vec::new();
         let mut assigns = false;
         while self.peek_non_space().kind == TokenKind::Variable {
             let before = self.position;
             let token = self.next();
             let next = self.peek_non_space().clone();
-            let is_comma = next.kind == TokenKind::Char && next.span.of(self.text) == ",";
+            let is_comma = next.kind == TokenKind::Char && next.span.slice(self.text) == ",";
             if !is_comma && !matches!(next.kind, TokenKind::Assign | TokenKind::Declare) {
-                // An operand, with the space that follows it.
+                // The variable is an operand, followed by a space.
                 self.position = before;
                 break;
             }
             self.next();
-            let name: Arc<str> = token.span.of(self.text).into();
-            self.declare(name.clone(), token.span)?;
+            let name: Arc<str> = token.span.slice(self.text).into();
+            self.declare_variable(name.clone(), token.span)?;
             variables.push(Variable {
                 name,
                 span: token.span,
@@ -115,13 +115,13 @@ impl Parser<'_> {
         Ok(())
     }
 
-    fn command(&mut self) -> Parsed<Command> {
+    fn parse_command(&mut self) -> Parsed<Command> {
         let start = self.peek_non_space().span;
-        self.count(start)?;
+        self.count_node(start)?;
         let mut words: Vec<Expr> = Vec::new();
         loop {
             self.skip_space();
-            if let Some(word) = self.operand()? {
+            if let Some(word) = self.parse_operand()? {
                 words.push(word);
             }
             let token = self.peek().clone();
@@ -134,20 +134,20 @@ impl Parser<'_> {
                     self.next();
                     break;
                 }
-                _ => return self.unexpected(&token, "operand"),
+                _ => return self.unexpected_token(&token, "operand"),
             }
         }
         let Some(last) = words.last() else {
             return error(start, "empty command");
         };
         Ok(Command {
-            span: start.to(last.span),
+            span: start.extend_to(last.span),
             words,
         })
     }
 
-    fn operand(&mut self) -> Parsed<Option<Expr>> {
-        let Some(mut expr) = self.term()? else {
+    fn parse_operand(&mut self) -> Parsed<Option<Expr>> {
+        let Some(mut expr) = self.parse_term()? else {
             return Ok(None);
         };
         if self.peek().kind != TokenKind::Field {
@@ -157,9 +157,9 @@ impl Parser<'_> {
         let mut span = expr.span;
         while self.peek().kind == TokenKind::Field {
             let token = self.next();
-            self.count(token.span)?;
-            span = span.to(token.span);
-            fields.push(Arc::from(&token.span.of(self.text)[1..]));
+            self.count_node(token.span)?;
+            span = span.extend_to(token.span);
+            fields.push(Arc::from(&token.span.slice(self.text)[1..]));
         }
         match &mut expr.kind {
             ExprKind::Field(path) | ExprKind::Variable(_, path) => {
@@ -171,7 +171,7 @@ impl Parser<'_> {
             | ExprKind::Number(_)
             | ExprKind::Nil
             | ExprKind::Dot => {
-                let term = expr.span.of(self.text);
+                let term = expr.span.slice(self.text);
                 return error(span, format!("unexpected . after term {}", quote(term)));
             }
             ExprKind::Function(_) | ExprKind::Pipeline(_) | ExprKind::Chain(..) => {
@@ -184,12 +184,12 @@ impl Parser<'_> {
         Ok(Some(expr))
     }
 
-    fn term(&mut self) -> Parsed<Option<Expr>> {
+    fn parse_term(&mut self) -> Parsed<Option<Expr>> {
         let token = self.peek_non_space().clone();
         let span = token.span;
-        let text = span.of(self.text);
+        let text = span.slice(self.text);
         let kind = match token.kind {
-            TokenKind::Identifier => match funcs::find(text) {
+            TokenKind::Identifier => match funcs::find_function(text) {
                 Some(function) => ExprKind::Function(function),
                 None => {
                     let path_follows = self.text[span.range().end..].starts_with('.');
@@ -217,7 +217,7 @@ impl Parser<'_> {
             }
             TokenKind::Field => ExprKind::Field(vec![text[1..].into()]),
             TokenKind::Bool => ExprKind::Bool(text == "true"),
-            TokenKind::CharConstant | TokenKind::Number => match literal::number(text) {
+            TokenKind::CharConstant | TokenKind::Number => match literal::parse_number(text) {
                 Ok(number) => ExprKind::Number(number),
                 Err(message) => {
                     let help = text
@@ -226,25 +226,27 @@ impl Parser<'_> {
                     return error_with_help(span, message, help);
                 }
             },
-            TokenKind::Str | TokenKind::RawString => ExprKind::Text(self.text_literal(&token)?),
+            TokenKind::Str | TokenKind::RawString => {
+                ExprKind::Text(self.parse_text_literal(&token)?)
+            }
             TokenKind::LeftParen => {
                 self.next();
-                let pipeline = self.nested(span, |parser| {
-                    parser.pipeline("parenthesized pipeline", &TokenKind::RightParen)
+                let pipeline = self.parse_nested(span, |parser| {
+                    parser.parse_pipeline("parenthesized pipeline", &TokenKind::RightParen)
                 })?;
                 let close = self
                     .tokens
                     .get(self.position.saturating_sub(1))
                     .map_or(span, |token| token.span);
-                self.count(span)?;
+                self.count_node(span)?;
                 return Ok(Some(Expr {
-                    span: span.to(close),
+                    span: span.extend_to(close),
                     kind: ExprKind::Pipeline(pipeline),
                 }));
             }
             _ => return Ok(None),
         };
-        self.count(span)?;
+        self.count_node(span)?;
         self.next();
         Ok(Some(Expr { span, kind }))
     }

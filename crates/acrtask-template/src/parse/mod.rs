@@ -1,7 +1,7 @@
-//! Builds the tree, with the rules and messages of Go's `text/template/parse`.
+//! Parser with the rules and messages of Go's `text/template/parse`.
 //!
-//! Left out: complex numbers, and other delimiters than `{{` and `}}`.
-//! Bounded: the length of the text, the number of nodes, and how deep blocks and parentheses nest.
+//! Left out: complex numbers, and other delimiters than `{{` and `}}`. Bounded: the length of the
+//! text, the number of nodes, and the nesting of blocks and parentheses.
 
 mod expression;
 
@@ -14,16 +14,16 @@ use crate::{
     lexer::{Keyword, Lexer, Token, TokenKind},
 };
 
-/// Longest template in bytes. The longest real task file has 50 KB.
+/// Maximum length of a template in bytes. The longest known task file has 50 KB.
 const MAX_TEXT: usize = 512 << 10;
-/// Most words, actions and pieces of text in a template.
+/// Maximum number of words, actions and pieces of text in a template.
 const MAX_NODES: usize = 100_000;
-/// Most variables in scope: each use is looked for among them.
+/// Maximum number of variables in scope. Each use searches them.
 const MAX_VARIABLES: usize = 1000;
-/// How deep blocks and parentheses may nest, together.
+/// Maximum nesting of blocks and parentheses in total.
 const MAX_DEPTH: usize = 100;
 
-/// The templates of one text: the main one under its own name, and what `define` and `block` added.
+/// The templates of one text: the main one under its own name, and those of `define` and `block`.
 pub(crate) type Trees = BTreeMap<Arc<str>, Vec<Node>>;
 
 pub(crate) fn parse(name: &str, text: &str) -> Result<Trees, TemplateError> {
@@ -40,7 +40,7 @@ pub(crate) fn parse(name: &str, text: &str) -> Result<Trees, TemplateError> {
     }
     let mut parser = Parser {
         text,
-        tokens: Lexer::tokens(text),
+        tokens: Lexer::tokenize(text),
         position: 0,
         variables: vec!["$".into()],
         range_depth: 0,
@@ -48,12 +48,12 @@ pub(crate) fn parse(name: &str, text: &str) -> Result<Trees, TemplateError> {
         nodes: 0,
         trees: Trees::new(),
     };
-    let root = parser.root()?;
+    let root = parser.parse_root()?;
     let end = parser
         .tokens
         .last()
         .map_or(Span::default(), |token| token.span);
-    parser.add(name.into(), root, end)?;
+    parser.add_template(name.into(), root, end)?;
     Ok(parser.trees)
 }
 
@@ -61,7 +61,7 @@ struct Parser<'a> {
     text: &'a str,
     tokens: Vec<Token>,
     position: usize,
-    /// The variables in scope, with their `$`.
+    /// Variables in scope, with their `$`.
     variables: Vec<Arc<str>>,
     range_depth: usize,
     depth: usize,
@@ -71,12 +71,12 @@ struct Parser<'a> {
 
 type Parsed<T> = Result<T, TemplateError>;
 
-/// What ended a list of nodes.
+/// The end of a list of nodes.
 enum Terminator {
     End(Span),
     /// `{{else}}`
     Else(Span),
-    /// `{{else` of `{{else if` or `{{else with`: the keyword follows.
+    /// `{{else` of `{{else if` or `{{else with`. The keyword follows.
     ElseThen(Span),
 }
 
@@ -98,7 +98,7 @@ impl Terminator {
 enum Item {
     Node(Node),
     Terminator(Terminator),
-    /// A definition: it leaves no node where it stands.
+    /// A definition, which adds no node.
     Nothing,
 }
 
@@ -122,7 +122,7 @@ fn error_with_help<T>(span: Span, message: impl Into<String>, help: Option<Strin
 
 impl Parser<'_> {
     fn peek(&self) -> &Token {
-        // The last token is Eof or Error, and is never passed: see `next`.
+        // The last token is Eof or Error. `next` never moves past it.
         self.tokens
             .get(self.position)
             .or(self.tokens.last())
@@ -153,7 +153,7 @@ impl Parser<'_> {
         self.next()
     }
 
-    fn unexpected<T>(&self, token: &Token, context: &str) -> Parsed<T> {
+    fn unexpected_token<T>(&self, token: &Token, context: &str) -> Parsed<T> {
         let found = match &token.kind {
             TokenKind::Error(error) => {
                 return Err(TemplateError {
@@ -164,9 +164,9 @@ impl Parser<'_> {
                 });
             }
             TokenKind::Eof => "EOF".to_owned(),
-            TokenKind::Keyword(_) | TokenKind::Dot => format!("<{}>", token.span.of(self.text)),
+            TokenKind::Keyword(_) | TokenKind::Dot => format!("<{}>", token.span.slice(self.text)),
             _ => {
-                let text = token.span.of(self.text);
+                let text = token.span.slice(self.text);
                 match text.char_indices().nth(10) {
                     Some((end, _)) => format!("{}...", quote(&text[..end])),
                     None => quote(text),
@@ -174,7 +174,7 @@ impl Parser<'_> {
             }
         };
         let help = match (&token.kind, context) {
-            (TokenKind::Char, _) => match token.span.of(self.text) {
+            (TokenKind::Char, _) => match token.span.slice(self.text) {
                 "\\" => Some("inside an action quotes are written without a backslash"),
                 "!" => Some("`!` is written `not`"),
                 "&" => Some("`a && b` is written `and a b`"),
@@ -197,14 +197,14 @@ impl Parser<'_> {
         if token.kind == *kind {
             Ok(token)
         } else {
-            self.unexpected(&token, context)
+            self.unexpected_token(&token, context)
         }
     }
 
-    fn count(&mut self, span: Span) -> Parsed<()> {
+    fn count_node(&mut self, span: Span) -> Parsed<()> {
         self.nodes += 1;
         if self.nodes > MAX_NODES {
-            return self.limit(
+            return self.limit_error(
                 span,
                 format!("the template has more than {MAX_NODES} parts"),
             );
@@ -212,10 +212,10 @@ impl Parser<'_> {
         Ok(())
     }
 
-    /// Takes a variable into scope.
-    fn declare(&mut self, name: Arc<str>, span: Span) -> Parsed<()> {
+    /// Adds a variable to the scope.
+    fn declare_variable(&mut self, name: Arc<str>, span: Span) -> Parsed<()> {
         if self.variables.len() >= MAX_VARIABLES {
-            return self.limit(
+            return self.limit_error(
                 span,
                 format!("the template has more than {MAX_VARIABLES} variables in one scope"),
             );
@@ -224,7 +224,7 @@ impl Parser<'_> {
         Ok(())
     }
 
-    fn limit<T>(&self, span: Span, message: String) -> Parsed<T> {
+    fn limit_error<T>(&self, span: Span, message: String) -> Parsed<T> {
         Err(TemplateError {
             message,
             span: span.range(),
@@ -234,9 +234,13 @@ impl Parser<'_> {
     }
 
     /// Runs `inner` one level deeper.
-    fn nested<T>(&mut self, span: Span, inner: impl FnOnce(&mut Self) -> Parsed<T>) -> Parsed<T> {
+    fn parse_nested<T>(
+        &mut self,
+        span: Span,
+        inner: impl FnOnce(&mut Self) -> Parsed<T>,
+    ) -> Parsed<T> {
         if self.depth >= MAX_DEPTH {
-            return self.limit(span, "max expression depth exceeded".to_owned());
+            return self.limit_error(span, "max expression depth exceeded".to_owned());
         }
         self.depth += 1;
         let result = inner(self);
@@ -244,11 +248,11 @@ impl Parser<'_> {
         result
     }
 
-    /// Adds a template. One that is empty, or only spaces, gives way to another of its name.
-    fn add(&mut self, name: Arc<str>, body: Vec<Node>, span: Span) -> Parsed<()> {
+    /// Adds a template. Another one of the same name may replace an empty or blank one.
+    fn add_template(&mut self, name: Arc<str>, body: Vec<Node>, span: Span) -> Parsed<()> {
         let is_empty = |body: &[Node], text: &str| {
             body.iter()
-                .all(|node| matches!(node, Node::Text(span) if span.of(text).trim().is_empty()))
+                .all(|node| matches!(node, Node::Text(span) if span.slice(text).trim().is_empty()))
         };
         match self.trees.get(&name) {
             Some(present) if !is_empty(present, self.text) => {
@@ -266,10 +270,10 @@ impl Parser<'_> {
         Ok(())
     }
 
-    fn root(&mut self) -> Parsed<Vec<Node>> {
+    fn parse_root(&mut self) -> Parsed<Vec<Node>> {
         let mut list = Vec::new();
         while self.peek().kind != TokenKind::Eof {
-            match self.item(true)? {
+            match self.parse_item(true)? {
                 Item::Node(node) => list.push(node),
                 Item::Terminator(terminator) => {
                     return error_with_help(
@@ -284,12 +288,12 @@ impl Parser<'_> {
         Ok(list)
     }
 
-    /// The nodes up to `{{end}}` or `{{else}}` of the block that `opened` began.
-    fn list(&mut self, opened: Span) -> Parsed<(Vec<Node>, Terminator)> {
-        self.nested(opened, |parser| {
+    /// Parses the nodes up to `{{end}}` or `{{else}}` of the block that starts at `opened`.
+    fn parse_list(&mut self, opened: Span) -> Parsed<(Vec<Node>, Terminator)> {
+        self.parse_nested(opened, |parser| {
             let mut list = Vec::new();
             while parser.peek_non_space().kind != TokenKind::Eof {
-                match parser.item(false)? {
+                match parser.parse_item(false)? {
                     Item::Node(node) => list.push(node),
                     Item::Terminator(terminator) => return Ok((list, terminator)),
                     Item::Nothing => {}
@@ -303,44 +307,44 @@ impl Parser<'_> {
         })
     }
 
-    fn item(&mut self, top: bool) -> Parsed<Item> {
+    fn parse_item(&mut self, top: bool) -> Parsed<Item> {
         let token = self.next_non_space();
-        self.count(token.span)?;
+        self.count_node(token.span)?;
         match token.kind {
             TokenKind::Text => Ok(Item::Node(Node::Text(token.span))),
-            TokenKind::LeftDelim => self.action(token.span, top),
-            _ => self.unexpected(&token, "input"),
+            TokenKind::LeftDelim => self.parse_action(token.span, top),
+            _ => self.unexpected_token(&token, "input"),
         }
     }
 
-    /// An action whose `{{` is `opening`.
-    fn action(&mut self, opening: Span, top: bool) -> Parsed<Item> {
+    /// Parses an action whose `{{` is `opening`.
+    fn parse_action(&mut self, opening: Span, top: bool) -> Parsed<Item> {
         let word = self.peek_non_space().clone();
         let TokenKind::Keyword(keyword) = word.kind else {
-            let pipeline = self.pipeline("command", &TokenKind::RightDelim)?;
+            let pipeline = self.parse_pipeline("command", &TokenKind::RightDelim)?;
             return Ok(Item::Node(Node::Action {
                 at: opening.start,
                 pipeline,
             }));
         };
         if keyword == Keyword::Nil {
-            let pipeline = self.pipeline("command", &TokenKind::RightDelim)?;
+            let pipeline = self.parse_pipeline("command", &TokenKind::RightDelim)?;
             return Ok(Item::Node(Node::Action {
                 at: opening.start,
                 pipeline,
             }));
         }
         self.next();
-        let span = opening.to(word.span);
+        let span = opening.extend_to(word.span);
         match keyword {
             Keyword::Define if top => {
-                self.definition(span)?;
+                self.parse_definition(span)?;
                 Ok(Item::Nothing)
             }
-            Keyword::Define | Keyword::Nil => self.unexpected(&word, "command"),
-            Keyword::Block => self.block(span).map(Item::Node),
-            Keyword::Break => self.loop_control(&word, "{{break}}", Node::Break),
-            Keyword::Continue => self.loop_control(&word, "{{continue}}", Node::Continue),
+            Keyword::Define | Keyword::Nil => self.unexpected_token(&word, "command"),
+            Keyword::Block => self.parse_block(span).map(Item::Node),
+            Keyword::Break => self.parse_loop_control(&word, "{{break}}", Node::Break),
+            Keyword::Continue => self.parse_loop_control(&word, "{{continue}}", Node::Continue),
             Keyword::Else => {
                 if matches!(
                     self.peek_non_space().kind,
@@ -349,30 +353,34 @@ impl Parser<'_> {
                     return Ok(Item::Terminator(Terminator::ElseThen(span)));
                 }
                 let close = self.expect(&TokenKind::RightDelim, "else")?;
-                Ok(Item::Terminator(Terminator::Else(span.to(close.span))))
+                Ok(Item::Terminator(Terminator::Else(
+                    span.extend_to(close.span),
+                )))
             }
             Keyword::End => {
                 let close = self.expect(&TokenKind::RightDelim, "end")?;
-                Ok(Item::Terminator(Terminator::End(span.to(close.span))))
+                Ok(Item::Terminator(Terminator::End(
+                    span.extend_to(close.span),
+                )))
             }
-            Keyword::If => Ok(Item::Node(Node::If(self.conditional(
+            Keyword::If => Ok(Item::Node(Node::If(self.parse_conditional(
                 span,
                 "if",
                 Keyword::If,
             )?))),
-            Keyword::With => Ok(Item::Node(Node::With(self.conditional(
+            Keyword::With => Ok(Item::Node(Node::With(self.parse_conditional(
                 span,
                 "with",
                 Keyword::With,
             )?))),
-            Keyword::Range => self.range(span).map(Item::Node),
+            Keyword::Range => self.parse_range(span).map(Item::Node),
             Keyword::Template => {
-                let name = self.template_name("template clause")?;
+                let name = self.parse_template_name("template clause")?;
                 let pipeline = if self.peek_non_space().kind == TokenKind::RightDelim {
                     self.next();
                     None
                 } else {
-                    Some(self.pipeline("template clause", &TokenKind::RightDelim)?)
+                    Some(self.parse_pipeline("template clause", &TokenKind::RightDelim)?)
                 };
                 Ok(Item::Node(Node::Template {
                     name,
@@ -383,7 +391,7 @@ impl Parser<'_> {
         }
     }
 
-    fn loop_control(&mut self, word: &Token, written: &str, node: Node) -> Parsed<Item> {
+    fn parse_loop_control(&mut self, word: &Token, written: &str, node: Node) -> Parsed<Item> {
         self.expect(&TokenKind::RightDelim, written)?;
         if self.range_depth == 0 {
             return error(word.span, format!("{written} outside {{{{range}}}}"));
@@ -391,7 +399,7 @@ impl Parser<'_> {
         Ok(Item::Node(node))
     }
 
-    fn conditional(
+    fn parse_conditional(
         &mut self,
         opening: Span,
         context: &str,
@@ -401,8 +409,8 @@ impl Parser<'_> {
         let mut branches = Vec::new();
         let mut otherwise = Vec::new();
         loop {
-            let pipeline = self.pipeline(context, &TokenKind::RightDelim)?;
-            let (body, terminator) = self.list(opening)?;
+            let pipeline = self.parse_pipeline(context, &TokenKind::RightDelim)?;
+            let (body, terminator) = self.parse_list(opening)?;
             branches.push((pipeline, body));
             match terminator {
                 Terminator::End(_) => break,
@@ -410,12 +418,12 @@ impl Parser<'_> {
                     let word = self.next_non_space();
                     if word.kind != TokenKind::Keyword(keyword) {
                         return self
-                            .unexpected(&word, "input")
+                            .unexpected_token(&word, "input")
                             .or_else(|fault| error(span, fault.message));
                     }
                 }
                 Terminator::Else(_) => {
-                    otherwise = self.else_list(opening)?;
+                    otherwise = self.parse_else(opening)?;
                     break;
                 }
             }
@@ -427,8 +435,8 @@ impl Parser<'_> {
         })
     }
 
-    fn else_list(&mut self, opening: Span) -> Parsed<Vec<Node>> {
-        let (list, terminator) = self.list(opening)?;
+    fn parse_else(&mut self, opening: Span) -> Parsed<Vec<Node>> {
+        let (list, terminator) = self.parse_list(opening)?;
         match terminator {
             Terminator::End(_) => Ok(list),
             other => error(
@@ -438,20 +446,20 @@ impl Parser<'_> {
         }
     }
 
-    fn range(&mut self, opening: Span) -> Parsed<Node> {
+    fn parse_range(&mut self, opening: Span) -> Parsed<Node> {
         let mark = self.variables.len();
-        let pipeline = self.pipeline("range", &TokenKind::RightDelim)?;
+        let pipeline = self.parse_pipeline("range", &TokenKind::RightDelim)?;
         self.range_depth += 1;
-        let listed = self.list(opening);
+        let listed = self.parse_list(opening);
         self.range_depth -= 1;
         let (body, terminator) = listed?;
         let otherwise = match terminator {
             Terminator::End(_) => Vec::new(),
-            Terminator::Else(_) => self.else_list(opening)?,
+            Terminator::Else(_) => self.parse_else(opening)?,
             Terminator::ElseThen(span) => {
                 let word = self.next_non_space();
                 return self
-                    .unexpected(&word, "input")
+                    .unexpected_token(&word, "input")
                     .or_else(|fault| error(span, fault.message));
             }
         };
@@ -463,11 +471,11 @@ impl Parser<'_> {
         })))
     }
 
-    /// A template of its own inside the text: variables and loops around it are out of reach.
-    fn separate_body(&mut self, opening: Span, context: &str) -> Parsed<Vec<Node>> {
+    /// Parses the body of another template. Outer variables and loops are not accessible.
+    fn parse_separate_body(&mut self, opening: Span, context: &str) -> Parsed<Vec<Node>> {
         let variables = std::mem::replace(&mut self.variables, vec!["$".into()]);
         let range_depth = std::mem::take(&mut self.range_depth);
-        let listed = self.list(opening);
+        let listed = self.parse_list(opening);
         self.variables = variables;
         self.range_depth = range_depth;
         match listed? {
@@ -479,20 +487,20 @@ impl Parser<'_> {
         }
     }
 
-    fn definition(&mut self, opening: Span) -> Parsed<()> {
+    fn parse_definition(&mut self, opening: Span) -> Parsed<()> {
         const CONTEXT: &str = "define clause";
-        let name = self.template_name(CONTEXT)?;
+        let name = self.parse_template_name(CONTEXT)?;
         self.expect(&TokenKind::RightDelim, CONTEXT)?;
-        let body = self.separate_body(opening, CONTEXT)?;
-        self.add(name, body, opening)
+        let body = self.parse_separate_body(opening, CONTEXT)?;
+        self.add_template(name, body, opening)
     }
 
-    fn block(&mut self, opening: Span) -> Parsed<Node> {
+    fn parse_block(&mut self, opening: Span) -> Parsed<Node> {
         const CONTEXT: &str = "block clause";
-        let name = self.template_name(CONTEXT)?;
-        let pipeline = self.pipeline(CONTEXT, &TokenKind::RightDelim)?;
-        let body = self.separate_body(opening, CONTEXT)?;
-        self.add(name.clone(), body, opening)?;
+        let name = self.parse_template_name(CONTEXT)?;
+        let pipeline = self.parse_pipeline(CONTEXT, &TokenKind::RightDelim)?;
+        let body = self.parse_separate_body(opening, CONTEXT)?;
+        self.add_template(name.clone(), body, opening)?;
         Ok(Node::Template {
             name,
             span: opening,
@@ -500,11 +508,11 @@ impl Parser<'_> {
         })
     }
 
-    fn template_name(&mut self, context: &str) -> Parsed<Arc<str>> {
+    fn parse_template_name(&mut self, context: &str) -> Parsed<Arc<str>> {
         let token = self.next_non_space();
         match token.kind {
-            TokenKind::Str | TokenKind::RawString => self.text_literal(&token),
-            _ => self.unexpected(&token, context),
+            TokenKind::Str | TokenKind::RawString => self.parse_text_literal(&token),
+            _ => self.unexpected_token(&token, context),
         }
     }
 }

@@ -1,13 +1,14 @@
 //! Azure: webhooks of a container registry, and Event Grid.
 //!
-//! Source: Microsoft's documentation, "Azure Container Registry webhook schema reference", "Azure Container Registry
-//! as an Event Grid source" and "Endpoint validation with Event Grid event schema". An event of either is one of
-//! distribution; Event Grid wraps it, and asks once whether its deliveries are wanted.
+//! Source: Microsoft's documentation, "Azure Container Registry webhook schema reference", "Azure
+//! Container Registry as an Event Grid source" and "Endpoint validation with Event Grid event
+//! schema". Both send events of distribution. Event Grid wraps them, and validates the endpoint
+//! once.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Read, RegistryEvent, distribution::EventBody};
+use super::{ParsedDelivery, RegistryEvent, distribution::EventBody};
 use crate::{Rejection, json::parse};
 
 const VALIDATION: &str = "Microsoft.EventGrid.SubscriptionValidationEvent";
@@ -21,36 +22,33 @@ const PUSHED: [&str; 2] = [
 struct GridEvent {
     #[serde(default)]
     id: Option<String>,
-    /// Of CloudEvents it is called `type`.
+    /// CloudEvents uses the name `type`.
     #[serde(alias = "type")]
     event_type: String,
     #[serde(default)]
     data: Value,
 }
 
-pub(super) fn read(body: &[u8]) -> Read {
+pub(super) fn parse_delivery(body: &[u8]) -> ParsedDelivery {
     let value: Value = parse(body)?;
     let wrapped = value.get("specversion").is_some() || value.get("eventType").is_some();
     if value.is_array() {
-        return grid(serde_json::from_value(value)?);
+        return parse_grid(serde_json::from_value(value)?);
     }
     if wrapped {
-        return grid(vec![serde_json::from_value(value)?]);
+        return parse_grid(vec![serde_json::from_value(value)?]);
     }
     let event: EventBody = serde_json::from_value(value)?;
     let id = event.id.clone();
     if event.action == "ping" {
         return Ok((id, RegistryEvent::Ping));
     }
-    let otherwise = format!(
-        "`{}` is not the push of an image",
-        event.action.escape_debug()
-    );
+    let otherwise = format!("`{}` is not an image push", event.action.escape_debug());
     let images = event.pushed()?.into_iter().collect();
     Ok((id, RegistryEvent::pushed(images, &otherwise)))
 }
 
-fn grid(events: Vec<GridEvent>) -> Read {
+fn parse_grid(events: Vec<GridEvent>) -> ParsedDelivery {
     let id = match &events[..] {
         [only] => only.id.clone(),
         _ => None,
@@ -76,6 +74,6 @@ fn grid(events: Vec<GridEvent>) -> Read {
         .collect::<Result<_, _>>()?;
     Ok((
         id,
-        RegistryEvent::pushed(images, "no event in it is the push of an image"),
+        RegistryEvent::pushed(images, "the delivery contains no image push"),
     ))
 }

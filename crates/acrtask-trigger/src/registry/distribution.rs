@@ -1,10 +1,11 @@
 //! The CNCF's distribution: an envelope of events.
 //!
-//! Source: distribution's documentation, "Notifications". Blobs are told too; only manifests count.
+//! Source: distribution's documentation, "Notifications". Events of blobs are skipped: only
+//! manifests are images.
 
 use serde::Deserialize;
 
-use super::{Read, RegistryEvent, RegistryPush};
+use super::{ParsedDelivery, RegistryEvent, RegistryPush};
 use crate::{
     Rejection,
     json::{or_default, parse},
@@ -49,7 +50,7 @@ struct Request {
 }
 
 impl EventBody {
-    /// The image, if the event is the push of one.
+    /// Returns the image if the event is an image push.
     pub(super) fn pushed(self) -> Result<Option<RegistryPush>, Rejection> {
         let Some(target) = self.target.filter(|_| self.action == "push") else {
             return Ok(None);
@@ -85,7 +86,7 @@ impl EventBody {
     }
 }
 
-pub(super) fn read(body: &[u8]) -> Read {
+pub(super) fn parse_delivery(body: &[u8]) -> ParsedDelivery {
     let events = parse::<Envelope>(body)?.events;
     let id = match &events[..] {
         [only] => only.id.clone(),
@@ -97,6 +98,6 @@ pub(super) fn read(body: &[u8]) -> Read {
     let images = images.collect::<Result<_, _>>()?;
     Ok((
         id,
-        RegistryEvent::pushed(images, "no event in it is the push of an image"),
+        RegistryEvent::pushed(images, "the delivery contains no image push"),
     ))
 }

@@ -1,10 +1,10 @@
-//! Docker Hub's webhooks. They tell no digest.
+//! Docker Hub's webhooks, which contain no digest.
 //!
 //! Source: Docker's documentation, "Webhooks".
 
 use serde::Deserialize;
 
-use super::{Read, RegistryEvent, RegistryPush};
+use super::{ParsedDelivery, RegistryEvent, RegistryPush};
 use crate::json::parse;
 
 #[derive(Deserialize)]
@@ -23,7 +23,7 @@ struct Repository {
     repo_name: String,
 }
 
-pub(super) fn read(body: &[u8]) -> Read {
+pub(super) fn parse_delivery(body: &[u8]) -> ParsedDelivery {
     let body: Body = parse(body)?;
     let image = RegistryPush::new(
         "docker.io",

@@ -1,10 +1,10 @@
-//! Amazon's ECR, through EventBridge.
+//! Amazon ECR, through EventBridge.
 //!
 //! Source: Amazon's documentation, "Amazon ECR events and EventBridge".
 
 use serde::Deserialize;
 
-use super::{Read, RegistryEvent, RegistryPush};
+use super::{ParsedDelivery, RegistryEvent, RegistryPush};
 use crate::{Rejection, json::parse};
 
 #[derive(Deserialize)]
@@ -35,11 +35,11 @@ struct Detail {
     image_tag: Option<String>,
 }
 
-pub(super) fn read(body: &[u8]) -> Read {
+pub(super) fn parse_delivery(body: &[u8]) -> ParsedDelivery {
     let body: Body = parse(body)?;
     if body.source != "aws.ecr" || body.detail_type != "ECR Image Action" {
         let shown: String = body.detail_type.chars().take(60).collect();
-        let reason = format!("`{}` is not the push of an image", shown.escape_debug());
+        let reason = format!("`{}` is not an image push", shown.escape_debug());
         return Ok((body.id, RegistryEvent::declined(reason)));
     }
     let detail = body
@@ -47,10 +47,7 @@ pub(super) fn read(body: &[u8]) -> Read {
         .ok_or_else(|| Rejection::not_understood("missing field `detail`"))?;
     let detail: Detail = serde_json::from_value(detail)?;
     if detail.action_type != "PUSH" || detail.result != "SUCCESS" {
-        return Ok((
-            body.id,
-            RegistryEvent::declined("it is not a push that succeeded"),
-        ));
+        return Ok((body.id, RegistryEvent::declined("the push did not succeed")));
     }
     let account_is_one =
         body.account.len() == 12 && body.account.bytes().all(|c| c.is_ascii_digit());

@@ -1,4 +1,4 @@
-//! GitHub packages: `registry_package`, and `package`, which came before it.
+//! GitHub packages: `registry_package`, and its predecessor `package`.
 //!
 //! Source: GitHub's documentation, "Webhook events and payloads".
 
@@ -6,8 +6,8 @@ use acrtask_model::Secret;
 use http::HeaderMap;
 use serde::Deserialize;
 
-use super::{Read, RegistryEvent, RegistryPush};
-use crate::{Rejection, json::parse, proof, webhook::github};
+use super::{ParsedDelivery, RegistryEvent, RegistryPush};
+use crate::{Rejection, json::parse, signature, webhook::github};
 
 pub(super) fn verify(
     headers: &HeaderMap,
@@ -57,43 +57,41 @@ struct Tag {
     digest: Option<String>,
 }
 
-pub(super) fn read(headers: &HeaderMap, body: &[u8]) -> Read {
-    let kind = proof::header(headers, "x-github-event").ok_or(Rejection::MissingHeader {
-        header: "X-GitHub-Event",
-    })?;
-    let id = proof::header(headers, "x-github-delivery").map(str::to_owned);
+pub(super) fn parse_delivery(headers: &HeaderMap, body: &[u8]) -> ParsedDelivery {
+    let kind =
+        signature::header_text(headers, "x-github-event").ok_or(Rejection::MissingHeader {
+            header: "X-GitHub-Event",
+        })?;
+    let id = signature::header_text(headers, "x-github-delivery").map(str::to_owned);
     let event = match kind {
         "ping" => RegistryEvent::Ping,
         "registry_package" | "package" => {
-            parse::<Body>(&github::payload(headers, body)?)?.event()?
+            parse::<Body>(&github::json_payload(headers, body)?)?.into_event()?
         }
-        _ => RegistryEvent::declined(format!(
-            "`{}` is not the push of an image",
-            kind.escape_debug()
-        )),
+        _ => RegistryEvent::declined(format!("`{}` is not an image push", kind.escape_debug())),
     };
     Ok((id, event))
 }
 
 impl Body {
-    fn event(self) -> Result<RegistryEvent, Rejection> {
+    fn into_event(self) -> Result<RegistryEvent, Rejection> {
         let package = self.registry_package;
         let is_container = package.package_type.eq_ignore_ascii_case("container");
         if !is_container || !matches!(self.action.as_str(), "published" | "updated") {
-            return Ok(RegistryEvent::declined("it is not the push of an image"));
+            return Ok(RegistryEvent::declined("the event is not an image push"));
         }
         let Some(version) = package.package_version else {
             return Ok(RegistryEvent::declined(
-                "it names no version of the package",
+                "the event contains no version of the package",
             ));
         };
         let url = version.package_url.filter(|url| !url.is_empty());
         let url = url.ok_or_else(|| {
             Rejection::not_understood("missing field `package_version.package_url`")
         })?;
-        // `ghcr.io/owner/name:tag`; of an image without a tag it ends in `:` or has the digest there.
+        // `ghcr.io/owner/name:tag`. Without a tag the URL ends in `:` or contains the digest.
         let bare = url.trim_end_matches(':');
-        let named = RegistryPush::of(bare.split_once("@").map_or(bare, |(name, _)| name))?;
+        let named = RegistryPush::parse(bare.split_once("@").map_or(bare, |(name, _)| name))?;
         let tag = version
             .container_metadata
             .and_then(|container| container.tag);

@@ -1,16 +1,16 @@
-//! Harbor's webhooks, in its own form and as CloudEvents.
+//! Harbor's webhooks, in Harbor's own form and as CloudEvents.
 //!
 //! Source: Harbor's documentation, "Configure Webhook Notifications".
 
 use serde::Deserialize;
 
-use super::{Read, RegistryEvent, RegistryPush};
+use super::{ParsedDelivery, RegistryEvent, RegistryPush};
 use crate::{Rejection, json::parse};
 
 #[derive(Deserialize)]
 struct Body {
     r#type: String,
-    /// Of CloudEvents only.
+    /// Only in CloudEvents.
     #[serde(default)]
     id: Option<String>,
     #[serde(alias = "data", default)]
@@ -35,7 +35,7 @@ struct Resource {
 impl Resource {
     fn pushed(&self) -> Result<RegistryPush, Rejection> {
         // Without a tag the URL ends in the digest.
-        let mut push = RegistryPush::of(&self.resource_url)?;
+        let mut push = RegistryPush::parse(&self.resource_url)?;
         // A push by digest has the digest in place of the tag.
         let tag = self
             .tag
@@ -49,14 +49,14 @@ impl Resource {
     }
 }
 
-pub(super) fn read(body: &[u8]) -> Read {
+pub(super) fn parse_delivery(body: &[u8]) -> ParsedDelivery {
     let body: Body = parse(body)?;
     if !matches!(
         body.r#type.as_str(),
         "PUSH_ARTIFACT" | "pushImage" | "harbor.artifact.pushed"
     ) {
         let shown: String = body.r#type.chars().take(60).collect();
-        let reason = format!("`{}` is not the push of an image", shown.escape_debug());
+        let reason = format!("`{}` is not an image push", shown.escape_debug());
         return Ok((body.id, RegistryEvent::declined(reason)));
     }
     let data = body
@@ -67,5 +67,8 @@ pub(super) fn read(body: &[u8]) -> Read {
         .iter()
         .map(Resource::pushed)
         .collect::<Result<_, _>>()?;
-    Ok((body.id, RegistryEvent::pushed(images, "it names no image")))
+    Ok((
+        body.id,
+        RegistryEvent::pushed(images, "the event contains no image"),
+    ))
 }

@@ -1,9 +1,9 @@
-//! Deliveries of registries: who sent one, and which images were pushed.
+//! Deliveries of registries: verification of the sender, and the pushed images.
 //!
-//! Most registries cannot sign. What each can do is all that is asked of it: GitHub signs; the others send a token
-//! that both sides know, in a header (`Authorization` as it is, as `Bearer` or as the password of `Basic`; or
-//! `X-Acrtask-Token`), and those that send no headers of ours have it in the URL, as `?token=`. What is told is
-//! therefore a hint: whoever acts on it asks the registry itself for the digest.
+//! Most registries cannot sign. GitHub signs; the others send a shared token in a header:
+//! `Authorization` (bare, as `Bearer` or as the password of `Basic`) or `X-Acrtask-Token`.
+//! Registries without configurable headers have the token in the URL, as `?token=`. A report is
+//! therefore only a hint: the server requests the digest from the registry before it acts.
 
 mod azure;
 mod distribution;
@@ -19,17 +19,18 @@ use acrtask_model::{Digest, ImageRef, Secret};
 use http::HeaderMap;
 use serde::{Deserialize, Serialize};
 
-use crate::{MAX_BODY, Rejection, proof};
+use crate::{MAX_BODY, Rejection, signature};
 
-/// Which registry tells of pushes.
+/// Kind of registry that reports pushes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RegistrySource {
-    /// The CNCF's distribution, and what speaks like it: `notifications.endpoints` in its configuration.
+    /// The CNCF's distribution and compatible registries: `notifications.endpoints` in its
+    /// settings.
     Distribution,
-    /// Harbor's webhooks, in its own form and as CloudEvents.
+    /// Harbor's webhooks, in Harbor's own form and as CloudEvents.
     Harbor,
-    /// Docker Hub's webhooks. It sends no headers of ours: the token is in the URL.
+    /// Docker Hub's webhooks. The token is in the URL, because their headers are fixed.
     DockerHub,
     /// Azure: webhooks of a container registry, and Event Grid, in its own form and as CloudEvents.
     Azure,
@@ -37,12 +38,12 @@ pub enum RegistrySource {
     GitHub,
     /// Quay's notifications "Push to Repository" to a webhook. The token is in the URL.
     Quay,
-    /// Amazon's ECR, through a rule and an API destination of EventBridge.
+    /// Amazon ECR, through a rule and an API destination of EventBridge.
     Ecr,
 }
 
 impl RegistrySource {
-    /// All of them.
+    /// All sources.
     pub const ALL: [Self; 7] = [
         Self::Distribution,
         Self::Harbor,
@@ -53,7 +54,7 @@ impl RegistrySource {
         Self::Ecr,
     ];
 
-    /// Its name in URLs and settings.
+    /// Returns the name of the source in URLs and settings.
     pub fn name(self) -> &'static str {
         match self {
             Self::Distribution => "distribution",
@@ -81,43 +82,44 @@ impl std::str::FromStr for RegistrySource {
         found.ok_or_else(|| {
             let names: Vec<_> = Self::ALL.iter().map(|source| source.name()).collect();
             format!(
-                "no registry is called `{text}`; there are {}",
+                "no registry is named `{text}`; write one of {}",
                 names.join(", ")
             )
         })
     }
 }
 
-/// A delivery of a registry that has proved itself.
+/// A parsed delivery of a verified registry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegistryDelivery {
-    /// The sender's id of it; where there is none, a digest of its body. The same id: the same delivery once more.
+    /// The sender's id, or a digest of the body if the sender sends none. Repetitions of one
+    /// delivery have the same id.
     pub id: String,
-    /// Who sent it.
+    /// Kind of registry that sent the delivery.
     pub source: RegistrySource,
-    /// What it says.
+    /// The event of the body.
     pub event: RegistryEvent,
 }
 
-/// What a registry says.
+/// Event of a registry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "event")]
 pub enum RegistryEvent {
-    /// Images were pushed; at least one.
+    /// Pushed images.
     Pushed {
-        /// Which.
+        /// At least one image.
         images: Vec<RegistryPush>,
     },
-    /// The sender asks whether its deliveries are wanted.
+    /// The sender asks for permission to deliver.
     Handshake {
-        /// The JSON to answer with.
+        /// The JSON of the response.
         answer: String,
     },
-    /// The sender only tries whether it is heard.
+    /// The sender tests the connection.
     Ping,
-    /// Something that is no push of an image.
+    /// An event that is not an image push.
     Declined {
-        /// Why, as a sentence.
+        /// The reason, as a sentence.
         reason: String,
     },
 }
@@ -129,7 +131,7 @@ impl RegistryEvent {
         }
     }
 
-    /// The images; where there are none, `otherwise` says why.
+    /// Returns the images as an event, or declines with `otherwise` if there are none.
     fn pushed(images: Vec<RegistryPush>, otherwise: &str) -> Self {
         if images.is_empty() {
             return Self::declined(otherwise);
@@ -138,21 +140,21 @@ impl RegistryEvent {
     }
 }
 
-/// An image that was pushed.
+/// A pushed image.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RegistryPush {
-    /// Host and port of the registry, as the sender knows it; `docker.io` for Docker Hub.
+    /// Host and port of the registry, as the sender names them; `docker.io` for Docker Hub.
     pub registry: String,
-    /// The path inside the registry.
+    /// The path in the registry.
     pub repository: String,
-    /// The tag; nothing for a push by digest alone.
+    /// The tag. `None` for a push by digest only.
     pub tag: Option<String>,
-    /// The digest, where the sender tells it.
+    /// The digest, if the sender sends it.
     pub digest: Option<Digest>,
 }
 
 impl RegistryPush {
-    /// Checks the parts after the grammar of references.
+    /// Checks the parts by the grammar of references.
     fn new(
         registry: &str,
         repository: &str,
@@ -163,7 +165,7 @@ impl RegistryPush {
         if let Some(tag) = tag.filter(|tag| !tag.is_empty()) {
             text = format!("{text}:{tag}");
         }
-        let mut push = Self::of(&text)?;
+        let mut push = Self::parse(&text)?;
         let digest = digest.filter(|digest| !digest.is_empty());
         if let Some(digest) = digest {
             push.digest = Some(digest.parse().map_err(not_understood)?);
@@ -171,8 +173,8 @@ impl RegistryPush {
         Ok(push)
     }
 
-    /// Reads a whole reference.
-    fn of(text: &str) -> Result<Self, Rejection> {
+    /// Parses a full reference.
+    fn parse(text: &str) -> Result<Self, Rejection> {
         let image: ImageRef = text.parse().map_err(not_understood)?;
         Ok(Self {
             registry: image.registry().to_owned(),
@@ -200,10 +202,12 @@ fn not_understood(error: impl fmt::Display) -> Rejection {
     Rejection::not_understood(error.to_string())
 }
 
-/// Checks who sent a delivery and reads it. `token` is that of the URL, if it has one; any of `secrets` suffices.
+/// Verifies the sender of a delivery and parses its body.
+///
+/// `token` is the token of the URL, if present. Any one of `secrets` suffices.
 ///
 /// # Errors
-/// [`Rejection`], which knows the HTTP status to answer with.
+/// [`Rejection`], which contains the HTTP status of the response.
 pub fn verify_and_parse(
     source: RegistrySource,
     headers: &HeaderMap,
@@ -214,39 +218,39 @@ pub fn verify_and_parse(
     if body.len() > MAX_BODY {
         return Err(Rejection::TooLarge { size: body.len() });
     }
-    let secrets = proof::usable(secrets)?;
+    let secrets = signature::usable_secrets(secrets)?;
     if source == RegistrySource::GitHub {
         github::verify(headers, body, &secrets)?;
     } else {
         verify_token(headers, token, &secrets)?;
     }
-    read_proved(source, headers, body)
+    parse_verified(source, headers, body)
 }
 
-/// Reads a delivery whose sender proved itself when it came, and that was kept since.
+/// Parses a stored delivery whose sender was verified when it arrived.
 ///
 /// # Errors
-/// [`Rejection`], where the body is not what it was when it was taken.
-pub fn read_proved(
+/// [`Rejection`] if the body is not the one that was accepted.
+pub fn parse_verified(
     source: RegistrySource,
     headers: &HeaderMap,
     body: &[u8],
 ) -> Result<RegistryDelivery, Rejection> {
     let (id, event) = match source {
-        RegistrySource::Distribution => distribution::read(body),
-        RegistrySource::Harbor => harbor::read(body),
-        RegistrySource::DockerHub => docker_hub::read(body),
-        RegistrySource::Azure => azure::read(body),
-        RegistrySource::GitHub => github::read(headers, body),
-        RegistrySource::Quay => quay::read(body),
-        RegistrySource::Ecr => ecr::read(body),
+        RegistrySource::Distribution => distribution::parse_delivery(body),
+        RegistrySource::Harbor => harbor::parse_delivery(body),
+        RegistrySource::DockerHub => docker_hub::parse_delivery(body),
+        RegistrySource::Azure => azure::parse_delivery(body),
+        RegistrySource::GitHub => github::parse_delivery(headers, body),
+        RegistrySource::Quay => quay::parse_delivery(body),
+        RegistrySource::Ecr => ecr::parse_delivery(body),
     }?;
     let id =
         id.filter(|id| (1..=200).contains(&id.len()) && id.bytes().all(|c| c.is_ascii_graphic()));
     let id = id.unwrap_or_else(|| {
         format!(
             "sha256:{}",
-            proof::digest_of(&[source.name().as_bytes(), body])
+            signature::digest_parts(&[source.name().as_bytes(), body])
         )
     });
     Ok(RegistryDelivery { id, source, event })
@@ -257,27 +261,27 @@ fn verify_token(
     token: Option<&str>,
     secrets: &[&Secret],
 ) -> Result<(), Rejection> {
-    let authorization = proof::header(headers, "authorization");
-    let password = authorization.and_then(proof::basic_password);
+    let authorization = signature::header_text(headers, "authorization");
+    let password = authorization.and_then(signature::basic_password);
     let given = [
         authorization,
-        authorization.and_then(proof::bearer),
+        authorization.and_then(signature::bearer_token),
         password.as_deref(),
-        proof::header(headers, "x-acrtask-token"),
+        signature::header_text(headers, "x-acrtask-token"),
         token.filter(|token| !token.is_empty()),
     ];
     let mut given = given.into_iter().flatten().peekable();
     if given.peek().is_none() {
         return Err(Rejection::MissingProof {
             missing: "a token",
-            help: "send it as `Authorization: Bearer TOKEN`, or put `?token=TOKEN` behind the URL where the registry sends no headers of yours",
+            help: "send it as `Authorization: Bearer TOKEN`, or append `?token=TOKEN` to the URL if the headers of the registry are fixed",
         });
     }
-    if given.any(|given| proof::is_token(secrets, given)) {
+    if given.any(|given| signature::matches_any_secret(secrets, given)) {
         return Ok(());
     }
     Err(Rejection::WrongProof { what: "the token" })
 }
 
-/// What a reader finds: the sender's id of the delivery, and what it says.
-type Read = Result<(Option<String>, RegistryEvent), Rejection>;
+/// Result of parsing a delivery: the sender's id, and the event.
+type ParsedDelivery = Result<(Option<String>, RegistryEvent), Rejection>;

@@ -1,11 +1,12 @@
-//! Quay's notifications, of quay.io and of servers of one's own. They tell no digest.
+//! Notifications of Quay: quay.io and own servers. They contain no digest.
 //!
-//! Source: Quay's documentation, "Repository Notifications". Old servers have an object in place of the list of tags.
+//! Source: Quay's documentation, "Repository Notifications". Old servers send an object instead of
+//! the list of tags.
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{Read, RegistryEvent, RegistryPush};
+use super::{ParsedDelivery, RegistryEvent, RegistryPush};
 use crate::{Rejection, json::parse};
 
 #[derive(Deserialize)]
@@ -22,23 +23,23 @@ enum Tags {
     Images(Map<String, Value>),
 }
 
-pub(super) fn read(body: &[u8]) -> Read {
+pub(super) fn parse_delivery(body: &[u8]) -> ParsedDelivery {
     let body: Body = parse(body)?;
     let tags = match body.updated_tags {
         None => {
             return Ok((
                 None,
-                RegistryEvent::declined("it names no tag that was pushed"),
+                RegistryEvent::declined("the event contains no pushed tag"),
             ));
         }
         Some(Tags::List(tags)) => tags,
         Some(Tags::Images(images)) => images.into_iter().map(|(tag, _)| tag).collect(),
     };
-    let name = RegistryPush::of(&body.docker_url)?;
+    let name = RegistryPush::parse(&body.docker_url)?;
     let image = |tag: &String| RegistryPush::new(&name.registry, &name.repository, Some(tag), None);
     let images = tags.iter().map(image).collect::<Result<_, Rejection>>()?;
     Ok((
         None,
-        RegistryEvent::pushed(images, "it names no tag that was pushed"),
+        RegistryEvent::pushed(images, "the event contains no pushed tag"),
     ))
 }

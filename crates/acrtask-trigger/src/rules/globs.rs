@@ -1,6 +1,7 @@
 //! Patterns of names and of paths.
 //!
-//! `*` and `?` stay within one part, `**` goes over parts, `[ab]` and `{a,b}` choose. Matching is linear in the text.
+//! `*` and `?` match within one segment, `**` matches across segments, and `[ab]` and `{a,b}` match
+//! alternatives. Matching takes time linear in the text.
 
 use std::fmt;
 
@@ -9,16 +10,16 @@ use globset::{Glob, GlobBuilder, GlobMatcher, GlobSet, GlobSetBuilder};
 
 use super::RuleError;
 
-const MOST_PATTERNS: usize = 200;
-const LONGEST_PATTERN: usize = 500;
+const MAX_PATTERNS: usize = 200;
+const MAX_PATTERN_BYTES: usize = 500;
 
-/// A reason, and what to write instead.
+/// A reason with the correction.
 type Problem = (String, String);
 
-fn glob(pattern: &str) -> Result<Glob, Problem> {
-    if pattern.is_empty() || pattern.len() > LONGEST_PATTERN {
+fn parse_glob(pattern: &str) -> Result<Glob, Problem> {
+    if pattern.is_empty() || pattern.len() > MAX_PATTERN_BYTES {
         return Err((
-            format!("a pattern has 1 to {LONGEST_PATTERN} bytes"),
+            format!("a pattern has 1 to {MAX_PATTERN_BYTES} bytes"),
             "write a name, or a pattern like `release/*`".into(),
         ));
     }
@@ -28,45 +29,45 @@ fn glob(pattern: &str) -> Result<Glob, Problem> {
         .map_err(|error| {
             (
                 format!("`{}` is not a pattern: {}", pattern.escape_debug(), error.kind()),
-                "`*`, `**`, `?`, `[ab]` and `{a,b}` are special; put `\\` before one that is not meant so".into(),
+                "`*`, `**`, `?`, `[ab]` and `{a,b}` are special; write `\\` before one that is meant literally".into(),
             )
         })
 }
 
 fn check_count(patterns: &[String]) -> Result<(), Problem> {
-    if patterns.len() > MOST_PATTERNS {
+    if patterns.len() > MAX_PATTERNS {
         return Err((
             format!(
-                "there are {} patterns, and {MOST_PATTERNS} are the most",
+                "there are {} patterns; the limit is {MAX_PATTERNS}",
                 patterns.len()
             ),
-            "write fewer with `*` and `{a,b}`".into(),
+            "combine some with `*` and `{a,b}`".into(),
         ));
     }
     Ok(())
 }
 
-/// Names that count, in order: the last pattern that matches a name decides.
+/// Name patterns in order. The last pattern that matches a name decides.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Names {
-    /// Whether a match lets the name in, and the pattern.
+pub(super) struct NamePatterns {
+    /// Each pattern, with `false` for an excluding one.
     patterns: Vec<(bool, GlobMatcher)>,
     text: String,
 }
 
-impl Names {
+impl NamePatterns {
     pub(super) fn new(patterns: &[String]) -> Result<Self, Problem> {
         check_count(patterns)?;
         let matchers = patterns.iter().map(|pattern| {
-            let (lets_in, bare) = match pattern.strip_prefix('!') {
+            let (includes, bare) = match pattern.strip_prefix('!') {
                 Some(rest) => (false, rest),
                 None => (true, pattern.as_str()),
             };
-            Ok((lets_in, glob(bare)?.compile_matcher()))
+            Ok((includes, parse_glob(bare)?.compile_matcher()))
         });
         Ok(Self {
             patterns: matchers.collect::<Result<_, Problem>>()?,
-            text: shown(patterns),
+            text: format_patterns(patterns),
         })
     }
 
@@ -75,36 +76,36 @@ impl Names {
     }
 
     pub(super) fn matches(&self, name: &str) -> bool {
-        // Where all patterns take out, the rest is in.
-        let otherwise = self.patterns.iter().all(|(lets_in, _)| !lets_in);
+        // If every pattern excludes, all other names are included.
+        let otherwise = self.patterns.iter().all(|(includes, _)| !includes);
         let last = self
             .patterns
             .iter()
             .rev()
             .find(|(_, glob)| glob.is_match(name));
-        last.map_or(otherwise, |(lets_in, _)| *lets_in)
+        last.map_or(otherwise, |(includes, _)| *includes)
     }
 }
 
-impl fmt::Display for Names {
+impl fmt::Display for NamePatterns {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
 }
 
-/// Files that count.
+/// Path filters.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Paths {
+pub(super) struct PathPatterns {
     include: Option<GlobSet>,
     exclude: Option<GlobSet>,
     text: String,
 }
 
-impl Paths {
+impl PathPatterns {
     pub(super) fn new(filter: &PathFilter) -> Result<Self, Vec<RuleError>> {
         let mut errors = Vec::new();
         let mut set = |field, patterns: &[String]| {
-            path_set(patterns).unwrap_or_else(|(reason, help)| {
+            build_path_set(patterns).unwrap_or_else(|(reason, help)| {
                 errors.push(RuleError {
                     field,
                     reason,
@@ -120,10 +121,10 @@ impl Paths {
         }
         let mut text = Vec::new();
         if !filter.include.is_empty() {
-            text.push(shown(&filter.include));
+            text.push(format_patterns(&filter.include));
         }
         if !filter.exclude.is_empty() {
-            text.push(format!("not {}", shown(&filter.exclude)));
+            text.push(format!("not {}", format_patterns(&filter.exclude)));
         }
         Ok(Self {
             include,
@@ -143,13 +144,13 @@ impl Paths {
     }
 }
 
-impl fmt::Display for Paths {
+impl fmt::Display for PathPatterns {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
 }
 
-fn path_set(patterns: &[String]) -> Result<Option<GlobSet>, Problem> {
+fn build_path_set(patterns: &[String]) -> Result<Option<GlobSet>, Problem> {
     if patterns.is_empty() {
         return Ok(None);
     }
@@ -159,32 +160,32 @@ fn path_set(patterns: &[String]) -> Result<Option<GlobSet>, Problem> {
         if pattern.starts_with('!') {
             return Err((
                 format!("`{}` begins with `!`", pattern.escape_debug()),
-                "write what does not count into `exclude`".into(),
+                "write the excluded path into `exclude`".into(),
             ));
         }
         let bare = pattern.strip_prefix("./").unwrap_or(pattern);
         let bare = bare.trim_start_matches('/').trim_end_matches('/');
-        set.add(glob(bare)?);
-        // A folder's name stands for all in it.
-        set.add(glob(&format!("{bare}/**"))?);
+        set.add(parse_glob(bare)?);
+        // The name of a folder matches everything inside the folder.
+        set.add(parse_glob(&format!("{bare}/**"))?);
         // A name may contain the characters of a class: `web/app/[slug]/page.tsx`.
         if bare.contains('[') {
             let name = bare.replace('[', "\\[").replace(']', "\\]");
-            set.add(glob(&name)?);
-            set.add(glob(&format!("{name}/**"))?);
+            set.add(parse_glob(&name)?);
+            set.add(parse_glob(&format!("{name}/**"))?);
         }
     }
     let set = set.build().map_err(|error| {
         (
-            format!("the patterns are too much together: {error}"),
+            format!("the patterns together are too large: {error}"),
             "write fewer or shorter ones".to_owned(),
         )
     })?;
     Ok(Some(set))
 }
 
-/// The patterns for a sentence; many are cut.
-fn shown(patterns: &[String]) -> String {
+/// Formats patterns for a sentence. Shortens a long list.
+fn format_patterns(patterns: &[String]) -> String {
     const MOST: usize = 5;
     let mut text: Vec<_> = patterns
         .iter()

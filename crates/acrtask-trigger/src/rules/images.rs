@@ -1,33 +1,33 @@
-//! Whether a task runs for an image that was pushed.
+//! Decision whether a pushed image starts a run of a task.
 
 use acrtask_api::task::RegistryPushTrigger;
 
-use super::{RuleError, globs::Names};
+use super::{RuleError, globs::NamePatterns};
 use crate::RegistryPush;
 
-/// The images whose pushes start runs of a task.
+/// Parsed registry push trigger of a task.
 #[derive(Debug, Clone)]
 pub struct ImageRules {
     enabled: bool,
-    repositories: Names,
-    tags: Names,
+    repositories: NamePatterns,
+    tags: NamePatterns,
 }
 
 impl ImageRules {
-    /// Reads the trigger of a task.
+    /// Parses the trigger of a task.
     ///
     /// # Errors
     /// All mistakes at once.
     pub fn new(trigger: &RegistryPushTrigger) -> Result<Self, Vec<RuleError>> {
         let mut errors = Vec::new();
         let mut names = |field, patterns: &[String]| {
-            Names::new(patterns).unwrap_or_else(|(reason, help)| {
+            NamePatterns::new(patterns).unwrap_or_else(|(reason, help)| {
                 errors.push(RuleError {
                     field,
                     reason,
                     help,
                 });
-                Names::default()
+                NamePatterns::default()
             })
         };
         let repositories = names("repositories", &trigger.repositories);
@@ -35,8 +35,8 @@ impl ImageRules {
         if trigger.repositories.is_empty() {
             errors.push(RuleError {
                 field: "repositories",
-                reason: "there are none, so nothing would ever count".into(),
-                help: "write registry.example.com/base/*, or take the trigger away".into(),
+                reason: "the list is empty, so no image would match".into(),
+                help: "write registry.example.com/base/*, or remove the trigger".into(),
             });
         }
         if errors.is_empty() {
@@ -50,33 +50,32 @@ impl ImageRules {
         }
     }
 
-    /// Whether the image is in one of the repositories. If it is not, it is none of the task's business, and nothing has
-    /// to be written down.
+    /// Returns `true` if the image is in one of the repositories. Other images leave no decision.
     pub fn concerns(&self, push: &RegistryPush) -> bool {
         self.repositories
             .matches(&format!("{}/{}", push.registry, push.repository))
     }
 
-    /// Why a run starts.
+    /// Returns the reason why a run starts.
     ///
     /// # Errors
-    /// Why none does, as a sentence.
+    /// The reason why no run starts, as a sentence.
     pub fn decide(&self, push: &RegistryPush) -> Result<String, String> {
         if !self.enabled {
             return Err("the trigger for pushed images is off".into());
         }
         if !self.concerns(push) {
             return Err(format!(
-                "the repository is none of the task's ({})",
+                "the repository does not match the task's repositories ({})",
                 self.repositories
             ));
         }
         match &push.tag {
             _ if self.tags.is_empty() => {}
-            None => return Err("it was pushed without a tag".into()),
+            None => return Err("the image was pushed without a tag".into()),
             Some(tag) if !self.tags.matches(tag) => {
                 return Err(format!(
-                    "the tag `{tag}` is none of the task's ({})",
+                    "the tag `{tag}` does not match the task's tags ({})",
                     self.tags
                 ));
             }
@@ -110,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn repositories_and_tags_count() {
+    fn repositories_and_tags_select_images() {
         let rules = rules(&["reg.example.com/base/*"], &["v*", "!*-rc"]);
         assert!(rules.concerns(&push("base/os", None)));
         assert!(!rules.concerns(&push("base/os/deep", None)));
@@ -124,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trigger_without_repositories_is_a_mistake() {
+    fn trigger_without_repositories_is_a_mistake() {
         let errors = ImageRules::new(&RegistryPushTrigger {
             enabled: true,
             repositories: Vec::new(),

@@ -1,10 +1,11 @@
-//! Whether a task runs for what happened to its repository, with the reason as a sentence.
+//! Decision whether an event of a repository starts a run of a task, with a reason as a sentence.
 //!
-//! [`TriggerRules::new`] reads a task's [`CommitTrigger`] once and tells every mistake in it; [`decide`] is then a
-//! pure function of the rules and an event. Where it is not known which files changed (a new branch, a forced push,
-//! more commits than the sender names, a pull request), a task with path filters runs, and the reason says so.
+//! [`TriggerRules::new`] parses a task's [`CommitTrigger`] once and reports all its mistakes.
+//! [`decide`] is a pure function of the rules and an event. The changed files may be unknown: for a
+//! new branch, a forced push, more commits than the sender lists, or a pull request. A task with
+//! path filters runs then, and the reason mentions it.
 //!
-//! Left out: whether the commit ran already. That, the server knows.
+//! Left out: the server knows whether the commit ran already.
 
 mod globs;
 mod images;
@@ -17,11 +18,11 @@ use serde::{Deserialize, Serialize};
 use crate::{
     CommitId, Event, PullRequest, PullRequestAction, Push, Repository, RepositoryUrl, TagPush,
 };
-use globs::{Names, Paths};
+use globs::{NamePatterns, PathPatterns};
 
 pub use images::ImageRules;
 
-/// What keeps a run from starting, where a task does not say it.
+/// Texts in a commit message that prevent a run, unless the task lists its own.
 const SKIP_MESSAGES: [&str; 5] = [
     "[skip ci]",
     "[ci skip]",
@@ -30,30 +31,29 @@ const SKIP_MESSAGES: [&str; 5] = [
     "***NO_CI***",
 ];
 
-/// The branches that count where neither the task nor its context names one, and the sender does not tell which is
-/// the default.
-const USUAL_BRANCHES: [&str; 2] = ["main", "master"];
+/// Branches that trigger a run if the task and its context name none and the default is unknown.
+const COMMON_DEFAULT_BRANCHES: [&str; 2] = ["main", "master"];
 
-/// A mistake in a commit trigger.
+/// A mistake in a trigger.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {reason}; {help}")]
 pub struct RuleError {
-    /// Where it is: `branches`, `paths.include` ...
+    /// Path of the field: `branches`, `paths.include` ...
     pub field: &'static str,
-    /// What is wrong.
+    /// The mistake.
     pub reason: String,
-    /// What to write instead.
+    /// The correction.
     pub help: String,
 }
 
-/// When a task runs for what happens to its repository.
+/// Parsed commit trigger of a task.
 #[derive(Debug, Clone)]
 pub struct TriggerRules {
     repository: RepositoryUrl,
     enabled: bool,
     branches: Branches,
-    tags: Names,
-    paths: Paths,
+    tags: NamePatterns,
+    paths: PathPatterns,
     push: bool,
     tag: bool,
     pull_request: bool,
@@ -61,32 +61,33 @@ pub struct TriggerRules {
     newest_wins: bool,
 }
 
-/// Which branches count.
+/// The branches that trigger a run.
 #[derive(Debug, Clone)]
 enum Branches {
-    /// Those that the task says.
-    Named(Names),
-    /// The one that its context names.
+    /// The patterns of the task.
+    Named(NamePatterns),
+    /// The branch of the task's context.
     OfContext(String),
     /// The repository's default branch.
     Default,
 }
 
 impl TriggerRules {
-    /// Reads the trigger of a task with the context `context`. One that is off needs no rules, and may stand beside a
-    /// context that is no repository.
+    /// Parses the trigger of a task with the context `context`.
+    ///
+    /// The caller skips triggers that are off: their context need not be a repository.
     ///
     /// # Errors
     /// All mistakes at once.
     pub fn new(trigger: &CommitTrigger, context: Option<&str>) -> Result<Self, Vec<RuleError>> {
         let mut errors = Vec::new();
-        let (address, reference) = split(context.unwrap_or_default());
+        let (address, reference) = split_context(context.unwrap_or_default());
         let repository = RepositoryUrl::parse(&address);
         if repository.is_none() {
             errors.push(RuleError {
                 field: "context",
-                reason: "runs at commits need a git repository with a host".into(),
-                help: "write https://HOST/PATH.git#BRANCH, or take the commit trigger away".into(),
+                reason: "a commit trigger needs a git repository with a host".into(),
+                help: "write https://HOST/PATH.git#BRANCH, or remove the commit trigger".into(),
             });
         }
         let push = trigger.events.is_empty() || trigger.events.contains(&CommitEvent::Push);
@@ -96,18 +97,18 @@ impl TriggerRules {
         if !tag && !trigger.tags.is_empty() {
             errors.push(RuleError {
                 field: "tags",
-                reason: "`events` has no `tag`, so these never count".into(),
-                help: "add `tag` to `events`, or take `tags` away".into(),
+                reason: "`events` does not contain `tag`, so the tags have no effect".into(),
+                help: "add `tag` to `events`, or remove `tags`".into(),
             });
         }
         let mut names = |field, patterns: &[String]| {
-            Names::new(patterns).unwrap_or_else(|(reason, help)| {
+            NamePatterns::new(patterns).unwrap_or_else(|(reason, help)| {
                 errors.push(RuleError {
                     field,
                     reason,
                     help,
                 });
-                Names::default()
+                NamePatterns::default()
             })
         };
         let named = names("branches", &trigger.branches);
@@ -121,16 +122,16 @@ impl TriggerRules {
                 if (push || pull_request) && (bare.starts_with("refs/") || is_commit) {
                     errors.push(RuleError {
                         field: "branches",
-                        reason: format!("the context names `{bare}`, which is no branch"),
-                        help: "say which branches count".into(),
+                        reason: format!("the context names `{bare}`, which is not a branch"),
+                        help: "list the branches in `branches`".into(),
                     });
                 }
                 Branches::OfContext(bare.to_owned())
             }
         };
-        let paths = Paths::new(&trigger.paths).unwrap_or_else(|found| {
+        let paths = PathPatterns::new(&trigger.paths).unwrap_or_else(|found| {
             errors.extend(found);
-            Paths::default()
+            PathPatterns::default()
         });
         let skip_messages = match &trigger.skip_messages {
             None => SKIP_MESSAGES.map(str::to_lowercase).to_vec(),
@@ -139,8 +140,8 @@ impl TriggerRules {
         if skip_messages.iter().any(|text| text.trim().is_empty()) {
             errors.push(RuleError {
                 field: "skipMessages",
-                reason: "an empty text is in every message".into(),
-                help: "take it away; `[]` is for none".into(),
+                reason: "an empty text matches every message".into(),
+                help: "remove it; write `[]` to allow every message".into(),
             });
         }
         match repository {
@@ -160,20 +161,20 @@ impl TriggerRules {
         }
     }
 
-    /// The task's repository.
+    /// Returns the task's repository.
     pub fn repository(&self) -> &RepositoryUrl {
         &self.repository
     }
 
-    /// Whether the event happened to the task's repository. If it did not, it is none of the task's business, and
-    /// nothing has to be written down.
+    /// Returns `true` if the event belongs to the task's repository. Other events leave no
+    /// decision.
     pub fn concerns(&self, event: &Event) -> bool {
         event
             .repository()
-            .is_some_and(|repository| repository.is(&self.repository))
+            .is_some_and(|repository| repository.matches_url(&self.repository))
     }
 
-    fn skipped_by(&self, message: Option<&str>) -> Option<&str> {
+    fn find_skip_message(&self, message: Option<&str>) -> Option<&str> {
         let message = message?.to_lowercase();
         self.skip_messages
             .iter()
@@ -181,11 +182,11 @@ impl TriggerRules {
             .map(String::as_str)
     }
 
-    /// Why a branch does not count; nothing: it does.
-    fn refuses_branch(&self, branch: &str, repository: &Repository) -> Option<String> {
+    /// Returns why a branch does not trigger a run. `None` if it does.
+    fn branch_refusal(&self, branch: &str, repository: &Repository) -> Option<String> {
         match (&self.branches, &repository.default_branch) {
             (Branches::Named(names), _) => {
-                (!names.matches(branch)).then(|| format!("the branch `{branch}` is none of the task's ({names})"))
+                (!names.matches(branch)).then(|| format!("the branch `{branch}` does not match the task's branches ({names})"))
             }
             (Branches::OfContext(own), _) => {
                 (own != branch).then(|| format!("the context names the branch `{own}`, not `{branch}`"))
@@ -193,15 +194,15 @@ impl TriggerRules {
             (Branches::Default, Some(default)) => {
                 (default != branch).then(|| format!("the default branch is `{default}`, not `{branch}`"))
             }
-            (Branches::Default, None) => (!USUAL_BRANCHES.contains(&branch)).then(|| {
-                format!("it is not known whether `{branch}` is the default branch; say which `branches` count")
+            (Branches::Default, None) => (!COMMON_DEFAULT_BRANCHES.contains(&branch)).then(|| {
+                format!("the default branch is unknown, and `{branch}` may not be it; list the branches in `branches`")
             }),
         }
     }
 }
 
-/// Address and ref of a context: `URL#REF:FOLDER`.
-fn split(context: &str) -> (String, Option<String>) {
+/// Splits a context `URL#REF:FOLDER` into address and ref.
+fn split_context(context: &str) -> (String, Option<String>) {
     let (address, fragment) = context.split_once('#').unwrap_or((context, ""));
     let reference = fragment
         .split_once(':')
@@ -217,7 +218,7 @@ fn split(context: &str) -> (String, Option<String>) {
     )
 }
 
-/// What an event leads to.
+/// Decision about an event for one task.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "decision")]
 pub enum Decision {
@@ -225,33 +226,34 @@ pub enum Decision {
     Run {
         /// The commit to check out.
         commit: CommitId,
-        /// What moved.
-        lane: Lane,
-        /// The runs of older commits in the lane are cancelled.
+        /// The ref that moved.
+        ref_key: RefKey,
+        /// The run supersedes runs of older commits of the same ref key.
         newest_wins: bool,
-        /// The commit is a stranger's: no secrets, no pushes, no shared cache, until a maintainer approves it.
+        /// The commit is from a fork: it gets no secrets, no pushes and no shared cache before
+        /// approval.
         from_fork: bool,
-        /// Why, as a sentence.
+        /// The reason, as a sentence.
         reason: String,
     },
-    /// A pull request was closed: its runs are cancelled.
+    /// A closed pull request: its runs are canceled.
     CancelPullRequest {
-        /// Its number.
+        /// Number of the pull request.
         number: u64,
-        /// Why, as a sentence.
+        /// The reason, as a sentence.
         reason: String,
     },
-    /// Nothing starts.
+    /// The event is ignored.
     Suppressed {
-        /// Why, as a sentence.
+        /// The reason, as a sentence.
         reason: String,
     },
 }
 
-/// What moved; runs of one lane follow each other.
+/// Identity of a moving ref. Runs with one ref key follow each other.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Lane {
+pub enum RefKey {
     /// A branch.
     Branch(String),
     /// A tag.
@@ -260,7 +262,7 @@ pub enum Lane {
     PullRequest(u64),
 }
 
-impl fmt::Display for Lane {
+impl fmt::Display for RefKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Branch(branch) => write!(f, "refs/heads/{branch}"),
@@ -276,10 +278,10 @@ fn suppressed(reason: impl Into<String>) -> Decision {
     }
 }
 
-/// Says what an event leads to for the task with these rules.
+/// Decides what an event leads to for the task with these rules.
 pub fn decide(rules: &TriggerRules, event: &Event) -> Decision {
     if let Some(repository) = event.repository()
-        && !repository.is(&rules.repository)
+        && !repository.matches_url(&rules.repository)
     {
         return suppressed(format!("the task's repository is {}", rules.repository));
     }
@@ -290,7 +292,7 @@ pub fn decide(rules: &TriggerRules, event: &Event) -> Decision {
         Event::Push(push) => decide_push(rules, push),
         Event::Tag(tag) => decide_tag(rules, tag),
         Event::PullRequest(request) => decide_pull_request(rules, request),
-        Event::Ping => suppressed("the sender only tried whether it is heard"),
+        Event::Ping => suppressed("the sender only tested the connection"),
         Event::Declined { reason } => suppressed(reason.clone()),
     }
 }
@@ -298,28 +300,28 @@ pub fn decide(rules: &TriggerRules, event: &Event) -> Decision {
 fn decide_push(rules: &TriggerRules, push: &Push) -> Decision {
     let branch = &push.branch;
     if !rules.push {
-        return suppressed("the task does not run for pushes to branches");
+        return suppressed("the task ignores pushes to branches");
     }
-    if let Some(reason) = rules.refuses_branch(branch, &push.repository) {
+    if let Some(reason) = rules.branch_refusal(branch, &push.repository) {
         return suppressed(reason);
     }
     let Some(commit) = &push.after else {
         return suppressed(format!("the branch `{branch}` was deleted"));
     };
-    if let Some(text) = rules.skipped_by(push.message.as_deref()) {
+    if let Some(text) = rules.find_skip_message(push.message.as_deref()) {
         return suppressed(format!(
-            "the message of commit {} has `{text}` in it",
+            "the message of commit {} contains `{text}`",
             commit.short()
         ));
     }
     let unknown = push.incomplete.as_deref().unwrap_or_default();
-    let files = match by_files(rules, push.paths(), unknown) {
+    let files = match check_paths(rules, push.paths(), unknown) {
         Ok(files) => files,
         Err(reason) => return suppressed(reason),
     };
     Decision::Run {
         commit: commit.clone(),
-        lane: Lane::Branch(branch.clone()),
+        ref_key: RefKey::Branch(branch.clone()),
         newest_wins: rules.newest_wins,
         from_fork: false,
         reason: format!(
@@ -329,31 +331,31 @@ fn decide_push(rules: &TriggerRules, push: &Push) -> Decision {
     }
 }
 
-/// Files are not looked at: a tag is a release of all of them.
+/// Decides about a tag. Path filters do not apply, because a tag releases all files.
 fn decide_tag(rules: &TriggerRules, push: &TagPush) -> Decision {
     let tag = &push.tag;
     if !rules.tag {
-        return suppressed("the task does not run for tags");
+        return suppressed("the task ignores tags");
     }
     if !rules.tags.is_empty() && !rules.tags.matches(tag) {
         return suppressed(format!(
-            "the tag `{tag}` is none of the task's ({})",
+            "the tag `{tag}` does not match the task's tags ({})",
             rules.tags
         ));
     }
     let Some(commit) = &push.after else {
         return suppressed(format!("the tag `{tag}` was deleted"));
     };
-    if let Some(text) = rules.skipped_by(push.message.as_deref()) {
+    if let Some(text) = rules.find_skip_message(push.message.as_deref()) {
         return suppressed(format!(
-            "the message of commit {} has `{text}` in it",
+            "the message of commit {} contains `{text}`",
             commit.short()
         ));
     }
-    let happened = if push.moved { "moved to" } else { "made at" };
+    let happened = if push.moved { "moved to" } else { "created at" };
     Decision::Run {
         commit: commit.clone(),
-        lane: Lane::Tag(tag.clone()),
+        ref_key: RefKey::Tag(tag.clone()),
         newest_wins: rules.newest_wins,
         from_fork: false,
         reason: format!("the tag `{tag}` was {happened} commit {}", commit.short()),
@@ -363,47 +365,47 @@ fn decide_tag(rules: &TriggerRules, push: &TagPush) -> Decision {
 fn decide_pull_request(rules: &TriggerRules, request: &PullRequest) -> Decision {
     let number = request.number;
     if !rules.pull_request {
-        return suppressed("the task does not run for pull requests");
+        return suppressed("the task ignores pull requests");
     }
     let happened = match request.action {
-        // Whatever the rules say of it now, they may have said something else when it was opened.
+        // The rules may have been different when the pull request was opened.
         PullRequestAction::Closed { merged } => {
-            let how = if merged { "merged" } else { "closed" };
+            let outcome = if merged { "merged" } else { "closed" };
             return Decision::CancelPullRequest {
                 number,
-                reason: format!("pull request {number} was {how}"),
+                reason: format!("pull request {number} was {outcome}"),
             };
         }
         PullRequestAction::Opened => "was opened",
         PullRequestAction::Updated => "was updated",
     };
-    if let Some(reason) = rules.refuses_branch(&request.base_branch, &request.base_repository) {
+    if let Some(reason) = rules.branch_refusal(&request.base_branch, &request.base_repository) {
         return suppressed(format!(
-            "pull request {number} asks to change another branch: {reason}"
+            "pull request {number} has another target branch: {reason}"
         ));
     }
     let Some(commit) = &request.head else {
-        return suppressed(format!("pull request {number} names no commit"));
+        return suppressed(format!("pull request {number} contains no commit"));
     };
-    if let Some(text) = rules.skipped_by(Some(&request.title)) {
+    if let Some(text) = rules.find_skip_message(Some(&request.title)) {
         return suppressed(format!(
-            "the title of pull request {number} has `{text}` in it"
+            "the title of pull request {number} contains `{text}`"
         ));
     }
-    let known = request.files.as_ref();
-    let known = known.map(|files| files.iter().map(String::as_str).collect());
-    let files = match by_files(rules, known, "no sender names those of a pull request") {
+    let paths = request.files.as_ref();
+    let paths = paths.map(|files| files.iter().map(String::as_str).collect());
+    let files = match check_paths(rules, paths, "no sender lists the files of a pull request") {
         Ok(files) => files,
         Err(reason) => return suppressed(reason),
     };
     let fork = if request.from_fork {
-        "; it comes from another repository, so it is not trusted"
+        "; it is from another repository, so it is not trusted"
     } else {
         ""
     };
     Decision::Run {
         commit: commit.clone(),
-        lane: Lane::PullRequest(number),
+        ref_key: RefKey::PullRequest(number),
         newest_wins: rules.newest_wins,
         from_fork: request.from_fork,
         reason: format!(
@@ -413,8 +415,9 @@ fn decide_pull_request(rules: &TriggerRules, request: &PullRequest) -> Decision 
     }
 }
 
-/// What the path filters say: the end of the reason for a run, or the reason for none.
-fn by_files(
+/// Applies the path filters. Returns the end of the reason for a run, or the reason to ignore the
+/// event.
+fn check_paths(
     rules: &TriggerRules,
     paths: Option<Vec<&str>>,
     unknown: &str,
@@ -423,21 +426,21 @@ fn by_files(
         return Ok(String::new());
     }
     let Some(paths) = paths else {
-        return Ok(not_known(unknown));
+        return Ok(unknown_files_note(unknown));
     };
     match paths.iter().find(|path| rules.paths.matches(path)) {
         Some(path) => Ok(format!(", and `{}` changed", path.escape_debug())),
         None => Err(format!(
-            "none of the {} files that changed counts for the task ({})",
+            "none of the {} changed files matches the task's paths ({})",
             paths.len(),
             rules.paths
         )),
     }
 }
 
-fn not_known(why: &str) -> String {
+fn unknown_files_note(why: &str) -> String {
     format!(
-        "; it runs whatever the path filters say, because not all files that changed are known: {why}"
+        "; the path filters do not apply, because the list of changed files is incomplete: {why}"
     )
 }
 

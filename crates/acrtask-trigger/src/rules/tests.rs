@@ -7,7 +7,7 @@ use crate::{Change, Commit};
 const CONTEXT: &str = "https://git.example.com/team/app.git";
 const SHA: &str = "0123456789abcdef0123456789abcdef01234567";
 
-fn texts(patterns: &[&str]) -> Vec<String> {
+fn to_strings(patterns: &[&str]) -> Vec<String> {
     patterns.iter().map(|text| (*text).to_owned()).collect()
 }
 
@@ -18,11 +18,11 @@ fn rules(trigger: &CommitTrigger) -> TriggerRules {
 fn repository() -> Repository {
     Repository::new("team/app")
         .with_urls([Some("git@git.example.com:team/app.git")])
-        .with_default(Some("main".into()))
+        .with_default_branch(Some("main".into()))
 }
 
 fn commit(text: &str) -> CommitId {
-    CommitId::need(text).unwrap()
+    CommitId::parse_required(text).unwrap()
 }
 
 fn push(branch: &str, message: &str, paths: &[&str]) -> Push {
@@ -71,10 +71,12 @@ fn request(action: PullRequestAction, base: &str, from_fork: bool) -> Event {
     }))
 }
 
-/// The decision in a line.
-fn said(trigger: &CommitTrigger, event: &Event) -> String {
+/// Describes the decision in one line.
+fn describe_decision(trigger: &CommitTrigger, event: &Event) -> String {
     match decide(&rules(trigger), event) {
-        Decision::Run { lane, reason, .. } => format!("run {lane}: {reason}"),
+        Decision::Run {
+            ref_key, reason, ..
+        } => format!("run {ref_key}: {reason}"),
         Decision::CancelPullRequest { number, reason } => format!("cancel {number}: {reason}"),
         Decision::Suppressed { reason } => format!("no: {reason}"),
     }
@@ -85,10 +87,10 @@ fn runs(trigger: &CommitTrigger, event: &Event) -> bool {
 }
 
 #[test]
-fn a_path_may_contain_the_characters_of_a_class() {
+fn path_with_class_characters_matches_literally() {
     let filtered = |include: &[&str]| CommitTrigger {
         paths: PathFilter {
-            include: texts(include),
+            include: to_strings(include),
             ..PathFilter::default()
         },
         ..CommitTrigger::default()
@@ -111,16 +113,16 @@ fn a_path_may_contain_the_characters_of_a_class() {
 fn reasons_are_sentences() {
     let plain = CommitTrigger::default();
     let filtered = CommitTrigger {
-        branches: texts(&["main", "release/*", "!release/old*"]),
-        tags: texts(&["v*"]),
+        branches: to_strings(&["main", "release/*", "!release/old*"]),
+        tags: to_strings(&["v*"]),
         events: vec![
             CommitEvent::Push,
             CommitEvent::Tag,
             CommitEvent::PullRequest,
         ],
         paths: PathFilter {
-            include: texts(&["services/api", "**/*.proto"]),
-            exclude: texts(&["**/*.md"]),
+            include: to_strings(&["services/api", "**/*.proto"]),
+            exclude: to_strings(&["**/*.md"]),
         },
         newest_wins: true,
         ..plain.clone()
@@ -136,7 +138,7 @@ fn reasons_are_sentences() {
     });
     let forced = Event::Push(Push {
         forced: true,
-        incomplete: Some("the push was forced, so commits went away too".into()),
+        incomplete: Some("the forced push removed commits".into()),
         ..push("main", "", &["README.md"])
     });
     let elsewhere = Event::Push(Push {
@@ -146,61 +148,61 @@ fn reasons_are_sentences() {
     let opened = PullRequestAction::Opened;
     let merged = PullRequestAction::Closed { merged: true };
     let cases = [
-        said(&plain, &main(&["a"])),
-        said(&plain, &Event::Push(push("next", "", &[]))),
-        said(&plain, &Event::Push(push("main", "Docs [Skip CI]", &["a"]))),
-        said(&plain, &deleted),
-        said(&plain, &tag("v1")),
-        said(&plain, &request(opened, "main", false)),
-        said(&plain, &Event::Ping),
-        said(&plain, &elsewhere),
-        said(&off, &main(&["a"])),
-        said(&filtered, &main(&["README.md", "services/api/src/main.rs"])),
-        said(&filtered, &main(&["services/api/README.md", "web/a.ts"])),
-        said(&filtered, &forced),
-        said(
+        describe_decision(&plain, &main(&["a"])),
+        describe_decision(&plain, &Event::Push(push("next", "", &[]))),
+        describe_decision(&plain, &Event::Push(push("main", "Docs [Skip CI]", &["a"]))),
+        describe_decision(&plain, &deleted),
+        describe_decision(&plain, &tag("v1")),
+        describe_decision(&plain, &request(opened, "main", false)),
+        describe_decision(&plain, &Event::Ping),
+        describe_decision(&plain, &elsewhere),
+        describe_decision(&off, &main(&["a"])),
+        describe_decision(&filtered, &main(&["README.md", "services/api/src/main.rs"])),
+        describe_decision(&filtered, &main(&["services/api/README.md", "web/a.ts"])),
+        describe_decision(&filtered, &forced),
+        describe_decision(
             &filtered,
             &Event::Push(push("release/2", "", &["x/y.proto"])),
         ),
-        said(
+        describe_decision(
             &filtered,
             &Event::Push(push("release/old1", "", &["x/y.proto"])),
         ),
-        said(&filtered, &tag("v1.2")),
-        said(&filtered, &tag("nightly")),
-        said(&filtered, &request(opened, "main", true)),
-        said(
+        describe_decision(&filtered, &tag("v1.2")),
+        describe_decision(&filtered, &tag("nightly")),
+        describe_decision(&filtered, &request(opened, "main", true)),
+        describe_decision(
             &filtered,
             &request(PullRequestAction::Updated, "other", false),
         ),
-        said(&filtered, &request(merged, "other", false)),
+        describe_decision(&filtered, &request(merged, "other", false)),
     ];
     insta::assert_snapshot!(cases.join("\n"), @r##"
     run refs/heads/main: commit 0123456789ab was pushed to the branch `main`
     no: the default branch is `main`, not `next`
-    no: the message of commit 0123456789ab has `[skip ci]` in it
+    no: the message of commit 0123456789ab contains `[skip ci]`
     no: the branch `main` was deleted
-    no: the task does not run for tags
-    no: the task does not run for pull requests
-    no: the sender only tried whether it is heard
+    no: the task ignores tags
+    no: the task ignores pull requests
+    no: the sender only tested the connection
     no: the task's repository is git.example.com/team/app
     no: the commit trigger of the task is off
     run refs/heads/main: commit 0123456789ab was pushed to the branch `main`, and `services/api/src/main.rs` changed
-    no: none of the 2 files that changed counts for the task (`services/api`, `**/*.proto`, not `**/*.md`)
-    run refs/heads/main: commit 0123456789ab was pushed to the branch `main`; it runs whatever the path filters say, because not all files that changed are known: the push was forced, so commits went away too
+    no: none of the 2 changed files matches the task's paths (`services/api`, `**/*.proto`, not `**/*.md`)
+    run refs/heads/main: commit 0123456789ab was pushed to the branch `main`; the path filters do not apply, because the list of changed files is incomplete: the forced push removed commits
     run refs/heads/release/2: commit 0123456789ab was pushed to the branch `release/2`, and `x/y.proto` changed
-    no: the branch `release/old1` is none of the task's (`main`, `release/*`, `!release/old*`)
-    run refs/tags/v1.2: the tag `v1.2` was made at commit 0123456789ab
-    no: the tag `nightly` is none of the task's (`v*`)
-    run pull/12: pull request 12 was opened with commit 0123456789ab; it runs whatever the path filters say, because not all files that changed are known: no sender names those of a pull request; it comes from another repository, so it is not trusted
-    no: pull request 12 asks to change another branch: the branch `other` is none of the task's (`main`, `release/*`, `!release/old*`)
+    no: the branch `release/old1` does not match the task's branches (`main`, `release/*`, `!release/old*`)
+    run refs/tags/v1.2: the tag `v1.2` was created at commit 0123456789ab
+    no: the tag `nightly` does not match the task's tags (`v*`)
+    run pull/12: pull request 12 was opened with commit 0123456789ab; the path filters do not apply, because the list of changed files is incomplete: no sender lists the files of a pull request; it is from another repository, so it is not trusted
+    no: pull request 12 has another target branch: the branch `other` does not match the task's branches (`main`, `release/*`, `!release/old*`)
     cancel 12: pull request 12 was merged
     "##);
 }
 
-/// As it stands in a task's definition. What was written before there were rules means the same as it did.
+/// Tests the form of a task's definition. Old definitions without rules keep their meaning.
 #[test]
-fn triggers_are_written_so() {
+fn trigger_keeps_its_json_form() {
     let full = r#"{
         "enabled": true,
         "branches": ["main", "!wip/**"],
@@ -227,19 +229,19 @@ fn triggers_are_written_so() {
 }
 
 #[test]
-fn mistakes_are_told_all_at_once() {
+fn all_mistakes_are_reported() {
     let trigger = CommitTrigger {
-        branches: texts(&["release/[", ""]),
-        tags: texts(&["v*"]),
+        branches: to_strings(&["release/[", ""]),
+        tags: to_strings(&["v*"]),
         events: vec![CommitEvent::Push],
         paths: PathFilter {
-            include: texts(&["!docs"]),
-            exclude: texts(&["{a"]),
+            include: to_strings(&["!docs"]),
+            exclude: to_strings(&["{a"]),
         },
-        skip_messages: Some(texts(&[" "])),
+        skip_messages: Some(to_strings(&[" "])),
         ..CommitTrigger::default()
     };
-    let told = |trigger, context| {
+    let mistakes = |trigger, context| {
         let errors = TriggerRules::new(trigger, context).unwrap_err();
         errors
             .iter()
@@ -247,28 +249,28 @@ fn mistakes_are_told_all_at_once() {
             .collect::<Vec<_>>()
             .join("\n")
     };
-    insta::assert_snapshot!(told(&trigger, Some("oci://reg.example.com/x")), @r##"
-    context: runs at commits need a git repository with a host; write https://HOST/PATH.git#BRANCH, or take the commit trigger away
-    tags: `events` has no `tag`, so these never count; add `tag` to `events`, or take `tags` away
-    branches: `release/[` is not a pattern: unclosed character class; missing ']'; `*`, `**`, `?`, `[ab]` and `{a,b}` are special; put `\` before one that is not meant so
-    paths.include: `!docs` begins with `!`; write what does not count into `exclude`
-    paths.exclude: `{a` is not a pattern: unclosed alternate group; missing '}' (maybe escape '{' with '[{]'?); `*`, `**`, `?`, `[ab]` and `{a,b}` are special; put `\` before one that is not meant so
-    skipMessages: an empty text is in every message; take it away; `[]` is for none
+    insta::assert_snapshot!(mistakes(&trigger, Some("oci://reg.example.com/x")), @r##"
+    context: a commit trigger needs a git repository with a host; write https://HOST/PATH.git#BRANCH, or remove the commit trigger
+    tags: `events` does not contain `tag`, so the tags have no effect; add `tag` to `events`, or remove `tags`
+    branches: `release/[` is not a pattern: unclosed character class; missing ']'; `*`, `**`, `?`, `[ab]` and `{a,b}` are special; write `\` before one that is meant literally
+    paths.include: `!docs` begins with `!`; write the excluded path into `exclude`
+    paths.exclude: `{a` is not a pattern: unclosed alternate group; missing '}' (maybe escape '{' with '[{]'?); `*`, `**`, `?`, `[ab]` and `{a,b}` are special; write `\` before one that is meant literally
+    skipMessages: an empty text matches every message; remove it; write `[]` to allow every message
     "##);
     let plain = CommitTrigger::default();
-    insta::assert_snapshot!(told(&plain, Some(&format!("{CONTEXT}#refs/tags/v1"))), @r##"
-    branches: the context names `refs/tags/v1`, which is no branch; say which branches count
+    insta::assert_snapshot!(mistakes(&plain, Some(&format!("{CONTEXT}#refs/tags/v1"))), @r##"
+    branches: the context names `refs/tags/v1`, which is not a branch; list the branches in `branches`
     "##);
     assert!(TriggerRules::new(&plain, Some(&format!("{CONTEXT}#{SHA}"))).is_err());
     assert!(TriggerRules::new(&plain, None).is_err());
 }
 
 #[test]
-fn files_that_were_looked_up_decide() {
+fn full_file_list_decides_path_filters() {
     let trigger = CommitTrigger {
         events: vec![CommitEvent::Push, CommitEvent::PullRequest],
         paths: PathFilter {
-            include: texts(&["services/api"]),
+            include: to_strings(&["services/api"]),
             exclude: Vec::new(),
         },
         ..CommitTrigger::default()
@@ -282,18 +284,20 @@ fn files_that_were_looked_up_decide() {
         assert!(runs(&trigger, &event));
         assert!(runs(
             &trigger,
-            &event.clone().with_files(texts(&["x", "services/api/b"]))
+            &event
+                .clone()
+                .with_files(to_strings(&["x", "services/api/b"]))
         ));
         assert!(!runs(
             &trigger,
-            &event.clone().with_files(texts(&["services/apix"]))
+            &event.clone().with_files(to_strings(&["services/apix"]))
         ));
         assert!(!runs(&trigger, &event.with_files(Vec::new())));
     }
 }
 
 #[test]
-fn the_context_names_the_branch() {
+fn branch_of_context_limits_pushes() {
     let of = |context: &str, branch: &str| {
         let rules = TriggerRules::new(&CommitTrigger::default(), Some(context)).unwrap();
         matches!(
@@ -314,7 +318,7 @@ fn the_context_names_the_branch() {
 }
 
 #[test]
-fn without_a_default_branch_only_the_usual_ones_count() {
+fn unknown_default_branch_is_main_or_master() {
     let of = |branch: &str| {
         let mut push = push(branch, "", &[]);
         push.repository.default_branch = None;
@@ -326,11 +330,11 @@ fn without_a_default_branch_only_the_usual_ones_count() {
 }
 
 #[test]
-fn patterns_of_names() {
+fn name_patterns_include_and_exclude() {
     let of = |patterns: &[&str], name: &str| {
         runs(
             &CommitTrigger {
-                branches: texts(patterns),
+                branches: to_strings(patterns),
                 ..CommitTrigger::default()
             },
             &Event::Push(push(name, "", &[])),
@@ -347,10 +351,10 @@ fn patterns_of_names() {
 }
 
 #[test]
-fn skip_messages_can_be_others_or_none() {
+fn skip_messages_can_be_replaced_or_disabled() {
     let with = |skip_messages: Option<&[&str]>, message: &str| {
         let trigger = CommitTrigger {
-            skip_messages: skip_messages.map(texts),
+            skip_messages: skip_messages.map(to_strings),
             ..CommitTrigger::default()
         };
         runs(&trigger, &Event::Push(push("main", message, &[])))
@@ -366,9 +370,9 @@ fn path() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    /// A run is never missed: if a file that counts is among those that changed, it runs, and if not all are known too.
+    /// A relevant or unknown changed file never fails to start a run.
     #[test]
-    fn a_file_that_counts_starts_a_run(
+    fn relevant_file_starts_a_run(
         paths in proptest::collection::vec(path(), 0..6),
         include in proptest::collection::vec(path(), 0..3),
         exclude in proptest::collection::vec(path(), 0..3),
@@ -384,16 +388,16 @@ proptest! {
                 && !exclude.iter().any(|folder| below(path, folder))
         };
         let expected = (include.is_empty() && exclude.is_empty()) || incomplete || paths.iter().any(counts);
-        let known: Vec<&str> = paths.iter().map(String::as_str).collect();
+        let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
         let event = Event::Push(Push {
             incomplete: incomplete.then(|| "it is so".into()),
-            ..push("main", "", &known)
+            ..push("main", "", &paths)
         });
         prop_assert_eq!(runs(&trigger, &event), expected);
     }
 
     #[test]
-    fn no_pattern_makes_it_panic(patterns in proptest::collection::vec("\\PC{0,12}", 0..4), name in "\\PC{0,20}") {
+    fn patterns_never_panic(patterns in proptest::collection::vec("\\PC{0,12}", 0..4), name in "\\PC{0,20}") {
         let trigger = CommitTrigger {
             branches: patterns.clone(),
             tags: patterns.clone(),

@@ -1,24 +1,28 @@
-//! When a timer ticks, and what is due.
+//! Firings of timers: their times, and what is due.
 //!
-//! A timer's schedule is five fields of cron on the clock of a time zone. Where that clock jumps:
-//! a time that it leaves out ticks at the first instant after the gap; a time that it has twice ticks once, the first
-//! time; times that so come to the same instant are one tick. A timer in UTC knows none of this.
+//! A schedule consists of five cron fields and applies to the local time of a time zone:
+//! - A local time that the clock skips fires at the first instant after the gap.
+//! - A local time that occurs twice fires once, at the first occurrence.
+//! - Local times that map to the same instant are one firing.
 //!
-//! A tick is named by its *scheduled* instant, and (task, timer, scheduled instant) is what makes it happen once.
-//! [`Schedule::ticks`] gives the same instants whichever way the time is cut into intervals. Jitter moves the start,
-//! never the name: it is the same for a timer always, and changing it makes no tick twice.
+//! A timer in UTC has none of these cases.
 //!
-//! The fields are read as ACR Tasks reads them, by NCrontab's rules: where both the day of the month and
+//! A firing is identified by its *scheduled* instant; (task, timer, scheduled instant) makes it
+//! unique. [`Schedule::firings`] returns the same instants however time is split into intervals.
+//! Jitter delays the start and never changes the identity. The delay of a timer is constant, and a
+//! change of it repeats no firing.
+//!
+//! The fields have the meaning of ACR Tasks, by NCrontab's rules: if both the day of the month and
 //! the day of the week are restricted, both must match.
 //!
-//! Time zones come from the data in the program, not from the machine, so that all servers agree.
+//! Time zones are part of the program, so that all servers agree.
 
 mod due;
 mod ncrontab;
 mod windows_zones;
 mod zones;
 
-use acrtask_api::task::{MissedTicks, Timer};
+use acrtask_api::task::{MissedFirings, Timer};
 use croner::{
     Cron,
     errors::CronError,
@@ -31,52 +35,52 @@ use jiff::{
 };
 use sha2::{Digest, Sha256};
 
-pub use due::{Due, MOST_COUNTED, Missed, ON_TIME};
+pub use due::{Due, MAX_COUNTED, Missed, ON_TIME};
 
-/// The longest jitter.
-const LONGEST_JITTER: SignedDuration = SignedDuration::from_hours(24);
+/// Maximum jitter.
+const MAX_JITTER: SignedDuration = SignedDuration::from_hours(24);
 
-const LONGEST_SCHEDULE: usize = 500;
+const MAX_SCHEDULE_BYTES: usize = 500;
 
 /// A mistake in a timer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {reason}; {help}")]
 pub struct TimerError {
-    /// Where it is: `schedule`, `timezone` or `jitter`.
+    /// Name of the field: `schedule`, `timezone` or `jitter`.
     pub field: &'static str,
-    /// What is wrong.
+    /// The mistake.
     pub reason: String,
-    /// What to write instead.
+    /// The correction.
     pub help: String,
 }
 
-/// A timer that was read.
+/// A parsed timer.
 #[derive(Debug, Clone)]
 pub struct Schedule {
     cron: Cron,
     restricts_both_days: bool,
     zone: TimeZone,
     offset: SignedDuration,
-    missed: MissedTicks,
+    missed: MissedFirings,
     enabled: bool,
 }
 
 impl Schedule {
-    /// Reads the timer `name` of a task. `task` is what stays the same when the task is renamed.
+    /// Parses the timer `name` of a task. `task` is the id, which survives renames of the task.
     ///
     /// # Errors
     /// All mistakes at once.
     pub fn new(task: &str, name: &str, timer: &Timer) -> Result<Self, Vec<TimerError>> {
         let mut errors = Vec::new();
-        let cron = cron(&timer.schedule).map_err(|error| errors.push(error));
-        let zone = zone(timer.timezone.as_deref()).map_err(|error| errors.push(error));
-        let jitter = jitter(timer.jitter.as_deref()).map_err(|error| errors.push(error));
+        let cron = parse_cron(&timer.schedule).map_err(|error| errors.push(error));
+        let zone = parse_zone(timer.timezone.as_deref()).map_err(|error| errors.push(error));
+        let jitter = parse_jitter(timer.jitter.as_deref()).map_err(|error| errors.push(error));
         match (cron, zone, jitter) {
             (Ok((cron, restricts_both_days)), Ok(zone), Ok(jitter)) => Ok(Self {
                 cron,
                 restricts_both_days,
                 zone,
-                offset: part_of(jitter, task, name),
+                offset: jitter_share(jitter, task, name),
                 missed: timer.missed,
                 enabled: timer.enabled,
             }),
@@ -84,7 +88,7 @@ impl Schedule {
         }
     }
 
-    /// Returns a remark on the schedule. `None` if it reads the same in every dialect of cron.
+    /// Returns a remark on the schedule. `None` if every dialect of cron reads it the same way.
     pub fn remark(&self) -> Option<&'static str> {
         self.restricts_both_days.then_some(
             "both the day of the month and the day of the week must match; for days that match \
@@ -92,52 +96,55 @@ impl Schedule {
         )
     }
 
-    /// The first tick after `after`. A timer that is off has none.
+    /// Returns the first firing after `after`. `None` if the timer is off.
     pub fn next(&self, after: Timestamp) -> Option<Timestamp> {
-        self.enabled.then(|| self.iter(after).next()).flatten()
+        self.enabled
+            .then(|| self.firings_after(after).next())
+            .flatten()
     }
 
-    /// The ticks after `after` and not after `until`, oldest first, `limit` at most. A timer that is off has none.
-    pub fn ticks(&self, after: Timestamp, until: Timestamp, limit: usize) -> Vec<Timestamp> {
+    /// Returns at most `limit` firings after `after` up to and including `until`, oldest first.
+    /// Empty if the timer is off.
+    pub fn firings(&self, after: Timestamp, until: Timestamp, limit: usize) -> Vec<Timestamp> {
         if !self.enabled {
             return Vec::new();
         }
-        self.iter(after)
-            .take_while(|tick| *tick <= until)
+        self.firings_after(after)
+            .take_while(|firing| *firing <= until)
             .take(limit)
             .collect()
     }
 
-    /// When the run of a tick starts: later by the timer's part of its jitter.
-    pub fn starts_at(&self, tick: Timestamp) -> Timestamp {
-        tick.checked_add(self.offset).unwrap_or(Timestamp::MAX)
+    /// Returns the start of the run of a firing, which is delayed by the timer's jitter.
+    pub fn starts_at(&self, firing: Timestamp) -> Timestamp {
+        firing.checked_add(self.offset).unwrap_or(Timestamp::MAX)
     }
 
-    fn iter(&self, after: Timestamp) -> impl Iterator<Item = Timestamp> {
-        // The instants of later times on the clock are never earlier, so what comes after the clock's time at
-        // `after` is all; some of it can be `after` itself or before it, where the clock was put back.
+    fn firings_after(&self, after: Timestamp) -> impl Iterator<Item = Timestamp> {
+        // Later local times never map to earlier instants, so the search starts at the local time
+        // of `after`. After the clock was set back, some results are not after `after`.
         let mut clock = Some(self.zone.to_datetime(after));
         let mut last = after;
         std::iter::from_fn(move || {
             loop {
                 let time = self.cron.find_next_occurrence(&clock?, false).ok();
                 clock = time;
-                let tick = instant(&self.zone, time?)?;
-                if tick > last {
-                    last = tick;
-                    return Some(tick);
+                let firing = instant_of(&self.zone, time?)?;
+                if firing > last {
+                    last = firing;
+                    return Some(firing);
                 }
             }
         })
     }
 }
 
-/// The instant at which a clock shows `time`: the first of two, and of none the one at which the clock jumps.
-fn instant(zone: &TimeZone, time: DateTime) -> Option<Timestamp> {
+/// Returns the instant of a local time: the first of two, or the end of the gap that skips it.
+fn instant_of(zone: &TimeZone, time: DateTime) -> Option<Timestamp> {
     let ambiguous = zone.to_ambiguous_timestamp(time);
     match ambiguous.offset() {
         AmbiguousOffset::Gap { after, .. } => {
-            // By the clock as it is after the jump, the time is just before the jump.
+            // In the offset after the jump, the time is just before the jump.
             let before = after.to_timestamp(time).ok()?;
             let jump = zone.following(before).next()?;
             Some(jump.timestamp())
@@ -146,16 +153,16 @@ fn instant(zone: &TimeZone, time: DateTime) -> Option<Timestamp> {
     }
 }
 
-/// Reads a schedule. The flag is true if both fields of days are restricted.
-fn cron(text: &str) -> Result<(Cron, bool), TimerError> {
+/// Parses a schedule. The flag is `true` if both day fields are restricted.
+fn parse_cron(text: &str) -> Result<(Cron, bool), TimerError> {
     const HELP: &str = "write five fields: minute, hour, day of the month, month, day of the week, like `30 4 * * 1-5`";
     let error = |reason, rewrite: Option<String>| TimerError {
         field: "schedule",
         reason,
         help: rewrite.map_or_else(|| HELP.to_owned(), |rewrite| format!("write `{rewrite}`")),
     };
-    if text.len() > LONGEST_SCHEDULE {
-        let reason = format!("it has more than {LONGEST_SCHEDULE} bytes");
+    if text.len() > MAX_SCHEDULE_BYTES {
+        let reason = format!("it has more than {MAX_SCHEDULE_BYTES} bytes");
         return Err(error(reason, None));
     }
     let read =
@@ -167,14 +174,19 @@ fn cron(text: &str) -> Result<(Cron, bool), TimerError> {
         .build();
     let cron = parser
         .parse(&read.text)
-        .map_err(|problem| error(words(&problem), None))?;
+        .map_err(|problem| error(sentence_part(&problem), None))?;
     cron.find_next_occurrence(&jiff::civil::date(2000, 1, 1).at(0, 0, 0, 0), true)
-        .map_err(|_| error("it never happens: no month has such a day".into(), None))?;
+        .map_err(|_| {
+            error(
+                "the schedule never fires: no month has such a day".into(),
+                None,
+            )
+        })?;
     Ok((cron, read.restricts_both_days))
 }
 
-/// What the reader of cron says, for the middle of a sentence.
-fn words(problem: &CronError) -> String {
+/// Returns the message of the cron parser for the middle of a sentence.
+fn sentence_part(problem: &CronError) -> String {
     let text = problem.to_string();
     let text = text
         .split_once(": ")
@@ -185,7 +197,7 @@ fn words(problem: &CronError) -> String {
     first.into_iter().chain(chars).collect()
 }
 
-fn zone(name: Option<&str>) -> Result<TimeZone, TimerError> {
+fn parse_zone(name: Option<&str>) -> Result<TimeZone, TimerError> {
     let Some(name) = name else {
         return Ok(TimeZone::UTC);
     };
@@ -196,24 +208,24 @@ fn zone(name: Option<&str>) -> Result<TimeZone, TimerError> {
     })
 }
 
-fn jitter(text: Option<&str>) -> Result<SignedDuration, TimerError> {
+fn parse_jitter(text: Option<&str>) -> Result<SignedDuration, TimerError> {
     let Some(text) = text else {
         return Ok(SignedDuration::ZERO);
     };
     let read: Option<SignedDuration> = text.parse().ok();
-    read.filter(|jitter| (SignedDuration::ZERO..=LONGEST_JITTER).contains(jitter))
+    read.filter(|jitter| (SignedDuration::ZERO..=MAX_JITTER).contains(jitter))
         .ok_or_else(|| TimerError {
             field: "jitter",
             reason: format!(
-                "`{}` is not a time from nothing to a day",
+                "`{}` is not a duration from 0 to 24 hours",
                 text.escape_debug()
             ),
             help: "write `90s`, `5m` or `1h30m`".into(),
         })
 }
 
-/// The timer's part of its jitter, in whole seconds: from the names alone, so that all servers agree.
-fn part_of(jitter: SignedDuration, task: &str, name: &str) -> SignedDuration {
+/// Returns the delay of a timer in whole seconds, derived from names so that all servers agree.
+fn jitter_share(jitter: SignedDuration, task: &str, name: &str) -> SignedDuration {
     let Ok(seconds @ 1..) = u64::try_from(jitter.as_secs()) else {
         return SignedDuration::ZERO;
     };

@@ -1,21 +1,21 @@
-//! Reads the five fields of a schedule as NCrontab does and writes them as numbers.
+//! Parser of the five fields of a schedule by NCrontab's rules, which rewrites them as numbers.
 //!
-//! NCrontab is the reader behind the timers of ACR Tasks. A value is a number or the beginning of an
-//! English name. `A/N` counts from A to the end of the field. Source: the grammar of NCrontab's
+//! NCrontab is the parser of ACR Tasks' timers. A value is a number or the beginning of an English
+//! name. `A/N` counts from A to the end of the field. Source: the grammar of NCrontab's
 //! `CrontabFieldImpl`.
 //!
-//! Invariant: a text that this module accepts has the same times in NCrontab. Three differences
-//! widen it: `7` is Sunday, `L`, `W`, `#` and `?` pass through, and a step of 0 is refused.
-//! A range that runs backwards is refused too, since NCrontab swaps its ends.
+//! Invariant: an accepted text has the same times in NCrontab, with three exceptions. `7` is
+//! Sunday; `L`, `W`, `#` and `?` are passed on; a step of 0 is refused. A range that runs backwards
+//! is refused too, because NCrontab swaps its ends.
 
 use std::collections::BTreeSet;
 
 /// A mistake in a schedule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Mistake {
-    /// The fault, for the middle of a sentence.
+    /// The mistake, for the middle of a sentence.
     pub(super) reason: String,
-    /// The text to write instead. `None` if no rewrite is certain.
+    /// The corrected text. `None` if no correction is certain.
     pub(super) rewrite: Option<String>,
 }
 
@@ -28,12 +28,12 @@ impl From<String> for Mistake {
     }
 }
 
-/// One of the five fields.
+/// Definition of one of the five fields.
 struct Field {
     name: &'static str,
     min: u8,
     max: u8,
-    /// Names of the values, from `min` on.
+    /// Names of the values, beginning at `min`.
     names: &'static [&'static str],
 }
 
@@ -70,7 +70,7 @@ const FIELDS: [Field; 5] = [
     Field::new("day of the week", 0, 6, &WEEKDAYS),
 ];
 
-/// Positions of the fields that name days.
+/// Positions of the two day fields.
 const DAY_OF_MONTH: usize = 2;
 const DAY_OF_WEEK: usize = 4;
 
@@ -79,7 +79,7 @@ const DAY_OF_WEEK: usize = 4;
 pub(super) struct Normalized {
     /// Five fields for `croner`.
     pub(super) text: String,
-    /// True if the day of the month and the day of the week are both restricted.
+    /// `true` if the day of the month and the day of the week are both restricted.
     pub(super) restricts_both_days: bool,
 }
 
@@ -94,8 +94,8 @@ pub(super) fn normalize(text: &str) -> Result<Normalized, Mistake> {
     }
     let mut fields = Vec::with_capacity(FIELDS.len());
     for (position, (field, word)) in FIELDS.iter().zip(&words).enumerate() {
-        let read = field.read(word).map_err(|mut mistake| {
-            // The rewrite of a field becomes one of the whole schedule.
+        let read = field.parse_items(word).map_err(|mut mistake| {
+            // The corrected field becomes part of a corrected schedule.
             mistake.rewrite = mistake.rewrite.map(|rewrite| {
                 let mut words = words.clone();
                 words[position] = &rewrite;
@@ -122,13 +122,13 @@ impl Field {
         }
     }
 
-    /// Reads the items of a field, separated by commas.
-    fn read(&self, word: &str) -> Result<String, Mistake> {
+    /// Parses the items of a field, separated by commas.
+    fn parse_items(&self, word: &str) -> Result<String, Mistake> {
         let mut values = BTreeSet::new();
         let mut others = Vec::new();
         let items: Vec<&str> = word.split(',').collect();
         for (position, item) in items.iter().enumerate() {
-            match self.item(item) {
+            match self.parse_item(item) {
                 Ok(found) => values.extend(found),
                 Err(_) if self.is_extension(item) => others.push((*item).to_owned()),
                 Err(mut mistake) => {
@@ -148,19 +148,20 @@ impl Field {
         Ok(values.chain(others).collect::<Vec<_>>().join(","))
     }
 
-    /// Returns true for what only `croner` reads: the last day, the nearest weekday, the nth weekday.
+    /// Returns `true` for items that only `croner` supports: last day, nearest weekday, nth
+    /// weekday.
     fn is_extension(&self, item: &str) -> bool {
-        let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '#' | '?');
+        let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '#' | '?');
         item == "?"
             || (self.max <= 31
                 && item.contains(['L', 'l', 'W', 'w', '#'])
-                && item.chars().all(known))
+                && item.chars().all(is_allowed))
     }
 
-    /// Reads one item: `*`, `A` or `A-B`, each with a step or without.
-    fn item(&self, item: &str) -> Result<Vec<u8>, Mistake> {
+    /// Parses one item: `*`, `A` or `A-B`, with or without a step.
+    fn parse_item(&self, item: &str) -> Result<Vec<u8>, Mistake> {
         let (range, step) = match item.split_once('/') {
-            Some((range, step)) => (range, Some(self.step(item, step)?)),
+            Some((range, step)) => (range, Some(self.parse_step(item, step)?)),
             None => (item, None),
         };
         let count = usize::from(step.unwrap_or(1));
@@ -168,8 +169,8 @@ impl Field {
             return Ok((self.min..=self.max).step_by(count).collect());
         }
         if let Some((first, last)) = range.split_once('-') {
-            let (first, last) = (self.value(first)?, self.value(last)?);
-            // Sunday is 0 where a range begins and 7 where it ends.
+            let (first, last) = (self.parse_value(first)?, self.parse_value(last)?);
+            // Sunday is 0 at the start of a range and 7 at its end.
             let first = if self.is_sunday(first) { 0 } else { first };
             if first <= last {
                 let range = (first..=last).step_by(count);
@@ -189,20 +190,20 @@ impl Field {
                 rewrite: Some(list.join(",")),
             });
         }
-        let value = self.canonical(self.value(range)?);
+        let value = self.canonical(self.parse_value(range)?);
         Ok(match step {
             None => vec![value],
             Some(_) => (value..=self.max).step_by(count).collect(),
         })
     }
 
-    fn step(&self, item: &str, step: &str) -> Result<u8, Mistake> {
+    fn parse_step(&self, item: &str, step: &str) -> Result<u8, Mistake> {
         let read = step.parse().ok().filter(|step| *step > 0);
         read.ok_or_else(|| format!("`{}` has no step from 1 to 255", item.escape_debug()).into())
     }
 
-    /// Reads a number, or a name by any beginning of it: the first name that fits, as NCrontab does.
-    fn value(&self, text: &str) -> Result<u8, Mistake> {
+    /// Parses a number or the beginning of a name. The first matching name wins, as in NCrontab.
+    fn parse_value(&self, text: &str) -> Result<u8, Mistake> {
         let unknown = || -> Mistake {
             let names = match self.names {
                 [] => String::new(),
@@ -234,7 +235,7 @@ impl Field {
             .ok_or_else(unknown)
     }
 
-    /// Returns true for 7 as a day of the week.
+    /// Returns `true` for 7 as a day of the week.
     fn is_sunday(&self, value: u8) -> bool {
         value == 7 && self.max == 6
     }
@@ -261,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_read_as_ncrontab_reads_them() {
+    fn fields_are_parsed_like_ncrontab() {
         for (schedule, expected) in [
             ("* * * * *", "* * * * *"),
             ("5/20 * * * *", "5,25,45 * * * *"),
@@ -287,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn both_day_fields_are_noticed() {
+    fn two_restricted_day_fields_are_reported() {
         for (schedule, both) in [
             ("0 9 1-7 * 1", true),
             ("0 9 1-31 * 1", false),
@@ -301,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_name_the_value_and_the_rewrite() {
+    fn mistakes_contain_value_and_correction() {
         for (schedule, reason, rewrite) in [
             (
                 "0 9 * * FRI-MON",

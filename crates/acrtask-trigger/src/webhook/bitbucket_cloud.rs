@@ -1,37 +1,44 @@
-//! Bitbucket Cloud. It proves itself as Bitbucket Server does, and means other things.
+//! Bitbucket Cloud. Signatures are those of Bitbucket Server; the payloads differ.
 //!
-//! Source: Atlassian's documentation, "Event payloads". One push may name several branches and tags; it names at most
-//! five commits of each, and no files.
+//! Source: Atlassian's documentation, "Event payloads". One push may contain several branches and
+//! tags. It lists at most five commits of each, and no files.
 
 use http::HeaderMap;
 use serde::Deserialize;
 
-use super::{Read, bitbucket_server::kind, github};
+use super::{ParsedDelivery, bitbucket_server::event_kind, github};
 use crate::{
     Commit, CommitId, Event, PullRequest, PullRequestAction, Push, Rejection, Repository, TagPush,
     event,
     json::{self, or_default, parse},
-    proof,
+    signature,
 };
 
-pub(super) fn read(headers: &HeaderMap, body: &[u8]) -> Result<Read, Rejection> {
-    let kind = kind(headers)?;
+pub(super) fn parse_delivery(
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<ParsedDelivery, Rejection> {
+    let kind = event_kind(headers)?;
     let events = match kind {
-        "repo:push" => parse::<PushBody>(body)?.events()?,
-        "pullrequest:created" => pull_request(body, PullRequestAction::Opened)?,
-        "pullrequest:updated" => pull_request(body, PullRequestAction::Updated)?,
-        "pullrequest:fulfilled" => pull_request(body, PullRequestAction::Closed { merged: true })?,
-        "pullrequest:rejected" => pull_request(body, PullRequestAction::Closed { merged: false })?,
+        "repo:push" => parse::<PushBody>(body)?.into_events()?,
+        "pullrequest:created" => parse_pull_request(body, PullRequestAction::Opened)?,
+        "pullrequest:updated" => parse_pull_request(body, PullRequestAction::Updated)?,
+        "pullrequest:fulfilled" => {
+            parse_pull_request(body, PullRequestAction::Closed { merged: true })?
+        }
+        "pullrequest:rejected" => {
+            parse_pull_request(body, PullRequestAction::Closed { merged: false })?
+        }
         _ => {
-            json::check(body)?;
+            json::check_json(body)?;
             vec![Event::declined(format!(
-                "`{}` starts nothing",
+                "`{}` starts no run",
                 kind.escape_debug()
             ))]
         }
     };
-    Ok(Read {
-        id: proof::header(headers, "x-request-uuid").map(str::to_owned),
+    Ok(ParsedDelivery {
+        id: signature::header_text(headers, "x-request-uuid").map(str::to_owned),
         kind: kind.to_owned(),
         events,
     })
@@ -51,14 +58,14 @@ struct Named {
 
 impl From<RepositoryBody> for Repository {
     fn from(body: RepositoryBody) -> Self {
-        // There is one Bitbucket Cloud, and its deliveries have no URLs for `git clone`.
+        // There is one Bitbucket Cloud, and its deliveries contain no URLs for `git clone`.
         let urls = [
             format!("https://bitbucket.org/{}.git", body.full_name),
             format!("git@bitbucket.org:{}.git", body.full_name),
         ];
         Self::new(body.full_name)
             .with_urls(urls.map(Some))
-            .with_default(body.mainbranch.map(|branch| branch.name))
+            .with_default_branch(body.mainbranch.map(|branch| branch.name))
     }
 }
 
@@ -101,24 +108,26 @@ struct CommitBody {
 }
 
 impl PushBody {
-    fn events(self) -> Result<Vec<Event>, Rejection> {
+    fn into_events(self) -> Result<Vec<Event>, Rejection> {
         if self.push.changes.is_empty() {
-            return Ok(vec![Event::declined("the push names no branch and no tag")]);
+            return Ok(vec![Event::declined(
+                "the push contains no branch and no tag",
+            )]);
         }
         let repository: Repository = self.repository.into();
         let changes = self.push.changes.into_iter();
         changes
-            .map(|change| change.event(repository.clone()))
+            .map(|change| change.into_event(repository.clone()))
             .collect()
     }
 }
 
 impl ChangeBody {
-    fn event(self, repository: Repository) -> Result<Event, Rejection> {
+    fn into_event(self, repository: Repository) -> Result<Event, Rejection> {
         let Some(either) = self.new.as_ref().or(self.old.as_ref()) else {
-            return Ok(Event::declined("the push names no branch and no tag"));
+            return Ok(Event::declined("the push contains no branch and no tag"));
         };
-        let (kind, name) = (either.r#type.clone(), event::name(&either.name)?);
+        let (kind, name) = (either.r#type.clone(), event::parse_ref_name(&either.name)?);
         let moved = self.old.is_some();
         let gone = self.new.is_none();
         let before = target_of(self.old)?.map(|(commit, _)| commit);
@@ -137,12 +146,12 @@ impl ChangeBody {
             "branch" | "named_branch" => {
                 let commit = |body: CommitBody| {
                     Ok(Commit {
-                        id: CommitId::need(&body.hash)?,
+                        id: CommitId::parse_required(&body.hash)?,
                         message: body.message,
                         changes: Vec::new(),
                     })
                 };
-                // Bitbucket's are newest first.
+                // Bitbucket lists commits newest first.
                 let commits = self.commits.into_iter().rev().map(commit);
                 Ok(Event::Push(Push {
                     repository,
@@ -152,24 +161,27 @@ impl ChangeBody {
                     commits: commits.collect::<Result<_, Rejection>>()?,
                     message,
                     forced: self.forced,
-                    incomplete: Some("Bitbucket names no files".into()),
+                    incomplete: Some("Bitbucket lists no files".into()),
                     files: None,
                 }))
             }
             other => Ok(Event::declined(format!(
-                "`{}` is no branch and no tag",
+                "`{}` is neither a branch nor a tag",
                 other.escape_debug()
             ))),
         }
     }
 }
 
-/// Where a ref points, and the message there.
+/// Returns the commit that a ref points to, with its message.
 fn target_of(side: Option<RefBody>) -> Result<Option<(CommitId, String)>, Rejection> {
     let Some(target) = side.and_then(|side| side.target) else {
         return Ok(None);
     };
-    Ok(Some((CommitId::need(&target.hash)?, target.message)))
+    Ok(Some((
+        CommitId::parse_required(&target.hash)?,
+        target.message,
+    )))
 }
 
 #[derive(Deserialize)]
@@ -196,7 +208,7 @@ struct Side {
     repository: Option<RepositoryBody>,
 }
 
-fn pull_request(body: &[u8], action: PullRequestAction) -> Result<Vec<Event>, Rejection> {
+fn parse_pull_request(body: &[u8], action: PullRequestAction) -> Result<Vec<Event>, Rejection> {
     let body: PullRequestBody = parse(body)?;
     let PullRequestPart {
         id,
@@ -209,16 +221,16 @@ fn pull_request(body: &[u8], action: PullRequestAction) -> Result<Vec<Event>, Re
     let from_fork = github::is_fork(head_repository.as_ref(), &base_repository);
     let head = source
         .commit
-        .map(|commit| CommitId::need(&commit.hash))
+        .map(|commit| CommitId::parse_required(&commit.hash))
         .transpose()?;
     Ok(vec![Event::PullRequest(Box::new(PullRequest {
         number: id,
         action,
         title,
         base_repository,
-        base_branch: event::branch(&destination.branch.name)?,
+        base_branch: event::parse_branch(&destination.branch.name)?,
         head_repository,
-        head_branch: event::branch(&source.branch.name)?,
+        head_branch: event::parse_branch(&source.branch.name)?,
         head,
         from_fork,
         files: None,

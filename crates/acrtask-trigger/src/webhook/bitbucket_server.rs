@@ -1,19 +1,19 @@
-//! Bitbucket Server and Data Center, and the signature that Bitbucket Cloud has too.
+//! Bitbucket Server and Data Center, and the signature that Bitbucket Cloud shares.
 //!
-//! Source: Atlassian's documentation, "Event payload" and "Manage webhooks". One push may name several branches and
-//! tags, and no files; a forced one is not told. Old servers tell no URLs for `git clone`: then the name of project
-//! and repository counts.
+//! Source: Atlassian's documentation, "Event payload" and "Manage webhooks". One push may contain
+//! several branches and tags. It lists no files and does not report force. Old servers send no URLs
+//! for `git clone`: the names of project and repository identify the repository then.
 
 use acrtask_model::Secret;
 use http::HeaderMap;
 use serde::Deserialize;
 
-use super::{Read, github};
+use super::{ParsedDelivery, github};
 use crate::{
     CommitId, Event, PullRequest, PullRequestAction, Push, Rejection, Repository, TagPush,
     event::{self, Ref},
     json::{self, parse},
-    proof,
+    signature,
 };
 
 pub(super) fn verify(
@@ -21,11 +21,12 @@ pub(super) fn verify(
     body: &[u8],
     secrets: &[&Secret],
 ) -> Result<(), Rejection> {
-    let signature = proof::header(headers, "x-hub-signature").ok_or(Rejection::MissingProof {
-        missing: "the header `X-Hub-Signature`",
-        help: "set a secret in the webhook's settings",
-    })?;
-    proof::hex_signature(
+    let signature =
+        signature::header_text(headers, "x-hub-signature").ok_or(Rejection::MissingProof {
+            missing: "the header `X-Hub-Signature`",
+            help: "set a secret in the webhook's settings",
+        })?;
+    signature::verify_hex(
         secrets,
         body,
         signature,
@@ -33,39 +34,42 @@ pub(super) fn verify(
     )
 }
 
-/// What kind of delivery it is.
-pub(super) fn kind(headers: &HeaderMap) -> Result<&str, Rejection> {
-    proof::header(headers, "x-event-key").ok_or(Rejection::MissingHeader {
+/// Returns the kind of the event.
+pub(super) fn event_kind(headers: &HeaderMap) -> Result<&str, Rejection> {
+    signature::header_text(headers, "x-event-key").ok_or(Rejection::MissingHeader {
         header: "X-Event-Key",
     })
 }
 
-pub(super) fn read(headers: &HeaderMap, body: &[u8]) -> Result<Read, Rejection> {
-    let kind = kind(headers)?;
+pub(super) fn parse_delivery(
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<ParsedDelivery, Rejection> {
+    let kind = event_kind(headers)?;
     let events = match kind {
         "diagnostics:ping" => {
-            json::check(body)?;
+            json::check_json(body)?;
             vec![Event::Ping]
         }
-        "repo:refs_changed" => parse::<PushBody>(body)?.events()?,
-        "pr:opened" | "pr:reopened" => pull_request(body, PullRequestAction::Opened)?,
+        "repo:refs_changed" => parse::<PushBody>(body)?.into_events()?,
+        "pr:opened" | "pr:reopened" => parse_pull_request(body, PullRequestAction::Opened)?,
         "pr:from_ref_updated" | "pr:to_ref_updated" => {
-            pull_request(body, PullRequestAction::Updated)?
+            parse_pull_request(body, PullRequestAction::Updated)?
         }
-        "pr:merged" => pull_request(body, PullRequestAction::Closed { merged: true })?,
+        "pr:merged" => parse_pull_request(body, PullRequestAction::Closed { merged: true })?,
         "pr:declined" | "pr:deleted" => {
-            pull_request(body, PullRequestAction::Closed { merged: false })?
+            parse_pull_request(body, PullRequestAction::Closed { merged: false })?
         }
         _ => {
-            json::check(body)?;
+            json::check_json(body)?;
             vec![Event::declined(format!(
-                "`{}` starts nothing",
+                "`{}` starts no run",
                 kind.escape_debug()
             ))]
         }
     };
-    Ok(Read {
-        id: proof::header(headers, "x-request-id").map(str::to_owned),
+    Ok(ParsedDelivery {
+        id: signature::header_text(headers, "x-request-id").map(str::to_owned),
         kind: kind.to_owned(),
         events,
     })
@@ -132,24 +136,26 @@ struct CommitBody {
 }
 
 impl PushBody {
-    fn events(self) -> Result<Vec<Event>, Rejection> {
+    fn into_events(self) -> Result<Vec<Event>, Rejection> {
         if self.changes.is_empty() {
-            return Ok(vec![Event::declined("the push names no branch and no tag")]);
+            return Ok(vec![Event::declined(
+                "the push contains no branch and no tag",
+            )]);
         }
         let repository: Repository = self.repository.into();
         let changes = self.changes.into_iter();
         changes
             .map(|change| {
                 let repository = repository.clone();
-                let before = CommitId::read(&change.from_hash)?;
-                let after = CommitId::read(&change.to_hash)?;
+                let before = CommitId::parse_optional(&change.from_hash)?;
+                let after = CommitId::parse_optional(&change.to_hash)?;
                 let newest = self.to_commit.as_ref().filter(|commit| {
                     after
                         .as_ref()
                         .is_some_and(|after| after.as_str() == commit.id)
                 });
                 let message = newest.and_then(|commit| commit.message.clone());
-                Ok(match Ref::read(&change.r#ref.id)? {
+                Ok(match Ref::parse(&change.r#ref.id)? {
                     Ref::Branch(branch) => Event::Push(Push {
                         repository,
                         branch,
@@ -158,7 +164,7 @@ impl PushBody {
                         commits: Vec::new(),
                         message,
                         forced: false,
-                        incomplete: Some("Bitbucket names no files".into()),
+                        incomplete: Some("Bitbucket lists no files".into()),
                         files: None,
                     }),
                     Ref::Tag(tag) => Event::Tag(TagPush {
@@ -169,7 +175,7 @@ impl PushBody {
                         message,
                     }),
                     Ref::Other(name) => {
-                        Event::declined(format!("`{name}` is no branch and no tag"))
+                        Event::declined(format!("`{name}` is neither a branch nor a tag"))
                     }
                 })
             })
@@ -201,7 +207,7 @@ struct Side {
     repository: RepositoryBody,
 }
 
-fn pull_request(body: &[u8], action: PullRequestAction) -> Result<Vec<Event>, Rejection> {
+fn parse_pull_request(body: &[u8], action: PullRequestAction) -> Result<Vec<Event>, Rejection> {
     let PullRequestPart {
         id,
         title,
@@ -216,10 +222,10 @@ fn pull_request(body: &[u8], action: PullRequestAction) -> Result<Vec<Event>, Re
         action,
         title,
         base_repository,
-        base_branch: event::branch(&to_ref.id)?,
+        base_branch: event::parse_branch(&to_ref.id)?,
         head_repository: Some(head_repository),
-        head_branch: event::branch(&from_ref.id)?,
-        head: CommitId::read(&from_ref.latest_commit)?,
+        head_branch: event::parse_branch(&from_ref.id)?,
+        head: CommitId::parse_optional(&from_ref.latest_commit)?,
         from_fork,
         files: None,
     }))])

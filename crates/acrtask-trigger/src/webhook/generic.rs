@@ -1,7 +1,8 @@
-//! Any sender: a body of our own, signed after the Standard Webhooks specification.
+//! Any other sender: a body defined here, signed by the Standard Webhooks specification.
 //!
-//! The signature covers the delivery's id, its time and the raw bytes, so that nobody can send a delivery again later
-//! or under another id. The body, in camelCase, with keys that are not known refused:
+//! The signature covers the id and the time of the delivery and the raw bytes. A delivery can
+//! therefore be repeated neither later nor under another id. The body is in camelCase, and unknown
+//! keys are refused:
 //!
 //! ```json
 //! {"event": "push", "repository": "https://git.example.com/team/app.git", "ref": "refs/heads/main",
@@ -11,20 +12,21 @@
 //! {"event": "ping"}
 //! ```
 //!
-//! A `before` or `after` that is missing: the ref is new, or was deleted. `paths` that are missing: nothing is known.
+//! Without `before` the ref is new, without `after` it was deleted. Without `paths` the changed
+//! files are unknown.
 
 use acrtask_model::Secret;
 use http::HeaderMap;
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::{Read, github};
+use super::{ParsedDelivery, github};
 use crate::{
     Change, Commit, CommitId, Event, PullRequest, PullRequestAction, Push, Rejection, Repository,
     RepositoryUrl, TagPush,
     event::{self, Ref},
     json::parse,
-    proof,
+    signature,
 };
 
 pub(super) fn verify(
@@ -33,16 +35,16 @@ pub(super) fn verify(
     secrets: &[&Secret],
     now: Timestamp,
 ) -> Result<String, Rejection> {
-    proof::standard_webhook(secrets, headers, body, now)
+    signature::verify_standard_webhook(secrets, headers, body, now)
 }
 
-pub(super) fn read(id: String, body: &[u8]) -> Result<Read, Rejection> {
+pub(super) fn parse_delivery(id: String, body: &[u8]) -> Result<ParsedDelivery, Rejection> {
     let (kind, event) = match parse::<Body>(body)? {
         Body::Ping {} => ("ping", Event::Ping),
-        Body::Push(push) => ("push", push.event()?),
-        Body::PullRequest(request) => ("pullRequest", request.event()?),
+        Body::Push(push) => ("push", push.into_event()?),
+        Body::PullRequest(request) => ("pullRequest", request.into_event()?),
     };
-    Ok(Read {
+    Ok(ParsedDelivery {
         id: Some(id),
         kind: kind.into(),
         events: vec![event],
@@ -57,7 +59,7 @@ enum Body {
     Ping {},
 }
 
-fn repository(url: &str) -> Result<Repository, Rejection> {
+fn parse_repository(url: &str) -> Result<Repository, Rejection> {
     let parsed = RepositoryUrl::parse(url).ok_or_else(|| {
         Rejection::not_understood(
             "`repository` is a URL for `git clone`, like https://git.example.com/team/app.git",
@@ -86,18 +88,20 @@ struct PushBody {
 }
 
 impl PushBody {
-    fn event(self) -> Result<Event, Rejection> {
-        let read = |text: Option<String>| text.map_or(Ok(None), |text| CommitId::read(&text));
+    fn into_event(self) -> Result<Event, Rejection> {
+        let read =
+            |text: Option<String>| text.map_or(Ok(None), |text| CommitId::parse_optional(&text));
         let before = read(self.before)?;
         let after = read(self.after)?;
         if before.is_none() && after.is_none() {
             return Err(Rejection::not_understood(
-                "one of `before` and `after` has to name a commit",
+                "`before` and `after` are both missing; set one of them to a commit",
             ));
         }
-        let repository = repository(&self.repository)?.with_default(self.default_branch);
+        let repository =
+            parse_repository(&self.repository)?.with_default_branch(self.default_branch);
         let message = self.message;
-        Ok(match Ref::read(&self.r#ref)? {
+        Ok(match Ref::parse(&self.r#ref)? {
             Ref::Tag(tag) => Event::Tag(TagPush {
                 repository,
                 tag,
@@ -109,10 +113,10 @@ impl PushBody {
                 let mut incomplete = None;
                 let mut names = Vec::new();
                 match self.paths {
-                    None => incomplete = Some("the sender names no files".to_owned()),
+                    None => incomplete = Some("the sender lists no files".to_owned()),
                     Some(paths) => {
                         for path in paths {
-                            match file_name(&path) {
+                            match parse_file_name(&path) {
                                 Some(name) => names.push(name),
                                 None => {
                                     let shown = path.escape_debug();
@@ -149,13 +153,15 @@ impl PushBody {
     }
 }
 
-/// Returns the name of a changed file, relative to the repository: without `./`, and without the quotes and escapes that
-/// git puts around unusual names (`"docs/\303\234.md"`). `None` if it does not name a file.
+/// Returns the path of a changed file relative to the repository. `None` if `text` is not a path.
+///
+/// Removes `./`, and the quotes and escapes that git puts around unusual names
+/// (`"docs/\303\234.md"`).
 ///
 /// Source: `core.quotePath` in git-config(1).
-fn file_name(text: &str) -> Option<String> {
+fn parse_file_name(text: &str) -> Option<String> {
     let name = match text.strip_prefix('"') {
-        Some(rest) => unquote(rest.strip_suffix('"')?)?,
+        Some(rest) => unquote_name(rest.strip_suffix('"')?)?,
         None => text.to_owned(),
     };
     let mut parts = Vec::new();
@@ -171,8 +177,8 @@ fn file_name(text: &str) -> Option<String> {
     (!parts.is_empty()).then(|| parts.join("/"))
 }
 
-/// Returns the text behind git's escapes. `None` if they are not complete, or the text is not UTF-8.
-fn unquote(quoted: &str) -> Option<String> {
+/// Resolves git's escapes. `None` if an escape is incomplete or the result is not UTF-8.
+fn unquote_name(quoted: &str) -> Option<String> {
     let mut bytes = quoted.bytes();
     let mut name = Vec::new();
     while let Some(byte) = bytes.next() {
@@ -226,12 +232,12 @@ struct PullRequestBody {
 }
 
 impl PullRequestBody {
-    fn event(self) -> Result<Event, Rejection> {
-        let base_repository = repository(&self.repository)?;
+    fn into_event(self) -> Result<Event, Rejection> {
+        let base_repository = parse_repository(&self.repository)?;
         let head_repository = self
             .head_repository
             .as_deref()
-            .map(repository)
+            .map(parse_repository)
             .transpose()?;
         let head_repository = head_repository.unwrap_or_else(|| base_repository.clone());
         let same = match &self.head_repository {
@@ -249,12 +255,12 @@ impl PullRequestBody {
             },
             title: self.title,
             base_repository,
-            base_branch: event::branch(&self.base)?,
+            base_branch: event::parse_branch(&self.base)?,
             head_repository: Some(head_repository),
-            head_branch: event::branch(&self.head)?,
+            head_branch: event::parse_branch(&self.head)?,
             head: self
                 .commit
-                .map_or(Ok(None), |commit| CommitId::read(&commit))?,
+                .map_or(Ok(None), |commit| CommitId::parse_optional(&commit))?,
             from_fork,
             files: None,
         })))
@@ -266,7 +272,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_files_are_those_of_the_repository() {
+    fn file_names_are_normalized() {
         for (text, expected) in [
             ("src/main.rs", Some("src/main.rs")),
             ("./docs/x.md", Some("docs/x.md")),
@@ -282,7 +288,7 @@ mod tests {
             ("./", None),
             ("", None),
         ] {
-            assert_eq!(file_name(text).as_deref(), expected, "{text}");
+            assert_eq!(parse_file_name(text).as_deref(), expected, "{text}");
         }
     }
 }

@@ -1,21 +1,21 @@
-//! Gitea and Forgejo, which came from it and speak alike.
+//! Gitea and its fork Forgejo, with the same payloads.
 //!
-//! Source: the documentation of Gitea and of Forgejo, "Webhooks". A push names few commits (a setting of the server)
-//! and tells how many there are. Neither tells that a push was forced.
+//! Source: the documentation of Gitea and of Forgejo, "Webhooks". A push lists few commits (a
+//! setting of the server) and their total number. Neither forge reports a forced push.
 
 use acrtask_model::Secret;
 use http::HeaderMap;
 use serde::Deserialize;
 
-use super::{Read, github, incomplete};
+use super::{ParsedDelivery, github, incomplete_reason};
 use crate::{
     Commit, CommitId, Event, PullRequest, PullRequestAction, Push, Rejection, Repository, TagPush,
     event::{self, Ref},
     json::{self, or_default, parse},
-    proof,
+    signature,
 };
 
-/// The headers of one of the two.
+/// Header names of one of the two forges.
 pub(super) struct Headers {
     signatures: &'static [&'static str],
     events: &'static [&'static str],
@@ -54,8 +54,10 @@ pub(super) const FORGEJO: Headers = Headers {
     },
 };
 
-fn first<'h>(headers: &'h HeaderMap, names: &[&str]) -> Option<&'h str> {
-    names.iter().find_map(|name| proof::header(headers, name))
+fn first_header<'h>(headers: &'h HeaderMap, names: &[&str]) -> Option<&'h str> {
+    names
+        .iter()
+        .find_map(|name| signature::header_text(headers, name))
 }
 
 pub(super) fn verify(
@@ -64,33 +66,37 @@ pub(super) fn verify(
     secrets: &[&Secret],
     names: &Headers,
 ) -> Result<(), Rejection> {
-    let signature = first(headers, names.signatures).ok_or(names.missing.clone())?;
-    proof::hex_signature(secrets, body, signature, "the signature in the headers")
+    let signature = first_header(headers, names.signatures).ok_or(names.missing.clone())?;
+    signature::verify_hex(secrets, body, signature, "the signature in the headers")
 }
 
-pub(super) fn read(headers: &HeaderMap, body: &[u8], names: &Headers) -> Result<Read, Rejection> {
-    let kind = first(headers, names.events).ok_or(names.no_event.clone())?;
-    let body = github::payload(headers, body)?;
+pub(super) fn parse_delivery(
+    headers: &HeaderMap,
+    body: &[u8],
+    names: &Headers,
+) -> Result<ParsedDelivery, Rejection> {
+    let kind = first_header(headers, names.events).ok_or(names.no_event.clone())?;
+    let body = github::json_payload(headers, body)?;
     let event = match kind {
-        "push" => parse::<PushBody>(&body)?.event()?,
-        "pull_request" | "pull_request_sync" => parse::<PullRequestBody>(&body)?.event()?,
+        "push" => parse::<PushBody>(&body)?.into_event()?,
+        "pull_request" | "pull_request_sync" => parse::<PullRequestBody>(&body)?.into_event()?,
         _ => {
-            json::check(&body)?;
-            without_commits(kind)
+            json::check_json(&body)?;
+            event_without_commits(kind)
         }
     };
-    Ok(Read {
-        id: first(headers, names.deliveries).map(str::to_owned),
+    Ok(ParsedDelivery {
+        id: first_header(headers, names.deliveries).map(str::to_owned),
         kind: kind.to_owned(),
         events: vec![event],
     })
 }
 
-fn without_commits(kind: &str) -> Event {
+fn event_without_commits(kind: &str) -> Event {
     if kind == "create" {
-        return Event::declined("`create` says nothing that the `push` beside it does not say");
+        return Event::declined("`create` adds nothing to the `push` that is sent with it");
     }
-    Event::declined(format!("`{}` starts nothing", kind.escape_debug()))
+    Event::declined(format!("`{}` starts no run", kind.escape_debug()))
 }
 
 #[derive(Deserialize)]
@@ -108,7 +114,7 @@ impl From<RepositoryBody> for Repository {
     fn from(body: RepositoryBody) -> Self {
         Self::new(body.full_name)
             .with_urls([body.clone_url, body.ssh_url])
-            .with_default(body.default_branch)
+            .with_default_branch(body.default_branch)
     }
 }
 
@@ -117,7 +123,7 @@ struct CommitBody {
     id: String,
     #[serde(default)]
     message: String,
-    // `null`, where the server did not look: then nothing is known.
+    // `null` if the server did not compute them: the changed files are unknown then.
     #[serde(default)]
     added: Option<Vec<String>>,
     #[serde(default)]
@@ -127,15 +133,15 @@ struct CommitBody {
 }
 
 impl CommitBody {
-    fn knows_files(&self) -> bool {
+    fn lists_files(&self) -> bool {
         self.added.is_some() || self.modified.is_some() || self.removed.is_some()
     }
 
-    fn commit(self) -> Result<Commit, Rejection> {
+    fn into_commit(self) -> Result<Commit, Rejection> {
         Ok(Commit {
-            id: CommitId::need(&self.id)?,
+            id: CommitId::parse_required(&self.id)?,
             message: self.message,
-            changes: github::changes(
+            changes: github::merge_changes(
                 self.added.unwrap_or_default(),
                 self.modified.unwrap_or_default(),
                 self.removed.unwrap_or_default(),
@@ -159,13 +165,13 @@ struct PushBody {
 }
 
 impl PushBody {
-    fn event(self) -> Result<Event, Rejection> {
-        let before = CommitId::read(&self.before)?;
-        let after = CommitId::read(&self.after)?;
+    fn into_event(self) -> Result<Event, Rejection> {
+        let before = CommitId::parse_optional(&self.before)?;
+        let after = CommitId::parse_optional(&self.after)?;
         let repository = self.repository.into();
-        let head = self.head_commit.map(CommitBody::commit).transpose()?;
+        let head = self.head_commit.map(CommitBody::into_commit).transpose()?;
         let message = head.as_ref().map(|head| head.message.clone());
-        let branch = match Ref::read(&self.r#ref)? {
+        let branch = match Ref::parse(&self.r#ref)? {
             Ref::Branch(branch) => branch,
             Ref::Tag(tag) => {
                 let commit = head.map(|head| head.id);
@@ -178,25 +184,27 @@ impl PushBody {
                 }));
             }
             Ref::Other(name) => {
-                return Ok(Event::declined(format!("`{name}` is no branch and no tag")));
+                return Ok(Event::declined(format!(
+                    "`{name}` is neither a branch nor a tag"
+                )));
             }
         };
         let named = self.commits.len();
         let total = self.total_commits.unwrap_or(0);
-        let incomplete = incomplete(before.is_none(), false, named).or_else(|| {
+        let incomplete = incomplete_reason(before.is_none(), false, named).or_else(|| {
             if total > named as u64 {
-                Some(format!("the sender names {named} of {total} commits"))
-            } else if !self.commits.iter().all(CommitBody::knows_files) {
-                Some("the sender does not name the files of each commit".into())
+                Some(format!("the sender lists {named} of {total} commits"))
+            } else if !self.commits.iter().all(CommitBody::lists_files) {
+                Some("the sender does not list the files of each commit".into())
             } else {
                 None
             }
         });
-        // Gitea's are newest first.
+        // Gitea lists commits newest first.
         let mut commits: Vec<_> = self
             .commits
             .into_iter()
-            .map(CommitBody::commit)
+            .map(CommitBody::into_commit)
             .collect::<Result<_, _>>()?;
         commits.reverse();
         Ok(Event::Push(Push {
@@ -247,7 +255,7 @@ struct Side {
 }
 
 impl PullRequestBody {
-    fn event(self) -> Result<Event, Rejection> {
+    fn into_event(self) -> Result<Event, Rejection> {
         let retargeted = self.changes.is_some_and(|changes| changes.r#ref.is_some());
         let action = match self.action.as_str() {
             "opened" | "reopened" => PullRequestAction::Opened,
@@ -272,10 +280,10 @@ impl PullRequestBody {
             action,
             title,
             base_repository,
-            base_branch: event::branch(&base.r#ref)?,
+            base_branch: event::parse_branch(&base.r#ref)?,
             head_repository,
-            head_branch: event::branch(&head.r#ref)?,
-            head: CommitId::read(&head.sha)?,
+            head_branch: event::parse_branch(&head.r#ref)?,
+            head: CommitId::parse_optional(&head.sha)?,
             from_fork,
             files: None,
         })))

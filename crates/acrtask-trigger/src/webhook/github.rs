@@ -1,7 +1,8 @@
 //! GitHub and GitHub Enterprise.
 //!
-//! Source: GitHub's documentation, "Webhook events and payloads" and "Validating webhook deliveries". A push names at
-//! most 2,048 commits with 3,000 files each; GitHub Enterprise once stopped at 20 commits.
+//! Source: GitHub's documentation, "Webhook events and payloads" and "Validating webhook
+//! deliveries". A push lists at most 2,048 commits with 3,000 files each; old versions of GitHub
+//! Enterprise list at most 20 commits.
 
 use std::borrow::Cow;
 
@@ -9,13 +10,13 @@ use acrtask_model::Secret;
 use http::HeaderMap;
 use serde::Deserialize;
 
-use super::{Read, incomplete};
+use super::{ParsedDelivery, incomplete_reason};
 use crate::{
     Change, Commit, CommitId, Event, PullRequest, PullRequestAction, Push, Rejection, Repository,
     TagPush,
     event::{self, Ref},
     json::{self, or_default, parse},
-    proof,
+    signature,
 };
 
 const MAX_COMMITS: usize = 2048;
@@ -28,11 +29,11 @@ pub(crate) fn verify(
     secrets: &[&Secret],
 ) -> Result<(), Rejection> {
     let signature =
-        proof::header(headers, "x-hub-signature-256").ok_or(Rejection::MissingProof {
+        signature::header_text(headers, "x-hub-signature-256").ok_or(Rejection::MissingProof {
             missing: "the header `X-Hub-Signature-256`",
             help: "set a secret in the webhook's settings",
         })?;
-    proof::hex_signature(
+    signature::verify_hex(
         secrets,
         body,
         signature,
@@ -40,43 +41,50 @@ pub(crate) fn verify(
     )
 }
 
-pub(super) fn read(headers: &HeaderMap, body: &[u8]) -> Result<Read, Rejection> {
-    let kind = proof::header(headers, "x-github-event").ok_or(Rejection::MissingHeader {
-        header: "X-GitHub-Event",
-    })?;
-    let body = payload(headers, body)?;
+pub(super) fn parse_delivery(
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<ParsedDelivery, Rejection> {
+    let kind =
+        signature::header_text(headers, "x-github-event").ok_or(Rejection::MissingHeader {
+            header: "X-GitHub-Event",
+        })?;
+    let body = json_payload(headers, body)?;
     let enterprise = headers.contains_key("x-github-enterprise-host");
     let event = match kind {
-        "push" => parse::<PushBody>(&body)?.event(enterprise)?,
-        "pull_request" => parse::<PullRequestBody>(&body)?.event()?,
+        "push" => parse::<PushBody>(&body)?.into_event(enterprise)?,
+        "pull_request" => parse::<PullRequestBody>(&body)?.into_event()?,
         _ => {
-            json::check(&body)?;
-            without_commits(kind)
+            json::check_json(&body)?;
+            event_without_commits(kind)
         }
     };
-    Ok(Read {
-        id: proof::header(headers, "x-github-delivery").map(str::to_owned),
+    Ok(ParsedDelivery {
+        id: signature::header_text(headers, "x-github-delivery").map(str::to_owned),
         kind: kind.to_owned(),
         events: vec![event],
     })
 }
 
-fn without_commits(kind: &str) -> Event {
+fn event_without_commits(kind: &str) -> Event {
     match kind {
         "ping" => Event::Ping,
         "create" | "delete" => Event::declined(format!(
-            "`{kind}` says nothing that the `push` beside it does not say"
+            "`{kind}` adds nothing to the `push` that is sent with it"
         )),
         "registry_package" | "package" => Event::declined(format!(
-            "`{kind}` belongs to the address for pushes to registries, not to the one for commits"
+            "`{kind}` belongs to a webhook for registry pushes, not to one for commits"
         )),
-        _ => Event::declined(format!("`{}` starts nothing", kind.escape_debug())),
+        _ => Event::declined(format!("`{}` starts no run", kind.escape_debug())),
     }
 }
 
-/// The JSON: the body, or the field `payload` of a form, as the webhook's settings say.
-pub(crate) fn payload<'b>(headers: &HeaderMap, body: &'b [u8]) -> Result<Cow<'b, [u8]>, Rejection> {
-    let form = proof::header(headers, "content-type")
+/// Returns the JSON: the body, or the field `payload` of a form, by the settings of the webhook.
+pub(crate) fn json_payload<'b>(
+    headers: &HeaderMap,
+    body: &'b [u8],
+) -> Result<Cow<'b, [u8]>, Rejection> {
+    let form = signature::header_text(headers, "content-type")
         .is_some_and(|kind| kind.starts_with("application/x-www-form-urlencoded"));
     if !form {
         return Ok(Cow::Borrowed(body));
@@ -104,7 +112,7 @@ impl From<RepositoryBody> for Repository {
     fn from(body: RepositoryBody) -> Self {
         Self::new(body.full_name)
             .with_urls([body.clone_url.or(body.html_url), body.ssh_url])
-            .with_default(body.default_branch)
+            .with_default_branch(body.default_branch)
     }
 }
 
@@ -121,8 +129,8 @@ struct CommitBody {
     removed: Vec<String>,
 }
 
-/// Puts the three lists of files that GitHub, GitLab and Gitea have into one.
-pub(super) fn changes(
+/// Merges the three lists of files of GitHub, GitLab and Gitea.
+pub(super) fn merge_changes(
     added: Vec<String>,
     modified: Vec<String>,
     removed: Vec<String>,
@@ -135,11 +143,11 @@ pub(super) fn changes(
 }
 
 impl CommitBody {
-    fn commit(self) -> Result<Commit, Rejection> {
+    fn into_commit(self) -> Result<Commit, Rejection> {
         Ok(Commit {
-            id: CommitId::need(&self.id)?,
+            id: CommitId::parse_required(&self.id)?,
             message: self.message,
-            changes: changes(self.added, self.modified, self.removed),
+            changes: merge_changes(self.added, self.modified, self.removed),
         })
     }
 }
@@ -159,16 +167,16 @@ struct PushBody {
 }
 
 impl PushBody {
-    fn event(self, enterprise: bool) -> Result<Event, Rejection> {
-        let before = CommitId::read(&self.before)?;
-        let after = CommitId::read(&self.after)?;
+    fn into_event(self, enterprise: bool) -> Result<Event, Rejection> {
+        let before = CommitId::parse_optional(&self.before)?;
+        let after = CommitId::parse_optional(&self.after)?;
         let repository = self.repository.into();
-        let head = self.head_commit.map(CommitBody::commit).transpose()?;
+        let head = self.head_commit.map(CommitBody::into_commit).transpose()?;
         let message = head.as_ref().map(|head| head.message.clone());
-        let branch = match Ref::read(&self.r#ref)? {
+        let branch = match Ref::parse(&self.r#ref)? {
             Ref::Branch(branch) => branch,
             Ref::Tag(tag) => {
-                // Of an annotated tag `after` is the tag object.
+                // `after` of an annotated tag is the tag object.
                 let commit = head.map(|head| head.id);
                 return Ok(Event::Tag(TagPush {
                     repository,
@@ -179,7 +187,9 @@ impl PushBody {
                 }));
             }
             Ref::Other(name) => {
-                return Ok(Event::declined(format!("`{name}` is no branch and no tag")));
+                return Ok(Event::declined(format!(
+                    "`{name}` is neither a branch nor a tag"
+                )));
             }
         };
         let limit = if enterprise {
@@ -190,22 +200,23 @@ impl PushBody {
         let commits: Vec<_> = self
             .commits
             .into_iter()
-            .map(CommitBody::commit)
+            .map(CommitBody::into_commit)
             .collect::<Result<_, _>>()?;
-        let incomplete = incomplete(before.is_none(), self.forced, commits.len()).or_else(|| {
-            if commits.len() >= limit {
-                Some(format!("GitHub names no more than {limit} commits"))
-            } else if commits
-                .iter()
-                .any(|commit| commit.changes.len() >= MAX_FILES)
-            {
-                Some(format!(
-                    "GitHub names no more than {MAX_FILES} files of a commit"
-                ))
-            } else {
-                None
-            }
-        });
+        let incomplete =
+            incomplete_reason(before.is_none(), self.forced, commits.len()).or_else(|| {
+                if commits.len() >= limit {
+                    Some(format!("GitHub lists at most {limit} commits"))
+                } else if commits
+                    .iter()
+                    .any(|commit| commit.changes.len() >= MAX_FILES)
+                {
+                    Some(format!(
+                        "GitHub lists at most {MAX_FILES} files of a commit"
+                    ))
+                } else {
+                    None
+                }
+            });
         Ok(Event::Push(Push {
             repository,
             branch,
@@ -254,7 +265,7 @@ struct Side {
 }
 
 impl PullRequestBody {
-    fn event(self) -> Result<Event, Rejection> {
+    fn into_event(self) -> Result<Event, Rejection> {
         let retargeted = self.changes.is_some_and(|changes| changes.base.is_some());
         let action = match self.action.as_str() {
             "opened" | "reopened" => PullRequestAction::Opened,
@@ -279,17 +290,17 @@ impl PullRequestBody {
             action,
             title,
             base_repository,
-            base_branch: event::branch(&base.r#ref)?,
+            base_branch: event::parse_branch(&base.r#ref)?,
             head_repository,
-            head_branch: event::branch(&head.r#ref)?,
-            head: CommitId::read(&head.sha)?,
+            head_branch: event::parse_branch(&head.r#ref)?,
+            head: CommitId::parse_optional(&head.sha)?,
             from_fork,
             files: None,
         })))
     }
 }
 
-/// Commits that come from another repository, or from one that is gone, are a stranger's.
+/// Returns `true` if the commits are in another repository or in a deleted one.
 pub(super) fn is_fork(head: Option<&Repository>, base: &Repository) -> bool {
     head.is_none_or(|head| !head.full_name.eq_ignore_ascii_case(&base.full_name))
 }
@@ -297,7 +308,7 @@ pub(super) fn is_fork(head: Option<&Repository>, base: &Repository) -> bool {
 pub(super) fn declined_action(action: &str) -> Event {
     let shown: String = action.chars().take(60).collect();
     Event::declined(format!(
-        "`{}` of a pull request brings no other commits",
+        "`{}` of a pull request adds no commits",
         shown.escape_debug()
     ))
 }

@@ -1,20 +1,20 @@
-//! GitLab, its own instances and gitlab.com; webhooks of projects and groups, and system hooks.
+//! GitLab: gitlab.com and own instances; webhooks of projects and groups, and system hooks.
 //!
-//! Source: GitLab's documentation, "Webhooks" and "Webhook events". A push names at most 20 commits and tells how many
-//! there are. GitLab does not tell that a push was forced: a branch that was rewound and has new commits looks like
-//! one that only has new ones.
+//! Source: GitLab's documentation, "Webhooks" and "Webhook events". A push lists at most 20 commits
+//! and their total number. GitLab does not report a forced push: a branch that was rewound and has
+//! new commits looks like a branch with only new commits.
 
 use acrtask_model::Secret;
 use http::HeaderMap;
 use jiff::Timestamp;
 use serde::Deserialize;
 
-use super::{Read, github, incomplete};
+use super::{ParsedDelivery, github, incomplete_reason};
 use crate::{
     Commit, CommitId, Event, PullRequest, PullRequestAction, Push, Rejection, Repository, TagPush,
     event::{self, Ref},
     json::{or_default, parse},
-    proof,
+    signature,
 };
 
 pub(super) fn verify(
@@ -24,13 +24,14 @@ pub(super) fn verify(
     now: Timestamp,
 ) -> Result<(), Rejection> {
     if headers.contains_key("webhook-signature") {
-        return proof::standard_webhook(secrets, headers, body, now).map(drop);
+        return signature::verify_standard_webhook(secrets, headers, body, now).map(drop);
     }
-    let token = proof::header(headers, "x-gitlab-token").ok_or(Rejection::MissingProof {
-        missing: "the header `X-Gitlab-Token`",
-        help: "set a signing token or a secret token in the webhook's settings",
-    })?;
-    if proof::is_token(secrets, token) {
+    let token =
+        signature::header_text(headers, "x-gitlab-token").ok_or(Rejection::MissingProof {
+            missing: "the header `X-Gitlab-Token`",
+            help: "set a signing token or a secret token in the webhook's settings",
+        })?;
+    if signature::matches_any_secret(secrets, token) {
         return Ok(());
     }
     Err(Rejection::WrongProof {
@@ -38,7 +39,10 @@ pub(super) fn verify(
     })
 }
 
-pub(super) fn read(headers: &HeaderMap, body: &[u8]) -> Result<Read, Rejection> {
+pub(super) fn parse_delivery(
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<ParsedDelivery, Rejection> {
     #[derive(Deserialize)]
     struct Kind {
         #[serde(default)]
@@ -52,17 +56,17 @@ pub(super) fn read(headers: &HeaderMap, body: &[u8]) -> Result<Read, Rejection> 
         .or(kind.event_name)
         .ok_or_else(|| Rejection::not_understood("missing field `object_kind`"))?;
     let event = match kind.as_str() {
-        "push" | "tag_push" => parse::<PushBody>(body)?.event()?,
-        "merge_request" => parse::<MergeRequestBody>(body)?.event()?,
-        "repository_update" => Event::declined(
-            "`repository_update` says nothing that the `push` beside it does not say",
-        ),
+        "push" | "tag_push" => parse::<PushBody>(body)?.into_event()?,
+        "merge_request" => parse::<MergeRequestBody>(body)?.into_event()?,
+        "repository_update" => {
+            Event::declined("`repository_update` adds nothing to the `push` that is sent with it")
+        }
         other => {
             let shown: String = other.chars().take(60).collect();
-            Event::declined(format!("`{}` starts nothing", shown.escape_debug()))
+            Event::declined(format!("`{}` starts no run", shown.escape_debug()))
         }
     };
-    // The same for each attempt to deliver; the UUID of old servers is the same too.
+    // All attempts of one delivery have the same id, also the UUID of old servers.
     let id = [
         "webhook-id",
         "idempotency-key",
@@ -70,8 +74,8 @@ pub(super) fn read(headers: &HeaderMap, body: &[u8]) -> Result<Read, Rejection> 
         "x-gitlab-event-uuid",
     ]
     .into_iter()
-    .find_map(|name| proof::header(headers, name));
-    Ok(Read {
+    .find_map(|name| signature::header_text(headers, name));
+    Ok(ParsedDelivery {
         id: id.map(str::to_owned),
         kind,
         events: vec![event],
@@ -93,7 +97,7 @@ impl From<ProjectBody> for Repository {
     fn from(body: ProjectBody) -> Self {
         Self::new(body.path_with_namespace)
             .with_urls([body.git_http_url, body.git_ssh_url])
-            .with_default(body.default_branch)
+            .with_default_branch(body.default_branch)
     }
 }
 
@@ -115,7 +119,7 @@ struct PushBody {
     r#ref: String,
     before: String,
     after: String,
-    /// The commit: of an annotated tag `after` is the tag object.
+    /// The commit. `after` of an annotated tag is the tag object.
     #[serde(default)]
     checkout_sha: Option<String>,
     #[serde(default, deserialize_with = "or_default")]
@@ -126,18 +130,18 @@ struct PushBody {
 }
 
 impl PushBody {
-    fn event(self) -> Result<Event, Rejection> {
-        let before = CommitId::read(&self.before)?;
-        let mut after = CommitId::read(&self.after)?;
+    fn into_event(self) -> Result<Event, Rejection> {
+        let before = CommitId::parse_optional(&self.before)?;
+        let mut after = CommitId::parse_optional(&self.after)?;
         if let (Some(_), Some(commit)) = (&after, &self.checkout_sha) {
-            after = CommitId::read(commit)?;
+            after = CommitId::parse_optional(commit)?;
         }
         let repository = self.project.into();
         let commit = |body: CommitBody| {
             Ok(Commit {
-                id: CommitId::need(&body.id)?,
+                id: CommitId::parse_required(&body.id)?,
                 message: body.message,
-                changes: github::changes(body.added, body.modified, body.removed),
+                changes: github::merge_changes(body.added, body.modified, body.removed),
             })
         };
         let commits: Vec<Commit> = self
@@ -151,7 +155,7 @@ impl PushBody {
         let message = newest
             .or(commits.last())
             .map(|commit| commit.message.clone());
-        Ok(match Ref::read(&self.r#ref)? {
+        Ok(match Ref::parse(&self.r#ref)? {
             Ref::Tag(tag) => Event::Tag(TagPush {
                 repository,
                 tag,
@@ -162,9 +166,9 @@ impl PushBody {
             Ref::Branch(branch) => {
                 let total = self.total_commits_count.unwrap_or(0);
                 let named = commits.len();
-                let incomplete = incomplete(before.is_none(), false, named).or_else(|| {
+                let incomplete = incomplete_reason(before.is_none(), false, named).or_else(|| {
                     (total > named as u64)
-                        .then(|| format!("GitLab names {named} of {total} commits"))
+                        .then(|| format!("GitLab lists {named} of {total} commits"))
                 });
                 Event::Push(Push {
                     repository,
@@ -178,7 +182,7 @@ impl PushBody {
                     files: None,
                 })
             }
-            Ref::Other(name) => Event::declined(format!("`{name}` is no branch and no tag")),
+            Ref::Other(name) => Event::declined(format!("`{name}` is neither a branch nor a tag")),
         })
     }
 }
@@ -210,7 +214,7 @@ struct Attributes {
     target: ProjectBody,
     #[serde(default)]
     last_commit: Option<LastCommit>,
-    /// Only where new commits came.
+    /// Present only if new commits were pushed.
     #[serde(default)]
     oldrev: Option<String>,
 }
@@ -221,7 +225,7 @@ struct LastCommit {
 }
 
 impl MergeRequestBody {
-    fn event(self) -> Result<Event, Rejection> {
+    fn into_event(self) -> Result<Event, Rejection> {
         let retargeted = self
             .changes
             .is_some_and(|changes| changes.target_branch.is_some());
@@ -235,7 +239,7 @@ impl MergeRequestBody {
         };
         let head = request
             .last_commit
-            .map(|commit| CommitId::need(&commit.id))
+            .map(|commit| CommitId::parse_required(&commit.id))
             .transpose()?;
         let base_repository: Repository = request.target.into();
         let head_repository: Option<Repository> = request.source.map(Into::into);
@@ -245,9 +249,9 @@ impl MergeRequestBody {
             action,
             title: request.title,
             base_repository,
-            base_branch: event::branch(&request.target_branch)?,
+            base_branch: event::parse_branch(&request.target_branch)?,
             head_repository,
-            head_branch: event::branch(&request.source_branch)?,
+            head_branch: event::parse_branch(&request.source_branch)?,
             head,
             from_fork,
             files: None,

@@ -1,7 +1,7 @@
-//! Deliveries of forges: who sent one, and what happened.
+//! Deliveries of forges: verification of the sender, and the events of the body.
 //!
-//! One file a forge. Each has two parts: how the sender proves itself, over the raw bytes, and what its events mean.
-//! An event that starts nothing is no error but a [`Event::Declined`], so that the sender gets a 2xx and a person
+//! Each forge has one file with two parts: verification of the raw bytes, and parsing of events.
+//! An ignored event is an [`Event::Declined`] and not an error: the sender gets a 2xx, and a user
 //! finds the reason.
 
 mod azure_devops;
@@ -19,19 +19,19 @@ use http::HeaderMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{Event, MAX_BODY, Rejection, proof};
+use crate::{Event, MAX_BODY, Rejection, signature};
 
-/// Who sends deliveries.
+/// Kind of forge that sends deliveries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Provider {
     /// GitHub and GitHub Enterprise: HMAC in `X-Hub-Signature-256`.
     GitHub,
-    /// GitLab: a signature after Standard Webhooks, or the token in `X-Gitlab-Token`.
+    /// GitLab: a signature by Standard Webhooks, or the token in `X-Gitlab-Token`.
     GitLab,
     /// Gitea: HMAC in `X-Gitea-Signature` or `X-Hub-Signature-256`.
     Gitea,
-    /// Forgejo: HMAC in `X-Forgejo-Signature`, or as Gitea.
+    /// Forgejo: HMAC in `X-Forgejo-Signature`, or as for Gitea.
     Forgejo,
     /// Bitbucket Cloud: HMAC in `X-Hub-Signature`.
     BitbucketCloud,
@@ -39,12 +39,12 @@ pub enum Provider {
     BitbucketServer,
     /// Azure DevOps Services and Server: the password of basic authentication.
     AzureDevops,
-    /// Anything else: a signature after Standard Webhooks, and a body of our own.
+    /// Any other sender: a signature by Standard Webhooks, and a body defined by this project.
     Generic,
 }
 
 impl Provider {
-    /// All of them.
+    /// All providers.
     pub const ALL: [Self; 8] = [
         Self::GitHub,
         Self::GitLab,
@@ -56,7 +56,7 @@ impl Provider {
         Self::Generic,
     ];
 
-    /// Its name in URLs and settings.
+    /// Returns the name of the provider in URLs and settings.
     pub fn name(self) -> &'static str {
         match self {
             Self::GitHub => "github",
@@ -87,40 +87,41 @@ impl std::str::FromStr for Provider {
         found.ok_or_else(|| {
             let names: Vec<_> = Self::ALL.iter().map(|provider| provider.name()).collect();
             format!(
-                "no provider is called `{text}`; there are {}",
+                "no provider is named `{text}`; write one of {}",
                 names.join(", ")
             )
         })
     }
 }
 
-/// A delivery of a sender that has proved itself.
+/// A parsed delivery of a verified sender.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delivery {
-    /// The sender's id of it; where there is none, a digest of what it is and of its body. The same id: the same
-    /// delivery, sent once more.
+    /// The sender's id, or a digest of kind and body if the sender sends none. Repetitions of one
+    /// delivery have the same id.
     pub id: String,
-    /// Who sent it.
+    /// Kind of forge that sent the delivery.
     pub provider: Provider,
-    /// What happened, in the order that the sender tells it; at least one.
+    /// The events in the sender's order. At least one.
     pub events: Vec<Event>,
-    /// SHA-256 of the body. Most senders sign only that: a delivery that comes again under another id has the same.
+    /// SHA-256 of the body. Most senders sign only the body, so a replay under another id has the
+    /// same digest.
     pub body_sha256: String,
 }
 
-/// What a forge's file finds in a delivery that has proved itself.
-struct Read {
+/// Result of parsing a verified body of a forge.
+struct ParsedDelivery {
     /// The sender's id of the delivery.
     id: Option<String>,
-    /// What kind of delivery it is, in the sender's words.
+    /// The kind of the delivery, as the sender names it.
     kind: String,
     events: Vec<Event>,
 }
 
-/// Checks who sent a delivery and reads it. `secrets` are those of this webhook: any of them suffices.
+/// Verifies the sender of a delivery and parses its body. Any one of `secrets` suffices.
 ///
 /// # Errors
-/// [`Rejection`], which knows the HTTP status to answer with.
+/// [`Rejection`], which contains the HTTP status of the response.
 pub fn verify_and_parse(
     provider: Provider,
     headers: &HeaderMap,
@@ -131,7 +132,7 @@ pub fn verify_and_parse(
     if body.len() > MAX_BODY {
         return Err(Rejection::TooLarge { size: body.len() });
     }
-    let secrets = proof::usable(secrets)?;
+    let secrets = signature::usable_secrets(secrets)?;
     match provider {
         Provider::GitHub => github::verify(headers, body, &secrets),
         Provider::GitLab => gitlab::verify(headers, body, &secrets, now),
@@ -143,54 +144,55 @@ pub fn verify_and_parse(
         Provider::AzureDevops => azure_devops::verify(headers, &secrets),
         Provider::Generic => generic::verify(headers, body, &secrets, now).map(drop),
     }?;
-    read_proved(provider, headers, body)
+    parse_verified(provider, headers, body)
 }
 
-/// Reads a delivery whose sender proved itself when it came, and that was kept since.
+/// Parses a stored delivery whose sender was verified when it arrived.
 ///
 /// # Errors
-/// [`Rejection`], where the body is not what it was when it was taken.
-pub fn read_proved(
+/// [`Rejection`] if the body is not the one that was accepted.
+pub fn parse_verified(
     provider: Provider,
     headers: &HeaderMap,
     body: &[u8],
 ) -> Result<Delivery, Rejection> {
     let read = match provider {
-        Provider::GitHub => github::read(headers, body),
-        Provider::GitLab => gitlab::read(headers, body),
-        Provider::Gitea => gitea::read(headers, body, &gitea::GITEA),
-        Provider::Forgejo => gitea::read(headers, body, &gitea::FORGEJO),
-        Provider::BitbucketCloud => bitbucket_cloud::read(headers, body),
-        Provider::BitbucketServer => bitbucket_server::read(headers, body),
-        Provider::AzureDevops => azure_devops::read(body),
+        Provider::GitHub => github::parse_delivery(headers, body),
+        Provider::GitLab => gitlab::parse_delivery(headers, body),
+        Provider::Gitea => gitea::parse_delivery(headers, body, &gitea::GITEA),
+        Provider::Forgejo => gitea::parse_delivery(headers, body, &gitea::FORGEJO),
+        Provider::BitbucketCloud => bitbucket_cloud::parse_delivery(headers, body),
+        Provider::BitbucketServer => bitbucket_server::parse_delivery(headers, body),
+        Provider::AzureDevops => azure_devops::parse_delivery(body),
         Provider::Generic => {
-            let id = proof::header(headers, "webhook-id").unwrap_or_default();
-            generic::read(id.to_owned(), body)
+            let id = signature::header_text(headers, "webhook-id").unwrap_or_default();
+            generic::parse_delivery(id.to_owned(), body)
         }
     }?;
     let id = read
         .id
         .filter(|id| (1..=200).contains(&id.len()) && id.bytes().all(|c| c.is_ascii_graphic()));
     let id = id.unwrap_or_else(|| {
-        let digest = proof::digest_of(&[provider.name().as_bytes(), read.kind.as_bytes(), body]);
+        let digest =
+            signature::digest_parts(&[provider.name().as_bytes(), read.kind.as_bytes(), body]);
         format!("sha256:{digest}")
     });
     Ok(Delivery {
         id,
         provider,
         events: read.events,
-        body_sha256: proof::sha256(body),
+        body_sha256: signature::sha256_hex(body),
     })
 }
 
-/// Why the paths of a branch's commits may not be all that changed; what all forges have in common.
-fn incomplete(created: bool, forced: bool, commits: usize) -> Option<String> {
+/// Returns why the commits of a push may not list all changed files, for every forge.
+fn incomplete_reason(created: bool, forced: bool, commits: usize) -> Option<String> {
     if created {
         Some("the branch is new".into())
     } else if forced {
-        Some("the push was forced, so commits went away too".into())
+        Some("the forced push removed commits".into())
     } else if commits == 0 {
-        Some("the sender names no commits".into())
+        Some("the sender lists no commits".into())
     } else {
         None
     }

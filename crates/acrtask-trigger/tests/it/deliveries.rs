@@ -1,12 +1,12 @@
-//! The fixtures of forges: what each is read as.
+//! Snapshots of the events of all forge fixtures.
 
 use acrtask_model::Secret;
 use acrtask_trigger::{Event, MAX_BODY, Provider, Rejection, RepositoryUrl, verify_and_parse};
 
 use crate::support::{SECRET, fixtures, hex, hmac, now, prove, send, sign_standard};
 
-/// What a delivery is read as, and the id that it has.
-fn told(provider: Provider) -> String {
+/// Formats the events and the id of each delivery.
+fn events_of(provider: Provider) -> String {
     let mut text = String::new();
     for fixture in fixtures(provider.name()) {
         let delivery = send(provider, fixture.headers(), &fixture.bytes())
@@ -22,47 +22,47 @@ fn told(provider: Provider) -> String {
 
 #[test]
 fn github() {
-    insta::assert_snapshot!(told(Provider::GitHub));
+    insta::assert_snapshot!(events_of(Provider::GitHub));
 }
 
 #[test]
 fn gitlab() {
-    insta::assert_snapshot!(told(Provider::GitLab));
+    insta::assert_snapshot!(events_of(Provider::GitLab));
 }
 
 #[test]
 fn gitea() {
-    insta::assert_snapshot!(told(Provider::Gitea));
+    insta::assert_snapshot!(events_of(Provider::Gitea));
 }
 
 #[test]
 fn forgejo() {
-    insta::assert_snapshot!(told(Provider::Forgejo));
+    insta::assert_snapshot!(events_of(Provider::Forgejo));
 }
 
 #[test]
 fn bitbucket_cloud() {
-    insta::assert_snapshot!(told(Provider::BitbucketCloud));
+    insta::assert_snapshot!(events_of(Provider::BitbucketCloud));
 }
 
 #[test]
 fn bitbucket_server() {
-    insta::assert_snapshot!(told(Provider::BitbucketServer));
+    insta::assert_snapshot!(events_of(Provider::BitbucketServer));
 }
 
 #[test]
 fn azure_devops() {
-    insta::assert_snapshot!(told(Provider::AzureDevops));
+    insta::assert_snapshot!(events_of(Provider::AzureDevops));
 }
 
 #[test]
 fn generic() {
-    insta::assert_snapshot!(told(Provider::Generic));
+    insta::assert_snapshot!(events_of(Provider::Generic));
 }
 
-/// A context, in whatever spelling, finds the deliveries of its repository at each forge.
+/// A context in any spelling matches the deliveries of its repository at each forge.
 #[test]
-fn a_context_finds_its_repository() {
+fn context_matches_deliveries_of_its_repository() {
     let contexts = [
         (Provider::GitHub, "https://github.com/Team/App.git"),
         (
@@ -91,7 +91,7 @@ fn a_context_finds_its_repository() {
         for fixture in fixtures(provider.name()) {
             let delivery = send(provider, fixture.headers(), &fixture.bytes()).unwrap();
             for repository in delivery.events.iter().filter_map(Event::repository) {
-                assert!(repository.is(&url), "{provider}: {}", fixture.name);
+                assert!(repository.matches_url(&url), "{provider}: {}", fixture.name);
                 found += 1;
             }
         }
@@ -100,7 +100,7 @@ fn a_context_finds_its_repository() {
 }
 
 #[test]
-fn forms_hold_the_same() {
+fn form_encoding_is_equal_to_json() {
     let fixture = fixtures("github")
         .into_iter()
         .find(|fixture| fixture.name == "push")
@@ -128,7 +128,7 @@ fn forms_hold_the_same() {
 }
 
 #[test]
-fn any_of_several_secrets_suffices() {
+fn any_one_of_several_secrets_suffices() {
     for provider in Provider::ALL {
         let fixture = &fixtures(provider.name())[0];
         let body = fixture.bytes();
@@ -149,9 +149,9 @@ fn any_of_several_secrets_suffices() {
     }
 }
 
-/// Of GitLab's two proofs the signature wins: who sends one is held to it.
+/// A delivery of GitLab with a signature is verified by the signature, not by the token.
 #[test]
-fn gitlab_signs_too() {
+fn gitlab_signature_wins_over_token() {
     let fixture = &fixtures("gitlab")[0];
     let body = fixture.bytes();
     let mut headers = fixture.headers();
@@ -169,9 +169,9 @@ fn gitlab_signs_too() {
     assert_eq!(rejection.status(), 403);
 }
 
-/// The same delivery has the same id, also where the sender gives none.
+/// Repetitions of a delivery have the same id, even if the sender sends none.
 #[test]
-fn a_delivery_without_an_id_gets_one() {
+fn delivery_without_id_gets_a_digest() {
     let fixture = &fixtures("github")[0];
     let mut headers = fixture.headers();
     headers.remove("x-github-delivery");
@@ -182,7 +182,7 @@ fn a_delivery_without_an_id_gets_one() {
     let mut other = body.clone();
     other.push(b' ');
     assert_ne!(id(&body), id(&other));
-    // An id that nobody would want to store is none.
+    // Ids that are unsuitable for storage are ignored.
     headers.insert("x-github-delivery", "x".repeat(201).parse().unwrap());
     assert!(
         send(Provider::GitHub, headers.clone(), &body)
@@ -193,18 +193,18 @@ fn a_delivery_without_an_id_gets_one() {
 }
 
 #[test]
-fn rejections_say_what_to_do() {
+fn rejections_suggest_a_correction() {
     let fixture = &fixtures("github")[0];
     let body = fixture.bytes();
     let mut text = String::new();
-    let mut say = |what: &str, result: Result<_, Rejection>| {
+    let mut add_line = |what: &str, result: Result<_, Rejection>| {
         let rejection = result.map(|_: acrtask_trigger::Delivery| ()).unwrap_err();
         text.push_str(&format!("{what}: {} {rejection}\n", rejection.status()));
     };
     let secrets = [Secret::new(SECRET)];
     for provider in Provider::ALL {
         let headers = fixtures(provider.name())[0].headers();
-        say(
+        add_line(
             &format!("{provider} without proof"),
             verify_and_parse(provider, &headers, &body, &secrets, now()),
         );
@@ -212,7 +212,7 @@ fn rejections_say_what_to_do() {
     for provider in Provider::ALL {
         let mut headers = fixtures(provider.name())[0].headers();
         prove(provider, &mut headers, &body, "wrong");
-        say(
+        add_line(
             &format!("{provider} with a wrong proof"),
             verify_and_parse(provider, &headers, &body, &secrets, now()),
         );
@@ -224,18 +224,18 @@ fn rejections_say_what_to_do() {
         SECRET,
         now() - jiff::SignedDuration::from_hours(1),
     );
-    say(
+    add_line(
         "an hour old",
         verify_and_parse(Provider::Generic, &headers, b"{}", &secrets, now()),
     );
     let headers = fixture.headers();
-    say(
+    add_line(
         "cut",
         send(Provider::GitHub, headers.clone(), &body[..body.len() / 2]),
     );
-    say("empty", send(Provider::GitHub, headers.clone(), b""));
-    say("a list", send(Provider::GitHub, headers.clone(), b"[]"));
-    say(
+    add_line("empty", send(Provider::GitHub, headers.clone(), b""));
+    add_line("a list", send(Provider::GitHub, headers.clone(), b"[]"));
+    add_line(
         "a field is missing",
         send(
             Provider::GitHub,
@@ -243,7 +243,7 @@ fn rejections_say_what_to_do() {
             br#"{"ref": "refs/heads/main"}"#,
         ),
     );
-    say(
+    add_line(
         "deep",
         send(
             Provider::GitHub,
@@ -251,14 +251,14 @@ fn rejections_say_what_to_do() {
             "[".repeat(100_000).as_bytes(),
         ),
     );
-    say(
+    add_line(
         "too long",
         send(Provider::GitHub, headers.clone(), &vec![b' '; MAX_BODY + 1]),
     );
     let mut no_event = headers;
     no_event.remove("x-github-event");
-    say("no event", send(Provider::GitHub, no_event, &body));
-    // The old signature of GitHub is not looked at.
+    add_line("no event", send(Provider::GitHub, no_event, &body));
+    // The server ignores GitHub's old signature.
     let mut sha1 = fixture.headers();
     sha1.insert(
         "x-hub-signature",
@@ -266,7 +266,7 @@ fn rejections_say_what_to_do() {
             .parse()
             .unwrap(),
     );
-    say(
+    add_line(
         "sha1",
         verify_and_parse(Provider::GitHub, &sha1, &body, &secrets, now()),
     );

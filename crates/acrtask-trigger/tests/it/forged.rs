@@ -1,4 +1,4 @@
-//! Forged, cut and twisted deliveries: refused with a 4xx, or read, but never a panic and never believed.
+//! Forged, truncated and mutated deliveries: refused with a 4xx or parsed, without a panic.
 
 use acrtask_model::Secret;
 use acrtask_trigger::{Event, Provider, RegistrySource, registry, verify_and_parse};
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::support::{Fixture, SECRET, fixtures, mutations, now, prove, send, send_push};
 
-/// What a reader lets through is harmless as an argument and on a screen.
+/// Checks that an event is harmless as an argument and on a screen.
 fn harmless(event: &Event) {
     let name = |name: &str| {
         assert!(
@@ -29,7 +29,7 @@ fn harmless(event: &Event) {
 }
 
 #[test]
-fn a_field_that_is_missing_or_of_another_type() {
+fn missing_or_mistyped_field_is_rejected() {
     let mut refused = 0;
     let mut read = 0;
     for provider in Provider::ALL {
@@ -82,9 +82,9 @@ fn a_field_that_is_missing_or_of_another_type() {
     );
 }
 
-/// A body that is cut anywhere is refused, also where the sender's proof covers only the part.
+/// A truncated body is refused, even with a proof that covers the truncated part.
 #[test]
-fn cut_bodies() {
+fn truncated_bodies_are_rejected() {
     for provider in Provider::ALL {
         let fixture = &fixtures(provider.name())[0];
         let body = fixture.bytes();
@@ -95,7 +95,7 @@ fn cut_bodies() {
     }
 }
 
-/// Those who sign, with a delivery that has its proof.
+/// Signing providers, each with a proved delivery.
 fn signed() -> impl Strategy<Value = (Provider, HeaderMap, Vec<u8>)> {
     let providers = Provider::ALL
         .into_iter()
@@ -175,7 +175,7 @@ fn never_panics(body: &[u8]) {
 
 proptest! {
     #[test]
-    fn a_flipped_bit_of_the_body_is_found((provider, headers, mut body) in signed(), at in any::<prop::sample::Index>(), bit in 0..8_u8) {
+    fn flipped_bit_of_body_is_rejected((provider, headers, mut body) in signed(), at in any::<prop::sample::Index>(), bit in 0..8_u8) {
         let secrets = [Secret::new(SECRET)];
         prop_assert!(verify_and_parse(provider, &headers, &body, &secrets, now()).is_ok());
         let at = at.index(body.len());
@@ -185,14 +185,14 @@ proptest! {
     }
 
     #[test]
-    fn another_secret_is_found((provider, headers, body) in signed(), secret in "\\PC{0,30}") {
+    fn proof_by_another_secret_is_rejected((provider, headers, body) in signed(), secret in "\\PC{0,30}") {
         prop_assume!(secret != SECRET);
         let rejection = verify_and_parse(provider, &headers, &body, &[Secret::new(secret)], now()).unwrap_err();
         prop_assert_eq!(rejection.status(), 403);
     }
 
     #[test]
-    fn a_changed_character_of_the_proof_is_found(
+    fn changed_character_of_proof_is_rejected(
         (provider, mut headers, body) in signed(), at in any::<prop::sample::Index>(), other in "[0-9a-f]",
     ) {
         let names = [
@@ -208,7 +208,7 @@ proptest! {
     }
 
     #[test]
-    fn a_token_that_is_not_quite_right_is_refused(token in "\\PC{0,40}", at in 0..29_usize) {
+    fn similar_token_is_rejected(token in "\\PC{0,40}", at in 0..29_usize) {
         prop_assume!(token != SECRET);
         let body = fixtures("registries/quay")[0].bytes();
         for token in [token.as_str(), &SECRET[..at], &format!("{SECRET}x")] {
@@ -224,12 +224,12 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
-    fn no_bytes_make_it_panic(body in proptest::collection::vec(any::<u8>(), 0..300)) {
+    fn arbitrary_bytes_never_panic(body in proptest::collection::vec(any::<u8>(), 0..300)) {
         never_panics(&body);
     }
 
     #[test]
-    fn no_json_makes_it_panic(body in json()) {
+    fn arbitrary_json_never_panics(body in json()) {
         never_panics(&serde_json::to_vec(&body).unwrap());
     }
 }

@@ -1,4 +1,4 @@
-//! The deliveries that GitHub's people publish: each is read or declined with a reason.
+//! GitHub's published example deliveries: each is parsed, or declined with a reason.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ struct Kind {
     examples: Vec<Value>,
 }
 
-/// The package's folder; nothing only where skipping was asked for.
+/// Returns the package's folder. `None` only if the environment asks to skip the test.
 fn examples() -> Option<PathBuf> {
     const NAME: &str = "ACRTASK_TEST_GITHUB_EXAMPLES";
     match std::env::var_os(NAME).filter(|folder| !folder.is_empty()) {
@@ -47,7 +47,7 @@ fn outcome(event: &Event) -> String {
 }
 
 #[test]
-fn published_examples_are_read_or_declined() {
+fn published_examples_are_parsed_or_declined() {
     let Some(folder) = examples() else { return };
     let mut outcomes: BTreeMap<String, usize> = BTreeMap::new();
     let mut files = 0;
@@ -84,7 +84,7 @@ fn published_examples_are_read_or_declined() {
         folder.display()
     );
     assert!(outcomes.values().sum::<usize>() > 300);
-    // What is not declined is told here; what is, has a reason that names the event.
+    // The snapshot lists parsed events. A declined one needs a reason that names the event.
     let (declined, read): (Vec<_>, Vec<_>) = outcomes
         .into_keys()
         .partition(|key| key.contains("-> declined"));

@@ -1,9 +1,9 @@
-//! Deliveries as they come: those of the fixtures and those that GitHub publishes, honest and forged.
+//! Tests of complete deliveries: fixtures and GitHub's published examples, genuine and forged.
 //!
-//! `tests/fixtures/PROVIDER/*.json` and `tests/fixtures/registries/SOURCE/*.json` are small deliveries, each with its
-//! headers and its body, written after the senders' documentation. The proof is added here, as the sender would make
-//! it. The published ones are those of the npm package `@octokit/webhooks-examples`, in the folder that
-//! `ACRTASK_TEST_GITHUB_EXAMPLES` names.
+//! `tests/fixtures/PROVIDER/*.json` and `tests/fixtures/registries/SOURCE/*.json` are small
+//! deliveries with headers and body, written after the senders' documentation. The tests add the
+//! proof of the sender. The published examples are those of the npm package
+//! `@octokit/webhooks-examples`, in the folder named by `ACRTASK_TEST_GITHUB_EXAMPLES`.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! The fixtures of registries: what each is read as.
+//! Snapshots of the events of all registry fixtures.
 
 use acrtask_model::Secret;
 use acrtask_trigger::{MAX_BODY, RegistryEvent, RegistrySource, registry};
@@ -11,7 +11,7 @@ fn pushes() {
     let mut text = String::new();
     for source in RegistrySource::ALL {
         for fixture in fixtures(&format!("registries/{source}")) {
-            let told = match send_push(source, fixture.headers(), &fixture.bytes()) {
+            let outcome = match send_push(source, fixture.headers(), &fixture.bytes()) {
                 Err(rejection) => format!("{} {rejection}", rejection.status()),
                 Ok(delivery) => match delivery.event {
                     RegistryEvent::Pushed { images } => {
@@ -23,14 +23,14 @@ fn pushes() {
                     RegistryEvent::Declined { reason } => format!("declined: {reason}"),
                 },
             };
-            text.push_str(&format!("{source} {}:\n    {told}\n", fixture.name));
+            text.push_str(&format!("{source} {}:\n    {outcome}\n", fixture.name));
         }
     }
     insta::assert_snapshot!(text);
 }
 
 #[test]
-fn tokens_come_in_many_ways_and_only_the_right_one_counts() {
+fn token_is_accepted_from_each_place() {
     let body = fixtures("registries/docker-hub")[0].bytes();
     let check = |name: Option<(&'static str, &str)>, token: Option<&str>| {
         let mut headers = HeaderMap::new();

@@ -1,4 +1,4 @@
-//! Fixtures, and proofs as senders make them.
+//! Fixtures, and the proofs of their senders.
 
 use std::path::{Path, PathBuf};
 
@@ -43,7 +43,7 @@ impl Fixture {
     }
 }
 
-/// The fixtures of a folder, by name.
+/// Reads the fixtures of a folder, by name.
 pub(crate) fn fixtures(folder: &str) -> Vec<Fixture> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/fixtures")
@@ -82,7 +82,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Signs as the Standard Webhooks specification says.
+/// Signs by the Standard Webhooks specification.
 pub(crate) fn sign_standard(headers: &mut HeaderMap, body: &[u8], secret: &str, time: Timestamp) {
     let time = time.as_second().to_string();
     let id = headers
@@ -96,7 +96,7 @@ pub(crate) fn sign_standard(headers: &mut HeaderMap, body: &[u8], secret: &str, 
     headers.insert("webhook-signature", signature.parse().unwrap());
 }
 
-/// Adds the proof that a sender adds.
+/// Adds the proof that a sender of this provider adds.
 pub(crate) fn prove(provider: Provider, headers: &mut HeaderMap, body: &[u8], secret: &str) {
     let signature = hex(&hmac(secret, &[body]));
     let (name, value) = match provider {
@@ -116,7 +116,7 @@ pub(crate) fn prove(provider: Provider, headers: &mut HeaderMap, body: &[u8], se
     headers.insert(name, value.parse().unwrap());
 }
 
-/// Sends a body that has its proof.
+/// Verifies and parses a body with its proof.
 pub(crate) fn send(
     provider: Provider,
     mut headers: HeaderMap,
@@ -126,7 +126,7 @@ pub(crate) fn send(
     verify_and_parse(provider, &headers, body, &[Secret::new(SECRET)], now())
 }
 
-/// Sends a body of a registry that has its proof.
+/// Verifies and parses a registry's body with its proof.
 pub(crate) fn send_push(
     source: RegistrySource,
     mut headers: HeaderMap,
@@ -150,7 +150,7 @@ pub(crate) fn send_push(
     registry::verify_and_parse(source, &headers, token, body, &[Secret::new(SECRET)])
 }
 
-/// Every body that differs from `body` in one place: there, nothing is left, or something of another type.
+/// Returns all bodies that differ from `body` in one place: a removed value or another type.
 pub(crate) fn mutations(body: &Value) -> Vec<Value> {
     let mut places = Vec::new();
     collect(body, String::new(), &mut places);
@@ -194,7 +194,7 @@ fn collect(value: &Value, place: String, places: &mut Vec<String>) {
                 collect(value, format!("{place}/{key}"), places);
             }
         }
-        // One element speaks for all.
+        // One element represents all elements of a list.
         Value::Array(list) => {
             if let Some(first) = list.first() {
                 collect(first, format!("{place}/0"), places);

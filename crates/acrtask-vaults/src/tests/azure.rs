@@ -13,7 +13,7 @@ use crate::{
     VaultError, VaultSettings, Vaults,
 };
 
-/// An issuer of tokens and a key vault, at one address.
+/// A mock of a token issuer and a key vault, at one address.
 struct Azure {
     server: MockServer,
     vaults: Vaults,
@@ -47,7 +47,7 @@ impl Azure {
         }
     }
 
-    async fn issues(&self, token: &str, expires_in: u64) {
+    async fn issue_tokens(&self, token: &str, expires_in: u64) {
         let reply =
             json!({"token_type": "Bearer", "expires_in": expires_in, "access_token": token});
         Mock::given(method("POST"))
@@ -57,8 +57,9 @@ impl Azure {
             .await;
     }
 
-    /// Responds to a secret's path, once for each of the responses and then always with the last one.
-    async fn has(&self, at: &str, responses: impl IntoIterator<Item = ResponseTemplate>) {
+    /// Responds to a secret's path with each of the responses once, and then always with the last
+    /// one.
+    async fn serve_secret(&self, at: &str, responses: impl IntoIterator<Item = ResponseTemplate>) {
         let responses: Vec<_> = responses.into_iter().collect();
         let (last, first) = responses.split_last().unwrap();
         for response in first {
@@ -108,7 +109,7 @@ fn refusal(status: u16, code: &str, message: &str) -> ResponseTemplate {
 }
 
 #[tokio::test]
-async fn a_key_vault_is_read_with_a_client_secret() {
+async fn key_vault_is_read_with_a_client_secret() {
     let azure = Azure::start().await;
     Mock::given(method("POST"))
         .and(path(TOKEN_PATH))
@@ -131,22 +132,24 @@ async fn a_key_vault_is_read_with_a_client_secret() {
         .respond_with(value("hush"))
         .mount(&azure.server)
         .await;
-    azure.has("/secrets/pass/0123abcd", [value("older")]).await;
+    azure
+        .serve_secret("/secrets/pass/0123abcd", [value("older")])
+        .await;
     assert_eq!(azure.read("/secrets/pass").await.unwrap(), "hush");
-    // The token is kept.
+    // The token is cached.
     assert_eq!(azure.read("/secrets/pass/0123abcd").await.unwrap(), "older");
 }
 
 #[tokio::test]
-async fn a_key_vault_is_read_with_a_federated_token() {
+async fn key_vault_is_read_with_a_federated_token() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("token");
     std::fs::write(&file, "identity-hush\n").unwrap();
     let azure = Azure::start_with(|settings| settings.token_file = Some(file.clone())).await;
-    azure.issues("t1", 0).await;
-    azure.has("/secrets/a", [value("hush")]).await;
+    azure.issue_tokens("t1", 0).await;
+    azure.serve_secret("/secrets/a", [value("hush")]).await;
     assert_eq!(azure.read("/secrets/a").await.unwrap(), "hush");
-    // The file is read for each token: another process renews it.
+    // The file is read for each token, because another process renews it.
     std::fs::write(&file, "identity-2").unwrap();
     azure.read("/secrets/a").await.unwrap();
     let requests = azure.requests_to(TOKEN_PATH).await;
@@ -172,19 +175,19 @@ async fn a_key_vault_is_read_with_a_federated_token() {
 }
 
 #[tokio::test]
-async fn a_token_that_a_key_vault_refuses_is_replaced_once() {
+async fn refused_token_is_replaced_once() {
     let azure = Azure::start().await;
-    azure.issues("t1", 3600).await;
+    azure.issue_tokens("t1", 3600).await;
     azure
-        .has("/secrets/a", [ResponseTemplate::new(401), value("hush")])
+        .serve_secret("/secrets/a", [ResponseTemplate::new(401), value("hush")])
         .await;
     assert_eq!(azure.read("/secrets/a").await.unwrap(), "hush");
     assert_eq!(azure.requests_to(TOKEN_PATH).await.len(), 2);
 
     let azure = Azure::start().await;
-    azure.issues("t1", 3600).await;
+    azure.issue_tokens("t1", 3600).await;
     azure
-        .has(
+        .serve_secret(
             "/secrets/a",
             [refusal(401, "Unauthorized", "AKV10032: Invalid issuer.")],
         )
@@ -198,7 +201,7 @@ async fn a_token_that_a_key_vault_refuses_is_replaced_once() {
 }
 
 #[tokio::test]
-async fn refusals_of_a_key_vault_say_what_to_do() {
+async fn refusals_of_a_key_vault_name_a_remedy() {
     for (status, code, expected) in [
         (403, "Forbidden", "Key Vault Secrets User"),
         (
@@ -209,9 +212,9 @@ async fn refusals_of_a_key_vault_say_what_to_do() {
         (400, "BadParameter", "responds to"),
     ] {
         let azure = Azure::start().await;
-        azure.issues("t1", 3600).await;
+        azure.issue_tokens("t1", 3600).await;
         azure
-            .has("/secrets/a", [refusal(status, code, "A message.\nmore")])
+            .serve_secret("/secrets/a", [refusal(status, code, "A message.\nmore")])
             .await;
         let error = azure.read("/secrets/a").await.unwrap_err();
         assert!(
@@ -227,19 +230,21 @@ async fn refusals_of_a_key_vault_say_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_busy_key_vault_is_asked_again() {
+async fn request_to_a_busy_key_vault_is_retried() {
     let azure = Azure::start().await;
-    azure.issues("t1", 3600).await;
+    azure.issue_tokens("t1", 3600).await;
     let busy = ResponseTemplate::new(429).insert_header("retry-after", "0");
     azure
-        .has(
+        .serve_secret(
             "/secrets/a",
             [busy, ResponseTemplate::new(500), value("hush")],
         )
         .await;
     assert_eq!(azure.read("/secrets/a").await.unwrap(), "hush");
 
-    azure.has("/secrets/b", [ResponseTemplate::new(503)]).await;
+    azure
+        .serve_secret("/secrets/b", [ResponseTemplate::new(503)])
+        .await;
     let error = azure.read("/secrets/b").await.unwrap_err();
     assert!(
         error.unreachable && error.message.contains("503"),
@@ -247,9 +252,9 @@ async fn a_busy_key_vault_is_asked_again() {
     );
     assert_eq!(azure.requests_to("/secrets/b").await.len(), 4);
 
-    // A vault that wants to be left alone for long is.
+    // A long `Retry-After` ends the attempts.
     let busy = ResponseTemplate::new(429).insert_header("retry-after", "600");
-    azure.has("/secrets/c", [busy]).await;
+    azure.serve_secret("/secrets/c", [busy]).await;
     let error = azure.read("/secrets/c").await.unwrap_err();
     assert!(
         error.unreachable && error.message.contains("429"),
@@ -259,7 +264,7 @@ async fn a_busy_key_vault_is_asked_again() {
 }
 
 #[tokio::test]
-async fn an_issuer_that_refuses_is_quoted_without_the_secret() {
+async fn error_quotes_the_issuer_without_the_secret() {
     let azure = Azure::start().await;
     let body = json!({"error": "invalid_client", "error_description": "AADSTS7000215: Invalid client secret.\r\nTrace ID: 1"});
     Mock::given(path(TOKEN_PATH))
@@ -275,15 +280,15 @@ async fn an_issuer_that_refuses_is_quoted_without_the_secret() {
 }
 
 #[tokio::test]
-async fn no_token_follows_a_redirect() {
+async fn redirects_receive_no_token() {
     let other = MockServer::start().await;
     let azure = Azure::start().await;
-    azure.issues("t1", 3600).await;
+    azure.issue_tokens("t1", 3600).await;
     let to_other = || {
         let location = format!("{}/secrets/a", other.uri());
         ResponseTemplate::new(302).insert_header("location", location.as_str())
     };
-    azure.has("/secrets/a", [to_other()]).await;
+    azure.serve_secret("/secrets/a", [to_other()]).await;
     let error = azure.read("/secrets/a").await.unwrap_err();
     assert!(
         error.message.contains("redirects") && !error.unreachable,
@@ -301,19 +306,19 @@ async fn no_token_follows_a_redirect() {
 }
 
 #[tokio::test]
-async fn what_a_key_vault_sends_is_bounded_and_never_quoted() {
+async fn responses_of_a_key_vault_are_limited_and_never_quoted() {
     let azure = Azure::start().await;
-    azure.issues("t1", 3600).await;
+    azure.issue_tokens("t1", 3600).await;
     azure
-        .has("/secrets/long", [value(&"x".repeat(MAX_VALUE + 1))])
+        .serve_secret("/secrets/long", [value(&"x".repeat(MAX_VALUE + 1))])
         .await;
     azure
-        .has("/secrets/huge", [value(&"x".repeat(1 << 20))])
+        .serve_secret("/secrets/huge", [value(&"x".repeat(1 << 20))])
         .await;
-    azure.has("/secrets/empty", [value("")]).await;
-    azure.has("/secrets/short", [value("abc")]).await;
+    azure.serve_secret("/secrets/empty", [value("")]).await;
+    azure.serve_secret("/secrets/short", [value("abc")]).await;
     azure
-        .has(
+        .serve_secret(
             "/secrets/odd",
             [ResponseTemplate::new(200).set_body_string("{\"hush\": 1}")],
         )
@@ -338,7 +343,7 @@ async fn what_a_key_vault_sends_is_bounded_and_never_quoted() {
 }
 
 #[tokio::test]
-async fn missing_settings_are_named() {
+async fn error_names_missing_settings() {
     let vaults = Vaults::new(Settings::from_env(|_| None), Vec::new());
     let address = |url| SecretAddress::key_vault(url, None, vaults.hosts()).unwrap();
     let error = read(&vaults, address("https://t.vault.azure.net/secrets/a"))
@@ -411,10 +416,10 @@ async fn settings_that_would_leak_a_token_are_refused() {
 }
 
 #[tokio::test]
-async fn another_identity_than_the_operators_is_refused() {
+async fn identity_other_than_the_operators_is_refused() {
     let azure = Azure::start().await;
-    azure.issues("t1", 3600).await;
-    azure.has("/secrets/a", [value("hush")]).await;
+    azure.issue_tokens("t1", 3600).await;
+    azure.serve_secret("/secrets/a", [value("hush")]).await;
     let own = azure.address_as("/secrets/a", Some("00000000-0000-0000-0000-00000000C11E"));
     assert_eq!(read(&azure.vaults, own).await.unwrap(), "hush");
     let other = azure.address_as("/secrets/a", Some("11111111-0000-0000-0000-000000000000"));
@@ -423,7 +428,7 @@ async fn another_identity_than_the_operators_is_refused() {
 }
 
 #[tokio::test]
-async fn a_task_without_a_rule_makes_no_request() {
+async fn task_without_a_rule_causes_no_request() {
     let azure = Azure::start().await;
     let access = Access::Task("team/app".into());
     let found = azure

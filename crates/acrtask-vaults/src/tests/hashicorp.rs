@@ -12,7 +12,7 @@ use wiremock::{
 use super::{read, responds};
 use crate::{Access, SecretAddress, Settings, VaultError, VaultSettings, Vaults};
 
-/// A Vault with the mounts `kv/` (version 2), `old/` (version 1) and others.
+/// A mock Vault with the mounts `kv/` (version 2), `old/` (version 1) and others.
 struct Vault {
     server: MockServer,
 }
@@ -43,7 +43,7 @@ impl Vault {
         vault
     }
 
-    async fn has(&self, at: &str, token: &str, response: ResponseTemplate) {
+    async fn serve_secret(&self, at: &str, token: &str, response: ResponseTemplate) {
         Mock::given(method("GET"))
             .and(path(format!("/v1/{at}")))
             .and(header("x-vault-token", token))
@@ -86,16 +86,16 @@ async fn both_versions_of_the_kv_engine_are_read() {
     let vault = Vault::start().await;
     let data = json!({"password": "hush", "port": 5432, "on": true, "list": []});
     vault
-        .has("kv/data/team/app", "t1", second_version(data.clone()))
+        .serve_secret("kv/data/team/app", "t1", second_version(data.clone()))
         .await;
     vault
-        .has("old/team/app", "t1", responds(200, json!({"data": data})))
+        .serve_secret("old/team/app", "t1", responds(200, json!({"data": data})))
         .await;
     vault
-        .has("one/app", "t1", responds(200, json!({"data": data})))
+        .serve_secret("one/app", "t1", responds(200, json!({"data": data})))
         .await;
     vault
-        .has(
+        .serve_secret(
             "kv/data/with%20space",
             "t1",
             second_version(json!({"a b": "two words"})),
@@ -128,7 +128,7 @@ async fn both_versions_of_the_kv_engine_are_read() {
 #[tokio::test]
 async fn only_mounts_of_the_kv_engine_are_read() {
     let vault = Vault::start().await;
-    // Each of these would show what no author of a task may see.
+    // Each of these would reveal data that no author of a task may see.
     for address in [
         "auth/token/lookup-self#id",
         "aws/creds/deploy#secret_key",
@@ -136,7 +136,7 @@ async fn only_mounts_of_the_kv_engine_are_read() {
     ] {
         let at = address.split('#').next().unwrap();
         vault
-            .has(
+            .serve_secret(
                 at,
                 "t1",
                 responds(
@@ -151,7 +151,7 @@ async fn only_mounts_of_the_kv_engine_are_read() {
             "{error}"
         );
     }
-    // A path that the server knows no mount of.
+    // The server has no mount for this path.
     let error = vault.read("sys/raw/x#y").await.unwrap_err();
     assert!(
         error.message.contains("where sys/raw/x is mounted"),
@@ -160,25 +160,25 @@ async fn only_mounts_of_the_kv_engine_are_read() {
 }
 
 #[tokio::test]
-async fn a_deleted_or_denied_secret_is_named() {
+async fn error_names_a_deleted_or_denied_secret() {
     let vault = Vault::start().await;
     let deleted =
         json!({"data": {"data": null, "metadata": {"deletion_time": "2026-01-01T00:00:00Z"}}});
     vault
-        .has("kv/data/gone", "t1", responds(404, deleted.clone()))
+        .serve_secret("kv/data/gone", "t1", responds(404, deleted.clone()))
         .await;
     vault
-        .has("kv/data/null", "t1", responds(200, deleted))
+        .serve_secret("kv/data/null", "t1", responds(200, deleted))
         .await;
     vault
-        .has(
+        .serve_secret(
             "kv/data/secret",
             "t1",
             responds(403, json!({"errors": ["permission denied"]})),
         )
         .await;
     vault
-        .has(
+        .serve_secret(
             "kv/data/sealed",
             "t1",
             responds(503, json!({"errors": ["Vault is sealed"]})),
@@ -197,7 +197,7 @@ async fn a_deleted_or_denied_secret_is_named() {
 }
 
 #[tokio::test]
-async fn a_login_by_approle_is_kept_and_replaced_once_its_token_has_expired() {
+async fn approle_login_is_cached_and_replaced_after_expiry() {
     let vault = Vault::start().await;
     let login = |token: &str| {
         responds(
@@ -230,7 +230,7 @@ async fn a_login_by_approle_is_kept_and_replaced_once_its_token_has_expired() {
         .mount(&vault.server)
         .await;
     vault
-        .has("kv/data/app", "t1", second_version(json!({"a": "hush"})))
+        .serve_secret("kv/data/app", "t1", second_version(json!({"a": "hush"})))
         .await;
     let vaults = Vault::vaults(VaultSettings {
         token: None,
@@ -249,10 +249,12 @@ async fn a_login_by_approle_is_kept_and_replaced_once_its_token_has_expired() {
     };
     assert_eq!(logins().await, 2);
 
-    // Many secrets that the token may not read are one reason for a login, and not one for each.
+    // Many secrets that the token may not read cause only one login.
     for name in 0..20 {
         let denied = responds(403, json!({"errors": ["permission denied"]}));
-        vault.has(&format!("kv/data/no{name}"), "t1", denied).await;
+        vault
+            .serve_secret(&format!("kv/data/no{name}"), "t1", denied)
+            .await;
     }
     let denied: Vec<SecretAddress> = (0..20)
         .map(|name| SecretAddress::vault(&format!("kv/no{name}#a")).unwrap())
@@ -263,7 +265,7 @@ async fn a_login_by_approle_is_kept_and_replaced_once_its_token_has_expired() {
 }
 
 #[tokio::test]
-async fn a_login_by_jwt_reads_its_file() {
+async fn jwt_login_reads_its_file() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("jwt");
     std::fs::write(&file, "identity-hush\n").unwrap();
@@ -277,7 +279,7 @@ async fn a_login_by_jwt_reads_its_file() {
         .mount(&vault.server)
         .await;
     vault
-        .has("kv/data/app", "t1", second_version(json!({"a": "hush"})))
+        .serve_secret("kv/data/app", "t1", second_version(json!({"a": "hush"})))
         .await;
     let settings = VaultSettings {
         token: None,
@@ -305,13 +307,13 @@ async fn a_login_by_jwt_reads_its_file() {
 }
 
 #[tokio::test]
-async fn the_file_of_vault_login_is_the_last_choice() {
+async fn token_file_of_vault_login_is_the_fallback() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join(".vault-token");
     std::fs::write(&file, "t1").unwrap();
     let vault = Vault::start().await;
     vault
-        .has("kv/data/app", "t1", second_version(json!({"a": "hush"})))
+        .serve_secret("kv/data/app", "t1", second_version(json!({"a": "hush"})))
         .await;
     let settings = VaultSettings {
         token: None,
@@ -326,7 +328,7 @@ async fn the_file_of_vault_login_is_the_last_choice() {
 }
 
 #[tokio::test]
-async fn a_vault_that_nobody_serves_is_unreachable() {
+async fn vault_without_a_server_is_unreachable() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);

@@ -1,4 +1,5 @@
-//! `acrtask backup`, `acrtask restore` and `acrtask migrate-store`, and the locations of a server's data.
+//! Arguments of `acrtask backup`, `acrtask restore` and `acrtask migrate-store`, and the flags for
+//! a server's data.
 
 use std::path::PathBuf;
 
@@ -7,11 +8,13 @@ use clap::Args;
 /// Locations of a server's data.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct DataArgs {
-    /// The folder for its files [default: $XDG_STATE_HOME/acrtask; /var/lib/acrtask for root]
+    /// Store the server's files in this folder [default: $XDG_STATE_HOME/acrtask; /var/lib/acrtask
+    /// for root]
     #[arg(long, env = "ACRTASK_DATA_DIR", value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
 
-    /// The database: sqlite:PATH or postgres://USER@HOST/NAME [default: a SQLite file in the data folder]
+    /// Use this database: sqlite:PATH or postgres://USER@HOST/NAME [default: a SQLite file in the
+    /// data folder]
     #[arg(
         long,
         env = "ACRTASK_DATABASE",
@@ -20,7 +23,8 @@ pub(crate) struct DataArgs {
     )]
     pub(crate) database: Option<String>,
 
-    /// The place for logs and contexts: a folder, s3://BUCKET/PREFIX or az://CONTAINER/PREFIX [default: in the data folder]
+    /// Store logs and contexts here: a folder, s3://BUCKET/PREFIX or az://CONTAINER/PREFIX
+    /// [default: in the data folder]
     #[arg(
         long,
         env = "ACRTASK_BLOBS",
@@ -29,12 +33,13 @@ pub(crate) struct DataArgs {
     )]
     pub(crate) blobs: Option<String>,
 
-    /// The key that secrets are encrypted with [default: a file in the data folder, made at the first start]
+    /// Encrypt secrets with the key in this file [default: a file in the data folder, created at
+    /// the first start]
     #[arg(long, env = "ACRTASK_KEY_FILE", value_name = "FILE")]
     pub(crate) key_file: Option<PathBuf>,
 }
 
-/// `acrtask backup`.
+/// Arguments of `acrtask backup`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -42,19 +47,19 @@ Examples:
   acrtask backup --data-dir /srv/acrtask /backup/acrtask.tar
   acrtask restore --data-dir /srv/new /backup/acrtask.tar
 
-Run it on the machine of the server, as the server's user. The server may go on working: the archive
-holds the database as it was at one moment, with every log and context that it names. It holds the key
-file too, so everyone who can read the archive can read all secrets.
+Run `backup` on the machine of the server, as the server's user. The server may keep running: the
+archive contains the database as it was at one moment, with every log and context that it refers to.
+It also contains the key file, so everyone who can read the archive can read all secrets.
 
-It copies a SQLite database. For PostgreSQL it prints the commands that do the same. Blobs in S3 or
-Azure stay there.
+`backup` copies a SQLite database. For PostgreSQL, it prints the commands that do the same. It does not
+copy blobs in S3 or Azure.
 
 Exit codes:
     0  the archive is complete
-    2  the usage is wrong, the database is PostgreSQL, or there is no data to archive
+    2  the usage is wrong, the database is PostgreSQL, or the server has no data to archive
     3  the data could not be read, or the archive could not be written")]
 pub(crate) struct BackupArgs {
-    /// The archive to write (tar); a file of that name must not exist
+    /// The archive to write (tar); the file must not exist yet
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
 
@@ -62,32 +67,32 @@ pub(crate) struct BackupArgs {
     pub(crate) data: DataArgs,
 }
 
-/// `acrtask restore`.
+/// Arguments of `acrtask restore`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
   acrtask restore --data-dir /srv/acrtask /backup/acrtask.tar
   acrtask serve --data-dir /srv/acrtask
 
-It writes the database, the blobs and the key file into a folder that is empty or not there. Runs that
-were under way when the backup was made start again. Stop the server that the backup is of first, so
-that timers and webhooks do not start runs on both.
+`restore` writes the database, the blobs and the key file into an empty or new folder. Runs that were
+running at the time of the backup start again. Stop the original server first, so that timers and
+webhooks do not start runs on both.
 
 Exit codes:
-    0  the data is there
+    0  the data was restored
     2  the usage is wrong, the folder has data, or the file is not a complete backup
     3  the archive could not be read, or the data could not be written")]
 pub(crate) struct RestoreArgs {
-    /// An archive that `acrtask backup` wrote
+    /// An archive of `acrtask backup`
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
 
-    /// The folder to write to [default: $XDG_STATE_HOME/acrtask; /var/lib/acrtask for root]
+    /// Write to this folder [default: $XDG_STATE_HOME/acrtask; /var/lib/acrtask for root]
     #[arg(long, env = "ACRTASK_DATA_DIR", value_name = "DIR")]
     pub(crate) data_dir: Option<PathBuf>,
 }
 
-/// `acrtask migrate-store`.
+/// Arguments of `acrtask migrate-store`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -96,24 +101,24 @@ Examples:
       --to 'postgres://acrtask@db/acrtask?sslmode=verify-full'
   acrtask serve --database 'postgres://acrtask@db/acrtask?sslmode=verify-full'
 
-It copies tasks, runs, tokens, secrets, cascades and everything else of the database in one transaction: the
-target has all of it or nothing. The SQLite file stays as it is. Stop the server first, and name an empty
-PostgreSQL database. The key file stays the same, and so do the blobs. Several servers need blobs that each of
-them reaches: S3, Azure, or a shared folder.
+`migrate-store` copies tasks, runs, tokens, secrets, cascades and everything else in the database in one
+transaction: the target gets all of it or nothing. The SQLite file stays unchanged. Stop the server first,
+and name an empty PostgreSQL database. Keep the key file and the blobs. Several servers need blobs that
+each of them reaches: S3, Azure, or a shared folder.
 
-A password in --to is visible to other users of the machine: give the URL as ACRTASK_MIGRATE_TO, or use
+Other users of the machine can see a password in --to: set the URL as ACRTASK_MIGRATE_TO, or use
 PGPASSFILE.
 
 Exit codes:
-    0  the target has all data
+    0  the target contains all data
     2  the usage is wrong, a server uses the source, or the target has data
     3  a database could not be reached, read or written")]
 pub(crate) struct MigrateStoreArgs {
-    /// The database to read: sqlite:PATH [default: the SQLite file in the data folder]
+    /// Read this database: sqlite:PATH [default: the SQLite file in the data folder]
     #[arg(long, value_name = "URL")]
     pub(crate) from: Option<String>,
 
-    /// The database to write: postgres://USER@HOST/NAME
+    /// Write this database: postgres://USER@HOST/NAME
     #[arg(
         long,
         env = "ACRTASK_MIGRATE_TO",
@@ -122,7 +127,8 @@ pub(crate) struct MigrateStoreArgs {
     )]
     pub(crate) to: String,
 
-    /// The folder of the server's files [default: $XDG_STATE_HOME/acrtask; /var/lib/acrtask for root]
+    /// Use the server's files in this folder [default: $XDG_STATE_HOME/acrtask; /var/lib/acrtask
+    /// for root]
     #[arg(
         long,
         env = "ACRTASK_DATA_DIR",

@@ -1,60 +1,76 @@
-//! What can be typed: the flags of every command, parsed into types.
+//! Command line arguments: the flags of every command, parsed into types.
 //!
-//! Invariants: a value that may be a secret is parsed by a function that cannot fail, because clap
-//! repeats a refused value in its message; its form is checked afterwards, by [`values`].
+//! Invariant: the parser of a value that may be a secret cannot fail, because clap repeats a
+//! rejected value in its message. [`values`] checks the form of such a value later.
 
 pub(crate) mod backup;
-pub(crate) mod cascades;
-pub(crate) mod control;
+pub(crate) mod base;
+pub(crate) mod cascade;
+pub(crate) mod commit_trigger;
+pub(crate) mod credential;
+pub(crate) mod doctor;
 pub(crate) mod engine;
-pub(crate) mod images;
-pub(crate) mod quotas;
+pub(crate) mod image;
+pub(crate) mod quota;
+pub(crate) mod runner;
+pub(crate) mod runs;
+pub(crate) mod schema;
+pub(crate) mod secret;
 pub(crate) mod serve;
 pub(crate) mod server;
-pub(crate) mod stored;
 pub(crate) mod task;
-pub(crate) mod timers;
-pub(crate) mod triggers;
+pub(crate) mod task_file;
+pub(crate) mod telemetry;
+pub(crate) mod timer;
+pub(crate) mod token;
 pub(crate) mod values;
-pub(crate) mod webhooks;
+pub(crate) mod webhook;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use self::quotas::QuotaCommand;
 use self::{
     backup::{BackupArgs, MigrateStoreArgs, RestoreArgs},
-    cascades::CascadeCommand,
-    control::{CredentialCommand, RunnerArgs, RunsCommand, SchemaOf, SecretCommand, TokenCommand},
+    base::BaseCommand,
+    cascade::CascadeCommand,
+    credential::CredentialCommand,
+    doctor::DoctorArgs,
     engine::{BuilderArgs, EngineArgs, VaultArgs},
-    images::{BaseCommand, ImagesCommand},
+    image::ImageCommand,
+    quota::QuotaCommand,
+    runner::RunnerArgs,
+    runs::RunsCommand,
+    schema::SchemaKind,
+    secret::SecretCommand,
     serve::ServeArgs,
     server::{LoginArgs, LogoutArgs, RemoteArgs, WhoamiArgs},
-    stored::TaskCommand,
-    task::{FactArgs, GitArgs, TaskArgs},
+    task::TaskCommand,
+    task_file::{GitArgs, RunVariableArgs, TaskArgs},
+    token::TokenCommand,
     values::{BuildTag, Pair, SecretPair},
-    webhooks::{DoctorArgs, WebhookCommand},
+    webhook::WebhookCommand,
 };
 
 const EXIT_CODES: &str = "\
 Exit codes:
     0  the run succeeded
     1  the run failed: a step failed
-    2  the task file or the usage is wrong, or the server refused it; nothing was started
+    2  the task file or the usage is wrong, or the server rejected it; nothing was started
     3  the engine, a registry or the server could not be reached
-  124  the run went past its timeout
+  124  the run exceeded its timeout
   130  interrupted";
 
 const ABOUT_OUTPUT: &str = "\
 Output:
-  The run's log is the data: it goes to standard output, in each form. What is wrong with a task
-  file, and why a run did not succeed, go to standard error.
-  text   on a terminal: builds folded, running steps redrawn; in a pipe: as plain
+  The run's log is the data: acrtask writes it to standard output, in each form. Problems in a task
+  file, and the reason why a run did not succeed, go to standard error.
+  text   on a terminal: finished builds collapsed, running steps redrawn; in a pipe: as plain
   plain  lines that begin with the step's id, without colour
   json   one event a line; docs/events.md has the schema";
 
-/// Builds, tests and pushes container images as a task file says: on this machine's own engine, or on a server's runners.
+/// Build, test and push container images from a task file, on this machine's engine or on a
+/// server's runners.
 #[derive(Debug, Parser)]
 #[command(
     name = "acrtask",
@@ -65,12 +81,12 @@ Output:
     after_help = EXIT_CODES,
     after_long_help = format!("\
 Examples:
-  acrtask run                            the task of this folder
-  acrtask run -r reg.example.com .       the same; its images go to reg.example.com
+  acrtask run                            run the task in this folder
+  acrtask run -r reg.example.com .       the same, and push its images to reg.example.com
   acrtask plan -o json | jq '.steps[].id'
   acrtask build -t reg.example.com/app:1 .
-  acrtask serve                          a server with a runner on this machine
-  acrtask login https://ci.example.com   from now on `acrtask run` goes to this server
+  acrtask serve                          start a server with a runner on this machine
+  acrtask login https://ci.example.com   use this server for `acrtask run` from now on
   acrtask runs list
 
 {EXIT_CODES}")
@@ -82,7 +98,7 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
-/// Flags of every command.
+/// Flags that every command accepts.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct GlobalArgs {
     /// Colour the output
@@ -98,7 +114,8 @@ pub(crate) struct GlobalArgs {
     )]
     pub(crate) color: ColorWhen,
 
-    /// What the program says about its own working, on standard error: error, warn, info, debug, trace, or a filter like `acrtask_buildkit=debug`
+    /// Set the level of the program's own log on standard error: error, warn, info, debug, trace,
+    /// or a filter like `acrtask_buildkit=debug`
     #[arg(
         long,
         global = true,
@@ -109,7 +126,7 @@ pub(crate) struct GlobalArgs {
     pub(crate) log_level: Option<String>,
 }
 
-/// When to colour.
+/// Conditions for colored output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(crate) enum ColorWhen {
     /// On a terminal
@@ -121,74 +138,74 @@ pub(crate) enum ColorWhen {
     Never,
 }
 
-/// The commands.
+/// The commands of the program.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run a task: build, test and push as its file says
+    /// Run a task: build, test and push as its file defines
     Run(Box<RunArgs>),
     /// Build one image and push it
     Build(Box<BuildArgs>),
     /// Show what a task would do, without an engine
     Plan(Box<PlanArgs>),
-    /// Remember a server: `run` and `build` go there from now on
+    /// Store the login for a server; `run` and `build` use this server from now on
     Login(LoginArgs),
-    /// Forget a server
+    /// Delete the stored login for a server
     Logout(LogoutArgs),
-    /// Show which server is meant, and what the token may do there
+    /// Show the current server and what your token may do there
     Whoami(WhoamiArgs),
-    /// Tasks that a server keeps
+    /// Manage the tasks that a server stores
     #[command(subcommand)]
     Task(TaskCommand),
-    /// Runs on a server
+    /// List, follow, cancel and approve runs on a server
     #[command(subcommand)]
     Runs(RunsCommand),
-    /// Be a runner, or look after the runners of a server
+    /// Run or manage build runners
     Runner(Box<RunnerArgs>),
-    /// Be a server: the API, the queue, the logs, and a runner
+    /// Run a server: the API, the queue, the logs, and a runner
     Serve(Box<ServeArgs>),
     /// Write one archive of a server's database, logs, contexts and key
     Backup(BackupArgs),
-    /// Write the data of such an archive into an empty folder
+    /// Restore an archive of `acrtask backup` into an empty folder
     Restore(RestoreArgs),
     /// Copy a server's SQLite database into PostgreSQL
     MigrateStore(MigrateStoreArgs),
-    /// What forges and registries tell a server, so that commits and pushes of images start runs
+    /// Manage webhooks: forges and registries send events to a server, and these start runs
     #[command(subcommand)]
     Webhook(WebhookCommand),
-    /// Find out what is wrong with a server, or with what a task needs there
+    /// Find problems of a server, or of what a task needs there
     Doctor(DoctorArgs),
-    /// Secrets that a server keeps for tasks
+    /// Manage the secrets that a server stores for tasks
     #[command(subcommand)]
     Secret(SecretCommand),
-    /// Logins for registries and git hosts that a server keeps for tasks
+    /// Manage the logins for registries and git hosts that a server stores for tasks
     #[command(subcommand)]
     Credential(CredentialCommand),
-    /// Images that runs pushed, and what they stand on
-    #[command(subcommand)]
-    Images(ImagesCommand),
-    /// Base images that are watched because images stand on them
+    /// Show the images that runs pushed and the bases they were built from
+    #[command(subcommand, alias = "images")]
+    Image(ImageCommand),
+    /// Manage the base images that a server watches
     #[command(subcommand)]
     Base(BaseCommand),
-    /// What a new base image makes be built again: planned, followed and steered
+    /// Plan, follow and control cascading rebuilds
     #[command(subcommand)]
     Cascade(CascadeCommand),
-    /// What tasks and tokens may take of a server
+    /// Limit the resources that tasks and tokens may use on a server
     #[command(subcommand)]
     Quota(QuotaCommand),
-    /// Tokens that open a server
+    /// Manage the API tokens of a server
     #[command(subcommand)]
     Token(TokenCommand),
-    /// Print a JSON Schema, for editors
+    /// Print a JSON Schema for editors
     #[command(after_help = "\
 Examples:
   acrtask schema task > task.schema.json
   acrtask schema acr-task > acr-task.schema.json")]
     Schema {
-        /// Of what
+        /// The file format
         #[arg(value_enum)]
-        of: SchemaOf,
+        of: SchemaKind,
     },
-    /// Print the completions for a shell
+    /// Print the completion script for a shell
     #[command(after_help = "\
 Examples:
   acrtask completions bash > /etc/bash_completion.d/acrtask
@@ -201,43 +218,43 @@ Examples:
 }
 
 impl Command {
-    /// Whether it runs until it is asked to end.
+    /// Returns `true` if the command runs until a signal stops it.
     pub(crate) fn is_long_lived(&self) -> bool {
         match self {
             Self::Serve(args) => !args.reset_admin_token,
-            Self::Runner(args) => args.starts().is_some(),
+            Self::Runner(args) => args.start_args().is_some(),
             _ => false,
         }
     }
 }
 
-/// `acrtask run`.
+/// Arguments of `acrtask run`.
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES, after_long_help = format!("\
 Examples:
-  acrtask run                                    acr-task.yaml of this folder
-  acrtask run -r reg.example.com --set tag=v2 .  its images go to reg.example.com
+  acrtask run                                    run acr-task.yaml of this folder
+  acrtask run -r reg.example.com --set tag=v2 .  push its images to reg.example.com
   acrtask run https://github.com/org/repo.git#main:service
   acrtask run --cmd 'reg.example.com/app:1 --self-test' /dev/null
-  acrtask run --watch --no-push --local          again at each change of the folder
-  acrtask run --no-wait .                        on the server of `acrtask login`: prints the run's id
+  acrtask run --watch --no-push --local          run again after each change in the folder
+  acrtask run --no-wait .                        queue it on the server of `acrtask login`, print its id
   acrtask run -o json | jq -r 'select(.event == \"image_pushed\") | .digest'
 
 CONTEXT:
-  FOLDER                 a folder; `.` where none is given
+  FOLDER                 a folder; `.` by default
   URL#REF:FOLDER         a git repository: a branch, tag, commit or pull request, and a folder in it
   URL or FILE            a tarball
   oci://REFERENCE        an artifact in a registry
   -                      a tar on standard input
-  /dev/null              nothing
+  /dev/null              no files
 
 SECRETS of the task file (`secrets: - id: ID`):
   keyvault: URL          Azure Key Vault, with AZURE_TENANT_ID, AZURE_CLIENT_ID, and
                          AZURE_CLIENT_SECRET or AZURE_FEDERATED_TOKEN_FILE
   vault: PATH#KEY        HashiCorp Vault at VAULT_ADDR, with VAULT_TOKEN, VAULT_ROLE_ID and
                          VAULT_SECRET_ID, or VAULT_JWT_FILE and VAULT_JWT_ROLE
-  env: NAME, file: PATH  a variable, a file of the context
-  --set-secret and --secret-file win over all of them
+  env: NAME, file: PATH  an environment variable, a file of the context
+  --set-secret and --secret-file override all of them
 
 {ABOUT_OUTPUT}
 
@@ -255,12 +272,12 @@ pub(crate) struct RunArgs {
     )]
     pub(crate) cmd: Option<String>,
 
-    /// Run again when the folder changes; a run that is under way is stopped, the newest state wins
+    /// Run again when the folder changes; stop a running run and start with the newest files
     #[arg(long, conflicts_with = "cmd", help_heading = "Run")]
     pub(crate) watch: bool,
 
     #[command(flatten)]
-    pub(crate) how: HowArgs,
+    pub(crate) execution: ExecutionArgs,
     #[command(flatten)]
     pub(crate) remote: RemoteArgs,
     #[command(flatten)]
@@ -271,50 +288,50 @@ pub(crate) struct RunArgs {
     pub(crate) builder: BuilderArgs,
 }
 
-/// The form of the log of a run.
+/// `--output` of commands that print the log of a run.
 #[derive(Debug, Clone, Copy, Args)]
-pub(crate) struct HowForm {
-    /// The form of the log
+pub(crate) struct LogFormArgs {
+    /// Choose the form of the log
     #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
     pub(crate) output: RunOutput,
 }
 
-/// How `run` and `build` carry a plan out.
+/// Flags that control how `run` and `build` execute a plan.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Run")]
-pub(crate) struct HowArgs {
-    /// The platform to build and run for: linux/amd64, linux/arm64 ...
+pub(crate) struct ExecutionArgs {
+    /// Build and run for this platform: linux/amd64, linux/arm64 ...
     ///
-    /// A build line's own `--platform` wins.
+    /// `--platform` in a build line overrides it.
     #[arg(long, value_name = "OS/ARCH", value_delimiter = ',')]
     pub(crate) platform: Vec<String>,
 
-    /// Stop the run after this long: 90s, 10m, 1h30m, or a number of seconds
-    #[arg(long, value_name = "TIME", value_parser = values::duration)]
+    /// Stop the run after this time: 90s, 10m, 1h30m, or a number of seconds
+    #[arg(long, value_name = "TIME", value_parser = values::parse_duration)]
     pub(crate) timeout: Option<std::time::Duration>,
 
     /// Build and test, but push nothing
     #[arg(long)]
     pub(crate) no_push: bool,
 
-    /// The form of the log
+    /// Choose the form of the log
     #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
     pub(crate) output: RunOutput,
 }
 
-/// The forms of a run's log.
+/// Forms of a run's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(crate) enum RunOutput {
-    /// Live on a terminal, plain lines in a pipe
+    /// Live view on a terminal, plain lines in a pipe
     #[default]
     Text,
-    /// One event a line
+    /// JSON with one event per line
     Json,
     /// Lines that begin with the step's id
     Plain,
 }
 
-/// `acrtask build`.
+/// Arguments of `acrtask build`.
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES, after_long_help = format!("\
 Examples:
@@ -328,13 +345,13 @@ Examples:
 
 {EXIT_CODES}"))]
 pub(crate) struct BuildArgs {
-    /// Folder, git URL, tarball, `oci://REFERENCE` or `-`: what to build from
+    /// Build from this folder, git URL, tarball, `oci://REFERENCE`, or `-` for standard input
     #[arg(default_value = ".")]
     pub(crate) context: String,
 
-    /// The image's name; a name without a registry gets the one of --registry; may be repeated
+    /// Name the image; a name without a registry gets the one of --registry; may be repeated
     ///
-    /// The values of a task file work in it: `-t 'app:{{.Run.ID}}'`, `-t '$Registry/app:$ID'`.
+    /// Templates of a task file work here too: `-t 'app:{{.Run.ID}}'`, `-t '$Registry/app:$ID'`.
     #[arg(
         short = 't',
         long = "image",
@@ -344,23 +361,24 @@ pub(crate) struct BuildArgs {
     )]
     pub(crate) tags: Vec<BuildTag>,
 
-    /// The Dockerfile, relative to the current folder, else to the context; `-` for standard input [default: Dockerfile in the context]
+    /// Use this Dockerfile, relative to the current folder or else to the context; `-` for standard
+    /// input [default: Dockerfile in the context]
     #[arg(short, long, value_name = "PATH")]
     pub(crate) file: Option<String>,
 
-    /// A build argument; a NAME alone takes its value from the environment
+    /// Set a build argument; a NAME without a value takes it from the environment
     #[arg(long, value_name = "NAME[=VALUE]")]
     pub(crate) build_arg: Vec<String>,
 
-    /// A build argument with a secret value: masked in all output
+    /// Set a build argument with a secret value, which is masked in all output
     ///
-    /// `--secret-build-arg NAME` takes the value from the environment, which keeps it out of the list of
-    /// processes. A build argument can be read in the image's history: a Dockerfile of your own does
-    /// better with `RUN --mount=type=secret` and --secret-file.
-    #[arg(long, value_name = "NAME[=VALUE]", value_parser = values::secret_pair)]
+    /// `--secret-build-arg NAME` takes the value from the environment, which keeps it out of the
+    /// list of processes. Build arguments remain readable in the image's history. In your own
+    /// Dockerfile, prefer `RUN --mount=type=secret` with --secret-file.
+    #[arg(long, value_name = "NAME[=VALUE]", value_parser = values::parse_secret_pair)]
     pub(crate) secret_build_arg: Vec<SecretPair>,
 
-    /// A label of the image; may be repeated
+    /// Set a label of the image; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) label: Vec<Pair>,
 
@@ -368,20 +386,20 @@ pub(crate) struct BuildArgs {
     #[arg(long, value_name = "STAGE")]
     pub(crate) target: Option<String>,
 
-    /// Use nothing of the cache
+    /// Do not use the build cache
     #[arg(long)]
     pub(crate) no_cache: bool,
 
-    /// A file that the Dockerfile reads with `RUN --mount=type=secret,id=ID`
+    /// Provide a file to `RUN --mount=type=secret,id=ID` of the Dockerfile
     #[arg(long, value_name = "ID=PATH")]
     pub(crate) secret_file: Vec<Pair>,
 
     #[command(flatten)]
     pub(crate) git: GitArgs,
     #[command(flatten)]
-    pub(crate) facts: FactArgs,
+    pub(crate) variables: RunVariableArgs,
     #[command(flatten)]
-    pub(crate) how: HowArgs,
+    pub(crate) execution: ExecutionArgs,
     #[command(flatten)]
     pub(crate) remote: RemoteArgs,
     #[command(flatten)]
@@ -390,47 +408,47 @@ pub(crate) struct BuildArgs {
     pub(crate) builder: BuilderArgs,
 }
 
-/// `acrtask plan`.
+/// Arguments of `acrtask plan`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
-  acrtask plan                                the task of this folder, as a picture
+  acrtask plan                                show the task of this folder as a graph
   acrtask plan -r reg.example.com --set tag=v2 -o json
   acrtask plan -f - < task.yaml
   acrtask plan -f ci/release.yaml --commit $(git rev-parse HEAD) .
 
-Nothing is started and no engine is needed. The plan is printed on standard output, what is wrong
-with the file on standard error; with `-o json` a refused file also gives
-{\"ok\":false,\"diagnostics\":[...]}. Secrets are masked in the picture. JSON is for programs: a secret
-that the file puts into a line is in it. No vault is read: a placeholder takes the place of its secrets.
+`plan` starts nothing and needs no engine. It prints the plan on standard output and the problems of
+the file on standard error. With `-o json`, a rejected file also prints
+{\"ok\":false,\"diagnostics\":[...]}. The graph masks secrets. The JSON is for programs: it contains a
+secret that the file puts into a line. `plan` reads no vault: placeholders replace its secrets.
 
 Exit codes:
-    0  the file is a task
+    0  the file is a valid task file
     2  the task file or the usage is wrong
     3  a context or an alias source could not be reached")]
 pub(crate) struct PlanArgs {
     #[command(flatten)]
     pub(crate) task: TaskArgs,
 
-    /// The form of the plan
+    /// Choose the form of the plan
     #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
     pub(crate) output: PlanOutput,
 }
 
-/// The forms of a plan.
+/// Forms of a plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(crate) enum PlanOutput {
-    /// A picture of the graph
+    /// A drawing of the graph
     #[default]
     Text,
-    /// One JSON object
+    /// JSON object
     Json,
 }
 
-/// A path that was typed, or `-`.
+/// A path argument, or `-` for standard input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum PathOrStdin {
-    /// A file.
+    /// A path to a file.
     Path(PathBuf),
     /// Standard input.
     Stdin,

@@ -1,4 +1,4 @@
-//! `acrtask serve`: the control plane, with a runner inside.
+//! Arguments of `acrtask serve`: a server with a built-in runner.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -7,34 +7,34 @@ use clap::Args;
 
 use super::{
     backup::DataArgs,
-    control::TelemetryArgs,
     engine::{BuilderArgs, EngineArgs, VaultRuleArgs},
+    telemetry::TelemetryArgs,
     values,
 };
 
-/// `acrtask serve`.
+/// Arguments of `acrtask serve`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
-  acrtask serve                                everything on this machine
+  acrtask serve                                run everything on this machine
   acrtask serve --listen 0.0.0.0:7070 --tls-cert cert.pem --tls-key key.pem \\
     --public-url https://ci.example.com
   acrtask serve --database 'postgres://acrtask@db/acrtask?sslmode=verify-full' --no-runner \\
     --blobs s3://bucket/acrtask --key-file /etc/acrtask/key --listen 0.0.0.0:7070 --tls-cert cert.pem --tls-key key.pem
-  acrtask serve --tasks tasks/                 the tasks stand in files, and follow them
-  acrtask serve --reset-admin-token            a new admin token, where the last one is lost
+  acrtask serve --tasks tasks/                 keep the tasks as in these files
+  acrtask serve --reset-admin-token            create a new admin token if the last one is lost
 
-Where nothing else is said, the database is a SQLite file, logs and contexts are files, and a runner
-is inside. The first start prints the first token, once. Secrets of tasks are encrypted with the key
-in --key-file: whoever loses it loses them. SIGTERM ends it: the runner inside takes nothing new and
-finishes what it holds.
+By default, the database is a SQLite file, logs and contexts are files, and a runner is built in. The
+first start prints the first token, once. The key in --key-file encrypts the secrets of tasks; without
+it, they are lost. SIGTERM stops the server: the built-in runner leases no new runs and finishes its
+current ones.
 
 Exit codes:
-    0  it was asked to end
+    0  a signal stopped the server
     2  the usage or a setting is wrong
-    3  the address is taken, or the database, the blobs or the engine could not be reached")]
+    3  the address is in use, or the database, the blobs or the engine could not be reached")]
 pub(crate) struct ServeArgs {
-    /// Where it listens, for the API and for runners
+    /// Listen on this address for the API and for runners
     #[arg(
         long,
         env = "ACRTASK_LISTEN",
@@ -46,7 +46,7 @@ pub(crate) struct ServeArgs {
     #[command(flatten)]
     pub(crate) data: DataArgs,
 
-    /// The server's certificate, with those between it and the authority (PEM)
+    /// Use this TLS certificate for the server, with its intermediate certificates (PEM)
     #[arg(
         long,
         env = "ACRTASK_TLS_CERT",
@@ -55,7 +55,7 @@ pub(crate) struct ServeArgs {
     )]
     pub(crate) tls_cert: Option<PathBuf>,
 
-    /// Its key (PEM)
+    /// Use this private key for the certificate (PEM)
     #[arg(
         long,
         env = "ACRTASK_TLS_KEY",
@@ -64,15 +64,17 @@ pub(crate) struct ServeArgs {
     )]
     pub(crate) tls_key: Option<PathBuf>,
 
-    /// Serve other machines without TLS: everybody on the way can read tokens and secrets
+    /// Serve other machines without TLS; anyone on the network path can read tokens and secrets
     #[arg(long, env = "ACRTASK_ALLOW_PLAINTEXT", value_parser = clap::builder::FalseyValueParser::new())]
     pub(crate) allow_plaintext: bool,
 
-    /// Where people, forges and registries reach it: https://HOST[:PORT]. Stands in addresses of webhooks and in links
-    #[arg(long, env = "ACRTASK_PUBLIC_URL", value_name = "URL", value_parser = values::public_url)]
+    /// Set the address that people, forges and registries use: https://HOST[:PORT]; it is part of
+    /// webhook addresses and links
+    #[arg(long, env = "ACRTASK_PUBLIC_URL", value_name = "URL", value_parser = values::parse_public_url)]
     pub(crate) public_url: Option<url::Url>,
 
-    /// A proxy in front, by address or range (10.0.0.0/8): its X-Forwarded-For or Forwarded header names the client that limits are counted for; may be repeated
+    /// Trust this reverse proxy, an address or range (10.0.0.0/8): its X-Forwarded-For or Forwarded
+    /// header names the client for rate limits; may be repeated
     #[arg(
         long,
         env = "ACRTASK_TRUSTED_PROXY",
@@ -81,34 +83,35 @@ pub(crate) struct ServeArgs {
     )]
     pub(crate) trusted_proxy: Vec<Network>,
 
-    /// A folder of task files that the server's tasks follow; may be repeated
+    /// Keep the server's tasks as defined in this folder of task files; may be repeated
     #[arg(long, value_name = "DIR")]
     pub(crate) tasks: Vec<PathBuf>,
 
     /// Record this key file and these blobs as those of the database
     ///
-    /// Without it, a server refuses to start where the database was used with another key file or
-    /// other blobs. For the case that these are lost: what only they hold stays unreadable.
+    /// By default, a server refuses to start if its database was last used with another key file or
+    /// other blobs. Use this flag if they are lost: secrets and logs in them stay unreadable.
     #[arg(long)]
     pub(crate) adopt_storage: bool,
 
-    /// Make a new token with the scope admin, print it once, and exit without serving
+    /// Create a new token with the scope admin, print it once, and exit without serving
     ///
-    /// For the case that no such token is left. A server may run on the same database meanwhile.
-    /// Other tokens stay as they are.
+    /// Use this flag if no admin token is left. Another server may run on the same database
+    /// meanwhile. Other tokens stay valid.
     #[arg(long)]
     pub(crate) reset_admin_token: bool,
 
-    /// No runner inside
+    /// Run no built-in runner
     #[arg(long)]
     pub(crate) no_runner: bool,
 
-    /// Let the contexts of runs on the runner inside, and those whom tasks tell of results, be at private addresses
+    /// Allow private addresses for contexts of runs on the built-in runner and for notification
+    /// targets of tasks
     #[arg(long)]
     pub(crate) allow_private_addresses: bool,
 
-    /// Let the tasks whose names begin so share build caches and warm runners: 'team/*'. By default, each
-    /// task has its own. May be repeated; the longest match wins
+    /// Let the tasks that match a prefix share build caches and warm runners: 'team/*'. By default,
+    /// each task has its own. May be repeated; the longest match applies
     #[arg(
         long,
         env = "ACRTASK_TRUST_DOMAIN",
@@ -117,48 +120,51 @@ pub(crate) struct ServeArgs {
     )]
     pub(crate) trust_domain: Vec<acrtask_model::TaskPattern>,
 
-    /// Runs that the runner inside carries out at once
+    /// Execute at most N runs at once on the built-in runner
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) slots: u32,
 
-    /// How long the runs that the runner inside holds may go on after SIGTERM
-    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = values::duration)]
+    /// Let runs on the built-in runner continue for at most this time after SIGTERM
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = values::parse_duration)]
     pub(crate) drain_timeout: Duration,
 
-    /// How long runs, their logs and their files are kept after their end
-    #[arg(long, value_name = "TIME", default_value = "720h", value_parser = values::duration)]
+    /// Keep finished runs, their logs and their files for this time
+    #[arg(long, value_name = "TIME", default_value = "720h", value_parser = values::parse_duration)]
     pub(crate) retention: Duration,
 
-    /// How often each base image is looked at that images of tasks stand on
-    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = values::duration)]
+    /// Set the interval between checks of each base image
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = values::parse_duration)]
     pub(crate) base_interval: Duration,
 
-    /// How often the tags of a base image are listed for which a task has a rule for newer ones
-    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = values::duration)]
+    /// Set the interval between listings of a base image's tags, if a task has a rule for newer
+    /// tags
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = values::parse_duration)]
     pub(crate) tags_interval: Duration,
 
-    /// Requests a second that a registry gets at most because of base images, with one login
+    /// Send at most N requests per second and login to a registry for checks of base images
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub(crate) base_rate: u32,
 
-    /// Base images that are looked at side by side
+    /// Check at most N base images at once
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(crate) base_parallel: u32,
 
-    /// Look for base images at this registry without TLS; may be repeated
+    /// Connect without TLS to this registry for checks of base images; may be repeated
     #[arg(long, value_name = "HOST")]
     pub(crate) insecure_registry: Vec<String>,
 
-    /// The largest context that may be uploaded: a number of bytes, or with K, M or G behind it
-    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = values::size)]
+    /// Accept contexts up to this size: a number of bytes, or with K, M or G after it
+    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = values::parse_size)]
     pub(crate) context_limit: u64,
 
-    /// Free disk below which no new contexts, runs and logs are stored: a number of bytes, or with K, M or G behind it; 0 for none
-    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = values::size_or_none)]
+    /// Store no new contexts, runs and logs while less disk than this is free: a number of bytes,
+    /// or with K, M or G after it; 0 for no limit
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = values::parse_size_or_zero)]
     pub(crate) min_free_disk: u64,
 
-    /// A lease that a runner does not renew for so long is over, and its run goes to another one
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::duration, hide = true)]
+    /// Expire a lease that the runner does not renew for this time; another runner then gets the
+    /// run
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::parse_duration, hide = true)]
     pub(crate) lease: Duration,
 
     #[command(flatten)]

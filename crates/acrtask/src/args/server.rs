@@ -1,4 +1,4 @@
-//! Which control plane is meant, and where a run may run there.
+//! Flags for the server, and for the placement of a run there.
 
 use std::path::PathBuf;
 
@@ -6,39 +6,41 @@ use clap::{Args, ValueEnum};
 
 use super::values::{self, Pair};
 
-/// The control plane that a command speaks to.
+/// The server that a command connects to.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Server")]
 pub(crate) struct ServerArgs {
-    /// The control plane [default: the one of `acrtask login`]
+    /// Use this server [default: the one of `acrtask login`]
     ///
-    /// Its token is taken from ACRTASK_TOKEN, or from what `acrtask login` stored for this address.
+    /// The token comes from ACRTASK_TOKEN, or from the login that `acrtask login` stored for this
+    /// address.
     #[arg(long, env = "ACRTASK_SERVER", value_name = "URL")]
     pub(crate) server: Option<String>,
 
-    /// Certificates of the authorities that the server is trusted by (PEM) [default: the system's]
+    /// Trust these certificate authorities for the server (PEM) [default: the system's]
     #[arg(long, env = "ACRTASK_CA", value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
 
-    /// Speak to a server that is not on this machine without TLS: everybody on the way can read the token
+    /// Connect without TLS to a server on another machine; anyone on the network path can read the
+    /// token
     #[arg(long, env = "ACRTASK_ALLOW_PLAINTEXT", value_parser = clap::builder::FalseyValueParser::new())]
     pub(crate) allow_plaintext: bool,
 }
 
-/// The period of a list.
+/// Time range of a list.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct PeriodArgs {
-    /// Only from this time on: 24h or 7d ago, 2026-01-31, or 2026-01-31T12:00:00Z
-    #[arg(long, value_name = "TIME", value_parser = values::moment)]
+    /// Only entries from this time on: 24h or 7d ago, 2026-01-31, or 2026-01-31T12:00:00Z
+    #[arg(long, value_name = "TIME", value_parser = values::parse_time)]
     pub(crate) since: Option<jiff::Timestamp>,
 
-    /// Only before this time, written in the same way
-    #[arg(long, value_name = "TIME", value_parser = values::moment)]
+    /// Only entries before this time, in the same format
+    #[arg(long, value_name = "TIME", value_parser = values::parse_time)]
     pub(crate) until: Option<jiff::Timestamp>,
 }
 
 impl PeriodArgs {
-    /// Returns the parameters of a request.
+    /// Returns the query parameters of the request.
     pub(crate) fn query(&self) -> impl Iterator<Item = (&'static str, String)> {
         let since = self.since.map(|time| ("since", time.to_string()));
         let until = self.until.map(|time| ("until", time.to_string()));
@@ -46,14 +48,14 @@ impl PeriodArgs {
     }
 }
 
-/// Whether and how `run` and `build` go to a control plane.
+/// Flags that decide if and how `run` and `build` use a server.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct RemoteArgs {
-    /// Stay on this machine, also where a server is known
+    /// Run on this machine, even if a server is configured
     #[arg(long, help_heading = "Server", conflicts_with_all = ["pool", "runner_label", "priority", "no_wait"])]
     pub(crate) local: bool,
 
-    /// Print the run's id and do not wait for its end
+    /// Print the run's id and exit without waiting for the run
     #[arg(long, visible_alias = "detach", help_heading = "Server")]
     pub(crate) no_wait: bool,
 
@@ -63,26 +65,27 @@ pub(crate) struct RemoteArgs {
     pub(crate) server: ServerArgs,
 }
 
-/// Where and when a run may run.
+/// Placement and priority of a run.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Server")]
 pub(crate) struct QueueArgs {
-    /// The pool of runners [default: default]
+    /// Run in this pool of runners [default: default]
     #[arg(long, value_name = "NAME")]
     pub(crate) pool: Option<String>,
 
-    /// A label that the runner must have; may be repeated
+    /// Require this label of the runner; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) runner_label: Vec<Pair>,
 
-    /// -10 to 10: each step up is ten minutes of a head start over what waits beside it
+    /// Set the priority, -10 to 10; each step counts as ten minutes of waiting in the queue
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-10..=10))]
     pub(crate) priority: Option<i32>,
 }
 
 impl QueueArgs {
-    /// The first flag that was given, if any: for commands that stay on this machine.
-    pub(crate) fn given(&self) -> Option<&'static str> {
+    /// Returns the first of these flags that was given; commands that stay on this machine reject
+    /// it.
+    pub(crate) fn first_given(&self) -> Option<&'static str> {
         [
             ("--pool", self.pool.is_some()),
             ("--runner-label", !self.runner_label.is_empty()),
@@ -93,78 +96,90 @@ impl QueueArgs {
     }
 }
 
-/// The forms of a list or of one thing.
+/// Forms of a list or of one object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(crate) enum ListOutput {
     /// A table
     #[default]
     Text,
-    /// One JSON document
+    /// JSON document
     Json,
 }
 
 /// `-o` of lists.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub(crate) struct OutputArgs {
-    /// The form of the answer
+    /// Choose the form of the output
     #[arg(short, long, value_enum, default_value_t, value_name = "FORM")]
     pub(crate) output: ListOutput,
 }
 
-/// Where the value of a secret is. The value itself is never taken from the command line.
+/// Arguments of a command that lists objects.
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+}
+
+/// Source of a secret's value. The command line never contains the value itself.
 #[derive(Debug, Clone, Default, Args)]
 #[group(multiple = false)]
-pub(crate) struct ValueFrom {
-    /// Take the value from this file, `-` for standard input; its last line end is left out [default: -]
+pub(crate) struct ValueSource {
+    /// Read the value from this file, `-` for standard input, without its last line break [default:
+    /// -]
     #[arg(long, value_name = "FILE")]
     pub(crate) from_file: Option<super::PathOrStdin>,
 
-    /// Take the value from this variable of the environment
+    /// Read the value from this environment variable
     #[arg(long, value_name = "NAME")]
     pub(crate) from_env: Option<String>,
 }
 
-/// `acrtask login`.
+/// Arguments of `acrtask login`.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
-  acrtask login https://ci.example.com --token-file token   the token stands in a file
-  acrtask login https://ci.example.com < token              or on standard input
-  ACRTASK_TOKEN=... acrtask login https://ci.example.com    or in the environment
+  acrtask login https://ci.example.com --token-file token   read the token from a file
+  acrtask login https://ci.example.com < token              or from standard input
+  ACRTASK_TOKEN=... acrtask login https://ci.example.com    or from the environment
   acrtask login https://ci.example.com --oidc-token-file id-token
-                                                            a CI job's own identity token
+                                                            exchange a CI job's identity token
 
-What is stored stands in $XDG_CONFIG_HOME/acrtask/config.json, for this user's eyes only. A job of a
-CI system needs no login: ACRTASK_SERVER and ACRTASK_TOKEN in its environment do. An identity token
-is exchanged for a token of the server.
+The login is stored in $XDG_CONFIG_HOME/acrtask/config.json, readable only by you. A CI job needs no
+login: set ACRTASK_SERVER and ACRTASK_TOKEN in its environment. The server exchanges an identity token
+for a token of its own.
 
 Exit codes:
-    0  the server knows the token, and it was stored
-    2  the server refused it, or the usage is wrong
+    0  the server accepted the token, and the login was stored
+    2  the server rejected the token, or the usage is wrong
     3  the server could not be reached")]
 pub(crate) struct LoginArgs {
     /// The server's address: https://HOST[:PORT]
     #[arg(value_name = "URL", env = "ACRTASK_SERVER")]
     pub(crate) url: String,
 
-    /// The file that holds the token, `-` for standard input [default: ACRTASK_TOKEN, then -]
+    /// Read the token from this file, `-` for standard input [default: ACRTASK_TOKEN, then -]
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<super::PathOrStdin>,
 
-    /// The file that holds a CI job's identity token, which the server exchanges for a token of its own
+    /// Read a CI job's identity token from this file; the server exchanges it for a token of its
+    /// own
     #[arg(long, value_name = "FILE", conflicts_with = "token_file")]
     pub(crate) oidc_token_file: Option<super::PathOrStdin>,
 
-    /// Certificates of the authorities that the server is trusted by (PEM) [default: the system's]
+    /// Trust these certificate authorities for the server (PEM) [default: the system's]
     #[arg(long, env = "ACRTASK_CA", value_name = "FILE")]
     pub(crate) ca: Option<PathBuf>,
 
-    /// Speak to a server that is not on this machine without TLS: everybody on the way can read the token
+    /// Connect without TLS to a server on another machine; anyone on the network path can read the
+    /// token
     #[arg(long, env = "ACRTASK_ALLOW_PLAINTEXT", value_parser = clap::builder::FalseyValueParser::new())]
     pub(crate) allow_plaintext: bool,
 }
 
-/// `acrtask logout`.
+/// Arguments of `acrtask logout`.
 #[derive(Debug, Args)]
 pub(crate) struct LogoutArgs {
     /// The server's address [default: the one of the last login]
@@ -172,7 +187,7 @@ pub(crate) struct LogoutArgs {
     pub(crate) url: Option<String>,
 }
 
-/// `acrtask whoami`.
+/// Arguments of `acrtask whoami`.
 #[derive(Debug, Args)]
 pub(crate) struct WhoamiArgs {
     #[command(flatten)]
@@ -181,7 +196,8 @@ pub(crate) struct WhoamiArgs {
     pub(crate) server: ServerArgs,
 }
 
-/// A time that a token holds: `90s`, `12h`, `30d` is not one of jiff's words, so days are `720h`.
-pub(crate) fn ttl(text: &str) -> Result<u64, String> {
-    values::duration(text).map(|time| time.as_secs())
+/// Parses the lifetime of a token into seconds: `90s`, `12h`. jiff parses no days here; write 30
+/// days as `720h`.
+pub(crate) fn parse_ttl(text: &str) -> Result<u64, String> {
+    values::parse_duration(text).map(|time| time.as_secs())
 }

@@ -1,15 +1,15 @@
-//! The values of flags that have a form of their own.
+//! Parsers for flag values with their own syntax.
 
 use std::{path::PathBuf, str::FromStr, time::Duration};
 
 use acrtask_model::{ImageRef, Secret};
 
-/// `KEY=VALUE`. The value may be empty and may hold further `=`.
+/// `KEY=VALUE`. The value may be empty and may contain further `=`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Pair {
-    /// Never empty.
+    /// Name; never empty.
     pub(crate) key: String,
-    /// Everything behind the first `=`.
+    /// Everything after the first `=`.
     pub(crate) value: String,
 }
 
@@ -17,41 +17,39 @@ impl FromStr for Pair {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once('=') {
-            Some(("", _)) => Err("there is nothing before the `=`".into()),
+            Some(("", _)) => Err("a name is missing before the `=`".into()),
             Some((key, value)) => Ok(Self {
                 key: key.into(),
                 value: value.into(),
             }),
-            None => Err(format!(
-                "write `{text}=...`: a name, `=`, and what it stands for"
-            )),
+            None => Err(format!("write `{text}=...`: a name, `=`, and its value")),
         }
     }
 }
 
-/// `KEY=VALUE`, or `KEY` for a value from the environment, that must not be seen.
+/// `KEY=VALUE`, or `KEY` with the value in the environment. The value is secret.
 #[derive(Debug, Clone)]
 pub(crate) struct SecretPair {
     key: String,
     value: Option<Secret>,
 }
 
-/// Why a flag's value that may be secret was refused; says nothing of the value.
+/// Rejection of a flag value that may be secret; the message never contains the value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub(crate) struct ValueError {
-    /// What is wrong.
+    /// Problem with the value.
     pub(crate) message: String,
-    /// What to write.
+    /// Correct form of the flag.
     pub(crate) help: String,
 }
 
-/// Takes `text` apart; [`SecretPair::resolve`] says what is wrong with it.
+/// Splits `text` at its first `=`; [`SecretPair::resolve`] reports errors.
 #[expect(
     clippy::unnecessary_wraps,
     reason = "clap's signature for a value parser"
 )]
-pub(crate) fn secret_pair(text: &str) -> Result<SecretPair, std::convert::Infallible> {
+pub(crate) fn parse_secret_pair(text: &str) -> Result<SecretPair, std::convert::Infallible> {
     Ok(match text.split_once('=') {
         Some((key, value)) => SecretPair {
             key: key.into(),
@@ -65,7 +63,7 @@ pub(crate) fn secret_pair(text: &str) -> Result<SecretPair, std::convert::Infall
 }
 
 impl SecretPair {
-    /// Its name and its value, which `env` looks up where the flag gives none.
+    /// Returns the name and the value; `env` looks up the value if the flag has none.
     pub(crate) fn resolve(
         &self,
         flag: &str,
@@ -73,7 +71,7 @@ impl SecretPair {
     ) -> Result<(String, Secret), ValueError> {
         if self.key.is_empty() {
             return Err(ValueError {
-                message: format!("{flag} has nothing before the `=`"),
+                message: format!("{flag} has no name before the `=`"),
                 help: format!(
                     "write `{flag} NAME`, with the value in the environment variable NAME, or `{flag} NAME=VALUE`"
                 ),
@@ -83,7 +81,7 @@ impl SecretPair {
             Some(value) => value.clone(),
             None => Secret::new(env(&self.key).ok_or_else(|| ValueError {
                 message: format!(
-                    "{flag} {} takes its value from the environment, which has no {}",
+                    "{flag} {} takes its value from the environment variable {}, which is not set",
                     self.key, self.key
                 ),
                 help: format!("set the variable: `{}=... acrtask ...`", self.key),
@@ -93,43 +91,44 @@ impl SecretPair {
     }
 }
 
-/// `--credential` as typed; may hold a password by mistake, so it is not parsed where clap could print it.
+/// `--credential` as typed. It may contain a password by mistake, so it is not parsed where clap
+/// could print it.
 #[derive(Debug, Clone)]
 pub(crate) struct CredentialArg(Secret);
 
-/// Takes `text` in; [`CredentialArg::parse`] says what is wrong with it.
+/// Wraps `text`; [`CredentialArg::parse`] reports errors.
 #[expect(
     clippy::unnecessary_wraps,
     reason = "clap's signature for a value parser"
 )]
-pub(crate) fn credential_arg(text: &str) -> Result<CredentialArg, std::convert::Infallible> {
+pub(crate) fn parse_credential_arg(text: &str) -> Result<CredentialArg, std::convert::Infallible> {
     Ok(CredentialArg(Secret::new(text)))
 }
 
-/// A login whose password is still to be fetched.
+/// Login whose password has not been read yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CredentialSpec {
     /// `HOST[:PORT]`.
     pub(crate) host: String,
-    /// The user's name.
+    /// User name.
     pub(crate) user: String,
-    /// Where the password is.
-    pub(crate) password: PasswordFrom,
+    /// Source of the password.
+    pub(crate) password: PasswordSource,
 }
 
-/// Where a password is.
+/// Sources of a password.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum PasswordFrom {
-    /// In a file, without its last line end.
+pub(crate) enum PasswordSource {
+    /// A file; a final line break is not part of the password.
     File(PathBuf),
-    /// On standard input.
+    /// Standard input.
     Stdin,
-    /// In a variable of the environment.
+    /// An environment variable.
     Env(String),
 }
 
 impl CredentialArg {
-    /// Its parts.
+    /// Parses `HOST=USER:@FILE`, `HOST=USER:@-` or `HOST=USER:env:NAME`.
     pub(crate) fn parse(&self) -> Result<CredentialSpec, ValueError> {
         let refuse = |message: &str| ValueError {
             message: format!("--credential: {message}"),
@@ -139,21 +138,21 @@ impl CredentialArg {
             .0
             .expose()
             .split_once('=')
-            .ok_or_else(|| refuse("there is no `=` behind the host"))?;
+            .ok_or_else(|| refuse("an `=` is missing after the host"))?;
         if host.is_empty() {
-            return Err(refuse("there is no host before the `=`"));
+            return Err(refuse("a host is missing before the `=`"));
         }
-        // A user's name may hold colons no more than an HTTP basic login's may.
+        // As in HTTP basic authentication, a user name cannot contain a colon.
         let (user, from) = login
             .split_once(':')
-            .ok_or_else(|| refuse("there is nothing that says where the password is"))?;
+            .ok_or_else(|| refuse("the source of the password is missing"))?;
         let password = match (from.strip_prefix('@'), from.strip_prefix("env:")) {
-            (Some("-"), _) => PasswordFrom::Stdin,
-            (Some(path), _) if !path.is_empty() => PasswordFrom::File(path.into()),
-            (_, Some(name)) if !name.is_empty() => PasswordFrom::Env(name.into()),
+            (Some("-"), _) => PasswordSource::Stdin,
+            (Some(path), _) if !path.is_empty() => PasswordSource::File(path.into()),
+            (_, Some(name)) if !name.is_empty() => PasswordSource::Env(name.into()),
             _ => {
                 return Err(refuse(
-                    "a password is not taken from the command line, where every process can read it",
+                    "a password on the command line is readable by every process",
                 ));
             }
         };
@@ -165,8 +164,8 @@ impl CredentialArg {
     }
 }
 
-/// A time: `90s`, `10m`, `1h30m`, or a number of seconds; not zero.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+/// Parses a time: `90s`, `10m`, `1h30m`, or a number of seconds; zero is an error.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let time = match text.parse::<u64>() {
         Ok(seconds) => Duration::from_secs(seconds),
         Err(_) => text
@@ -176,13 +175,13 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
             .ok_or("write 90s, 10m, 1h30m, or a number of seconds")?,
     };
     if time.is_zero() {
-        return Err("a run needs more time than none".into());
+        return Err("the time must be greater than zero".into());
     }
     Ok(time)
 }
 
-/// Parses a time: a span before now, a date of this machine's time zone, or RFC 3339.
-pub(crate) fn moment(text: &str) -> Result<jiff::Timestamp, String> {
+/// Parses a time: a span before now, a date in this machine's time zone, or RFC 3339.
+pub(crate) fn parse_time(text: &str) -> Result<jiff::Timestamp, String> {
     let zone = jiff::tz::TimeZone::system();
     let help = "write 24h, 7d, 2026-01-31 or 2026-01-31T12:00:00Z";
     if let Ok(time) = text.parse::<jiff::Timestamp>() {
@@ -198,8 +197,8 @@ pub(crate) fn moment(text: &str) -> Result<jiff::Timestamp, String> {
     Ok(before.timestamp())
 }
 
-/// `true` or `false`, in any case, as the cloud service takes them.
-pub(crate) fn yes_or_no(text: &str) -> Result<bool, String> {
+/// Parses `true` or `false` in any case, as the cloud service does.
+pub(crate) fn parse_bool(text: &str) -> Result<bool, String> {
     match text.to_ascii_lowercase().as_str() {
         "true" => Ok(true),
         "false" => Ok(false),
@@ -207,18 +206,18 @@ pub(crate) fn yes_or_no(text: &str) -> Result<bool, String> {
     }
 }
 
-/// A number of bytes that is not zero: `1048576`, `512K`, `64M`, `4G`.
-pub(crate) fn size(text: &str) -> Result<u64, String> {
-    match size_or_none(text)? {
+/// Parses a number of bytes: `1048576`, `512K`, `64M`, `4G`; zero is an error.
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+    match parse_size_or_zero(text)? {
         0 => Err(SIZE.into()),
         bytes => Ok(bytes),
     }
 }
 
-const SIZE: &str = "write a number of bytes, perhaps with K, M or G behind it: 64M";
+const SIZE: &str = "write a number of bytes, optionally with K, M or G after it: 64M";
 
-/// The same, or zero.
-pub(crate) fn size_or_none(text: &str) -> Result<u64, String> {
+/// Parses a number of bytes like `parse_size`, and accepts zero.
+pub(crate) fn parse_size_or_zero(text: &str) -> Result<u64, String> {
     let wrong = || SIZE.to_owned();
     let (digits, shift) = match text.char_indices().next_back() {
         Some((at, 'K' | 'k')) => (&text[..at], 10),
@@ -230,35 +229,36 @@ pub(crate) fn size_or_none(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(wrong)
 }
 
-/// `--public-url`: the address of a server, as others write it.
-pub(crate) fn public_url(text: &str) -> Result<url::Url, String> {
+/// Parses `--public-url`: a server's address as other machines reach it.
+pub(crate) fn parse_public_url(text: &str) -> Result<url::Url, String> {
     crate::client::server_url(text).map_err(|error| error.to_string())
 }
 
-/// Where a token is: `env:NAME` or `@FILE`. May hold the token itself by mistake, so it cannot be printed.
+/// Source of a token: `env:NAME` or `@FILE`. It may contain the token itself by mistake, so it
+/// cannot be printed.
 #[derive(Debug, Clone)]
-pub(crate) struct TokenFrom(Secret);
+pub(crate) struct TokenSource(Secret);
 
-/// Takes `text` in; [`TokenFrom::parse`] says what is wrong with it.
+/// Wraps `text`; [`TokenSource::parse`] reports errors.
 #[expect(
     clippy::unnecessary_wraps,
     reason = "clap's signature for a value parser"
 )]
-pub(crate) fn token_from(text: &str) -> Result<TokenFrom, std::convert::Infallible> {
-    Ok(TokenFrom(Secret::new(text)))
+pub(crate) fn parse_token_source(text: &str) -> Result<TokenSource, std::convert::Infallible> {
+    Ok(TokenSource(Secret::new(text)))
 }
 
-impl TokenFrom {
-    /// Where it is.
-    pub(crate) fn parse(&self, flag: &str) -> Result<PasswordFrom, ValueError> {
+impl TokenSource {
+    /// Parses `env:NAME`, `@FILE` or `@-`.
+    pub(crate) fn parse(&self, flag: &str) -> Result<PasswordSource, ValueError> {
         let text = self.0.expose();
         match (text.strip_prefix('@'), text.strip_prefix("env:")) {
-            (Some("-"), _) => Ok(PasswordFrom::Stdin),
-            (Some(path), _) if !path.is_empty() => Ok(PasswordFrom::File(path.into())),
-            (_, Some(name)) if !name.is_empty() => Ok(PasswordFrom::Env(name.into())),
+            (Some("-"), _) => Ok(PasswordSource::Stdin),
+            (Some(path), _) if !path.is_empty() => Ok(PasswordSource::File(path.into())),
+            (_, Some(name)) if !name.is_empty() => Ok(PasswordSource::Env(name.into())),
             _ => Err(ValueError {
                 message: format!(
-                    "{flag}: a token is not taken from the command line, where every process can read it"
+                    "{flag}: a token on the command line is readable by every process"
                 ),
                 help: format!(
                     "write `{flag} env:NAME`, with the token in the environment variable NAME, or `{flag} @FILE`"
@@ -268,14 +268,14 @@ impl TokenFrom {
     }
 }
 
-/// `-t` of `acrtask build`: a name that may lack its registry.
+/// `-t` of `acrtask build`: an image name, with or without a registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BuildTag(String);
 
 impl FromStr for BuildTag {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        // With a registry before it where it has none: only its form matters here.
+        // Checks only the form, with the default registry if the name has none.
         let tag = Self(text.into());
         if !tag.is_template() {
             text.parse::<ImageRef>()
@@ -286,12 +286,12 @@ impl FromStr for BuildTag {
 }
 
 impl BuildTag {
-    /// Returns `true` for a template, which becomes a reference with values of the run.
+    /// Returns `true` for a template, which becomes a reference once the run's values are known.
     fn is_template(&self) -> bool {
         self.0.contains("{{") || self.0.contains('$')
     }
 
-    /// Returns the name for a build: a template as it is, else the whole reference.
+    /// Returns the name for a build: a template unchanged, otherwise the whole reference.
     ///
     /// # Errors
     /// As [`Self::with_registry`].
@@ -307,10 +307,11 @@ impl BuildTag {
         Ok(reference.to_string())
     }
 
-    /// The whole reference; `registry` is put before a name that has none of its own.
+    /// Returns the whole reference; adds `registry` to a name without one.
     ///
     /// # Errors
-    /// A name without a registry, and no registry given, where it `must_name` one because it is pushed.
+    /// Fails if `must_name` is set and neither the name nor `registry` names a registry: the image
+    /// is pushed.
     fn with_registry(
         &self,
         registry: Option<&str>,
@@ -348,25 +349,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn moments() {
-        let at = |text: &str| moment(text).map(|time| time.to_string());
+    fn time_parses_spans_dates_and_timestamps() {
+        let at = |text: &str| parse_time(text).map(|time| time.to_string());
         assert_eq!(
             at("2026-01-31T12:00:00Z"),
             Ok("2026-01-31T12:00:00Z".into())
         );
-        assert!(moment("2026-01-31").is_ok());
+        assert!(parse_time("2026-01-31").is_ok());
         let ago = |text: &str| {
-            let then = moment(text).unwrap();
+            let then = parse_time(text).unwrap();
             jiff::Timestamp::now().duration_since(then).as_hours()
         };
         assert_eq!(ago("24h"), 24);
         assert!((167..=169).contains(&ago("7d")));
         assert!((167..=169).contains(&ago("1w")));
-        assert!(moment("yesterday").is_err());
+        assert!(parse_time("yesterday").is_err());
     }
 
     #[test]
-    fn pairs() {
+    fn pair_splits_at_the_first_equals_sign() {
         let pair = |t: &str| t.parse::<Pair>().map(|p| (p.key, p.value));
         assert_eq!(pair("a=b=c"), Ok(("a".into(), "b=c".into())));
         assert_eq!(pair("a="), Ok(("a".into(), String::new())));
@@ -375,10 +376,10 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_comes_from_the_flag_or_from_the_environment_and_is_never_named_in_an_error() {
+    fn secret_pair_resolves_from_flag_or_environment_and_errors_omit_the_value() {
         let env = |name: &str| (name == "TOKEN").then(|| "from-env".to_owned());
         let resolve = |text: &str| {
-            let Ok(pair) = secret_pair(text);
+            let Ok(pair) = parse_secret_pair(text);
             pair.resolve("--set-secret", env)
                 .map(|(k, v)| (k, v.expose().to_owned()))
         };
@@ -390,9 +391,9 @@ mod tests {
     }
 
     #[test]
-    fn credentials_name_where_the_password_is_and_never_hold_it() {
+    fn credential_parses_password_sources_and_errors_omit_the_password() {
         let parse = |text: &str| {
-            let Ok(arg) = credential_arg(text);
+            let Ok(arg) = parse_credential_arg(text);
             arg.parse()
         };
         let spec = |password| CredentialSpec {
@@ -402,12 +403,12 @@ mod tests {
         };
         assert_eq!(
             parse("r.io:5000=me:@/p"),
-            Ok(spec(PasswordFrom::File("/p".into())))
+            Ok(spec(PasswordSource::File("/p".into())))
         );
-        assert_eq!(parse("r.io:5000=me:@-"), Ok(spec(PasswordFrom::Stdin)));
+        assert_eq!(parse("r.io:5000=me:@-"), Ok(spec(PasswordSource::Stdin)));
         assert_eq!(
             parse("r.io:5000=me:env:PW"),
-            Ok(spec(PasswordFrom::Env("PW".into())))
+            Ok(spec(PasswordSource::Env("PW".into())))
         );
         for bad in [
             "r.io",
@@ -423,30 +424,30 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_where_it_is_said_to_be_and_never_in_an_error() {
+    fn token_source_parses_and_errors_omit_the_token() {
         let parse = |text: &str| {
-            let Ok(from) = token_from(text);
+            let Ok(from) = parse_token_source(text);
             from.parse("--git-access-token")
         };
-        assert_eq!(parse("@/t"), Ok(PasswordFrom::File("/t".into())));
-        assert_eq!(parse("env:T"), Ok(PasswordFrom::Env("T".into())));
+        assert_eq!(parse("@/t"), Ok(PasswordSource::File("/t".into())));
+        assert_eq!(parse("env:T"), Ok(PasswordSource::Env("T".into())));
         for bad in ["hunter2", "@", "env:", ""] {
             assert!(!format!("{:?}", parse(bad).unwrap_err()).contains("hunter2"));
         }
     }
 
     #[test]
-    fn sizes() {
+    fn size_parses_suffixes_and_rejects_zero() {
         for (text, bytes) in [("1", 1), ("4k", 4096), ("64M", 64 << 20), ("4G", 4 << 30)] {
-            assert_eq!(size(text), Ok(bytes), "{text}");
+            assert_eq!(parse_size(text), Ok(bytes), "{text}");
         }
         for bad in ["", "0", "G", "-1", "1.5G", "99999999999G"] {
-            assert!(size(bad).is_err(), "{bad}");
+            assert!(parse_size(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
-    fn durations() {
+    fn duration_parses_units_and_rejects_zero() {
         for (text, seconds) in [
             ("90", 90),
             ("90s", 90),
@@ -454,15 +455,19 @@ mod tests {
             ("1h30m", 5400),
             ("1h 30m", 5400),
         ] {
-            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+            assert_eq!(
+                parse_duration(text),
+                Ok(Duration::from_secs(seconds)),
+                "{text}"
+            );
         }
         for bad in ["", "0", "-5s", "soon", "5 apples"] {
-            assert!(duration(bad).is_err(), "{bad}");
+            assert!(parse_duration(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
-    fn the_registry_is_put_before_names_that_have_none() {
+    fn build_tag_gets_the_registry_only_if_it_has_none() {
         let full = |tag: &str, registry: Option<&str>, push: bool| {
             tag.parse::<BuildTag>()
                 .unwrap()

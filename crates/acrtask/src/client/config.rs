@@ -1,7 +1,8 @@
-//! What `acrtask login` remembers: `$XDG_CONFIG_HOME/acrtask/config.json`, for this user's eyes only.
+//! Stored logins of `acrtask login`: `$XDG_CONFIG_HOME/acrtask/config.json`, readable only by this
+//! user.
 //!
-//! Invariants: the file is replaced whole, and is never readable by others, not even for a moment. A token is found by
-//! the address that it is for, and by nothing else.
+//! Invariants: the file is replaced atomically, and other users can never read it. A token is found
+//! only by the address of its server.
 
 use std::{
     collections::BTreeMap,
@@ -18,35 +19,35 @@ use url::Url;
 use super::{Connection, server_url};
 use crate::{args::server::ServerArgs, error::CliError};
 
-/// The file.
+/// Content of the configuration file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Config {
-    /// The server that is meant where none is named.
+    /// Default server.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) current: Option<String>,
-    /// Servers by their address.
+    /// Logins by server address.
     pub(crate) servers: BTreeMap<String, Login>,
 }
 
-/// A login.
+/// Login for a server.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Login {
-    /// The token.
+    /// API token.
     pub(crate) token: SecretText,
-    /// A file with the authorities that the server is trusted by.
+    /// File with the certificate authorities for the server; `None`: the system's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ca: Option<PathBuf>,
-    /// It may be spoken to in clear wherever it is.
+    /// Allows plain HTTP to a server on another machine.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(crate) allow_plaintext: bool,
 }
 
 impl Config {
-    /// What is remembered; nothing where nothing was ever stored.
+    /// Reads the stored logins; returns the default if the file does not exist.
     pub(crate) fn read() -> Result<Self, CliError> {
-        match path() {
+        match config_path() {
             Some(path) => Self::read_from(&path),
             None => Ok(Self::default()),
         }
@@ -66,7 +67,7 @@ impl Config {
         };
         serde_json::from_slice(&text).map_err(|error| {
             CliError::usage(format!(
-                "{} is not what `acrtask login` wrote",
+                "{} is not a configuration of `acrtask login`",
                 path.display()
             ))
             .because(&error)
@@ -74,13 +75,11 @@ impl Config {
         })
     }
 
-    /// Writes it down; gives back where.
+    /// Writes the file and returns its path.
     pub(crate) fn write(&self) -> Result<PathBuf, CliError> {
-        let path = path().ok_or_else(|| {
-            CliError::usage(
-                "there is no place to remember a login: neither XDG_CONFIG_HOME nor HOME is set",
-            )
-            .help("set HOME, or give ACRTASK_SERVER and ACRTASK_TOKEN to each command")
+        let path = config_path().ok_or_else(|| {
+            CliError::usage("cannot store a login: neither XDG_CONFIG_HOME nor HOME is set")
+                .help("set HOME, or set ACRTASK_SERVER and ACRTASK_TOKEN for each command")
         })?;
         self.write_to(&path).map_err(|error| {
             CliError::usage(format!("cannot write {}", path.display())).because(&error)
@@ -95,7 +94,7 @@ impl Config {
             .mode(0o700)
             .create(folder)?;
         let text = serde_json::to_string_pretty(self)?;
-        // Made with mode 0600.
+        // The temporary file has mode 0600.
         let mut file = tempfile::NamedTempFile::new_in(folder)?;
         file.write_all(text.as_bytes())?;
         file.write_all(b"\n")?;
@@ -106,10 +105,10 @@ impl Config {
         Ok(())
     }
 
-    /// The server that `args` mean, if any is known.
+    /// Returns the connection for `args`; `None` if no server is configured.
     ///
     /// # Errors
-    /// An address that is none.
+    /// Fails if the address is invalid.
     pub(crate) fn connection(
         &self,
         args: &ServerArgs,
@@ -134,13 +133,13 @@ impl Config {
         }))
     }
 
-    /// Remembers a login, and that its server is the one that is meant from now on.
+    /// Stores a login and makes its server the default.
     pub(crate) fn log_in(&mut self, url: &Url, login: Login) {
         self.servers.insert(url.to_string(), login);
         self.current = Some(url.to_string());
     }
 
-    /// Forgets the login for `url`; false where there was none.
+    /// Removes the login for `url`; returns `false` if there was none.
     pub(crate) fn log_out(&mut self, url: &Url) -> bool {
         if self.current.as_deref() == Some(url.as_str()) {
             self.current = None;
@@ -149,7 +148,7 @@ impl Config {
     }
 }
 
-fn path() -> Option<PathBuf> {
+fn config_path() -> Option<PathBuf> {
     let var = |name| std::env::var_os(name).filter(|value| !value.is_empty());
     let folder = var("XDG_CONFIG_HOME")
         .map(PathBuf::from)
@@ -176,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_read_and_nobody_else_may() {
+    fn config_is_read_back_and_private() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a/b/config.json");
         let config = logged_in();
@@ -192,9 +191,9 @@ mod tests {
     }
 
     #[test]
-    fn a_token_goes_to_its_own_server_only() {
+    fn token_is_used_for_its_own_server_only() {
         let config = logged_in();
-        let of = |server: Option<&str>, env: Option<&str>| {
+        let connection = |server: Option<&str>, env: Option<&str>| {
             let args = ServerArgs {
                 server: server.map(Into::into),
                 ..ServerArgs::default()
@@ -205,18 +204,21 @@ mod tests {
                 (c.url.to_string(), token)
             })
         };
-        let known = "https://ci.example.com/".to_owned();
-        assert_eq!(of(None, None), Some((known.clone(), Some("t1".into()))));
-        // The same server in other words.
+        let own = "https://ci.example.com/".to_owned();
         assert_eq!(
-            of(Some("ci.example.com:443/api/v1/"), None),
-            Some((known.clone(), Some("t1".into())))
+            connection(None, None),
+            Some((own.clone(), Some("t1".into())))
+        );
+        // Another spelling of the same server.
+        assert_eq!(
+            connection(Some("ci.example.com:443/api/v1/"), None),
+            Some((own.clone(), Some("t1".into())))
         );
         assert_eq!(
-            of(Some("https://other.example.com"), None),
+            connection(Some("https://other.example.com"), None),
             Some(("https://other.example.com/".into(), None))
         );
-        assert_eq!(of(None, Some("t2")), Some((known, Some("t2".into()))));
+        assert_eq!(connection(None, Some("t2")), Some((own, Some("t2".into()))));
         let mut out = config.clone();
         assert!(out.log_out(&server_url("https://ci.example.com").unwrap()));
         assert_eq!(out, Config::default());

@@ -1,4 +1,4 @@
-//! Why a request came to nothing, and how that is told.
+//! Errors of requests, and their messages.
 
 use std::time::Duration;
 
@@ -9,76 +9,82 @@ use url::Url;
 use super::ConnectionError;
 use crate::error::CliError;
 
-/// Why a request came to nothing.
+/// Reasons why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApiError {
-    /// The server said no, and why.
+    /// The server rejected the request with a problem document.
     #[error("{}", problem.message)]
     Refused {
-        /// The status.
+        /// HTTP status.
         status: StatusCode,
-        /// What it said.
+        /// Problem document.
         problem: Problem,
-        /// When to ask again.
+        /// Value of `Retry-After`.
         retry_after: Option<Duration>,
     },
-    /// Something that is no such server answered.
-    #[error("{url} answered {status}, as a server of acrtask does not")]
-    Strange {
-        /// The status.
+    /// The response is not from an acrtask server.
+    #[error("{url} answered {status}, so it is not an acrtask server")]
+    UnexpectedResponse {
+        /// HTTP status.
         status: StatusCode,
-        /// What was asked.
+        /// Address of the request.
         url: Url,
-        /// When to ask again.
+        /// Value of `Retry-After`.
         retry_after: Option<Duration>,
     },
-    /// There is no connection, or it was cut.
-    #[error("the server at {} cannot be reached", super::shown(url))]
+    /// The connection failed or was interrupted.
+    #[error("cannot reach the server at {}", super::display_url(url))]
     Unreachable {
-        /// The server.
+        /// Address of the server.
         url: Url,
-        /// Nothing of the request has reached it.
+        /// Set if no part of the request reached the server.
         unsent: bool,
-        /// Why.
+        /// Cause.
         #[source]
         source: reqwest::Error,
     },
-    /// Its certificate is not one of its name by an authority that is trusted here.
+    /// The server's certificate is not valid for its name, or its issuer is not trusted.
     #[error(
         "the certificate of the server at {} is not trusted",
-        super::shown(url)
+        super::display_url(url)
     )]
     Untrusted {
-        /// The server.
+        /// Address of the server.
         url: Url,
-        /// Why.
+        /// Cause.
         #[source]
         source: rustls::Error,
     },
-    /// An answer that should have gone on ended before anything came.
-    #[error("the server at {} ended its answer at once", super::shown(url))]
-    CutOff {
-        /// The server.
+    /// A streamed response ended before its first byte.
+    #[error(
+        "the server at {} closed the event stream at once",
+        super::display_url(url)
+    )]
+    EmptyStream {
+        /// Address of the server.
         url: Url,
     },
-    /// The answer is not what this version of the program knows.
-    #[error("the answer of the server at {} is not understood", super::shown(url))]
-    NotUnderstood {
-        /// The server.
+    /// This version of the program cannot parse the response.
+    #[error(
+        "cannot parse the response of the server at {}",
+        super::display_url(url)
+    )]
+    InvalidResponse {
+        /// Address of the server.
         url: Url,
-        /// Why.
+        /// Cause.
         #[source]
         source: serde_json::Error,
     },
-    /// A file of this machine that is to be sent cannot be read.
-    #[error("cannot read what is to be uploaded")]
+    /// A local file for the upload is unreadable.
+    #[error("cannot read the file to upload")]
     File(#[source] std::io::Error),
 }
 
 impl ApiError {
-    /// A failed request to the server at `url`.
+    /// Converts a failed request to the server at `url`.
     pub(super) fn unreachable(url: &Url, error: reqwest::Error) -> Self {
-        if let Some(source) = certificate(&error) {
+        if let Some(source) = certificate_error(&error) {
             return Self::Untrusted {
                 url: url.clone(),
                 source,
@@ -87,52 +93,54 @@ impl ApiError {
         Self::Unreachable {
             url: url.clone(),
             unsent: error.is_connect(),
-            // The address is told already, and may be long.
+            // The message already contains the address.
             source: error.without_url(),
         }
     }
 
-    /// The status, where there was an answer.
+    /// Returns the HTTP status; `None` without a response.
     pub(crate) fn status(&self) -> Option<StatusCode> {
         match self {
-            Self::Refused { status, .. } | Self::Strange { status, .. } => Some(*status),
+            Self::Refused { status, .. } | Self::UnexpectedResponse { status, .. } => Some(*status),
             Self::Unreachable { .. }
             | Self::Untrusted { .. }
-            | Self::CutOff { .. }
-            | Self::NotUnderstood { .. }
+            | Self::EmptyStream { .. }
+            | Self::InvalidResponse { .. }
             | Self::File(_) => None,
         }
     }
 
-    /// There is no such thing.
+    /// Returns `true` if the server answered 404.
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused { status, .. } if *status == StatusCode::NOT_FOUND)
     }
 
-    /// What the server asks to wait.
+    /// Returns the wait time that the server requests.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Refused { retry_after, .. } | Self::Strange { retry_after, .. } => *retry_after,
+            Self::Refused { retry_after, .. } | Self::UnexpectedResponse { retry_after, .. } => {
+                *retry_after
+            }
             Self::Unreachable { .. }
             | Self::Untrusted { .. }
-            | Self::CutOff { .. }
-            | Self::NotUnderstood { .. }
+            | Self::EmptyStream { .. }
+            | Self::InvalidResponse { .. }
             | Self::File(_) => None,
         }
     }
 }
 
-/// What is wrong with the server's certificate, where that is the cause of `error`.
-fn certificate(error: &reqwest::Error) -> Option<rustls::Error> {
+/// Returns the certificate error among the causes of `error`, if there is one.
+fn certificate_error(error: &reqwest::Error) -> Option<rustls::Error> {
     let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = cause {
         if let Some(found @ rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
             return Some(found.clone());
         }
-        // An I/O error gives what it holds not as its source, but as itself.
-        let held = error.downcast_ref().and_then(std::io::Error::get_ref);
-        cause = match held {
-            Some(held) => Some(held),
+        // `source()` of an I/O error skips its inner error, so look at that explicitly.
+        let inner = error.downcast_ref().and_then(std::io::Error::get_ref);
+        cause = match inner {
+            Some(inner) => Some(inner),
             None => error.source(),
         };
     }
@@ -146,7 +154,7 @@ impl From<ApiError> for CliError {
             ApiError::Refused {
                 status, problem, ..
             } => {
-                let shown = if status.is_server_error() || super::is_passing(status) {
+                let shown = if status.is_server_error() || super::is_transient(status) {
                     Self::unreachable(message)
                 } else {
                     Self::usage(message)
@@ -154,25 +162,25 @@ impl From<ApiError> for CliError {
                 match problem.help {
                     Some(help) => shown.help(help),
                     None if status == StatusCode::UNAUTHORIZED => shown.help(
-                        "log in again: `acrtask login URL`, or give a token that holds in ACRTASK_TOKEN",
+                        "log in again: `acrtask login URL`, or set a valid token in ACRTASK_TOKEN",
                     ),
                     None => shown,
                 }
             }
-            ApiError::CutOff { .. } => {
-                Self::unreachable(message).help("see whether something in between cuts answers off")
+            ApiError::EmptyStream { .. } => {
+                Self::unreachable(message).help("check for a proxy that closes long responses")
             }
-            ApiError::Strange { .. } => Self::unreachable(message)
-                .help("look at the address: `acrtask whoami` shows which one is meant"),
+            ApiError::UnexpectedResponse { .. } => Self::unreachable(message)
+                .help("check the address: `acrtask whoami` shows the current one"),
             ApiError::Unreachable { source, .. } => Self::unreachable(message)
                 .because(&source)
-                .help("see whether it runs, or stay on this machine with `--local`"),
+                .help("check that the server runs, or run on this machine with `--local`"),
             ApiError::Untrusted { source, .. } => Self::unreachable(message)
                 .because(&source)
-                .help("name the authority that issued it: `--ca FILE`"),
-            ApiError::NotUnderstood { source, .. } => Self::unreachable(message)
+                .help("trust the authority that issued it: `--ca FILE`"),
+            ApiError::InvalidResponse { source, .. } => Self::unreachable(message)
                 .because(&source)
-                .help("the server may be newer or older than this program: `acrtask whoami` and `acrtask --version` tell"),
+                .help("the server may be newer or older than this program: compare `acrtask whoami` and `acrtask --version`"),
             ApiError::File(source) => Self::usage(message).because(&source),
         }
     }
@@ -186,7 +194,7 @@ impl From<ConnectionError> for CliError {
                 shown.help("write https://HOST or https://HOST:PORT")
             }
             ConnectionError::Plaintext(_) => {
-                shown.help("write https://, or say --allow-plaintext where the network is your own")
+                shown.help("write https://, or add --allow-plaintext if you trust the network")
             }
             ConnectionError::Ca { source, .. } => shown.because(&**source),
             ConnectionError::Http(source) => shown.because(source),

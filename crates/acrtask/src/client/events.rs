@@ -1,7 +1,8 @@
-//! The events of a run as they come, across cut connections and servers that start again.
+//! Live events of a run, across interrupted connections and server restarts.
 //!
-//! Invariants: each event is given once and in order; after a cut the stream goes on behind the last whole event. An
-//! event that this version of the program does not know is left out.
+//! Invariants: each event is returned once and in order. After an interruption, the stream
+//! continues behind the last complete event. Events that this version of the program does not know
+//! are skipped.
 
 use std::collections::VecDeque;
 
@@ -10,51 +11,51 @@ use serde::Deserialize;
 
 use super::{
     ApiError, Client,
-    retry::{Retry, Waits},
+    retry::{Backoff, Retry},
     sse::{Message, Parser},
 };
 
-/// What comes of a run.
+/// Item of a run's event stream.
 #[derive(Debug)]
-pub(crate) enum Item {
-    /// Something happened in it.
+pub(crate) enum StreamItem {
+    /// An event of the run.
     Event(Box<Event>),
-    /// Another attempt begins: what came before is of no account.
+    /// A new attempt starts and replaces all previous events.
     Attempt(u32),
-    /// The connection was cut, and is being made again.
-    Cut(ApiError),
-    /// There is nothing more.
+    /// The connection was interrupted; the next call reconnects.
+    Disconnected(ApiError),
+    /// The end of the stream.
     End,
 }
 
-/// The events of one run.
+/// Event stream of one run.
 #[derive(Debug)]
-pub(crate) struct Events {
+pub(crate) struct EventStream {
     client: Client,
     run: RunId,
-    /// The attempt that `offset` is in; 0 before one is known.
+    /// Attempt of `offset`; 0 before the first one.
     attempt: u32,
-    /// Bytes of its log that have been given.
+    /// Bytes of the attempt's log that were returned.
     offset: u64,
     connection: Option<reqwest::Response>,
-    /// Something came over it.
-    fed: bool,
+    /// Set once the connection has received data.
+    has_data: bool,
     parser: Parser,
     ready: VecDeque<Message>,
-    waits: Waits,
-    over: bool,
+    backoff: Backoff,
+    finished: bool,
 }
 
-/// The data of an `attempt` event.
+/// Data of an `attempt` event.
 #[derive(Deserialize)]
-struct Attempt {
+struct AttemptData {
     attempt: u32,
 }
 
 impl Client {
-    /// The events of `run`, from its beginning.
-    pub(crate) fn events(&self, run: &RunId) -> Events {
-        Events {
+    /// Returns the events of `run` from its beginning.
+    pub(crate) fn events(&self, run: &RunId) -> EventStream {
+        EventStream {
             client: self.clone().retrying(Retry {
                 total: std::time::Duration::ZERO,
                 ..Retry::default()
@@ -63,46 +64,46 @@ impl Client {
             attempt: 0,
             offset: 0,
             connection: None,
-            fed: false,
+            has_data: false,
             parser: Parser::default(),
             ready: VecDeque::new(),
-            waits: Retry::PATIENT.begin(),
-            over: false,
+            backoff: Retry::PATIENT.start(),
+            finished: false,
         }
     }
 }
 
-impl Events {
-    /// The same, asking again for as long as `retry` says.
+impl EventStream {
+    /// Returns the stream with another retry policy.
     #[cfg(test)]
     #[must_use]
     pub(crate) fn retrying(mut self, retry: Retry) -> Self {
-        self.waits = retry.begin();
+        self.backoff = retry.start();
         self
     }
 
-    /// What comes next. Safe to drop and to call again.
-    pub(crate) async fn next(&mut self) -> Result<Item, ApiError> {
+    /// Returns the next item. Cancel safe.
+    pub(crate) async fn next(&mut self) -> Result<StreamItem, ApiError> {
         loop {
             if let Some(message) = self.ready.pop_front() {
-                if let Some(item) = self.understand(&message) {
+                if let Some(item) = self.parse_message(&message) {
                     return Ok(item);
                 }
                 continue;
             }
-            if self.over {
-                return Ok(Item::End);
+            if self.finished {
+                return Ok(StreamItem::End);
             }
             let read = match &mut self.connection {
                 Some(connection) => connection.chunk().await,
                 None => match self.connect().await {
                     Ok(()) => continue,
                     Err(error) => {
-                        let Some(wait) = self.waits.after(&error, true) else {
+                        let Some(wait) = self.backoff.delay_after(&error, true) else {
                             return Err(error);
                         };
                         tokio::time::sleep(wait).await;
-                        return Ok(Item::Cut(error));
+                        return Ok(StreamItem::Disconnected(error));
                     }
                 },
             };
@@ -116,20 +117,20 @@ impl Events {
                     {
                         self.connection = None;
                     }
-                    self.fed = true;
-                    self.waits.reset();
+                    self.has_data = true;
+                    self.backoff.reset();
                 }
-                // The server ended the answer without a word of the end: it is being stopped, perhaps.
+                // A response without an `end` event: the server may be stopping.
                 Ok(None) | Err(_) => {
                     self.connection = None;
-                    if !self.fed {
+                    if !self.has_data {
                         let url = self.client.url().clone();
-                        let error = ApiError::CutOff { url };
-                        let Some(wait) = self.waits.next(None) else {
+                        let error = ApiError::EmptyStream { url };
+                        let Some(wait) = self.backoff.next_delay(None) else {
                             return Err(error);
                         };
                         tokio::time::sleep(wait).await;
-                        return Ok(Item::Cut(error));
+                        return Ok(StreamItem::Disconnected(error));
                     }
                 }
             }
@@ -138,9 +139,9 @@ impl Events {
 
     async fn connect(&mut self) -> Result<(), ApiError> {
         self.parser = Parser::default();
-        self.fed = false;
+        self.has_data = false;
         let mut query = vec![("offset", self.offset.to_string())];
-        // An offset belongs to one attempt.
+        // An offset is valid for one attempt only.
         if self.attempt > 0 {
             query.push(("attempt", self.attempt.to_string()));
         }
@@ -149,29 +150,29 @@ impl Events {
         Ok(())
     }
 
-    fn understand(&mut self, message: &Message) -> Option<Item> {
+    fn parse_message(&mut self, message: &Message) -> Option<StreamItem> {
         match message.event.as_str() {
             "end" => {
-                self.over = true;
+                self.finished = true;
                 self.connection = None;
                 None
             }
             "attempt" => {
-                let Attempt { attempt } = serde_json::from_str(&message.data).ok()?;
-                // That there is a first one is no news, and neither is the same one before anything was told of it.
-                let again = self.attempt != 0 && (self.attempt != attempt || self.offset > 0);
+                let AttemptData { attempt } = serde_json::from_str(&message.data).ok()?;
+                // The first attempt needs no item, nor does a repetition before its first event.
+                let is_new = self.attempt != 0 && (self.attempt != attempt || self.offset > 0);
                 self.attempt = attempt;
                 self.offset = 0;
-                again.then_some(Item::Attempt(attempt))
+                is_new.then_some(StreamItem::Attempt(attempt))
             }
             _ => {
                 if let Some(offset) = message.id.as_ref().and_then(|id| id.parse().ok()) {
                     self.offset = offset;
                 }
                 match serde_json::from_str(&message.data) {
-                    Ok(event) => Some(Item::Event(event)),
+                    Ok(event) => Some(StreamItem::Event(event)),
                     Err(error) => {
-                        tracing::debug!(%error, "an event that is not known here");
+                        tracing::debug!(%error, "skipping an unknown event");
                         None
                     }
                 }

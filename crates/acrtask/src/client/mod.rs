@@ -1,8 +1,8 @@
-//! The client of a control plane: its API, uploads, and the events of a run as they come.
+//! Client of a server: its API, uploads, and the live events of a run.
 //!
-//! Invariants: a token goes to the one server that it is for, over TLS unless that server is on this machine (or the
-//! user said otherwise), and never along a redirect; nothing is asked twice that could do something twice. What can
-//! be asked again is, for as long as [`retry`] says.
+//! Invariants: a token goes only to its own server, over TLS unless that server is on this machine
+//! or the user allows plain HTTP, and never along a redirect. A request that could have an effect
+//! twice is sent once. Other requests are retried as configured in [`retry`].
 
 pub(crate) mod config;
 pub(crate) mod error;
@@ -22,27 +22,27 @@ use url::{Host, Url};
 pub(crate) use self::error::ApiError;
 use self::retry::Retry;
 
-/// Longest wait for a connection.
-const CONNECT: Duration = Duration::from_secs(10);
-/// Longest silence of the server while an answer is read. Events are kept alive more often than that.
-const SILENCE: Duration = Duration::from_secs(60);
-/// Longest answer that is read of an error.
-const LONGEST_PROBLEM: usize = 64 << 10;
+/// Timeout of a connection attempt.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Maximum pause within a response. The server keeps event streams alive more often.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// Maximum size of an error response in bytes.
+const MAX_PROBLEM: usize = 64 << 10;
 
-/// A server, and what opens it.
+/// Address of a server and the settings for the connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Connection {
-    /// Its address, without `/api/v1`.
+    /// Base address without `/api/v1`.
     pub(crate) url: Url,
-    /// The token; nothing before it is known.
+    /// Token; `None` before a login.
     pub(crate) token: Option<Secret>,
-    /// A file with the authorities that it is trusted by.
+    /// File with the certificate authorities for the server; `None`: the system's.
     pub(crate) ca: Option<std::path::PathBuf>,
-    /// It may be spoken to in clear wherever it is.
+    /// Allows plain HTTP to a server on another machine.
     pub(crate) allow_plaintext: bool,
 }
 
-/// Speaks to one server.
+/// Client of one server.
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
     http: reqwest::Client,
@@ -51,57 +51,57 @@ pub(crate) struct Client {
     retry: Retry,
 }
 
-/// Why there can be no client.
+/// Reasons why a client cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConnectionError {
-    /// The address is none.
+    /// The address is invalid.
     #[error("`{text}` is not the address of a server: {reason}")]
     Address {
-        /// As it was given, without what might be secret.
+        /// Address as typed, without a possible password.
         text: String,
-        /// What is wrong.
+        /// Reason.
         reason: String,
     },
-    /// The token would go over the network in clear.
-    #[error("{} is not on this machine, and http:// would show the token to everybody on the way", shown(.0))]
+    /// The token would go over the network unencrypted.
+    #[error("{} is not on this machine, and http:// would expose the token on the network", display_url(.0))]
     Plaintext(Url),
-    /// The authorities cannot be read.
+    /// The certificate file is unreadable.
     #[error("cannot read the certificates in {path}")]
     Ca {
-        /// The file.
+        /// Path of the file.
         path: String,
-        /// Why.
+        /// Cause.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// HTTP or TLS cannot be set up.
+    /// The HTTP client cannot be created.
     #[error("cannot set up HTTP")]
     Http(#[source] reqwest::Error),
 }
 
-/// Reads the address of a server: `https://HOST[:PORT]`, where a missing protocol is https.
+/// Parses the address of a server: `https://HOST[:PORT]`; the default protocol is https.
 pub(crate) fn server_url(text: &str) -> Result<Url, ConnectionError> {
     let refuse = |reason: &str| ConnectionError::Address {
-        // What stands before an `@` may be a password.
+        // The text before an `@` may be a password.
         text: text.rsplit('@').next().unwrap_or_default().to_owned(),
         reason: reason.into(),
     };
-    let whole = if text.contains("://") {
+    let full = if text.contains("://") {
         text.to_owned()
     } else {
         format!("https://{text}")
     };
-    let mut url = Url::parse(&whole).map_err(|error| refuse(&error.to_string()))?;
+    let mut url = Url::parse(&full).map_err(|error| refuse(&error.to_string()))?;
     if !matches!(url.scheme(), "http" | "https") {
-        return Err(refuse("servers are spoken to over https"));
+        return Err(refuse("the protocol must be https"));
     }
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(refuse("a login does not belong into an address"));
+        return Err(refuse("an address must not contain a login"));
     }
     if url.query().is_some() || url.fragment().is_some() {
-        return Err(refuse("nothing may stand behind `?` or `#`"));
+        return Err(refuse("an address must not contain `?` or `#`"));
     }
-    // One form for one server, because tokens are found by it.
+    // Normalizes the address, because tokens are stored by it.
     let path = url.path().trim_end_matches('/');
     let path = path
         .strip_suffix(acrtask_api::BASE)
@@ -111,12 +111,12 @@ pub(crate) fn server_url(text: &str) -> Result<Url, ConnectionError> {
     Ok(url)
 }
 
-/// The address as people write it.
-pub(crate) fn shown(url: &Url) -> &str {
+/// Returns the address without a trailing slash, for output.
+pub(crate) fn display_url(url: &Url) -> &str {
     url.as_str().trim_end_matches('/')
 }
 
-/// Whether `url` is on this machine.
+/// Returns `true` if `url` is on this machine.
 pub(crate) fn is_loopback(url: &Url) -> bool {
     match url.host() {
         Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
@@ -127,7 +127,7 @@ pub(crate) fn is_loopback(url: &Url) -> bool {
 }
 
 impl Client {
-    /// A client for `connection`. Connects at its first request.
+    /// Creates a client for `connection`. It connects at its first request.
     pub(crate) fn new(connection: &Connection) -> Result<Self, ConnectionError> {
         acrtask_registry::install_crypto_provider();
         let url = &connection.url;
@@ -137,17 +137,18 @@ impl Client {
         }
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("acrtask/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT)
-            .read_timeout(SILENCE)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(READ_TIMEOUT)
             .tcp_keepalive(Duration::from_secs(20))
-            // The window of TCP grows with the way. That of HTTP/2 is small: the server bounds what waits for it.
+            // TCP's window grows with the network path. HTTP/2 has a small one, because the server
+            // limits its buffers.
             .http1_only()
             .redirect(redirect::Policy::none());
         if local {
             builder = builder.no_proxy();
         }
         if let Some(path) = &connection.ca {
-            builder = builder.tls_certs_only(authorities(path)?);
+            builder = builder.tls_certs_only(load_certificates(path)?);
         }
         Ok(Self {
             http: builder.build().map_err(ConnectionError::Http)?,
@@ -157,20 +158,20 @@ impl Client {
         })
     }
 
-    /// The same, trying again for as long as `retry` says.
+    /// Returns the client with another retry policy.
     #[must_use]
     pub(crate) fn retrying(mut self, retry: Retry) -> Self {
         self.retry = retry;
         self
     }
 
-    /// The server's address.
+    /// Returns the server's base address.
     pub(crate) fn url(&self) -> &Url {
         &self.base
     }
 
-    /// The address of something below the API. Each segment may hold anything.
-    fn at(&self, segments: &[&str], query: &[(&str, String)]) -> Url {
+    /// Returns the address of an API resource. Segments may contain any characters.
+    fn endpoint(&self, segments: &[&str], query: &[(&str, String)]) -> Url {
         let mut url = self.base.clone();
         if let Ok(mut path) = url.path_segments_mut() {
             path.pop_if_empty()
@@ -192,109 +193,110 @@ impl Client {
         }
     }
 
-    /// Sends what `build` makes, again where that can do no harm; gives back an answer that is a success.
+    /// Sends a request until it succeeds, and returns the response. Repeats it only if a repetition
+    /// is safe.
     async fn send(
         &self,
         repeatable: bool,
         build: impl Fn() -> RequestBuilder,
     ) -> Result<Response, ApiError> {
-        let mut waits = self.retry.begin();
+        let mut backoff = self.retry.start();
         loop {
             let error = match build().send().await {
-                Ok(answer) if answer.status().is_success() => return Ok(answer),
-                Ok(answer) => refused(answer).await,
+                Ok(response) if response.status().is_success() => return Ok(response),
+                Ok(response) => response_error(response).await,
                 Err(error) => ApiError::unreachable(&self.base, error),
             };
-            let Some(wait) = waits.after(&error, repeatable) else {
+            let Some(wait) = backoff.delay_after(&error, repeatable) else {
                 return Err(error);
             };
-            tracing::debug!(%error, ?wait, "trying again");
+            tracing::debug!(%error, ?wait, "retrying the request");
             tokio::time::sleep(wait).await;
         }
     }
 
-    async fn json<T: DeserializeOwned>(&self, answer: Response) -> Result<T, ApiError> {
-        let bytes = answer
+    async fn parse_json<T: DeserializeOwned>(&self, response: Response) -> Result<T, ApiError> {
+        let bytes = response
             .bytes()
             .await
             .map_err(|error| ApiError::unreachable(&self.base, error))?;
-        serde_json::from_slice(&bytes).map_err(|source| ApiError::NotUnderstood {
+        serde_json::from_slice(&bytes).map_err(|source| ApiError::InvalidResponse {
             url: self.base.clone(),
             source,
         })
     }
 
-    /// Reads something.
+    /// Gets a JSON resource.
     pub(crate) async fn get<T: DeserializeOwned>(
         &self,
         segments: &[&str],
         query: &[(&str, String)],
     ) -> Result<T, ApiError> {
-        let url = self.at(segments, query);
-        let answer = self
+        let url = self.endpoint(segments, query);
+        let response = self
             .send(true, || self.request(Method::GET, url.clone()))
             .await?;
-        self.json(answer).await
+        self.parse_json(response).await
     }
 
-    /// Reads a text beside the API: what a server tells of its own working.
-    pub(crate) async fn beside(&self, name: &str) -> Result<String, ApiError> {
+    /// Gets a text resource outside of the API, such as the metrics.
+    pub(crate) async fn get_text(&self, name: &str) -> Result<String, ApiError> {
         let mut url = self.base.clone();
         if let Ok(mut path) = url.path_segments_mut() {
             path.pop_if_empty().push(name);
         }
-        let answer = self
+        let response = self
             .send(true, || self.http.request(Method::GET, url.clone()))
             .await?;
-        let text = answer.text().await;
+        let text = response.text().await;
         text.map_err(|error| ApiError::unreachable(&self.base, error))
     }
 
-    /// Makes something new: not repeated once it may have arrived.
+    /// Posts a new resource. Never repeats a request that may have arrived.
     pub(crate) async fn post<T: DeserializeOwned>(
         &self,
         segments: &[&str],
         body: &impl Serialize,
     ) -> Result<T, ApiError> {
-        let url = self.at(segments, &[]);
-        let answer = self
+        let url = self.endpoint(segments, &[]);
+        let response = self
             .send(false, || self.request(Method::POST, url.clone()).json(body))
             .await?;
-        self.json(answer).await
+        self.parse_json(response).await
     }
 
-    /// Asks for a run. The server knows the same request when it comes again, so it may.
-    pub(crate) async fn start(
+    /// Starts a run. Repeats are safe, because the server recognizes the idempotency key.
+    pub(crate) async fn start_run(
         &self,
         segments: &[&str],
         body: &impl Serialize,
     ) -> Result<Run, ApiError> {
-        let url = self.at(segments, &[]);
+        let url = self.endpoint(segments, &[]);
         let key = format!("{:032x}", rand::random::<u128>());
-        let answer = self
+        let response = self
             .send(true, || {
                 self.request(Method::POST, url.clone())
                     .header("Idempotency-Key", &key)
                     .json(body)
             })
             .await?;
-        self.json(answer).await
+        self.parse_json(response).await
     }
 
-    /// As [`Self::post`], for what may be asked twice and whose answer does not matter.
-    pub(crate) async fn tell(
+    /// Posts an idempotent request and discards the response.
+    pub(crate) async fn post_discarding(
         &self,
         segments: &[&str],
         body: &impl Serialize,
     ) -> Result<(), ApiError> {
-        let url = self.at(segments, &[]);
+        let url = self.endpoint(segments, &[]);
         self.send(true, || self.request(Method::POST, url.clone()).json(body))
             .await?;
         Ok(())
     }
 
-    /// Puts something where nothing, or its former self, is. The answer does not matter. `instead_of` is the
-    /// generation that it is to replace; another one is a conflict.
+    /// Creates or replaces a resource and discards the response. `instead_of` is the generation to
+    /// replace; any other generation is a conflict.
     pub(crate) async fn put(
         &self,
         segments: &[&str],
@@ -304,14 +306,14 @@ impl Client {
         self.send_put(segments, instead_of, body).await.map(drop)
     }
 
-    /// Puts a resource in any generation, and returns the answer.
-    pub(crate) async fn set<T: DeserializeOwned>(
+    /// Creates or replaces a resource of any generation, and returns the response.
+    pub(crate) async fn put_returning<T: DeserializeOwned>(
         &self,
         segments: &[&str],
         body: &impl Serialize,
     ) -> Result<T, ApiError> {
-        let answer = self.send_put(segments, None, body).await?;
-        self.json(answer).await
+        let response = self.send_put(segments, None, body).await?;
+        self.parse_json(response).await
     }
 
     async fn send_put(
@@ -320,7 +322,7 @@ impl Client {
         instead_of: Option<i64>,
         body: &impl Serialize,
     ) -> Result<reqwest::Response, ApiError> {
-        let url = self.at(segments, &[]);
+        let url = self.endpoint(segments, &[]);
         self.send(true, || {
             let request = self.request(Method::PUT, url.clone()).json(body);
             match instead_of {
@@ -331,32 +333,32 @@ impl Client {
         .await
     }
 
-    /// Takes something away.
+    /// Deletes a resource.
     pub(crate) async fn delete(
         &self,
         segments: &[&str],
         query: &[(&str, String)],
     ) -> Result<(), ApiError> {
-        let url = self.at(segments, query);
+        let url = self.endpoint(segments, query);
         self.send(true, || self.request(Method::DELETE, url.clone()))
             .await?;
         Ok(())
     }
 
-    /// Reads something that is not JSON, as it comes.
+    /// Gets a resource that is not JSON, as a stream.
     pub(crate) async fn stream(
         &self,
         segments: &[&str],
         query: &[(&str, String)],
     ) -> Result<Response, ApiError> {
-        let url = self.at(segments, query);
+        let url = self.endpoint(segments, query);
         self.send(true, || self.request(Method::GET, url.clone()))
             .await
     }
 }
 
-/// The certificates in a file.
-pub(crate) fn authorities(path: &Path) -> Result<Vec<reqwest::Certificate>, ConnectionError> {
+/// Loads the certificates in a PEM file.
+pub(crate) fn load_certificates(path: &Path) -> Result<Vec<reqwest::Certificate>, ConnectionError> {
     let fail = |source: Box<dyn std::error::Error + Send + Sync>| ConnectionError::Ca {
         path: path.display().to_string(),
         source,
@@ -364,28 +366,28 @@ pub(crate) fn authorities(path: &Path) -> Result<Vec<reqwest::Certificate>, Conn
     let pem = std::fs::read(path).map_err(|error| fail(error.into()))?;
     let found = reqwest::Certificate::from_pem_bundle(&pem).map_err(|error| fail(error.into()))?;
     if found.is_empty() {
-        return Err(fail("there is no certificate in it".into()));
+        return Err(fail("the file contains no certificate".into()));
     }
     Ok(found)
 }
 
-/// What the server says of a request that it does not carry out.
-async fn refused(answer: Response) -> ApiError {
-    let status = answer.status();
-    let retry_after = answer
+/// Converts an error response of the server.
+async fn response_error(response: Response) -> ApiError {
+    let status = response.status();
+    let retry_after = response
         .headers()
         .get(header::RETRY_AFTER)
         .and_then(|value| value.to_str().ok()?.parse().ok())
         .map(Duration::from_secs);
-    let url = answer.url().clone();
-    let text = problem_text(answer).await;
+    let url = response.url().clone();
+    let text = read_problem(response).await;
     match serde_json::from_str::<Problem>(&text) {
         Ok(problem) => ApiError::Refused {
             status,
             problem,
             retry_after,
         },
-        Err(_) => ApiError::Strange {
+        Err(_) => ApiError::UnexpectedResponse {
             status,
             url,
             retry_after,
@@ -393,19 +395,19 @@ async fn refused(answer: Response) -> ApiError {
     }
 }
 
-async fn problem_text(mut answer: Response) -> String {
+async fn read_problem(mut response: Response) -> String {
     let mut bytes = Vec::new();
-    while let Ok(Some(chunk)) = answer.chunk().await {
+    while let Ok(Some(chunk)) = response.chunk().await {
         bytes.extend_from_slice(&chunk);
-        if bytes.len() > LONGEST_PROBLEM {
+        if bytes.len() > MAX_PROBLEM {
             break;
         }
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Whether a status says that the same request may do better later.
-fn is_passing(status: StatusCode) -> bool {
+/// Returns `true` for a status after which the same request may succeed later.
+fn is_transient(status: StatusCode) -> bool {
     matches!(
         status,
         StatusCode::TOO_MANY_REQUESTS

@@ -1,23 +1,23 @@
-//! When to ask again, and after how long. Pure but for the dice and the clock that is handed in.
+//! Retry policy and backoff of requests. Pure except for randomness and the clock.
 
 use std::time::{Duration, Instant};
 
-use super::{ApiError, is_passing};
+use super::{ApiError, is_transient};
 
-/// Longest single wait.
-const LONGEST: Duration = Duration::from_secs(10);
+/// Maximum delay between two tries.
+const MAX_DELAY: Duration = Duration::from_secs(10);
 
-/// How long a request is tried.
+/// Retry policy of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Retry {
-    /// From the first failure on.
+    /// Total time for retries, from the first failure on.
     pub(crate) total: Duration,
-    /// The first wait; each next one is twice as long.
+    /// First delay; each further delay doubles.
     pub(crate) first: Duration,
 }
 
 impl Default for Retry {
-    /// For a person who waits.
+    /// Returns the policy for interactive commands.
     fn default() -> Self {
         Self {
             total: Duration::from_secs(8),
@@ -27,15 +27,15 @@ impl Default for Retry {
 }
 
 impl Retry {
-    /// For what is under way and must not end with a server that starts again.
+    /// Policy for long operations that must survive a restart of the server.
     pub(crate) const PATIENT: Self = Self {
         total: Duration::from_secs(600),
         first: Duration::from_millis(250),
     };
 
-    /// The waits of one request.
-    pub(crate) fn begin(self) -> Waits {
-        Waits {
+    /// Starts the backoff of one request.
+    pub(crate) fn start(self) -> Backoff {
+        Backoff {
             retry: self,
             since: None,
             next: self.first,
@@ -43,44 +43,44 @@ impl Retry {
     }
 }
 
-/// The waits of one request so far.
+/// Backoff state of one request.
 #[derive(Debug)]
-pub(crate) struct Waits {
+pub(crate) struct Backoff {
     retry: Retry,
     since: Option<Instant>,
     next: Duration,
 }
 
-impl Waits {
-    /// How long to wait after `error`; nothing where asking again is of no use, or could do something twice.
-    pub(crate) fn after(&mut self, error: &ApiError, repeatable: bool) -> Option<Duration> {
-        let again = match error {
+impl Backoff {
+    /// Returns the delay after `error`; `None` if a retry is useless or could have an effect twice.
+    pub(crate) fn delay_after(&mut self, error: &ApiError, repeatable: bool) -> Option<Duration> {
+        let retryable = match error {
             ApiError::Unreachable { unsent, .. } => repeatable || *unsent,
-            // A server that says this has done nothing.
-            ApiError::Refused { status, .. } | ApiError::Strange { status, .. } => {
-                is_passing(*status) && (repeatable || matches!(status.as_u16(), 429 | 503))
+            // 429 and 503 mean that the server has not processed the request.
+            ApiError::Refused { status, .. } | ApiError::UnexpectedResponse { status, .. } => {
+                is_transient(*status) && (repeatable || matches!(status.as_u16(), 429 | 503))
             }
             ApiError::Untrusted { .. }
-            | ApiError::CutOff { .. }
-            | ApiError::NotUnderstood { .. }
+            | ApiError::EmptyStream { .. }
+            | ApiError::InvalidResponse { .. }
             | ApiError::File(_) => false,
         };
-        if !again {
+        if !retryable {
             return None;
         }
-        self.next(error.retry_after())
+        self.next_delay(error.retry_after())
     }
 
-    /// How long to wait now, or as long as was `asked` for; nothing once it took too long.
-    pub(crate) fn next(&mut self, asked: Option<Duration>) -> Option<Duration> {
+    /// Returns the next delay, or the `requested` one; `None` if the total time is used up.
+    pub(crate) fn next_delay(&mut self, requested: Option<Duration>) -> Option<Duration> {
         let since = *self.since.get_or_insert_with(Instant::now);
-        let dice = 0.75 + 0.5 * rand::random::<f64>();
-        let wait = asked.unwrap_or_else(|| self.next.mul_f64(dice));
-        self.next = (self.next * 2).min(LONGEST);
+        let jitter = 0.75 + 0.5 * rand::random::<f64>();
+        let wait = requested.unwrap_or_else(|| self.next.mul_f64(jitter));
+        self.next = (self.next * 2).min(MAX_DELAY);
         (since.elapsed() + wait <= self.retry.total).then_some(wait)
     }
 
-    /// It went well: the next failure is a first one.
+    /// Resets the backoff after a success.
     pub(crate) fn reset(&mut self) {
         self.since = None;
         self.next = self.retry.first;

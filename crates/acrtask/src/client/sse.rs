@@ -1,56 +1,57 @@
-//! Server-sent events, from bytes as they come. Pure.
+//! Incremental parser for server-sent events. Pure.
 //!
-//! Invariants: however the bytes are cut, the same events come out; what is not ended by an empty line is no event.
+//! Invariants: the events do not depend on how the bytes are split. An event counts only when its
+//! empty line has arrived.
 
-/// Longest event that is taken, in bytes: an event of a run holds at most 64 KiB of output.
-const LONGEST: usize = 16 << 20;
+/// Maximum size of an event in bytes; a run's event contains at most 64 KiB of output.
+const MAX_EVENT: usize = 16 << 20;
 
-/// One event.
+/// Server-sent event.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Message {
-    /// Its kind; empty where none was told.
+    /// Event type; empty if the event has none.
     pub(crate) event: String,
-    /// Its id, where it has one.
+    /// Event id; `None` if the event has none.
     pub(crate) id: Option<String>,
-    /// What it holds.
+    /// Data, with lines joined by line feeds.
     pub(crate) data: String,
 }
 
-/// An event that is longer than any of a run.
+/// Error for an event that is longer than [`MAX_EVENT`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("an event of more than {LONGEST} bytes")]
+#[error("an event of more than {MAX_EVENT} bytes")]
 pub(crate) struct TooLong;
 
-/// What has come so far.
+/// State of the parser.
 #[derive(Debug, Default)]
 pub(crate) struct Parser {
-    /// Of a line that has no end yet.
+    /// Bytes of the current line.
     line: Vec<u8>,
-    /// A carriage return came last: a line feed behind it ends the same line.
+    /// Set after a carriage return; a line feed then belongs to the same line break.
     after_return: bool,
     message: Message,
     has_data: bool,
 }
 
 impl Parser {
-    /// Takes in `bytes`, and gives what they completed to `each`.
+    /// Parses `bytes` and passes each completed event to `each`.
     pub(crate) fn feed(
         &mut self,
         bytes: &[u8],
         mut each: impl FnMut(Message),
     ) -> Result<(), TooLong> {
         for &byte in bytes {
-            let ends_the_same = byte == b'\n' && self.after_return;
+            let is_same_break = byte == b'\n' && self.after_return;
             self.after_return = byte == b'\r';
-            if ends_the_same {
+            if is_same_break {
                 continue;
             }
             if byte == b'\n' || byte == b'\r' {
-                if let Some(message) = self.end_of_line() {
+                if let Some(message) = self.finish_line() {
                     each(message);
                 }
             } else {
-                if self.line.len() + self.message.data.len() >= LONGEST {
+                if self.line.len() + self.message.data.len() >= MAX_EVENT {
                     return Err(TooLong);
                 }
                 self.line.push(byte);
@@ -59,7 +60,7 @@ impl Parser {
         Ok(())
     }
 
-    fn end_of_line(&mut self) -> Option<Message> {
+    fn finish_line(&mut self) -> Option<Message> {
         let line = String::from_utf8_lossy(&self.line).into_owned();
         self.line.clear();
         if line.is_empty() {
@@ -67,7 +68,7 @@ impl Parser {
             let complete = std::mem::take(&mut self.has_data) || !message.event.is_empty();
             return complete.then_some(message);
         }
-        // A colon at the beginning makes a comment: the connection is kept alive with it.
+        // A line that starts with a colon is a comment, which keeps the connection alive.
         let (field, value) = line.split_once(':').unwrap_or((&line, ""));
         let value = value.strip_prefix(' ').unwrap_or(value);
         match field {
@@ -92,7 +93,7 @@ mod tests {
 
     use super::*;
 
-    fn parsed(parts: &[&[u8]]) -> Vec<Message> {
+    fn parse(parts: &[&[u8]]) -> Vec<Message> {
         let mut parser = Parser::default();
         let mut found = Vec::new();
         for part in parts {
@@ -110,10 +111,10 @@ mod tests {
     }
 
     #[test]
-    fn fields_comments_and_line_ends() {
+    fn fields_comments_and_line_breaks_are_parsed() {
         let text = b": hello\n\nid: 12\ndata: {\"a\":1}\n\nevent: end\r\ndata:x\r\ndata: y\r\n\r\nid: 3\rdata: z\r\rdata: cut";
         assert_eq!(
-            parsed(&[text]),
+            parse(&[text]),
             [
                 message("", Some("12"), "{\"a\":1}"),
                 message("end", None, "x\ny"),
@@ -123,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn what_never_ends_is_refused() {
+    fn endless_event_is_rejected() {
         let mut parser = Parser::default();
         let part = vec![b'x'; 1 << 20];
         let refused = (0..20).any(|_| parser.feed(&part, |_| ()).is_err());
@@ -131,9 +132,9 @@ mod tests {
     }
 
     proptest! {
-        /// However the bytes are cut.
+        /// The events do not depend on how the bytes are split.
         #[test]
-        fn cuts_change_nothing(
+        fn events_do_not_depend_on_chunks(
             events in prop::collection::vec(("[a-z]{0,5}", prop::option::of(0u64..1000), "[^\r\n\u{0}]{0,30}"), 0..8),
             cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
             end in prop::sample::select(vec!["\n", "\r\n", "\r"]),
@@ -154,8 +155,8 @@ mod tests {
             at.push(bytes.len());
             at.sort_unstable();
             let parts: Vec<&[u8]> = at.windows(2).map(|pair| &bytes[pair[0]..pair[1]]).collect();
-            let found = parsed(&parts);
-            prop_assert_eq!(&found, &parsed(&[bytes]));
+            let found = parse(&parts);
+            prop_assert_eq!(&found, &parse(&[bytes]));
             let wanted: Vec<Message> = events
                 .iter()
                 .map(|(event, id, data)| message(event, id.map(|id| id.to_string()).as_deref(), data))

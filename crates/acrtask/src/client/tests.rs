@@ -1,4 +1,4 @@
-//! The client against a server that does what servers and networks do.
+//! Tests of the client against mock servers and broken connections.
 
 use std::{
     sync::{
@@ -20,8 +20,8 @@ use wiremock::{
 };
 
 use super::{
-    events::{Events, Item},
-    upload::Packed,
+    events::{EventStream, StreamItem},
+    upload::PackedFile,
     *,
 };
 use crate::error::CliError;
@@ -47,7 +47,7 @@ fn problem(code: &str, message: &str) -> serde_json::Value {
 }
 
 #[test]
-fn addresses() {
+fn server_addresses_are_normalized_and_plaintext_is_rejected() {
     for (text, url) in [
         ("ci.example.com", "https://ci.example.com/"),
         ("https://ci.example.com:443/", "https://ci.example.com/"),
@@ -81,9 +81,9 @@ fn addresses() {
     assert!(far(true).is_ok());
 }
 
-/// What cannot stand in a path as it is.
+/// The name contains characters that need escaping in a path.
 #[tokio::test]
-async fn names_are_one_segment() {
+async fn name_with_slashes_is_one_path_segment() {
     let server = MockServer::start().await;
     Mock::given(path("/below/api/v1/tasks/team%2Fapp%3F%20.."))
         .and(header("authorization", "Bearer t0k3n"))
@@ -96,7 +96,7 @@ async fn names_are_one_segment() {
 }
 
 #[tokio::test]
-async fn what_is_refused_says_why_and_what_to_do() {
+async fn errors_have_message_help_and_exit_code() {
     let server = MockServer::start().await;
     for (at, status, body) in [
         (
@@ -109,7 +109,11 @@ async fn what_is_refused_says_why_and_what_to_do() {
             403,
             problem("forbidden", "the token may not `write`"),
         ),
-        ("missing", 404, problem("not-found", "there is no run x")),
+        (
+            "missing",
+            404,
+            problem("not-found", "the run x does not exist"),
+        ),
         ("broken", 500, problem("internal", "something broke")),
         ("odd", 418, json!("a teapot")),
     ] {
@@ -133,7 +137,7 @@ async fn what_is_refused_says_why_and_what_to_do() {
     insta::assert_snapshot!(text);
 }
 
-/// A redirect would take the token elsewhere.
+/// Following a redirect would send the token to another server.
 #[tokio::test]
 async fn redirects_are_not_followed() {
     let server = MockServer::start().await;
@@ -145,11 +149,11 @@ async fn redirects_are_not_followed() {
         .mount(&server)
         .await;
     let refused = client(&server.uri()).get::<()>(&["me"], &[]).await;
-    assert!(matches!(refused, Err(ApiError::Strange { .. })));
+    assert!(matches!(refused, Err(ApiError::UnexpectedResponse { .. })));
     assert!(elsewhere.received_requests().await.unwrap().is_empty());
 }
 
-/// Answers with each of these in turn, and with the last one from then on.
+/// Responder that returns each response in turn, and repeats the last one.
 struct InTurn(Vec<ResponseTemplate>, AtomicUsize);
 
 impl Respond for InTurn {
@@ -164,7 +168,7 @@ fn in_turn(answers: Vec<ResponseTemplate>) -> InTurn {
 }
 
 #[tokio::test]
-async fn a_server_that_is_busy_is_asked_again_when_it_says() {
+async fn busy_server_is_retried_after_its_delay() {
     let server = MockServer::start().await;
     let busy = ResponseTemplate::new(503)
         .insert_header("retry-after", "1")
@@ -174,14 +178,14 @@ async fn a_server_that_is_busy_is_asked_again_when_it_says() {
         .respond_with(in_turn(vec![busy.clone(), done]))
         .mount(&server)
         .await;
-    let begun = std::time::Instant::now();
+    let started = std::time::Instant::now();
     let made: serde_json::Value = client(&server.uri())
         .post(&["tokens"], &json!({}))
         .await
         .unwrap();
     assert_eq!(made["id"], "t");
-    assert!(begun.elapsed() >= Duration::from_secs(1));
-    // One that stays so is given up.
+    assert!(started.elapsed() >= Duration::from_secs(1));
+    // A server that stays busy is an error.
     let server = MockServer::start().await;
     Mock::given(method("GET"))
         .respond_with(busy)
@@ -199,31 +203,31 @@ async fn a_server_that_is_busy_is_asked_again_when_it_says() {
     assert_eq!(shown.exit().code(), 3);
 }
 
-/// A request that may have arrived is not sent again, unless the server would know it.
+/// A request that may have arrived is not repeated, unless it has an idempotency key.
 #[tokio::test]
-async fn nothing_is_made_twice() {
+async fn post_is_never_repeated() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let asked = Arc::new(AtomicUsize::new(0));
-    let counter = asked.clone();
+    let requests = Arc::new(AtomicUsize::new(0));
+    let counter = requests.clone();
     tokio::spawn(async move {
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut bytes = vec![0; 4096];
             let _ = stream.read(&mut bytes).await;
             counter.fetch_add(1, Ordering::SeqCst);
-            // Cut without an answer.
+            // Closes the connection without a response.
         }
     });
     let client = client(&url).retrying(Retry {
         total: Duration::from_millis(300),
         first: Duration::from_millis(20),
     });
-    let cut = client.post::<()>(&["tokens"], &json!({})).await;
-    assert!(matches!(cut, Err(ApiError::Unreachable { .. })));
-    assert_eq!(asked.load(Ordering::SeqCst), 1);
-    client.start(&["runs"], &json!({})).await.unwrap_err();
-    assert!(asked.load(Ordering::SeqCst) > 2);
+    let result = client.post::<()>(&["tokens"], &json!({})).await;
+    assert!(matches!(result, Err(ApiError::Unreachable { .. })));
+    assert_eq!(requests.load(Ordering::SeqCst), 1);
+    client.start_run(&["runs"], &json!({})).await.unwrap_err();
+    assert!(requests.load(Ordering::SeqCst) > 2);
 }
 
 fn context(received: u64, complete: bool) -> ResponseTemplate {
@@ -239,7 +243,7 @@ async fn upload(server: &MockServer) -> (Result<String, ApiError>, Vec<u64>) {
     let mut seen = Vec::new();
     let done = client(&server.uri())
         .upload(
-            &Packed {
+            &PackedFile {
                 path: file.path(),
                 size: 10,
                 digest: &digest,
@@ -250,7 +254,7 @@ async fn upload(server: &MockServer) -> (Result<String, ApiError>, Vec<u64>) {
     (done, seen)
 }
 
-async fn parts_of(server: &MockServer) -> Vec<(String, String)> {
+async fn received_parts(server: &MockServer) -> Vec<(String, String)> {
     let requests = server.received_requests().await.unwrap();
     requests
         .iter()
@@ -266,7 +270,7 @@ async fn parts_of(server: &MockServer) -> Vec<(String, String)> {
 }
 
 #[tokio::test]
-async fn an_upload_goes_up_in_parts_of_the_servers_size() {
+async fn upload_uses_the_servers_part_size() {
     let server = MockServer::start().await;
     Mock::given(method("POST"))
         .respond_with(context(0, false))
@@ -285,11 +289,11 @@ async fn an_upload_goes_up_in_parts_of_the_servers_size() {
     assert_eq!(seen, [0, 4, 8, 10]);
     let wanted = [("0", "0123"), ("4", "4567"), ("8", "89")];
     let wanted = wanted.map(|(offset, body)| (offset.to_owned(), body.to_owned()));
-    assert_eq!(parts_of(&server).await, wanted);
+    assert_eq!(received_parts(&server).await, wanted);
 }
 
 #[tokio::test]
-async fn what_the_server_has_is_not_sent() {
+async fn upload_is_skipped_if_the_server_has_the_bytes() {
     let server = MockServer::start().await;
     Mock::given(method("POST"))
         .respond_with(context(10, true))
@@ -297,12 +301,13 @@ async fn what_the_server_has_is_not_sent() {
         .await;
     let (done, _) = upload(&server).await;
     assert_eq!(done.unwrap(), "c1");
-    assert!(parts_of(&server).await.is_empty());
+    assert!(received_parts(&server).await.is_empty());
 }
 
-/// A part arrived, and its answer did not: the server refuses the repetition and says where it stands.
+/// A part arrived, but its response was lost. The server rejects the repetition and returns the
+/// offset.
 #[tokio::test]
-async fn an_upload_goes_on_from_where_the_server_says() {
+async fn upload_resumes_at_the_servers_offset() {
     let server = MockServer::start().await;
     Mock::given(method("POST"))
         .respond_with(context(0, false))
@@ -324,13 +329,13 @@ async fn an_upload_goes_on_from_where_the_server_says() {
         .await;
     let (done, _) = upload(&server).await;
     assert_eq!(done.unwrap(), "c1");
-    let parts = parts_of(&server).await;
+    let parts = received_parts(&server).await;
     assert_eq!(parts.last().unwrap(), &("8".to_owned(), "89".to_owned()));
 }
 
-/// An upload that the server has forgotten is begun anew, and not for ever.
+/// An upload that the server lost starts again, a limited number of times.
 #[tokio::test]
-async fn an_upload_that_was_lost_is_begun_anew() {
+async fn lost_upload_starts_again() {
     let server = MockServer::start().await;
     let gone = ResponseTemplate::new(404).set_body_json(problem("not-found", "no such context"));
     Mock::given(method("POST"))
@@ -359,24 +364,24 @@ fn event(n: u32) -> String {
         .to_string()
 }
 
-fn follow(url: &str) -> Events {
+fn follow(url: &str) -> EventStream {
     client(url)
         .events(&RunId::new("r1").unwrap())
         .retrying(QUICK)
 }
 
-/// Everything that comes, as words.
-async fn all(mut events: Events) -> Vec<String> {
+/// Collects the whole stream as short texts.
+async fn collect(mut events: EventStream) -> Vec<String> {
     let mut seen = Vec::new();
     loop {
         match events.next().await.unwrap() {
-            Item::Event(event) => match event.kind {
+            StreamItem::Event(event) => match event.kind {
                 acrtask_model::EventKind::Progress { message } => seen.push(message),
                 other => panic!("{other:?}"),
             },
-            Item::Attempt(attempt) => seen.push(format!("attempt {attempt}")),
-            Item::Cut(_) => seen.push("cut".into()),
-            Item::End => return seen,
+            StreamItem::Attempt(attempt) => seen.push(format!("attempt {attempt}")),
+            StreamItem::Disconnected(_) => seen.push("cut".into()),
+            StreamItem::End => return seen,
         }
         assert!(seen.len() < 1000, "{seen:?}");
     }
@@ -386,10 +391,10 @@ fn sse(text: &str) -> ResponseTemplate {
     ResponseTemplate::new(200).set_body_raw(text.to_owned(), "text/event-stream")
 }
 
-/// The connection is cut in the middle of an event, the server is away for a moment, and then it goes on behind the
-/// last whole event, of the same attempt.
+/// The connection ends in the middle of an event, and the server is unavailable for a moment. The
+/// stream then continues behind the last complete event of the same attempt.
 #[tokio::test]
-async fn events_go_on_after_a_cut() {
+async fn stream_continues_after_an_interruption() {
     let server = MockServer::start().await;
     let (one, two, three) = (event(1), event(2), event(3));
     Mock::given(query_param("offset", "0"))
@@ -410,13 +415,13 @@ async fn events_go_on_after_a_cut() {
         .mount(&server)
         .await;
     assert_eq!(
-        all(follow(&server.uri())).await,
+        collect(follow(&server.uri())).await,
         ["1", "2", "cut", "cut", "3"]
     );
 }
 
 #[tokio::test]
-async fn another_attempt_begins_the_log_anew() {
+async fn new_attempt_restarts_the_stream() {
     let server = MockServer::start().await;
     let (one, two) = (event(1), event(2));
     Mock::given(query_param("offset", "0"))
@@ -430,12 +435,15 @@ async fn another_attempt_begins_the_log_anew() {
         .respond_with(sse("event: end\ndata: {}\n\n"))
         .mount(&server)
         .await;
-    assert_eq!(all(follow(&server.uri())).await, ["1", "attempt 2", "2"]);
+    assert_eq!(
+        collect(follow(&server.uri())).await,
+        ["1", "attempt 2", "2"]
+    );
 }
 
-/// Answers that end before anything came are not asked for in a hurry, and not for ever.
+/// Empty responses are retried slowly, and a limited number of times.
 #[tokio::test]
-async fn a_server_that_ends_each_answer_at_once_is_given_up() {
+async fn server_with_empty_streams_is_given_up() {
     let server = MockServer::start().await;
     Mock::given(method("GET"))
         .respond_with(sse(""))
@@ -447,17 +455,17 @@ async fn a_server_that_ends_each_answer_at_once_is_given_up() {
     });
     let refused = loop {
         match events.next().await {
-            Ok(Item::Cut(_)) => {}
+            Ok(StreamItem::Disconnected(_)) => {}
             Ok(other) => panic!("{other:?}"),
             Err(error) => break error,
         }
     };
-    assert!(matches!(refused, ApiError::CutOff { .. }));
+    assert!(matches!(refused, ApiError::EmptyStream { .. }));
     assert!(server.received_requests().await.unwrap().len() < 12);
 }
 
 #[tokio::test]
-async fn a_run_that_is_not_there_is_not_waited_for() {
+async fn missing_run_is_an_error_at_once() {
     let server = MockServer::start().await;
     Mock::given(method("GET"))
         .respond_with(ResponseTemplate::new(404).set_body_json(problem("not-found", "no run r1")))
@@ -467,11 +475,11 @@ async fn a_run_that_is_not_there_is_not_waited_for() {
     assert!(events.next().await.unwrap_err().is_not_found());
 }
 
-/// The stream is cut at every byte in turn: each event comes once and in order all the same.
+/// The stream is interrupted at every byte in turn: each event still arrives once and in order.
 #[tokio::test]
-async fn wherever_the_stream_is_cut_nothing_is_lost_or_told_twice() {
+async fn interruption_at_any_byte_loses_and_repeats_nothing() {
     let lines: Vec<String> = (0..3).map(event).collect();
-    let whole = |from: usize| {
+    let stream_from = |from: usize| {
         let mut text = String::from(": alive\n\n");
         if from == 0 {
             text += "event: attempt\nid: 0\ndata: {\"attempt\":1}\n\n";
@@ -481,12 +489,12 @@ async fn wherever_the_stream_is_cut_nothing_is_lost_or_told_twice() {
         }
         text + "event: end\ndata: {}\n\n"
     };
-    let length = whole(0).len();
+    let length = stream_from(0).len();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let cut_at = Arc::new(AtomicUsize::new(0));
     let cut = cut_at.clone();
-    let texts: Vec<String> = (0..=3).map(whole).collect();
+    let texts: Vec<String> = (0..=3).map(stream_from).collect();
     tokio::spawn(async move {
         loop {
             let (mut stream, _) = listener.accept().await.unwrap();
@@ -496,7 +504,7 @@ async fn wherever_the_stream_is_cut_nothing_is_lost_or_told_twice() {
             let offset = request.split("offset=").nth(1).unwrap();
             let offset: usize = offset[..1].parse().unwrap();
             let text = &texts[offset];
-            // The first answer is cut, the next ones are whole.
+            // The first response is truncated, the next ones are complete.
             let end = cut.swap(usize::MAX, Ordering::SeqCst).min(text.len());
             let head = format!(
                 "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
@@ -508,19 +516,19 @@ async fn wherever_the_stream_is_cut_nothing_is_lost_or_told_twice() {
     });
     for at in 0..length {
         cut_at.store(at, Ordering::SeqCst);
-        let seen = all(follow(&url)).await;
-        let told: Vec<&str> = seen
+        let seen = collect(follow(&url)).await;
+        let events: Vec<&str> = seen
             .iter()
             .map(String::as_str)
             .filter(|word| *word != "cut")
             .collect();
-        assert_eq!(told, ["0", "1", "2"], "cut at {at}");
+        assert_eq!(events, ["0", "1", "2"], "cut at {at}");
     }
 }
 
-/// A certificate that nobody here trusts is told as that, at once, and without an answer having been read.
+/// An untrusted certificate is reported as such, without a retry and before any response is read.
 #[tokio::test]
-async fn a_server_that_is_not_trusted_is_not_asked_again() {
+async fn untrusted_server_is_not_retried() {
     use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
     acrtask_registry::install_crypto_provider();
     let own = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
@@ -535,8 +543,8 @@ async fn a_server_that_is_not_trusted_is_not_asked_again() {
         "https://localhost:{}",
         listener.local_addr().unwrap().port()
     );
-    let asked = Arc::new(AtomicUsize::new(0));
-    let counter = asked.clone();
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counter = connections.clone();
     tokio::spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
@@ -556,8 +564,8 @@ async fn a_server_that_is_not_trusted_is_not_asked_again() {
     });
     let refused = client(&url).get::<u32>(&["me"], &[]).await.unwrap_err();
     assert!(matches!(refused, ApiError::Untrusted { .. }), "{refused:?}");
-    assert_eq!(asked.load(Ordering::SeqCst), 1);
-    // The same server is spoken to where its authority is named.
+    assert_eq!(connections.load(Ordering::SeqCst), 1);
+    // With its authority in --ca, the server is trusted.
     let ca = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(ca.path(), own.cert.pem()).unwrap();
     let trusting = Client::new(&Connection {

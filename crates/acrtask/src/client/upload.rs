@@ -1,4 +1,5 @@
-//! Uploads of contexts: in parts, from where the server says, and not at all where it has the same bytes.
+//! Uploads of contexts in parts. An upload resumes at the offset of the server, and is skipped if
+//! the server has the same bytes.
 
 use std::path::Path;
 
@@ -9,31 +10,32 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use super::{ApiError, Client, retry::Retry};
 
-/// Bytes that are sent at once, where the server takes so many.
-const PART: u64 = 8 << 20;
-/// Uploads that are begun anew, where the server lost one or found its bytes to be others.
-const BEGINNINGS: u32 = 3;
+/// Maximum size of a part in bytes, if the server allows it.
+const MAX_PART: u64 = 8 << 20;
+/// Maximum number of uploads after the server lost one or rejected its digest.
+const MAX_UPLOADS: u32 = 3;
 
-/// A file that is to be a context.
+/// File to upload as a context.
 #[derive(Debug)]
-pub(crate) struct Packed<'a> {
-    /// Where it is.
+pub(crate) struct PackedFile<'a> {
+    /// Path of the file.
     pub(crate) path: &'a Path,
-    /// Its bytes.
+    /// Size in bytes.
     pub(crate) size: u64,
-    /// Their digest.
+    /// Digest of the content.
     pub(crate) digest: &'a Digest,
 }
 
 impl Client {
-    /// Uploads `file` and gives back its id. `progress` is told the bytes that the server has.
+    /// Uploads `file` and returns its id. Calls `progress` with the number of bytes that the server
+    /// has.
     pub(crate) async fn upload(
         &self,
-        file: &Packed<'_>,
+        file: &PackedFile<'_>,
         mut progress: impl FnMut(u64),
     ) -> Result<String, ApiError> {
         let patient = self.clone().retrying(Retry::PATIENT);
-        let mut beginnings = 0;
+        let mut uploads = 0;
         loop {
             let mut context: Context = patient
                 .post(
@@ -49,36 +51,40 @@ impl Client {
                 if context.complete {
                     return Ok(context.id);
                 }
-                match patient.part(file, &context).await {
+                match patient.send_part(file, &context).await {
                     Ok(next) => context = next,
                     Err(error) => break error,
                 }
             };
-            beginnings += 1;
+            uploads += 1;
             let lost = matches!(
                 error.status(),
                 Some(StatusCode::NOT_FOUND | StatusCode::GONE)
             );
-            if !lost || beginnings == BEGINNINGS {
+            if !lost || uploads == MAX_UPLOADS {
                 return Err(error);
             }
         }
     }
 
-    /// Sends the next part; what comes back says where the one after it begins.
-    async fn part(&self, file: &Packed<'_>, context: &Context) -> Result<Context, ApiError> {
-        let most = if context.part_limit == 0 {
-            PART
+    /// Sends the next part. The returned context contains the offset of the following part.
+    async fn send_part(
+        &self,
+        file: &PackedFile<'_>,
+        context: &Context,
+    ) -> Result<Context, ApiError> {
+        let limit = if context.part_limit == 0 {
+            MAX_PART
         } else {
-            context.part_limit.min(PART)
+            context.part_limit.min(MAX_PART)
         };
-        let length = most.min(file.size.saturating_sub(context.received));
+        let length = limit.min(file.size.saturating_sub(context.received));
         let bytes = bytes::Bytes::from(
-            read(file.path, context.received, length)
+            read_range(file.path, context.received, length)
                 .await
                 .map_err(ApiError::File)?,
         );
-        let url = self.at(&["contexts", &context.id], &[]);
+        let url = self.endpoint(&["contexts", &context.id], &[]);
         let sent = self
             .send(true, || {
                 self.request(Method::PATCH, url.clone())
@@ -88,8 +94,8 @@ impl Client {
             })
             .await;
         match sent {
-            Ok(answer) => self.json(answer).await,
-            // A part that arrived, but whose answer did not: the server says where it stands.
+            Ok(response) => self.parse_json(response).await,
+            // The part arrived, but its response was lost: ask the server for the current offset.
             Err(error) if error.status() == Some(StatusCode::CONFLICT) => {
                 let now: Context = self.get(&["contexts", &context.id], &[]).await?;
                 if now.received == context.received && !now.complete {
@@ -102,7 +108,7 @@ impl Client {
     }
 }
 
-async fn read(path: &Path, offset: u64, length: u64) -> std::io::Result<Vec<u8>> {
+async fn read_range(path: &Path, offset: u64, length: u64) -> std::io::Result<Vec<u8>> {
     let mut file = tokio::fs::File::open(path).await?;
     file.seek(std::io::SeekFrom::Start(offset)).await?;
     let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];

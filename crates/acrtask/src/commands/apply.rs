@@ -1,4 +1,4 @@
-//! `acrtask task apply`: makes the server's tasks what files say.
+//! `acrtask task apply`: creates and changes a server's tasks from files.
 
 use std::path::Path;
 
@@ -8,44 +8,44 @@ use serde::Serialize;
 
 use super::{
     remote::{block_on, client, print_json},
-    task::terminal_width,
+    task_file::terminal_width,
 };
 use crate::{
-    args::{PathOrStdin, server::ListOutput, stored::ApplyArgs},
+    args::{PathOrStdin, server::ListOutput, task::ApplyArgs},
     client::{ApiError, Client},
-    declare::{self, Declared, DeclaredTask},
     error::CliError,
     exit::Exit,
     render::{style::Style, table},
+    task_files::{self, TaskDocument, TaskFiles},
 };
 
-/// What became of a task.
+/// Outcome for a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Done {
+enum Outcome {
     Created,
     Updated,
     Unchanged,
     Failed,
 }
 
-/// A task and what became of it.
+/// Task and its outcome.
 #[derive(Debug, Serialize)]
 struct Applied {
     name: String,
     file: String,
     line: usize,
-    result: Done,
+    result: Outcome,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     help: Option<String>,
 }
 
-/// Creates and changes tasks as files say. One that is refused keeps none of the others from it.
+/// Creates and changes tasks as defined in files. An error in one task does not stop the others.
 pub(crate) fn apply(args: &ApplyArgs, stderr: Style, stdout: Style) -> Result<Exit, CliError> {
-    let declared = read(&args.file)?;
-    say_all(&declare::shown(
+    let declared = read_files(&args.file)?;
+    super::remote::write_error(&task_files::render_problems(
         &declared,
         stderr.is_colored(),
         terminal_width(),
@@ -54,20 +54,20 @@ pub(crate) fn apply(args: &ApplyArgs, stderr: Style, stdout: Style) -> Result<Ex
     let applied = block_on(async {
         let mut applied = Vec::new();
         for task in &declared.tasks {
-            applied.push(one(&client, task).await?);
+            applied.push(apply_task(&client, task).await?);
         }
         Ok(applied)
     })?;
-    refusals(&applied, stderr);
+    print_rejections(&applied, stderr);
     match args.output.output {
         ListOutput::Json => print_json(&applied)?,
         ListOutput::Text => {
             let rows = applied.iter().map(|task| {
                 let result = match task.result {
-                    Done::Created => stdout.good("created"),
-                    Done::Updated => stdout.good("updated"),
-                    Done::Unchanged => stdout.dim("unchanged"),
-                    Done::Failed => stdout.bad("failed"),
+                    Outcome::Created => stdout.good("created"),
+                    Outcome::Updated => stdout.good("updated"),
+                    Outcome::Unchanged => stdout.dim("unchanged"),
+                    Outcome::Failed => stdout.bad("failed"),
                 };
                 vec![
                     task.name.clone(),
@@ -75,50 +75,59 @@ pub(crate) fn apply(args: &ApplyArgs, stderr: Style, stdout: Style) -> Result<Ex
                     format!("{}:{}", task.file, task.line),
                 ]
             });
-            let text = table::list(
+            let text = table::render_list(
                 &["TASK", "RESULT", "FILE"],
                 rows.collect(),
-                "there are no tasks in these files",
+                "no tasks in these files",
                 stdout,
             );
             super::print(text.as_bytes())?
         }
     };
-    let whole = declared.is_whole() && applied.iter().all(|task| task.result != Done::Failed);
-    Ok(if whole { Exit::Succeeded } else { Exit::Usage })
+    let complete =
+        declared.is_complete() && applied.iter().all(|task| task.result != Outcome::Failed);
+    Ok(if complete {
+        Exit::Succeeded
+    } else {
+        Exit::Usage
+    })
 }
 
-fn read(files: &[PathOrStdin]) -> Result<Declared, CliError> {
-    let mut all = Declared::default();
+fn read_files(files: &[PathOrStdin]) -> Result<TaskFiles, CliError> {
+    let mut all = TaskFiles::default();
     for file in files {
         match file {
             PathOrStdin::Stdin => {
                 let text = std::io::read_to_string(std::io::stdin()).map_err(|error| {
                     CliError::usage("cannot read standard input").because(&error)
                 })?;
-                all.read("<stdin>", &text);
+                all.add_text("<stdin>", &text);
             }
             PathOrStdin::Path(path) if path.is_dir() => {
-                all.add(declare::folder(path, path));
+                all.add(task_files::read_folder(path, path));
             }
             PathOrStdin::Path(path) => {
                 if !path.exists() {
-                    return Err(CliError::usage(format!("there is no {}", path.display())));
+                    return Err(CliError::usage(format!(
+                        "{} does not exist",
+                        path.display()
+                    )));
                 }
-                all.read_file(path, &path.display().to_string());
+                all.add_file(path, &path.display().to_string());
             }
         }
     }
     Ok(all)
 }
 
-/// What the server makes of one task. An error only where it cannot be reached.
-async fn one(client: &Client, task: &DeclaredTask) -> Result<Applied, CliError> {
-    let (result, error, help) = match put(client, task).await {
+/// Applies one task. A rejection by the server is part of the result; only an unreachable server is
+/// an error.
+async fn apply_task(client: &Client, task: &TaskDocument) -> Result<Applied, CliError> {
+    let (result, error, help) = match put_task(client, task).await {
         Ok(done) => (done, None, None),
         Err(ApiError::Refused {
             status, problem, ..
-        }) if status.is_client_error() => (Done::Failed, Some(problem.message), problem.help),
+        }) if status.is_client_error() => (Outcome::Failed, Some(problem.message), problem.help),
         Err(error) => return Err(error.into()),
     };
     Ok(Applied {
@@ -131,27 +140,27 @@ async fn one(client: &Client, task: &DeclaredTask) -> Result<Applied, CliError> 
     })
 }
 
-async fn put(client: &Client, task: &DeclaredTask) -> Result<Done, ApiError> {
+async fn put_task(client: &Client, task: &TaskDocument) -> Result<Outcome, ApiError> {
     let name = task.definition.name.as_str();
     let before: Task = match client.get(&["tasks", name], &[]).await {
         Ok(before) => before,
         Err(error) if error.is_not_found() => {
             let _: Task = client.post(&["tasks"], &task.definition).await?;
-            return Ok(Done::Created);
+            return Ok(Outcome::Created);
         }
         Err(error) => return Err(error),
     };
     if before.definition == task.definition {
-        return Ok(Done::Unchanged);
+        return Ok(Outcome::Unchanged);
     }
     client
         .put(&["tasks", name], Some(before.generation), &task.definition)
         .await?;
-    Ok(Done::Updated)
+    Ok(Outcome::Updated)
 }
 
-/// Shows what the server refused where it stands in its file.
-fn refusals(applied: &[Applied], stderr: Style) {
+/// Prints the server's rejections at the positions of the tasks in their files.
+fn print_rejections(applied: &[Applied], stderr: Style) {
     for task in applied {
         let Some(error) = &task.error else { continue };
         let source = acrtask_spec::TaskSource {
@@ -161,29 +170,29 @@ fn refusals(applied: &[Applied], stderr: Style) {
         let mut diagnostic =
             Diagnostic::error("refused", format!("the task `{}`: {error}", task.name));
         if !source.text.is_empty() {
-            let span = line_of(&source.text, task.line);
+            let span = content_span(&source.text, task.line);
             diagnostic = diagnostic.at(span, "this task");
         }
         if let Some(help) = &task.help {
             diagnostic = diagnostic.help(help.clone());
         }
-        super::task::tell(&source, &[diagnostic], stderr);
+        super::task_file::print_diagnostics(&source, &[diagnostic], stderr);
     }
 }
 
-/// The bytes of the first line from `line` on that says something.
-fn line_of(text: &str, line: usize) -> std::ops::Range<usize> {
+/// Returns the bytes of the first line from `line` on that is not blank, a comment or a separator.
+fn content_span(text: &str, line: usize) -> std::ops::Range<usize> {
     let mut at = 0;
     for (number, piece) in text.split_inclusive('\n').enumerate() {
-        let said = piece.trim();
-        if number + 1 >= line && !said.is_empty() && !said.starts_with('#') && said != "---" {
+        let content = piece.trim();
+        if number + 1 >= line
+            && !content.is_empty()
+            && !content.starts_with('#')
+            && content != "---"
+        {
             return at..at + piece.trim_end().len();
         }
         at += piece.len();
     }
     0..0
-}
-
-fn say_all(text: &str) {
-    super::remote::write_error(text);
 }

@@ -1,14 +1,14 @@
-//! `acrtask runs approve`: a stranger's commit may have what the task has.
+//! `acrtask runs approve`: approves the commits of pull requests from forks.
 
 use acrtask_api::{
     run::{Approval, Run},
     spec::ContextSource,
 };
 
-use super::remote::{block_on, client, say};
-use crate::{args::webhooks::ApproveArgs, error::CliError, exit::Exit};
+use super::remote::{block_on, client, print_message};
+use crate::{args::runs::ApproveArgs, error::CliError, exit::Exit};
 
-/// Approves the commits of some runs.
+/// Approves the commits of the given runs.
 pub(crate) fn approve(args: &ApproveArgs) -> Result<Exit, CliError> {
     let client = client(&args.server)?;
     block_on(async {
@@ -17,38 +17,40 @@ pub(crate) fn approve(args: &ApproveArgs) -> Result<Exit, CliError> {
             match before.approval {
                 Some(Approval::Pending) => {}
                 Some(Approval::Approved) => {
-                    let by = before.approved_by.as_deref().unwrap_or("somebody");
-                    say(&format!("run {id} is approved already, by {by}"));
+                    let by = before.approved_by.as_deref().unwrap_or("an unknown user");
+                    print_message(&format!("run {id} is already approved, by {by}"));
                     continue;
                 }
                 None => {
                     return Err(CliError::usage(format!(
-                        "run {id} needs no approval: it is not of a commit from another repository"
+                        "run {id} needs no approval: its commit is not from a fork"
                     ))
-                    .help(format!("`acrtask runs why {id}` says what it waits for")));
+                    .help(format!(
+                        "see what it waits for with `acrtask runs why {id}`"
+                    )));
                 }
             }
-            say(&format!("run {id} is{}", of_commit(&before)));
+            print_message(&format!("run {id} is{}", describe_commit(&before)));
             let run: Run = client
                 .post(&["runs", id.as_str(), "approve"], &serde_json::json!({}))
                 .await?;
-            say(&format!("approved run {}", run.id));
+            print_message(&format!("approved run {}", run.id));
         }
         Ok(Exit::Succeeded)
     })
 }
 
-/// What an approval is for: the commit, and the names that its author gave it.
-fn of_commit(run: &Run) -> String {
-    let mut of = match &run.spec.context {
+/// Describes the commit of an approval, with the names that its author chose.
+fn describe_commit(run: &Run) -> String {
+    let mut text = match &run.spec.context {
         ContextSource::Url {
             commit: Some(commit),
             ..
         } => format!(" of the commit {commit}"),
-        _ => " of a commit from another repository".to_owned(),
+        _ => " of a commit from a fork".to_owned(),
     };
-    if let Some(revision) = run.spec.facts.revision() {
-        of.push_str(&format!(", {revision}"));
+    if let Some(revision) = run.spec.variables.revision() {
+        text.push_str(&format!(", {revision}"));
     }
-    of
+    text
 }

@@ -1,11 +1,11 @@
-//! `acrtask backup` and `acrtask restore`: one archive of the database, the blobs and the key file of
-//! a server with SQLite.
+//! `acrtask backup` and `acrtask restore`: one archive of a SQLite server's database, blobs and key
+//! file.
 //!
-//! Invariants: an archive appears under its name when it is complete; every blob that the copied
-//! database names is in it, because a server writes a blob before it names it, and blobs are archived
-//! both before and after the database is copied; an archive without its last entry, the manifest, is
-//! refused, and a restore leaves no half-written folder that a server would start with. Left out:
-//! PostgreSQL and object stores, which have means of their own.
+//! Invariants: an archive gets its final name only when it is complete. It contains every blob that
+//! the copied database refers to: a server writes a blob before the reference, and blobs are
+//! archived both before and after the database is copied. A restore rejects an archive without its
+//! last entry, the manifest, and leaves no partial folder that a server would start with.
+//! PostgreSQL and object stores are left out, because they have their own tools.
 
 use std::{
     collections::HashSet,
@@ -20,7 +20,7 @@ use tar::{Archive, Builder, EntryType, Header};
 
 use super::{
     remote::block_on,
-    serve::{DataPaths, local_blobs},
+    serve::{DataPaths, local_blob_folder},
 };
 use crate::{
     args::backup::{BackupArgs, RestoreArgs},
@@ -28,29 +28,29 @@ use crate::{
     exit::Exit,
 };
 
-/// Names in an archive and in a data folder.
+/// Names of the entries in an archive and in a data folder.
 const DATABASE: &str = "acrtask.db";
 const BLOBS: &str = "blobs";
 const KEY: &str = "key";
-/// The last entry of an archive.
+/// Name of the last entry of an archive.
 const MANIFEST: &str = "acrtask-backup.json";
-/// Largest manifest that is read, in bytes.
+/// Maximum size of a manifest in bytes.
 const MAX_MANIFEST: u64 = 64 << 10;
-/// The folder of a restore that is under way.
+/// Folder of an unfinished restore.
 const PARTIAL: &str = "restore.partial";
 
 /// Description of an archive.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Manifest {
-    /// Version of the form of the archive.
+    /// Version of the archive format.
     version: u32,
-    /// Version of the program that wrote it.
+    /// Version of the program that wrote the archive.
     program: String,
     created_at: jiff::Timestamp,
     /// Number of blobs in the archive.
     blobs: u64,
-    /// The object store that keeps the blobs. `None` if they are in the archive.
+    /// Object store of the blobs; `None` if the archive contains them.
     blob_store: Option<String>,
 }
 
@@ -58,16 +58,20 @@ struct Manifest {
 pub(crate) fn backup(args: &BackupArgs) -> Result<Exit, CliError> {
     let data = DataPaths::new(&args.data)?;
     if !data.database.starts_with("sqlite:") {
-        return Err(use_pg_dump(&data));
+        return Err(postgres_error(&data));
     }
     if args.file.exists() {
-        return Err(CliError::usage(format!("{} exists", args.file.display()))
-            .help("name a file that does not exist yet"));
+        return Err(
+            CliError::usage(format!("{} already exists", args.file.display()))
+                .help("choose a file that does not exist yet"),
+        );
     }
     if !data.key_file.is_file() {
         let key = data.key_file.display();
-        return Err(CliError::usage(format!("there is no key file {key}"))
-            .help("name the folder of the server with --data-dir, or the file with --key-file"));
+        return Err(
+            CliError::usage(format!("the key file {key} does not exist"))
+                .help("set the server's folder with --data-dir, or the file with --key-file"),
+        );
     }
     let parent = match args.file.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -76,7 +80,7 @@ pub(crate) fn backup(args: &BackupArgs) -> Result<Exit, CliError> {
     let failed = |error: io::Error| {
         CliError::unreachable(format!("cannot write {}", args.file.display())).because(&error)
     };
-    // Both are readable for their owner alone.
+    // Only their owner can read these files.
     let partial = tempfile::Builder::new()
         .prefix(".acrtask-backup-")
         .tempfile_in(parent)
@@ -86,7 +90,7 @@ pub(crate) fn backup(args: &BackupArgs) -> Result<Exit, CliError> {
         .tempdir_in(parent)
         .map_err(failed)?;
     let copy = staging.path().join(DATABASE);
-    let blobs = local_blobs(&data.blobs);
+    let blobs = local_blob_folder(&data.blobs);
     let mut writer = Writer::new(partial.as_file());
     if let Some(folder) = &blobs {
         writer.add_blobs(folder)?;
@@ -95,7 +99,7 @@ pub(crate) fn backup(args: &BackupArgs) -> Result<Exit, CliError> {
     block_on(async {
         acrtask_store::snapshot_sqlite(&database, &copy)
             .await
-            .map_err(|error| cannot_copy(&error))
+            .map_err(|error| copy_error(&error))
     })?;
     if let Some(folder) = &blobs {
         writer.add_blobs(folder)?;
@@ -107,7 +111,7 @@ pub(crate) fn backup(args: &BackupArgs) -> Result<Exit, CliError> {
         program: env!("CARGO_PKG_VERSION").into(),
         created_at: jiff::Timestamp::now(),
         blobs: writer.blobs.len() as u64,
-        blob_store: blobs.is_none().then(|| shown(&data.blobs)),
+        blob_store: blobs.is_none().then(|| without_password(&data.blobs)),
     };
     writer.finish(&manifest).map_err(failed)?;
     partial.as_file().sync_all().map_err(failed)?;
@@ -115,28 +119,28 @@ pub(crate) fn backup(args: &BackupArgs) -> Result<Exit, CliError> {
         .persist_noclobber(&args.file)
         .map_err(|error| failed(error.error))?;
     let mut text = format!(
-        "{} holds the database, {} blobs and the key: everyone who can read it can read all secrets\n",
+        "{} contains the database, {} blobs and the key: everyone who can read it can read all secrets\n",
         args.file.display(),
         manifest.blobs
     );
     if let Some(store) = &manifest.blob_store {
         text.push_str(&format!(
-            "logs and contexts stay in {store}: back them up by its own means\n"
+            "logs and contexts stay in {store}: back them up with its own tools\n"
         ));
     }
     super::print(text.as_bytes())
 }
 
-fn cannot_copy(error: &acrtask_store::StoreError) -> CliError {
+fn copy_error(error: &acrtask_store::StoreError) -> CliError {
     match error {
         acrtask_store::StoreError::Invalid { what } => CliError::usage(what.clone())
-            .help("name the folder of the server with --data-dir, or the file with --database"),
+            .help("set the server's folder with --data-dir, or the file with --database"),
         error => CliError::unreachable("cannot copy the database").because(error),
     }
 }
 
-/// Returns a URL without its password.
-fn shown(url: &str) -> String {
+/// Removes the password from a URL.
+fn without_password(url: &str) -> String {
     match url::Url::parse(url) {
         Ok(mut parsed) => {
             let _ = parsed.set_password(None);
@@ -146,20 +150,20 @@ fn shown(url: &str) -> String {
     }
 }
 
-/// Explains how a server with PostgreSQL is backed up and restored.
-fn use_pg_dump(data: &DataPaths) -> CliError {
-    let database = shown(&data.database);
+/// Returns the error that explains the backup of a server with PostgreSQL.
+fn postgres_error(data: &DataPaths) -> CliError {
+    let database = without_password(&data.database);
     let key = data.key_file.display();
-    let blobs = match local_blobs(&data.blobs) {
+    let blobs = match local_blob_folder(&data.blobs) {
         Some(folder) => format!("cp -a {} {key} BACKUP/", folder.display()),
         None => format!(
             "cp -a {key} BACKUP/    # the blobs stay in {}",
-            shown(&data.blobs)
+            without_password(&data.blobs)
         ),
     };
-    CliError::usage("the database is PostgreSQL, which its own programs back up and restore").help(
+    CliError::usage("the database is PostgreSQL, which has its own tools for backup and restore").help(
         format!(
-            "back up in this order, while servers may go on working:\n\
+            "back up in this order, while servers may keep running:\n\
              pg_dump --format=custom --file=BACKUP/acrtask.dump '{database}'\n\
              {blobs}\n\
              restore into an empty database, before a server starts on it:\n\
@@ -169,10 +173,10 @@ fn use_pg_dump(data: &DataPaths) -> CliError {
     )
 }
 
-/// An archive that is being written.
+/// Archive under construction.
 struct Writer<'f> {
     archive: Builder<io::BufWriter<&'f File>>,
-    /// Names of the blobs in it.
+    /// Names of the blobs in the archive.
     blobs: HashSet<PathBuf>,
     mtime: u64,
 }
@@ -197,7 +201,7 @@ impl<'f> Writer<'f> {
 
     fn add_folder(&mut self, folder: &Path, name: &Path) -> io::Result<()> {
         let entries = match fs::read_dir(folder) {
-            // Retention removed it meanwhile, or the server has none yet.
+            // Retention removed the folder in the meantime, or the server has no blobs yet.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             entries => entries?,
         };
@@ -207,7 +211,7 @@ impl<'f> Writer<'f> {
             let name = name.join(entry.file_name());
             if kind.is_dir() {
                 self.add_folder(&entry.path(), &name)?;
-            // A name with `#` is an upload that is not complete.
+            // A name with `#` is an unfinished upload.
             } else if kind.is_file()
                 && !entry.file_name().to_string_lossy().contains('#')
                 && !self.blobs.contains(&name)
@@ -267,7 +271,7 @@ pub(crate) fn restore(args: &RestoreArgs) -> Result<Exit, CliError> {
     let archive = File::open(&args.file).map_err(|error| {
         CliError::usage(format!("cannot read {}", args.file.display())).because(&error)
     })?;
-    make_folder(&data).map_err(failed)?;
+    create_private_folder(&data).map_err(failed)?;
     for entry in fs::read_dir(&data).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
         if name != "lost+found" {
@@ -275,12 +279,12 @@ pub(crate) fn restore(args: &RestoreArgs) -> Result<Exit, CliError> {
                 "the folder {shown} has data: {}",
                 name.display()
             ))
-            .help("name a folder that is empty or not there with --data-dir"));
+            .help("set an empty or new folder with --data-dir"));
         }
     }
     let partial = data.join(PARTIAL);
     let restored = unpack(archive, &partial, &args.file).and_then(|manifest| {
-        // The database comes last: a server that finds it finds all of the data.
+        // Renames the database last: a server that finds it finds all of the data.
         for name in [BLOBS, KEY, DATABASE] {
             fs::rename(partial.join(name), data.join(name)).map_err(failed)?;
         }
@@ -311,12 +315,12 @@ fn unpack(archive: File, partial: &Path, file: &Path) -> Result<Manifest, CliErr
             "{} is not a complete backup: {why}",
             file.display()
         ))
-        .help("name a file that `acrtask backup` wrote")
+        .help("use an archive of `acrtask backup`")
     };
     let failed = |error: io::Error| {
         CliError::unreachable(format!("cannot write to {}", partial.display())).because(&error)
     };
-    make_folder(&partial.join(BLOBS)).map_err(failed)?;
+    create_private_folder(&partial.join(BLOBS)).map_err(failed)?;
     let mut archive = Archive::new(BufReader::with_capacity(1 << 20, archive));
     let mut manifest: Option<Manifest> = None;
     let mut blobs = 0;
@@ -340,7 +344,7 @@ fn unpack(archive: File, partial: &Path, file: &Path) -> Result<Manifest, CliErr
         if name.starts_with(BLOBS) {
             blobs += 1;
             if let Some(folder) = target.parent() {
-                make_folder(folder).map_err(failed)?;
+                create_private_folder(folder).map_err(failed)?;
             }
         }
         let mut target = OpenOptions::new()
@@ -352,7 +356,7 @@ fn unpack(archive: File, partial: &Path, file: &Path) -> Result<Manifest, CliErr
         let size = entry.size();
         let copied = io::copy(&mut entry, &mut target).map_err(failed)?;
         if copied != size {
-            return Err(broken(&format!("`{}` is cut off", name.display())));
+            return Err(broken(&format!("`{}` is truncated", name.display())));
         }
         target.sync_all().map_err(failed)?;
     }
@@ -380,7 +384,7 @@ fn is_expected(name: &Path) -> bool {
     plain && (name == Path::new(DATABASE) || name == Path::new(KEY) || is_blob)
 }
 
-fn make_folder(folder: &Path) -> io::Result<()> {
+fn create_private_folder(folder: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
@@ -412,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn restore_refuses_broken_archives_and_leaves_nothing() {
+    fn restore_rejects_broken_archives_and_leaves_nothing() {
         let manifest =
             br#"{"version":1,"program":"1","createdAt":"2026-01-02T03:04:05Z","blobs":1}"#;
         let whole: [(&str, &[u8]); 4] = [
@@ -437,7 +441,7 @@ mod tests {
         let file = archive(&whole);
         assert_eq!(restored(file.path(), &data).ok(), Some(Exit::Succeeded));
         assert_eq!(fs::read(data.join("blobs/a/b")).ok(), Some(b"log".to_vec()));
-        // A folder with data is left alone.
+        // A folder with data stays unchanged.
         let error = restored(file.path(), &data).expect_err("it has data");
         assert!(error.to_string().contains("has data"), "{error}");
     }

@@ -1,17 +1,17 @@
-//! The context of a run: where its files come from, and where they are on this machine.
+//! The context of a run: the source of its files, and their location on this machine.
 //!
-//! Invariant: nothing is fetched before it is needed. A signal while something is fetched ends the program, after
-//! what had come was removed.
+//! Invariant: the context is fetched only when it is needed. A signal during a fetch ends the
+//! program after the partial files were removed.
 
 use std::{path::Path, sync::Arc};
 
 use acrtask_job::{Files, Git, JobError};
-use acrtask_source::{ContextSpec, GitFacts, GitOptions, Progress, Workspace};
+use acrtask_source::{ContextSpec, GitOptions, GitVariables, Progress, Workspace};
 
 use super::interrupt::until_interrupted;
-use crate::{args::task::GitArgs, error::CliError};
+use crate::{args::task_file::GitArgs, error::CliError};
 
-/// A context that was named, and fetched once it is needed.
+/// Parsed context, fetched on first use.
 #[derive(Debug)]
 pub(crate) struct Context {
     spec: ContextSpec,
@@ -20,19 +20,22 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// Reads the name of a context. `git` counts if it is a git repository.
-    pub(crate) fn named(
+    /// Parses a context. `git` applies if it is a git repository.
+    pub(crate) fn parse(
         text: &str,
         git: &GitArgs,
         options: acrtask_source::Options,
     ) -> Result<Self, CliError> {
         let spec = ContextSpec::parse(text).map_err(|error| {
-            CliError::usage(format!("`{}` is no context: {}", error.text, error.reason))
-                .help(error.help)
+            CliError::usage(format!(
+                "`{}` is not a context: {}",
+                error.text, error.reason
+            ))
+            .help(error.help)
         })?;
-        let progress: acrtask_source::OnProgress = Arc::new(|progress| {
+        let progress: acrtask_source::ProgressCallback = Arc::new(|progress| {
             if let Progress::Started(what) = progress {
-                super::remote::say(&what);
+                super::remote::print_message(&what);
             }
         });
         let is_git = matches!(spec, ContextSpec::Git(_));
@@ -43,9 +46,9 @@ impl Context {
         };
         if !is_git && git != GitOptions::default() {
             return Err(CliError::usage(format!(
-                "--submodules and --lfs are for git repositories, and `{text}` is none"
+                "--submodules and --lfs require a git repository, and `{text}` is not one"
             ))
-            .help("name a git URL: `https://HOST/REPOSITORY.git#BRANCH`"));
+            .help("write a git URL: `https://HOST/REPOSITORY.git#BRANCH`"));
         }
         Ok(Self {
             spec,
@@ -58,17 +61,17 @@ impl Context {
         })
     }
 
-    /// Returns what is taken of it, if it is a git repository.
+    /// Returns the git options.
     pub(crate) fn git(&self) -> &GitOptions {
         &self.options.git
     }
 
-    /// What it is.
+    /// Returns the parsed specification.
     pub(crate) fn spec(&self) -> &ContextSpec {
         &self.spec
     }
 
-    /// The folder, where the context is a folder of this machine.
+    /// Returns the folder if the context is a folder of this machine.
     pub(crate) fn local_folder(&self) -> Option<&Path> {
         match &self.spec {
             ContextSpec::Folder(path) | ContextSpec::TarballFile(path) if path.is_dir() => {
@@ -78,7 +81,8 @@ impl Context {
         }
     }
 
-    /// The context as a folder of this machine; fetched at the first call. Blocks: not for a thread of a runtime.
+    /// Returns the context as a local folder, and fetches it on the first call. Blocks, so do not
+    /// call it on a runtime thread.
     pub(crate) fn fetch(&mut self) -> Result<&Workspace, CliError> {
         let workspace = match self.fetched.take() {
             Some(workspace) => workspace,
@@ -90,27 +94,27 @@ impl Context {
         Ok(self.fetched.insert(workspace))
     }
 
-    /// The folder that was fetched, if it was.
+    /// Returns the fetched folder, if there is one.
     pub(crate) fn into_workspace(self) -> Option<Workspace> {
         self.fetched
     }
 
-    /// The files of the task, without asking git for anything where that can be avoided.
+    /// Returns the files of the task. Runs git only if necessary.
     pub(crate) fn files(&mut self) -> Result<(Files, Git), CliError> {
         if matches!(self.spec, ContextSpec::None) {
-            return Ok((Files::None, Git::Known(GitFacts::default())));
+            return Ok((Files::None, Git::Fetched(GitVariables::default())));
         }
         if let Some(folder) = self.local_folder() {
             let root = folder.canonicalize().map_err(|error| {
                 CliError::usage(format!("cannot read the context {}", folder.display()))
                     .because(&error)
             })?;
-            return Ok((Files::OfTheOperator(root.clone()), Git::OfFolder(root)));
+            return Ok((Files::OperatorFolder(root.clone()), Git::Folder(root)));
         }
         let workspace = self.fetch()?;
         Ok((
-            Files::FromElsewhere(workspace.root.clone()),
-            Git::Known(workspace.facts.clone()),
+            Files::Fetched(workspace.root.clone()),
+            Git::Fetched(workspace.variables.clone()),
         ))
     }
 }

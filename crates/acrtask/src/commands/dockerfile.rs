@@ -1,8 +1,8 @@
-//! The Dockerfile of `acrtask build`, found as `docker build` finds it.
+//! The Dockerfile of `acrtask build`, found like `docker build` finds it.
 //!
-//! `-f` is relative to the current folder. A path that leads nowhere from there is relative to the context, as it is in
-//! a context that is fetched. `NAME.dockerignore` beside a Dockerfile takes the place of the context's `.dockerignore`,
-//! also where both are outside of the context.
+//! `-f` is relative to the current folder. A path that does not exist there is relative to the
+//! context, as in a fetched context. `NAME.dockerignore` beside a Dockerfile replaces the context's
+//! `.dockerignore`, also if both files are outside of the context.
 
 use std::{
     fs::File,
@@ -14,46 +14,46 @@ use acrtask_source::Scratch;
 
 use super::{
     context::Context,
-    run::{STDIN_FILE, keep_stdin},
+    run::{STDIN_FILE, store_stdin},
 };
 use crate::{args::BuildArgs, error::CliError};
 
-/// The usual name, in lower case too.
+/// Default name, also in lower case.
 const DEFAULT: &str = "Dockerfile";
-/// The name by which a build reads what it got on standard input.
+/// Name of a Dockerfile on standard input in a build.
 const STDIN: &str = "-";
 
-/// The ignore file of a context, and the end of the name of a Dockerfile's own.
+/// Name of a context's ignore file, and suffix of a Dockerfile's own one.
 const IGNORE_SUFFIX: &str = ".dockerignore";
 
-/// The path of an uploaded Dockerfile that is not in the context.
+/// Path of an uploaded Dockerfile that is not in the context.
 const UPLOADED: &str = ".acrtask.Dockerfile";
 
-/// The place of a Dockerfile.
+/// Location of a Dockerfile.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Dockerfile {
-    /// In the context, by this path.
+    /// A path in the context.
     InContext(String),
-    /// On this machine, outside of the context.
+    /// A file on this machine, outside of the context.
     Outside(PathBuf),
-    /// On standard input.
+    /// Standard input.
     Stdin,
 }
 
 impl Dockerfile {
-    /// Finds what `-f` names.
+    /// Finds the file of `-f`, or the default one.
     pub(crate) fn find(file: Option<&str>, context: &Context) -> Result<Self, CliError> {
         let root = context.local_folder().map(Path::canonicalize).transpose();
         let root = root.map_err(|error| {
             CliError::usage(format!("cannot read the context {}", context.spec())).because(&error)
         })?;
         let here = std::env::current_dir().map_err(|error| {
-            CliError::usage("cannot find out what the current folder is").because(&error)
+            CliError::usage("cannot determine the current folder").because(&error)
         })?;
         find_in(file, root.as_deref(), &here)
     }
 
-    /// Returns the name by which the build asks for it.
+    /// Returns the name of the Dockerfile in the build.
     pub(crate) fn name(&self) -> &str {
         match self {
             Self::InContext(path) => path,
@@ -61,11 +61,12 @@ impl Dockerfile {
         }
     }
 
-    /// Copies a Dockerfile that is not in the context to where the build reads standard input.
-    pub(crate) fn keep(&self) -> Result<Option<Scratch>, CliError> {
+    /// Copies a Dockerfile outside of the context into the folder that the build reads as standard
+    /// input.
+    pub(crate) fn copy_for_build(&self) -> Result<Option<Scratch>, CliError> {
         let path = match self {
             Self::InContext(_) => return Ok(None),
-            Self::Stdin => return keep_stdin().map(Some),
+            Self::Stdin => return store_stdin().map(Some),
             Self::Outside(path) => path,
         };
         let copy = || {
@@ -84,12 +85,12 @@ impl Dockerfile {
         })
     }
 
-    /// Returns what a server needs of it. A Dockerfile that is not in the context is uploaded with the files of a folder,
-    /// by a name that its own ignore file hides from the build.
-    pub(crate) fn for_server(&self, context: &Context) -> Result<Sent, CliError> {
+    /// Prepares the Dockerfile for a server. If it is outside of the context, it is uploaded with
+    /// the folder's files, under a name that its own ignore file hides from the build.
+    pub(crate) fn prepare_upload(&self, context: &Context) -> Result<UploadedDockerfile, CliError> {
         let path = match self {
             Self::InContext(path) => {
-                return Ok(Sent {
+                return Ok(UploadedDockerfile {
                     name: path.clone(),
                     files: Vec::new(),
                 });
@@ -99,9 +100,9 @@ impl Dockerfile {
         };
         let Some(root) = context.local_folder() else {
             return Err(CliError::usage(
-                "the Dockerfile is not in the context, which the runner fetches by itself",
+                "the Dockerfile is not in the context, which the runner fetches itself",
             )
-            .help("put it into the context, or stay on this machine with `--local`"));
+            .help("put it into the context, or run on this machine with `--local`"));
         };
         let failed = |error: io::Error| {
             CliError::usage("cannot read the Dockerfile that is not in the context").because(&error)
@@ -120,7 +121,7 @@ impl Dockerfile {
         let of_context = || std::fs::read(root.join(IGNORE_SUFFIX)).unwrap_or_default();
         let mut ignored = own.unwrap_or_else(of_context);
         ignored.extend(format!("\n{UPLOADED}\n{UPLOADED}{IGNORE_SUFFIX}\n").bytes());
-        Ok(Sent {
+        Ok(UploadedDockerfile {
             name: UPLOADED.into(),
             files: vec![
                 (UPLOADED.into(), text),
@@ -130,7 +131,7 @@ impl Dockerfile {
     }
 }
 
-/// Reads the ignore file beside a Dockerfile. `None` if there is none.
+/// Reads the ignore file beside a Dockerfile; `None` if it does not exist.
 fn own_ignore_file(dockerfile: &Path) -> io::Result<Option<Vec<u8>>> {
     let mut path = dockerfile.as_os_str().to_owned();
     path.push(IGNORE_SUFFIX);
@@ -141,20 +142,20 @@ fn own_ignore_file(dockerfile: &Path) -> io::Result<Option<Vec<u8>>> {
     }
 }
 
-/// A Dockerfile on its way to a server.
+/// Dockerfile of a run on a server.
 #[derive(Debug)]
-pub(crate) struct Sent {
-    /// Its path in the context.
+pub(crate) struct UploadedDockerfile {
+    /// Path in the context.
     pub(crate) name: String,
-    /// Files that are uploaded with the context: path and content.
+    /// Files to upload with the context: path and content.
     pub(crate) files: Vec<(PathBuf, Vec<u8>)>,
 }
 
-/// Returns the user of standard input, if the build has one.
-pub(crate) fn stdin_of_build(args: &BuildArgs) -> Result<Option<&'static str>, CliError> {
+/// Returns what reads standard input, if anything does.
+pub(crate) fn stdin_reader(args: &BuildArgs) -> Result<Option<&'static str>, CliError> {
     match (args.context.as_str(), args.file.as_deref()) {
         ("-", Some(STDIN)) => Err(CliError::usage(
-            "the context and the Dockerfile cannot both be on standard input",
+            "standard input cannot be both the context and the Dockerfile",
         )
         .help("write the Dockerfile to a file and name that with -f")),
         ("-", _) => Ok(Some("the context")),
@@ -163,12 +164,13 @@ pub(crate) fn stdin_of_build(args: &BuildArgs) -> Result<Option<&'static str>, C
     }
 }
 
-/// `root` is the context, where it is a folder of this machine; `here` is the current folder.
+/// Finds a Dockerfile. `root` is the context if it is a folder of this machine; `here` is the
+/// current folder.
 fn find_in(file: Option<&str>, root: Option<&Path>, here: &Path) -> Result<Dockerfile, CliError> {
     let (file, root) = match (file, root) {
         (None | Some(""), _) => return Ok(Dockerfile::InContext(DEFAULT.into())),
         (Some(STDIN), _) => return Ok(Dockerfile::Stdin),
-        // The context is fetched, and has the file.
+        // A fetched context contains the file.
         (Some(file), None) if Path::new(file).is_relative() => {
             return Ok(Dockerfile::InContext(file.into()));
         }
@@ -184,13 +186,13 @@ fn find_in(file: Option<&str>, root: Option<&Path>, here: &Path) -> Result<Docke
         return Ok(Dockerfile::InContext(file.into()));
     }
     Err(
-        CliError::usage(format!("there is no Dockerfile `{file}`")).help(
+        CliError::usage(format!("the Dockerfile `{file}` does not exist")).help(
             "-f is relative to the current folder, else to the context; `-f -` reads standard input",
         ),
     )
 }
 
-/// Returns the path of a file relative to `root`. `None` if it, or what it links to, is elsewhere.
+/// Returns the path of a file relative to `root`; `None` if the file or its link target is outside.
 fn path_inside(root: &Path, path: &Path) -> Option<String> {
     let real = path.canonicalize().ok()?;
     let named = path.parent()?.canonicalize().ok()?.join(path.file_name()?);
@@ -206,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_found_as_docker_finds_it() {
+    fn dockerfile_lookup_matches_docker_build() {
         let folder = tempfile::tempdir().unwrap();
         let top = folder.path().canonicalize().unwrap();
         let at = |name: &str| top.join(name);
@@ -256,24 +258,24 @@ mod tests {
         for file in ["absent", "src", "/no/such/file"] {
             assert!(find_in(Some(file), Some(&at("app")), &at("app")).is_err());
         }
-        // A context that is fetched has it.
+        // A fetched context contains the file.
         let found = find_in(Some("docker/Dockerfile"), None, &top).unwrap();
         assert_eq!(found, inside("docker/Dockerfile"));
     }
 
     #[test]
-    fn a_dockerfile_outside_of_the_context_is_uploaded_and_hidden() {
+    fn dockerfile_outside_of_the_context_is_uploaded_and_ignored_by_the_build() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("app")).unwrap();
         std::fs::write(folder.path().join("app/.dockerignore"), "node_modules").unwrap();
         std::fs::write(folder.path().join("outside"), "FROM scratch\n").unwrap();
         let context = |text: &str| {
             let options = acrtask_source::Options::default();
-            Context::named(text, &crate::args::task::GitArgs::default(), options).unwrap()
+            Context::parse(text, &crate::args::task_file::GitArgs::default(), options).unwrap()
         };
         let here = context(folder.path().join("app").to_str().unwrap());
         let outside = Dockerfile::Outside(folder.path().join("outside"));
-        let sent = outside.for_server(&here).unwrap();
+        let sent = outside.prepare_upload(&here).unwrap();
         assert_eq!(sent.name, ".acrtask.Dockerfile");
         let text = |at: usize| String::from_utf8(sent.files[at].1.clone()).unwrap();
         assert_eq!(text(0), "FROM scratch\n");
@@ -283,12 +285,12 @@ mod tests {
         );
         let own = folder.path().join("outside.dockerignore");
         std::fs::write(own, "secret").unwrap();
-        let sent = outside.for_server(&here).unwrap();
+        let sent = outside.prepare_upload(&here).unwrap();
         assert!(sent.files[1].1.starts_with(b"secret\n"));
-        let kept = outside.keep().unwrap().unwrap();
+        let kept = outside.copy_for_build().unwrap().unwrap();
         let beside = format!("{STDIN_FILE}.dockerignore");
         assert_eq!(std::fs::read(kept.path().join(beside)).unwrap(), b"secret");
         let there = context("https://example.com/app.git");
-        assert!(outside.for_server(&there).is_err());
+        assert!(outside.prepare_upload(&there).is_err());
     }
 }

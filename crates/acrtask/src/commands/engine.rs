@@ -1,4 +1,4 @@
-//! From flags to a connected executor, and one plan through it while it is shown.
+//! Builds the executor from flags, and runs one plan with its live output.
 
 use std::{io::Read, path::PathBuf, time::Duration};
 
@@ -15,24 +15,25 @@ use tokio_util::sync::CancellationToken;
 use super::{interrupt::Interrupts, local_domain::local_domain};
 use crate::{
     args::{
-        HowArgs,
+        ExecutionArgs,
         engine::{Allowed, BuilderArgs, EngineArgs},
-        values::{CredentialSpec, PasswordFrom},
+        values::{CredentialSpec, PasswordSource},
     },
     error::CliError,
     exit::Exit,
     render::{self, Form, style::Style, summary},
 };
 
-/// Events that wait for the renderer, each with up to 64 KiB of output; more make the run wait.
-const EVENTS: usize = 32;
+/// Events buffered for the renderer, each with up to 64 KiB of output; a full buffer blocks the
+/// run.
+const EVENT_BUFFER: usize = 32;
 
-/// How long the program waits for the removal of a run's images after its result is shown.
+/// Maximum wait for the removal of a run's images after its result is shown.
 const REMOVALS_LIMIT: Duration = Duration::from_secs(2);
 
-/// The registries' credentials: those of `--credential`, then the Docker configuration's.
-/// `stdin_is_taken` says what else reads standard input.
-pub(crate) fn credentials(
+/// Loads the logins for registries: those of `--credential`, then those of the Docker
+/// configuration. `stdin_is_taken` names what else reads standard input.
+pub(crate) fn load_credentials(
     args: &EngineArgs,
     stdin_is_taken: Option<&str>,
 ) -> Result<Credentials, CliError> {
@@ -43,71 +44,71 @@ pub(crate) fn credentials(
         .collect::<Result<Vec<_>, _>>()?;
     let from_stdin = specs
         .iter()
-        .filter(|spec| spec.password == PasswordFrom::Stdin)
+        .filter(|spec| spec.password == PasswordSource::Stdin)
         .count();
     match stdin_is_taken {
         Some(by) if from_stdin > 0 => {
             return Err(CliError::usage(format!(
-                "standard input cannot hold both {by} and a password"
+                "standard input cannot be both {by} and a password"
             ))
-            .help("give the password as HOST=USER:@FILE or HOST=USER:env:NAME"));
+            .help("write the password as HOST=USER:@FILE or HOST=USER:env:NAME"));
         }
         None | Some(_) if from_stdin > 1 => {
-            return Err(CliError::usage("standard input cannot hold two passwords")
-                .help("give one of them as HOST=USER:@FILE or HOST=USER:env:NAME"));
+            return Err(CliError::usage("standard input cannot be two passwords")
+                .help("write one of them as HOST=USER:@FILE or HOST=USER:env:NAME"));
         }
         None | Some(_) => {}
     }
     let mut credentials = Credentials::new();
     for spec in specs {
-        let password = password(&spec)?;
+        let password = read_password(&spec)?;
         credentials = credentials.with(&spec.host, spec.user, password);
     }
     Ok(credentials.with_docker_config(None))
 }
 
-fn password(spec: &CredentialSpec) -> Result<Secret, CliError> {
-    let fail = |place: String| {
+fn read_password(spec: &CredentialSpec) -> Result<Secret, CliError> {
+    let fail = |source: String| {
         CliError::usage(format!(
-            "cannot read the password for {} from {place}",
+            "cannot read the password for {} from {source}",
             spec.host
         ))
     };
     let text = match &spec.password {
-        PasswordFrom::File(path) => std::fs::read_to_string(path)
+        PasswordSource::File(path) => std::fs::read_to_string(path)
             .map_err(|error| fail(path.display().to_string()).because(&error))?,
-        PasswordFrom::Stdin => {
+        PasswordSource::Stdin => {
             let mut text = String::new();
             std::io::stdin()
                 .read_to_string(&mut text)
                 .map_err(|error| fail("standard input".into()).because(&error))?;
             text
         }
-        PasswordFrom::Env(name) => std::env::var(name)
+        PasswordSource::Env(name) => std::env::var(name)
             .map_err(|error| fail(format!("the environment variable {name}")).because(&error))?,
     };
     Ok(Secret::new(text.trim_end_matches(['\r', '\n'])))
 }
 
-/// What the executor is told.
-pub(crate) fn options(
+/// Converts the flags into the executor's options.
+pub(crate) fn executor_options(
     engine: &EngineArgs,
     builder: &BuilderArgs,
-    how: &HowArgs,
+    execution: &ExecutionArgs,
     credentials: Credentials,
 ) -> Result<Options, CliError> {
     let var = |name: &str| std::env::var(name).ok();
     let mut docker = DockerEndpoint::from_env(var);
-    // An empty variable is one that is not set.
+    // An empty variable counts as unset.
     if let Some(host) = engine.docker_host.as_ref().filter(|host| !host.is_empty()) {
         docker.host.clone_from(host);
     }
     Ok(Options {
-        builder: endpoint(builder)?,
+        builder: builder_endpoint(builder)?,
         credentials,
-        allow: allow(engine),
-        no_push: how.no_push,
-        timeout: how.timeout,
+        allow: capabilities(engine),
+        no_push: execution.no_push,
+        timeout: execution.timeout,
         ssh_agent: std::env::var_os("SSH_AUTH_SOCK")
             .filter(|socket| !socket.is_empty())
             .map(PathBuf::from),
@@ -115,19 +116,20 @@ pub(crate) fn options(
     })
 }
 
-/// What `--allow` allows.
-pub(crate) fn allow(args: &EngineArgs) -> Allow {
+/// Returns the capabilities of `--allow`.
+pub(crate) fn capabilities(args: &EngineArgs) -> Allow {
     let allows = |what| args.allow.contains(&what);
     Allow {
         docker_socket: allows(Allowed::DockerSocket),
         privileged: allows(Allowed::Privileged),
         host_network: allows(Allowed::HostNetwork),
         cache_imports: allows(Allowed::CacheImports),
+        ssh_agent: allows(Allowed::SshAgent),
         frontends: allows(Allowed::Frontends),
     }
 }
 
-fn endpoint(args: &BuilderArgs) -> Result<Option<Endpoint>, CliError> {
+fn builder_endpoint(args: &BuilderArgs) -> Result<Option<Endpoint>, CliError> {
     let Some(url) = args.url() else {
         return Ok(None);
     };
@@ -145,26 +147,27 @@ fn endpoint(args: &BuilderArgs) -> Result<Option<Endpoint>, CliError> {
     ))
 }
 
-/// What a run reads of this machine.
+/// Files of this machine that a run reads.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct RunFiles {
-    /// The folder that `.` means.
+    /// Folder that `.` refers to.
     pub(crate) context: Option<PathBuf>,
-    /// What builds read as `-`.
+    /// File that builds read as `-`.
     pub(crate) stdin: Option<PathBuf>,
-    /// The context, where it was fetched: its task need not be trusted with this machine.
+    /// Name of a fetched context, whose task is not trusted with this machine; `None` for the
+    /// user's files.
     pub(crate) fetched: Option<String>,
 }
 
-/// Returns the name of a context that came from elsewhere. `None`: the files are the user's own.
-pub(crate) fn fetched(files: &Files, context: &ContextSpec) -> Option<String> {
+/// Returns the name of a fetched context; `None` if the files are the user's own.
+pub(crate) fn fetched_context(files: &Files, context: &ContextSpec) -> Option<String> {
     match files {
-        Files::FromElsewhere(_) => Some(context.to_string()),
-        Files::OfTheOperator(_) | Files::None => None,
+        Files::Fetched(_) => Some(context.to_string()),
+        Files::OperatorFolder(_) | Files::None => None,
     }
 }
 
-/// A connected executor with a runtime for it.
+/// Connected executor with its runtime.
 pub(crate) struct Session {
     runtime: tokio::runtime::Runtime,
     executor: Executor,
@@ -172,7 +175,7 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Connects to the engine and the builder, and removes what dead runs left.
+    /// Connects to the engine and the builder, and removes leftovers of killed runs.
     pub(crate) fn open(options: Options) -> Result<Self, CliError> {
         acrtask_registry::install_crypto_provider();
         let options = Options {
@@ -183,7 +186,7 @@ impl Session {
             .worker_threads(2)
             .enable_all()
             .build()
-            .map_err(|error| CliError::unreachable("cannot start").because(&error))?;
+            .map_err(|error| CliError::unreachable("cannot start the runtime").because(&error))?;
         let (executor, interrupts) = runtime.block_on(async {
             let interrupts = Interrupts::listen()?;
             let connecting = async {
@@ -191,8 +194,8 @@ impl Session {
                     let shown = CliError::unreachable(error.to_string()).help(error.help.clone());
                     shown.because(&*error.source)
                 })?;
-                for removed in executor.remove_leftovers().await {
-                    tracing::info!(removed, "a run that was killed had left this");
+                for removed in executor.remove_orphans().await {
+                    tracing::info!(removed, "removed a leftover of a killed run");
                 }
                 Ok::<_, CliError>(executor)
             };
@@ -208,12 +211,13 @@ impl Session {
         })
     }
 
-    /// Runs on the session's runtime until `future` is done.
+    /// Runs `future` to completion on the session's runtime.
     pub(crate) fn block_on<F: Future>(&self, future: F) -> F::Output {
         self.runtime.block_on(future)
     }
 
-    /// Carries `plan` out and shows it; `cancel` stops it. Says on standard error why it did not succeed.
+    /// Executes and shows `plan`; `cancel` stops it. Prints on standard error why the run did not
+    /// succeed.
     pub(crate) async fn run(
         &self,
         id: RunId,
@@ -223,12 +227,13 @@ impl Session {
         stderr: Style,
         cancel: CancellationToken,
     ) -> Exit {
-        let (sender, receiver) = mpsc::channel(EVENTS);
+        let (sender, receiver) = mpsc::channel(EVENT_BUFFER);
         let seen = self.interrupts.seen.clone();
         let runtime = self.runtime.handle().clone();
-        let shown =
-            tokio::task::spawn_blocking(move || render::show(&runtime, receiver, &seen, form));
-        self.interrupts.run_begins(&id);
+        let shown = tokio::task::spawn_blocking(move || {
+            render::render_events(&runtime, receiver, &seen, form)
+        });
+        self.interrupts.run_started(&id);
         let request = RunRequest {
             context: files.context,
             stdin: files.stdin,
@@ -239,17 +244,17 @@ impl Session {
             ..RunRequest::new(id, plan, local_domain(files.fetched.as_deref()))
         };
         let report = self.executor.run(request, sender, cancel.clone()).await;
-        // Stopped by nobody but the program itself, which says why.
+        // Without a signal, `--watch` canceled the run and prints the reason itself.
         let superseded = cancel.is_cancelled() && !*self.interrupts.seen.borrow();
-        self.interrupts.run_is_over();
+        self.interrupts.run_finished();
         match shown.await {
             Ok(view) => {
-                if let Some(verdict) = summary::verdict(&view).filter(|_| !superseded) {
+                if let Some(verdict) = summary::failure_message(&view).filter(|_| !superseded) {
                     let line = format!("{} {verdict}\n", stderr.bad("error:"));
                     super::remote::write_error(&line);
                 }
             }
-            Err(error) => tracing::error!(%error, "the run could not be shown to its end"),
+            Err(error) => tracing::error!(%error, "could not show the whole run"),
         }
         self.executor.finish_removals(REMOVALS_LIMIT).await;
         report.outcome.state.into()

@@ -1,7 +1,8 @@
-//! Follows a run of a server as if it ran here: the same log, the same words, the same exit code.
+//! Follows a run on a server as if it ran on this machine: the same log, messages and exit code.
 //!
-//! Invariants: a server that starts again does not end it; the run's end is what the server says it is, not what the
-//! log said last. The first Ctrl-C asks the server to stop the run and goes on; the second one leaves it alone.
+//! Invariants: a restart of the server does not end the command. The run's outcome comes from the
+//! server, not from the last event of the log. The first Ctrl-C cancels the run and keeps
+//! following; the second one exits and leaves the run.
 
 use std::time::Duration;
 
@@ -14,9 +15,9 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{remote::say, task::tell as tell_problems};
+use super::{remote::print_message, task_file::print_diagnostics};
 use crate::{
-    client::{ApiError, Client, events::Item, retry::Retry},
+    client::{ApiError, Client, events::StreamItem, retry::Retry},
     error::CliError,
     exit::Exit,
     render::{
@@ -28,23 +29,23 @@ use crate::{
     },
 };
 
-/// Events that wait for the renderer.
-const EVENTS: usize = 32;
-/// Before it is told why a run waits: one that starts at once needs no word.
-const PATIENCE: Duration = Duration::from_millis(700);
-/// How often it is looked whether that has changed.
-const LOOK: Duration = Duration::from_secs(2);
+/// Events buffered for the renderer.
+const EVENT_BUFFER: usize = 32;
+/// Delay before the reason for waiting is shown; a run that starts at once needs no reason.
+const WAIT_NOTICE_DELAY: Duration = Duration::from_millis(700);
+/// Interval between requests for the state of the run.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// What a signal does.
+/// Effect of a signal on the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OnSignal {
-    /// The run is asked to stop.
+    /// Cancels the run.
     Cancel,
-    /// The run is left alone: whoever only reads a log does not own it.
+    /// Leaves the run unchanged, because a command that only reads a log does not own it.
     Leave,
 }
 
-/// Shows `run` until it is over.
+/// Shows `run` until it is finished.
 pub(crate) async fn follow(
     client: &Client,
     run: &RunId,
@@ -52,27 +53,33 @@ pub(crate) async fn follow(
     stderr: Style,
     on_signal: OnSignal,
 ) -> Result<Exit, CliError> {
-    let (sender, receiver) = mpsc::channel(EVENTS);
+    let (sender, receiver) = mpsc::channel(EVENT_BUFFER);
     let (stopping, seen) = watch::channel(false);
     let runtime = tokio::runtime::Handle::current();
-    let shown = tokio::task::spawn_blocking(move || render::show(&runtime, receiver, &seen, form));
+    let shown =
+        tokio::task::spawn_blocking(move || render::render_events(&runtime, receiver, &seen, form));
     let signals = match on_signal {
-        OnSignal::Cancel => Some(tokio::spawn(hear(client.clone(), run.clone(), stopping)?)),
+        OnSignal::Cancel => Some(tokio::spawn(handle_signals(
+            client.clone(),
+            run.clone(),
+            stopping,
+        )?)),
         OnSignal::Leave => None,
     };
     let own = on_signal == OnSignal::Cancel;
-    let read = read(client, run, form, stderr, own, sender).await;
+    let read = forward_events(client, run, form, stderr, own, sender).await;
     let view = shown.await.ok();
     if let Some(signals) = signals {
         signals.abort();
     }
     read?;
-    let over = end(client, run).await?;
-    Ok(tell(&over, view.as_ref(), stderr))
+    let finished = wait_for_end(client, run).await?;
+    Ok(report_failure(&finished, view.as_ref(), stderr))
 }
 
-/// Hands the events on as they come, until there are no more. `own`: this program started the run.
-async fn read(
+/// Forwards the events to the renderer until the log ends. `own` is set if this program started the
+/// run.
+async fn forward_events(
     client: &Client,
     run: &RunId,
     form: Form,
@@ -81,39 +88,39 @@ async fn read(
     sender: mpsc::Sender<Feed>,
 ) -> Result<(), CliError> {
     let mut events = client.events(run);
-    let mut waiting = Some(wait(client, run, form, &sender));
-    let mut cut = false;
+    let mut waiting = Some(report_waiting(client, run, form, &sender));
+    let mut disconnected = false;
     let read = loop {
         let item = events.next().await;
-        if let Some(task) = waiting.take_if(|_| !matches!(item, Ok(Item::Cut(_)))) {
+        if let Some(task) = waiting.take_if(|_| !matches!(item, Ok(StreamItem::Disconnected(_)))) {
             task.abort();
         }
         match item {
-            Ok(Item::Event(event)) => {
-                cut = false;
+            Ok(StreamItem::Event(event)) => {
+                disconnected = false;
                 if own && matches!(event.kind, EventKind::RunStarted { .. }) {
                     name_runner(client, run).await;
                 }
-                if let Some(feed) = shown_here(*event, stderr)
+                if let Some(feed) = to_feed(*event, stderr)
                     && sender.send(feed).await.is_err()
                 {
                     break Ok(());
                 }
             }
-            Ok(Item::Attempt(attempt)) => {
-                if sender.send(Feed::Again { attempt }).await.is_err() {
+            Ok(StreamItem::Attempt(attempt)) => {
+                if sender.send(Feed::NewAttempt { attempt }).await.is_err() {
                     break Ok(());
                 }
-                waiting = Some(wait(client, run, form, &sender));
+                waiting = Some(report_waiting(client, run, form, &sender));
             }
-            Ok(Item::Cut(error)) => {
-                if !cut && !frame_is_shown() {
-                    say(&stderr.dim(&format!("{error}; trying again")));
+            Ok(StreamItem::Disconnected(error)) => {
+                if !disconnected && !frame_is_shown() {
+                    print_message(&stderr.dim(&format!("{error}; reconnecting")));
                 }
-                cut = true;
+                disconnected = true;
             }
-            Ok(Item::End) => break Ok(()),
-            Err(error) => break Err(lost(error, run)),
+            Ok(StreamItem::End) => break Ok(()),
+            Err(error) => break Err(follow_error(error, run)),
         }
     };
     if let Some(task) = waiting {
@@ -122,20 +129,21 @@ async fn read(
     read
 }
 
-/// Prints the runner that has begun the run, unless a live screen is in the way.
+/// Prints the runner that started the run, unless a live frame is shown.
 async fn name_runner(client: &Client, run: &RunId) {
     if frame_is_shown() {
         return;
     }
     let now = client.get::<Run>(&["runs", run.as_str()], &[]).await;
-    // Nothing depends on it.
+    // The runner's name is only information, so errors are ignored.
     if let Some(runner) = now.ok().and_then(|run| run.runner) {
-        say(&format!("runner: {}", render::text::plain(&runner)));
+        print_message(&format!("runner: {}", render::text::plain_line(&runner)));
     }
 }
 
-/// The event as it is shown in the log; what belongs on standard error is told there.
-pub(super) fn shown_here(event: Event, stderr: Style) -> Option<Feed> {
+/// Converts an event for the renderer. Prints the diagnostics of a task file on standard error
+/// instead.
+pub(super) fn to_feed(event: Event, stderr: Style) -> Option<Feed> {
     match &event.kind {
         EventKind::TaskFile {
             name,
@@ -146,56 +154,61 @@ pub(super) fn shown_here(event: Event, stderr: Style) -> Option<Feed> {
                 name: name.clone(),
                 text: text.clone(),
             };
-            tell_problems(&source, &acrtask_job::diagnostics_from(problems), stderr);
+            print_diagnostics(&source, &acrtask_job::diagnostics_from(problems), stderr);
             None
         }
         _ => Some(event.into()),
     }
 }
 
-/// Says why the run waits, for as long as it does.
-fn wait(client: &Client, run: &RunId, form: Form, sender: &mpsc::Sender<Feed>) -> JoinHandle<()> {
+/// Reports why the run waits, until the task is aborted.
+fn report_waiting(
+    client: &Client,
+    run: &RunId,
+    form: Form,
+    sender: &mpsc::Sender<Feed>,
+) -> JoinHandle<()> {
     let (client, run, sender) = (client.clone(), run.clone(), sender.clone());
     tokio::spawn(async move {
-        let mut told = String::new();
-        let mut pause = PATIENCE;
+        let mut reported = String::new();
+        let mut pause = WAIT_NOTICE_DELAY;
         loop {
             tokio::time::sleep(pause).await;
-            pause = LOOK;
-            // What cannot be asked now is asked again.
+            pause = POLL_INTERVAL;
+            // A failed request is repeated after the next pause.
             let Ok(waiting) = client
                 .get::<Waiting>(&["runs", run.as_str(), "why"], &[])
                 .await
             else {
                 continue;
             };
-            if waiting.ahead.is_none() && waiting.behind.is_none() {
+            if waiting.ahead.is_none() && waiting.blocked_by.is_none() {
                 continue;
             }
-            if waiting.summary != told {
-                told.clone_from(&waiting.summary);
-                let why = render::text::plain(&waiting.summary).into_owned();
+            if waiting.summary != reported {
+                reported.clone_from(&waiting.summary);
+                let why = render::text::plain_line(&waiting.summary).into_owned();
                 if matches!(form, Form::Live(_)) {
                     let run = run.clone();
-                    // Nobody shows it any more.
+                    // Sending fails only if the renderer has ended.
                     let _ = sender.send(Feed::Waiting { run, why }).await;
                 } else {
-                    say(&format!("run {run} waits: {why}"));
+                    print_message(&format!("run {run} waits: {why}"));
                 }
             }
         }
     })
 }
 
-/// Listens for signals from when it is called.
-fn hear(
+/// Registers signal handlers at once and returns the future that handles the signals.
+fn handle_signals(
     client: Client,
     run: RunId,
     stopping: watch::Sender<bool>,
 ) -> Result<impl Future<Output = ()>, CliError> {
     let listen = |kind| {
         signal(kind)
-            .map_err(|error| CliError::unreachable("signals cannot be listened to").because(&error))
+            .map_err(|error| CliError::unreachable("cannot listen for signals").because(&error))
     };
     let (mut interrupt, mut terminate) = (
         listen(SignalKind::interrupt())?,
@@ -207,61 +220,61 @@ fn hear(
         either().await;
         stopping.send_replace(true);
         if !frame_is_shown() {
-            say("asking the server to stop the run; a second Ctrl-C leaves at once");
+            print_message("canceling the run; press Ctrl-C again to exit at once");
         }
-        let asking = {
+        let cancellation = {
             let (client, run) = (client.clone().retrying(Retry::PATIENT), run.clone());
             tokio::spawn(async move {
-                let asked = client
-                    .tell(&["runs", run.as_str(), "cancel"], &serde_json::json!({}))
+                let canceled = client
+                    .post_discarding(&["runs", run.as_str(), "cancel"], &serde_json::json!({}))
                     .await;
-                if let Err(error) = asked {
-                    say(&format!("the run could not be asked to stop: {error}"));
+                if let Err(error) = canceled {
+                    print_message(&format!("cannot cancel the run: {error}"));
                 }
             })
         };
         either().await;
-        asking.abort();
+        cancellation.abort();
         restore_cursor();
-        say(&format!(
-            "\nleft run {run}, which may go on\n  to stop it:   acrtask runs cancel {run}\n  to see it:    acrtask runs logs -f {run}"
+        print_message(&format!(
+            "\nleft run {run}, which may continue\n  to cancel it:  acrtask runs cancel {run}\n  to follow it:  acrtask runs logs -f {run}"
         ));
         std::process::exit(Exit::Interrupted.code().into());
     })
 }
 
-/// The run once it is over. Its log may end a moment before.
-async fn end(client: &Client, run: &RunId) -> Result<Run, CliError> {
+/// Waits until the server reports the run as finished. The log may end slightly earlier.
+async fn wait_for_end(client: &Client, run: &RunId) -> Result<Run, CliError> {
     let client = client.clone().retrying(Retry::PATIENT);
     let mut pause = Duration::from_millis(50);
     loop {
         let now: Run = client
             .get(&["runs", run.as_str()], &[])
             .await
-            .map_err(|error| lost(error, run))?;
+            .map_err(|error| follow_error(error, run))?;
         if now.state.is_final() {
             return Ok(now);
         }
         tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LOOK);
+        pause = (pause * 2).min(POLL_INTERVAL);
     }
 }
 
-/// Says on standard error why it did not succeed.
-fn tell(run: &Run, view: Option<&RunView>, stderr: Style) -> Exit {
+/// Prints on standard error why the run did not succeed, and returns the exit code.
+fn report_failure(run: &Run, view: Option<&RunView>, stderr: Style) -> Exit {
     let refused = run.result.as_ref().is_some_and(|result| result.refused);
-    // The mistakes of a task file are shown with its log.
+    // The diagnostics of the task file were already printed.
     if refused && run.reason.as_deref() == Some(TASK_FILE_REFUSED) {
         return Exit::Usage;
     }
-    let told = view
+    let verdict = view
         .filter(|view| {
             let ended = view.finished.as_ref().map(|end| end.outcome.state);
             ended == Some(run.state)
         })
-        .and_then(summary::verdict);
-    if let Some(verdict) = told.or_else(|| render::run::verdict(run)) {
-        say(&format!("{} {verdict}", stderr.bad("error:")));
+        .and_then(summary::failure_message);
+    if let Some(verdict) = verdict.or_else(|| render::run::failure_message(run)) {
+        print_message(&format!("{} {verdict}", stderr.bad("error:")));
     }
     match run.state {
         _ if refused => Exit::Usage,
@@ -270,13 +283,13 @@ fn tell(run: &Run, view: Option<&RunView>, stderr: Style) -> Exit {
     }
 }
 
-fn lost(error: ApiError, run: &RunId) -> CliError {
-    let known = error.status().is_some();
+fn follow_error(error: ApiError, run: &RunId) -> CliError {
+    let has_response = error.status().is_some();
     let shown = CliError::from(error);
-    if known {
+    if has_response {
         return shown;
     }
     shown.help(format!(
-        "the run goes on without you; once the server is back: `acrtask runs logs -f {run}`"
+        "the run continues; when the server is back, follow it with `acrtask runs logs -f {run}`"
     ))
 }

@@ -1,5 +1,5 @@
-//! Ctrl-C and SIGTERM. The first one asks the run to stop and clean up; the second one ends the program
-//! at once, and says what stays behind and how to remove it.
+//! Ctrl-C and SIGTERM. The first signal stops the run and cleans up. The second one ends the
+//! program at once and prints how to remove the leftovers.
 
 use std::io::Write;
 
@@ -17,23 +17,22 @@ use crate::{
     render::screen::{frame_is_shown, restore_cursor},
 };
 
-/// Hears signals from when it is made.
+/// Signal handler of a command; it is active from its creation on.
 pub(crate) struct Interrupts {
-    /// Cancelled by the first signal.
+    /// Canceled by the first signal.
     pub(crate) token: CancellationToken,
-    /// True from the first signal on.
+    /// `true` from the first signal on.
     pub(crate) seen: watch::Receiver<bool>,
-    /// The run that is under way: what a second signal leaves behind.
+    /// Current run, whose leftovers a second signal reports.
     run: watch::Sender<Option<RunId>>,
 }
 
 impl Interrupts {
-    /// Listens from now on. To be called inside a runtime.
+    /// Registers the signal handlers. Call it inside a runtime.
     pub(crate) fn listen() -> Result<Self, CliError> {
         let listen = |kind| {
-            signal(kind).map_err(|error| {
-                CliError::unreachable("signals cannot be listened to").because(&error)
-            })
+            signal(kind)
+                .map_err(|error| CliError::unreachable("cannot listen for signals").because(&error))
         };
         let (interrupt, terminate) = (
             listen(SignalKind::interrupt())?,
@@ -42,7 +41,7 @@ impl Interrupts {
         let token = CancellationToken::new();
         let (seen_sender, seen) = watch::channel(false);
         let (run, current) = watch::channel(None);
-        tokio::spawn(hear(
+        tokio::spawn(handle_signals(
             interrupt,
             terminate,
             token.clone(),
@@ -52,23 +51,23 @@ impl Interrupts {
         Ok(Self { token, seen, run })
     }
 
-    /// Says which run is under way.
-    pub(crate) fn run_begins(&self, run: &RunId) {
+    /// Names the run that is under way.
+    pub(crate) fn run_started(&self, run: &RunId) {
         self.run.send_replace(Some(run.clone()));
     }
 
-    /// Says that nothing is left of it that a second signal could leave behind.
-    pub(crate) fn run_is_over(&self) {
+    /// Marks the run as removed, so that a second signal leaves nothing behind.
+    pub(crate) fn run_finished(&self) {
         self.run.send_replace(None);
     }
 }
 
-/// Waits for `future` on a runtime of its own, before the run has one; a signal drops it.
+/// Waits for `future` on its own runtime, before the run has one. A signal drops the future.
 pub(crate) fn until_interrupted<T>(future: impl Future<Output = T>) -> Result<T, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| CliError::unreachable("cannot start").because(&error))?;
+        .map_err(|error| CliError::unreachable("cannot start the runtime").because(&error))?;
     let result = runtime.block_on(async {
         let interrupts = Interrupts::listen()?;
         tokio::select! {
@@ -76,12 +75,12 @@ pub(crate) fn until_interrupted<T>(future: impl Future<Output = T>) -> Result<T,
             () = interrupts.token.cancelled() => Err(CliError::interrupted()),
         }
     });
-    // A read of standard input cannot be called off; waiting for it would wait for whoever writes there.
+    // A blocking read of standard input cannot be canceled, so do not wait for it.
     runtime.shutdown_background();
     result
 }
 
-async fn hear(
+async fn handle_signals(
     mut interrupt: Signal,
     mut terminate: Signal,
     token: CancellationToken,
@@ -93,24 +92,24 @@ async fn hear(
     either().await;
     seen.send_replace(true);
     token.cancel();
-    // A terminal's frame says it itself.
+    // A live frame shows this itself.
     if !frame_is_shown() && run.borrow().is_some() {
-        let _ = std::io::stderr().write_all(b"stopping; a second Ctrl-C ends at once\n");
+        let _ = std::io::stderr().write_all(b"stopping; press Ctrl-C again to exit at once\n");
     }
     either().await;
     restore_cursor();
     if let Some(run) = run.borrow().as_ref() {
-        let _ = std::io::stderr().write_all(left_behind(run).as_bytes());
+        let _ = std::io::stderr().write_all(leftovers_message(run).as_bytes());
     }
     std::process::exit(Exit::Interrupted.code().into());
 }
 
-/// What a program that ends at once says.
-fn left_behind(run: &RunId) -> String {
+/// Returns the message of a program that exits at once.
+fn leftovers_message(run: &RunId) -> String {
     let filter = format!("--filter label={RUN_LABEL}={run}");
     format!(
-        "\nerror: run {run} was left at once, without cleaning up
-  help: the next `acrtask run` on this machine removes what it left; or remove it now:
+        "\nerror: exited at once, without cleaning up run {run}
+  help: the next `acrtask run` on this machine removes its leftovers; to remove them now:
     docker ps -aq {filter} | xargs -r docker rm -f
     docker network ls -q {filter} | xargs -r docker network rm
     docker volume ls -q {filter} | xargs -r docker volume rm
@@ -123,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_left_is_named_by_its_label() {
-        insta::assert_snapshot!(left_behind(&RunId::new("rdemo").unwrap()));
+    fn leftovers_message_names_the_run_label() {
+        insta::assert_snapshot!(leftovers_message(&RunId::new("rdemo").unwrap()));
     }
 }

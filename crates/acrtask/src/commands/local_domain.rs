@@ -1,6 +1,6 @@
-//! The trust domain of runs on the user's own machine.
+//! Trust domain of runs on the user's own machine.
 //!
-//! Invariant: the name of its build caches is random, one for each user, and only that user can read it.
+//! Invariant: the namespace of the build caches is random per user, and only that user can read it.
 
 use std::{
     fs::DirBuilder,
@@ -9,26 +9,27 @@ use std::{
     path::Path,
 };
 
-use acrtask_model::{CacheNamespace, CacheSealKey, RunDomain, TrustDomain};
+use acrtask_model::{CacheNamespace, CacheSealKey, ContributionSource, RunDomain, TrustDomain};
 use sha2::{Digest as _, Sha256};
 
 use super::runner::state_dir;
 
-/// The file with the namespace, in the folder for what outlives a process.
+/// File with the namespace, in the folder for persistent state.
 const FILE: &str = "build-namespace";
 
-/// Returns the domain of the user's own runs; with the name of a context that was `fetched`, that of its runs alone. Where
-/// the namespace cannot be kept, this process gets one of its own and builds without the caches of before.
+/// Returns the trust domain of the user's own runs, or the domain for the context that was
+/// `fetched`. If the namespace cannot be stored, this process uses a new one and builds without
+/// earlier caches.
 pub(crate) fn local_domain(fetched: Option<&str>) -> RunDomain {
     let kept = match state_dir() {
         Ok(folder) => load_or_create(&folder).map_err(|error| error.to_string()),
         Err(error) => Err(format!("{error:?}")),
     };
     let cache_namespace = kept.unwrap_or_else(|error| {
-        tracing::warn!(error, "cannot keep the namespace of build caches");
+        tracing::warn!(error, "cannot store the namespace of build caches");
         CacheNamespace::from_bytes(rand::random())
     });
-    // Runs of one's own machine seal nothing: its user's builds read every cache that they name.
+    // Local runs seal no caches: builds of this user may read every cache that they name.
     let cache_seal_key = CacheSealKey::from_bytes(rand::random());
     match fetched {
         None => RunDomain {
@@ -37,7 +38,8 @@ pub(crate) fn local_domain(fetched: Option<&str>) -> RunDomain {
             cache_seal_key,
         },
         Some(context) => {
-            let trust = TrustDomain::Local.contribution(context);
+            let url = context.to_owned();
+            let trust = TrustDomain::Local.contribution(ContributionSource::Context { url });
             RunDomain {
                 cache_namespace: derive(&cache_namespace, &trust),
                 cache_seal_key,
@@ -47,7 +49,7 @@ pub(crate) fn local_domain(fetched: Option<&str>) -> RunDomain {
     }
 }
 
-/// Returns a namespace that only the owner of `own` can compute.
+/// Derives a namespace that only the owner of `own` can compute.
 fn derive(own: &CacheNamespace, domain: &TrustDomain) -> CacheNamespace {
     let digest = Sha256::new()
         .chain_update(own.expose())
@@ -69,13 +71,13 @@ fn load_or_create(folder: &Path) -> io::Result<CacheNamespace> {
         .recursive(true)
         .mode(0o700)
         .create(folder)?;
-    // A temporary file belongs to its owner alone.
+    // Only its owner can read a temporary file.
     let mut file = tempfile::NamedTempFile::new_in(folder)?;
     let namespace = CacheNamespace::from_bytes(rand::random());
     file.write_all(namespace.expose().as_bytes())?;
     match file.persist_noclobber(&path) {
         Ok(_) => Ok(namespace),
-        // Another process was first.
+        // Another process created the file first.
         Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => {
             parse(&std::fs::read_to_string(&path)?)
         }
@@ -94,19 +96,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_fetched_context_has_a_namespace_of_its_own() {
+    fn each_fetched_context_has_its_own_namespace() {
         let own = CacheNamespace::from_bytes([1; 16]);
-        let of = |context: &str| {
-            let domain = TrustDomain::Local.contribution(context);
+        let namespace = |context: &str| {
+            let url = context.to_owned();
+            let domain = TrustDomain::Local.contribution(ContributionSource::Context { url });
             derive(&own, &domain).expose().to_owned()
         };
-        assert_eq!(of("https://a/x"), of("https://a/x"));
-        assert_ne!(of("https://a/x"), of("https://a/y"));
-        assert_ne!(of("https://a/x"), own.expose());
+        assert_eq!(namespace("https://a/x"), namespace("https://a/x"));
+        assert_ne!(namespace("https://a/x"), namespace("https://a/y"));
+        assert_ne!(namespace("https://a/x"), own.expose());
     }
 
     #[test]
-    fn the_namespace_is_kept_for_its_owner_alone() {
+    fn namespace_file_is_readable_by_its_owner_alone() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("state");
         let first = load_or_create(&folder).unwrap();

@@ -6,24 +6,24 @@ use acrtask_api::{
 };
 use acrtask_model::Secret;
 
-use super::remote::{block_on, client, print_json, say, secret};
+use super::remote::{block_on, client, print_json, print_message, read_secret};
 use crate::{
     args::{
         PathOrStdin,
         server::{ListOutput, LoginArgs, LogoutArgs, WhoamiArgs},
-        values::PasswordFrom,
+        values::PasswordSource,
     },
     client::{
         Client, Connection,
         config::{Config, Login},
-        server_url, shown,
+        display_url, server_url,
     },
     error::CliError,
     exit::Exit,
     render::{style::Style, table},
 };
 
-/// Remembers a server and the token for it, once the server knows the token.
+/// Checks a server's token and stores the login.
 pub(crate) fn login(args: &LoginArgs) -> Result<Exit, CliError> {
     let url = server_url(&args.url)?;
     let ca = match &args.ca {
@@ -42,18 +42,18 @@ pub(crate) fn login(args: &LoginArgs) -> Result<Exit, CliError> {
         ca: ca.clone(),
         allow_plaintext: args.allow_plaintext,
     };
-    // Refused before a token is asked for.
+    // Rejects an invalid connection before it asks for a token.
     let anonymous = Client::new(&connection)?;
     let token = match &args.oidc_token_file {
         Some(from) => {
-            let identity = secret(&place(from), "the identity token")?;
-            exchange(&anonymous, &identity)?
+            let identity = read_secret(&input_source(from), "the identity token")?;
+            exchange_token(&anonymous, &identity)?
         }
-        None => given_token(args)?,
+        None => read_token(args)?,
     };
     connection.token = Some(token.clone());
-    let known = Client::new(&connection)?;
-    let me: Me = block_on(async { Ok(known.get(&["me"], &[]).await?) })?;
+    let authenticated = Client::new(&connection)?;
+    let me: Me = block_on(async { Ok(authenticated.get(&["me"], &[]).await?) })?;
     let mut config = Config::read()?;
     config.log_in(
         &url,
@@ -64,42 +64,42 @@ pub(crate) fn login(args: &LoginArgs) -> Result<Exit, CliError> {
         },
     );
     let path = config.write()?;
-    say(&format!(
+    print_message(&format!(
         "logged in to {} as {} ({}); stored in {}",
-        shown(&url),
+        display_url(&url),
         me.name,
-        scopes(&me),
+        describe_scopes(&me),
         path.display()
     ));
     Ok(Exit::Succeeded)
 }
 
-fn place(from: &PathOrStdin) -> PasswordFrom {
+fn input_source(from: &PathOrStdin) -> PasswordSource {
     match from {
-        PathOrStdin::Stdin => PasswordFrom::Stdin,
-        PathOrStdin::Path(path) => PasswordFrom::File(path.clone()),
+        PathOrStdin::Stdin => PasswordSource::Stdin,
+        PathOrStdin::Path(path) => PasswordSource::File(path.clone()),
     }
 }
 
-fn given_token(args: &LoginArgs) -> Result<Secret, CliError> {
+fn read_token(args: &LoginArgs) -> Result<Secret, CliError> {
     let from = match &args.token_file {
-        Some(from) => place(from),
+        Some(from) => input_source(from),
         None if std::env::var("ACRTASK_TOKEN").is_ok_and(|token| !token.is_empty()) => {
-            PasswordFrom::Env("ACRTASK_TOKEN".into())
+            PasswordSource::Env("ACRTASK_TOKEN".into())
         }
         None => {
             use std::io::IsTerminal as _;
             if std::io::stdin().is_terminal() {
-                say("the token, then Enter and Ctrl-D:");
+                print_message("enter the token, then press Enter and Ctrl-D:");
             }
-            PasswordFrom::Stdin
+            PasswordSource::Stdin
         }
     };
-    let token = secret(&from, "the token")?;
+    let token = read_secret(&from, "the token")?;
     Ok(Secret::new(token.expose().trim()))
 }
 
-fn exchange(client: &Client, identity: &Secret) -> Result<Secret, CliError> {
+fn exchange_token(client: &Client, identity: &Secret) -> Result<Secret, CliError> {
     let body = ExchangeToken {
         token: SecretText(identity.expose().trim().to_owned()),
     };
@@ -107,49 +107,49 @@ fn exchange(client: &Client, identity: &Secret) -> Result<Secret, CliError> {
     Ok(Secret::new(token.secret.0))
 }
 
-fn scopes(me: &Me) -> String {
-    let scopes: Vec<_> = me.scopes.iter().map(super::tokens::scope_name).collect();
+fn describe_scopes(me: &Me) -> String {
+    let scopes: Vec<_> = me.scopes.iter().map(super::token::scope_name).collect();
     match &me.tasks {
         Some(tasks) => format!("{}; tasks {tasks}", scopes.join(", ")),
         None => scopes.join(", "),
     }
 }
 
-/// Forgets a server.
+/// Deletes the stored login for a server.
 pub(crate) fn logout(args: &LogoutArgs) -> Result<Exit, CliError> {
     let mut config = Config::read()?;
     let url = match args.url.as_deref().or(config.current.as_deref()) {
         Some(url) => server_url(url)?,
         None => {
-            say("there is no login");
+            print_message("no login is stored");
             return Ok(Exit::Succeeded);
         }
     };
     if config.log_out(&url) {
         config.write()?;
-        say(&format!(
-            "forgot the login for {}; the token itself holds until it is revoked",
-            shown(&url)
+        print_message(&format!(
+            "deleted the login for {}; the token stays valid until it is revoked",
+            display_url(&url)
         ));
     } else {
-        say(&format!("there is no login for {}", shown(&url)));
+        print_message(&format!("no login is stored for {}", display_url(&url)));
     }
     Ok(Exit::Succeeded)
 }
 
-/// Shows which server is meant, and what the token may do there.
+/// Shows the current server and what the token may do there.
 pub(crate) fn whoami(args: &WhoamiArgs, style: Style) -> Result<Exit, CliError> {
     let client = client(&args.server)?;
     let me: Me = block_on(async { Ok(client.get(&["me"], &[]).await?) })?;
     if args.output.output == ListOutput::Json {
         return print_json(&me);
     }
-    let text = table::facts(
+    let text = table::key_values(
         &[
-            ("server", shown(client.url()).to_owned()),
+            ("server", display_url(client.url()).to_owned()),
             ("version", me.server_version.clone()),
             ("token", me.name.clone()),
-            ("may", scopes(&me)),
+            ("may", describe_scopes(&me)),
         ],
         style,
     );

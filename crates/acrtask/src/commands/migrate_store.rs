@@ -1,15 +1,15 @@
-//! `acrtask migrate-store`: the database of a server from SQLite to PostgreSQL.
+//! `acrtask migrate-store`: copies a server's database from SQLite to PostgreSQL.
 
 use acrtask_store::StoreError;
 
 use super::{
-    remote::{block_on, say},
+    remote::{block_on, print_message},
     runner::state_dir,
-    serve::sqlite_in,
+    serve::sqlite_url,
 };
 use crate::{args::backup::MigrateStoreArgs, error::CliError, exit::Exit};
 
-/// Copies all rows.
+/// Copies all rows of the database.
 pub(crate) fn migrate_store(args: &MigrateStoreArgs) -> Result<Exit, CliError> {
     if !["postgres:", "postgresql:"]
         .iter()
@@ -20,16 +20,16 @@ pub(crate) fn migrate_store(args: &MigrateStoreArgs) -> Result<Exit, CliError> {
     }
     let from = match (&args.from, &args.data_dir) {
         (Some(from), _) => from.clone(),
-        (None, Some(folder)) => sqlite_in(folder),
-        (None, None) => sqlite_in(&state_dir()?),
+        (None, Some(folder)) => sqlite_url(folder),
+        (None, None) => sqlite_url(&state_dir()?),
     };
-    let (mut tables, mut all) = (0_u64, 0);
+    let (mut tables, mut rows_total) = (0_u64, 0);
     let copied = async {
         let report = |table: &str, rows: u64| {
             tables += 1;
-            all += rows;
+            rows_total += rows;
             if rows > 0 {
-                say(&format!("{table}: {rows}"));
+                print_message(&format!("{table}: {rows}"));
             }
         };
         acrtask_store::migrate_store(&from, &args.to, report)
@@ -42,8 +42,8 @@ pub(crate) fn migrate_store(args: &MigrateStoreArgs) -> Result<Exit, CliError> {
     block_on(copied)?;
     super::print(
         format!(
-            "copied {all} rows of {tables} tables\nstart the servers with --database and this PostgreSQL, and with the key \
-             file and the blobs that they had\n"
+            "copied {rows_total} rows of {tables} tables\nstart the servers with --database and this PostgreSQL, and with the previous key \
+             file and blobs\n"
         )
         .as_bytes(),
     )

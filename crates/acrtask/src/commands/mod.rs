@@ -1,18 +1,18 @@
-//! One file a command. Each puts libraries together and decides nothing that they could decide.
+//! Commands of the program, in a module each. They call the libraries and contain no logic that
+//! belongs there.
 
 pub(crate) mod apply;
 mod approve;
 pub(crate) mod backup;
 pub(crate) mod build;
-pub(crate) mod cascades;
+pub(crate) mod cascade;
 pub(crate) mod completions;
 mod context;
-mod define;
 mod dockerfile;
 pub(crate) mod doctor;
 mod engine;
 mod follow;
-pub(crate) mod images;
+pub(crate) mod image;
 mod interrupt;
 mod local_domain;
 mod log;
@@ -20,39 +20,40 @@ pub(crate) mod login;
 pub(crate) mod migrate_store;
 pub(crate) mod plan;
 mod proposals;
-pub(crate) mod quotas;
+pub(crate) mod quota;
 pub(crate) mod remote;
 pub(crate) mod remote_run;
 pub(crate) mod run;
 pub(crate) mod runner;
-mod runners;
+mod runner_admin;
 pub(crate) mod runs;
 pub(crate) mod schema;
-pub(crate) mod secrets;
+pub(crate) mod secret;
 pub(crate) mod serve;
 mod signals;
 mod spec;
-pub(crate) mod stored;
-mod task;
+pub(crate) mod task;
+mod task_file;
+mod task_flags;
 mod tasks_folder;
-mod timers;
-pub(crate) mod tokens;
+mod timer;
+pub(crate) mod token;
 mod upload;
 mod vaults;
 mod watch;
+pub(crate) mod webhook;
 pub(crate) mod webhook_setup;
-pub(crate) mod webhooks;
 
 use std::io::{self, Write};
 
 use crate::{error::CliError, exit::Exit, render};
 
-/// Writes `text` to standard output, without what could do more to a terminal than show it.
+/// Writes `text` to standard output without terminal control sequences.
 fn print(text: &[u8]) -> Result<Exit, CliError> {
-    write_out(render::text::terminal(&String::from_utf8_lossy(text)).as_bytes())
+    write_out(render::text::sanitize(&String::from_utf8_lossy(text)).as_bytes())
 }
 
-/// Writes `data` to standard output as it is. A reader that has gone away has seen enough.
+/// Writes `data` to standard output unchanged. A closed pipe is not an error.
 fn write_out(data: &[u8]) -> Result<Exit, CliError> {
     let mut out = io::stdout().lock();
     match out.write_all(data).and_then(|()| out.flush()) {

@@ -1,4 +1,5 @@
-//! What commands that speak to a server share: which server, a runtime, texts that come from files.
+//! Functions shared by the commands that use a server: the connection, a runtime, output, and
+//! secrets from files.
 
 use std::{io::Read, path::Path};
 
@@ -7,10 +8,10 @@ use acrtask_model::Secret;
 use crate::{
     args::{
         PathOrStdin,
-        server::{RemoteArgs, ServerArgs, ValueFrom},
-        values::PasswordFrom,
+        server::{RemoteArgs, ServerArgs, ValueSource},
+        values::PasswordSource,
     },
-    client::{Client, Connection, config::Config, shown},
+    client::{Client, Connection, config::Config, display_url},
     error::CliError,
     exit::Exit,
     render::text,
@@ -20,52 +21,52 @@ fn var(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-/// The server that `args` mean.
+/// Connects to the server of `args`.
 ///
 /// # Errors
-/// None is known, or there is no token for it.
+/// Fails if no server is configured, or if no token is stored for it.
 pub(crate) fn client(args: &ServerArgs) -> Result<Client, CliError> {
     let connection = Config::read()?.connection(args, var)?.ok_or_else(|| {
-        CliError::usage("no server is known")
+        CliError::usage("no server is configured")
             .help("log in: `acrtask login https://HOST`, or set ACRTASK_SERVER and ACRTASK_TOKEN")
     })?;
-    with_token(&connection)
+    authenticated_client(&connection)
 }
 
-/// The server that a run goes to; nothing where it stays on this machine.
-pub(crate) fn for_run(args: &RemoteArgs) -> Result<Option<Client>, CliError> {
+/// Returns the server for a run; `None` if the run stays on this machine.
+pub(crate) fn client_for_run(args: &RemoteArgs) -> Result<Option<Client>, CliError> {
     if args.local {
         return Ok(None);
     }
     if let Some(connection) = Config::read()?.connection(&args.server, var)? {
-        return with_token(&connection).map(Some);
+        return authenticated_client(&connection).map(Some);
     }
     let given = args
         .queue
-        .given()
+        .first_given()
         .or_else(|| args.no_wait.then_some("--no-wait"));
     match given {
         Some(flag) => Err(CliError::usage(format!(
-            "{flag} is for runs on a server, and no server is known"
+            "{flag} is for runs on a server, but no server is configured"
         ))
-        .help("log in: `acrtask login https://HOST`, or name the server with --server")),
+        .help("log in: `acrtask login https://HOST`, or set the server with --server")),
         None => Ok(None),
     }
 }
 
-fn with_token(connection: &Connection) -> Result<Client, CliError> {
+fn authenticated_client(connection: &Connection) -> Result<Client, CliError> {
     if connection.token.is_none() {
-        let url = shown(&connection.url);
+        let url = display_url(&connection.url);
         return Err(
-            CliError::usage(format!("there is no token for {url}")).help(format!(
-                "log in: `acrtask login {url}`, or give the token in ACRTASK_TOKEN"
+            CliError::usage(format!("no token is stored for {url}")).help(format!(
+                "log in: `acrtask login {url}`, or set the token in ACRTASK_TOKEN"
             )),
         );
     }
     Ok(Client::new(connection)?)
 }
 
-/// Runs on a runtime of its own until `future` is done.
+/// Runs `future` to completion on its own runtime.
 pub(crate) fn block_on<T>(
     future: impl Future<Output = Result<T, CliError>>,
 ) -> Result<T, CliError> {
@@ -73,66 +74,66 @@ pub(crate) fn block_on<T>(
         .worker_threads(2)
         .enable_all()
         .build()
-        .map_err(|error| CliError::unreachable("cannot start").because(&error))?;
-    let done = runtime.block_on(future);
-    // A read of standard input cannot be called off.
+        .map_err(|error| CliError::unreachable("cannot start the runtime").because(&error))?;
+    let result = runtime.block_on(future);
+    // A blocking read of standard input cannot be canceled.
     runtime.shutdown_background();
-    done
+    result
 }
 
 /// Prints `value` as JSON.
 pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<Exit, CliError> {
     let mut text = serde_json::to_string_pretty(value)
-        .map_err(|error| CliError::unreachable("the answer cannot be written").because(&error))?;
+        .map_err(|error| CliError::unreachable("cannot write the response").because(&error))?;
     text.push('\n');
-    super::write_out(text::json(&text).as_bytes())
+    super::write_out(text::escape_json(&text).as_bytes())
 }
 
 /// Writes a line to standard error.
-pub(crate) fn say(line: &str) {
+pub(crate) fn print_message(line: &str) {
     write_error(&format!("{line}\n"));
 }
 
-/// Writes `text` to standard error, without what could do more to a terminal than show it. Where
-/// standard error is closed, the exit code still tells.
+/// Writes `text` to standard error without terminal control sequences. A closed standard error is
+/// ignored; the exit code still reports the error.
 pub(crate) fn write_error(text: &str) {
     use std::io::Write as _;
-    let _ = std::io::stderr().write_all(text::terminal(text).as_bytes());
+    let _ = std::io::stderr().write_all(text::sanitize(text).as_bytes());
 }
 
-/// The value that `from` leads to; `what` is what it is.
-pub(crate) fn value(from: &ValueFrom, what: &str) -> Result<Secret, CliError> {
+/// Reads the value of a secret; `what` names it in errors.
+pub(crate) fn read_value(from: &ValueSource, what: &str) -> Result<Secret, CliError> {
     let from = match (&from.from_env, &from.from_file) {
-        (Some(name), _) => PasswordFrom::Env(name.clone()),
-        (None, Some(PathOrStdin::Path(path))) => PasswordFrom::File(path.clone()),
-        (None, Some(PathOrStdin::Stdin) | None) => PasswordFrom::Stdin,
+        (Some(name), _) => PasswordSource::Env(name.clone()),
+        (None, Some(PathOrStdin::Path(path))) => PasswordSource::File(path.clone()),
+        (None, Some(PathOrStdin::Stdin) | None) => PasswordSource::Stdin,
     };
-    secret(&from, what)
+    read_secret(&from, what)
 }
 
-/// The secret that `from` leads to, without its last line end.
-pub(crate) fn secret(from: &PasswordFrom, what: &str) -> Result<Secret, CliError> {
-    let fail = |place: &str, error: &(dyn std::error::Error + 'static)| {
-        CliError::usage(format!("cannot read {what} from {place}")).because(error)
+/// Reads a secret without its last line break; `what` names it in errors.
+pub(crate) fn read_secret(from: &PasswordSource, what: &str) -> Result<Secret, CliError> {
+    let fail = |source: &str, error: &(dyn std::error::Error + 'static)| {
+        CliError::usage(format!("cannot read {what} from {source}")).because(error)
     };
     let text = match from {
-        PasswordFrom::File(path) => {
+        PasswordSource::File(path) => {
             read_file(path).map_err(|error| fail(&path.display().to_string(), &error))?
         }
-        PasswordFrom::Stdin => {
+        PasswordSource::Stdin => {
             let mut text = String::new();
             std::io::stdin()
                 .read_to_string(&mut text)
                 .map_err(|error| fail("standard input", &error))?;
             text
         }
-        PasswordFrom::Env(name) => std::env::var(name)
+        PasswordSource::Env(name) => std::env::var(name)
             .map_err(|error| fail(&format!("the environment variable {name}"), &error))?,
     };
     let text = text.trim_end_matches(['\r', '\n']);
     if text.is_empty() {
         return Err(CliError::usage(format!("{what} is empty"))
-            .help("give it on standard input, in a file or in a variable of the environment"));
+            .help("provide it on standard input, in a file or in an environment variable"));
     }
     Ok(Secret::new(text))
 }

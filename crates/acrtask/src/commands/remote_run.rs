@@ -1,8 +1,8 @@
-//! `acrtask run` and `acrtask build` on a server's runners: what they would do here is asked of the server, with the
-//! same files, and followed.
+//! `acrtask run` and `acrtask build` on a server: sends the run with its files to the server and
+//! follows it.
 //!
-//! Invariants: logins of this machine stay on it, unless `--credential` gives them; an upload is skipped where the
-//! server has the same bytes.
+//! Invariants: logins of this machine stay on it, except those of `--credential`. An upload is
+//! skipped if the server already has the same bytes.
 
 use std::path::PathBuf;
 
@@ -16,18 +16,18 @@ use acrtask_source::ContextSpec;
 
 use super::{
     context::Context,
-    dockerfile::{Dockerfile, stdin_of_build},
-    remote::{block_on, secret},
-    runs::started,
-    spec::{self, Asked, Place},
+    dockerfile::{Dockerfile, stdin_reader},
+    remote::{block_on, read_secret},
+    runs::follow_or_print_id,
+    spec::{self, ContextLocation, RunInput},
     upload,
 };
 use crate::{
     args::{
-        BuildArgs, ColorWhen, HowArgs, PathOrStdin, RunArgs,
+        BuildArgs, ColorWhen, ExecutionArgs, PathOrStdin, RunArgs,
         engine::{BuilderArgs, EngineArgs},
         server::{QueueArgs, RemoteArgs},
-        values::PasswordFrom,
+        values::PasswordSource,
     },
     client::Client,
     error::CliError,
@@ -45,10 +45,10 @@ pub(crate) fn run(
     if args.watch {
         return Err(local_only("--watch"));
     }
-    refuse_local_flags(&args.engine, &args.builder)?;
+    reject_local_flags(&args.engine, &args.builder)?;
     let host = std::env::var_os("ACRTASK_KEY_VAULT_HOST");
-    let is_typed = host.is_none_or(|host| host.is_empty());
-    if is_typed && !args.vaults.key_vault_host.is_empty() {
+    let is_flag = host.is_none_or(|host| host.is_empty());
+    if is_flag && !args.vaults.key_vault_host.is_empty() {
         return Err(local_only("--key-vault-host"));
     }
     let stdin_is_taken = match (&args.task.file, args.task.context.as_str()) {
@@ -56,22 +56,22 @@ pub(crate) fn run(
         (_, "-") => Some("the context"),
         _ => None,
     };
-    let credentials = credentials(&args.engine, stdin_is_taken)?;
-    let context = Context::named(
+    let credentials = read_credentials(&args.engine, stdin_is_taken)?;
+    let context = Context::parse(
         &args.task.context,
         &args.task.git,
         acrtask_source::Options::default(),
     )?;
-    let mut asked = spec::of_run(args, &place(&context)?)?;
-    facts_of(&context, &mut asked.spec);
-    let how = How {
-        id: args.task.facts.id.clone(),
+    let mut input = spec::from_run_args(args, &locate(&context)?)?;
+    add_git_variables(&context, &mut input.spec);
+    let options = SubmitOptions {
+        id: args.task.variables.id.clone(),
         remote: &args.remote,
-        how: &args.how,
+        execution: &args.execution,
         credentials,
-        added: Vec::new(),
+        extra_files: Vec::new(),
     };
-    send(client, &context, asked, how, color, stderr)
+    submit(client, &context, input, options, color, stderr)
 }
 
 /// Builds an image on the server.
@@ -81,71 +81,71 @@ pub(crate) fn build(
     color: ColorWhen,
     stderr: Style,
 ) -> Result<Exit, CliError> {
-    refuse_local_flags(&args.engine, &args.builder)?;
-    let stdin_is_taken = stdin_of_build(args)?;
-    let credentials = credentials(&args.engine, stdin_is_taken)?;
-    let context = Context::named(&args.context, &args.git, acrtask_source::Options::default())?;
+    reject_local_flags(&args.engine, &args.builder)?;
+    let stdin_is_taken = stdin_reader(args)?;
+    let credentials = read_credentials(&args.engine, stdin_is_taken)?;
+    let context = Context::parse(&args.context, &args.git, acrtask_source::Options::default())?;
     if matches!(context.spec(), ContextSpec::None) {
         return Err(
-            CliError::usage("a build needs files, and /dev/null has none")
-                .help("name a folder: `.`"),
+            CliError::usage("a build needs a context, and /dev/null has no files")
+                .help("write a folder: `.`"),
         );
     }
     let dockerfile = Dockerfile::find(args.file.as_deref(), &context)?;
-    let sent = dockerfile.for_server(&context)?;
-    let mut asked = spec::of_build(args, &sent.name)?;
-    facts_of(&context, &mut asked.spec);
-    let how = How {
-        id: args.facts.id.clone(),
+    let sent = dockerfile.prepare_upload(&context)?;
+    let mut input = spec::from_build_args(args, &sent.name)?;
+    add_git_variables(&context, &mut input.spec);
+    let options = SubmitOptions {
+        id: args.variables.id.clone(),
         remote: &args.remote,
-        how: &args.how,
+        execution: &args.execution,
         credentials,
-        added: sent.files,
+        extra_files: sent.files,
     };
-    send(client, &context, asked, how, color, stderr)
+    submit(client, &context, input, options, color, stderr)
 }
 
-/// What is asked of the server beside the run's spec.
-struct How<'a> {
+/// Parts of a submitted run beside its specification.
+struct SubmitOptions<'a> {
     id: Option<RunId>,
     remote: &'a RemoteArgs,
-    how: &'a HowArgs,
+    execution: &'a ExecutionArgs,
     credentials: Vec<RunCredential>,
-    /// Files that are uploaded beside those of the context.
-    added: Vec<(PathBuf, Vec<u8>)>,
+    /// Files to upload in addition to those of the context.
+    extra_files: Vec<(PathBuf, Vec<u8>)>,
 }
 
-fn send(
+fn submit(
     client: &Client,
     context: &Context,
-    asked: Asked,
-    how: How<'_>,
+    input: RunInput,
+    options: SubmitOptions<'_>,
     color: ColorWhen,
     stderr: Style,
 ) -> Result<Exit, CliError> {
-    let packed = upload::pack(context, Some(&asked.spec.work), how.added)?;
+    let packed = upload::pack_context(context, Some(&input.spec.source), options.extra_files)?;
     block_on(async {
-        let context = upload::source(client, context, packed.as_ref()).await?;
+        let context = upload::upload_context(client, context, packed.as_ref()).await?;
         let request = CreateRun {
-            id: how.id,
+            id: options.id,
             spec: RunSpec {
                 context,
-                ..asked.spec
+                ..input.spec
             },
-            queue: queue(&how.remote.queue),
-            secrets: asked
+            queue: queue_options(&options.remote.queue),
+            secrets: input
                 .secrets
                 .iter()
                 .map(|(name, value)| (name.clone(), SecretText(value.expose().to_owned())))
                 .collect(),
-            credentials: how.credentials,
+            credentials: options.credentials,
         };
-        let run = client.start(&["runs"], &request).await?;
-        started(
+        let run = client.start_run(&["runs"], &request).await?;
+        follow_or_print_id(
             client,
             &run,
-            how.remote.no_wait,
-            how.how.output,
+            options.remote.no_wait,
+            options.execution.output,
             color,
             stderr,
         )
@@ -153,8 +153,8 @@ fn send(
     })
 }
 
-/// Where and when the run may run.
-pub(super) fn queue(args: &QueueArgs) -> QueueOptions {
+/// Converts the flags for pool, labels and priority.
+pub(super) fn queue_options(args: &QueueArgs) -> QueueOptions {
     QueueOptions {
         priority: args.priority.unwrap_or_default(),
         pool: args.pool.clone(),
@@ -167,38 +167,38 @@ pub(super) fn queue(args: &QueueArgs) -> QueueOptions {
     }
 }
 
-/// Where the task file is looked for.
-fn place(context: &Context) -> Result<Place, CliError> {
+/// Returns the location that is searched for the task file.
+fn locate(context: &Context) -> Result<ContextLocation, CliError> {
     Ok(match (context.spec(), context.local_folder()) {
-        (ContextSpec::None, _) => Place::Nowhere,
-        (_, Some(folder)) => Place::Own(folder.canonicalize().map_err(|error| {
+        (ContextSpec::None, _) => ContextLocation::None,
+        (_, Some(folder)) => ContextLocation::Own(folder.canonicalize().map_err(|error| {
             CliError::usage(format!("cannot read the context {}", folder.display())).because(&error)
         })?),
-        (_, None) => Place::Elsewhere,
+        (_, None) => ContextLocation::Remote,
     })
 }
 
-/// What git knows of a folder of this machine, which a runner could not find out from its files alone.
-fn facts_of(context: &Context, spec: &mut RunSpec) {
+/// Fills in git variables from a folder of this machine; a runner gets the files without `.git`.
+fn add_git_variables(context: &Context, spec: &mut RunSpec) {
     let Some(folder) = context.local_folder() else {
         return;
     };
-    let found = acrtask_source::facts::of_folder(folder);
-    let facts = &mut spec.facts;
-    for (fact, found) in [
-        (&mut facts.commit, found.commit),
-        (&mut facts.branch, found.branch),
-        (&mut facts.git_tag, found.tag),
-        (&mut facts.repository, found.repository),
+    let found = acrtask_source::git_variables::read_folder(folder);
+    let variables = &mut spec.variables;
+    for (variable, found) in [
+        (&mut variables.commit, found.commit),
+        (&mut variables.branch, found.branch),
+        (&mut variables.git_tag, found.tag),
+        (&mut variables.repository, found.repository),
     ] {
-        if fact.is_empty() {
-            *fact = found.unwrap_or_default();
+        if variable.is_empty() {
+            *variable = found.unwrap_or_default();
         }
     }
 }
 
-/// The logins that the run is given: those of `--credential`, and no others.
-fn credentials(
+/// Reads the logins for the run: those of `--credential`, and no others.
+fn read_credentials(
     args: &EngineArgs,
     stdin_is_taken: Option<&str>,
 ) -> Result<Vec<RunCredential>, CliError> {
@@ -206,16 +206,16 @@ fn credentials(
     let mut found = Vec::new();
     for arg in &args.credential {
         let spec = arg.parse()?;
-        if spec.password == PasswordFrom::Stdin {
+        if spec.password == PasswordSource::Stdin {
             if let Some(by) = stdin {
                 return Err(CliError::usage(format!(
-                    "standard input cannot hold both {by} and a password"
+                    "standard input cannot be both {by} and a password"
                 ))
-                .help("give the password as HOST=USER:@FILE or HOST=USER:env:NAME"));
+                .help("write the password as HOST=USER:@FILE or HOST=USER:env:NAME"));
             }
             stdin = Some("another password".into());
         }
-        let password = secret(&spec.password, &format!("the password for {}", spec.host))?;
+        let password = read_secret(&spec.password, &format!("the password for {}", spec.host))?;
         found.push(RunCredential {
             host: spec.host,
             username: spec.user,
@@ -225,9 +225,9 @@ fn credentials(
     Ok(found)
 }
 
-/// Flags that say something of this machine mean nothing to a server's runners.
-fn refuse_local_flags(engine: &EngineArgs, builder: &BuilderArgs) -> Result<(), CliError> {
-    // What stands in the environment is meant for runs that stay here.
+/// Rejects flags that configure this machine, because they have no effect on a server's runners.
+fn reject_local_flags(engine: &EngineArgs, builder: &BuilderArgs) -> Result<(), CliError> {
+    // Environment variables are ignored, because they are meant for local runs.
     let typed_host = engine
         .docker_host
         .as_deref()
@@ -240,22 +240,23 @@ fn refuse_local_flags(engine: &EngineArgs, builder: &BuilderArgs) -> Result<(), 
     }
     if !engine.allow.is_empty() {
         return Err(CliError::usage(
-            "--allow is for runs on this machine: on a server's runners their operators decide",
+            "--allow is for runs on this machine; the operators of a server's runners decide for those",
         )
-        .help("stay on this machine with `--local`, or start the runner with `acrtask runner start --allow ...`"));
+        .help("run on this machine with `--local`, or start the runner with `acrtask runner start --allow ...`"));
     }
     Ok(())
 }
 
 fn local_only(flag: &str) -> CliError {
     CliError::usage(format!(
-        "{flag} is for runs on this machine, and this one goes to a server"
+        "{flag} is for runs on this machine, but this run goes to a server"
     ))
-    .help("stay on this machine with `--local`")
+    .help("run on this machine with `--local`")
 }
 
-/// The context that a runner fetches by itself, where it does. What stands in the URL to open it does not go with it.
-pub(super) fn fetched_by_runner(context: &Context) -> Result<Option<ContextSource>, CliError> {
+/// Returns the context if a runner can fetch it; `None` if this machine must upload it. A login in
+/// the URL is an error.
+pub(super) fn remote_context(context: &Context) -> Result<Option<ContextSource>, CliError> {
     let spec = context.spec();
     let url = match spec {
         ContextSpec::None => return Ok(Some(ContextSource::None)),
@@ -266,9 +267,9 @@ pub(super) fn fetched_by_runner(context: &Context) -> Result<Option<ContextSourc
         ContextSpec::Oci(_) => spec.to_string(),
         ContextSpec::Git(_) | ContextSpec::HttpTarball(_) => {
             return Err(CliError::usage(
-                "the context has a login in it, which everybody would see who sees the run",
+                "the context contains a login, and everyone who can read the run can read it",
             )
-            .help("take it out of the URL, and give it with `--credential HOST=USER:env:NAME`"));
+            .help("remove it from the URL, and set it with `--credential HOST=USER:env:NAME`"));
         }
         ContextSpec::Folder(_) | ContextSpec::TarballFile(_) | ContextSpec::Stdin => {
             return Ok(None);

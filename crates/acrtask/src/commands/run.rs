@@ -1,4 +1,4 @@
-//! `acrtask run`.
+//! `acrtask run`: runs a task on this machine.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use super::{
     engine::{self, RunFiles, Session},
     interrupt::until_interrupted,
     spec,
-    task::{self, tell},
+    task_file::{self, print_diagnostics},
     vaults,
     watch::Changes,
 };
@@ -25,55 +25,60 @@ use crate::{
     render::{Form, style::Style},
 };
 
-/// The name of what came on standard input.
+/// Name of the file that stores standard input.
 pub(super) const STDIN_FILE: &str = "stdin";
 
-/// Runs a task, once or at each change of its folder.
+/// Runs a task once, or after each change of its folder.
 pub(crate) fn run(args: &RunArgs, color: ColorWhen, stderr: Style) -> Result<Exit, CliError> {
     let stdin_is_taken = match (&args.task.file, args.task.context.as_str()) {
         (Some(PathOrStdin::Stdin), _) => Some("the task file"),
         (_, "-") => Some("the context"),
         _ => None,
     };
-    let credentials = engine::credentials(&args.engine, stdin_is_taken)?;
-    let mut options = engine::options(&args.engine, &args.builder, &args.how, credentials.clone())?;
+    let credentials = engine::load_credentials(&args.engine, stdin_is_taken)?;
+    let mut options = engine::executor_options(
+        &args.engine,
+        &args.builder,
+        &args.execution,
+        credentials.clone(),
+    )?;
     options
-        .known_registries
-        .extend(task::registry(&args.task.facts));
+        .operator_registries
+        .extend(task_file::registry_host(&args.task.variables));
     let source = acrtask_source::Options {
         credentials,
         ssh_agent: options.ssh_agent.clone(),
         ..acrtask_source::Options::default()
     };
-    let mut context = Context::named(&args.task.context, &args.task.git, source)?;
-    let form = Form::new(args.how.output, color);
+    let mut context = Context::parse(&args.task.context, &args.task.git, source)?;
+    let form = Form::new(args.execution.output, color);
     if args.watch {
         let folder = context.local_folder().map(Path::to_owned).ok_or_else(|| {
             CliError::usage(format!(
-                "--watch needs a folder of this machine, and {} is none",
+                "--watch requires a folder of this machine, but the context is {}",
                 context.spec()
             ))
         })?;
         if args.task.file == Some(PathOrStdin::Stdin) {
             return Err(CliError::usage(
-                "--watch reads the task file again at each change, which `-f -` does not allow",
+                "--watch reads the task file again after each change, so it cannot be on standard input",
             ));
         }
         let session = Session::open(options)?;
-        return watch(args, &session, &mut context, &folder, form, stderr);
+        return watch_folder(args, &session, &mut context, &folder, form, stderr);
     }
-    let prepared = prepare(args, &mut context, stderr)?;
+    let prepared = prepare_run(args, &mut context, stderr)?;
     let Some((id, plan)) = prepared else {
         return Ok(Exit::Usage);
     };
-    // A build may need the files even where the task file came from elsewhere.
+    // A build may need the files even if the task file is not in the context.
     if !matches!(context.spec(), ContextSpec::None) {
         context.fetch()?;
     }
-    let fetched = engine::fetched(&context.files()?.0, context.spec());
+    let fetched = engine::fetched_context(&context.files()?.0, context.spec());
     let workspace = context.into_workspace();
     let stdin = if stdin_is_taken.is_none() && reads_stdin(&plan) {
-        Some(keep_stdin()?)
+        Some(store_stdin()?)
     } else {
         None
     };
@@ -85,12 +90,12 @@ pub(crate) fn run(args: &RunArgs, color: ColorWhen, stderr: Style) -> Result<Exi
     let session = Session::open(options)?;
     let cancel = session.interrupts.token.child_token();
     let exit = session.block_on(session.run(id, plan, files, form, stderr, cancel));
-    // What was fetched is removed only now.
+    // Dropping the workspace removes the fetched files.
     drop((workspace, stdin));
     Ok(exit)
 }
 
-/// Whether a build reads its Dockerfile or its context from standard input.
+/// Returns `true` if a build reads its Dockerfile or its context from standard input.
 fn reads_stdin(plan: &Plan) -> bool {
     plan.steps.iter().any(|step| match &step.kind {
         StepKind::Build(build) => build.line.as_ref().is_ok_and(|line| {
@@ -100,10 +105,10 @@ fn reads_stdin(plan: &Plan) -> bool {
     })
 }
 
-/// What comes on standard input, kept for any number of builds.
-pub(super) fn keep_stdin() -> Result<Scratch, CliError> {
+/// Stores standard input in a file, because several builds may read it.
+pub(super) fn store_stdin() -> Result<Scratch, CliError> {
     let fail = |error: &std::io::Error| {
-        CliError::usage("cannot keep what a build reads from standard input").because(error)
+        CliError::usage("cannot store the standard input of a build").because(error)
     };
     let kept = Scratch::new(&std::env::temp_dir()).map_err(|error| fail(&error))?;
     let copying = async {
@@ -115,8 +120,9 @@ pub(super) fn keep_stdin() -> Result<Scratch, CliError> {
     Ok(kept)
 }
 
-/// A run for each state of the folder: a change stops the run that is under way, and the newest state is run.
-fn watch(
+/// Runs the task for each state of the folder. A change cancels the current run and starts one with
+/// the newest state.
+fn watch_folder(
     args: &RunArgs,
     session: &Session,
     context: &mut Context,
@@ -124,15 +130,15 @@ fn watch(
     form: Form,
     stderr: Style,
 ) -> Result<Exit, CliError> {
-    let say = |what: &str| {
-        super::remote::say(&stderr.dim(what));
+    let print_dim = |text: &str| {
+        super::remote::print_message(&stderr.dim(text));
     };
-    let mut changes = Changes::of(folder)?;
+    let mut changes = Changes::watch(folder)?;
     let interrupted = &session.interrupts.token;
     let root = folder.canonicalize().ok();
     loop {
-        // A mistake in the task file ends this round, not the watch.
-        let prepared = match prepare(args, context, stderr) {
+        // An error in the task file does not end the watch.
+        let prepared = match prepare_run(args, context, stderr) {
             Ok(prepared) => prepared,
             Err(error) => {
                 super::remote::write_error(&error.render(stderr));
@@ -160,8 +166,8 @@ fn watch(
                 }
             }
             if first.is_none() && !interrupted.is_cancelled() {
-                say(&format!(
-                    "watching {} for changes; Ctrl-C ends",
+                print_dim(&format!(
+                    "watching {} for changes; press Ctrl-C to end",
                     folder.display()
                 ));
                 tokio::select! {
@@ -185,23 +191,23 @@ fn watch(
             .and_then(|root| path.strip_prefix(root).ok())
             .unwrap_or(&path)
             .to_owned();
-        say(&format!("{} changed: running again", path.display()));
+        print_dim(&format!("{} changed: running again", path.display()));
     }
 }
 
-/// The plan to run; nothing where the file is refused, which has then been said.
-fn prepare(
+/// Returns the plan to run; `None` if the task file has errors, which are then printed.
+fn prepare_run(
     args: &RunArgs,
     context: &mut Context,
     stderr: Style,
 ) -> Result<Option<(RunId, Plan)>, CliError> {
-    let id = spec::run_id(&args.task.facts);
-    let place = spec::place(&args.task, context)?;
-    let asked = spec::of_run(args, &place)?;
-    let vaults = vaults::of_user(&args.vaults)?;
-    let allow = engine::allow(&args.engine);
-    let job = spec::job(&id, &asked, context, allow, Some(&vaults))?;
+    let id = spec::run_id(&args.task.variables);
+    let location = spec::locate(&args.task, context)?;
+    let input = spec::from_run_args(args, &location)?;
+    let vaults = vaults::user_vaults(&args.vaults)?;
+    let allow = engine::capabilities(&args.engine);
+    let job = spec::assemble_job(&id, &input, context, allow, Some(&vaults))?;
     let prepared = acrtask_job::prepare(&job)?;
-    tell(&prepared.source, &prepared.diagnostics, stderr);
+    print_diagnostics(&prepared.source, &prepared.diagnostics, stderr);
     Ok(prepared.plan.map(|plan| (id, plan)))
 }

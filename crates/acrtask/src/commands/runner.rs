@@ -1,4 +1,4 @@
-//! `acrtask runner`: the runner itself, and the words about runners.
+//! `acrtask runner`: runs a runner, or dispatches to the commands that manage runners.
 
 use std::{path::PathBuf, str::FromStr, sync::Arc};
 
@@ -8,17 +8,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     engine,
-    remote::{block_on, secret},
-    runners,
-    signals::until_asked_to_end,
+    remote::{block_on, read_secret},
+    runner_admin,
+    signals::stop_on_signal,
     vaults,
 };
 use crate::{
     args::{
-        HowArgs, PathOrStdin, RunOutput,
-        control::{RunnerArgs, RunnerCommand, StartArgs},
+        ExecutionArgs, PathOrStdin, RunOutput,
         engine::{BuilderArgs, EngineArgs},
-        values::PasswordFrom,
+        runner::{RunnerArgs, RunnerCommand, StartArgs},
+        values::PasswordSource,
     },
     client::server_url,
     error::CliError,
@@ -27,29 +27,29 @@ use crate::{
     telemetry,
 };
 
-/// Is a runner, or does what is asked about runners.
+/// Runs a runner, or a subcommand that manages runners.
 pub(crate) fn runner(
     args: &RunnerArgs,
     log: Option<&str>,
     stdout: Style,
 ) -> Result<Exit, CliError> {
     match &args.command {
-        None => start(&args.start, log),
-        Some(RunnerCommand::Start(args)) => start(args, log),
-        Some(RunnerCommand::List(args)) => runners::list(args, stdout),
-        Some(RunnerCommand::Drain(args)) => runners::set_draining(args, true),
-        Some(RunnerCommand::Resume(args)) => runners::set_draining(args, false),
-        Some(RunnerCommand::Remove(args)) => runners::remove(args),
-        Some(RunnerCommand::Token(args)) => runners::token(args),
+        None => start_runner(&args.start, log),
+        Some(RunnerCommand::Start(args)) => start_runner(args, log),
+        Some(RunnerCommand::List(args)) => runner_admin::list_runners(args, stdout),
+        Some(RunnerCommand::Drain(args)) => runner_admin::set_draining(args, true),
+        Some(RunnerCommand::Resume(args)) => runner_admin::set_draining(args, false),
+        Some(RunnerCommand::Remove(args)) => runner_admin::remove_runner(args),
+        Some(RunnerCommand::Token(args)) => runner_admin::create_token(args),
     }
 }
 
-fn start(args: &StartArgs, log: Option<&str>) -> Result<Exit, CliError> {
+fn start_runner(args: &StartArgs, log: Option<&str>) -> Result<Exit, CliError> {
     let stdin = (args.token_file == Some(PathOrStdin::Stdin)).then_some("the token");
     let servers = args
         .server
         .iter()
-        .map(|server| address(server))
+        .map(|server| parse_address(server))
         .collect::<Result<Vec<_>, _>>()?;
     let name = args.name.clone().unwrap_or_else(host_name);
     let state = match &args.state_dir {
@@ -66,9 +66,9 @@ fn start(args: &StartArgs, log: Option<&str>) -> Result<Exit, CliError> {
             .iter()
             .map(|label| (label.key.clone(), label.value.clone()))
             .collect(),
-        vaults: Arc::new(vaults::of_runner(&args.vaults)?),
+        vaults: Arc::new(vaults::runner_vaults(&args.vaults)?),
         allow_private_addresses: args.allow_private_addresses,
-        token: token(args.token_file.as_ref())?,
+        token: read_token(args.token_file.as_ref())?,
         drain: args.drain_timeout,
         min_free_disk: args.min_free_disk,
         keep_images: args.keep_images,
@@ -78,21 +78,21 @@ fn start(args: &StartArgs, log: Option<&str>) -> Result<Exit, CliError> {
             servers,
             name,
             state,
-            executor(&args.engine, &args.builder, stdin)?,
+            runner_executor_options(&args.engine, &args.builder, stdin)?,
         )
     };
     block_on(async {
         let _telemetry = telemetry::start("acrtask-runner", log, &args.telemetry)?;
-        let stop = until_asked_to_end(
-            "draining: nothing new is taken, and what runs goes on; a second signal ends at once",
+        let stop = stop_on_signal(
+            "draining: leasing no new runs, running ones continue; a second signal stops at once",
         )?;
-        run(config, stop).await?;
+        run_agent(config, stop).await?;
         Ok(Exit::Succeeded)
     })
 }
 
 /// Parses the address of a server.
-fn address<A>(text: &str) -> Result<A, CliError>
+fn parse_address<A>(text: &str) -> Result<A, CliError>
 where
     A: FromStr<Err: std::error::Error + 'static>,
 {
@@ -102,8 +102,11 @@ where
     })
 }
 
-/// Runs a runner until it is told to stop.
-pub(super) async fn run(config: AgentConfig, stop: CancellationToken) -> Result<(), CliError> {
+/// Runs the agent until `stop` is canceled.
+pub(super) async fn run_agent(
+    config: AgentConfig,
+    stop: CancellationToken,
+) -> Result<(), CliError> {
     acrtask_agent::run(config, stop).await.map_err(|error| {
         let shown = CliError::usage(error.to_string());
         match std::error::Error::source(&error) {
@@ -113,8 +116,8 @@ pub(super) async fn run(config: AgentConfig, stop: CancellationToken) -> Result<
     })
 }
 
-/// Whether another registration would help: the server has forgotten this runner.
-pub(super) fn is_forgotten(error: &AgentError) -> Option<PathBuf> {
+/// Returns the path of the key if the server rejected it, so that another registration helps.
+pub(super) fn rejected_key(error: &AgentError) -> Option<PathBuf> {
     match error {
         AgentError::KeyRefused { path, .. } | AgentError::NotRegisteredFor { path, .. } => {
             Some(path.clone())
@@ -123,38 +126,44 @@ pub(super) fn is_forgotten(error: &AgentError) -> Option<PathBuf> {
     }
 }
 
-/// How a runner executes.
-pub(super) fn executor(
+/// Returns the executor's options for a runner.
+pub(super) fn runner_executor_options(
     engine: &EngineArgs,
     builder: &BuilderArgs,
     stdin_is_taken: Option<&str>,
 ) -> Result<acrtask_executor::Options, CliError> {
-    let credentials = engine::credentials(engine, stdin_is_taken)?;
-    let each_run_says = HowArgs {
+    let credentials = engine::load_credentials(engine, stdin_is_taken)?;
+    let execution = ExecutionArgs {
         platform: Vec::new(),
         timeout: None,
         no_push: false,
         output: RunOutput::Text,
     };
-    engine::options(engine, builder, &each_run_says, credentials)
+    let mut options = engine::executor_options(engine, builder, &execution, credentials)?;
+    // The agent's keys are the operator's, not those of the authors of tasks.
+    if !options.allow.ssh_agent {
+        options.ssh_agent = None;
+    }
+    Ok(options)
 }
 
-/// The token that registers it. A file that is not there is none: the runner may have its key already.
-fn token(file: Option<&PathOrStdin>) -> Result<Option<Secret>, CliError> {
+/// Reads the registration token. A missing file is not an error: the runner may already have its
+/// key.
+fn read_token(file: Option<&PathOrStdin>) -> Result<Option<Secret>, CliError> {
     let from = match file {
-        Some(PathOrStdin::Stdin) => PasswordFrom::Stdin,
-        Some(PathOrStdin::Path(path)) if path.exists() => PasswordFrom::File(path.clone()),
+        Some(PathOrStdin::Stdin) => PasswordSource::Stdin,
+        Some(PathOrStdin::Path(path)) if path.exists() => PasswordSource::File(path.clone()),
         Some(PathOrStdin::Path(_)) => return Ok(None),
         None if std::env::var("ACRTASK_RUNNER_TOKEN").is_ok_and(|token| !token.is_empty()) => {
-            PasswordFrom::Env("ACRTASK_RUNNER_TOKEN".into())
+            PasswordSource::Env("ACRTASK_RUNNER_TOKEN".into())
         }
         None => return Ok(None),
     };
-    let token = secret(&from, "the runner's token")?;
+    let token = read_secret(&from, "the runner's token")?;
     Ok(Some(Secret::new(token.expose().trim())))
 }
 
-/// This machine's name.
+/// Returns this machine's name.
 pub(super) fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let name = name.trim();
@@ -165,7 +174,8 @@ pub(super) fn host_name() -> String {
     }
 }
 
-/// Where things are kept that outlive a process: `/var/lib/acrtask` for root, else a folder of the user's.
+/// Returns the folder for persistent state: `/var/lib/acrtask` for root, otherwise a folder of the
+/// user.
 pub(super) fn state_dir() -> Result<PathBuf, CliError> {
     use std::os::unix::fs::MetadataExt as _;
     let var = |name| {
@@ -176,15 +186,15 @@ pub(super) fn state_dir() -> Result<PathBuf, CliError> {
     if let Some(folder) = var("XDG_STATE_HOME") {
         return Ok(folder.join("acrtask"));
     }
-    // What a process of root looks like belongs to root.
+    // The owner of /proc/self is the user of this process.
     if std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0) {
         return Ok("/var/lib/acrtask".into());
     }
     match var("HOME") {
         Some(home) => Ok(home.join(".local/state/acrtask")),
         None => Err(CliError::usage(
-            "there is no place for files: neither XDG_STATE_HOME nor HOME is set",
+            "cannot determine the state folder: neither XDG_STATE_HOME nor HOME is set",
         )
-        .help("name a folder with --state-dir, or with --data-dir for a server")),
+        .help("set a folder with --state-dir, or with --data-dir for a server")),
     }
 }

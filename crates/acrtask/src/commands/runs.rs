@@ -1,4 +1,4 @@
-//! `acrtask runs`: what a server knows of runs.
+//! `acrtask runs`: lists, shows, follows and controls runs on a server.
 
 use acrtask_api::run::{Page, Run, RunSummary, Waiting};
 use acrtask_model::RunState;
@@ -6,26 +6,24 @@ use jiff::Timestamp;
 
 use super::{
     follow::{OnSignal, follow},
-    remote::{block_on, client, print_json, say},
+    remote::{block_on, client, print_json, print_message},
 };
 use crate::{
     args::{
         ColorWhen, RunOutput,
-        control::{
-            CancelArgs, ListRunsArgs, LogsArgs, OneRunArgs, RerunArgs, RunsCommand, StateArg,
-        },
+        runs::{CancelArgs, ListRunsArgs, LogsArgs, RerunArgs, RunIdArgs, RunsCommand, StateArg},
         server::ListOutput,
     },
-    client::{Client, shown},
+    client::{Client, display_url},
     error::CliError,
     exit::Exit,
     render::{self, Form, style::Style},
 };
 
-/// Runs that one page holds at most.
+/// Runs per page, at most.
 const PAGE: u32 = 100;
 
-/// One of the words about runs.
+/// Runs a subcommand of `acrtask runs`.
 pub(crate) fn runs(
     command: &RunsCommand,
     color: ColorWhen,
@@ -57,7 +55,7 @@ fn list(args: &ListRunsArgs, style: Style) -> Result<Exit, CliError> {
                 let states: Vec<_> = args
                     .state
                     .iter()
-                    .map(|state| state_of(*state).as_str())
+                    .map(|state| run_state(*state).as_str())
                     .collect();
                 query.push(("state", states.join(",")));
             }
@@ -76,13 +74,13 @@ fn list(args: &ListRunsArgs, style: Style) -> Result<Exit, CliError> {
     match args.output.output {
         ListOutput::Json => print_json(&found),
         ListOutput::Text => {
-            let text = render::run::runs(&found.items, Timestamp::now(), style);
+            let text = render::run::render_runs(&found.items, Timestamp::now(), style);
             super::print(text.as_bytes())
         }
     }
 }
 
-fn state_of(state: StateArg) -> RunState {
+fn run_state(state: StateArg) -> RunState {
     match state {
         StateArg::Queued => RunState::Queued,
         StateArg::Leased => RunState::Leased,
@@ -95,25 +93,25 @@ fn state_of(state: StateArg) -> RunState {
     }
 }
 
-fn show(args: &OneRunArgs, style: Style) -> Result<Exit, CliError> {
+fn show(args: &RunIdArgs, style: Style) -> Result<Exit, CliError> {
     let client = client(&args.server)?;
     let run: Run = block_on(async { Ok(client.get(&["runs", args.id.as_str()], &[]).await?) })?;
     match args.output.output {
         ListOutput::Json => print_json(&run),
         ListOutput::Text => {
-            let text = render::run::run(&run, Timestamp::now(), style);
+            let text = render::run::render_run(&run, Timestamp::now(), style);
             super::print(text.as_bytes())
         }
     }
 }
 
-fn why(args: &OneRunArgs, style: Style) -> Result<Exit, CliError> {
+fn why(args: &RunIdArgs, style: Style) -> Result<Exit, CliError> {
     let client = client(&args.server)?;
     let waiting: Waiting =
         block_on(async { Ok(client.get(&["runs", args.id.as_str(), "why"], &[]).await?) })?;
     match args.output.output {
         ListOutput::Json => print_json(&waiting),
-        ListOutput::Text => super::print(render::run::why(&waiting, style).as_bytes()),
+        ListOutput::Text => super::print(render::run::render_waiting(&waiting, style).as_bytes()),
     }
 }
 
@@ -123,13 +121,13 @@ fn cancel(args: &CancelArgs) -> Result<Exit, CliError> {
         for id in &args.ids {
             let before: Run = client.get(&["runs", id.as_str()], &[]).await?;
             if before.state.is_final() {
-                say(&format!("run {id} is over: {}", before.state));
+                print_message(&format!("run {id} is already finished: {}", before.state));
                 continue;
             }
             client
-                .tell(&["runs", id.as_str(), "cancel"], &serde_json::json!({}))
+                .post_discarding(&["runs", id.as_str(), "cancel"], &serde_json::json!({}))
                 .await?;
-            say(&format!("asked run {id} to stop"));
+            print_message(&format!("requested the cancellation of run {id}"));
         }
         Ok(Exit::Succeeded)
     })
@@ -139,14 +137,14 @@ fn rerun(args: &RerunArgs, color: ColorWhen, stderr: Style) -> Result<Exit, CliE
     let client = client(&args.server)?;
     block_on(async {
         let run = client
-            .start(&["runs", args.id.as_str(), "rerun"], &serde_json::json!({}))
+            .start_run(&["runs", args.id.as_str(), "rerun"], &serde_json::json!({}))
             .await?;
-        started(&client, &run, args.no_wait, args.form.output, color, stderr).await
+        follow_or_print_id(&client, &run, args.no_wait, args.form.output, color, stderr).await
     })
 }
 
-/// Says which run was started, or follows it.
-pub(crate) async fn started(
+/// Follows a started run, or prints its id with `no_wait`.
+pub(crate) async fn follow_or_print_id(
     client: &Client,
     run: &Run,
     no_wait: bool,
@@ -161,7 +159,11 @@ pub(crate) async fn started(
         };
         return super::print(text.as_bytes());
     }
-    say(&format!("server: {}, run {}", shown(client.url()), run.id));
+    print_message(&format!(
+        "server: {}, run {}",
+        display_url(client.url()),
+        run.id
+    ));
     follow(
         client,
         &run.id,
@@ -179,6 +181,6 @@ fn logs(args: &LogsArgs, color: ColorWhen, stderr: Style) -> Result<Exit, CliErr
         if args.follow {
             return follow(&client, &args.id, form, stderr, OnSignal::Leave).await;
         }
-        super::log::log(&client, &args.id, args.attempt, form, stderr).await
+        super::log::print_log(&client, &args.id, args.attempt, form, stderr).await
     })
 }

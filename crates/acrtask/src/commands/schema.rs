@@ -1,13 +1,13 @@
-//! `acrtask schema`: JSON Schemas, for editors. Asks no server.
+//! `acrtask schema`: prints JSON Schemas for editors, without a server.
 
 use acrtask_api::task::TaskDefinition;
 
-use crate::{args::control::SchemaOf, error::CliError, exit::Exit};
+use crate::{args::schema::SchemaKind, error::CliError, exit::Exit};
 
-/// Prints the schema.
-pub(crate) fn schema(of: SchemaOf) -> Result<Exit, CliError> {
-    match of {
-        SchemaOf::Task => super::remote::print_json(&schemars::schema_for!(TaskDefinition)),
-        SchemaOf::AcrTask => super::print(acrtask_spec::FILE_SCHEMA.as_bytes()),
+/// Prints the schema of `kind`.
+pub(crate) fn schema(kind: SchemaKind) -> Result<Exit, CliError> {
+    match kind {
+        SchemaKind::Task => super::remote::print_json(&schemars::schema_for!(TaskDefinition)),
+        SchemaKind::AcrTask => super::print(acrtask_spec::FILE_SCHEMA.as_bytes()),
     }
 }

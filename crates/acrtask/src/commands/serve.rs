@@ -1,7 +1,7 @@
-//! `acrtask serve`: the control plane, and a runner inside that connects to it like any other.
+//! `acrtask serve`: the server, and a built-in runner that connects to it like any other runner.
 //!
-//! Invariants: a token is printed once, on standard output, and never logged; the server ends after the
-//! runner inside, so that what it finishes is still written down.
+//! Invariants: a token is printed once, on standard output, and never logged. The server stops
+//! after the built-in runner, so that it stores the runner's last reports.
 
 use std::{
     fs::DirBuilder,
@@ -13,7 +13,7 @@ use std::{
 };
 
 use acrtask_agent::AgentConfig;
-use acrtask_model::chain;
+use acrtask_model::error_chain;
 use acrtask_server::{
     App, Config, auth,
     clock::Clock,
@@ -27,9 +27,9 @@ use acrtask_vaults::Vaults;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    remote::{block_on, say},
-    runner::{executor, host_name, is_forgotten, state_dir},
-    signals::until_asked_to_end,
+    remote::{block_on, print_message},
+    runner::{host_name, rejected_key, runner_executor_options, state_dir},
+    signals::stop_on_signal,
     tasks_folder::TasksFolder,
     vaults,
 };
@@ -41,12 +41,12 @@ use crate::{
     telemetry,
 };
 
-/// The runner inside has so long to register.
-const REGISTRATION: Duration = Duration::from_secs(600);
-/// What is in the runner's folder once it has registered.
+/// Time for the built-in runner to register.
+const REGISTRATION_TTL: Duration = Duration::from_secs(600);
+/// File in the runner's folder that exists after its registration.
 const RUNNER_KEY: &str = "runner.json";
 
-/// Serves until it is asked to end.
+/// Runs the server until a signal stops it.
 pub(crate) fn serve(args: &ServeArgs, log: Option<&str>, stderr: Style) -> Result<Exit, CliError> {
     if args.reset_admin_token {
         return reset_admin_token(&DataPaths::new(&args.data)?);
@@ -57,9 +57,9 @@ pub(crate) fn serve(args: &ServeArgs, log: Option<&str>, stderr: Style) -> Resul
         .mode(0o700)
         .create(&data)
         .map_err(|error| {
-            CliError::usage(format!("cannot make the folder {}", data.display()))
+            CliError::usage(format!("cannot create the folder {}", data.display()))
                 .because(&error)
-                .help("name another one with --data-dir")
+                .help("choose another folder with --data-dir")
         })?;
     let data = data.canonicalize().map_err(|error| {
         CliError::usage(format!("cannot read the folder {}", data.display())).because(&error)
@@ -69,45 +69,48 @@ pub(crate) fn serve(args: &ServeArgs, log: Option<&str>, stderr: Style) -> Resul
         .iter()
         .map(|folder| TasksFolder::open(folder, args.telemetry.log_format, stderr))
         .collect::<Result<Vec<_>, _>>()?;
-    // What is wrong with the engine's flags is told before anything starts.
-    let inside = if args.no_runner {
+    // Rejects invalid engine flags before anything starts.
+    let built_in = if args.no_runner {
         None
     } else {
-        let vaults = Arc::new(vaults::of_runner(&args.vaults)?);
-        Some((executor(&args.engine, &args.builder, None)?, vaults))
+        let vaults = Arc::new(vaults::runner_vaults(&args.vaults)?);
+        Some((
+            runner_executor_options(&args.engine, &args.builder, None)?,
+            vaults,
+        ))
     };
-    let options = options(args, &data);
+    let options = serve_options(args, &data);
     block_on(async {
         let _telemetry = telemetry::start("acrtask-server", log, &args.telemetry)?;
-        let stop = until_asked_to_end("ending; a second signal ends at once")?;
-        let server = start(options).await.map_err(|error| refused(&error))?;
-        hello(&server, args).await?;
-        let parts = TaskTracker::new();
+        let stop = stop_on_signal("stopping; a second signal stops at once")?;
+        let server = start(options).await.map_err(|error| serve_error(&error))?;
+        print_greeting(&server, args).await?;
+        let tasks = TaskTracker::new();
         for folder in folders {
-            parts.spawn(folder.follow(server.app().clone(), stop.clone()));
+            tasks.spawn(folder.follow(server.app().clone(), stop.clone()));
         }
-        if let Some((executor, vaults)) = inside {
-            let runner = Inside {
+        if let Some((executor, vaults)) = built_in {
+            let runner = BuiltInRunner {
                 state: data.join("runner"),
-                address: address(&server, args).await?,
+                address: loopback_address(&server, args).await?,
                 executor,
                 vaults,
                 slots: args.slots,
-                private: args.allow_private_addresses,
+                allow_private_addresses: args.allow_private_addresses,
                 drain: args.drain_timeout,
                 server: server.app().clone(),
             };
-            parts.spawn(runner.keep(stop.clone()));
+            tasks.spawn(runner.run(stop.clone()));
         }
-        parts.close();
+        tasks.close();
         stop.cancelled().await;
-        parts.wait().await;
+        tasks.wait().await;
         server.shutdown().await;
         Ok(Exit::Succeeded)
     })
 }
 
-/// Locations of a server's data, with the defaults of the data folder.
+/// Locations of a server's data, with defaults in the data folder.
 pub(super) struct DataPaths {
     /// URL of the database.
     pub(super) database: String,
@@ -117,13 +120,13 @@ pub(super) struct DataPaths {
 }
 
 impl DataPaths {
-    /// Returns the paths that `args` mean.
+    /// Returns the locations of `args`.
     pub(super) fn new(args: &DataArgs) -> Result<Self, CliError> {
         Ok(Self::in_folder(args, &data_dir(args)?))
     }
 
     fn in_folder(args: &DataArgs, data: &Path) -> Self {
-        let database = || sqlite_in(data);
+        let database = || sqlite_url(data);
         let blobs = || data.join("blobs").display().to_string();
         Self {
             database: args.database.clone().unwrap_or_else(database),
@@ -133,8 +136,8 @@ impl DataPaths {
     }
 }
 
-/// Returns the URL of the database in a data folder.
-pub(super) fn sqlite_in(data: &Path) -> String {
+/// Returns the URL of the SQLite database in a data folder.
+pub(super) fn sqlite_url(data: &Path) -> String {
     format!("sqlite:{}", data.join("acrtask.db").display())
 }
 
@@ -145,17 +148,17 @@ fn data_dir(args: &DataArgs) -> Result<PathBuf, CliError> {
     }
 }
 
-/// Returns the folder of blobs. `None` if an object store keeps them.
-pub(super) fn local_blobs(blobs: &str) -> Option<PathBuf> {
+/// Returns the folder of the blobs; `None` if they are in an object store.
+pub(super) fn local_blob_folder(blobs: &str) -> Option<PathBuf> {
     let path = blobs.strip_prefix("file://").unwrap_or(blobs);
     (!path.contains("://")).then(|| PathBuf::from(path))
 }
 
-/// Makes and prints a new admin token.
+/// Creates and prints a new admin token.
 fn reset_admin_token(paths: &DataPaths) -> Result<Exit, CliError> {
     check_database_exists(&paths.database).map_err(|error| {
         CliError::usage(error.to_string())
-            .help("name the folder of the server with --data-dir, or its database with --database")
+            .help("set the server's folder with --data-dir, or its database with --database")
     })?;
     block_on(async {
         let failed = |error: StoreError| {
@@ -163,15 +166,15 @@ fn reset_admin_token(paths: &DataPaths) -> Result<Exit, CliError> {
         };
         let store = Store::open(&paths.database).await.map_err(failed)?;
         let now = jiff::Timestamp::now().as_millisecond();
-        let token = auth::new_admin_token(&store, "admin (reset)", now)
+        let token = auth::create_admin_token(&store, "admin (reset)", now)
             .await
             .map_err(failed)?;
         store.close().await.map_err(failed)?;
-        super::print(format!("a new admin token, shown this once: {}\n", token.0).as_bytes())
+        super::print(format!("a new admin token, shown only once: {}\n", token.0).as_bytes())
     })
 }
 
-fn options(args: &ServeArgs, data: &Path) -> ServeOptions {
+fn serve_options(args: &ServeArgs, data: &Path) -> ServeOptions {
     let paths = DataPaths::in_folder(&args.data, data);
     let tls = match (&args.tls_cert, &args.tls_key) {
         (Some(certificate), Some(key)) => Some(TlsFiles {
@@ -203,24 +206,24 @@ fn options(args: &ServeArgs, data: &Path) -> ServeOptions {
             notify_private: args.allow_private_addresses,
             floor: DiskFloor {
                 bytes: args.min_free_disk,
-                folders: folders_of(args, data),
+                folders: local_folders(args, data),
             },
             trust: acrtask_model::TrustPolicy::new(args.trust_domain.clone()),
             adopt_storage: args.adopt_storage,
             ..Config::default()
         },
-        clock: Clock::real(),
+        clock: Clock::system(),
     }
 }
 
-/// Returns the folders that the database and the blobs are in, as far as they are on this machine.
-fn folders_of(args: &ServeArgs, data: &Path) -> Vec<PathBuf> {
-    let blobs = args.data.blobs.as_deref().and_then(local_blobs);
+/// Returns the folders of the database and the blobs that are on this machine.
+fn local_folders(args: &ServeArgs, data: &Path) -> Vec<PathBuf> {
+    let blobs = args.data.blobs.as_deref().and_then(local_blob_folder);
     std::iter::once(data.to_owned()).chain(blobs).collect()
 }
 
-/// Says where it is, and the first token where there was none.
-async fn hello(server: &Server, args: &ServeArgs) -> Result<(), CliError> {
+/// Prints the server's address, and the first token if none existed before.
+async fn print_greeting(server: &Server, args: &ServeArgs) -> Result<(), CliError> {
     let scheme = if args.tls_cert.is_some() {
         "https"
     } else {
@@ -228,12 +231,12 @@ async fn hello(server: &Server, args: &ServeArgs) -> Result<(), CliError> {
     };
     let url = format!("{scheme}://{}", server.addr());
     let mut text = format!("listening at {url}\n");
-    let first = auth::bootstrap(server.app()).await.map_err(|error| {
-        CliError::unreachable("the first token could not be written down").because(&error)
-    })?;
+    let first = auth::create_first_token(server.app())
+        .await
+        .map_err(|error| CliError::unreachable("cannot store the first token").because(&error))?;
     if let Some(token) = first {
         text.push_str(&format!(
-            "the first token, shown this once: {}\nlog in with it: acrtask login {url}\n",
+            "the first token, shown only once: {}\nlog in with it: acrtask login {url}\n",
             token.0
         ));
     }
@@ -241,7 +244,7 @@ async fn hello(server: &Server, args: &ServeArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-fn refused(error: &ServeError) -> CliError {
+fn serve_error(error: &ServeError) -> CliError {
     let message = error.to_string();
     let shown = match error {
         ServeError::Plaintext(_)
@@ -261,14 +264,14 @@ fn refused(error: &ServeError) -> CliError {
     }
 }
 
-/// Where the runner inside finds the server: on this machine, whatever address and name others use.
-async fn address(server: &Server, args: &ServeArgs) -> Result<String, CliError> {
+/// Returns the server's address for the built-in runner, always on this machine.
+async fn loopback_address(server: &Server, args: &ServeArgs) -> Result<String, CliError> {
     if args.tls_cert.is_some() {
-        let inside = server
-            .listen_inside()
+        let address = server
+            .listen_on_loopback()
             .await
-            .map_err(|error| refused(&error))?;
-        return Ok(format!("http://{inside}"));
+            .map_err(|error| serve_error(&error))?;
+        return Ok(format!("http://{address}"));
     }
     let mut listening = server.addr();
     if listening.ip().is_unspecified() {
@@ -280,44 +283,44 @@ async fn address(server: &Server, args: &ServeArgs) -> Result<String, CliError> 
     Ok(format!("http://{listening}"))
 }
 
-/// The runner inside.
-struct Inside {
+/// Runner inside the server process.
+struct BuiltInRunner {
     state: PathBuf,
     address: String,
     executor: acrtask_executor::Options,
     vaults: Arc<Vaults>,
     slots: u32,
-    private: bool,
+    allow_private_addresses: bool,
     drain: Duration,
     server: Arc<App>,
 }
 
-impl Inside {
-    /// Runs it until `stop`. The server goes on without it where it cannot run.
-    async fn keep(self, stop: CancellationToken) {
+impl BuiltInRunner {
+    /// Runs the runner until `stop` is canceled. If it fails, the server continues without it.
+    async fn run(self, stop: CancellationToken) {
         for _ in 0..2 {
             let config = match self.config().await {
                 Ok(config) => config,
                 Err(error) => {
-                    tracing::error!(%error, "the runner inside cannot be registered");
+                    tracing::error!(%error, "cannot register the built-in runner");
                     return;
                 }
             };
             let Err(error) = acrtask_agent::run(config, stop.clone()).await else {
                 return;
             };
-            // Its key is of another database, perhaps.
-            let Some(key) = is_forgotten(&error) else {
-                tracing::error!(error = %chain(&error), "the runner inside has ended");
-                say(&format!(
-                    "error: the runner inside has ended: {}",
-                    chain(&error)
+            // The key may belong to another database; in that case, register again.
+            let Some(key) = rejected_key(&error) else {
+                tracing::error!(error = %error_chain(&error), "the built-in runner failed");
+                print_message(&format!(
+                    "error: the built-in runner failed: {}",
+                    error_chain(&error)
                 ));
                 return;
             };
-            tracing::warn!(%error, "the runner inside registers again");
+            tracing::warn!(%error, "registering the built-in runner again");
             if let Err(error) = std::fs::remove_file(&key) {
-                tracing::error!(%error, key = %key.display(), "the runner's key cannot be removed");
+                tracing::error!(%error, key = %key.display(), "cannot remove the runner's key");
                 return;
             }
         }
@@ -330,21 +333,22 @@ impl Inside {
         let token = if self.state.join(RUNNER_KEY).exists() {
             None
         } else {
-            let made = new_runner_token(&self.server, RunnerGrant::default(), REGISTRATION).await;
-            Some(made.map_err(|error| {
-                CliError::unreachable("a token for the runner inside could not be made")
+            let token =
+                new_runner_token(&self.server, RunnerGrant::default(), REGISTRATION_TTL).await;
+            Some(token.map_err(|error| {
+                CliError::unreachable("cannot create a token for the built-in runner")
                     .because(&error)
             })?)
         };
-        // Servers that share a database each have one.
+        // The suffix distinguishes the built-in runners of servers that share a database.
         let name = format!("{}-{:04x}", host_name(), rand::random::<u16>());
         Ok(AgentConfig {
             slots: self.slots,
             vaults: Arc::clone(&self.vaults),
-            allow_private_addresses: self.private,
+            allow_private_addresses: self.allow_private_addresses,
             drain: self.drain,
             token,
-            // The server is whoever runs this; its address is this machine's own.
+            // Runner and server are the same process, connected over the loopback interface.
             allow_plaintext: true,
             ..AgentConfig::new([address], name, &self.state, self.executor.clone())
         })

@@ -1,32 +1,33 @@
-//! SIGTERM and SIGINT of commands that run until they are asked to end: the first one asks, the second one ends at once.
+//! SIGTERM and SIGINT of long-running commands: the first signal stops them gracefully, the second
+//! one at once.
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::remote::say;
+use super::remote::print_message;
 use crate::{error::CliError, exit::Exit};
 
-/// Cancelled by the first signal. To be called inside a runtime. `words` are said then.
-pub(super) fn until_asked_to_end(words: &'static str) -> Result<CancellationToken, CliError> {
+/// Returns a token that the first signal cancels. Prints `message` then. Call it inside a runtime.
+pub(super) fn stop_on_signal(message: &'static str) -> Result<CancellationToken, CliError> {
     let listen = |kind| {
         signal(kind)
-            .map_err(|error| CliError::unreachable("signals cannot be listened to").because(&error))
+            .map_err(|error| CliError::unreachable("cannot listen for signals").because(&error))
     };
     let (mut interrupt, mut terminate) = (
         listen(SignalKind::interrupt())?,
         listen(SignalKind::terminate())?,
     );
     let token = CancellationToken::new();
-    let asked = token.clone();
+    let stop = token.clone();
     tokio::spawn(async move {
         let mut either =
             async || tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} };
         either().await;
-        tracing::info!("asked to end");
-        say(words);
-        asked.cancel();
+        tracing::info!("received a signal, stopping");
+        print_message(message);
+        stop.cancel();
         either().await;
-        tracing::warn!("ended at once, by a second signal");
+        tracing::warn!("received a second signal, exiting at once");
         std::process::exit(Exit::Interrupted.code().into());
     });
     Ok(token)

@@ -1,7 +1,8 @@
-//! From flags to what a run is to do: the one form that this machine and a server's runners understand.
+//! Builds run specifications from flags, in the form for this machine and for a server's runners.
 //!
-//! Everything that a flag names on this machine is read here: values, secrets, a task file outside the context, the
-//! environment behind a NAME. Left out: the context itself, which is for whoever carries the run out.
+//! This module reads everything that a flag names on this machine: values, secrets, a task file
+//! outside the context, and environment variables of a NAME. It does not read the context; the
+//! executing machine does.
 
 use std::{
     collections::BTreeMap,
@@ -9,43 +10,43 @@ use std::{
     time::Duration,
 };
 
-use acrtask_api::spec::{BuildSpec, Facts, RunSpec, Work};
+use acrtask_api::spec::{BuildSpec, RunSource, RunSpec, Variables};
 use acrtask_executor::Allow;
 use acrtask_job::{Files, Job, JobError, TASK_FILES, VaultSecrets, read_source};
 use acrtask_model::{RunId, Secret, TrustDomain, mask::MIN_LEN};
 use acrtask_spec::TaskSource;
 use acrtask_vaults::Vaults;
 
-use super::{context::Context, remote::say, task::read_values};
+use super::{context::Context, remote::print_message, task_file::read_values};
 use crate::{
     args::{
-        BuildArgs, HowArgs, PathOrStdin, RunArgs,
-        task::{FactArgs, TaskArgs},
+        BuildArgs, ExecutionArgs, PathOrStdin, RunArgs,
+        task_file::{RunVariableArgs, TaskArgs},
         values::Pair,
     },
     error::CliError,
 };
 
-/// What a run is to do, and the values of its secrets.
+/// Specification of a run, and the values of its secrets.
 #[derive(Debug)]
-pub(crate) struct Asked {
-    /// Without a context, which the caller names where another machine carries the run out.
+pub(crate) struct RunInput {
+    /// Specification without a context; the caller sets the context for another machine.
     pub(crate) spec: RunSpec,
-    /// By the names of `spec.secrets`.
+    /// Values by the names in `spec.secrets`.
     pub(crate) secrets: BTreeMap<String, Secret>,
 }
 
-/// Where the files of the run are, as far as that matters for finding its task file.
+/// Location of the run's files, used to find the task file.
 #[derive(Debug, Clone)]
-pub(crate) enum Place {
-    /// In this folder of the user's.
+pub(crate) enum ContextLocation {
+    /// A folder of the user.
     Own(PathBuf),
-    /// In this folder, into which they were fetched.
+    /// A folder with fetched files.
     Fetched(PathBuf),
-    /// Where they are fetched later, by somebody else.
-    Elsewhere,
-    /// Nowhere: the run has none.
-    Nowhere,
+    /// Another machine, which fetches the files later.
+    Remote,
+    /// No files.
+    None,
 }
 
 impl From<JobError> for CliError {
@@ -66,29 +67,35 @@ impl From<JobError> for CliError {
     }
 }
 
-/// What `acrtask run` asks for.
-pub(crate) fn of_run(args: &RunArgs, place: &Place) -> Result<Asked, CliError> {
-    let mut asked = match &args.cmd {
-        Some(line) => of_task_with(&args.task, Work::Cmd { line: line.clone() })?,
-        None => of_task(&args.task, place)?,
+/// Builds the request of `acrtask run`.
+pub(crate) fn from_run_args(
+    args: &RunArgs,
+    location: &ContextLocation,
+) -> Result<RunInput, CliError> {
+    let mut request = match &args.cmd {
+        Some(line) => from_task_source(&args.task, RunSource::Cmd { line: line.clone() })?,
+        None => from_task_args(&args.task, location)?,
     };
-    how(&args.how, &mut asked.spec);
-    Ok(asked)
+    apply_execution(&args.execution, &mut request.spec);
+    Ok(request)
 }
 
-/// What a task and its facts ask for, however it is carried out.
-pub(crate) fn of_task(args: &TaskArgs, place: &Place) -> Result<Asked, CliError> {
-    let work = work(args, place)?;
-    of_task_with(args, work)
+/// Builds the request of a task file, without the flags for its execution.
+pub(crate) fn from_task_args(
+    args: &TaskArgs,
+    location: &ContextLocation,
+) -> Result<RunInput, CliError> {
+    let source = run_source(args, location)?;
+    from_task_source(args, source)
 }
 
-fn of_task_with(args: &TaskArgs, work: Work) -> Result<Asked, CliError> {
+fn from_task_source(args: &TaskArgs, source: RunSource) -> Result<RunInput, CliError> {
     let mut secrets = BTreeMap::new();
     for pair in &args.set_secret {
         let (name, value) = pair.resolve("--set-secret", |name| std::env::var(name).ok())?;
         secrets.insert(name, value);
     }
-    secrets.extend(secret_files(&args.secret_file)?);
+    secrets.extend(read_secret_files(&args.secret_file)?);
     warn_of_short_secrets(&secrets);
     let map = |pairs: &[Pair]| -> BTreeMap<String, String> {
         let pairs = pairs.iter();
@@ -97,36 +104,36 @@ fn of_task_with(args: &TaskArgs, work: Work) -> Result<Asked, CliError> {
             .collect()
     };
     let spec = RunSpec {
-        work,
-        facts: facts(&args.facts),
+        source,
+        variables: run_variables(&args.variables),
         set: map(&args.set),
-        values: values(args.values.as_deref())?,
+        values: read_values_file(args.values.as_deref())?,
         secrets: secrets.keys().cloned().collect(),
-        build_secrets: ids(&args.secret_file),
+        build_secrets: unique_keys(&args.secret_file),
         env: map(&args.env),
         alias_images: map(&args.alias_image),
         ..RunSpec::default()
     };
-    Ok(Asked { spec, secrets })
+    Ok(RunInput { spec, secrets })
 }
 
-/// What `acrtask build` asks for, with the Dockerfile by the name that the build has for it.
-pub(crate) fn of_build(args: &BuildArgs, dockerfile: &str) -> Result<Asked, CliError> {
-    let facts = facts(&args.facts);
-    let registry = Some(facts.registry.as_str()).filter(|registry| !registry.is_empty());
+/// Builds the request of `acrtask build`. `dockerfile` is the Dockerfile's name in the build.
+pub(crate) fn from_build_args(args: &BuildArgs, dockerfile: &str) -> Result<RunInput, CliError> {
+    let variables = run_variables(&args.variables);
+    let registry = Some(variables.registry.as_str()).filter(|registry| !registry.is_empty());
     let images = args
         .tags
         .iter()
-        .map(|tag| Ok(tag.name(registry, !args.how.no_push)?))
+        .map(|tag| Ok(tag.name(registry, !args.execution.no_push)?))
         .collect::<Result<_, CliError>>()?;
-    let mut secrets: BTreeMap<_, _> = secret_files(&args.secret_file)?.into_iter().collect();
+    let mut secrets: BTreeMap<_, _> = read_secret_files(&args.secret_file)?.into_iter().collect();
     let mut secret_args = Vec::new();
     for pair in &args.secret_build_arg {
         let (name, value) = pair.resolve("--secret-build-arg", |name| std::env::var(name).ok())?;
         let other = secrets.insert(name.clone(), value.clone());
         if other.is_some_and(|other| other.expose() != value.expose()) {
             return Err(CliError::usage(format!(
-                "`{name}` stands for two secrets with different values"
+                "`{name}` names two secrets with different values"
             ))
             .help("give one of --secret-build-arg and --secret-file another name"));
         }
@@ -139,11 +146,11 @@ pub(crate) fn of_build(args: &BuildArgs, dockerfile: &str) -> Result<Asked, CliE
         .iter()
         .filter_map(|arg| match arg.split_once('=') {
             Some((name, value)) => Some((name.to_owned(), value.to_owned())),
-            // As `docker build` has it: a name that the environment lacks is not set.
+            // As with `docker build`, a name without an environment variable is not set.
             None => Some((arg.clone(), std::env::var(arg).ok()?)),
         });
     let mut spec = RunSpec {
-        work: Work::Build(BuildSpec {
+        source: RunSource::Build(BuildSpec {
             images,
             dockerfile: dockerfile.to_owned(),
             target: args.target.clone(),
@@ -156,56 +163,57 @@ pub(crate) fn of_build(args: &BuildArgs, dockerfile: &str) -> Result<Asked, CliE
                 .collect(),
             no_cache: args.no_cache,
         }),
-        facts,
+        variables,
         secrets: secrets.keys().cloned().collect(),
-        build_secrets: ids(&args.secret_file),
+        build_secrets: unique_keys(&args.secret_file),
         ..RunSpec::default()
     };
-    how(&args.how, &mut spec);
-    Ok(Asked { spec, secrets })
+    apply_execution(&args.execution, &mut spec);
+    Ok(RunInput { spec, secrets })
 }
 
-fn how(args: &HowArgs, spec: &mut RunSpec) {
+fn apply_execution(args: &ExecutionArgs, spec: &mut RunSpec) {
     spec.platforms.clone_from(&args.platform);
     spec.no_push = args.no_push;
-    let whole = |limit: Duration| limit.as_secs() + u64::from(limit.subsec_nanos() > 0);
-    spec.timeout_secs = args.timeout.map(whole);
+    let round_up = |limit: Duration| limit.as_secs() + u64::from(limit.subsec_nanos() > 0);
+    spec.timeout_secs = args.timeout.map(round_up);
 }
 
-/// Where the files of `context` are, which is fetched for it.
-pub(crate) fn place(args: &TaskArgs, context: &mut Context) -> Result<Place, CliError> {
+/// Fetches `context` and returns the location of its files.
+pub(crate) fn locate(args: &TaskArgs, context: &mut Context) -> Result<ContextLocation, CliError> {
     check_stdin(args)?;
     Ok(match context.files()?.0 {
-        Files::OfTheOperator(root) => Place::Own(root),
-        Files::FromElsewhere(root) => Place::Fetched(root),
-        Files::None => Place::Nowhere,
+        Files::OperatorFolder(root) => ContextLocation::Own(root),
+        Files::Fetched(root) => ContextLocation::Fetched(root),
+        Files::None => ContextLocation::None,
     })
 }
 
-/// The id that was given, or a new one.
-pub(crate) fn run_id(args: &FactArgs) -> RunId {
+/// Returns the given id, or a random one.
+pub(crate) fn run_id(args: &RunVariableArgs) -> RunId {
     let given = args.id.clone();
     given.unwrap_or_else(|| RunId::from_random(rand::random()))
 }
 
-/// The run, as it is understood with the files of `context`. `vaults`: `None` if none is read.
-pub(crate) fn job<'a>(
+/// Assembles the job of a run with the files of `context`. If `vaults` is `None`, placeholders
+/// replace their secrets.
+pub(crate) fn assemble_job<'a>(
     id: &'a RunId,
-    asked: &'a Asked,
+    request: &'a RunInput,
     context: &mut Context,
     allow: Allow,
     vaults: Option<&'a Vaults>,
 ) -> Result<Job<'a>, CliError> {
     let (files, git) = context.files()?;
     let vaults = match vaults {
-        Some(vaults) => super::vaults::secrets_of(vaults, &files),
+        Some(vaults) => super::vaults::vault_secrets(vaults, &files),
         None => VaultSecrets::Placeholders,
     };
     Ok(Job {
         id,
         trust: &TrustDomain::Local,
-        spec: &asked.spec,
-        secrets: &asked.secrets,
+        spec: &request.spec,
+        secrets: &request.secrets,
         files,
         context: context.spec().to_string(),
         git,
@@ -215,10 +223,10 @@ pub(crate) fn job<'a>(
     })
 }
 
-fn facts(args: &FactArgs) -> Facts {
+fn run_variables(args: &RunVariableArgs) -> Variables {
     let text = |given: &Option<String>| given.clone().unwrap_or_default();
-    Facts {
-        registry: super::task::registry(args).unwrap_or_default(),
+    Variables {
+        registry: super::task_file::registry_host(args).unwrap_or_default(),
         commit: text(&args.commit),
         branch: text(&args.branch),
         git_tag: text(&args.git_tag),
@@ -233,7 +241,9 @@ fn facts(args: &FactArgs) -> Facts {
     }
 }
 
-fn values(path: Option<&Path>) -> Result<serde_json::Map<String, serde_json::Value>, CliError> {
+fn read_values_file(
+    path: Option<&Path>,
+) -> Result<serde_json::Map<String, serde_json::Value>, CliError> {
     let Some(path) = path else {
         return Ok(serde_json::Map::new());
     };
@@ -244,19 +254,19 @@ fn values(path: Option<&Path>) -> Result<serde_json::Map<String, serde_json::Val
     read_values(&shown.to_string(), &text)
 }
 
-/// Warns of secrets that the masking of logs leaves in clear.
+/// Warns about secrets that are too short for the masking of logs.
 pub(crate) fn warn_of_short_secrets(secrets: &BTreeMap<String, Secret>) {
     for (name, value) in secrets {
         if value.expose().trim().len() < MIN_LEN {
-            say(&format!(
-                "warning: the secret `{name}` is not masked in logs: it has fewer than {MIN_LEN} bytes"
+            print_message(&format!(
+                "warning: the secret `{name}` is not masked in logs, because it has fewer than {MIN_LEN} bytes"
             ));
         }
     }
 }
 
-/// `--secret-file`: ids and the files' contents.
-fn secret_files(pairs: &[Pair]) -> Result<Vec<(String, Secret)>, CliError> {
+/// Reads the files of `--secret-file`; returns ids and contents.
+fn read_secret_files(pairs: &[Pair]) -> Result<Vec<(String, Secret)>, CliError> {
     pairs
         .iter()
         .map(|pair| match std::fs::read_to_string(&pair.value) {
@@ -270,69 +280,76 @@ fn secret_files(pairs: &[Pair]) -> Result<Vec<(String, Secret)>, CliError> {
         .collect()
 }
 
-fn ids(pairs: &[Pair]) -> Vec<String> {
-    let mut ids: Vec<String> = Vec::new();
+fn unique_keys(pairs: &[Pair]) -> Vec<String> {
+    let mut keys: Vec<String> = Vec::new();
     for pair in pairs {
-        if !ids.contains(&pair.key) {
-            ids.push(pair.key.clone());
+        if !keys.contains(&pair.key) {
+            keys.push(pair.key.clone());
         }
     }
-    ids
+    keys
 }
 
 fn check_stdin(args: &TaskArgs) -> Result<(), CliError> {
     if args.context == "-" && args.file == Some(PathOrStdin::Stdin) {
-        return Err(CliError::usage(
-            "the context and the task file cannot both be on standard input",
-        )
-        .help("put the task file into the context, or write it to a file and name that with -f"));
+        return Err(
+            CliError::usage("standard input cannot be both the context and the task file").help(
+                "put the task file into the context, or write it to a file and name that with -f",
+            ),
+        );
     }
     Ok(())
 }
 
-/// The task file: as a file of the context where it is one there, else as text.
-fn work(args: &TaskArgs, place: &Place) -> Result<Work, CliError> {
+/// Returns the task file: by path if the context contains it, otherwise as text.
+fn run_source(args: &TaskArgs, location: &ContextLocation) -> Result<RunSource, CliError> {
     check_stdin(args)?;
     match &args.file {
-        Some(PathOrStdin::Stdin) => text(read_source(std::io::stdin(), "<stdin>".into())?),
-        Some(PathOrStdin::Path(path)) => named(args, path, place),
-        None => usual(args, place),
+        Some(PathOrStdin::Stdin) => inline_source(read_source(std::io::stdin(), "<stdin>".into())?),
+        Some(PathOrStdin::Path(path)) => named_source(args, path, location),
+        None => default_source(args, location),
     }
 }
 
-/// A file that was named: in the context, else where the name leads from here.
-fn named(args: &TaskArgs, path: &Path, place: &Place) -> Result<Work, CliError> {
+/// Returns the file that `-f` names: in the context, or else relative to the current folder.
+fn named_source(
+    args: &TaskArgs,
+    path: &Path,
+    location: &ContextLocation,
+) -> Result<RunSource, CliError> {
     let shown = path.display().to_string();
     if path.is_absolute() {
-        return read(path, shown);
+        return read_inline(path, shown);
     }
-    let in_context = || Work::File {
+    let in_context = || RunSource::File {
         path: shown.clone(),
     };
-    match place {
-        Place::Elsewhere => return Ok(in_context()),
-        Place::Own(root) | Place::Fetched(root) if is_inside(root, path) => {
+    match location {
+        ContextLocation::Remote => return Ok(in_context()),
+        ContextLocation::Own(root) | ContextLocation::Fetched(root) if is_inside(root, path) => {
             return Ok(in_context());
         }
-        Place::Own(root) if root.join(path).is_file() => return read(&root.join(path), shown),
-        Place::Own(_) | Place::Fetched(_) | Place::Nowhere => {}
+        ContextLocation::Own(root) if root.join(path).is_file() => {
+            return read_inline(&root.join(path), shown);
+        }
+        ContextLocation::Own(_) | ContextLocation::Fetched(_) | ContextLocation::None => {}
     }
     if !path.exists() {
         return Err(
-            CliError::usage(format!("there is no task file `{shown}`")).help(format!(
-                "it was looked for in the context ({}) and in the current folder",
+            CliError::usage(format!("the task file `{shown}` does not exist")).help(format!(
+                "put the file into the context ({}) or into the current folder",
                 args.context
             )),
         );
     }
-    read(path, shown)
+    read_inline(path, shown)
 }
 
-/// The usual file of the context. One that a link leads to from the user's folder to another place is read here,
-/// because the link leads nowhere on another machine.
-fn usual(args: &TaskArgs, place: &Place) -> Result<Work, CliError> {
-    let Place::Own(root) = place else {
-        return Ok(Work::Usual);
+/// Returns the default task file of the context. If it is a link that leads out of the user's
+/// folder, its text is read here, because the link is broken on another machine.
+fn default_source(args: &TaskArgs, location: &ContextLocation) -> Result<RunSource, CliError> {
+    let ContextLocation::Own(root) = location else {
+        return Ok(RunSource::DefaultFile);
     };
     for name in TASK_FILES {
         if is_inside(root, Path::new(name)) {
@@ -340,19 +357,19 @@ fn usual(args: &TaskArgs, place: &Place) -> Result<Work, CliError> {
         }
         if root.join(name).is_file() {
             let shown = Path::new(&args.context).join(name);
-            return read(&root.join(name), shown.display().to_string());
+            return read_inline(&root.join(name), shown.display().to_string());
         }
     }
-    Ok(Work::Usual)
+    Ok(RunSource::DefaultFile)
 }
 
 fn is_inside(root: &Path, path: &Path) -> bool {
-    acrtask_source::paths::inside(root, path).is_ok_and(|found| found.is_file())
+    acrtask_source::paths::resolve_inside(root, path).is_ok_and(|found| found.is_file())
 }
 
-fn read(path: &Path, name: String) -> Result<Work, CliError> {
+fn read_inline(path: &Path, name: String) -> Result<RunSource, CliError> {
     match std::fs::File::open(path) {
-        Ok(file) => text(read_source(file, name)?),
+        Ok(file) => inline_source(read_source(file, name)?),
         Err(error) => {
             Err(CliError::usage(format!("cannot read the task file {name}")).because(&error))
         }
@@ -363,8 +380,8 @@ fn read(path: &Path, name: String) -> Result<Work, CliError> {
     clippy::unnecessary_wraps,
     reason = "the last call of functions that can fail"
 )]
-fn text(source: TaskSource) -> Result<Work, CliError> {
-    Ok(Work::Text {
+fn inline_source(source: TaskSource) -> Result<RunSource, CliError> {
+    Ok(RunSource::Inline {
         name: source.name,
         text: source.text,
     })

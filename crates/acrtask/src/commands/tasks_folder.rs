@@ -1,8 +1,9 @@
-//! `acrtask serve --tasks DIR`: the server's tasks follow the files of a folder.
+//! `acrtask serve --tasks DIR`: keeps the server's tasks equal to the files of a folder.
 //!
-//! Level-triggered: at each change, and now and then, the files are read again and the database is made what they say.
-//! Invariants: a file with mistakes leaves its tasks as they last were, and loses nothing of other files; a task whose
-//! file is gone is deleted; a task that was made through the API, or by another folder, is never touched.
+//! The reconciler is level-triggered: after each change, and at intervals, it reads all files again
+//! and updates the database. Invariants: tasks of a file with errors stay unchanged, and other
+//! files still apply. A task whose file was removed is deleted. Tasks created through the API or
+//! from another folder are never changed.
 
 use std::{
     collections::BTreeSet,
@@ -12,57 +13,57 @@ use std::{
 };
 
 use acrtask_api::task::Task;
-use acrtask_server::{App, submit};
+use acrtask_server::{App, validate};
 use acrtask_spec::Diagnostic;
 use acrtask_store::{StoreError, TaskFilter};
 use tokio_util::sync::CancellationToken;
 
-use super::{task::terminal_width, watch::Changes};
+use super::{task_file::terminal_width, watch::Changes};
 use crate::{
-    args::control::LogFormat,
-    declare::{self, Declared, DeclaredTask},
+    args::telemetry::LogFormat,
     error::CliError,
     render::style::Style,
+    task_files::{self, TaskDocument, TaskFiles},
 };
 
-/// How often everything is looked at again, whatever was told of changes.
-const AGAIN: Duration = Duration::from_secs(60);
-/// Tasks that are read of the database at once.
+/// Interval between reconciliations without a change notification.
+const RECONCILE_INTERVAL: Duration = Duration::from_secs(60);
+/// Tasks per database query.
 const PAGE: u32 = 200;
 
-/// A folder whose files are followed.
+/// Folder of task files, and the state of its reconciler.
 #[derive(Debug)]
 pub(super) struct TasksFolder {
     root: PathBuf,
     format: LogFormat,
     stderr: Style,
-    /// What was said of mistakes the last time: they are told once.
-    told: String,
+    /// Problems of the previous reconciliation; they are reported only once.
+    reported: String,
 }
 
-/// What a round did.
+/// Result of one reconciliation.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Round {
-    /// Names of tasks.
+pub(super) struct ReconcileResult {
+    /// Names of the created tasks.
     pub(super) created: Vec<String>,
-    /// Names of tasks.
+    /// Names of the updated tasks.
     pub(super) updated: Vec<String>,
-    /// Names of tasks.
+    /// Names of the deleted tasks.
     pub(super) deleted: Vec<String>,
-    /// Tasks that are not as their files say.
+    /// Number of tasks and files that were rejected.
     pub(super) refused: usize,
 }
 
-impl Round {
-    fn has_changed_something(&self) -> bool {
+impl ReconcileResult {
+    fn has_changes(&self) -> bool {
         !(self.created.is_empty() && self.updated.is_empty() && self.deleted.is_empty())
     }
 }
 
 impl TasksFolder {
-    /// One that is there.
+    /// Opens an existing folder.
     pub(super) fn open(root: &Path, format: LogFormat, stderr: Style) -> Result<Self, CliError> {
-        let refuse = || CliError::usage(format!("there is no folder {}", root.display()));
+        let refuse = || CliError::usage(format!("the folder {} does not exist", root.display()));
         let root = root
             .canonicalize()
             .map_err(|error| refuse().because(&error))?;
@@ -73,35 +74,35 @@ impl TasksFolder {
             root,
             format,
             stderr,
-            told: String::new(),
+            reported: String::new(),
         })
     }
 
-    /// Follows the folder until `stop`.
+    /// Reconciles the folder until `stop` is canceled.
     pub(super) async fn follow(mut self, app: Arc<App>, stop: CancellationToken) {
-        let mut changes = match Changes::of(&self.root) {
+        let mut changes = match Changes::watch(&self.root) {
             Ok(changes) => Some(changes),
             Err(error) => {
-                tracing::warn!(%error, folder = %self.root.display(), "changes are seen only now and then");
+                tracing::warn!(%error, folder = %self.root.display(), "cannot watch the folder of tasks, reading it at intervals");
                 None
             }
         };
         loop {
             match self.reconcile(&app).await {
-                Ok(round) if round.has_changed_something() => {
+                Ok(result) if result.has_changes() => {
                     app.timers.notify_one();
                     tracing::info!(
                         folder = %self.root.display(),
-                        created = round.created.len(),
-                        updated = round.updated.len(),
-                        deleted = round.deleted.len(),
-                        refused = round.refused,
-                        "the tasks of a folder were read"
+                        created = result.created.len(),
+                        updated = result.updated.len(),
+                        deleted = result.deleted.len(),
+                        refused = result.refused,
+                        "applied the tasks of a folder"
                     );
                 }
                 Ok(_) => {}
                 Err(error) => {
-                    tracing::error!(%error, folder = %self.root.display(), "the tasks of a folder could not be written down");
+                    tracing::error!(%error, folder = %self.root.display(), "could not store the tasks of a folder");
                 }
             }
             let changed = async {
@@ -115,66 +116,66 @@ impl TasksFolder {
                 seen = changed => if seen.is_none() {
                     changes = None;
                 },
-                () = tokio::time::sleep(AGAIN) => {}
+                () = tokio::time::sleep(RECONCILE_INTERVAL) => {}
             }
         }
     }
 
-    /// Makes the database what the files say.
-    pub(super) async fn reconcile(&mut self, app: &App) -> Result<Round, StoreError> {
+    /// Updates the database to match the files.
+    pub(super) async fn reconcile(&mut self, app: &App) -> Result<ReconcileResult, StoreError> {
         let root = self.root.clone();
-        let declared = tokio::task::spawn_blocking(move || declare::folder(&root, &root))
+        let declared = tokio::task::spawn_blocking(move || task_files::read_folder(&root, &root))
             .await
             .unwrap_or_default();
-        let mut round = Round::default();
+        let mut result = ReconcileResult::default();
         let mut problems = Vec::new();
-        let stored = stored(app).await?;
+        let stored = stored_tasks(app).await?;
         for task in &declared.tasks {
-            if let Err(why) = self.one(app, task, &stored, &mut round).await? {
-                round.refused += 1;
+            if let Err(why) = self.reconcile_task(app, task, &stored, &mut result).await? {
+                result.refused += 1;
                 problems.push((task.clone(), why));
             }
         }
-        let names = declare::by_name(&declared);
+        let names = task_files::tasks_by_name(&declared);
         for task in &stored {
             let name = &task.definition.name;
             let Some(source) = task.source.as_deref().filter(|source| self.owns(source)) else {
                 continue;
             };
-            if names.contains_key(name.as_str()) || unsure(&declared, source) {
+            if names.contains_key(name.as_str()) || may_be_incomplete(&declared, source) {
                 continue;
             }
             match app.store.delete_task(name).await {
-                Ok(()) => round.deleted.push(name.clone()),
+                Ok(()) => result.deleted.push(name.clone()),
                 Err(StoreError::NotFound { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
-        round.refused += declared.problems.len() + declared.unread.len();
-        self.tell(&declared, &problems);
-        Ok(round)
+        result.refused += declared.problems.len() + declared.unread.len();
+        self.report_problems(&declared, &problems);
+        Ok(result)
     }
 
-    /// Whether a task's source is a file below this folder.
+    /// Returns `true` if a task's source is a file below this folder.
     fn owns(&self, source: &str) -> bool {
         Path::new(source).starts_with(&self.root)
     }
 
-    /// Makes one task what its file says, or says why not.
-    async fn one(
+    /// Updates one task to match its file; the inner error has the reason of a rejection.
+    async fn reconcile_task(
         &self,
         app: &App,
-        task: &DeclaredTask,
+        task: &TaskDocument,
         stored: &[Task],
-        round: &mut Round,
+        result: &mut ReconcileResult,
     ) -> Result<Result<(), String>, StoreError> {
-        let problems = submit::check_task(&task.definition);
+        let problems = validate::check_task(&task.definition);
         if let Err(problems) = problems.into_result() {
             return Ok(Err(problems.to_string()));
         }
         let name = &task.definition.name;
         let now = app.clock.now_ms();
-        let before = stored.iter().find(|known| known.definition.name == *name);
+        let before = stored.iter().find(|task| task.definition.name == *name);
         let written = match before {
             None => {
                 let id = format!("t{:016x}", rand::random::<u64>());
@@ -183,7 +184,7 @@ impl TasksFolder {
                     .store
                     .create_task(&id, &task.definition, source, now)
                     .await;
-                created.map(|_| round.created.push(name.clone()))
+                created.map(|_| result.created.push(name.clone()))
             }
             Some(before)
                 if !before
@@ -193,7 +194,7 @@ impl TasksFolder {
             {
                 let by = before.source.as_deref().unwrap_or("the API");
                 return Ok(Err(format!(
-                    "there is a task of this name already, made through {by}; delete it, or give this one another name"
+                    "a task with this name already exists, created through {by}; delete it, or rename this one"
                 )));
             }
             Some(before)
@@ -208,36 +209,38 @@ impl TasksFolder {
                     .store
                     .update_task(name, &task.definition, source, Some(before.generation), now)
                     .await;
-                updated.map(|_| round.updated.push(name.clone()))
+                updated.map(|_| result.updated.push(name.clone()))
             }
         };
         match written {
-            // Another server of the same database was quicker; the next round sees what it did.
+            // Another server on the same database was faster; the next reconciliation sees its
+            // change.
             Ok(()) | Err(StoreError::Conflict { .. }) => Ok(Ok(())),
             Err(error) => Err(error),
         }
     }
 
-    /// Says what is wrong, once.
-    fn tell(&mut self, declared: &Declared, refused: &[(DeclaredTask, String)]) {
-        let mut text = declare::shown(declared, self.stderr.is_colored(), terminal_width());
+    /// Reports the problems, unless they are the same as in the previous reconciliation.
+    fn report_problems(&mut self, declared: &TaskFiles, refused: &[(TaskDocument, String)]) {
+        let mut text =
+            task_files::render_problems(declared, self.stderr.is_colored(), terminal_width());
         for (task, why) in refused {
             text.push_str(&format!(
                 "error: {}:{}: the task `{}`: {why}\n",
                 task.source, task.line, task.definition.name
             ));
         }
-        if text == self.told {
+        if text == self.reported {
             return;
         }
         if self.format == LogFormat::Text {
-            super::remote::say(text.trim_end());
+            super::remote::print_message(text.trim_end());
         } else {
             for (source, diagnostics) in &declared.problems {
                 for diagnostic in diagnostics {
                     tracing::error!(
                         file = source.name,
-                        line = line(&source.text, diagnostic),
+                        line = line_number(&source.text, diagnostic),
                         help = diagnostic.help.as_deref(),
                         "{}",
                         diagnostic.message
@@ -256,29 +259,29 @@ impl TasksFolder {
                 );
             }
         }
-        self.told = text;
+        self.reported = text;
     }
 }
 
-fn line(text: &str, diagnostic: &Diagnostic) -> usize {
+fn line_number(text: &str, diagnostic: &Diagnostic) -> usize {
     let before = text.get(..diagnostic.start()).unwrap_or_default();
     before.matches('\n').count() + 1
 }
 
-/// Whether `source` may declare more than what could be read of it: its tasks stay as they last were.
-fn unsure(declared: &Declared, source: &str) -> bool {
+/// Returns `true` if parts of `source` could not be read. Its tasks then stay unchanged.
+fn may_be_incomplete(declared: &TaskFiles, source: &str) -> bool {
     let bad: BTreeSet<&str> = declared
         .problems
         .iter()
         .map(|(file, _)| file.name.as_str())
         .chain(declared.unread.iter().map(|(name, _)| name.as_str()))
         .collect();
-    // A folder that cannot be read is unread as a whole.
+    // An unreadable folder is in `unread` under its own name.
     bad.iter().any(|bad| Path::new(source).starts_with(bad))
 }
 
-/// Every task that is stored.
-async fn stored(app: &App) -> Result<Vec<Task>, StoreError> {
+/// Loads every stored task.
+async fn stored_tasks(app: &App) -> Result<Vec<Task>, StoreError> {
     let mut all: Vec<Task> = Vec::new();
     loop {
         let page = app

@@ -1,13 +1,14 @@
-//! The files of a run on their way to a server: packed, and uploaded where the server does not have them.
+//! Packs the files of a run and uploads them if the server does not have them yet.
 //!
-//! Invariant: what is packed is in a file that only this user can read, and is removed with it.
+//! Invariant: the archive is a temporary file that only this user can read, and is deleted
+//! automatically.
 
 use std::{
     io::{self, IsTerminal, Read, Write},
     path::{Path, PathBuf},
 };
 
-use acrtask_api::spec::{ContextSource, Work};
+use acrtask_api::spec::{ContextSource, RunSource};
 use acrtask_executor::Selection;
 use acrtask_job::TASK_FILES;
 use acrtask_model::Digest;
@@ -16,21 +17,22 @@ use futures::StreamExt;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    context::Context, interrupt::until_interrupted, remote::say, remote_run::fetched_by_runner,
+    context::Context, interrupt::until_interrupted, remote::print_message,
+    remote_run::remote_context,
 };
 use crate::{
-    client::{Client, upload::Packed},
+    client::{Client, upload::PackedFile},
     error::CliError,
     render::text,
 };
 
-/// Uploads of more than this are told of where nothing can be redrawn.
-const WORTH_A_WORD: u64 = 8 << 20;
+/// Size in bytes above which an upload is announced if standard error is not a terminal.
+const ANNOUNCED_SIZE: u64 = 8 << 20;
 
-/// How hard a folder is compressed: as fast as a disk.
-const LEVEL: i32 = 1;
+/// zstd level for folders; it compresses about as fast as a disk reads.
+const COMPRESSION_LEVEL: i32 = 1;
 
-/// A context in a file, ready to be uploaded.
+/// Packed context in a temporary file.
 #[derive(Debug)]
 pub(super) struct Archive {
     file: tempfile::NamedTempFile,
@@ -38,15 +40,15 @@ pub(super) struct Archive {
     digest: Digest,
 }
 
-/// Packs a context that a runner cannot fetch. `None` if it can. Blocks. `work`, if it is known, names files that
-/// are uploaded although they are ignored; `added` are files beside those of a folder.
-pub(super) fn pack(
+/// Packs a context that a runner cannot fetch; `None` if the runner can. Blocks. `source`, if
+/// known, names files to upload although they are ignored. `added` lists extra files.
+pub(super) fn pack_context(
     context: &Context,
-    work: Option<&Work>,
+    source: Option<&RunSource>,
     added: Vec<(PathBuf, Vec<u8>)>,
 ) -> Result<Option<Archive>, CliError> {
     if let Some(folder) = context.local_folder() {
-        return pack_folder(folder, work, added).map(Some);
+        return pack_folder(folder, source, added).map(Some);
     }
     match context.spec() {
         ContextSpec::Folder(path) | ContextSpec::TarballFile(path) => {
@@ -54,9 +56,9 @@ pub(super) fn pack(
             let file = std::fs::File::open(path).map_err(|error| {
                 CliError::usage(format!("cannot read the context {shown}")).because(&error)
             })?;
-            keep(file, &shown).map(Some)
+            store_archive(file, &shown).map(Some)
         }
-        ContextSpec::Stdin => keep(io::stdin().lock(), "standard input").map(Some),
+        ContextSpec::Stdin => store_archive(io::stdin().lock(), "standard input").map(Some),
         ContextSpec::None
         | ContextSpec::Git(_)
         | ContextSpec::HttpTarball(_)
@@ -64,19 +66,20 @@ pub(super) fn pack(
     }
 }
 
-/// A folder without `.git` and what it ignores. The same files give the same bytes, so that the server knows them.
+/// Packs a folder without `.git` and ignored files. The output is deterministic, so that the server
+/// recognizes it.
 fn pack_folder(
     folder: &Path,
-    work: Option<&Work>,
+    source: Option<&RunSource>,
     added: Vec<(PathBuf, Vec<u8>)>,
 ) -> Result<Archive, CliError> {
     let failed = |error: &io::Error| {
         CliError::usage(format!("cannot pack the context {}", folder.display())).because(error)
     };
-    let selection = select(folder, work, &added).map_err(|error| failed(&error))?;
+    let selection = select_files(folder, source, &added).map_err(|error| failed(&error))?;
     let packing = async {
-        let writer = Hashing::new()?;
-        let mut packed = zstd::Encoder::new(io::BufWriter::new(writer), LEVEL)?;
+        let writer = HashingFile::new()?;
+        let mut packed = zstd::Encoder::new(io::BufWriter::new(writer), COMPRESSION_LEVEL)?;
         let mut tar = std::pin::pin!(acrtask_executor::pack_folder(folder, selection, added));
         while let Some(bytes) = tar.next().await {
             packed.write_all(&bytes?)?;
@@ -88,77 +91,74 @@ fn pack_folder(
 }
 
 /// Selects the files of a folder that a run needs.
-fn select(
+fn select_files(
     folder: &Path,
-    work: Option<&Work>,
+    source: Option<&RunSource>,
     added: &[(PathBuf, Vec<u8>)],
 ) -> io::Result<Selection> {
-    let dockerfile = match work {
-        Some(Work::Build(build)) => Some(build.dockerfile.as_str()),
+    let dockerfile = match source {
+        Some(RunSource::Build(build)) => Some(build.dockerfile.as_str()),
         _ => None,
     };
     let mut needed: Vec<PathBuf> = TASK_FILES.iter().map(PathBuf::from).collect();
-    if let Some(Work::File { path }) = work {
+    if let Some(RunSource::File { path }) = source {
         needed.push(path.into());
     }
-    Selection::of_upload(folder, dockerfile, needed, added)
+    Selection::for_upload(folder, dockerfile, needed, added)
 }
 
-/// An archive as it is.
-fn keep(mut from: impl Read, shown: &str) -> Result<Archive, CliError> {
+/// Stores an archive unchanged in a temporary file.
+fn store_archive(mut from: impl Read, shown: &str) -> Result<Archive, CliError> {
     let failed = |error: &io::Error| {
-        CliError::usage(format!(
-            "cannot keep the context that is to be uploaded ({shown})"
-        ))
-        .because(error)
+        CliError::usage(format!("cannot store the context for the upload ({shown})")).because(error)
     };
-    let mut writer = Hashing::new().map_err(|error| failed(&error))?;
+    let mut writer = HashingFile::new().map_err(|error| failed(&error))?;
     io::copy(&mut from, &mut writer).map_err(|error| failed(&error))?;
     writer.finish().map_err(|error| failed(&error))
 }
 
-/// Hands `context` to the server, and says how the run names it.
-pub(super) async fn source(
+/// Uploads `context` if needed, and returns its source for the run.
+pub(super) async fn upload_context(
     client: &Client,
     context: &Context,
     packed: Option<&Archive>,
 ) -> Result<ContextSource, CliError> {
     let Some(packed) = packed else {
-        return Ok(fetched_by_runner(context)?.unwrap_or_default());
+        return Ok(remote_context(context)?.unwrap_or_default());
     };
-    let mut shown = Shown::new(packed.size);
+    let mut progress = UploadProgress::new(packed.size);
     let id = client
         .upload(
-            &Packed {
+            &PackedFile {
                 path: packed.file.path(),
                 size: packed.size,
                 digest: &packed.digest,
             },
-            |received| shown.update(received),
+            |received| progress.update(received),
         )
         .await;
-    shown.end();
+    progress.end();
     Ok(ContextSource::Upload { id: id? })
 }
 
-/// How far an upload is.
-struct Shown {
+/// Progress display of an upload.
+struct UploadProgress {
     size: u64,
     bar: Option<indicatif::ProgressBar>,
-    told: bool,
+    announced: bool,
 }
 
-impl Shown {
+impl UploadProgress {
     fn new(size: u64) -> Self {
         Self {
             size,
             bar: None,
-            told: false,
+            announced: false,
         }
     }
 
     fn update(&mut self, received: u64) {
-        // What the server has already, or takes at once, is not worth a word.
+        // An upload that completes at once, or that the server already has, needs no display.
         if received == self.size && self.bar.is_none() {
             return;
         }
@@ -173,10 +173,10 @@ impl Shown {
                 bar
             });
             bar.set_position(received);
-        } else if !self.told && self.size > WORTH_A_WORD {
-            self.told = true;
-            let size = text::bytes(i64::try_from(self.size).unwrap_or(i64::MAX));
-            say(&format!("uploading the context: {size}"));
+        } else if !self.announced && self.size > ANNOUNCED_SIZE {
+            self.announced = true;
+            let size = text::format_bytes(i64::try_from(self.size).unwrap_or(i64::MAX));
+            print_message(&format!("uploading the context: {size}"));
         }
     }
 
@@ -187,14 +187,14 @@ impl Shown {
     }
 }
 
-/// Writes to a file of its own, and hashes what goes through.
-struct Hashing {
+/// Temporary file that hashes what is written to it.
+struct HashingFile {
     file: tempfile::NamedTempFile,
     hash: Sha256,
     size: u64,
 }
 
-impl Hashing {
+impl HashingFile {
     fn new() -> io::Result<Self> {
         Ok(Self {
             file: tempfile::NamedTempFile::new()?,
@@ -222,7 +222,7 @@ impl Hashing {
     }
 }
 
-impl Write for Hashing {
+impl Write for HashingFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let written = self.file.write(bytes)?;
         self.hash.update(&bytes[..written]);
@@ -240,7 +240,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_files_give_the_same_bytes() {
+    fn packing_is_deterministic() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("a"), "one").unwrap();
         std::fs::create_dir(folder.path().join("b")).unwrap();
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upload_has_the_files_that_the_work_names() {
+    fn upload_contains_the_files_that_the_source_names() {
         let folder = tempfile::tempdir().unwrap();
         for (name, text) in [
             (".dockerignore", "*\n"),
@@ -271,27 +271,27 @@ mod tests {
         ] {
             std::fs::write(folder.path().join(name), text).unwrap();
         }
-        let sent = |work: Option<&Work>| {
-            let archive = pack_folder(folder.path(), work, Vec::new()).unwrap();
+        let sent = |source: Option<&RunSource>| {
+            let archive = pack_folder(folder.path(), source, Vec::new()).unwrap();
             let bytes = std::fs::read(archive.file.path()).unwrap();
             let tar = zstd::decode_all(bytes.as_slice()).unwrap();
             String::from_utf8_lossy(&tar).into_owned()
         };
-        let file = Work::File {
+        let file = RunSource::File {
             path: "./ci.yaml".into(),
         };
-        let build = Work::Build(acrtask_api::spec::BuildSpec {
+        let build = RunSource::Build(acrtask_api::spec::BuildSpec {
             dockerfile: "build.docker".into(),
             ..Default::default()
         });
-        for (work, text) in [
+        for (source, text) in [
             (None, "usual-steps"),
             (Some(&file), "steps-of-ci"),
             (Some(&build), "from-scratch"),
         ] {
-            let sent = sent(work);
-            assert!(sent.contains(text), "{work:?}");
-            assert!(!sent.contains("never-sent"), "{work:?}");
+            let sent = sent(source);
+            assert!(sent.contains(text), "{source:?}");
+            assert!(!sent.contains("never-sent"), "{source:?}");
         }
     }
 }

@@ -1,7 +1,8 @@
-//! `--watch`: tells when a folder changed.
+//! Change notifications for a folder, used by `--watch`.
 //!
-//! What a build would not see is no change: what `.dockerignore` excludes, and `.git`. Neither is the program's
-//! own output, where that goes to a file of the folder. Changes that come close together count once.
+//! Only changes that a build can see count: `.git` and files in `.dockerignore` are ignored, and so
+//! is the program's own output if it goes to a file in the folder. Changes in quick succession
+//! count once.
 
 use std::{
     os::unix::fs::MetadataExt,
@@ -15,35 +16,35 @@ use tokio::sync::mpsc;
 
 use crate::error::CliError;
 
-/// Quiet that ends a series of changes.
-const QUIET: Duration = Duration::from_millis(200);
-/// Longest wait for quiet.
-const LONGEST: Duration = Duration::from_secs(2);
+/// Time without changes that ends a series of changes.
+const QUIET_PERIOD: Duration = Duration::from_millis(200);
+/// Maximum duration of a series of changes.
+const MAX_SERIES: Duration = Duration::from_secs(2);
 
-/// Changes of a folder.
+/// Stream of changes in a folder.
 pub(crate) struct Changes {
     changed: mpsc::Receiver<PathBuf>,
-    /// The first file of a series of changes that has not been told yet.
+    /// First changed file of a series that `next` has not returned yet.
     first: Option<PathBuf>,
     _watcher: RecommendedWatcher,
 }
 
 impl Changes {
-    /// Watches `root` and everything below it from now on.
-    pub(crate) fn of(root: &Path) -> Result<Self, CliError> {
+    /// Starts to watch `root` and everything below it.
+    pub(crate) fn watch(root: &Path) -> Result<Self, CliError> {
         let refuse = |error: &(dyn std::error::Error + 'static)| {
             CliError::unreachable(format!("cannot watch {} for changes", root.display()))
                 .because(error)
         };
         let root = root.canonicalize().map_err(|error| refuse(&error))?;
-        // A full channel already says that something changed.
+        // One slot is enough: a full channel already means that something changed.
         let (sender, changed) = mpsc::channel(1);
         let base = root.clone();
-        let own_output = own_output();
+        let own_output = output_file_ids();
         let mut ignored = Ignored::read(&base);
         let mut watcher =
             notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-                // An error means that events were lost: better once too often.
+                // An error means that events were lost, so an extra notification is safer.
                 let Ok(event) = event else {
                     let _ = sender.try_send(base.clone());
                     return;
@@ -58,11 +59,11 @@ impl Changes {
                 {
                     ignored = Ignored::read(&base);
                 }
-                let counts = |path: &&PathBuf| {
-                    ignored.lets_see(&base, path)
+                let is_relevant = |path: &&PathBuf| {
+                    ignored.is_visible(&base, path)
                         && !file_id(path).is_some_and(|id| own_output.contains(&id))
                 };
-                if let Some(path) = event.paths.iter().find(counts) {
+                if let Some(path) = event.paths.iter().find(is_relevant) {
                     let _ = sender.try_send(path.clone());
                 }
             })
@@ -80,46 +81,46 @@ impl Changes {
         })
     }
 
-    /// Waits for the next change, and then until no more come; gives the first file that changed. A wait that is
-    /// given up loses nothing: the next one tells it.
+    /// Waits for the next series of changes to end, and returns its first file. Cancel safe: the
+    /// next call returns a change that a canceled call had received.
     pub(crate) async fn next(&mut self) -> Option<PathBuf> {
         if self.first.is_none() {
             self.first = Some(self.changed.recv().await?);
         }
         let quiet = async {
-            while let Ok(Some(_)) = tokio::time::timeout(QUIET, self.changed.recv()).await {}
+            while let Ok(Some(_)) = tokio::time::timeout(QUIET_PERIOD, self.changed.recv()).await {}
         };
-        // A folder that never rests is run all the same.
-        let _ = tokio::time::timeout(LONGEST, quiet).await;
+        // A folder that changes all the time still triggers runs.
+        let _ = tokio::time::timeout(MAX_SERIES, quiet).await;
         self.first.take()
     }
 }
 
-/// The files that standard output and standard error are.
-fn own_output() -> Vec<(u64, u64)> {
+/// Returns the ids of the files behind standard output and standard error.
+fn output_file_ids() -> Vec<(u64, u64)> {
     ["/proc/self/fd/1", "/proc/self/fd/2"]
         .into_iter()
         .filter_map(|path| file_id(Path::new(path)))
         .collect()
 }
 
-/// What tells a file from every other one of this machine.
+/// Returns device and inode, which identify a file on this machine.
 fn file_id(path: &Path) -> Option<(u64, u64)> {
     let found = std::fs::metadata(path).ok()?;
     Some((found.dev(), found.ino()))
 }
 
-/// What a build does not see.
+/// Patterns of files that a build ignores.
 struct Ignored(Option<PatternSet>);
 
 impl Ignored {
     fn read(root: &Path) -> Self {
-        // The build itself says what is wrong with a file that does not parse.
+        // The build reports a file that does not parse.
         let text = std::fs::read_to_string(root.join(".dockerignore")).unwrap_or_default();
         Self(PatternSet::from_ignore_file(&text).ok())
     }
 
-    fn lets_see(&self, root: &Path, path: &Path) -> bool {
+    fn is_visible(&self, root: &Path, path: &Path) -> bool {
         let Ok(relative) = path.strip_prefix(root) else {
             return true;
         };
@@ -150,9 +151,9 @@ mod tests {
             "target\n*.log\n!keep.log\n",
         )
         .unwrap();
-        let mut changes = Changes::of(folder.path()).unwrap();
+        let mut changes = Changes::watch(folder.path()).unwrap();
         make(folder.path());
-        // The last one always counts: it ends the wait, so that nothing depends on how long one waits.
+        // This change always counts, so the wait ends even if `make` changed nothing relevant.
         std::fs::write(folder.path().join("zz-end"), "").unwrap();
         let changed = tokio::time::timeout(Duration::from_secs(20), changes.next())
             .await
@@ -166,20 +167,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_wait_that_is_given_up_loses_no_change() {
+    async fn canceled_wait_loses_no_change() {
         let folder = tempfile::tempdir().unwrap();
-        let mut changes = Changes::of(folder.path()).unwrap();
+        let mut changes = Changes::watch(folder.path()).unwrap();
         std::fs::write(folder.path().join("a"), "").unwrap();
-        // Given up while it waits for quiet.
+        // Cancels the wait during the quiet period.
         while changes.first.is_none() {
             let _ = tokio::time::timeout(Duration::from_millis(1), changes.next()).await;
         }
-        let told = tokio::time::timeout(Duration::from_secs(20), changes.next()).await;
-        assert!(told.unwrap().unwrap().ends_with("a"));
+        let change = tokio::time::timeout(Duration::from_secs(20), changes.next()).await;
+        assert!(change.unwrap().unwrap().ends_with("a"));
     }
 
     #[tokio::test]
-    async fn what_a_build_would_not_see_is_no_change() {
+    async fn changes_that_a_build_ignores_do_not_count() {
         let write =
             |name: &'static str| move |root: &Path| std::fs::write(root.join(name), "x").unwrap();
         for ignored in [".git/index", "target/out", "a.log"] {

@@ -1,7 +1,7 @@
-//! `acrtask webhook setup`: from a task to a forge that tells of its commits.
+//! `acrtask webhook setup`: connects a task's repository with the server.
 //!
-//! The forge is asked whether it knows the token; then the server's side is made, so that the forge's first delivery
-//! finds it.
+//! The command first checks the token at the forge. It then creates the webhook on the server, so
+//! that the server already accepts the forge's first delivery.
 
 use std::time::{Duration, Instant};
 
@@ -15,88 +15,90 @@ use serde::Serialize;
 use url::Url;
 
 use super::{
-    remote::{block_on, client, print_json, say, secret},
-    stored,
-    webhooks::{all, find, new_secret, newest, put, statuses_of},
+    remote::{block_on, client, print_json, print_message, read_secret},
+    task,
+    webhook::{
+        find_webhook, list_webhooks, new_secret, newest_deliveries, put_webhook, supported_statuses,
+    },
 };
 use crate::{
     args::{
         PathOrStdin,
         server::{ListOutput, PeriodArgs},
-        values::PasswordFrom,
-        webhooks::SetupArgs,
+        values::PasswordSource,
+        webhook::SetupArgs,
     },
-    client::{Client, is_loopback, shown},
+    client::{Client, display_url, is_loopback},
     error::CliError,
     exit::Exit,
     forge::{
-        Guide, Repository, Wanted,
-        api::{Did, Forge},
-        guide,
+        Guide, Repository, WebhookEvents,
+        api::{Change, Forge},
+        setup_guide,
     },
 };
 
-/// How long a ping may take.
-const PING: Duration = Duration::from_secs(20);
+/// Maximum wait for the forge's ping.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What was done, and what is left to do.
+/// Result of the setup, and the remaining manual steps.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Setup {
     webhook: Webhook,
-    /// It was made now.
+    /// Set if the webhook was created on the server.
     created: bool,
-    /// What the forge sends to.
+    /// Address that the forge sends deliveries to.
     url: String,
-    /// Only where it was made now.
+    /// New secret; `None` if the webhook keeps its secret.
     #[serde(skip_serializing_if = "Option::is_none")]
     secret: Option<String>,
-    /// What to enter where.
+    /// Settings to enter at the forge.
     guide: Guide,
-    /// It was entered through the forge's API.
+    /// Set if the forge was configured through its API.
     entered: bool,
-    /// It was there before, and was changed.
+    /// Set if an existing webhook of the forge was changed.
     changed: bool,
-    /// It was there before, and nothing had to be changed.
+    /// Set if an existing webhook of the forge needed no change.
     #[serde(skip)]
     left: bool,
-    /// What came of the forge's ping; nothing where there was none to wait for.
+    /// Result of the forge's ping; `None` if the forge sends no ping.
     #[serde(skip_serializing_if = "Option::is_none")]
-    ping: Option<Ping>,
-    /// What may be wrong.
+    ping: Option<PingResult>,
+    /// Possible problems with the setup.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
 }
 
-/// What came of a ping.
+/// Result of a ping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-enum Ping {
-    /// It arrived, and proved who sent it.
+enum PingResult {
+    /// The server accepted the ping and its authentication.
     Arrived,
-    /// The forge was answered with this status.
+    /// The server answered the ping with this status.
     Refused(u16),
-    /// Nobody has heard of it.
+    /// The ping did not arrive within [`PING_TIMEOUT`].
     Lost,
 }
 
-/// Sets a webhook up.
+/// Connects the repository of a task with a webhook.
 pub(crate) fn setup(args: &SetupArgs) -> Result<Exit, CliError> {
     let token = match &args.token_file {
         None => None,
         Some(from) => {
             let from = match from {
-                PathOrStdin::Path(path) => PasswordFrom::File(path.clone()),
-                PathOrStdin::Stdin => PasswordFrom::Stdin,
+                PathOrStdin::Path(path) => PasswordSource::File(path.clone()),
+                PathOrStdin::Stdin => PasswordSource::Stdin,
             };
-            Some(secret(&from, "the forge's token")?)
+            Some(read_secret(&from, "the forge's token")?)
         }
     };
     let client = client(&args.server)?;
-    let done = block_on(async {
-        let task = stored::find(&client, &args.task).await?;
+    let setup = block_on(async {
+        let task = task::find_task(&client, &args.task).await?;
         let context = task.definition.context.as_deref();
-        let repository = Repository::of(context, args.provider)?;
+        let repository = Repository::from_context(context, args.provider)?;
         let forge = match token {
             Some(token) => Some(Forge::new(
                 &repository,
@@ -106,16 +108,16 @@ pub(crate) fn setup(args: &SetupArgs) -> Result<Exit, CliError> {
             )?),
             None => None,
         };
-        // A secret that reaches no forge would be of no use.
+        // Checks the token first, so that no unused webhook is created on the server.
         if let Some(forge) = &forge {
             forge.check().await?;
         }
-        let (webhook, created, made) = server_side(&client, args, &repository).await?;
-        let (url, mut warnings) = address(&client, &webhook, &repository);
-        warnings.extend(no_trigger(&task));
-        let wanted = wanted(&task);
+        let (webhook, created, made) = prepare_webhook(&client, args, &repository).await?;
+        let (url, mut warnings) = delivery_address(&client, &webhook, &repository);
+        warnings.extend(missing_trigger_warning(&task));
+        let events = wanted_events(&task);
         let mut setup = Setup {
-            guide: guide(&repository, &url, made.as_deref(), wanted),
+            guide: setup_guide(&repository, &url, made.as_deref(), events),
             webhook,
             created,
             url,
@@ -127,41 +129,43 @@ pub(crate) fn setup(args: &SetupArgs) -> Result<Exit, CliError> {
             warnings,
         };
         if let Some(forge) = forge {
-            let known = known_pings(&client, &setup.webhook.name).await?;
+            let previous = ping_ids(&client, &setup.webhook.name).await?;
             let secret = setup.secret.as_deref().map(Secret::new);
-            let entered = forge.enter(&setup.url, secret.as_ref(), wanted).await?;
+            let entry = forge
+                .put_webhook(&setup.url, secret.as_ref(), events)
+                .await?;
             setup.entered = true;
-            setup.changed = entered.did == Did::Changed;
-            setup.left = entered.did == Did::Left;
+            setup.changed = entry.change == Change::Updated;
+            setup.left = entry.change == Change::Unchanged;
             if forge.has_ping() {
-                let sent = forge.pings(&entered.id).await;
-                forge.ping(&entered.id).await?;
-                let heard = heard(&client, &setup.webhook.name, &known, async || {
-                    let now = forge.pings(&entered.id).await;
+                let sent = forge.sent_pings(&entry.id).await;
+                forge.send_ping(&entry.id).await?;
+                let result = wait_for_ping(&client, &setup.webhook.name, &previous, async || {
+                    let now = forge.sent_pings(&entry.id).await;
                     let new = now.into_iter().find(|ping| !sent.contains(ping));
                     new.map(|(_, status)| status)
                 });
-                setup.ping = Some(heard.await?);
+                setup.ping = Some(result.await?);
             }
         }
         Ok(setup)
     })?;
-    let exit = match done.ping {
-        None | Some(Ping::Arrived) => Exit::Succeeded,
-        Some(Ping::Refused(_) | Ping::Lost) => Exit::Failed,
+    let exit = match setup.ping {
+        None | Some(PingResult::Arrived) => Exit::Succeeded,
+        Some(PingResult::Refused(_) | PingResult::Lost) => Exit::Failed,
     };
     if args.output.output == ListOutput::Json {
-        print_json(&done)?;
+        print_json(&setup)?;
     } else {
-        tell(&done, &args.task)?;
+        print_setup(&setup, &args.task)?;
     }
     Ok(exit)
 }
 
-/// What the task asks for; without a trigger, what most will.
-fn wanted(task: &Task) -> Wanted {
+/// Returns the events that the task's trigger needs; pushes and pull requests if it has none.
+fn wanted_events(task: &Task) -> WebhookEvents {
     let commit = task.definition.triggers.commit.as_ref();
-    Wanted {
+    WebhookEvents {
         tags: commit.is_some_and(|commit| {
             !commit.tags.is_empty() || commit.events.contains(&CommitEvent::Tag)
         }),
@@ -170,7 +174,7 @@ fn wanted(task: &Task) -> Wanted {
     }
 }
 
-fn no_trigger(task: &Task) -> Option<String> {
+fn missing_trigger_warning(task: &Task) -> Option<String> {
     let name = &task.definition.name;
     let commit = task.definition.triggers.commit.as_ref();
     if commit.is_some_and(|commit| commit.enabled) {
@@ -181,26 +185,33 @@ fn no_trigger(task: &Task) -> Option<String> {
     ))
 }
 
-/// The webhook of the repository at the server; whether it was made now, and its secret where that is new.
-async fn server_side(
+/// Finds or creates the webhook of the repository on the server. Returns the webhook, `true` if it
+/// was created, and its secret if that is new.
+async fn prepare_webhook(
     client: &Client,
     args: &SetupArgs,
     repository: &Repository,
 ) -> Result<(Webhook, bool, Option<String>), CliError> {
     let provider = repository.provider.name();
-    let there = match &args.webhook {
-        Some(name) => find(client, name).await?,
-        None => all(client).await?.into_iter().find(|webhook| {
+    let existing = match &args.webhook {
+        Some(name) => find_webhook(client, name).await?,
+        None => list_webhooks(client).await?.into_iter().find(|webhook| {
             let definition = &webhook.definition;
             definition.provider == provider
-                && definition.repositories.iter().any(|url| repository.is(url))
+                && definition
+                    .repositories
+                    .iter()
+                    .any(|url| repository.matches_url(url))
         }),
     };
-    let Some(there) = there else {
-        let name = args.webhook.clone().unwrap_or_else(|| repository.name());
-        if find(client, &name).await?.is_some() {
+    let Some(existing) = existing else {
+        let name = args
+            .webhook
+            .clone()
+            .unwrap_or_else(|| repository.webhook_name());
+        if find_webhook(client, &name).await?.is_some() {
             return Err(CliError::usage(format!(
-                "there is a webhook {name} already, for other repositories"
+                "the webhook {name} already exists, for other repositories"
             ))
             .help("choose a name: `--webhook NAME`"));
         }
@@ -209,46 +220,55 @@ async fn server_side(
             provider: provider.into(),
             secrets: vec![SecretText(secret.clone())],
             repositories: vec![repository.url.clone()],
-            statuses: statuses_of(provider, None, &args.statuses)?,
+            statuses: supported_statuses(provider, None, &args.statuses)?,
         };
-        return Ok((put(client, &name, &body).await?, true, Some(secret)));
+        return Ok((put_webhook(client, &name, &body).await?, true, Some(secret)));
     };
-    let definition = there.definition.clone();
+    let definition = existing.definition.clone();
     if definition.provider != provider {
         return Err(CliError::usage(format!(
             "the webhook {} is for {}, not for {provider}",
-            there.name, definition.provider
+            existing.name, definition.provider
         ))
         .help("choose another name: `--webhook NAME`"));
     }
     let mut repositories = definition.repositories.clone();
-    if !repositories.is_empty() && !repositories.iter().any(|url| repository.is(url)) {
+    if !repositories.is_empty() && !repositories.iter().any(|url| repository.matches_url(url)) {
         repositories.push(repository.url.clone());
     }
     let secret = args.new_secret.then(|| new_secret(provider));
     let body = PutWebhook {
         provider: provider.into(),
         secrets: secret.iter().cloned().map(SecretText).collect(),
-        statuses: statuses_of(provider, definition.statuses.clone(), &args.statuses)?,
+        statuses: supported_statuses(provider, definition.statuses.clone(), &args.statuses)?,
         repositories,
     };
-    let same = body.repositories == definition.repositories && body.statuses == definition.statuses;
-    if same && secret.is_none() {
-        return Ok((there, false, None));
+    let unchanged =
+        body.repositories == definition.repositories && body.statuses == definition.statuses;
+    if unchanged && secret.is_none() {
+        return Ok((existing, false, None));
     }
-    Ok((put(client, &there.name, &body).await?, false, secret))
+    Ok((
+        put_webhook(client, &existing.name, &body).await?,
+        false,
+        secret,
+    ))
 }
 
-/// What the forge sends to, and what may keep it from there.
-fn address(client: &Client, webhook: &Webhook, repository: &Repository) -> (String, Vec<String>) {
+/// Returns the address for the forge's deliveries, and warnings about it.
+fn delivery_address(
+    client: &Client,
+    webhook: &Webhook,
+    repository: &Repository,
+) -> (String, Vec<String>) {
     let mut warnings = Vec::new();
     let url = if webhook.url.starts_with('/') {
         warnings.push(
-            "the server does not know its public address, so the one of your login stands here; \
+            "the server has no public address, so this is the address of your login; \
              start it with `acrtask serve --public-url https://HOST`"
                 .into(),
         );
-        format!("{}{}", shown(client.url()), webhook.url)
+        format!("{}{}", display_url(client.url()), webhook.url)
     } else {
         webhook.url.clone()
     };
@@ -257,92 +277,96 @@ fn address(client: &Client, webhook: &Webhook, repository: &Repository) -> (Stri
     {
         if is_loopback(&parsed) {
             warnings.push(format!(
-                "{url} is an address of one machine alone, which the forge does not reach"
+                "{url} is a loopback address, which the forge cannot reach"
             ));
         } else if parsed.scheme() != "https" {
             warnings.push(format!(
-                "{url} is not https: what is sent can be read on the way"
+                "{url} is not https: others can read the deliveries on their way"
             ));
         }
     }
     (url, warnings)
 }
 
-async fn known_pings(client: &Client, webhook: &str) -> Result<Vec<String>, CliError> {
-    let page = newest(client, Some(webhook), &PeriodArgs::default(), 100).await?;
-    Ok(page.items.into_iter().map(|one| one.id).collect())
+async fn ping_ids(client: &Client, webhook: &str) -> Result<Vec<String>, CliError> {
+    let page = newest_deliveries(client, Some(webhook), &PeriodArgs::default(), 100).await?;
+    Ok(page.items.into_iter().map(|delivery| delivery.id).collect())
 }
 
-/// Waits until a ping has arrived that was not there before. One whose body came before is not kept; of that the forge
-/// knows, whom `answered` asks, how it was answered.
-async fn heard(
+/// Waits for a ping that is not in `previous`. The server does not store a ping with a repeated
+/// body; `forge_status` returns the status that the forge recorded for it.
+async fn wait_for_ping(
     client: &Client,
     webhook: &str,
-    known: &[String],
-    answered: impl AsyncFn() -> Option<u16>,
-) -> Result<Ping, CliError> {
-    let begun = Instant::now();
+    previous: &[String],
+    forge_status: impl AsyncFn() -> Option<u16>,
+) -> Result<PingResult, CliError> {
+    let started = Instant::now();
     loop {
-        let page = newest(client, Some(webhook), &PeriodArgs::default(), 20).await?;
-        let new = |one: &Delivery| one.kind == "ping" && !known.contains(&one.id);
+        let page = newest_deliveries(client, Some(webhook), &PeriodArgs::default(), 20).await?;
+        let new = |delivery: &Delivery| delivery.kind == "ping" && !previous.contains(&delivery.id);
         if page.items.iter().any(new) {
-            return Ok(Ping::Arrived);
+            return Ok(PingResult::Arrived);
         }
-        match answered().await {
-            Some(200..300) => return Ok(Ping::Arrived),
-            Some(status) => return Ok(Ping::Refused(status)),
-            None if begun.elapsed() > PING => return Ok(Ping::Lost),
+        match forge_status().await {
+            Some(200..300) => return Ok(PingResult::Arrived),
+            Some(status) => return Ok(PingResult::Refused(status)),
+            None if started.elapsed() > PING_TIMEOUT => return Ok(PingResult::Lost),
             None => tokio::time::sleep(Duration::from_millis(500)).await,
         }
     }
 }
 
-fn tell(done: &Setup, task: &str) -> Result<(), CliError> {
-    let name = &done.webhook.name;
-    say(&format!(
-        "{} the webhook {name} at the server",
-        if done.created { "made" } else { "there is" }
+fn print_setup(setup: &Setup, task: &str) -> Result<(), CliError> {
+    let name = &setup.webhook.name;
+    print_message(&format!(
+        "{} the webhook {name} on the server",
+        if setup.created { "created" } else { "found" }
     ));
-    for warning in &done.warnings {
-        say(&format!("warning: {warning}"));
+    for warning in &setup.warnings {
+        print_message(&format!("warning: {warning}"));
     }
-    if done.entered {
-        say(&match (done.changed, done.left) {
-            (_, true) => format!("{} is entered at the forge already", done.url),
-            (true, _) => format!("changed {} at the forge", done.url),
-            _ => format!("entered {} at the forge", done.url),
+    if setup.entered {
+        print_message(&match (setup.changed, setup.left) {
+            (_, true) => format!("the forge already has {}", setup.url),
+            (true, _) => format!("changed {} at the forge", setup.url),
+            _ => format!("added {} at the forge", setup.url),
         });
-        say(&match done.ping {
-            Some(Ping::Arrived) => "the forge's ping has arrived: it works".to_owned(),
-            Some(Ping::Refused(401)) => format!(
-                "error: the forge's ping was answered 401: the forge has another secret; give both a new one: `acrtask webhook setup {task} --new-secret`"
+        print_message(&match setup.ping {
+            Some(PingResult::Arrived) => "received the forge's ping: the webhook works".to_owned(),
+            Some(PingResult::Refused(401)) => format!(
+                "error: the server answered the forge's ping with 401: the forge has another secret; set a new one on both sides: `acrtask webhook setup {task} --new-secret`"
             ),
-            Some(Ping::Refused(status)) => format!(
-                "error: the forge's ping was answered {status}; see whether {} leads to the server",
-                done.url
+            Some(PingResult::Refused(status)) => format!(
+                "error: the forge's ping was answered with {status}; check that {} leads to the server",
+                setup.url
             ),
-            Some(Ping::Lost) => format!(
-                "error: no ping of the forge has arrived within {} s; see whether the forge reaches {}",
-                PING.as_secs(),
-                done.url
+            Some(PingResult::Lost) => format!(
+                "error: no ping of the forge arrived within {} s; check that the forge reaches {}",
+                PING_TIMEOUT.as_secs(),
+                setup.url
             ),
             None => {
-                format!("push a commit, then look: `acrtask webhook deliveries --webhook {name}`")
+                format!(
+                    "push a commit, then check its delivery: `acrtask webhook deliveries --webhook {name}`"
+                )
             }
         });
         return Ok(());
     }
-    let guide = &done.guide;
+    let guide = &setup.guide;
     let width = guide.fields.iter().map(|(name, _)| name.len()).max();
     let width = width.unwrap_or_default();
     let mut text = format!("Enter this at {} ({}):\n\n", guide.page, guide.way);
     for (name, value) in &guide.fields {
         text += &format!("  {name:width$}  {value}\n");
     }
-    if done.secret.is_some() {
-        text += "\nThe secret is shown this once.\n";
+    if setup.secret.is_some() {
+        text += "\nThis secret is shown only once.\n";
     }
-    text += &format!("\nThen look: acrtask webhook deliveries --webhook {name}\n");
+    text += &format!(
+        "\nThen push a commit and check its delivery: acrtask webhook deliveries --webhook {name}\n"
+    );
     super::print(text.as_bytes())?;
     Ok(())
 }

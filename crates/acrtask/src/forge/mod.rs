@@ -1,6 +1,7 @@
-//! The forge of a repository: which one it is, and what is entered there so that it tells a server of commits.
+//! The forge of a repository: its kind, and the webhook settings for a server.
 //!
-//! [`Repository::of`] and [`guide`] are pure; [`api`] enters it through the forge's own API.
+//! [`Repository::from_context`] and [`setup_guide`] are pure; [`api`] configures the webhook
+//! through the forge's own API.
 
 pub(crate) mod api;
 
@@ -11,28 +12,36 @@ use url::Url;
 
 use crate::error::CliError;
 
-/// A repository at a forge.
+/// Repository at a forge.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Repository {
-    /// As it is cloned, without a password.
+    /// Clone URL without a password.
     pub(crate) url: String,
-    /// Where the forge's pages are: `https://HOST`.
+    /// Address of the forge's web pages: `https://HOST`.
     pub(crate) web: Url,
     /// `owner/name`, without `.git`.
     pub(crate) path: String,
-    /// What the forge is.
+    /// Kind of the forge.
     pub(crate) provider: Provider,
 }
 
 impl Repository {
-    /// The repository that a context names. `provider` is what the user says that its host is.
+    /// Returns the repository of a context. `provider` is the kind of its forge, if the user gave
+    /// it.
     ///
     /// # Errors
-    /// It names none, or one whose forge is not known.
-    pub(crate) fn of(context: Option<&str>, provider: Option<Provider>) -> Result<Self, CliError> {
+    /// Fails if the context is not a git repository, or if the kind of its forge is unknown.
+    pub(crate) fn from_context(
+        context: Option<&str>,
+        provider: Option<Provider>,
+    ) -> Result<Self, CliError> {
         let none = || {
-            CliError::usage("the task's files come from no git repository, so no forge tells of it")
-                .help("give it one: `acrtask task update NAME --context https://HOST/REPOSITORY.git#BRANCH`")
+            CliError::usage(
+                "the task's context is not a git repository, so no forge can send its commits",
+            )
+            .help(
+                "set one: `acrtask task update NAME --context https://HOST/REPOSITORY.git#BRANCH`",
+            )
         };
         let spec = ContextSpec::parse(context.ok_or_else(none)?).map_err(|_| none())?;
         let ContextSpec::Git(git) = spec else {
@@ -41,16 +50,16 @@ impl Repository {
         if git.transport == GitTransport::File {
             return Err(none());
         }
-        let (host, port, path) = split(&git.url).ok_or_else(none)?;
-        // SSH has a port of its own.
+        let (host, port, path) = split_url(&git.url).ok_or_else(none)?;
+        // A port of SSH is not that of the web pages.
         let web = match git.transport {
             GitTransport::Http => format!("http://{host}{}", port_text(port)),
             GitTransport::Https => format!("https://{host}{}", port_text(port)),
-            _ => format!("https://{}", host_of_pages(&host)),
+            _ => format!("https://{}", web_host(&host)),
         };
-        let provider = provider.or_else(|| guess(&host)).ok_or_else(|| {
-            CliError::usage(format!("it is not known what kind of forge {host} is"))
-                .help("say it: `--provider github`, gitlab, gitea, forgejo, bitbucket-server, azure-devops or generic")
+        let provider = provider.or_else(|| guess_provider(&host)).ok_or_else(|| {
+            CliError::usage(format!("the kind of the forge {host} is unknown"))
+                .help("choose it: `--provider github`, gitlab, gitea, forgejo, bitbucket-server, azure-devops or generic")
         })?;
         Ok(Self {
             web: Url::parse(&web).map_err(|_| none())?,
@@ -60,14 +69,14 @@ impl Repository {
         })
     }
 
-    /// Whether `url` is another spelling of it.
-    pub(crate) fn is(&self, url: &str) -> bool {
+    /// Returns `true` if `url` is another spelling of the repository.
+    pub(crate) fn matches_url(&self, url: &str) -> bool {
         let own = RepositoryUrl::parse(&self.url);
         own.is_some() && own == RepositoryUrl::parse(url)
     }
 
-    /// A name for its webhook.
-    pub(crate) fn name(&self) -> String {
+    /// Returns a name for the repository's webhook.
+    pub(crate) fn webhook_name(&self) -> String {
         let path = match RepositoryUrl::parse(&self.url) {
             Some(url) => url.path().to_owned(),
             None => self.path.to_lowercase(),
@@ -86,13 +95,13 @@ impl Repository {
         name.chars().take(60).collect()
     }
 
-    fn page(&self, path: &str) -> String {
+    fn web_page(&self, path: &str) -> String {
         format!("{}/{path}", self.web.as_str().trim_end_matches('/'))
     }
 }
 
-/// Host, port and path of a URL, or of git's short form for SSH.
-fn split(url: &str) -> Option<(String, Option<u16>, String)> {
+/// Splits a URL, or git's short form for SSH, into host, port and path.
+fn split_url(url: &str) -> Option<(String, Option<u16>, String)> {
     let (host, port, path) = if url.contains("://") {
         let url = Url::parse(url).ok()?;
         (
@@ -113,8 +122,8 @@ fn port_text(port: Option<u16>) -> String {
     port.map(|port| format!(":{port}")).unwrap_or_default()
 }
 
-/// Some forges have other hosts for SSH than for people.
-fn host_of_pages(host: &str) -> &str {
+/// Returns the host of the web pages, which differs from the SSH host at some forges.
+fn web_host(host: &str) -> &str {
     match host {
         "ssh.github.com" => "github.com",
         "altssh.gitlab.com" => "gitlab.com",
@@ -124,9 +133,10 @@ fn host_of_pages(host: &str) -> &str {
     }
 }
 
-/// What a host is: the large ones are known, others often say it in their names.
-fn guess(host: &str) -> Option<Provider> {
-    let host = host_of_pages(host).to_lowercase();
+/// Guesses the kind of a forge from its host: large forges are known, others often have their kind
+/// in the name.
+fn guess_provider(host: &str) -> Option<Provider> {
+    let host = web_host(host).to_lowercase();
     match host.as_str() {
         "github.com" => return Some(Provider::GitHub),
         "gitlab.com" => return Some(Provider::GitLab),
@@ -150,45 +160,45 @@ fn guess(host: &str) -> Option<Provider> {
         .map(|(_, provider)| provider)
 }
 
-/// What the forge is to tell of.
+/// Events that the forge sends in addition to pushes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Wanted {
-    /// Tags, beside commits.
+pub(crate) struct WebhookEvents {
+    /// Tags.
     pub(crate) tags: bool,
-    /// Pull requests, beside commits.
+    /// Pull requests.
     pub(crate) pull_requests: bool,
 }
 
-/// What to enter where.
+/// Instructions for the manual setup of a webhook.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Guide {
-    /// The forge's page for it.
+    /// Address of the forge's settings page.
     pub(crate) page: String,
-    /// How to come to the right form there.
+    /// Path to the form on that page.
     pub(crate) way: String,
-    /// Each field of the form, and what goes into it.
+    /// Fields of the form and their values.
     pub(crate) fields: Vec<(String, String)>,
 }
 
-/// What to enter at the forge of `repository` so that it sends deliveries to `url`.
-pub(crate) fn guide(
+/// Returns the instructions for a webhook of `repository` that sends deliveries to `url`.
+pub(crate) fn setup_guide(
     repository: &Repository,
     url: &str,
     secret: Option<&str>,
-    wanted: Wanted,
+    events: WebhookEvents,
 ) -> Guide {
-    let secret = secret.unwrap_or("the one that the webhook was made with");
+    let secret = secret.unwrap_or("the secret of the webhook");
     let pick = |push: &str, tags: &str, requests: &str| {
-        let mut words = vec![push];
-        words.extend((wanted.tags && !tags.is_empty()).then_some(tags));
-        words.extend(wanted.pull_requests.then_some(requests));
-        words.join(", ")
+        let mut names = vec![push];
+        names.extend((events.tags && !tags.is_empty()).then_some(tags));
+        names.extend(events.pull_requests.then_some(requests));
+        names.join(", ")
     };
     let path = &repository.path;
     let (page, way, fields): (String, &str, Vec<(&str, String)>) = match repository.provider {
         Provider::GitHub => (
-            repository.page(&format!("{path}/settings/hooks/new")),
+            repository.web_page(&format!("{path}/settings/hooks/new")),
             "Settings > Webhooks > Add webhook",
             vec![
                 ("Payload URL", url.into()),
@@ -205,7 +215,7 @@ pub(crate) fn guide(
             ],
         ),
         Provider::GitLab => (
-            repository.page(&format!("{path}/-/hooks")),
+            repository.web_page(&format!("{path}/-/hooks")),
             "Settings > Webhooks > Add new webhook",
             vec![
                 ("URL", url.into()),
@@ -218,7 +228,7 @@ pub(crate) fn guide(
             ],
         ),
         Provider::Gitea | Provider::Forgejo => (
-            repository.page(&format!(
+            repository.web_page(&format!(
                 "{path}/settings/hooks/{}/new",
                 repository.provider.name()
             )),
@@ -243,7 +253,7 @@ pub(crate) fn guide(
             ],
         ),
         Provider::BitbucketCloud => (
-            repository.page(&format!("{path}/admin/webhooks")),
+            repository.web_page(&format!("{path}/admin/webhooks")),
             "Repository settings > Webhooks > Add webhook",
             vec![
                 ("Title", "acrtask".into()),
@@ -261,7 +271,7 @@ pub(crate) fn guide(
             ],
         ),
         Provider::BitbucketServer => (
-            repository.page(""),
+            repository.web_page(""),
             "the repository, Repository settings > Webhooks > Create webhook",
             vec![
                 ("Name", "acrtask".into()),
@@ -279,11 +289,11 @@ pub(crate) fn guide(
             ],
         ),
         Provider::AzureDevops => {
-            // ORG/PROJECT/_git/NAME; by SSH v3/ORG/PROJECT/NAME.
+            // ORG/PROJECT/_git/NAME, or with SSH v3/ORG/PROJECT/NAME.
             let path = path.strip_prefix("v3/").unwrap_or(path);
             let project: Vec<&str> = path.split('/').take(2).collect();
             (
-                repository.page(&format!("{}/_settings/serviceHooks", project.join("/"))),
+                repository.web_page(&format!("{}/_settings/serviceHooks", project.join("/"))),
                 "Project settings > Service hooks > Create subscription > Web Hooks, once for each event",
                 vec![
                     (
@@ -302,8 +312,8 @@ pub(crate) fn guide(
             )
         }
         Provider::Generic => (
-            repository.page(path),
-            "whatever knows of commits there",
+            repository.web_page(path),
+            "a program that receives the commits",
             vec![
                 ("URL", url.into()),
                 ("Content type", "application/json".into()),

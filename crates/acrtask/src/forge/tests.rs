@@ -2,21 +2,21 @@ use std::fmt::Write as _;
 
 use super::*;
 
-fn of(context: &str, provider: Option<Provider>) -> String {
-    match Repository::of(Some(context), provider) {
+fn describe(context: &str, provider: Option<Provider>) -> String {
+    match Repository::from_context(Some(context), provider) {
         Ok(it) => format!(
             "{} {} {} {}",
             it.provider,
             it.web.as_str().trim_end_matches('/'),
             it.path,
-            it.name()
+            it.webhook_name()
         ),
         Err(error) => error.to_string(),
     }
 }
 
 #[test]
-fn the_forge_of_a_repository_is_known_or_asked_for() {
+fn repository_is_derived_from_the_context() {
     let mut text = String::new();
     for context in [
         "https://github.com/Org/App.git#main:service",
@@ -32,23 +32,23 @@ fn the_forge_of_a_repository_is_known_or_asked_for() {
         "oci://reg.example.com/a:1",
         "file:///srv/a.git",
     ] {
-        let _ = writeln!(text, "{context}: {}", of(context, None));
+        let _ = writeln!(text, "{context}: {}", describe(context, None));
     }
     insta::assert_snapshot!(text);
     assert_eq!(
-        of("http://127.0.0.1:3000/o/r.git", Some(Provider::Gitea)),
+        describe("http://127.0.0.1:3000/o/r.git", Some(Provider::Gitea)),
         "gitea http://127.0.0.1:3000 o/r o-r"
     );
-    assert!(Repository::of(None, None).is_err());
-    let app = Repository::of(Some("https://github.com/Org/App.git#main"), None).unwrap();
-    assert!(app.is("git@github.com:org/app.git"));
-    assert!(!app.is("git@github.com:org/other.git"));
+    assert!(Repository::from_context(None, None).is_err());
+    let app = Repository::from_context(Some("https://github.com/Org/App.git#main"), None).unwrap();
+    assert!(app.matches_url("git@github.com:org/app.git"));
+    assert!(!app.matches_url("git@github.com:org/other.git"));
 }
 
 #[test]
-fn what_is_entered_where() {
+fn setup_guide_lists_the_settings_of_each_forge() {
     let mut text = String::new();
-    let all = Wanted {
+    let all = WebhookEvents {
         tags: true,
         pull_requests: true,
     };
@@ -57,8 +57,8 @@ fn what_is_entered_where() {
             Provider::AzureDevops => "https://dev.azure.com/fabrikam/Web/_git/Site",
             _ => "https://git.example.com/org/app.git",
         };
-        let repository = Repository::of(Some(context), Some(provider)).unwrap();
-        let guide = guide(
+        let repository = Repository::from_context(Some(context), Some(provider)).unwrap();
+        let guide = setup_guide(
             &repository,
             "https://ci.example.com/hooks/org-app",
             Some("s3cret"),

@@ -1,6 +1,6 @@
-//! Cascades as lists and trees. Pure: the time comes in.
+//! Cascades as lists and trees. Pure: the time is a parameter.
 //!
-//! A tree shows each task once: below the last one that it waits for, or below the base that moved.
+//! A tree shows each task once: below the last task that it waits for, or below the changed base.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -16,37 +16,37 @@ use jiff::Timestamp;
 
 use super::{
     frame::Size,
-    run::ago,
+    run::format_age,
     style::Style,
-    table::{list as table, titled},
+    table::{render_list, write_section},
     text,
-    view::millis,
+    view::millis_between,
 };
 
-/// A list of cascades.
-pub(crate) fn list(cascades: &[CascadeSummary], now: Timestamp, style: Style) -> String {
+/// Renders a list of cascades.
+pub(crate) fn render_cascades(cascades: &[CascadeSummary], now: Timestamp, style: Style) -> String {
     let rows = cascades.iter().map(|cascade| {
         let counts = &cascade.counts;
         let total = counts.total();
         let open = counts.pending + counts.ready + counts.running;
         vec![
             cascade.id.to_string(),
-            phase(cascade, style),
-            ago(cascade.created, now),
+            phase_text(cascade, style),
+            format_age(cascade.created_at, now),
             format!("{}/{total}", total - open),
-            bases(&cascade.changes),
+            base_names(&cascade.changes),
             notes(cascade, style).join(", "),
         ]
     });
-    table(
-        &["ID", "STATE", "BEGUN", "TASKS", "BASES", ""],
+    render_list(
+        &["ID", "STATE", "CREATED", "TASKS", "BASES", ""],
         rows.collect(),
-        "there are no cascades",
+        "no cascades",
         style,
     )
 }
 
-fn bases(changes: &BTreeMap<String, Digest>) -> String {
+fn base_names(changes: &BTreeMap<String, Digest>) -> String {
     let mut names: Vec<&str> = changes.keys().map(String::as_str).collect();
     let more = names.len().saturating_sub(2);
     names.truncate(2);
@@ -58,42 +58,42 @@ fn bases(changes: &BTreeMap<String, Digest>) -> String {
     }
 }
 
-/// Where it stands, in one word and its colour.
-fn phase(cascade: &CascadeSummary, style: Style) -> String {
+/// Returns the phase of a cascade in its color.
+fn phase_text(cascade: &CascadeSummary, style: Style) -> String {
     let counts = &cascade.counts;
     match cascade.phase {
         CascadePhase::Settling => style.dim("settling"),
         CascadePhase::Active if cascade.paused => style.warn("paused"),
         CascadePhase::Active => "active".into(),
         CascadePhase::Canceling => style.warn("canceling"),
-        CascadePhase::Over if counts.failed > 0 => style.bad("failed"),
-        CascadePhase::Over if counts.canceled > 0 => style.warn("canceled"),
-        CascadePhase::Over if counts.stale > 0 => style.warn("incomplete"),
-        CascadePhase::Over => style.good("done"),
+        CascadePhase::Finished if counts.failed > 0 => style.bad("failed"),
+        CascadePhase::Finished if counts.canceled > 0 => style.warn("canceled"),
+        CascadePhase::Finished if counts.stale > 0 => style.warn("incomplete"),
+        CascadePhase::Finished => style.good("done"),
     }
 }
 
-/// What else there is to say of it.
+/// Returns additional facts about a cascade.
 fn notes(cascade: &CascadeSummary, style: Style) -> Vec<String> {
     let counts = &cascade.counts;
     let mut notes = Vec::new();
-    if cascade.waits_for_approval {
-        notes.push(style.warn("waits for approval"));
+    if cascade.awaiting_approval {
+        notes.push(style.warn("waiting for approval"));
     }
-    if cascade.phase != CascadePhase::Active && cascade.paused && !is_over(cascade) {
+    if cascade.phase != CascadePhase::Active && cascade.paused && !is_finished(cascade) {
         notes.push(style.warn("paused"));
     }
-    for (count, word) in [(counts.failed, "failed"), (counts.stale, "stale")] {
+    for (count, name) in [(counts.failed, "failed"), (counts.stale, "stale")] {
         if count > 0 {
-            notes.push(style.warn(&format!("{count} {word}")));
+            notes.push(style.warn(&format!("{count} {name}")));
         }
     }
     match cascade.promotion {
         CascadePromotion::None => {}
-        CascadePromotion::Held => notes.push("holds its pushes back".into()),
+        CascadePromotion::Staged => notes.push("images staged".into()),
         CascadePromotion::Promoted => notes.push("promoted".into()),
         CascadePromotion::RolledBack => notes.push(style.warn("rolled back")),
-        CascadePromotion::Dropped => notes.push(style.warn("its pushes were dropped")),
+        CascadePromotion::Discarded => notes.push(style.warn("staged images discarded")),
     }
     if let Some(before) = cascade.follows {
         notes.push(style.dim(&format!("follows {before}")));
@@ -101,90 +101,93 @@ fn notes(cascade: &CascadeSummary, style: Style) -> Vec<String> {
     notes
 }
 
-/// True where nothing of it changes any more.
-pub(crate) fn is_over(cascade: &CascadeSummary) -> bool {
-    cascade.phase == CascadePhase::Over
+/// Returns `true` if the cascade is finished.
+pub(crate) fn is_finished(cascade: &CascadeSummary) -> bool {
+    cascade.phase == CascadePhase::Finished
 }
 
-/// A cascade, whole.
-pub(crate) fn cascade(detail: &CascadeDetail, now: Timestamp, style: Style) -> String {
+/// Renders a cascade with its tree, counts and images.
+pub(crate) fn render_cascade(detail: &CascadeDetail, now: Timestamp, style: Style) -> String {
     let mut out = String::new();
-    for line in head(&detail.summary, now, style) {
+    for line in heading(&detail.summary, now, style) {
         let _ = writeln!(out, "{line}");
     }
     out.push('\n');
-    for line in tree(detail, now, style) {
+    for line in tree_lines(detail, now, style) {
         let _ = writeln!(out, "{}", line.text);
     }
-    let _ = writeln!(out, "\n{}", counts(&detail.summary, style));
-    out += &images(&detail.images, style);
+    let _ = writeln!(out, "\n{}", node_counts(&detail.summary, style));
+    out += &render_images(&detail.images, style);
     out
 }
 
-/// What a cascade pushed.
-pub(crate) fn images(images: &[CascadeImage], style: Style) -> String {
+/// Renders the images that a cascade pushed.
+pub(crate) fn render_images(images: &[CascadeImage], style: Style) -> String {
     let rows = images.iter().map(|image| {
         let before = image
             .before
             .as_ref()
             .map_or_else(|| "(no tag)".into(), |digest| digest.short().to_owned());
         let state = match image.state {
-            CascadeImageState::Held => "held back: the tag has not moved".into(),
-            CascadeImageState::Moved => style.good("the tag has moved"),
+            CascadeImageState::Staged => "staged: the tag is unchanged".into(),
+            CascadeImageState::Promoted => style.good("promoted: the tag is set"),
             CascadeImageState::RolledBack => style.warn("rolled back"),
-            CascadeImageState::Dropped => style.warn("dropped: the tag has not moved"),
+            CascadeImageState::Discarded => style.warn("discarded: the tag is unchanged"),
         };
         vec![
             image.name.clone(),
             format!("{before} -> {}", image.after.short()),
-            match &image.why {
-                Some(why) => format!("{state} ({})", text::plain(why)),
+            match &image.reason {
+                Some(why) => format!("{state} ({})", text::plain_line(why)),
                 None => state,
             },
         ]
     });
     let mut out = String::new();
-    titled("Images", rows.collect(), style, &mut out);
+    write_section("Images", rows.collect(), style, &mut out);
     out
 }
 
-/// The lines above the tree.
-fn head(cascade: &CascadeSummary, now: Timestamp, style: Style) -> Vec<String> {
-    let end = cascade.over_at.unwrap_or(now);
-    let took = text::duration(millis(cascade.created, end));
+/// Returns the lines above the tree.
+fn heading(cascade: &CascadeSummary, now: Timestamp, style: Style) -> Vec<String> {
+    let end = cascade.finished_at.unwrap_or(now);
+    let elapsed = text::format_duration(millis_between(cascade.created_at, end));
     let mut first = vec![
         style.bold(&format!("cascade {}", cascade.id)),
-        phase(cascade, style),
-        style.dim(&took),
+        phase_text(cascade, style),
+        style.dim(&elapsed),
     ];
     first.extend(notes(cascade, style));
     let mut lines = vec![first.join("  ")];
     if let Some(until) = cascade.settles_at.filter(|until| *until > now) {
-        let left = text::duration(millis(now, until));
-        lines.push(style.dim(&format!("waits {left} for further changes")));
+        let left = text::format_duration(millis_between(now, until));
+        lines.push(style.dim(&format!("waits {left} for more changes")));
     }
-    if cascade.waits_for_approval {
+    if cascade.awaiting_approval {
         lines.push(format!(
-            "somebody has to agree: `acrtask cascade approve {}`",
+            "approve it with `acrtask cascade approve {}`",
             cascade.id
         ));
     }
     if let Some(note) = &cascade.promotion_note {
-        lines.push(style.warn(&text::plain(note)));
+        lines.push(style.warn(&text::plain_line(note)));
     }
-    if cascade.paused && !is_over(cascade) {
-        lines.push(format!("to go on: `acrtask cascade resume {}`", cascade.id));
+    if cascade.paused && !is_finished(cascade) {
+        lines.push(format!(
+            "resume it with `acrtask cascade resume {}`",
+            cascade.id
+        ));
     }
     lines
 }
 
-/// The line below the tree: how many tasks stand where.
-fn counts(cascade: &CascadeSummary, style: Style) -> String {
+/// Returns the line below the tree: the number of tasks in each state.
+fn node_counts(cascade: &CascadeSummary, style: Style) -> String {
     let parts: Vec<String> = CascadeNodeState::ALL
         .into_iter()
         .filter_map(|state| {
             let count = cascade.counts.of(state);
-            (count > 0).then(|| colored(state, &format!("{count} {}", state.as_str()), style))
+            (count > 0).then(|| colored_state(state, &format!("{count} {}", state.as_str()), style))
         })
         .collect();
     if parts.is_empty() {
@@ -193,7 +196,7 @@ fn counts(cascade: &CascadeSummary, style: Style) -> String {
     parts.join(", ")
 }
 
-fn colored(state: CascadeNodeState, text: &str, style: Style) -> String {
+fn colored_state(state: CascadeNodeState, text: &str, style: Style) -> String {
     match state {
         CascadeNodeState::Succeeded => style.good(text),
         CascadeNodeState::Failed => style.bad(text),
@@ -205,47 +208,47 @@ fn colored(state: CascadeNodeState, text: &str, style: Style) -> String {
     }
 }
 
-/// A line of a tree.
-struct Line {
+/// Line of a tree.
+struct TreeLine {
     text: String,
-    /// The state of the task that it is of; nothing for a base.
+    /// State of the line's task; `None` for a base.
     state: Option<CascadeNodeState>,
 }
 
-/// What a task is shown below.
+/// Entry of the tree that a task is shown below.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Place<'d> {
-    /// Nothing.
-    Top,
+enum TreeParent<'d> {
+    /// The root of the tree.
+    Root,
     Base(&'d str),
     Task(&'d str),
 }
 
-/// The bases that moved, and below them what is built because of it.
-fn tree(detail: &CascadeDetail, now: Timestamp, style: Style) -> Vec<Line> {
-    let depths = depths(&detail.nodes);
-    let mut below: BTreeMap<Place<'_>, Vec<&CascadeNode>> = BTreeMap::new();
+/// Renders the changed bases, and below them the tasks that they rebuild.
+fn tree_lines(detail: &CascadeDetail, now: Timestamp, style: Style) -> Vec<TreeLine> {
+    let depths = node_depths(&detail.nodes);
+    let mut below: BTreeMap<TreeParent<'_>, Vec<&CascadeNode>> = BTreeMap::new();
     for node in &detail.nodes {
-        let place = place(node, detail, &depths);
-        below.entry(place).or_default().push(node);
+        let parent = tree_parent(node, detail, &depths);
+        below.entry(parent).or_default().push(node);
     }
     let mut lines = Vec::new();
     for (base, digest) in &detail.summary.changes {
-        lines.push(Line {
+        lines.push(TreeLine {
             text: format!("{base} -> {}", digest.short()),
             state: None,
         });
-        branches(&below, Place::Base(base), now, style, &mut lines);
+        push_branches(&below, TreeParent::Base(base), now, style, &mut lines);
     }
-    for node in below.get(&Place::Top).into_iter().flatten() {
-        lines.push(line(node, "", now, style));
-        branches(&below, Place::Task(&node.task), now, style, &mut lines);
+    for node in below.get(&TreeParent::Root).into_iter().flatten() {
+        lines.push(node_line(node, "", now, style));
+        push_branches(&below, TreeParent::Task(&node.task), now, style, &mut lines);
     }
     lines
 }
 
-/// By task: how many have to be built before it, one after the other.
-fn depths(nodes: &[CascadeNode]) -> HashMap<&str, usize> {
+/// Returns by task the longest chain of tasks to build before it.
+fn node_depths(nodes: &[CascadeNode]) -> HashMap<&str, usize> {
     let mut depths: HashMap<&str, usize> = HashMap::with_capacity(nodes.len());
     let mut waiting: HashMap<&str, usize> = HashMap::new();
     let mut below: HashMap<&str, Vec<&str>> = HashMap::new();
@@ -254,9 +257,9 @@ fn depths(nodes: &[CascadeNode]) -> HashMap<&str, usize> {
     }
     let mut ready = Vec::new();
     for node in nodes {
-        // A task of a cascade before this one is not shown here.
-        let here = |parent: &&String| depths.contains_key(parent.as_str());
-        let parents: Vec<&String> = node.after.iter().filter(here).collect();
+        // Tasks of an earlier cascade are not part of this tree.
+        let is_shown = |parent: &&String| depths.contains_key(parent.as_str());
+        let parents: Vec<&String> = node.after.iter().filter(is_shown).collect();
         if parents.is_empty() {
             ready.push(node.task.as_str());
         }
@@ -268,8 +271,8 @@ fn depths(nodes: &[CascadeNode]) -> HashMap<&str, usize> {
     while let Some(task) = ready.pop() {
         let depth = depths.get(task).copied().unwrap_or(0) + 1;
         for child in below.get(task).into_iter().flatten() {
-            if let Some(known) = depths.get_mut(child) {
-                *known = depth.max(*known);
+            if let Some(current) = depths.get_mut(child) {
+                *current = depth.max(*current);
             }
             if let Some(left) = waiting.get_mut(child) {
                 *left -= 1;
@@ -282,35 +285,35 @@ fn depths(nodes: &[CascadeNode]) -> HashMap<&str, usize> {
     depths
 }
 
-fn place<'d>(
+fn tree_parent<'d>(
     node: &'d CascadeNode,
     detail: &'d CascadeDetail,
     depths: &HashMap<&str, usize>,
-) -> Place<'d> {
+) -> TreeParent<'d> {
     let own = depths.get(node.task.as_str()).copied().unwrap_or(0);
     let parents = node.after.iter().filter_map(|parent| {
         let depth = *depths.get(parent.as_str())?;
-        // Tasks that wait for each other would be shown nowhere.
+        // Prevents cycles, whose tasks would never be shown.
         (depth < own).then_some((depth, parent))
     });
     if let Some((_, parent)) = parents.max() {
-        return Place::Task(parent);
+        return TreeParent::Task(parent);
     }
     let changes = &detail.summary.changes;
-    let moved = node.pins.keys().find(|base| changes.contains_key(*base));
-    moved.map_or(Place::Top, |base| Place::Base(base))
+    let base = node.pins.keys().find(|base| changes.contains_key(*base));
+    base.map_or(TreeParent::Root, |base| TreeParent::Base(base))
 }
 
-/// Writes what is below a place, deepest branches with a stack of our own.
-fn branches<'d>(
-    below: &BTreeMap<Place<'d>, Vec<&'d CascadeNode>>,
-    place: Place<'d>,
+/// Appends the lines below a parent. Uses an explicit stack, because branches can be deep.
+fn push_branches<'d>(
+    below: &BTreeMap<TreeParent<'d>, Vec<&'d CascadeNode>>,
+    parent: TreeParent<'d>,
     now: Timestamp,
     style: Style,
-    lines: &mut Vec<Line>,
+    lines: &mut Vec<TreeLine>,
 ) {
-    let children = |place: Place<'d>, indent: &str| -> Vec<(&'d CascadeNode, String, bool)> {
-        let nodes = below.get(&place).map_or(&[][..], Vec::as_slice);
+    let children = |parent: TreeParent<'d>, indent: &str| -> Vec<(&'d CascadeNode, String, bool)> {
+        let nodes = below.get(&parent).map_or(&[][..], Vec::as_slice);
         let last = nodes.len().saturating_sub(1);
         let mut children: Vec<_> = nodes
             .iter()
@@ -320,22 +323,22 @@ fn branches<'d>(
         children.reverse();
         children
     };
-    let mut waiting = children(place, "");
+    let mut waiting = children(parent, "");
     while let Some((node, indent, last)) = waiting.pop() {
         let (branch, next) = if last {
             ("└─ ", "   ")
         } else {
             ("├─ ", "│  ")
         };
-        lines.push(line(node, &format!("{indent}{branch}"), now, style));
+        lines.push(node_line(node, &format!("{indent}{branch}"), now, style));
         waiting.extend(children(
-            Place::Task(&node.task),
+            TreeParent::Task(&node.task),
             &format!("{indent}{next}"),
         ));
     }
 }
 
-fn line(node: &CascadeNode, indent: &str, now: Timestamp, style: Style) -> Line {
+fn node_line(node: &CascadeNode, indent: &str, now: Timestamp, style: Style) -> TreeLine {
     let mark = match node.state {
         CascadeNodeState::Pending => "·",
         CascadeNodeState::Ready => "○",
@@ -345,27 +348,27 @@ fn line(node: &CascadeNode, indent: &str, now: Timestamp, style: Style) -> Line 
         CascadeNodeState::Stale => "!",
         CascadeNodeState::Skipped => "-",
     };
-    Line {
+    TreeLine {
         text: format!(
             "{indent}{} {}  {}",
-            colored(node.state, mark, style),
+            colored_state(node.state, mark, style),
             node.task,
-            words(node, now, style)
+            node_text(node, now, style)
         ),
         state: Some(node.state),
     }
 }
 
-/// Where a task stands and why, how long it took, and its run.
-fn words(node: &CascadeNode, now: Timestamp, style: Style) -> String {
-    let word = node.state.as_str();
-    let state = match node.why.as_deref().map(text::plain) {
-        None => word.to_owned(),
-        // `canceled by somebody`
-        Some(why) if why.starts_with(word) => why.into_owned(),
-        Some(why) => format!("{word}: {why}"),
+/// Returns the state of a task with its reason, duration and run.
+fn node_text(node: &CascadeNode, now: Timestamp, style: Style) -> String {
+    let name = node.state.as_str();
+    let state = match node.reason.as_deref().map(text::plain_line) {
+        None => name.to_owned(),
+        // The reason may repeat the state: `canceled by sam`.
+        Some(why) if why.starts_with(name) => why.into_owned(),
+        Some(why) => format!("{name}: {why}"),
     };
-    let mut words = vec![colored(node.state, &state, style)];
+    let mut parts = vec![colored_state(node.state, &state, style)];
     let is_waiting = matches!(
         node.state,
         CascadeNodeState::Pending | CascadeNodeState::Ready
@@ -373,38 +376,38 @@ fn words(node: &CascadeNode, now: Timestamp, style: Style) -> String {
     if let Some(started) = node.started_at.filter(|_| !is_waiting) {
         let running = node.state == CascadeNodeState::Running;
         if let Some(end) = node.ended_at.or(running.then_some(now)) {
-            let mut time = text::duration(millis(started, end));
+            let mut time = text::format_duration(millis_between(started, end));
             if let Some(estimate) = node.estimate_ms.filter(|_| running) {
-                let _ = write!(time, " of about {}", text::duration(estimate));
+                let _ = write!(time, " of about {}", text::format_duration(estimate));
             }
-            words.push(style.dim(&time));
+            parts.push(style.dim(&time));
         }
     }
     if node.attempts > 1 {
-        words.push(style.dim(&format!("attempt {}", node.attempts)));
+        parts.push(style.dim(&format!("attempt {}", node.attempts)));
     }
     if let Some(run) = &node.run {
-        words.push(style.dim(&format!("run {run}")));
+        parts.push(style.dim(&format!("run {run}")));
     }
-    words.join("  ")
+    parts.join("  ")
 }
 
-/// A cascade as it stands, to be drawn over the frame before. Fits the screen: of more tasks than it has rows, those
-/// stay that run, wait for nothing but a place, or went wrong.
-pub(crate) fn frame(
+/// Renders a frame of the cascade that fits the screen. If there are more tasks than rows, running,
+/// ready and failed ones remain.
+pub(crate) fn render_frame(
     detail: &CascadeDetail,
     now: Timestamp,
     size: Size,
     style: Style,
 ) -> Vec<String> {
-    let mut above = head(&detail.summary, now, style);
-    let mut below = vec![counts(&detail.summary, style)];
-    // The last row stays free for the cursor.
+    let mut above = heading(&detail.summary, now, style);
+    let mut below = vec![node_counts(&detail.summary, style)];
+    // Keeps the last row free for the cursor.
     let rows = size.rows.saturating_sub(1).max(1);
-    let mut lines = tree(detail, now, style);
-    let room = rows.saturating_sub(above.len() + below.len());
-    if lines.len() > room {
-        let room = room.saturating_sub(1);
+    let mut lines = tree_lines(detail, now, style);
+    let max_lines = rows.saturating_sub(above.len() + below.len());
+    if lines.len() > max_lines {
+        let max_lines = max_lines.saturating_sub(1);
         let all = lines.len();
         for drop in [
             CascadeNodeState::Skipped,
@@ -414,12 +417,12 @@ pub(crate) fn frame(
             CascadeNodeState::Canceled,
             CascadeNodeState::Ready,
         ] {
-            let mut over = lines.len().saturating_sub(room);
-            // The last ones go first: what is built next stands above.
-            let mut kept: Vec<Line> = Vec::with_capacity(lines.len());
+            let mut surplus = lines.len().saturating_sub(max_lines);
+            // Removes the last ones first, because the next tasks to build are at the top.
+            let mut kept: Vec<TreeLine> = Vec::with_capacity(lines.len());
             for line in lines.into_iter().rev() {
-                if over > 0 && line.state == Some(drop) {
-                    over -= 1;
+                if surplus > 0 && line.state == Some(drop) {
+                    surplus -= 1;
                 } else {
                     kept.push(line);
                 }
@@ -427,55 +430,59 @@ pub(crate) fn frame(
             kept.reverse();
             lines = kept;
         }
-        lines.truncate(room);
+        lines.truncate(max_lines);
         let left = all - lines.len();
         below.insert(0, style.dim(&format!("… and {left} more")));
     }
     above.extend(lines.into_iter().map(|line| line.text));
     above.extend(below);
     above.truncate(rows);
-    // The last column stays free: some terminals wrap as soon as it is written.
+    // The last column stays free, because some terminals wrap as soon as it is written.
     let columns = size.columns.saturating_sub(1);
     above
         .into_iter()
-        .map(|line| text::cut(&line, columns))
+        .map(|line| text::truncate(&line, columns))
         .collect()
 }
 
-/// What has changed since `before`, a line for each task.
-pub(crate) fn changes(
+/// Renders the changes since `before`, one line for each task.
+pub(crate) fn render_changes(
     before: Option<&CascadeDetail>,
     detail: &CascadeDetail,
     now: Timestamp,
     style: Style,
 ) -> String {
     let id = detail.summary.id;
-    let said = |detail: &CascadeDetail| head(&detail.summary, detail.summary.created, Style::PLAIN);
-    let mut whole = String::new();
-    if before.is_none_or(|before| said(before) != said(detail)) {
-        let mut line = vec![format!("cascade {id}: {}", phase(&detail.summary, style))];
+    let summary =
+        |detail: &CascadeDetail| heading(&detail.summary, detail.summary.created_at, Style::PLAIN);
+    let mut summary_line = String::new();
+    if before.is_none_or(|before| summary(before) != summary(detail)) {
+        let mut line = vec![format!(
+            "cascade {id}: {}",
+            phase_text(&detail.summary, style)
+        )];
         line.extend(notes(&detail.summary, style));
-        whole = format!("{}\n", line.join(", "));
+        summary_line = format!("{}\n", line.join(", "));
     }
     let mut out = String::new();
-    let known: HashMap<&str, &CascadeNode> = before
+    let previous: HashMap<&str, &CascadeNode> = before
         .into_iter()
         .flat_map(|before| &before.nodes)
         .map(|node| (node.task.as_str(), node))
         .collect();
     for node in &detail.nodes {
-        let same = known.get(node.task.as_str()).is_some_and(|before| {
-            (before.state, &before.why, &before.run) == (node.state, &node.why, &node.run)
+        let unchanged = previous.get(node.task.as_str()).is_some_and(|before| {
+            (before.state, &before.reason, &before.run) == (node.state, &node.reason, &node.run)
         });
-        if !same {
-            let _ = writeln!(out, "{}: {}", node.task, words(node, now, style));
+        if !unchanged {
+            let _ = writeln!(out, "{}: {}", node.task, node_text(node, now, style));
         }
     }
-    // That it is over is told last.
-    if is_over(&detail.summary) {
-        out + &whole
+    // The end of the cascade comes last.
+    if is_finished(&detail.summary) {
+        out + &summary_line
     } else {
-        whole + &out
+        summary_line + &out
     }
 }
 

@@ -1,35 +1,35 @@
-//! The part of the screen that is redrawn while a run is under way: one line for each step, running
-//! ones with what they are doing. Pure: the state, the time and the size go in, lines come out.
+//! Live frame of a run: one line for each step, and details of running steps. Pure: the state, the
+//! time and the size go in, lines come out.
 //!
-//! Invariants: no line is wider than the screen, and there are fewer lines than the screen has rows, so
-//! that the frame can always be drawn over again.
+//! Invariants: no line is wider than the screen, and the frame has fewer lines than the screen has
+//! rows, so that it can always be redrawn.
 
 use acrtask_model::StepState;
 use jiff::Timestamp;
 
 use super::{
-    plain::{first_line, reason, word},
+    plain::{first_line, state_name, state_reason},
     style::Style,
     text,
-    view::{RunView, StepView, VertexView, millis},
+    view::{RunView, StepView, VertexView, millis_between},
 };
 
-/// Columns and rows of a screen.
+/// Size of a screen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Size {
-    /// Characters in a line.
+    /// Characters per line.
     pub(crate) columns: usize,
-    /// Lines.
+    /// Number of lines.
     pub(crate) rows: usize,
 }
 
-/// Most lines below a running build: vertices and the output of the last one.
+/// Maximum number of lines below a running build: vertices, and the output of the last one.
 const BUILD_LINES: usize = 8;
-/// Most lines of output below a running vertex.
+/// Maximum number of output lines below a running vertex.
 const VERTEX_TAIL: usize = 4;
 
-/// The frame at `now`.
-pub(crate) fn frame(
+/// Renders the frame at `now`.
+pub(crate) fn render_frame(
     view: &RunView,
     interrupted: bool,
     now: Timestamp,
@@ -40,62 +40,79 @@ pub(crate) fn frame(
         return Vec::new();
     }
     let budget = size.rows.saturating_sub(1).max(1);
-    let mut lines = vec![heading(view, interrupted, now, size, style)];
+    let mut lines = vec![heading_line(view, interrupted, now, size, style)];
     if let Some(progress) = &view.progress {
-        lines.push(line(
+        lines.push(fit_line(
             style.dim("·"),
-            &text::plain(progress),
+            &text::plain_line(progress),
             String::new(),
             size,
             style,
         ));
     }
-    let blocks = blocks(view, now, size, style, budget.saturating_sub(lines.len()));
+    let blocks = step_blocks(view, now, size, style, budget.saturating_sub(lines.len()));
     lines.extend(blocks);
     lines.truncate(budget);
     lines
 }
 
-fn heading(view: &RunView, interrupted: bool, now: Timestamp, size: Size, style: Style) -> String {
+fn heading_line(
+    view: &RunView,
+    interrupted: bool,
+    now: Timestamp,
+    size: Size,
+    style: Style,
+) -> String {
     let run = view.run.as_ref().map_or("", |r| r.as_str());
-    let over = view.steps.iter().filter(|s| s.state.is_final()).count();
-    let elapsed = view.started.map_or(0, |started| millis(started, now));
+    let finished = view.steps.iter().filter(|s| s.state.is_final()).count();
+    let elapsed = view
+        .started
+        .map_or(0, |started| millis_between(started, now));
     let what = if interrupted {
-        style.warn("stopping; Ctrl-C again leaves at once")
-    } else if view.waits {
-        "waits".to_owned()
+        style.warn("stopping; press Ctrl-C again to exit at once")
+    } else if view.is_waiting {
+        "waiting".to_owned()
     } else {
-        format!("{over} of {} done", text::count(view.steps.len(), "step"))
+        format!(
+            "{finished} of {} done",
+            text::count(view.steps.len(), "step")
+        )
     };
-    line(
+    fit_line(
         style.bold("[+]"),
         &format!("{} {what}", style.bold(&format!("run {run}"))),
-        text::duration(elapsed),
+        text::format_duration(elapsed),
         size,
         style,
     )
 }
 
-/// The steps' lines, in file order. Where there is no room for all: running steps first, with fewer lines
-/// each, then failed, waiting and finished ones as far as there is room, and a line that counts the others.
-fn blocks(view: &RunView, now: Timestamp, size: Size, style: Style, room: usize) -> Vec<String> {
+/// Renders the steps in file order. If `max_lines` is too small, running steps come first,
+/// with fewer lines each. Other steps fill the rest, and a last line counts the hidden ones.
+fn step_blocks(
+    view: &RunView,
+    now: Timestamp,
+    size: Size,
+    style: Style,
+    max_lines: usize,
+) -> Vec<String> {
     let running = view
         .steps
         .iter()
         .filter(|s| s.state == StepState::Running)
         .count();
     let others = view.steps.len() - running;
-    // What each running step may take below its own line, once every other step has its line.
-    let below = room
+    // Lines below each running step, after every step got its own line.
+    let below = max_lines
         .saturating_sub(view.steps.len())
         .checked_div(running)
         .unwrap_or(0)
         .min(BUILD_LINES);
-    let fits = view.steps.len() <= room;
+    let fits = view.steps.len() <= max_lines;
     let mut spare = if fits {
         others
     } else {
-        room.saturating_sub(running + 1)
+        max_lines.saturating_sub(running + 1)
     };
     let mut hidden = 0;
     let id_width = view.id_width(size.columns / 3);
@@ -103,7 +120,7 @@ fn blocks(view: &RunView, now: Timestamp, size: Size, style: Style, room: usize)
     for step in &view.steps {
         if step.state == StepState::Running {
             lines.push(step_line(step, id_width, now, size, style));
-            lines.extend(details(step, now, size, style, below));
+            lines.extend(build_details(step, now, size, style, below));
         } else if spare > 0 {
             spare -= 1;
             lines.push(step_line(step, id_width, now, size, style));
@@ -112,9 +129,9 @@ fn blocks(view: &RunView, now: Timestamp, size: Size, style: Style, room: usize)
         }
     }
     if hidden > 0 {
-        lines.truncate(room.saturating_sub(1));
+        lines.truncate(max_lines.saturating_sub(1));
         let more = format!("   and {}", text::count(hidden, "more step"));
-        lines.push(line(
+        lines.push(fit_line(
             String::new(),
             &style.dim(&more),
             String::new(),
@@ -127,7 +144,7 @@ fn blocks(view: &RunView, now: Timestamp, size: Size, style: Style, room: usize)
 
 fn step_line(step: &StepView, id_width: usize, now: Timestamp, size: Size, style: Style) -> String {
     let id = text::pad(
-        &text::cut(step.summary.id.as_str(), id_width.max(1)),
+        &text::truncate(step.summary.id.as_str(), id_width.max(1)),
         id_width,
     );
     let kind = &step.summary.r#type;
@@ -136,7 +153,7 @@ fn step_line(step: &StepView, id_width: usize, now: Timestamp, size: Size, style
         StepState::Pending => {
             let after: Vec<_> = step.summary.after.iter().map(|s| s.as_str()).collect();
             let waits = if after.is_empty() {
-                "waits".to_owned()
+                "waiting".to_owned()
             } else {
                 format!("after {}", after.join(", "))
             };
@@ -145,7 +162,7 @@ fn step_line(step: &StepView, id_width: usize, now: Timestamp, size: Size, style
         StepState::Running => match &step.retrying {
             Some(why) => (
                 style.warn("↻"),
-                style.warn(&format!("again soon: {}", text::plain(why))),
+                style.warn(&format!("retrying soon: {}", text::plain_line(why))),
             ),
             None if step.attempt > 1 => (
                 style.step(0, "▸"),
@@ -155,7 +172,9 @@ fn step_line(step: &StepView, id_width: usize, now: Timestamp, size: Size, style
         },
         StepState::Succeeded => (style.good("✔"), style.dim(&written)),
         state => {
-            let why = reason(state).map(|r| format!(": {r}")).unwrap_or_default();
+            let why = state_reason(state)
+                .map(|r| format!(": {r}"))
+                .unwrap_or_default();
             let mark = if matches!(state, StepState::Skipped { .. }) {
                 "-"
             } else {
@@ -163,15 +182,18 @@ fn step_line(step: &StepView, id_width: usize, now: Timestamp, size: Size, style
             };
             (
                 style.state(state, mark),
-                style.state(state, &format!("{}{why}", word(state))),
+                style.state(state, &format!("{}{why}", state_name(state))),
             )
         }
     };
     let time = match step.state {
         StepState::Pending | StepState::Skipped { .. } => String::new(),
-        _ => step.elapsed_ms(now).map(text::duration).unwrap_or_default(),
+        _ => step
+            .elapsed_ms(now)
+            .map(text::format_duration)
+            .unwrap_or_default(),
     };
-    line(
+    fit_line(
         format!(" {mark}"),
         &format!("{id}  {what}"),
         time,
@@ -180,29 +202,36 @@ fn step_line(step: &StepView, id_width: usize, now: Timestamp, size: Size, style
     )
 }
 
-/// What a running build does: its running vertices with their last lines, and how many are over.
-fn details(step: &StepView, now: Timestamp, size: Size, style: Style, room: usize) -> Vec<String> {
-    if room == 0 || step.vertices.is_empty() {
+/// Renders the details of a running build: its running vertices with their last lines, and the
+/// number of finished ones.
+fn build_details(
+    step: &StepView,
+    now: Timestamp,
+    size: Size,
+    style: Style,
+    max_lines: usize,
+) -> Vec<String> {
+    if max_lines == 0 || step.vertices.is_empty() {
         return Vec::new();
     }
-    let over = step
+    let finished = step
         .vertices
         .iter()
         .filter(|v| v.vertex.completed.is_some())
         .count();
     let cached = step.vertices.iter().filter(|v| v.vertex.cached).count();
     let mut lines = Vec::new();
-    if over > 0 {
+    if finished > 0 {
         let cached = if cached > 0 {
             format!(", {cached} from the cache")
         } else {
             String::new()
         };
         let done = style.dim(&format!(
-            "{over} of {} done{cached}",
+            "{finished} of {} done{cached}",
             text::count(step.vertices.len(), "operation")
         ));
-        lines.push(line(
+        lines.push(fit_line(
             "    ".into(),
             &format!("=> {done}"),
             String::new(),
@@ -212,12 +241,12 @@ fn details(step: &StepView, now: Timestamp, size: Size, style: Style, room: usiz
     }
     let active: Vec<&VertexView> = step.vertices.iter().filter(|v| v.is_running()).collect();
     for vertex in &active {
-        let time = text::duration(vertex.elapsed_ms(now));
-        let moved = transfers(vertex)
+        let time = text::format_duration(vertex.elapsed_ms(now));
+        let moved = transfer_text(vertex)
             .map(|t| format!(" {}", style.dim(&t)))
             .unwrap_or_default();
-        let name = text::plain(&vertex.vertex.name);
-        lines.push(line(
+        let name = text::plain_line(&vertex.vertex.name);
+        lines.push(fit_line(
             "    ".into(),
             &format!("=> {name}{moved}"),
             time,
@@ -225,16 +254,16 @@ fn details(step: &StepView, now: Timestamp, size: Size, style: Style, room: usiz
             style,
         ));
     }
-    lines.truncate(room);
-    // The output of the vertex that began last: it is what the build waits for.
+    lines.truncate(max_lines);
+    // Shows the output of the vertex that started last, because the build waits for it.
     if let Some(vertex) = active.last() {
-        let room = (room - lines.len()).min(VERTEX_TAIL);
+        let max_lines = (max_lines - lines.len()).min(VERTEX_TAIL);
         for output in vertex
             .tail
             .iter()
-            .skip(vertex.tail.len().saturating_sub(room))
+            .skip(vertex.tail.len().saturating_sub(max_lines))
         {
-            lines.push(line(
+            lines.push(fit_line(
                 "    ".into(),
                 &style.dim(&format!("   | {output}")),
                 String::new(),
@@ -246,8 +275,8 @@ fn details(step: &StepView, now: Timestamp, size: Size, style: Style, room: usiz
     lines
 }
 
-/// `12.3 MB / 45.6 MB`: what a vertex moves just now.
-fn transfers(vertex: &VertexView) -> Option<String> {
+/// Returns the progress of the current transfers of a vertex, like `12.3 MB / 45.6 MB`.
+fn transfer_text(vertex: &VertexView) -> Option<String> {
     let open: Vec<_> = vertex
         .transfers
         .iter()
@@ -257,28 +286,32 @@ fn transfers(vertex: &VertexView) -> Option<String> {
         return None;
     }
     let current: i64 = open.iter().map(|t| t.current).sum();
-    let all_known = open.iter().all(|t| t.total > 0);
+    let total_is_available = open.iter().all(|t| t.total > 0);
     let total: i64 = open.iter().map(|t| t.total).sum();
-    Some(if all_known {
-        format!("{} / {}", text::bytes(current), text::bytes(total))
+    Some(if total_is_available {
+        format!(
+            "{} / {}",
+            text::format_bytes(current),
+            text::format_bytes(total)
+        )
     } else {
-        text::bytes(current)
+        text::format_bytes(current)
     })
 }
 
-/// `mark what ... right`, in exactly the width of the screen or less.
-fn line(mark: String, what: &str, right: String, size: Size, style: Style) -> String {
-    // The last column stays free: some terminals wrap as soon as it is written.
+/// Renders `mark what ... right`, at most as wide as the screen.
+fn fit_line(mark: String, what: &str, right: String, size: Size, style: Style) -> String {
+    // The last column stays free, because some terminals wrap as soon as it is written.
     let columns = size.columns.saturating_sub(1);
-    let right_width = text::width(&right);
+    let right_width = text::display_width(&right);
     let left = format!("{mark} {what}");
     if right_width + 8 > columns {
-        return text::cut(&left, columns);
+        return text::truncate(&left, columns);
     }
     if right.is_empty() {
-        return text::cut(&left, columns);
+        return text::truncate(&left, columns);
     }
-    let room = columns - right_width - 1;
-    let left = text::pad(&text::cut(&left, room), room);
+    let max_lines = columns - right_width - 1;
+    let left = text::pad(&text::truncate(&left, max_lines), max_lines);
     format!("{left} {}", style.dim(&right))
 }

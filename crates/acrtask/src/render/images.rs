@@ -1,4 +1,4 @@
-//! Images, what they stand on, and base tags, as text. Pure.
+//! Images, their bases, and base tags, as text. Pure.
 
 use std::fmt::Write as _;
 
@@ -11,47 +11,51 @@ use jiff::Timestamp;
 
 use super::{
     proposals,
-    run::ago,
+    run::format_age,
     style::Style,
-    table::{facts, list, titled},
+    table::{key_values, render_list, write_section},
     text,
 };
 
-fn short(digest: &Digest) -> String {
+fn short_digest(digest: &Digest) -> String {
     digest.short().to_owned()
 }
 
-fn role(role: BaseRole) -> &'static str {
+fn role_name(role: BaseRole) -> &'static str {
     match role {
         BaseRole::Runtime => "runtime base",
         BaseRole::BuildTime => "build stage",
         BaseRole::Frontend => "frontend",
-        BaseRole::Ran => "container",
+        BaseRole::Cmd => "container",
     }
 }
 
-fn effect(effect: BaseEffect) -> &'static str {
+fn effect_text(effect: BaseEffect) -> &'static str {
     match effect {
-        BaseEffect::WouldRebuild => "a new digest builds it again",
-        BaseEffect::Stale => "it has moved: the image is stale",
-        BaseEffect::OtherPlatform => "it has moved, for other platforms only",
-        BaseEffect::DoesNotCount => "does not count for the task",
-        BaseEffect::Pinned => "named by its digest: it cannot move",
-        BaseEffect::NoTask => "no task builds the image again",
+        BaseEffect::WouldRebuild => "a new digest triggers a rebuild",
+        BaseEffect::Stale => "its digest changed: the image is stale",
+        BaseEffect::OtherPlatform => "its digest changed, for other platforms only",
+        BaseEffect::Ignored => "ignored by the task",
+        BaseEffect::Pinned => "pinned by digest: it cannot change",
+        BaseEffect::NoTask => "no task rebuilds the image",
     }
 }
 
-/// A list of images. `stale`: with what makes them stale.
-pub(crate) fn images(images: &[Image], stale: bool, now: Timestamp, style: Style) -> String {
+/// Renders a list of images. `stale` adds the bases that make them stale.
+pub(crate) fn render_images(images: &[Image], stale: bool, now: Timestamp, style: Style) -> String {
     let rows = images.iter().map(|image| {
         let mut row = vec![
             image.name.clone(),
-            short(&image.digest),
+            short_digest(&image.digest),
             image.task.clone().unwrap_or_else(|| "-".into()),
-            ago(image.built_at, now),
+            format_age(image.built_at, now),
         ];
         if stale {
-            let bases: Vec<&str> = image.stale.iter().map(|base| base.name.as_str()).collect();
+            let bases: Vec<&str> = image
+                .stale
+                .iter()
+                .map(|base| base.reference.as_str())
+                .collect();
             row.push(bases.join(", "));
         } else {
             row.push(if !image.stale.is_empty() {
@@ -64,187 +68,195 @@ pub(crate) fn images(images: &[Image], stale: bool, now: Timestamp, style: Style
         }
         row
     });
-    let last = if stale { "BASE THAT MOVED" } else { "" };
-    let nothing = if stale {
+    let last = if stale { "CHANGED BASE" } else { "" };
+    let if_empty = if stale {
         "no image is stale"
     } else {
-        "there are no images"
+        "no images"
     };
-    list(
+    render_list(
         &["IMAGE", "DIGEST", "TASK", "BUILT", last],
         rows.collect(),
-        nothing,
+        if_empty,
         style,
     )
 }
 
-fn head(detail: &ImageDetail, now: Timestamp, style: Style) -> String {
+fn image_heading(detail: &ImageDetail, now: Timestamp, style: Style) -> String {
     let image = &detail.image;
-    facts(
+    key_values(
         &[
             ("image", image.name.clone()),
             ("digest", image.digest.to_string()),
             ("task", image.task.clone().unwrap_or_default()),
             ("run", image.run.to_string()),
-            ("built", ago(image.built_at, now)),
+            ("built", format_age(image.built_at, now)),
             ("platforms", image.platforms.join(", ")),
         ],
         style,
     )
 }
 
-/// An image.
-pub(crate) fn image(detail: &ImageDetail, now: Timestamp, style: Style) -> String {
-    let mut out = head(detail, now, style);
+/// Renders one image.
+pub(crate) fn render_image(detail: &ImageDetail, now: Timestamp, style: Style) -> String {
+    let mut out = image_heading(detail, now, style);
     let bases = detail.bases.iter().map(|base| {
         vec![
             base.name.clone(),
-            short(&base.digest),
-            role(base.role).to_owned(),
+            short_digest(&base.digest),
+            role_name(base.role).to_owned(),
             base.built_by
                 .as_ref()
                 .map(|task| format!("built by {task}"))
                 .unwrap_or_default(),
         ]
     });
-    titled("Built from", bases.collect(), style, &mut out);
+    write_section("Built from", bases.collect(), style, &mut out);
     let history = detail.history.iter().map(|build| {
         vec![
-            short(&build.digest),
+            short_digest(&build.digest),
             build.run.to_string(),
-            ago(build.built_at, now),
+            format_age(build.built_at, now),
         ]
     });
-    titled("Pushed", history.collect(), style, &mut out);
+    write_section("Pushed", history.collect(), style, &mut out);
     out
 }
 
-/// What would make an image be built again.
-pub(crate) fn why(detail: &ImageDetail, now: Timestamp, style: Style) -> String {
-    let mut out = head(detail, now, style);
+/// Explains if an image is stale, and why.
+pub(crate) fn render_staleness(detail: &ImageDetail, now: Timestamp, style: Style) -> String {
+    let mut out = image_heading(detail, now, style);
     let image = &detail.image;
     let verdict = if !image.stale.is_empty() {
-        style.warn("it is stale: a base has moved since it was built")
+        style.warn("the image is stale: a base has a newer digest than the one it was built from")
     } else if !image.newest {
-        "it is left as it is: the last run of its task pushed other names".to_owned()
+        "the image is not rebuilt: the last run of its task pushed other names".to_owned()
     } else {
         match detail.policy {
-            BasePolicy::None => "no base makes it be built again".to_owned(),
-            BasePolicy::Runtime => "it is fresh; what it stands on counts".to_owned(),
-            BasePolicy::All => "it is fresh; everything that its run used counts".to_owned(),
+            BasePolicy::None => "no base image triggers a rebuild of it".to_owned(),
+            BasePolicy::Runtime => {
+                "the image is fresh; its runtime bases trigger rebuilds".to_owned()
+            }
+            BasePolicy::All => {
+                "the image is fresh; all bases of its run trigger rebuilds".to_owned()
+            }
         }
     };
     let _ = writeln!(out, "\n{verdict}");
     if !image.stale.is_empty() {
-        let _ = writeln!(out, "{}", rebuild(detail.rebuild.as_ref()));
+        let _ = writeln!(out, "{}", rebuild_text(detail.rebuild.as_ref()));
     }
     let bases = detail.bases.iter().map(|base| {
-        let digests = match &base.now {
+        let digests = match &base.current_digest {
             Some(now) if *now != base.digest => {
-                format!("{} -> {}", short(&base.digest), short(now))
+                format!("{} -> {}", short_digest(&base.digest), short_digest(now))
             }
-            _ => short(&base.digest),
+            _ => short_digest(&base.digest),
         };
-        let words = effect(base.effect);
+        let effect = effect_text(base.effect);
         vec![
             base.name.clone(),
-            role(base.role).to_owned(),
+            role_name(base.role).to_owned(),
             digests,
             if base.effect == BaseEffect::Stale {
-                style.warn(words)
+                style.warn(effect)
             } else {
-                words.to_owned()
+                effect.to_owned()
             },
         ]
     });
-    titled("Bases", bases.collect(), style, &mut out);
+    write_section("Bases", bases.collect(), style, &mut out);
     let newer = detail.bases.iter().filter_map(|base| {
         let newer = base.newer.as_ref()?;
-        let words = proposals::newer(newer, style);
-        Some(vec![base.name.clone(), newer.tag.clone(), words])
+        let state = proposals::newer_tag(newer, style);
+        Some(vec![base.name.clone(), newer.tag.clone(), state])
     });
-    titled("Newer tags", newer.collect(), style, &mut out);
+    write_section("Newer tags", newer.collect(), style, &mut out);
     out
 }
 
-/// What cascades do about a stale image.
-fn rebuild(rebuild: Option<&Rebuild>) -> String {
+/// Returns the state of a stale image's rebuild.
+fn rebuild_text(rebuild: Option<&Rebuild>) -> String {
     let Some(rebuild) = rebuild else {
-        return "no cascade has taken it up yet: `acrtask cascade list`".into();
+        return "no cascade rebuilds it yet: `acrtask cascade list`".into();
     };
-    let why = rebuild.why.as_deref().map(text::plain).unwrap_or_default();
+    let why = rebuild
+        .reason
+        .as_deref()
+        .map(text::plain_line)
+        .unwrap_or_default();
     let Some((id, state)) = rebuild.cascade.zip(rebuild.state) else {
-        return format!("it is not built again: {why}");
+        return format!("it is not rebuilt: {why}");
     };
-    let (open, word) = (state.is_open(), state.as_str());
+    let (open, name) = (state.is_open(), state.as_str());
     let built = state == CascadeNodeState::Succeeded;
     let verb = if open {
-        "builds it again"
+        "rebuilds it"
     } else if built {
-        "has built it"
+        "has rebuilt it"
     } else {
-        "has not built it"
+        "has not rebuilt it"
     };
     let mut out = match &*why {
         why if built => format!("cascade {id} {verb}: {why}"),
-        "" => format!("cascade {id} {verb}: {word}"),
-        // `canceled by somebody`
-        why if why.starts_with(word) => format!("cascade {id} {verb}: {why}"),
-        why => format!("cascade {id} {verb}: {word}: {why}"),
+        "" => format!("cascade {id} {verb}: {name}"),
+        // The reason may repeat the state: `canceled by sam`.
+        why if why.starts_with(name) => format!("cascade {id} {verb}: {why}"),
+        why => format!("cascade {id} {verb}: {name}: {why}"),
     };
     if let Some(run) = &rebuild.run {
         let _ = write!(out, " (run {run})");
     }
     let _ = if built {
-        write!(out, "\nmove its tags: `acrtask cascade promote {id}`")
+        write!(out, "\nset its tags: `acrtask cascade promote {id}`")
     } else if open {
         write!(out, "\nfollow it: `acrtask cascade show {id}`")
     } else {
-        write!(out, "\ntry it again: `acrtask cascade retry {id}`")
+        write!(out, "\nretry it: `acrtask cascade retry {id}`")
     };
     out
 }
 
-/// What stands on what.
-pub(crate) fn trees(trees: &[ImageTree], style: Style) -> String {
+/// Renders trees of bases and the images built from them.
+pub(crate) fn render_trees(trees: &[ImageTree], style: Style) -> String {
     if trees.is_empty() {
-        return format!("{}\n", style.dim("there are no images"));
+        return format!("{}\n", style.dim("no images"));
     }
     let mut out = String::new();
     for tree in trees {
-        let _ = writeln!(out, "{}", line(tree, style));
-        below(tree, "", style, &mut out);
+        let _ = writeln!(out, "{}", tree_line(tree, style));
+        write_children(tree, "", style, &mut out);
     }
     out
 }
 
-fn line(tree: &ImageTree, style: Style) -> String {
-    let mut words = vec![tree.name.clone()];
-    words.extend(tree.task.as_ref().map(|task| style.dim(task)));
+fn tree_line(tree: &ImageTree, style: Style) -> String {
+    let mut parts = vec![tree.name.clone()];
+    parts.extend(tree.task.as_ref().map(|task| style.dim(task)));
     if tree.stale {
-        words.push(style.warn("stale"));
+        parts.push(style.warn("stale"));
     }
     if tree.repeated {
-        words.push(style.dim("(see above)"));
+        parts.push(style.dim("(see above)"));
     }
-    words.join("  ")
+    parts.join("  ")
 }
 
-fn below(tree: &ImageTree, indent: &str, style: Style, out: &mut String) {
-    for (place, image) in tree.images.iter().enumerate() {
-        let last = place + 1 == tree.images.len();
+fn write_children(tree: &ImageTree, indent: &str, style: Style, out: &mut String) {
+    for (index, image) in tree.images.iter().enumerate() {
+        let last = index + 1 == tree.images.len();
         let (branch, next) = if last {
             ("└─ ", "   ")
         } else {
             ("├─ ", "│  ")
         };
-        let _ = writeln!(out, "{indent}{branch}{}", line(image, style));
-        below(image, &format!("{indent}{next}"), style, out);
+        let _ = writeln!(out, "{indent}{branch}{}", tree_line(image, style));
+        write_children(image, &format!("{indent}{next}"), style, out);
     }
 }
 
-/// Everything that stands on a base.
-pub(crate) fn blast_radius(blast: &BlastRadius, style: Style) -> String {
+/// Renders all images that were built from a base, directly or not.
+pub(crate) fn render_blast_radius(blast: &BlastRadius, style: Style) -> String {
     let rows = blast.images.iter().map(|image| {
         let through: Vec<&str> = image.through.keys().map(String::as_str).collect();
         vec![
@@ -252,62 +264,64 @@ pub(crate) fn blast_radius(blast: &BlastRadius, style: Style) -> String {
             image.name.clone(),
             image.task.clone().unwrap_or_else(|| "-".into()),
             if image.rebuilt {
-                "built again".into()
+                "rebuilt".into()
             } else {
-                style.dim("left as it is")
+                style.dim("unchanged")
             },
             through.join(", "),
         ]
     });
-    let mut out = list(
-        &["DISTANCE", "IMAGE", "TASK", "BY A NEW DIGEST", "THROUGH"],
+    let mut out = render_list(
+        &["DISTANCE", "IMAGE", "TASK", "AFTER A CHANGE", "THROUGH"],
         rows.collect(),
-        "nothing stands on it",
+        "no image was built from it",
         style,
     );
     let rebuilt = blast.images.iter().filter(|image| image.rebuilt).count();
     let _ = writeln!(
         out,
-        "\na new digest of {} builds {rebuilt} of {} images again",
+        "\na new digest of {} rebuilds {rebuilt} of {} images",
         blast.base,
         blast.images.len()
     );
     out
 }
 
-fn status(base: &Base, style: Style) -> String {
+fn styled_status(base: &Base, style: Style) -> String {
     if base.paused {
         return style.dim("paused");
     }
-    let word = base.status.as_str();
+    let name = base.status.as_str();
     match base.status {
-        BaseStatus::Ok => style.good(word),
-        BaseStatus::New => style.dim(word),
-        BaseStatus::Limited => style.warn(word),
-        BaseStatus::Vanished | BaseStatus::Denied | BaseStatus::Unreachable => style.bad(word),
+        BaseStatus::Ok => style.good(name),
+        BaseStatus::New => style.dim(name),
+        BaseStatus::Limited => style.warn(name),
+        BaseStatus::Vanished | BaseStatus::Denied | BaseStatus::Unreachable => style.bad(name),
     }
 }
 
-fn when(time: Option<Timestamp>, now: Timestamp) -> String {
-    time.map_or_else(|| "-".into(), |time| ago(time, now))
+fn format_time(time: Option<Timestamp>, now: Timestamp) -> String {
+    time.map_or_else(|| "-".into(), |time| format_age(time, now))
 }
 
-/// A list of base tags.
-pub(crate) fn bases(bases: &[Base], now: Timestamp, style: Style) -> String {
+/// Renders a list of base tags.
+pub(crate) fn render_bases(bases: &[Base], now: Timestamp, style: Style) -> String {
     let rows = bases.iter().map(|base| {
         vec![
             base.name.clone(),
             base.login_of.clone().unwrap_or_else(|| "*".into()),
-            status(base, style),
-            base.digest.as_ref().map_or_else(|| "-".into(), short),
-            when(base.checked_at, now),
-            when(base.changed_at, now),
+            styled_status(base, style),
+            base.digest
+                .as_ref()
+                .map_or_else(|| "-".into(), short_digest),
+            format_time(base.checked_at, now),
+            format_time(base.changed_at, now),
             base.used_by.to_string(),
         ]
     });
-    list(
+    render_list(
         &[
-            "BASE", "LOGIN OF", "STATUS", "DIGEST", "CHECKED", "MOVED", "IMAGES",
+            "BASE", "LOGIN OF", "STATUS", "DIGEST", "CHECKED", "CHANGED", "IMAGES",
         ],
         rows.collect(),
         "no base tag is watched",
@@ -315,23 +329,23 @@ pub(crate) fn bases(bases: &[Base], now: Timestamp, style: Style) -> String {
     )
 }
 
-/// A base tag, once for each login.
-pub(crate) fn base(bases: &[Base], now: Timestamp, style: Style) -> String {
+/// Renders a base tag, once for each login.
+pub(crate) fn render_base(bases: &[Base], now: Timestamp, style: Style) -> String {
     let mut out = String::new();
     for base in bases {
         if !out.is_empty() {
             out.push('\n');
         }
-        out += &facts(
+        out += &key_values(
             &[
                 ("base", base.name.clone()),
                 ("login of", base.login_of.clone().unwrap_or_default()),
-                ("status", status(base, style)),
+                ("status", styled_status(base, style)),
                 (
                     "why",
                     base.detail
                         .as_deref()
-                        .map(|detail| text::plain(detail).into_owned())
+                        .map(|detail| text::plain_line(detail).into_owned())
                         .unwrap_or_default(),
                 ),
                 (
@@ -341,7 +355,7 @@ pub(crate) fn base(bases: &[Base], now: Timestamp, style: Style) -> String {
                         .map(ToString::to_string)
                         .unwrap_or_default(),
                 ),
-                ("checked", when(base.checked_at, now)),
+                ("checked", format_time(base.checked_at, now)),
                 ("next check", base.next_check_at.to_string()),
                 ("images", base.used_by.to_string()),
             ],
@@ -350,26 +364,30 @@ pub(crate) fn base(bases: &[Base], now: Timestamp, style: Style) -> String {
         let platforms = base
             .platforms
             .iter()
-            .map(|(platform, digest)| vec![platform.clone(), short(digest)]);
-        titled("Platforms", platforms.collect(), style, &mut out);
+            .map(|(platform, digest)| vec![platform.clone(), short_digest(digest)]);
+        write_section("Platforms", platforms.collect(), style, &mut out);
         let newer = base.newer.iter().map(|newer| {
-            let words = proposals::newer(newer, style);
-            vec![newer.task.clone(), newer.tag.clone(), words]
+            let state = proposals::newer_tag(newer, style);
+            vec![newer.task.clone(), newer.tag.clone(), state]
         });
-        titled("Newer tags", newer.collect(), style, &mut out);
+        write_section("Newer tags", newer.collect(), style, &mut out);
         let changes = base.changes.iter().map(|change| {
             vec![
-                ago(change.at, now),
-                format!("{} -> {}", short(&change.old), short(&change.new)),
+                format_age(change.changed_at, now),
+                format!(
+                    "{} -> {}",
+                    short_digest(&change.from),
+                    short_digest(&change.to)
+                ),
                 change.platforms.join(", "),
                 if change.moved_back {
-                    style.warn("moved back")
+                    style.warn("reverted")
                 } else {
                     String::new()
                 },
             ]
         });
-        titled("Moves", changes.collect(), style, &mut out);
+        write_section("Digest changes", changes.collect(), style, &mut out);
     }
     out
 }

@@ -1,9 +1,9 @@
-//! Shows a run while it runs, and what came of it.
+//! Live display, log and summary of a run.
 //!
-//! [`view`] folds events into a state; [`plain`], [`frame`] and [`summary`] are functions of it;
-//! [`screen`] draws; this module reads events and the clock and puts them together. It writes on a
-//! thread of its own: a reader that does not read delays the log and never the run's connections.
-//! A reader that went away is no reason to stop a run: the rest of the log is dropped, silently.
+//! [`view`] folds events into a state; [`plain`], [`frame`] and [`summary`] are functions of that
+//! state. [`screen`] draws; this module connects them with the events and the clock. Rendering runs
+//! on its own thread, so a slow reader of the log never blocks the run's connections. A closed
+//! standard output does not stop a run: the rest of the log is dropped silently.
 
 pub(crate) mod cascades;
 pub(crate) mod frame;
@@ -35,32 +35,32 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 
 use self::{
-    frame::{Size, frame},
-    plain::{Detail, Lines},
+    frame::{Size, render_frame},
+    plain::{Detail, LineRenderer},
     screen::Screen,
     style::Style,
     view::RunView,
 };
 use crate::args::{ColorWhen, RunOutput};
 
-/// Time between two frames.
-const TICK: Duration = Duration::from_millis(100);
-/// Events that are taken at once.
+/// Interval between two frames.
+const FRAME_INTERVAL: Duration = Duration::from_millis(100);
+/// Maximum number of events per batch.
 const BATCH: usize = 512;
 
-/// The form that a run is shown in.
+/// Forms of a run's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// A frame that is redrawn.
+    /// Frame that is redrawn.
     Live(Style),
-    /// Lines.
+    /// Lines of text.
     Plain(Style),
-    /// One event a line.
+    /// JSON with one event per line.
     Json,
 }
 
 impl Form {
-    /// What `--output` and `--color` mean on this standard output.
+    /// Combines `--output` and `--color` with the kind of standard output.
     pub(crate) fn new(output: RunOutput, color: ColorWhen) -> Self {
         let terminal = io::stdout().is_terminal();
         let style = Style::new(color, terminal);
@@ -73,21 +73,21 @@ impl Form {
     }
 }
 
-/// What is shown of a run.
+/// Input of the renderer.
 #[derive(Debug, Clone)]
 pub(crate) enum Feed {
-    /// Something happened in it.
+    /// Event of the run.
     Event(Box<Event>),
-    /// It has not begun, and this is why. For a frame; lines have no place for it.
+    /// Reason why the run has not started; shown in a live frame only.
     Waiting {
         /// The run.
         run: RunId,
-        /// In one sentence.
+        /// Reason in one sentence.
         why: String,
     },
-    /// Its runner was lost, and all of it begins anew.
-    Again {
-        /// The attempt that begins.
+    /// New attempt after the runner was lost; all previous events are obsolete.
+    NewAttempt {
+        /// Number of the new attempt.
         attempt: u32,
     },
 }
@@ -98,11 +98,11 @@ impl From<Event> for Feed {
     }
 }
 
-/// Shows `events` until the run's last one was read or nobody sends any more, then the summary. Gives
-/// back what is known of the run. `interrupted` turns true when the run is being stopped.
+/// Shows `events` until the run's last event or the end of the channel, then the summary. Returns
+/// the state of the run. `interrupted` becomes `true` when the run is being stopped.
 ///
-/// Blocks: call it on a thread where that is allowed, inside a runtime's context.
-pub(crate) fn show<T: Into<Feed>>(
+/// Blocks, so call it on a blocking thread inside a runtime's context.
+pub(crate) fn render_events<T: Into<Feed>>(
     runtime: &tokio::runtime::Handle,
     mut events: mpsc::Receiver<T>,
     interrupted: &watch::Receiver<bool>,
@@ -113,14 +113,16 @@ pub(crate) fn show<T: Into<Feed>>(
     loop {
         let received = runtime.block_on(async {
             match form {
-                Form::Live(_) => tokio::time::timeout(TICK, events.recv_many(&mut batch, BATCH))
-                    .await
-                    .ok(),
+                Form::Live(_) => {
+                    tokio::time::timeout(FRAME_INTERVAL, events.recv_many(&mut batch, BATCH))
+                        .await
+                        .ok()
+                }
                 Form::Plain(_) | Form::Json => Some(events.recv_many(&mut batch, BATCH).await),
             }
         });
         for next in batch.drain(..) {
-            renderer.take(&next.into());
+            renderer.accept(&next.into());
         }
         renderer.draw(*interrupted.borrow(), Timestamp::now());
         if received == Some(0) {
@@ -129,12 +131,12 @@ pub(crate) fn show<T: Into<Feed>>(
     }
 }
 
-/// The state of a rendering.
+/// Renderer and its state.
 struct Renderer<W: Write> {
     form: Form,
     view: RunView,
-    lines: Lines,
-    /// Lines that were made and not yet written.
+    lines: LineRenderer,
+    /// Lines that are not written yet.
     pending: String,
     out: Sink<W>,
     last_drawn: Option<Timestamp>,
@@ -149,11 +151,14 @@ impl<W: Write> Renderer<W> {
     fn new(form: Form, out: Output<W>) -> Self {
         let (lines, out) = match form {
             Form::Live(style) => (
-                Lines::new(style, Detail::Folded),
+                LineRenderer::new(style, Detail::Reduced),
                 Sink::Screen(Screen::new(out)),
             ),
-            Form::Plain(style) => (Lines::new(style, Detail::Full), Sink::Stream(out)),
-            Form::Json => (Lines::new(Style::PLAIN, Detail::Full), Sink::Stream(out)),
+            Form::Plain(style) => (LineRenderer::new(style, Detail::Full), Sink::Stream(out)),
+            Form::Json => (
+                LineRenderer::new(Style::PLAIN, Detail::Full),
+                Sink::Stream(out),
+            ),
         };
         Self {
             form,
@@ -165,38 +170,38 @@ impl<W: Write> Renderer<W> {
         }
     }
 
-    fn take(&mut self, feed: &Feed) {
+    fn accept(&mut self, feed: &Feed) {
         match feed {
-            Feed::Event(event) => self.event(event),
-            Feed::Waiting { run, why } => self.view.wait(run, why),
-            Feed::Again { attempt } => {
+            Feed::Event(event) => self.accept_event(event),
+            Feed::Waiting { run, why } => self.view.set_waiting(run, why),
+            Feed::NewAttempt { attempt } => {
                 self.view = RunView::default();
                 let (style, detail) = match self.form {
-                    Form::Live(style) => (style, Detail::Folded),
+                    Form::Live(style) => (style, Detail::Reduced),
                     Form::Plain(style) => (style, Detail::Full),
-                    // A program sees the run begin again.
+                    // A program sees the new events itself.
                     Form::Json => return,
                 };
-                self.lines = Lines::new(style, detail);
-                let what = format!("the runner was lost; attempt {attempt} begins anew");
-                self.pending.push_str(&style.warn(&what));
+                self.lines = LineRenderer::new(style, detail);
+                let message = format!("the runner was lost; attempt {attempt} starts");
+                self.pending.push_str(&style.warn(&message));
                 self.pending.push('\n');
             }
         }
     }
 
-    fn event(&mut self, event: &Event) {
+    fn accept_event(&mut self, event: &Event) {
         self.view.apply(event);
         match self.form {
             Form::Json => match serde_json::to_string(event) {
                 Ok(line) => {
-                    self.pending.push_str(&text::json(&line));
+                    self.pending.push_str(&text::escape_json(&line));
                     self.pending.push('\n');
                 }
-                Err(error) => tracing::error!(%error, "an event could not be written as JSON"),
+                Err(error) => tracing::error!(%error, "cannot write an event as JSON"),
             },
             Form::Live(_) | Form::Plain(_) => {
-                self.lines.event(&self.view, event, &mut self.pending)
+                self.lines.write_event(&self.view, event, &mut self.pending)
             }
         }
     }
@@ -204,21 +209,21 @@ impl<W: Write> Renderer<W> {
     fn draw(&mut self, interrupted: bool, now: Timestamp) {
         match (&mut self.out, self.form) {
             (Sink::Screen(screen), Form::Live(style)) => {
-                // A flood of events must not become a flood of frames.
+                // Limits the frame rate during bursts of events.
                 let recently = self
                     .last_drawn
-                    .is_some_and(|last| view::millis(last, now) < 50);
+                    .is_some_and(|last| view::millis_between(last, now) < 50);
                 if recently && self.pending.len() < 1 << 16 {
                     return;
                 }
                 self.last_drawn = Some(now);
                 let size = terminal_size();
-                let frame = frame(&self.view, interrupted, now, size, style);
-                // The output took note of what went wrong.
+                let frame = render_frame(&self.view, interrupted, now, size, style);
+                // `Output` has already logged the error.
                 let _ = screen.draw(&self.pending, &frame, size);
             }
             (Sink::Stream(out), Form::Json) => out.write(&self.pending),
-            (Sink::Stream(out), _) => out.write(&text::terminal(&self.pending)),
+            (Sink::Stream(out), _) => out.write(&text::sanitize(&self.pending)),
             (Sink::Screen(_), _) => {}
         }
         self.pending.clear();
@@ -227,12 +232,13 @@ impl<W: Write> Renderer<W> {
     fn finish(mut self) -> RunView {
         match (&mut self.out, self.form) {
             (Sink::Screen(screen), Form::Live(style)) => {
-                self.pending.push_str(&summary::summary(&self.view, style));
+                self.pending
+                    .push_str(&summary::render_summary(&self.view, style));
                 let _ = screen.draw(&self.pending, &[], terminal_size());
             }
             (Sink::Stream(out), Form::Plain(style)) => {
-                out.write(&text::terminal(&self.pending));
-                out.write(&text::terminal(&summary::summary(&self.view, style)));
+                out.write(&text::sanitize(&self.pending));
+                out.write(&text::sanitize(&summary::render_summary(&self.view, style)));
             }
             (Sink::Stream(out), _) => out.write(&self.pending),
             (Sink::Screen(_), _) => {}
@@ -241,7 +247,7 @@ impl<W: Write> Renderer<W> {
     }
 }
 
-/// The terminal's size, or a usual one where it does not tell.
+/// Returns the terminal's size, or 80 by 24 if it is unknown.
 pub(crate) fn terminal_size() -> Size {
     let (rows, columns) = console::Term::stdout().size_checked().unwrap_or((24, 80));
     Size {
@@ -250,21 +256,21 @@ pub(crate) fn terminal_size() -> Size {
     }
 }
 
-/// An output whose reader may go away.
+/// Output that ignores writes after its reader closed it.
 #[derive(Debug)]
 struct Output<W: Write> {
     out: W,
-    gone: bool,
+    closed: bool,
 }
 
 impl<W: Write> Output<W> {
     fn new(out: W) -> Self {
-        Self { out, gone: false }
+        Self { out, closed: false }
     }
 
     fn write(&mut self, text: &str) {
         if !text.is_empty() {
-            // `Write` below never fails.
+            // `Write` below never returns an error.
             let _ = self.write_all(text.as_bytes()).and_then(|()| self.flush());
         }
     }
@@ -272,20 +278,20 @@ impl<W: Write> Output<W> {
 
 impl<W: Write> Write for Output<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if !self.gone
+        if !self.closed
             && let Err(error) = self.out.write_all(bytes)
         {
-            self.gone = true;
+            self.closed = true;
             if error.kind() != io::ErrorKind::BrokenPipe {
-                tracing::error!(%error, "the log can no longer be written to standard output");
+                tracing::error!(%error, "cannot write the log to standard output");
             }
         }
         Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        if !self.gone && self.out.flush().is_err() {
-            self.gone = true;
+        if !self.closed && self.out.flush().is_err() {
+            self.closed = true;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
-//! Plain lines: each begins with the id of its step. For pipes, files and CI. Pure.
+//! Plain log lines that start with the id of their step, for pipes, files and CI. Pure.
 //!
-//! A line is printed once and stands; nothing is held back, so a step that hangs shows how far it came.
+//! Lines are printed once and never delayed, so that a step that hangs shows its progress.
 
 use std::{collections::HashMap, fmt::Write as _};
 
@@ -9,39 +9,39 @@ use acrtask_model::{Event, EventKind, SkipReason, StepId, StepState, events::Ver
 use super::{
     style::Style,
     text,
-    view::{RunView, millis},
+    view::{RunView, millis_between},
 };
 
-/// Longest step id that is padded for.
+/// Maximum width that step ids are padded to.
 const ID_WIDTH: usize = 24;
 
-/// What a line renderer leaves out, because something else shows it.
+/// Amount of detail in the lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Detail {
-    /// Every line.
+    /// All lines.
     Full,
-    /// Builds are folded by the live frame; only containers' output, warnings and ends of steps.
-    Folded,
+    /// Output of containers, warnings and failed steps only; the live frame shows the rest.
+    Reduced,
 }
 
-/// Turns events into lines.
+/// Renderer of events as lines.
 #[derive(Debug)]
-pub(crate) struct Lines {
+pub(crate) struct LineRenderer {
     style: Style,
     detail: Detail,
-    /// How far each vertex of the running builds was printed: BuildKit tells the same thing several times.
+    /// Printed phase of each vertex of the running builds, because BuildKit repeats its messages.
     printed: HashMap<(StepId, String), Phase>,
 }
 
-/// How far a vertex is.
+/// Phase of a vertex.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
     Started,
     Completed,
 }
 
-impl Lines {
-    /// Lines in `style`.
+impl LineRenderer {
+    /// Creates a renderer with `style`.
     pub(crate) fn new(style: Style, detail: Detail) -> Self {
         Self {
             style,
@@ -50,11 +50,11 @@ impl Lines {
         }
     }
 
-    /// The lines of `event`, each with its line end, written to `out`. `view` has taken `event` in already.
-    pub(crate) fn event(&mut self, view: &RunView, event: &Event, out: &mut String) {
-        let folded = self.detail == Detail::Folded;
+    /// Writes the lines of `event` to `out`. `view` must already include the event.
+    pub(crate) fn write_event(&mut self, view: &RunView, event: &Event, out: &mut String) {
+        let reduced = self.detail == Detail::Reduced;
         match &event.kind {
-            // Diagnostics go to standard error, with the text that they are about.
+            // Diagnostics go to standard error, with the source text.
             EventKind::TaskFile { .. } => {}
             EventKind::RunStarted {
                 steps,
@@ -72,57 +72,67 @@ impl Lines {
                 let _ = writeln!(out, "{}", s.dim(&format!("containers: {engine}")));
                 let _ = writeln!(out, "{}", s.dim(&format!("builds:     {builder}")));
             }
-            EventKind::Progress { message } if !folded => {
-                let _ = writeln!(out, "{}", self.style.dim(&text::plain(message)));
+            EventKind::Progress { message } if !reduced => {
+                let _ = writeln!(out, "{}", self.style.dim(&text::plain_line(message)));
             }
             EventKind::StepStarted { step, attempt } => {
                 self.printed.retain(|(of, _), _| of != step);
-                let Some(known) = view.step(step) else { return };
-                // The frame shows what runs.
-                if folded {
+                let Some(step_view) = view.step(step) else {
+                    return;
+                };
+                // The frame shows running steps.
+                if reduced {
                     return;
                 }
-                let again = if *attempt > 1 {
+                let suffix = if *attempt > 1 {
                     format!(" (attempt {attempt})")
                 } else {
                     String::new()
                 };
-                let line = first_line(&known.summary.line);
-                self.line(
+                let line = first_line(&step_view.summary.line);
+                self.write_line(
                     view,
                     step,
                     &self
                         .style
-                        .bold(&format!("{}: {line}{again}", known.summary.r#type)),
+                        .bold(&format!("{}: {line}{suffix}", step_view.summary.r#type)),
                     out,
                 );
             }
             EventKind::Output {
                 step, vertex, text, ..
             } => {
-                let known = view.step(step);
-                if folded && known.is_some_and(|known| known.summary.r#type != "cmd") {
+                let step_view = view.step(step);
+                if reduced && step_view.is_some_and(|view| view.summary.r#type != "cmd") {
                     return;
                 }
                 let number = vertex
                     .as_ref()
-                    .and_then(|vertex| known?.vertex_of(vertex))
+                    .and_then(|vertex| step_view?.find_vertex(vertex))
                     .map(|vertex| vertex.number);
                 let number = number.map(|n| format!("#{n} ")).unwrap_or_default();
                 for line in text.split('\n') {
-                    let line = text::printed(line, self.style.is_colored());
-                    self.line(view, step, &format!("{number}{line}"), out);
+                    let line = text::printed_line(line, self.style.is_colored());
+                    self.write_line(view, step, &format!("{number}{line}"), out);
                 }
             }
-            EventKind::Vertex { step, vertex } if !folded => self.vertex(view, step, vertex, out),
+            EventKind::Vertex { step, vertex } if !reduced => {
+                self.write_vertex(view, step, vertex, out)
+            }
             EventKind::StepRetrying {
                 step,
                 attempt,
                 delay_secs,
                 reason,
             } => {
-                let what = format!("attempt {attempt} failed: {reason}; again in {delay_secs}s");
-                self.line(view, step, &self.style.warn(&text::plain(&what)), out);
+                let message =
+                    format!("attempt {attempt} failed: {reason}; retrying in {delay_secs}s");
+                self.write_line(
+                    view,
+                    step,
+                    &self.style.warn(&text::plain_line(&message)),
+                    out,
+                );
             }
             EventKind::StepFinished {
                 step,
@@ -130,26 +140,29 @@ impl Lines {
                 elapsed_ms,
                 ..
             } => {
-                // The frame shows the good ends, the summary shows them again.
-                let bad = matches!(state, StepState::Failed { .. } | StepState::TimedOut { .. });
-                if folded && !bad {
+                // Neither the frame nor the summary needs lines for successful steps.
+                let is_failure =
+                    matches!(state, StepState::Failed { .. } | StepState::TimedOut { .. });
+                if reduced && !is_failure {
                     return;
                 }
-                let reason = reason(state).map(|r| format!(": {r}")).unwrap_or_default();
+                let reason = state_reason(state)
+                    .map(|r| format!(": {r}"))
+                    .unwrap_or_default();
                 let time = match state {
                     StepState::Skipped { .. } => String::new(),
-                    _ => format!(" in {}", text::duration(*elapsed_ms)),
+                    _ => format!(" in {}", text::format_duration(*elapsed_ms)),
                 };
-                let state = self.style.state(state, &word(state));
-                self.line(view, step, &format!("{state}{time}{reason}"), out);
+                let state = self.style.state(state, &state_name(state));
+                self.write_line(view, step, &format!("{state}{time}{reason}"), out);
             }
             EventKind::ImageBuilt {
                 step,
                 names,
                 digest,
-            } if !folded => {
+            } if !reduced => {
                 for name in names {
-                    self.line(
+                    self.write_line(
                         view,
                         step,
                         &format!("built {name} {}", self.style.dim(&digest.to_string())),
@@ -161,20 +174,20 @@ impl Lines {
                 step,
                 name,
                 digest,
-                held,
+                tag_deferred,
                 ..
-            } if !folded => {
-                // A push step says it in its own output.
+            } if !reduced => {
+                // A push step prints this in its own output.
                 if view.step(step).is_some_and(|s| s.summary.r#type == "push") {
                     return;
                 }
                 let digest = self.style.dim(&digest.to_string());
-                let line = if *held {
-                    format!("held {name} {digest} (no tag yet)")
+                let line = if *tag_deferred {
+                    format!("staged {name} {digest} (no tag yet)")
                 } else {
                     format!("pushed {name} {digest}")
                 };
-                self.line(view, step, &line, out);
+                self.write_line(view, step, &line, out);
             }
             EventKind::Warning {
                 step,
@@ -182,21 +195,21 @@ impl Lines {
                 help,
             } => {
                 let help = help.as_ref().map(|h| format!(" ({h})")).unwrap_or_default();
-                let what = self.style.warn(&format!(
+                let warning = self.style.warn(&format!(
                     "warning: {}{}",
-                    text::plain(message),
-                    text::plain(&help)
+                    text::plain_line(message),
+                    text::plain_line(&help)
                 ));
                 match step {
-                    Some(step) => self.line(view, step, &what, out),
+                    Some(step) => self.write_line(view, step, &warning, out),
                     None => {
-                        let _ = writeln!(out, "{what}");
+                        let _ = writeln!(out, "{warning}");
                     }
                 }
             }
-            // The summary shows these.
+            // The summary contains these.
             EventKind::BaseUsed { .. } | EventKind::RunFinished { .. } => {}
-            // A terminal's business, and many.
+            // Transfers are frequent, and only useful in a live frame.
             EventKind::Transfer { .. } => {}
             EventKind::Progress { .. }
             | EventKind::Vertex { .. }
@@ -205,10 +218,10 @@ impl Lines {
         }
     }
 
-    fn vertex(&mut self, view: &RunView, step: &StepId, vertex: &Vertex, out: &mut String) {
+    fn write_vertex(&mut self, view: &RunView, step: &StepId, vertex: &Vertex, out: &mut String) {
         let Some(number) = view
             .step(step)
-            .and_then(|s| s.vertex_of(&vertex.vertex))
+            .and_then(|s| s.find_vertex(&vertex.vertex))
             .map(|v| v.number)
         else {
             return;
@@ -228,9 +241,9 @@ impl Lines {
                 .extend(before.map(|before| ((step.clone(), vertex.vertex.clone()), before)));
             return;
         }
-        let name = text::plain(&vertex.name);
+        let name = text::plain_line(&vertex.name);
         if before.is_none() && !vertex.cached {
-            self.line(view, step, &format!("#{number} {name}"), out);
+            self.write_line(view, step, &format!("#{number} {name}"), out);
         }
         if phase == Phase::Started {
             return;
@@ -238,21 +251,21 @@ impl Lines {
         let end = match (vertex.started, vertex.completed) {
             _ if failed => self
                 .style
-                .bad(&format!("ERROR: {}", text::plain(&vertex.error))),
+                .bad(&format!("ERROR: {}", text::plain_line(&vertex.error))),
             _ if vertex.cached => format!("{name} {}", self.style.good("CACHED")),
             (Some(started), Some(completed)) => {
                 format!(
                     "{} {}",
                     self.style.good("DONE"),
-                    text::duration(millis(started, completed))
+                    text::format_duration(millis_between(started, completed))
                 )
             }
             _ => self.style.good("DONE"),
         };
-        self.line(view, step, &format!("#{number} {end}"), out);
+        self.write_line(view, step, &format!("#{number} {end}"), out);
     }
 
-    fn line(&self, view: &RunView, step: &StepId, text: &str, out: &mut String) {
+    fn write_line(&self, view: &RunView, step: &StepId, text: &str, out: &mut String) {
         let id = text::pad(step.as_str(), view.id_width(ID_WIDTH));
         let id = self.style.step(
             view.steps
@@ -266,32 +279,30 @@ impl Lines {
     }
 }
 
-/// What a state is called.
-pub(crate) fn word(state: &StepState) -> String {
+/// Returns the name of a state for output.
+pub(crate) fn state_name(state: &StepState) -> String {
     match state {
-        // A detached step did what it was asked to.
+        // A detached step is stopped normally at the end of the run.
         StepState::Canceled {
-            because: SkipReason::RunEnded,
+            cause: SkipReason::RunEnded,
         } => "stopped".into(),
-        // The run ended before the step's own end was told.
+        // The log ended before the step started.
         StepState::Pending => "not started".into(),
         state => state.to_string(),
     }
 }
 
-/// Why a step ended as it did; nothing where the state says it all.
-pub(crate) fn reason(state: &StepState) -> Option<String> {
+/// Returns why a step has its state; `None` if the state needs no reason.
+pub(crate) fn state_reason(state: &StepState) -> Option<String> {
     match state {
         StepState::Pending | StepState::Running | StepState::Succeeded => None,
-        StepState::Failed { reason, .. } => Some(text::plain(reason).into_owned()),
-        StepState::Skipped { because } | StepState::Canceled { because } => {
-            Some(because.to_string())
-        }
+        StepState::Failed { reason, .. } => Some(text::plain_line(reason).into_owned()),
+        StepState::Skipped { cause } | StepState::Canceled { cause } => Some(cause.to_string()),
         StepState::TimedOut { after_secs } => Some(format!("its limit is {after_secs}s")),
     }
 }
 
-/// The first line of a step's line, marked where there are more.
+/// Returns the first line of a step's command, with a mark if there are more.
 pub(crate) fn first_line(line: &str) -> String {
     let mut lines = line.trim().lines();
     let first = lines
@@ -299,5 +310,5 @@ pub(crate) fn first_line(line: &str) -> String {
         .unwrap_or("")
         .trim_end_matches(['\\', ' ', '\t']);
     let more = if lines.next().is_some() { " …" } else { "" };
-    format!("{}{more}", text::plain(first))
+    format!("{}{more}", text::plain_line(first))
 }

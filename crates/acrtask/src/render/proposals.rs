@@ -1,4 +1,4 @@
-//! Newer tags of base images, as text. Pure.
+//! Text output of newer base image tags. Pure.
 
 use std::fmt::Write as _;
 
@@ -6,84 +6,90 @@ use acrtask_api::image::{BaseProposal, NewerTag, TagState};
 use jiff::Timestamp;
 
 use super::{
-    run::ago,
+    run::format_age,
     style::Style,
-    table::{list, titled},
+    table::{render_list, write_section},
     text,
 };
 
-fn state(state: TagState, style: Style) -> String {
-    let word = state.as_str();
+fn styled_state(state: TagState, style: Style) -> String {
+    let name = state.as_str();
     match state {
-        TagState::Current => style.good(word),
-        TagState::Waiting => style.dim(word),
-        TagState::Proposed | TagState::Building => style.warn(word),
+        TagState::Current => style.good(name),
+        TagState::Waiting => style.dim(name),
+        TagState::Proposed | TagState::Building => style.warn(name),
         TagState::Blocked | TagState::Failed | TagState::Unused | TagState::Unlisted => {
-            style.bad(word)
+            style.bad(name)
         }
     }
 }
 
-/// What became of a newer tag.
-pub(crate) fn newer(newer: &NewerTag, style: Style) -> String {
+/// Renders the state of a newer tag and its run.
+pub(crate) fn newer_tag(newer: &NewerTag, style: Style) -> String {
     let run = newer.run.as_ref();
     let run = run.map_or_else(String::new, |run| format!(" by {run}"));
-    format!("{}{run}", state(newer.state, style))
+    format!("{}{run}", styled_state(newer.state, style))
 }
 
-/// Newer tags of base images. `all`: rules that have found nothing newer are there too.
-pub(crate) fn proposals(
+/// Renders newer tags of base images. `all` includes rules without a newer tag.
+pub(crate) fn render_proposals(
     proposals: &[BaseProposal],
     all: bool,
     now: Timestamp,
     style: Style,
 ) -> String {
     let dash = || "-".to_owned();
-    let rows = proposals.iter().map(|one| {
-        let rule = one.rule.semver.as_ref().or(one.rule.pattern.as_ref());
-        let given = match (&one.rule.build_arg, &one.rule.value) {
+    let rows = proposals.iter().map(|proposal| {
+        let rule = proposal
+            .rule
+            .semver
+            .as_ref()
+            .or(proposal.rule.pattern.as_ref());
+        let given = match (&proposal.rule.build_arg, &proposal.rule.value) {
             (Some(arg), _) => format!("--build-arg {arg}"),
             (None, Some(value)) => format!("--set {value}"),
             (None, None) => dash(),
         };
         vec![
-            one.task.clone(),
-            one.image.clone(),
-            one.used.clone().unwrap_or_else(dash),
-            one.newest.clone().unwrap_or_else(dash),
-            state(one.state, style),
+            proposal.task.clone(),
+            proposal.image.clone(),
+            proposal.used.clone().unwrap_or_else(dash),
+            proposal.newest.clone().unwrap_or_else(dash),
+            styled_state(proposal.state, style),
             rule.cloned().unwrap_or_default(),
             given,
-            one.run.as_ref().map_or_else(dash, ToString::to_string),
-            one.found_at.map_or_else(dash, |at| ago(at, now)),
+            proposal.run.as_ref().map_or_else(dash, ToString::to_string),
+            proposal
+                .found_at
+                .map_or_else(dash, |at| format_age(at, now)),
         ]
     });
-    let nothing = if all {
+    let if_empty = if all {
         "no task has a rule for newer tags; `acrtask base proposals --help` shows one"
     } else {
-        "no newer tag is known; --all shows every rule"
+        "no newer tags; --all shows every rule"
     };
-    let mut out = list(
+    let mut out = render_list(
         &[
             "TASK", "IMAGE", "USED", "NEWEST", "STATE", "RULE", "GIVEN AS", "RUN", "FOUND",
         ],
         rows.collect(),
-        nothing,
+        if_empty,
         style,
     );
-    let notes = proposals.iter().filter_map(|one| {
-        let detail = one.detail.as_deref()?;
+    let notes = proposals.iter().filter_map(|proposal| {
+        let detail = proposal.detail.as_deref()?;
         Some(vec![
-            one.task.clone(),
-            one.image.clone(),
-            text::plain(detail).into_owned(),
+            proposal.task.clone(),
+            proposal.image.clone(),
+            text::plain_line(detail).into_owned(),
         ])
     });
-    titled("Why", notes.collect(), style, &mut out);
+    write_section("Why", notes.collect(), style, &mut out);
     let proposed = proposals
         .iter()
-        .find(|one| one.state == TagState::Proposed)
-        .map(|one| one.task.as_str());
+        .find(|proposal| proposal.state == TagState::Proposed)
+        .map(|proposal| proposal.task.as_str());
     if let Some(task) = proposed {
         let hint =
             format!("in the sources of {task}: acrtask base proposals --diff {task} | git apply");
@@ -98,7 +104,7 @@ mod tests {
 
     use super::*;
 
-    fn one(task: &str, state: TagState, newest: Option<&str>) -> BaseProposal {
+    fn proposal(task: &str, state: TagState, newest: Option<&str>) -> BaseProposal {
         BaseProposal {
             task: task.into(),
             image: "docker.io/library/alpine".into(),
@@ -121,18 +127,18 @@ mod tests {
     }
 
     #[test]
-    fn proposals_say_what_to_do() {
+    fn proposals_show_states_reasons_and_a_hint() {
         let now = "2026-03-01T12:00:00Z".parse().unwrap();
-        let mut failed = one("built", TagState::Failed, Some("3.21"));
+        let mut failed = proposal("built", TagState::Failed, Some("3.21"));
         failed.rule.build_arg = Some("ALPINE_TAG".into());
         failed.run = Some(acrtask_model::RunId::new("run-1").unwrap());
         failed.detail = Some("later runs use what was used before".into());
         let all = [
-            one("app", TagState::Proposed, Some("3.21")),
+            proposal("app", TagState::Proposed, Some("3.21")),
             failed,
-            one("old", TagState::Current, None),
+            proposal("old", TagState::Current, None),
         ];
-        insta::assert_snapshot!(proposals(&all, true, now, Style::PLAIN));
-        insta::assert_snapshot!(proposals(&[], false, now, Style::PLAIN));
+        insta::assert_snapshot!(render_proposals(&all, true, now, Style::PLAIN));
+        insta::assert_snapshot!(render_proposals(&[], false, now, Style::PLAIN));
     }
 }

@@ -1,9 +1,9 @@
-//! Runs, tasks and runners of a server, as tables and texts. Pure: the time comes in.
+//! Runs, tasks and runners of a server, as tables and texts. Pure: the time is a parameter.
 
 use acrtask_api::{
     admin::{Runner, RunnerState},
     run::{Approval, Run, RunSummary, Waiting},
-    spec::{ContextSource, Work},
+    spec::{ContextSource, RunSource},
     task::Task,
 };
 use acrtask_model::{Event, EventKind, Outcome, RunState, events::StepSummary};
@@ -12,13 +12,13 @@ use jiff::Timestamp;
 use super::{
     style::Style,
     summary,
-    table::{facts, list, titled},
+    table::{key_values, render_list, write_section},
     text,
-    view::{RunView, millis},
+    view::{RunView, millis_between},
 };
 
-/// A state in its colour.
-pub(crate) fn state(state: RunState, style: Style) -> String {
+/// Returns the name of a state in its color.
+pub(crate) fn styled_state(state: RunState, style: Style) -> String {
     let text = state.to_string();
     match state {
         RunState::Succeeded => style.good(&text),
@@ -29,9 +29,9 @@ pub(crate) fn state(state: RunState, style: Style) -> String {
     }
 }
 
-/// How long ago: `5s`, `3m`, `2h`, `4d`.
-pub(crate) fn ago(time: Timestamp, now: Timestamp) -> String {
-    let seconds = millis(time, now) / 1000;
+/// Formats the age of `time`: `5s ago`, `3m ago`, `2h ago`, `4d ago`.
+pub(crate) fn format_age(time: Timestamp, now: Timestamp) -> String {
+    let seconds = millis_between(time, now) / 1000;
     match seconds {
         0..60 => format!("{seconds}s ago"),
         60..3600 => format!("{}m ago", seconds / 60),
@@ -40,47 +40,55 @@ pub(crate) fn ago(time: Timestamp, now: Timestamp) -> String {
     }
 }
 
-/// A list of runs.
-pub(crate) fn runs(runs: &[RunSummary], now: Timestamp, style: Style) -> String {
+/// Renders a list of runs.
+pub(crate) fn render_runs(runs: &[RunSummary], now: Timestamp, style: Style) -> String {
     let rows = runs.iter().map(|run| {
         vec![
             run.id.to_string(),
             run.task.clone().unwrap_or_else(|| "-".into()),
-            state(run.state, style),
-            ago(run.created_at, now),
-            took(run.started_at, run.finished_at, now),
+            styled_state(run.state, style),
+            format_age(run.created_at, now),
+            duration_text(run.started_at, run.finished_at, now),
             run.runner.clone().unwrap_or_else(|| "-".into()),
-            why_listed(run),
+            list_reason(run),
         ]
     });
-    list(
+    render_list(
         &["ID", "TASK", "STATE", "CREATED", "TIME", "RUNNER", "WHY"],
         rows.collect(),
-        "there are no runs",
+        "no runs",
         style,
     )
 }
 
-/// The reason of a run in a list; of one that waits for its approval, what would be approved.
-fn why_listed(run: &RunSummary) -> String {
+/// Returns the reason of a run in a list; for a run that waits for its approval, the revision to
+/// approve.
+fn list_reason(run: &RunSummary) -> String {
     match (&run.reason, &run.revision) {
-        (None, Some(revision)) => one_line(&format!("needs approval: {revision}")),
-        (reason, _) => reason.as_deref().map(one_line).unwrap_or_default(),
+        (None, Some(revision)) => first_text_line(&format!("needs approval: {revision}")),
+        (reason, _) => reason.as_deref().map(first_text_line).unwrap_or_default(),
     }
 }
 
-fn took(started: Option<Timestamp>, finished: Option<Timestamp>, now: Timestamp) -> String {
+fn duration_text(
+    started: Option<Timestamp>,
+    finished: Option<Timestamp>,
+    now: Timestamp,
+) -> String {
     started.map_or("-".into(), |started| {
-        text::duration(millis(started, finished.unwrap_or(now)))
+        text::format_duration(millis_between(started, finished.unwrap_or(now)))
     })
 }
 
-fn one_line(text: &str) -> String {
-    text::cut(&text::plain(text.lines().next().unwrap_or_default()), 60)
+fn first_text_line(text: &str) -> String {
+    text::truncate(
+        &text::plain_line(text.lines().next().unwrap_or_default()),
+        60,
+    )
 }
 
-/// One run: its facts, and what came of it.
-pub(crate) fn run(run: &Run, now: Timestamp, style: Style) -> String {
+/// Renders one run with its result.
+pub(crate) fn render_run(run: &Run, now: Timestamp, style: Style) -> String {
     let context = match &run.spec.context {
         ContextSource::None => "none".to_owned(),
         ContextSource::Upload { id } => format!("upload {id}"),
@@ -89,44 +97,47 @@ pub(crate) fn run(run: &Run, now: Timestamp, style: Style) -> String {
             None => url.clone(),
         },
     };
-    let work = match &run.spec.work {
-        Work::Usual => "acr-task.yaml".to_owned(),
-        Work::File { path } => path.clone(),
-        Work::Text { name, .. } => format!("{name} (sent with the run)"),
-        Work::Cmd { line } => format!("cmd: {line}"),
-        Work::Build(build) => format!("build: {}", build.images.join(" ")),
+    let source = match &run.spec.source {
+        RunSource::DefaultFile => "acr-task.yaml".to_owned(),
+        RunSource::File { path } => path.clone(),
+        RunSource::Inline { name, .. } => format!("{name} (sent with the run)"),
+        RunSource::Cmd { line } => format!("cmd: {line}"),
+        RunSource::Build(build) => format!("build: {}", build.images.join(" ")),
     };
     let attempt = if run.attempt > 1 {
         run.attempt.to_string()
     } else {
         String::new()
     };
-    let mut out = facts(
+    let mut out = key_values(
         &[
             ("run", run.id.to_string()),
             ("task", run.task.clone().unwrap_or_default()),
-            ("state", state(run.state, style)),
+            ("state", styled_state(run.state, style)),
             (
                 "why",
                 run.reason
                     .as_deref()
-                    .map(|why| text::plain(why).into_owned())
+                    .map(|why| text::plain_line(why).into_owned())
                     .unwrap_or_default(),
             ),
             (
                 "stopping",
                 if run.cancel_requested && !run.state.is_final() {
-                    "somebody asked for its end".into()
+                    "cancellation requested".into()
                 } else {
                     String::new()
                 },
             ),
-            ("context", text::plain(&context).into_owned()),
-            ("revision", run.spec.facts.revision().unwrap_or_default()),
-            ("work", work),
-            ("trigger", trigger(run)),
+            ("context", text::plain_line(&context).into_owned()),
+            (
+                "revision",
+                run.spec.variables.revision().unwrap_or_default(),
+            ),
+            ("source", source),
+            ("trigger", trigger_text(run)),
             ("by", run.requested_by.clone().unwrap_or_default()),
-            ("approval", approval(run)),
+            ("approval", approval_text(run)),
             ("domain", run.domain.clone()),
             (
                 "repeats",
@@ -139,57 +150,60 @@ pub(crate) fn run(run: &Run, now: Timestamp, style: Style) -> String {
             ("attempt", attempt),
             (
                 "created",
-                format!("{} ({})", run.created_at, ago(run.created_at, now)),
+                format!("{} ({})", run.created_at, format_age(run.created_at, now)),
             ),
             (
                 "time",
                 run.started_at
-                    .map(|_| took(run.started_at, run.finished_at, now))
+                    .map(|_| duration_text(run.started_at, run.finished_at, now))
                     .unwrap_or_default(),
             ),
         ],
         style,
     );
-    out.push_str(&moved(run, style));
-    out.push_str(&summary::summary(&result(run), style));
+    out.push_str(&render_digest_changes(run, style));
+    out.push_str(&summary::render_summary(&result_view(run), style));
     out
 }
 
-fn trigger(run: &Run) -> String {
-    match (&run.tick, &run.cascade) {
-        (Some(tick), _) => super::timers::tick(tick),
+fn trigger_text(run: &Run) -> String {
+    match (&run.firing, &run.cascade) {
+        (Some(firing), _) => super::timers::describe_firing(firing),
         (None, Some(of)) if of.attempt > 1 => format!("cascade {}, start {}", of.id, of.attempt),
         (None, Some(of)) => format!("cascade {}", of.id),
         (None, None) => run.trigger.clone(),
     }
 }
 
-/// The bases that made a cascade start it.
-fn moved(run: &Run, style: Style) -> String {
-    let bases = run.cascade.iter().flat_map(|of| &of.moved);
+/// Renders the digest changes that a cascade's run was started for.
+fn render_digest_changes(run: &Run, style: Style) -> String {
+    let bases = run.cascade.iter().flat_map(|of| &of.changes);
     let rows = bases.map(|base| {
         vec![
-            base.name.clone(),
+            base.reference.clone(),
             format!("{} -> {}", base.from.short(), base.to.short()),
         ]
     });
     let mut out = String::new();
-    titled("Moved bases", rows.collect(), style, &mut out);
+    write_section("Digest changes", rows.collect(), style, &mut out);
     out
 }
 
-fn approval(run: &Run) -> String {
+fn approval_text(run: &Run) -> String {
     match run.approval {
         None => String::new(),
         Some(Approval::Pending) => format!("needed: `acrtask runs approve {}`", run.id),
         Some(Approval::Approved) => {
-            format!("by {}", run.approved_by.as_deref().unwrap_or("somebody"))
+            format!(
+                "by {}",
+                run.approved_by.as_deref().unwrap_or("an unknown user")
+            )
         }
     }
 }
 
-/// What came of `run`, as if its events had been read.
-fn result(run: &Run) -> RunView {
+/// Folds the result of `run` into a view, like its events.
+fn result_view(run: &Run) -> RunView {
     let mut view = RunView::default();
     let Some(result) = &run.result else {
         return view;
@@ -230,7 +244,7 @@ fn result(run: &Run) -> RunView {
             name: image.name.clone(),
             digest: image.digest.clone(),
             platforms: std::collections::BTreeMap::new(),
-            held: image.held,
+            tag_deferred: image.staged,
         });
     }
     for base in &result.bases {
@@ -246,45 +260,46 @@ fn result(run: &Run) -> RunView {
     view
 }
 
-/// Why a run ended as it did, where its log does not tell: it never began, or its runner was lost.
-pub(crate) fn verdict(run: &Run) -> Option<String> {
+/// Returns why a run did not succeed if its log does not show it, because it never started or its
+/// runner was lost.
+pub(crate) fn failure_message(run: &Run) -> Option<String> {
     let outcome = Outcome {
         state: run.state,
         reason: run.reason.clone(),
     };
     let verb = match outcome.state {
         RunState::Succeeded => return None,
-        RunState::Canceled => "was stopped",
+        RunState::Canceled => "was canceled",
         RunState::TimedOut => "timed out",
         _ => "failed",
     };
     let why = outcome
         .reason
-        .map(|why| format!(": {}", text::plain(&why)))
+        .map(|why| format!(": {}", text::plain_line(&why)))
         .unwrap_or_default();
     Some(format!("run {} {verb}{why}", run.id))
 }
 
-/// What a run waits for.
-pub(crate) fn why(waiting: &Waiting, style: Style) -> String {
-    let mut out = format!("{}\n", text::plain(&waiting.summary));
+/// Renders the reasons why a run waits.
+pub(crate) fn render_waiting(waiting: &Waiting, style: Style) -> String {
+    let mut out = format!("{}\n", text::plain_line(&waiting.summary));
     let rows = waiting.runners.iter().map(|runner| {
         vec![
             runner.runner.clone(),
-            if runner.would_do {
-                style.good("would do")
+            if runner.matches {
+                style.good("matches")
             } else {
-                style.warn("would not do")
+                style.warn("does not match")
             },
-            runner.why.clone(),
+            runner.reason.clone(),
         ]
     });
-    titled("Runners", rows.collect(), style, &mut out);
+    write_section("Runners", rows.collect(), style, &mut out);
     out
 }
 
-/// A list of tasks.
-pub(crate) fn tasks(tasks: &[Task], style: Style) -> String {
+/// Renders a list of tasks.
+pub(crate) fn render_tasks(tasks: &[Task], style: Style) -> String {
     let rows = tasks.iter().map(|task| {
         let definition = &task.definition;
         vec![
@@ -294,20 +309,20 @@ pub(crate) fn tasks(tasks: &[Task], style: Style) -> String {
             } else {
                 style.dim("disabled")
             },
-            work(task),
+            source_text(task),
             definition.context.clone().unwrap_or_else(|| "-".into()),
-            triggers(task),
+            trigger_names(task),
         ]
     });
-    list(
-        &["NAME", "STATUS", "WORK", "CONTEXT", "TRIGGERS"],
+    render_list(
+        &["NAME", "STATUS", "SOURCE", "CONTEXT", "TRIGGERS"],
         rows.collect(),
-        "there are no tasks",
+        "no tasks",
         style,
     )
 }
 
-fn work(task: &Task) -> String {
+fn source_text(task: &Task) -> String {
     let definition = &task.definition;
     match (
         &definition.build,
@@ -323,7 +338,7 @@ fn work(task: &Task) -> String {
     }
 }
 
-fn triggers(task: &Task) -> String {
+fn trigger_names(task: &Task) -> String {
     let triggers = &task.definition.triggers;
     let mut names: Vec<String> = Vec::new();
     if triggers
@@ -355,8 +370,8 @@ fn triggers(task: &Task) -> String {
     names.join(", ")
 }
 
-/// A list of runners.
-pub(crate) fn runners(runners: &[Runner], now: Timestamp, style: Style) -> String {
+/// Renders a list of runners.
+pub(crate) fn render_runners(runners: &[Runner], now: Timestamp, style: Style) -> String {
     let rows = runners.iter().map(|runner| {
         let labels: Vec<String> = runner
             .labels
@@ -378,13 +393,13 @@ pub(crate) fn runners(runners: &[Runner], now: Timestamp, style: Style) -> Strin
             } else {
                 labels.join(",")
             },
-            text::bytes(i64::try_from(runner.free_disk).unwrap_or(i64::MAX)),
+            text::format_bytes(i64::try_from(runner.free_disk).unwrap_or(i64::MAX)),
             runner
                 .last_seen_at
-                .map_or("never".into(), |seen| ago(seen, now)),
+                .map_or("never".into(), |seen| format_age(seen, now)),
         ]
     });
-    list(
+    render_list(
         &[
             "NAME",
             "STATE",
@@ -396,14 +411,14 @@ pub(crate) fn runners(runners: &[Runner], now: Timestamp, style: Style) -> Strin
             "SEEN",
         ],
         rows.collect(),
-        "there are no runners",
+        "no runners",
         style,
     )
 }
 
-/// One task: what is known of it, and its definition.
-pub(crate) fn task(task: &Task, yaml: &str, style: Style) -> String {
-    let mut out = facts(
+/// Renders one task with its definition.
+pub(crate) fn render_task(task: &Task, yaml: &str, style: Style) -> String {
+    let mut out = key_values(
         &[
             ("task", task.definition.name.clone()),
             ("id", task.id.clone()),

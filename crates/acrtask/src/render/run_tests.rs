@@ -1,4 +1,4 @@
-//! Answers of a server in, tables out.
+//! Snapshot tests of `run.rs`.
 
 use serde_json::json;
 
@@ -8,12 +8,12 @@ fn now() -> Timestamp {
     "2026-01-02T03:10:00Z".parse().unwrap()
 }
 
-fn over() -> Run {
+fn finished_run() -> Run {
     let digest = format!("sha256:{}", "0123456789abcdef".repeat(4));
     serde_json::from_value(json!({
         "id": "rdone", "task": "app", "state": "failed", "reason": "step test failed", "trigger": "manual",
         "requestedBy": "laptop", "domain": "the task tapp", "attempt": 2, "runner": "one", "queue": {},
-        "spec": { "context": { "from": "url", "url": "https://example.com/a.git#main" }, "work": { "do": "file", "path": "ci.yaml" } },
+        "spec": { "context": { "type": "url", "url": "https://example.com/a.git#main" }, "source": { "type": "file", "path": "ci.yaml" } },
         "createdAt": "2026-01-02T03:04:05Z", "startedAt": "2026-01-02T03:04:10Z", "finishedAt": "2026-01-02T03:05:22Z",
         "logLength": 1000,
         "result": {
@@ -28,98 +28,105 @@ fn over() -> Run {
     .unwrap()
 }
 
-fn queued() -> Run {
+fn queued_run() -> Run {
     serde_json::from_value(json!({
         "id": "rwaits", "state": "queued", "trigger": "manual", "attempt": 0, "queue": {},
-        "spec": { "context": { "from": "none" }, "work": { "do": "cmd", "line": "a b" } },
+        "spec": { "context": { "type": "none" }, "source": { "type": "cmd", "line": "a b" } },
         "createdAt": "2026-01-02T03:09:50Z", "logLength": 0
     }))
     .unwrap()
 }
 
 #[test]
-fn runs_as_a_table_and_one_by_one() {
-    let all = [queued(), over()];
+fn runs_are_rendered_as_a_table_and_one_by_one() {
+    let all = [queued_run(), finished_run()];
     let listed: Vec<RunSummary> = all
         .iter()
         .map(|run| serde_json::from_value(json!(run)).unwrap())
         .collect();
-    let mut text = runs(&listed, now(), Style::PLAIN);
-    for one in &all {
-        text += &format!("\n--- {}\n{}", one.id, run(one, now(), Style::PLAIN));
+    let mut text = render_runs(&listed, now(), Style::PLAIN);
+    for item in &all {
+        text += &format!(
+            "\n--- {}\n{}",
+            item.id,
+            render_run(item, now(), Style::PLAIN)
+        );
     }
     insta::assert_snapshot!(text);
 }
 
 #[test]
-fn a_run_of_a_cascade_names_the_bases_that_made_it_necessary() {
+fn cascade_run_lists_its_digest_changes() {
     let digest = |digit: &str| format!("sha256:{}", digit.repeat(64));
-    let mut one = queued();
-    one.trigger = "cascade".into();
-    one.cascade = Some(
+    let mut item = queued_run();
+    item.trigger = "cascade".into();
+    item.cascade = Some(
         serde_json::from_value(json!({
-            "id": 7, "attempt": 1, "moved": [
-                {"name": "docker.io/library/alpine:3.20", "from": digest("a"), "to": digest("b")},
-                {"name": "reg.example.com/tools:1", "from": digest("1"), "to": digest("2")}
+            "id": 7, "attempt": 1, "changes": [
+                {"reference": "docker.io/library/alpine:3.20", "from": digest("a"), "to": digest("b")},
+                {"reference": "reg.example.com/tools:1", "from": digest("1"), "to": digest("2")}
             ]
         }))
         .unwrap(),
     );
-    let first = run(&one, now(), Style::PLAIN);
-    let of = one.cascade.as_mut().unwrap();
-    (of.attempt, of.moved) = (2, Vec::new());
-    let second = run(&one, now(), Style::PLAIN);
+    let first = render_run(&item, now(), Style::PLAIN);
+    let cascade = item.cascade.as_mut().unwrap();
+    (cascade.attempt, cascade.changes) = (2, Vec::new());
+    let second = render_run(&item, now(), Style::PLAIN);
     insta::assert_snapshot!(format!("{first}\n{second}"), @r"
     run      rwaits
     state    queued
     context  none
-    work     cmd: a b
+    source   cmd: a b
     trigger  cascade 7
     created  2026-01-02T03:09:50Z (10s ago)
 
-    Moved bases
+    Digest changes
       docker.io/library/alpine:3.20  aaaaaaaaaaaa -> bbbbbbbbbbbb
       reg.example.com/tools:1        111111111111 -> 222222222222
 
     run      rwaits
     state    queued
     context  none
-    work     cmd: a b
+    source   cmd: a b
     trigger  cascade 7, start 2
     created  2026-01-02T03:09:50Z (10s ago)
     ");
 }
 
 #[test]
-fn verdicts() {
-    let mut one = over();
-    assert_eq!(verdict(&one).unwrap(), "run rdone failed: step test failed");
-    one.state = RunState::Canceled;
-    one.reason = Some("canceled by laptop".into());
+fn failure_message_names_state_and_reason() {
+    let mut run = finished_run();
     assert_eq!(
-        verdict(&one).unwrap(),
-        "run rdone was stopped: canceled by laptop"
+        failure_message(&run).unwrap(),
+        "run rdone failed: step test failed"
     );
-    one.state = RunState::Succeeded;
-    assert_eq!(verdict(&one), None);
+    run.state = RunState::Canceled;
+    run.reason = Some("canceled by laptop".into());
+    assert_eq!(
+        failure_message(&run).unwrap(),
+        "run rdone was canceled: canceled by laptop"
+    );
+    run.state = RunState::Succeeded;
+    assert_eq!(failure_message(&run), None);
 }
 
 #[test]
-fn why_a_run_waits() {
+fn reasons_of_a_waiting_run_are_rendered() {
     let waiting: Waiting = serde_json::from_value(json!({
         "ahead": 2, "summary": "2 runs come before it",
         "runners": [
-            { "runner": "one", "wouldDo": true, "why": "no free slot" },
-            { "runner": "far", "wouldDo": false, "why": "pool is far" }
+            { "runner": "one", "matches": true, "reason": "no free slot" },
+            { "runner": "far", "matches": false, "reason": "pool is far" }
         ],
-        "behind": "rother"
+        "blockedBy": "rother"
     }))
     .unwrap();
-    insta::assert_snapshot!(why(&waiting, Style::PLAIN));
+    insta::assert_snapshot!(render_waiting(&waiting, Style::PLAIN));
 }
 
 #[test]
-fn tasks_and_runners_as_tables() {
+fn tasks_and_runners_are_rendered_as_tables() {
     let task: Task = serde_json::from_value(json!({
         "id": "t1", "name": "app", "context": "https://example.com/a.git", "generation": 3,
         "triggers": { "commit": {}, "timers": { "night": { "schedule": "0 3 * * *" } } },
@@ -134,8 +141,8 @@ fn tasks_and_runners_as_tables() {
     .unwrap();
     insta::assert_snapshot!(format!(
         "{}\n{}\n{}",
-        tasks(&[task], Style::PLAIN),
-        runners(&[runner], now(), Style::PLAIN),
-        runners(&[], now(), Style::PLAIN)
+        render_tasks(&[task], Style::PLAIN),
+        render_runners(&[runner], now(), Style::PLAIN),
+        render_runners(&[], now(), Style::PLAIN)
     ));
 }

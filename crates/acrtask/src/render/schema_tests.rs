@@ -1,11 +1,11 @@
-//! `docs/events.md` says what the events are; this holds it to that.
+//! Checks that `docs/events.md` documents every event and its keys.
 
 use std::collections::BTreeSet;
 
 use acrtask_model::{Event, EventKind};
 
-/// The name of each event. A new one does not compile until it has its name here, and then fails below
-/// until the page has a section about it.
+/// Returns the name of an event. A new event does not compile until it has a name here, and the
+/// test fails until the page documents it.
 fn name(kind: &EventKind) -> &'static str {
     match kind {
         EventKind::TaskFile { .. } => "task_file",
@@ -26,8 +26,8 @@ fn name(kind: &EventKind) -> &'static str {
 }
 const EVENTS: usize = 14;
 
-/// The first column of the tables in `text`.
-fn keys(text: &str) -> BTreeSet<String> {
+/// Returns the first column of the tables in `text`.
+fn documented_keys(text: &str) -> BTreeSet<String> {
     text.lines()
         .filter_map(|line| line.strip_prefix("| `")?.split_once("` |"))
         .map(|(key, _)| key.to_owned())
@@ -39,11 +39,11 @@ fn each_event_is_documented_with_exactly_its_keys() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/events.md");
     let page = std::fs::read_to_string(path).expect("docs/events.md is there");
     let mut sections = page.split("\n## ");
-    let common: BTreeSet<String> = keys(
+    let common: BTreeSet<String> = documented_keys(
         sections
             .next()
             .unwrap()
-            .split("What a *state* is")
+            .split("A *state* consists of")
             .next()
             .unwrap(),
     );
@@ -58,12 +58,12 @@ fn each_event_is_documented_with_exactly_its_keys() {
         let example = example.unwrap_or_else(|| panic!("{title}: no example"));
         let event: Event = serde_json::from_str(example).unwrap_or_else(|e| panic!("{title}: {e}"));
         assert_eq!(name(&event.kind), title);
-        // Written again it is the same text: the example has every key, in our own order.
+        // The example must be the canonical serialization, with every key in order.
         assert_eq!(serde_json::to_string(&event).unwrap(), example, "{title}");
         let object: serde_json::Map<String, serde_json::Value> =
             serde_json::from_str(example).unwrap();
         let written: BTreeSet<String> = object.keys().cloned().collect();
-        let documented: BTreeSet<String> = keys(body).union(&common).cloned().collect();
+        let documented: BTreeSet<String> = documented_keys(body).union(&common).cloned().collect();
         assert_eq!(written, documented, "{title}");
         seen.insert(title.to_owned());
     }

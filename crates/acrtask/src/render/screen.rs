@@ -1,11 +1,12 @@
-//! Draws a frame over the one before, without flicker.
+//! Draws each frame over the previous one, without flicker.
 //!
-//! One write for each frame, between the marks of a synchronized update; each line is overwritten and
-//! cleared to its end rather than cleared first. The cursor is hidden meanwhile, and comes back when the
-//! screen is dropped, when the program panics, and through [`restore_cursor`] before a sudden exit.
+//! Each frame is one write, wrapped in a synchronized update. A line is overwritten and cleared to
+//! its end, instead of being cleared first. The cursor is hidden during the display. It reappears
+//! when the screen is dropped, when the program panics, and through [`restore_cursor`] before a
+//! sudden exit.
 //!
-//! Left out: what a terminal does that neither reflows nor clips lines when it becomes narrower; there
-//! the frame of before the change may stay above.
+//! Not supported: terminals that neither reflow nor clip lines when they become narrower. There,
+//! the previous frame may stay visible above.
 
 use std::{
     fmt::Write as _,
@@ -27,18 +28,18 @@ const CLEAR_BELOW: &str = "\x1b[J";
 
 static CURSOR_HIDDEN: AtomicBool = AtomicBool::new(false);
 
-/// Shows the cursor again where a screen had hidden it. Also ends a synchronized update that was cut off.
+/// Shows the cursor again if a screen had hidden it. Also ends an interrupted synchronized update.
 pub(crate) fn restore_cursor() {
     if CURSOR_HIDDEN.swap(false, Ordering::SeqCst) {
         let mut out = io::stdout();
-        // Nothing is left to do where even this fails.
+        // If even this fails, nothing else can help.
         let _ = out
             .write_all(format!("{END}{SHOW_CURSOR}").as_bytes())
             .and_then(|()| out.flush());
     }
 }
 
-/// Whether a frame stands on the screen now.
+/// Returns `true` while a frame is on the screen.
 pub(crate) fn frame_is_shown() -> bool {
     CURSOR_HIDDEN.load(Ordering::SeqCst)
 }
@@ -54,17 +55,17 @@ fn restore_cursor_on_panic() {
     });
 }
 
-/// A terminal with a frame at its end.
+/// Terminal with a frame below its log.
 #[derive(Debug)]
 pub(crate) struct Screen<W: Write> {
     out: W,
-    /// The lines of the frame as they stand.
+    /// Lines of the current frame.
     drawn: Vec<String>,
     hidden: bool,
 }
 
 impl<W: Write> Screen<W> {
-    /// A screen that draws on `out`.
+    /// Creates a screen that draws on `out`.
     pub(crate) fn new(out: W) -> Self {
         restore_cursor_on_panic();
         Self {
@@ -74,8 +75,8 @@ impl<W: Write> Screen<W> {
         }
     }
 
-    /// Puts `above` (whole lines) where it stays, and `frame` below it in place of the one before.
-    /// `size` is the terminal's size now.
+    /// Prints the lines of `above` permanently, and draws `frame` below in place of the previous
+    /// frame. `size` is the terminal's current size.
     pub(crate) fn draw(&mut self, above: &str, frame: &[String], size: Size) -> io::Result<()> {
         if above.is_empty() && frame == self.drawn {
             return Ok(());
@@ -86,13 +87,13 @@ impl<W: Write> Screen<W> {
             self.hidden = true;
             CURSOR_HIDDEN.store(true, Ordering::SeqCst);
         }
-        let up = self.rows(size);
+        let up = self.frame_rows(size);
         if up > 0 {
             let _ = write!(drawing, "\x1b[{up}A");
         }
         drawing.push('\r');
         for line in above.lines().chain(frame.iter().map(String::as_str)) {
-            let line = text::terminal(line);
+            let line = text::sanitize(line);
             let _ = write!(drawing, "{line}{CLEAR_LINE}\r\n");
         }
         drawing.push_str(CLEAR_BELOW);
@@ -107,11 +108,16 @@ impl<W: Write> Screen<W> {
         self.out.flush()
     }
 
-    /// Rows that the frame takes now: a terminal that became narrower has wrapped its lines.
-    fn rows(&self, size: Size) -> usize {
+    /// Returns the rows of the current frame. A terminal that became narrower has wrapped its
+    /// lines.
+    fn frame_rows(&self, size: Size) -> usize {
         self.drawn
             .iter()
-            .map(|line| text::width(line).div_ceil(size.columns.max(1)).max(1))
+            .map(|line| {
+                text::display_width(line)
+                    .div_ceil(size.columns.max(1))
+                    .max(1)
+            })
             .sum()
     }
 }
@@ -141,8 +147,8 @@ mod tests {
         text.iter().map(|&t| t.to_owned()).collect()
     }
 
-    /// What a terminal shows after `draws`, and whether its cursor is hidden.
-    fn shown(draws: &[(&str, &[&str])]) -> (String, bool) {
+    /// Returns the text on a terminal after `draws`, and whether its cursor is hidden.
+    fn draw_all(draws: &[(&str, &[&str])]) -> (String, bool) {
         let mut bytes = Vec::new();
         let mut screen = Screen::new(&mut bytes);
         for (above, frame) in draws {
@@ -158,8 +164,8 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_replaces_the_one_before_and_lines_above_stay() {
-        let (text, hidden) = shown(&[
+    fn frame_replaces_the_previous_one_and_lines_above_stay() {
+        let (text, hidden) = draw_all(&[
             ("", &["one", "two", "three"]),
             ("kept 1\n", &["long line one", "2"]),
             ("kept 2\n", &["x"]),
@@ -169,13 +175,13 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_frame_clears_and_shows_the_cursor() {
-        let (text, hidden) = shown(&[("", &["one", "two"]), ("done\n", &[])]);
+    fn empty_frame_clears_the_screen_and_shows_the_cursor() {
+        let (text, hidden) = draw_all(&[("", &["one", "two"]), ("done\n", &[])]);
         assert_eq!((text.as_str(), hidden), ("done", false));
     }
 
     #[test]
-    fn the_same_frame_writes_nothing() {
+    fn equal_frame_writes_nothing() {
         let mut bytes = Vec::new();
         let mut screen = Screen::new(&mut bytes);
         screen.draw("", &lines(&["one"]), SIZE).unwrap();
@@ -185,20 +191,20 @@ mod tests {
     }
 
     #[test]
-    fn more_lines_than_rows_scroll_away() {
-        let (text, _) = shown(&[("1\n2\n3\n4\n5\n6\n7\n", &["frame"]), ("8\n", &["frame"])]);
+    fn surplus_lines_scroll_away() {
+        let (text, _) = draw_all(&[("1\n2\n3\n4\n5\n6\n7\n", &["frame"]), ("8\n", &["frame"])]);
         assert_eq!(text, "5\n6\n7\n8\nframe");
     }
 
     #[test]
-    fn a_narrower_terminal_has_wrapped_the_frame() {
+    fn narrower_terminal_wraps_the_frame() {
         let mut bytes = Vec::new();
         let mut screen = Screen::new(&mut bytes);
         screen
             .draw("", &lines(&["0123456789", "ab"]), SIZE)
             .unwrap();
         assert_eq!(
-            screen.rows(Size {
+            screen.frame_rows(Size {
                 columns: 4,
                 rows: 6
             }),

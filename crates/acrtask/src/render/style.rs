@@ -1,24 +1,24 @@
-//! Colours, or none.
+//! Colors of the output.
 
 use acrtask_model::StepState;
 use console::Style as Paint;
 
 use crate::args::ColorWhen;
 
-/// Whether and how to colour.
+/// Color settings of an output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Style {
-    on: bool,
+    colored: bool,
 }
 
 impl Style {
-    /// No colours.
-    pub(crate) const PLAIN: Self = Self { on: false };
-    /// Colours.
-    pub(crate) const COLORED: Self = Self { on: true };
+    /// Style without colors.
+    pub(crate) const PLAIN: Self = Self { colored: false };
+    /// Style with colors.
+    pub(crate) const COLORED: Self = Self { colored: true };
 
-    /// What `--color` means for an output that is a terminal or is none. `NO_COLOR` counts for `auto`
-    /// (https://no-color.org), and so does `TERM=dumb`.
+    /// Combines `--color` with the kind of the output. `auto` respects `NO_COLOR`
+    /// (https://no-color.org) and `TERM=dumb`.
     pub(crate) fn new(when: ColorWhen, terminal: bool) -> Self {
         let set = |name| std::env::var_os(name).is_some_and(|v| !v.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|t| t == "dumb");
@@ -29,45 +29,45 @@ impl Style {
         }
     }
 
-    /// True where colours are on.
+    /// Returns `true` if colors are enabled.
     pub(crate) fn is_colored(self) -> bool {
-        self.on
+        self.colored
     }
 
     fn paint(self, style: &Paint, text: &str) -> String {
-        if self.on {
+        if self.colored {
             style.clone().force_styling(true).apply_to(text).to_string()
         } else {
             text.to_owned()
         }
     }
 
-    /// Names and headings.
+    /// Styles names and headings.
     pub(crate) fn bold(self, text: &str) -> String {
         self.paint(&Paint::new().bold(), text)
     }
 
-    /// What matters less.
+    /// Styles secondary text.
     pub(crate) fn dim(self, text: &str) -> String {
         self.paint(&Paint::new().dim(), text)
     }
 
-    /// Success.
+    /// Styles a success.
     pub(crate) fn good(self, text: &str) -> String {
         self.paint(&Paint::new().green(), text)
     }
 
-    /// Failure.
+    /// Styles a failure.
     pub(crate) fn bad(self, text: &str) -> String {
         self.paint(&Paint::new().red().bold(), text)
     }
 
-    /// Something to look at.
+    /// Styles a warning.
     pub(crate) fn warn(self, text: &str) -> String {
         self.paint(&Paint::new().yellow(), text)
     }
 
-    /// `text` in the colour of `state`.
+    /// Styles `text` in the color of `state`.
     pub(crate) fn state(self, state: &StepState, text: &str) -> String {
         match state {
             StepState::Succeeded => self.good(text),
@@ -78,7 +78,7 @@ impl Style {
         }
     }
 
-    /// `text` in the colour of the step at `position`, so that parallel steps can be told apart.
+    /// Styles `text` in the color of the step at `position`, to distinguish parallel steps.
     pub(crate) fn step(self, position: usize, text: &str) -> String {
         let paint = Paint::new();
         let paint = match position % 5 {

@@ -1,5 +1,5 @@
-//! What stands at the end of a run: the failed steps with their last lines, each step with its state,
-//! each image and each base with its digest. Pure.
+//! Summary of a run: failed steps with their last lines, each step with its state, and images and
+//! bases with digests. Pure.
 
 use std::fmt::Write as _;
 
@@ -9,32 +9,32 @@ use acrtask_model::{
 };
 
 use super::{
-    plain::{reason, word},
+    plain::{state_name, state_reason},
     style::Style,
-    table::titled as table,
+    table::write_section,
     text,
     view::{RunView, StepView},
 };
 
-/// The summary of a run that is over (or of one whose end was never told), each line with its line end.
-pub(crate) fn summary(view: &RunView, style: Style) -> String {
+/// Renders the summary of a finished run, or of a run whose log ended early.
+pub(crate) fn render_summary(view: &RunView, style: Style) -> String {
     let mut out = String::new();
-    failures(view, style, &mut out);
-    steps(view, style, &mut out);
-    images(view, style, &mut out);
-    bases(view, style, &mut out);
+    write_failures(view, style, &mut out);
+    write_steps(view, style, &mut out);
+    write_images(view, style, &mut out);
+    write_bases(view, style, &mut out);
     if let Some(finished) = &view.finished {
-        if !finished.left.is_empty() {
-            let _ = writeln!(out, "\n{}", style.bold("Left behind"));
-            for left in &finished.left {
-                let _ = writeln!(out, "  {}", text::plain(left));
+        if !finished.remaining.is_empty() {
+            let _ = writeln!(out, "\n{}", style.bold("Not removed"));
+            for resource in &finished.remaining {
+                let _ = writeln!(out, "  {}", text::plain_line(resource));
             }
         }
         if finished.outcome.state == RunState::Succeeded {
             let run = view.run.as_ref().map_or("", |r| r.as_str());
             let what = style.good(&format!(
                 "run {run} succeeded in {}",
-                text::duration(finished.elapsed_ms)
+                text::format_duration(finished.elapsed_ms)
             ));
             let _ = writeln!(out, "\n{what}");
         }
@@ -42,14 +42,14 @@ pub(crate) fn summary(view: &RunView, style: Style) -> String {
     out
 }
 
-/// Why a run did not succeed, in one line; nothing for one that did.
-pub(crate) fn verdict(view: &RunView) -> Option<String> {
+/// Returns why a run did not succeed, in one line; `None` if it succeeded.
+pub(crate) fn failure_message(view: &RunView) -> Option<String> {
     let finished = view.finished.as_ref()?;
     let run = view.run.as_ref().map_or("", |r| r.as_str());
     let verb = match finished.outcome.state {
         RunState::Succeeded => return None,
         RunState::TimedOut => "timed out",
-        RunState::Canceled => "was stopped",
+        RunState::Canceled => "was canceled",
         RunState::Queued
         | RunState::Leased
         | RunState::Running
@@ -60,82 +60,89 @@ pub(crate) fn verdict(view: &RunView) -> Option<String> {
         .outcome
         .reason
         .as_ref()
-        .map(|r| format!(": {}", text::plain(r)))
+        .map(|r| format!(": {}", text::plain_line(r)))
         .unwrap_or_default();
     Some(format!(
         "run {run} {verb} after {}{why}",
-        text::duration(finished.elapsed_ms)
+        text::format_duration(finished.elapsed_ms)
     ))
 }
 
-fn failures(view: &RunView, style: Style, out: &mut String) {
+fn write_failures(view: &RunView, style: Style, out: &mut String) {
     for step in &view.steps {
         if step.log_tail.is_empty() && step.excerpt.is_none() {
             continue;
         }
-        let why = reason(&step.state)
+        let why = state_reason(&step.state)
             .map(|r| format!(": {r}"))
             .unwrap_or_default();
-        let head = format!("step {} {}{why}", step.summary.id, word(&step.state));
+        let head = format!("step {} {}{why}", step.summary.id, state_name(&step.state));
         let _ = writeln!(out, "\n{}", style.state(&step.state, &head));
         if let Some(excerpt) = &step.excerpt {
             for line in excerpt.lines() {
-                let _ = writeln!(out, "  {}", text::plain(line));
+                let _ = writeln!(out, "  {}", text::plain_line(line));
             }
         }
-        // A step that came to nothing printed its reason alone, which has just been told.
-        let told = reason(&step.state).map(|reason| format!("acrtask: {reason}"));
-        let news = told.is_none_or(|told| step.log_tail != [told]);
-        if news && !step.log_tail.is_empty() {
-            let _ = writeln!(out, "{}", style.dim("  its last lines:"));
+        // The output of a step that could not start is only its reason, which is already shown.
+        let shown = state_reason(&step.state).map(|reason| format!("acrtask: {reason}"));
+        let has_more = shown.is_none_or(|shown| step.log_tail != [shown]);
+        if has_more && !step.log_tail.is_empty() {
+            let _ = writeln!(out, "{}", style.dim("  last lines:"));
             for line in &step.log_tail {
-                let _ = writeln!(out, "  {} {}", style.dim("|"), text::printed(line, false));
+                let _ = writeln!(
+                    out,
+                    "  {} {}",
+                    style.dim("|"),
+                    text::printed_line(line, false)
+                );
             }
         }
     }
 }
 
-fn steps(view: &RunView, style: Style, out: &mut String) {
+fn write_steps(view: &RunView, style: Style, out: &mut String) {
     if view.steps.is_empty() {
         return;
     }
     let rows = view.steps.iter().map(|step| {
         vec![
             step.summary.id.to_string(),
-            style.state(&step.state, &word(&step.state)),
+            style.state(&step.state, &state_name(&step.state)),
             match &step.state {
                 StepState::Skipped { .. } | StepState::Pending => "-".to_owned(),
-                _ => step.elapsed_ms.map_or("-".to_owned(), text::duration),
+                _ => step
+                    .elapsed_ms
+                    .map_or("-".to_owned(), text::format_duration),
             },
-            why(step),
+            step_note(step),
         ]
     });
-    table("Steps", rows.collect(), style, out);
+    write_section("Steps", rows.collect(), style, out);
 }
 
-fn why(step: &StepView) -> String {
+fn step_note(step: &StepView) -> String {
     let attempts = if step.attempt > 1 {
         format!("{} attempts", step.attempt)
     } else {
         String::new()
     };
-    match (reason(&step.state), attempts.is_empty()) {
+    match (state_reason(&step.state), attempts.is_empty()) {
         (Some(reason), true) => reason,
         (Some(reason), false) => format!("{reason}; {attempts}"),
         (None, _) => attempts,
     }
 }
 
-// A digest stands on a line of its own: beside a name it would not fit on a usual terminal.
+// A digest gets its own line, because it does not fit beside a name on most terminals.
 
-fn images(view: &RunView, style: Style, out: &mut String) {
+fn write_images(view: &RunView, style: Style, out: &mut String) {
     if view.images.is_empty() {
         return;
     }
     let _ = writeln!(out, "\n{}", style.bold("Images"));
     for image in &view.images {
-        let state = if image.held {
-            style.good("held (no tag yet)")
+        let state = if image.staged {
+            style.good("staged (no tag yet)")
         } else if image.pushed {
             style.good("pushed")
         } else {
@@ -149,7 +156,7 @@ fn images(view: &RunView, style: Style, out: &mut String) {
     }
 }
 
-fn bases(view: &RunView, style: Style, out: &mut String) {
+fn write_bases(view: &RunView, style: Style, out: &mut String) {
     if view.bases.is_empty() {
         return;
     }
@@ -160,7 +167,7 @@ fn bases(view: &RunView, style: Style, out: &mut String) {
             BaseRole::Runtime => "runtime base of",
             BaseRole::BuildTime => "build-time base of",
             BaseRole::Frontend => "Dockerfile frontend of",
-            BaseRole::Ran => "run by",
+            BaseRole::Cmd => "run by",
         };
         let evidence = match base.evidence {
             Evidence::Provenance => "by provenance",

@@ -1,5 +1,5 @@
-//! Recorded runs in, what is shown out. `testdata/NAME.jsonl` holds the events; the snapshots beside
-//! this file hold the plain log with its summary, and the frames that a terminal shows on the way.
+//! Snapshot tests with recorded runs. `testdata/NAME.jsonl` contains the events; the snapshots
+//! beside this file contain the plain log with its summary, and the frames on a terminal.
 
 use std::fmt::Write as _;
 
@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{
     Form, Output, Renderer,
-    frame::{Size, frame},
+    frame::{Size, render_frame},
     style::Style,
     summary,
     view::RunView,
@@ -29,23 +29,23 @@ fn events(name: &str) -> Vec<Event> {
         .collect()
 }
 
-fn rendered(name: &str, form: Form) -> String {
+fn render(name: &str, form: Form) -> String {
     let mut bytes = Vec::new();
     let mut renderer = Renderer::new(form, Output::new(&mut bytes));
     for event in events(name) {
         let time = event.time;
-        renderer.take(&event.into());
+        renderer.accept(&event.into());
         renderer.draw(false, time);
     }
     let view = renderer.finish();
     let mut text = String::from_utf8(bytes).unwrap();
-    if let Some(verdict) = summary::verdict(&view) {
+    if let Some(verdict) = summary::failure_message(&view) {
         let _ = write!(text, "\n-- standard error --\n{verdict}\n");
     }
     text
 }
 
-/// The frame after each second of a run.
+/// Returns the frame after each second of a run.
 fn frames(name: &str, size: Size) -> String {
     let events = events(name);
     let start = events[0].time;
@@ -59,14 +59,14 @@ fn frames(name: &str, size: Size) -> String {
             view.apply(event);
         }
         let _ = writeln!(text, "--- after {}s", now.duration_since(start).as_secs());
-        let lines = frame(&view, false, now, size, Style::PLAIN);
+        let lines = render_frame(&view, false, now, size, Style::PLAIN);
         assert!(
             lines.len() < size.rows,
             "the frame is higher than the screen"
         );
         for line in lines {
             assert!(
-                super::text::width(&line) < size.columns,
+                super::text::display_width(&line) < size.columns,
                 "too wide: {line:?}"
             );
             let _ = writeln!(text, "{}", line.trim_end());
@@ -77,42 +77,42 @@ fn frames(name: &str, size: Size) -> String {
 }
 
 #[test]
-fn a_run_that_succeeds_as_plain_lines() {
-    insta::assert_snapshot!(rendered("succeeded", Form::Plain(Style::PLAIN)));
+fn successful_run_as_plain_lines() {
+    insta::assert_snapshot!(render("succeeded", Form::Plain(Style::PLAIN)));
 }
 
 #[test]
-fn a_run_that_holds_its_images_back() {
+fn staged_images_are_marked_in_the_summary() {
     let mut view = RunView::default();
     for mut event in events("succeeded") {
-        if let EventKind::ImagePushed { held, .. } = &mut event.kind {
-            *held = true;
+        if let EventKind::ImagePushed { tag_deferred, .. } = &mut event.kind {
+            *tag_deferred = true;
         }
         view.apply(&event);
     }
-    let text = summary::summary(&view, Style::PLAIN);
+    let text = summary::render_summary(&view, Style::PLAIN);
     let (_, images) = text.split_once("Images\n").unwrap();
     let first = images.lines().next().unwrap();
-    assert!(first.ends_with("  held (no tag yet)"), "{text}");
+    assert!(first.ends_with("  staged (no tag yet)"), "{text}");
 }
 
 #[test]
-fn a_run_that_fails_as_plain_lines() {
-    insta::assert_snapshot!(rendered("failed", Form::Plain(Style::PLAIN)));
+fn failed_run_as_plain_lines() {
+    insta::assert_snapshot!(render("failed", Form::Plain(Style::PLAIN)));
 }
 
 #[test]
-fn a_build_that_fails_as_plain_lines() {
-    insta::assert_snapshot!(rendered("build_failed", Form::Plain(Style::PLAIN)));
+fn failed_build_as_plain_lines() {
+    insta::assert_snapshot!(render("build_failed", Form::Plain(Style::PLAIN)));
 }
 
 #[test]
-fn a_run_that_was_interrupted_as_plain_lines() {
-    insta::assert_snapshot!(rendered("interrupted", Form::Plain(Style::PLAIN)));
+fn interrupted_run_as_plain_lines() {
+    insta::assert_snapshot!(render("interrupted", Form::Plain(Style::PLAIN)));
 }
 
 #[test]
-fn the_frames_of_a_run() {
+fn frames_of_a_run() {
     insta::assert_snapshot!(frames(
         "succeeded",
         Size {
@@ -123,7 +123,7 @@ fn the_frames_of_a_run() {
 }
 
 #[test]
-fn the_frames_of_a_run_on_a_small_screen() {
+fn frames_of_a_run_on_a_small_screen() {
     insta::assert_snapshot!(frames(
         "succeeded",
         Size {
@@ -133,9 +133,9 @@ fn the_frames_of_a_run_on_a_small_screen() {
     ));
 }
 
-/// Long steps, many of them, and a run that is being stopped: what is cut and what is counted.
+/// Long and numerous steps are truncated and counted while the run is being stopped.
 #[test]
-fn the_frame_of_a_run_that_is_being_stopped() {
+fn frame_of_a_stopping_run() {
     let mut view = RunView::default();
     for event in events("succeeded")
         .iter()
@@ -147,7 +147,7 @@ fn the_frame_of_a_run_that_is_being_stopped() {
         columns: 60,
         rows: 12,
     };
-    insta::assert_snapshot!(frame(&view, true, stop(), size, Style::PLAIN).join("\n"));
+    insta::assert_snapshot!(render_frame(&view, true, stop(), size, Style::PLAIN).join("\n"));
 }
 
 fn stop() -> Timestamp {
@@ -155,9 +155,9 @@ fn stop() -> Timestamp {
 }
 
 #[test]
-fn json_is_the_events_as_they_came() {
+fn json_output_equals_the_events() {
     for name in ["succeeded", "failed", "build_failed", "interrupted"] {
-        let again: Vec<Event> = rendered(name, Form::Json)
+        let again: Vec<Event> = render(name, Form::Json)
             .lines()
             .take_while(|l| !l.is_empty())
             .map(|l| serde_json::from_str(l).unwrap())
@@ -166,23 +166,23 @@ fn json_is_the_events_as_they_came() {
     }
 }
 
-/// What stays on a terminal when the run is over: containers' output, ends of failed steps, the summary.
+/// The output of containers, failed steps and the summary stay on a terminal after the run.
 #[test]
-fn a_terminal_after_a_run() {
+fn terminal_content_after_a_run() {
     for name in ["succeeded", "build_failed"] {
-        let bytes = rendered(name, Form::Live(Style::PLAIN));
+        let bytes = render(name, Form::Live(Style::PLAIN));
         let mut terminal = vt100::Parser::new(60, 80, 0);
         terminal.process(bytes.as_bytes());
         assert!(!terminal.screen().hide_cursor());
         insta::assert_snapshot!(
-            format!("a_terminal_after_{name}"),
+            format!("terminal_after_{name}"),
             terminal.screen().contents()
         );
     }
 }
 
 #[test]
-fn a_reader_that_went_away_is_no_error() {
+fn closed_output_does_not_stop_the_renderer() {
     struct Closed;
     impl std::io::Write for Closed {
         fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
@@ -199,7 +199,7 @@ fn a_reader_that_went_away_is_no_error() {
     ] {
         let mut renderer = Renderer::new(form, Output::new(Closed));
         for event in events("succeeded") {
-            renderer.take(&event.into());
+            renderer.accept(&event.into());
         }
         renderer.draw(false, Timestamp::UNIX_EPOCH);
         assert!(renderer.finish().finished.is_some());
@@ -207,7 +207,7 @@ fn a_reader_that_went_away_is_no_error() {
 }
 
 proptest::proptest! {
-    /// Whatever the names and the size, the frame fits.
+    /// The frame fits the screen for any names and any size.
     #[test]
     fn frames_fit(columns in 20usize..200, rows in 2usize..40, steps in 0usize..60, running in 0usize..60, name in "\\PC{1,80}") {
         use acrtask_model::{EventKind, RunId, StepId, events::StepSummary};
@@ -219,17 +219,17 @@ proptest::proptest! {
         for n in 0..running.min(steps) {
             view.apply(&event(EventKind::StepStarted { step: id(n), attempt: 1 }));
         }
-        let lines = frame(&view, false, Timestamp::UNIX_EPOCH, Size { columns, rows }, Style::COLORED);
+        let lines = render_frame(&view, false, Timestamp::UNIX_EPOCH, Size { columns, rows }, Style::COLORED);
         proptest::prop_assert!(lines.len() < rows.max(2));
         for line in lines {
-            proptest::prop_assert!(super::text::width(&line) < columns, "{line:?}");
+            proptest::prop_assert!(super::text::display_width(&line) < columns, "{line:?}");
         }
     }
 }
 
-/// A run that is followed from afar shows what it would have shown here.
+/// A run followed from another machine looks the same as a local run.
 #[test]
-fn events_that_went_over_a_network_are_shown_as_they_were() {
+fn serialized_events_render_the_same() {
     for name in ["succeeded", "failed", "build_failed", "interrupted"] {
         for form in [
             Form::Plain(Style::PLAIN),
@@ -241,46 +241,46 @@ fn events_that_went_over_a_network_are_shown_as_they_were() {
             for event in events(name) {
                 let time = event.time;
                 let line = serde_json::to_string(&event).unwrap();
-                let came: Event = serde_json::from_str(&line).unwrap();
-                renderer.take(&came.into());
+                let received: Event = serde_json::from_str(&line).unwrap();
+                renderer.accept(&received.into());
                 renderer.draw(false, time);
             }
             let view = renderer.finish();
             let mut text = String::from_utf8(bytes).unwrap();
-            if let Some(verdict) = summary::verdict(&view) {
+            if let Some(verdict) = summary::failure_message(&view) {
                 let _ = write!(text, "\n-- standard error --\n{verdict}\n");
             }
-            assert_eq!(text, rendered(name, form), "{name}");
+            assert_eq!(text, render(name, form), "{name}");
         }
     }
 }
 
-/// The runner was lost in the middle: the second attempt is shown as a run of its own.
+/// After the runner was lost, the second attempt looks like a run of its own.
 #[test]
-fn another_attempt_begins_anew() {
+fn new_attempt_restarts_the_log() {
     let first = events("succeeded");
     let mut bytes = Vec::new();
     let mut renderer = Renderer::new(Form::Plain(Style::PLAIN), Output::new(&mut bytes));
     for event in first.iter().take(first.len() / 2) {
-        renderer.take(&event.clone().into());
+        renderer.accept(&event.clone().into());
     }
-    renderer.take(&super::Feed::Again { attempt: 2 });
+    renderer.accept(&super::Feed::NewAttempt { attempt: 2 });
     renderer.draw(false, first[0].time);
     for event in first {
-        renderer.take(&event.into());
+        renderer.accept(&event.into());
     }
     renderer.finish();
     let text = String::from_utf8(bytes).unwrap();
-    let mark = "the runner was lost; attempt 2 begins anew\n";
+    let mark = "the runner was lost; attempt 2 starts\n";
     let (_, second) = text.split_once(mark).unwrap();
-    let alone = rendered("succeeded", Form::Plain(Style::PLAIN));
+    let alone = render("succeeded", Form::Plain(Style::PLAIN));
     assert_eq!(second, alone);
 }
 
 #[test]
-fn the_frame_of_a_run_that_waits() {
+fn frame_of_a_waiting_run() {
     let mut view = RunView::default();
-    view.wait(
+    view.set_waiting(
         &acrtask_model::RunId::new("r1").unwrap(),
         "2 runs come before it; no runner has the label disk=ssd",
     );
@@ -288,11 +288,11 @@ fn the_frame_of_a_run_that_waits() {
         columns: 80,
         rows: 24,
     };
-    let lines = frame(&view, false, Timestamp::UNIX_EPOCH, size, Style::PLAIN);
+    let lines = render_frame(&view, false, Timestamp::UNIX_EPOCH, size, Style::PLAIN);
     insta::assert_snapshot!(lines.join("\n"));
-    // Its first event says that it has begun.
+    // The first event ends the wait.
     for event in events("succeeded").iter().take(1) {
         view.apply(event);
     }
-    assert!(!view.waits);
+    assert!(!view.is_waiting);
 }

@@ -1,37 +1,37 @@
-//! Text for people: widths, times, sizes, and foreign texts made safe to show. Pure.
+//! Text for output: widths, durations and sizes, and sanitizing of untrusted text. Pure.
 
 use std::borrow::Cow;
 
 pub(crate) use acrtask_model::count;
 use acrtask_model::printable::is_printable;
 
-/// Columns that `text` takes on a terminal.
-pub(crate) fn width(text: &str) -> usize {
+/// Returns the columns that `text` takes on a terminal.
+pub(crate) fn display_width(text: &str) -> usize {
     console::measure_text_width(text)
 }
 
-/// `text` in at most `columns`, with a visible mark where it was cut.
-pub(crate) fn cut(text: &str, columns: usize) -> String {
+/// Truncates `text` to `columns`, with a visible mark.
+pub(crate) fn truncate(text: &str, columns: usize) -> String {
     console::truncate_str(text, columns, "…").into_owned()
 }
 
-/// `text` with blanks up to `columns`.
+/// Pads `text` with blanks to `columns`.
 pub(crate) fn pad(text: &str, columns: usize) -> String {
     console::pad_str(text, columns, console::Alignment::Left, None).into_owned()
 }
 
-/// Returns a text as one line that shows all of it. Removes escape sequences, and replaces each other character that
-/// could move the cursor, break the line or reorder it with a visible mark.
-pub(crate) fn plain(text: &str) -> Cow<'_, str> {
-    one_line(text, false)
+/// Returns a text as one line that shows all of it. Removes escape sequences. Replaces each other
+/// character that could move the cursor, break the line or reorder it with a visible mark.
+pub(crate) fn plain_line(text: &str) -> Cow<'_, str> {
+    sanitize_line(text, false)
 }
 
-/// Returns the same line with its colours, which end with it.
-pub(crate) fn colored(text: &str) -> Cow<'_, str> {
-    one_line(text, true)
+/// Returns the line of [`plain_line`] with its colors, which are reset at its end.
+pub(crate) fn colored_line(text: &str) -> Cow<'_, str> {
+    sanitize_line(text, true)
 }
 
-fn one_line(text: &str, colors: bool) -> Cow<'_, str> {
+fn sanitize_line(text: &str, colors: bool) -> Cow<'_, str> {
     if text.chars().all(is_printable) {
         return Cow::Borrowed(text);
     }
@@ -49,9 +49,9 @@ fn mark(c: char) -> char {
     }
 }
 
-/// Returns a line that a step printed, as a terminal would show it at the end: of a line that carriage returns have
-/// overwritten, the last state. Removes escape sequences but `colors`, and control characters.
-pub(crate) fn printed(line: &str, colors: bool) -> Cow<'_, str> {
+/// Returns a printed line as a terminal shows it in the end: after carriage returns, only the last
+/// state. Removes control characters, and escape sequences except for `colors`.
+pub(crate) fn printed_line(line: &str, colors: bool) -> Cow<'_, str> {
     if line.chars().all(is_printable) {
         return Cow::Borrowed(line);
     }
@@ -63,12 +63,12 @@ pub(crate) fn printed(line: &str, colors: bool) -> Cow<'_, str> {
     Cow::Owned(without_sequences(line, colors, |_| None))
 }
 
-/// Removes escape sequences but `colors`. Tabs become blanks, and other characters that are not printable what `replace`
-/// returns.
+/// Removes escape sequences except for `colors`. Replaces tabs with blanks, and each other
+/// unprintable character with the result of `replace`.
 fn without_sequences(text: &str, colors: bool, replace: impl Fn(char) -> Option<char>) -> String {
     let mut out = String::with_capacity(text.len());
     let mut colored = false;
-    for part in parts(text) {
+    for part in split_sequences(text) {
         match part {
             Part::Text(text) => {
                 for c in text.chars() {
@@ -92,16 +92,16 @@ fn without_sequences(text: &str, colors: bool, replace: impl Fn(char) -> Option<
     out
 }
 
-/// Removes from `text` everything that could do more to a terminal than show lines in colours: cursor
-/// movements, titles, links, the clipboard, overrides of the direction of writing. Every text of this
-/// program passes here last, whatever a server, a forge, a registry or a runner put into it.
-pub(crate) fn terminal(text: &str) -> Cow<'_, str> {
+/// Removes everything from `text` except for lines and colors: cursor movements, titles, links, the
+/// clipboard, and overrides of the writing direction. Every output of this program passes through
+/// this function last, regardless of its source.
+pub(crate) fn sanitize(text: &str) -> Cow<'_, str> {
     let harmless = |c: char| is_printable(c) || matches!(c, '\n' | '\t');
     if text.chars().all(harmless) {
         return Cow::Borrowed(text);
     }
     let mut out = String::with_capacity(text.len());
-    for part in parts(text) {
+    for part in split_sequences(text) {
         match part {
             Part::Text(text) => out.extend(text.chars().filter(|c| harmless(*c))),
             Part::Color(color) => out.push_str(color),
@@ -111,19 +111,19 @@ pub(crate) fn terminal(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// A piece of a text for a terminal.
+/// Piece of a text for a terminal.
 #[derive(Debug, PartialEq, Eq)]
 enum Part<'t> {
-    /// Characters, controls among them.
+    /// Characters, including control characters.
     Text(&'t str),
-    /// An escape sequence that selects colours and nothing else (SGR).
+    /// Escape sequence that only selects colors (SGR).
     Color(&'t str),
-    /// Another escape sequence.
+    /// Any other escape sequence.
     Other,
 }
 
-/// Splits `text` at its escape sequences, those with 8-bit introducers included (ECMA-48).
-fn parts(text: &str) -> impl Iterator<Item = Part<'_>> {
+/// Splits `text` at its escape sequences, including those with 8-bit introducers (ECMA-48).
+fn split_sequences(text: &str) -> impl Iterator<Item = Part<'_>> {
     let introduces = |c: char| {
         matches!(
             c,
@@ -141,11 +141,11 @@ fn parts(text: &str) -> impl Iterator<Item = Part<'_>> {
         let mut chars = rest.chars();
         let kind = match chars.next()? {
             '\x1b' => chars.next().unwrap_or('\x1b'),
-            // The 8-bit form of the character behind the escape.
+            // 8-bit form of the character after the escape.
             c => char::from_u32(u32::from(c) - 0x40).unwrap_or(c),
         };
         let body = chars.as_str();
-        let len = rest.len() - body.len() + length_of(kind, body);
+        let len = rest.len() - body.len() + sequence_length(kind, body);
         let (sequence, after) = rest.split_at(len);
         rest = after;
         let color = kind == '[' && sequence.ends_with('m') && sequence.starts_with("\x1b[");
@@ -157,9 +157,9 @@ fn parts(text: &str) -> impl Iterator<Item = Part<'_>> {
     })
 }
 
-/// The length of an escape sequence behind its introducer of this kind. Of one that does not end, only
-/// the introducer is removed.
-fn length_of(kind: char, body: &str) -> usize {
+/// Returns the length of an escape sequence behind its introducer. Of an unterminated sequence,
+/// only the introducer is removed.
+fn sequence_length(kind: char, body: &str) -> usize {
     match kind {
         // Parameters and one final byte.
         '[' => {
@@ -180,8 +180,8 @@ fn length_of(kind: char, body: &str) -> usize {
     }
 }
 
-/// Escapes in a JSON text what JSON itself would leave to act on a terminal.
-pub(crate) fn json(text: &str) -> Cow<'_, str> {
+/// Escapes the characters of a JSON text that could still affect a terminal.
+pub(crate) fn escape_json(text: &str) -> Cow<'_, str> {
     let harmless = |c: char| is_printable(c) || matches!(c, '\n' | '\t' | '\r');
     if text.chars().all(harmless) {
         return Cow::Borrowed(text);
@@ -199,9 +199,9 @@ pub(crate) fn json(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Milliseconds as `0.4s`, `12.3s`, `2m03s`, `1h02m`.
-pub(crate) fn duration(ms: u64) -> String {
-    // Tenths are cut, not rounded, so that 59.96 s is not `60.0s`.
+/// Formats milliseconds as `0.4s`, `12.3s`, `2m03s`, `1h02m`.
+pub(crate) fn format_duration(ms: u64) -> String {
+    // Truncates tenths, so that 59.96 s does not become `60.0s`.
     let seconds = ms / 1000;
     match seconds {
         0..60 => format!("{seconds}.{}s", ms % 1000 / 100),
@@ -210,8 +210,8 @@ pub(crate) fn duration(ms: u64) -> String {
     }
 }
 
-/// Bytes as `12 B`, `3.4 kB`, `1.2 GB`.
-pub(crate) fn bytes(n: i64) -> String {
+/// Formats bytes as `12 B`, `3.4 kB`, `1.2 GB`.
+pub(crate) fn format_bytes(n: i64) -> String {
     let n = n.max(0);
     if n < 1000 {
         return format!("{n} B");
@@ -233,7 +233,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_step_printed_cannot_move_the_cursor() {
+    fn printed_line_cannot_move_the_cursor() {
         for (line, shown) in [
             ("plain", "plain"),
             ("a\tb", "a    b"),
@@ -246,12 +246,12 @@ mod tests {
             ("\u{9b}31mred", "red"),
             ("", ""),
         ] {
-            assert_eq!(printed(line, false), shown, "{line:?}");
+            assert_eq!(printed_line(line, false), shown, "{line:?}");
         }
     }
 
     #[test]
-    fn one_line_hides_and_forges_nothing() {
+    fn plain_line_shows_every_character_safely() {
         for (text, shown) in [
             ("plain", "plain"),
             ("a\tb", "a    b"),
@@ -266,13 +266,13 @@ mod tests {
             ("\x1b[31mred\x1b[0m\x1b[2J", "red"),
             ("bell\x07\x08\x7f", "bell␇␈␡"),
         ] {
-            assert_eq!(plain(text), shown, "{text:?}");
+            assert_eq!(plain_line(text), shown, "{text:?}");
         }
-        // ESC and CSI begin a sequence with the characters behind them.
+        // ESC and CSI start a sequence with the following characters.
         let alone = |c: &char| !is_printable(*c) && !matches!(c, '\t' | '\x1b' | '\u{9b}');
         for c in ('\0'..='\u{ffff}').filter(alone) {
             let text = format!("a{c} b");
-            let line = plain(&text);
+            let line = plain_line(&text);
             assert!(
                 line.starts_with('a') && line.ends_with('b'),
                 "{c:?}: {line:?}"
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn terminal_text_keeps_lines_and_colours_only() {
+    fn sanitize_keeps_lines_and_colors_only() {
         for (text, shown) in [
             ("a\n\tb\n", "a\n\tb\n"),
             ("\x1b[1;31mred\x1b[0m", "\x1b[1;31mred\x1b[0m"),
@@ -295,7 +295,7 @@ mod tests {
             ("a\u{202e}b\u{2066}c\u{200b}d\x7f\x08", "abcd"),
             ("\x1bP+q544e\x1b\\x", "x"),
         ] {
-            let safe = terminal(text);
+            let safe = sanitize(text);
             assert_eq!(safe, shown, "{text:?}");
             let left = console::strip_ansi_codes(&safe).into_owned();
             assert!(
@@ -306,10 +306,10 @@ mod tests {
     }
 
     #[test]
-    fn json_on_a_terminal_is_the_same_json() {
+    fn escaped_json_has_the_same_value() {
         let value = serde_json::json!({"name": "a\u{9b}2J\u{202e}b\u{e0041}\x1b\x7f"});
         let text = value.to_string();
-        let safe = json(&text);
+        let safe = escape_json(&text);
         assert!(safe.chars().all(is_printable), "{safe:?}");
         assert_eq!(
             serde_json::from_str::<serde_json::Value>(&safe).unwrap(),
@@ -318,15 +318,15 @@ mod tests {
     }
 
     #[test]
-    fn colours_stay_where_they_are_wanted() {
-        assert_eq!(colored("\x1b[31mred"), "\x1b[31mred\x1b[0m");
-        assert_eq!(colored("\x1b[2Jx"), "x");
-        assert_eq!(printed("\x1b[31mred", true), "\x1b[31mred\x1b[0m");
-        assert_eq!(printed("\x1b[2Jx", true), "x");
+    fn colors_are_kept_if_requested() {
+        assert_eq!(colored_line("\x1b[31mred"), "\x1b[31mred\x1b[0m");
+        assert_eq!(colored_line("\x1b[2Jx"), "x");
+        assert_eq!(printed_line("\x1b[31mred", true), "\x1b[31mred\x1b[0m");
+        assert_eq!(printed_line("\x1b[2Jx", true), "x");
     }
 
     #[test]
-    fn times_and_sizes() {
+    fn durations_and_sizes_are_formatted() {
         for (ms, shown) in [
             (0, "0.0s"),
             (449, "0.4s"),
@@ -335,7 +335,7 @@ mod tests {
             (123_000, "2m03s"),
             (3_725_000, "1h02m"),
         ] {
-            assert_eq!(duration(ms), shown);
+            assert_eq!(format_duration(ms), shown);
         }
         for (n, shown) in [
             (0, "0 B"),
@@ -344,7 +344,7 @@ mod tests {
             (999_960, "1.0 MB"),
             (12_345_678, "12.3 MB"),
         ] {
-            assert_eq!(bytes(n), shown);
+            assert_eq!(format_bytes(n), shown);
         }
     }
 }

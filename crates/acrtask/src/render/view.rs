@@ -1,7 +1,7 @@
-//! The events of a run, folded into what stands on the screen and in the summary. Pure.
+//! State of a run for the live frame and the summary, folded from events. Pure.
 //!
-//! Invariants: bounded memory, however much a step prints; an event of a step that the first event
-//! did not name is accepted and makes one, so that a log that begins in the middle still reads.
+//! Invariants: memory is bounded, regardless of the output of a step. A step that the first event
+//! did not list is added when its first event arrives, so that a partial log is readable.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -13,157 +13,157 @@ use jiff::Timestamp;
 
 use super::text;
 
-/// Last lines kept of each step and of each vertex.
+/// Maximum number of last lines kept for each step and each vertex.
 const TAIL_LINES: usize = 10;
-/// Characters kept of each of those.
+/// Maximum width of each of these lines in columns.
 const TAIL_WIDTH: usize = 400;
 
-/// A run so far.
+/// Current state of a run.
 #[derive(Debug, Default)]
 pub(crate) struct RunView {
-    /// Its id, once an event said it.
+    /// Run id; `None` before the first event.
     pub(crate) run: Option<RunId>,
-    /// When it began.
+    /// Time of the first event.
     pub(crate) started: Option<Timestamp>,
-    /// The engine, with its version.
+    /// Name and version of the engine.
     pub(crate) engine: String,
-    /// The builder, with its version.
+    /// Name and version of the builder.
     pub(crate) builder: String,
-    /// What is being prepared or cleaned up just now; of a run that waits, why it does.
+    /// Current preparation or cleanup; for a waiting run, the reason.
     pub(crate) progress: Option<String>,
-    /// It waits for a runner.
-    pub(crate) waits: bool,
-    /// The steps, in file order.
+    /// Set while the run waits for a runner.
+    pub(crate) is_waiting: bool,
+    /// Steps in file order.
     pub(crate) steps: Vec<StepView>,
-    /// Images, in the order in which they were made.
+    /// Images in the order of their creation.
     pub(crate) images: Vec<ImageView>,
-    /// Bases, each once.
+    /// Bases, without duplicates.
     pub(crate) bases: Vec<BaseView>,
-    /// How it ended.
+    /// Outcome of the run; `None` until it is finished.
     pub(crate) finished: Option<Finished>,
     by_id: HashMap<StepId, usize>,
 }
 
-/// The end of a run.
+/// Outcome of a run.
 #[derive(Debug)]
 pub(crate) struct Finished {
-    /// Its state and reason.
+    /// State and reason.
     pub(crate) outcome: Outcome,
-    /// Milliseconds.
+    /// Duration in milliseconds.
     pub(crate) elapsed_ms: u64,
-    /// What was not removed.
-    pub(crate) left: Vec<String>,
+    /// Resources that could not be removed.
+    pub(crate) remaining: Vec<String>,
 }
 
-/// A step so far.
+/// Current state of a step.
 #[derive(Debug)]
 pub(crate) struct StepView {
-    /// As the run's first event lists it.
+    /// Description from the run's first event.
     pub(crate) summary: StepSummary,
-    /// Where it stands.
+    /// State of the step.
     pub(crate) state: StepState,
-    /// The attempt that runs, from 1; 0 before the first.
+    /// Current attempt, counted from 1; 0 before the first.
     pub(crate) attempt: u32,
-    /// When the first attempt began.
+    /// Start of the first attempt.
     pub(crate) started: Option<Timestamp>,
-    /// Milliseconds, once it is over.
+    /// Duration in milliseconds; `None` until the step is finished.
     pub(crate) elapsed_ms: Option<u64>,
-    /// While it waits for its next attempt: why.
+    /// Reason for the next attempt while the step waits for it.
     pub(crate) retrying: Option<String>,
-    /// A build's vertices, in the order in which they came.
+    /// Vertices of a build in the order of their arrival.
     pub(crate) vertices: Vec<VertexView>,
-    /// Its last lines.
+    /// Last lines of output.
     pub(crate) tail: VecDeque<String>,
-    /// What it ended with, for a failed one.
+    /// Last lines of a failed step, from its final event.
     pub(crate) log_tail: Vec<String>,
-    /// The failing lines of the Dockerfile.
+    /// Failing lines of the Dockerfile.
     pub(crate) excerpt: Option<String>,
     by_vertex: HashMap<String, usize>,
-    /// Vertices that began.
-    begun: usize,
+    /// Number of vertices that have started.
+    started_vertices: usize,
 }
 
-/// A vertex so far.
+/// Current state of a vertex.
 #[derive(Debug)]
 pub(crate) struct VertexView {
-    /// From 1, in the order in which they began: `#5`; 0 before that.
+    /// Number in starting order, counted from 1 (`#5`); 0 before the start.
     pub(crate) number: usize,
-    /// As BuildKit last told it.
+    /// Latest state from BuildKit.
     pub(crate) vertex: Vertex,
-    /// Its last lines.
+    /// Last lines of output.
     pub(crate) tail: VecDeque<String>,
-    /// What it moves: id, bytes so far, bytes in all (0 where unknown), whether that is done.
+    /// Data transfers of the vertex.
     pub(crate) transfers: Vec<TransferView>,
 }
 
-/// Bytes on their way.
+/// Data transfer.
 #[derive(Debug)]
 pub(crate) struct TransferView {
-    /// What is moved.
+    /// Identifier of the data.
     pub(crate) id: String,
-    /// Bytes so far.
+    /// Bytes transferred.
     pub(crate) current: i64,
-    /// Bytes in all, or 0.
+    /// Total bytes; 0 if unknown.
     pub(crate) total: i64,
-    /// Over.
+    /// Set when the transfer is complete.
     pub(crate) done: bool,
 }
 
-/// An image that was built, and perhaps pushed.
+/// Image that was built, and possibly pushed.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct ImageView {
-    /// Its full name.
+    /// Full name.
     pub(crate) name: String,
-    /// Its digest: of the registry's manifest once it is pushed.
+    /// Digest; after a push, that of the manifest in the registry.
     pub(crate) digest: Digest,
-    /// Whether a registry has it.
+    /// Set if the image is in a registry.
     pub(crate) pushed: bool,
-    /// Whether it is there by its digest alone.
-    pub(crate) held: bool,
-    /// Platform and digest of each manifest, where it is an index.
+    /// Set if the image is staged: pushed by digest only.
+    pub(crate) staged: bool,
+    /// Platform and digest of each manifest of an index.
     pub(crate) platforms: Vec<(String, Digest)>,
-    /// The step that made it.
+    /// Step that created the image.
     pub(crate) step: StepId,
 }
 
-/// A base that was used.
+/// Base image that a step used.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct BaseView {
-    /// Its name, as it was asked for.
+    /// Name as requested.
     pub(crate) name: String,
-    /// What it was.
+    /// Resolved digest.
     pub(crate) digest: Digest,
-    /// What for.
+    /// Role of the base.
     pub(crate) role: BaseRole,
-    /// How that is known.
+    /// Source of the digest.
     pub(crate) evidence: Evidence,
-    /// The steps that used it.
+    /// Steps that used it.
     pub(crate) steps: Vec<StepId>,
 }
 
 impl RunView {
-    /// The longest step id, in columns; at most `most`.
+    /// Returns the width of the longest step id, at most `most` columns.
     pub(crate) fn id_width(&self, most: usize) -> usize {
         self.steps
             .iter()
-            .map(|s| text::width(s.summary.id.as_str()))
+            .map(|s| text::display_width(s.summary.id.as_str()))
             .max()
             .unwrap_or(0)
             .min(most)
     }
 
-    /// The step `id`.
+    /// Returns the step `id`.
     pub(crate) fn step(&self, id: &StepId) -> Option<&StepView> {
         self.by_id.get(id).map(|&at| &self.steps[at])
     }
 
-    /// Takes in what happened.
+    /// Applies an event to the state.
     pub(crate) fn apply(&mut self, event: &Event) {
         if self.run.is_none() {
             self.run = Some(event.run.clone());
         }
-        // Something happens: it waits no longer.
-        if std::mem::take(&mut self.waits) {
+        // The first event ends the wait for a runner.
+        if std::mem::take(&mut self.is_waiting) {
             self.progress = None;
         }
         let time = event.time;
@@ -177,7 +177,7 @@ impl RunView {
                 self.engine.clone_from(engine);
                 self.builder.clone_from(builder);
                 for step in steps {
-                    let at = self.at(&step.id);
+                    let at = self.step_index(&step.id);
                     self.steps[at].summary = step.clone();
                 }
             }
@@ -191,7 +191,7 @@ impl RunView {
                 step.started.get_or_insert(time);
                 step.vertices.clear();
                 step.by_vertex.clear();
-                step.begun = 0;
+                step.started_vertices = 0;
                 step.tail.clear();
             }
             EventKind::Output {
@@ -200,14 +200,14 @@ impl RunView {
                 let step = self.step_mut(step);
                 let lines: Vec<String> = text
                     .lines()
-                    .map(|line| text::cut(&text::printed(line, false), TAIL_WIDTH))
+                    .map(|line| text::truncate(&text::printed_line(line, false), TAIL_WIDTH))
                     .collect();
                 if let Some(&at) = vertex.as_ref().and_then(|v| step.by_vertex.get(v)) {
-                    keep(&mut step.vertices[at].tail, &lines);
+                    push_tail(&mut step.vertices[at].tail, &lines);
                 }
-                keep(&mut step.tail, &lines);
+                push_tail(&mut step.tail, &lines);
             }
-            EventKind::Vertex { step, vertex } => self.step_mut(step).vertex(vertex),
+            EventKind::Vertex { step, vertex } => self.step_mut(step).apply_vertex(vertex),
             EventKind::Transfer {
                 step,
                 vertex,
@@ -226,7 +226,7 @@ impl RunView {
                         done: *done,
                     };
                     match transfers.iter_mut().find(|t| t.id == *id) {
-                        Some(known) => *known = now,
+                        Some(transfer) => *transfer = now,
                         None => transfers.push(now),
                     }
                 }
@@ -247,7 +247,7 @@ impl RunView {
                 step.log_tail.clone_from(log_tail);
                 step.excerpt.clone_from(excerpt);
                 step.retrying = None;
-                // Only a running step shows these.
+                // Only the display of a running step needs these.
                 step.vertices = Vec::new();
                 step.by_vertex = HashMap::new();
                 step.tail = VecDeque::new();
@@ -258,7 +258,8 @@ impl RunView {
                 digest,
             } => {
                 for name in names {
-                    self.image(name).get_or_insert_image(step, digest, &[]);
+                    self.image_entry(name)
+                        .get_or_insert_image(step, digest, &[]);
                 }
             }
             EventKind::ImagePushed {
@@ -266,19 +267,19 @@ impl RunView {
                 name,
                 digest,
                 platforms,
-                held,
+                tag_deferred,
             } => {
-                // The one of a single image is that image.
+                // For a single image, the manifest equals the pushed image.
                 let platforms: Vec<_> = platforms
                     .iter()
                     .filter(|(_, of_one)| *of_one != digest)
                     .map(|(p, d)| (p.clone(), d.clone()))
                     .collect();
                 let image = self
-                    .image(name)
+                    .image_entry(name)
                     .get_or_insert_image(step, digest, &platforms);
                 image.pushed = true;
-                image.held = *held;
+                image.staged = *tag_deferred;
                 image.digest = digest.clone();
                 image.platforms = platforms;
             }
@@ -290,9 +291,9 @@ impl RunView {
                 evidence,
                 ..
             } => {
-                let same =
+                let is_same =
                     |b: &&mut BaseView| b.name == *name && b.digest == *digest && b.role == *role;
-                match self.bases.iter_mut().find(same) {
+                match self.bases.iter_mut().find(is_same) {
                     Some(base) if base.steps.contains(step) => {}
                     Some(base) => base.steps.push(step.clone()),
                     None => self.bases.push(BaseView {
@@ -308,28 +309,28 @@ impl RunView {
             EventKind::RunFinished {
                 outcome,
                 elapsed_ms,
-                left,
+                remaining,
             } => {
                 self.progress = None;
                 self.finished = Some(Finished {
                     outcome: outcome.clone(),
                     elapsed_ms: *elapsed_ms,
-                    left: left.clone(),
+                    remaining: remaining.clone(),
                 });
             }
         }
     }
 
-    /// `run` has not begun: `why`.
-    pub(crate) fn wait(&mut self, run: &RunId, why: &str) {
+    /// Records why `run` has not started yet.
+    pub(crate) fn set_waiting(&mut self, run: &RunId, why: &str) {
         if self.started.is_none() {
             self.run = Some(run.clone());
-            self.waits = true;
+            self.is_waiting = true;
             self.progress = Some(why.to_owned());
         }
     }
 
-    fn image<'a>(&'a mut self, name: &'a str) -> ImageEntry<'a> {
+    fn image_entry<'a>(&'a mut self, name: &'a str) -> ImageEntry<'a> {
         ImageEntry {
             images: &mut self.images,
             name,
@@ -337,11 +338,11 @@ impl RunView {
     }
 
     fn step_mut(&mut self, id: &StepId) -> &mut StepView {
-        let at = self.at(id);
+        let at = self.step_index(id);
         &mut self.steps[at]
     }
 
-    fn at(&mut self, id: &StepId) -> usize {
+    fn step_index(&mut self, id: &StepId) -> usize {
         if let Some(&at) = self.by_id.get(id) {
             return at;
         }
@@ -363,13 +364,13 @@ impl RunView {
             log_tail: Vec::new(),
             excerpt: None,
             by_vertex: HashMap::new(),
-            begun: 0,
+            started_vertices: 0,
         });
         self.steps.len() - 1
     }
 }
 
-/// The place of an image in the list.
+/// Slot of an image in the list.
 struct ImageEntry<'a> {
     images: &'a mut Vec<ImageView>,
     name: &'a str,
@@ -391,7 +392,7 @@ impl<'a> ImageEntry<'a> {
                     name: self.name.to_owned(),
                     digest: digest.clone(),
                     pushed: false,
-                    held: false,
+                    staged: false,
                     platforms: platforms.to_vec(),
                     step: step.clone(),
                 });
@@ -404,18 +405,18 @@ impl<'a> ImageEntry<'a> {
 }
 
 impl StepView {
-    /// Milliseconds so far, or in all.
+    /// Returns the duration in milliseconds, so far or in total.
     pub(crate) fn elapsed_ms(&self, now: Timestamp) -> Option<u64> {
         self.elapsed_ms
-            .or_else(|| self.started.map(|started| millis(started, now)))
+            .or_else(|| self.started.map(|started| millis_between(started, now)))
     }
 
-    /// The vertex with this digest.
-    pub(crate) fn vertex_of(&self, digest: &str) -> Option<&VertexView> {
+    /// Returns the vertex with this digest.
+    pub(crate) fn find_vertex(&self, digest: &str) -> Option<&VertexView> {
         self.by_vertex.get(digest).map(|&at| &self.vertices[at])
     }
 
-    fn vertex(&mut self, vertex: &Vertex) {
+    fn apply_vertex(&mut self, vertex: &Vertex) {
         let at = *self
             .by_vertex
             .entry(vertex.vertex.clone())
@@ -428,36 +429,36 @@ impl StepView {
                 });
                 self.vertices.len() - 1
             });
-        let known = &mut self.vertices[at];
-        known.vertex = vertex.clone();
-        let begun = vertex.started.is_some() || vertex.completed.is_some();
-        if begun && known.number == 0 {
-            self.begun += 1;
-            known.number = self.begun;
+        let view = &mut self.vertices[at];
+        view.vertex = vertex.clone();
+        let has_started = vertex.started.is_some() || vertex.completed.is_some();
+        if has_started && view.number == 0 {
+            self.started_vertices += 1;
+            view.number = self.started_vertices;
         }
     }
 }
 
 impl VertexView {
-    /// Runs now.
+    /// Returns `true` while the vertex runs.
     pub(crate) fn is_running(&self) -> bool {
         self.vertex.started.is_some() && self.vertex.completed.is_none()
     }
 
-    /// Milliseconds so far, or in all.
+    /// Returns the duration in milliseconds, so far or in total.
     pub(crate) fn elapsed_ms(&self, now: Timestamp) -> u64 {
         self.vertex.started.map_or(0, |started| {
-            millis(started, self.vertex.completed.unwrap_or(now))
+            millis_between(started, self.vertex.completed.unwrap_or(now))
         })
     }
 }
 
-/// Milliseconds between two times; none where the clock went back.
-pub(crate) fn millis(from: Timestamp, to: Timestamp) -> u64 {
+/// Returns the milliseconds between two times; 0 if the clock went back.
+pub(crate) fn millis_between(from: Timestamp, to: Timestamp) -> u64 {
     u64::try_from(to.duration_since(from).as_millis()).unwrap_or(0)
 }
 
-fn keep(tail: &mut VecDeque<String>, lines: &[String]) {
+fn push_tail(tail: &mut VecDeque<String>, lines: &[String]) {
     for line in lines {
         if tail.len() == TAIL_LINES {
             tail.pop_front();

@@ -1,21 +1,22 @@
-//! Webhooks, deliveries and what starts runs of a task, as tables and texts. Pure: the time comes in.
+//! Webhooks, deliveries and the triggers of a task, as tables and texts. Pure: the time is a
+//! parameter.
 
 use acrtask_api::{
-    task::{BaseImageTriggerType, CommitEvent, CommitTrigger, Forks, MissedTicks, Triggers},
-    webhook::{Delivery, DeliveryWatch, Outcome, OutcomeKind, Refusal, Webhook},
+    task::{BaseImageTriggerType, CommitEvent, CommitTrigger, Forks, MissedFirings, Triggers},
+    webhook::{Decision, DecisionAction, Delivery, DeliveryWatch, Refusal, Webhook},
 };
 use jiff::Timestamp;
 
 use super::{
-    run::ago,
+    run::format_age,
     style::Style,
-    table::{facts, list, titled},
+    table::{key_values, render_list, write_section},
     text,
 };
-use crate::args::triggers::event_name;
+use crate::args::commit_trigger::event_name;
 
-/// A list of webhooks.
-pub(crate) fn webhooks(webhooks: &[Webhook], style: Style) -> String {
+/// Renders a list of webhooks.
+pub(crate) fn render_webhooks(webhooks: &[Webhook], style: Style) -> String {
     let rows = webhooks.iter().map(|webhook| {
         let definition = &webhook.definition;
         vec![
@@ -29,13 +30,13 @@ pub(crate) fn webhooks(webhooks: &[Webhook], style: Style) -> String {
                 definition.repositories.join(" ")
             },
             if definition.statuses.is_some() {
-                "told".into()
+                "reported".into()
             } else {
                 "-".into()
             },
         ]
     });
-    list(
+    render_list(
         &[
             "NAME",
             "SENDER",
@@ -45,29 +46,29 @@ pub(crate) fn webhooks(webhooks: &[Webhook], style: Style) -> String {
             "STATUSES",
         ],
         rows.collect(),
-        "there are no webhooks",
+        "no webhooks",
         style,
     )
 }
 
-/// One webhook.
-pub(crate) fn webhook(webhook: &Webhook, now: Timestamp, style: Style) -> String {
+/// Renders one webhook.
+pub(crate) fn render_webhook(webhook: &Webhook, now: Timestamp, style: Style) -> String {
     let definition = &webhook.definition;
     let statuses = match &definition.statuses {
-        None => "the sender is not told where runs stand".to_owned(),
+        None => "not reported".to_owned(),
         Some(statuses) => {
             let api = statuses.api.as_deref();
             let token = statuses.token.as_deref();
             format!(
-                "the sender is told where runs stand, at {}, with {}",
-                api.unwrap_or("its usual API"),
+                "reported to {}, with {}",
+                api.unwrap_or("the default API of the sender"),
                 token.map_or("the stored login for that host".into(), |name| format!(
                     "the secret {name}"
                 ))
             )
         }
     };
-    facts(
+    key_values(
         &[
             ("webhook", webhook.name.clone()),
             ("sender", definition.provider.clone()),
@@ -82,177 +83,187 @@ pub(crate) fn webhook(webhook: &Webhook, now: Timestamp, style: Style) -> String
                 },
             ),
             ("statuses", statuses),
-            ("made", ago(webhook.created_at, now)),
-            ("changed", ago(webhook.updated_at, now)),
+            ("created", format_age(webhook.created_at, now)),
+            ("changed", format_age(webhook.updated_at, now)),
         ],
         style,
     )
 }
 
-fn plain(text: &str) -> String {
-    text::plain(text).into_owned()
+fn plain_text(text: &str) -> String {
+    text::plain_line(text).into_owned()
 }
 
-/// What came of it for one task, in a few words.
-fn led_to(outcome: &Outcome, style: Style) -> String {
-    let run = outcome.run.as_ref().map(ToString::to_string);
+/// Returns the result of a decision for one task.
+fn decision_result(decision: &Decision, style: Style) -> String {
+    let run = decision.run.as_ref().map(ToString::to_string);
     let run = run.unwrap_or_default();
-    match outcome.what {
-        OutcomeKind::Run => style.good(&format!("run {run}")),
-        OutcomeKind::Joined => format!("joined run {run}"),
-        OutcomeKind::Suppressed => style.dim("nothing"),
+    match decision.action {
+        DecisionAction::RunStarted => style.good(&format!("run {run}")),
+        DecisionAction::ExistingRun => format!("joined run {run}"),
+        DecisionAction::Ignored => style.dim("nothing"),
     }
 }
 
 /// Returns the cascade of a watched base image, or `a check`.
-fn watch_led_to(watch: &DeliveryWatch, style: Style) -> String {
+fn watch_result(watch: &DeliveryWatch, style: Style) -> String {
     match watch.cascade {
         Some(id) => style.good(&format!("cascade {id}")),
         None => "a check".into(),
     }
 }
 
-/// A list of deliveries: a line for each task that was looked at.
-pub(crate) fn deliveries(deliveries: &[Delivery], now: Timestamp, style: Style) -> String {
+/// Renders a list of deliveries with one line for each decision.
+pub(crate) fn render_deliveries(deliveries: &[Delivery], now: Timestamp, style: Style) -> String {
     let rows = deliveries.iter().flat_map(|delivery| {
         let head = vec![
             delivery.id.clone(),
             delivery.webhook.clone(),
-            ago(delivery.received_at, now),
-            plain(delivery.repository.as_deref().unwrap_or("-")),
-            plain(&delivery.summary),
+            format_age(delivery.received_at, now),
+            plain_text(delivery.repository.as_deref().unwrap_or("-")),
+            plain_text(&delivery.summary),
         ];
         let blank = vec![String::new(); head.len()];
-        let mut outcomes: Vec<Vec<String>> = delivery
-            .outcomes
+        let mut decisions: Vec<Vec<String>> = delivery
+            .decisions
             .iter()
-            .map(|outcome| {
+            .map(|decision| {
                 vec![
-                    outcome.task.clone(),
-                    led_to(outcome, style),
-                    plain(&outcome.reason),
+                    decision.task.clone(),
+                    decision_result(decision, style),
+                    plain_text(&decision.reason),
                 ]
             })
             .collect();
-        outcomes.extend(delivery.watches.iter().map(|watch| {
+        decisions.extend(delivery.watches.iter().map(|watch| {
             vec![
                 "-".into(),
-                watch_led_to(watch, style),
-                format!("the base image {} is watched", plain(&watch.image)),
+                watch_result(watch, style),
+                format!("the base image {} is watched", plain_text(&watch.image)),
             ]
         }));
-        if outcomes.is_empty() {
+        if decisions.is_empty() {
             let note = delivery.note.as_deref();
-            let note = note.unwrap_or("no task is of this repository");
-            outcomes.push(vec!["-".into(), style.dim("nothing"), plain(note)]);
+            let note = note.unwrap_or("no task uses this repository");
+            decisions.push(vec!["-".into(), style.dim("nothing"), plain_text(note)]);
         }
-        outcomes
+        decisions
             .into_iter()
             .enumerate()
-            .map(move |(n, outcome)| {
+            .map(move |(n, decision)| {
                 let first = if n == 0 { head.clone() } else { blank.clone() };
-                [first, outcome].concat()
+                [first, decision].concat()
             })
             .collect::<Vec<_>>()
     });
-    list(
+    render_list(
         &[
             "ID",
             "WEBHOOK",
-            "CAME",
+            "RECEIVED",
             "REPOSITORY",
-            "WHAT",
+            "EVENT",
             "TASK",
-            "LED TO",
+            "RESULT",
             "WHY",
         ],
         rows.collect(),
-        "there are no deliveries",
+        "no deliveries",
         style,
     )
 }
 
-/// Refused deliveries.
-pub(crate) fn refusals(refusals: &[Refusal], now: Timestamp, style: Style) -> String {
+/// Renders the rejected deliveries.
+pub(crate) fn render_refusals(refusals: &[Refusal], now: Timestamp, style: Style) -> String {
     let rows = refusals.iter().map(|refusal| {
         vec![
             refusal.webhook.clone(),
             refusal.code.clone(),
             refusal.count.to_string(),
-            ago(refusal.last_at, now),
+            format_age(refusal.last_at, now),
             refusal.address.clone(),
-            plain(&refusal.message),
+            plain_text(&refusal.message),
         ]
     });
-    list(
+    render_list(
         &["WEBHOOK", "KIND", "COUNT", "LAST", "FROM", "WHY"],
         rows.collect(),
-        "no delivery was refused",
+        "no delivery was rejected",
         style,
     )
 }
 
-/// One delivery.
-pub(crate) fn delivery(delivery: &Delivery, now: Timestamp, style: Style) -> String {
-    let mut out = facts(
+/// Renders one delivery.
+pub(crate) fn render_delivery(delivery: &Delivery, now: Timestamp, style: Style) -> String {
+    let mut out = key_values(
         &[
             ("delivery", delivery.id.clone()),
             ("webhook", delivery.webhook.clone()),
-            ("sender's id", plain(&delivery.sender_id)),
+            ("sender's id", plain_text(&delivery.sender_id)),
             ("kind", delivery.kind.clone()),
             (
                 "repository",
-                plain(delivery.repository.as_deref().unwrap_or_default()),
+                plain_text(delivery.repository.as_deref().unwrap_or_default()),
             ),
-            ("what", plain(&delivery.summary)),
-            ("note", plain(delivery.note.as_deref().unwrap_or_default())),
+            ("event", plain_text(&delivery.summary)),
             (
-                "once more",
+                "note",
+                plain_text(delivery.note.as_deref().unwrap_or_default()),
+            ),
+            (
+                "redelivery",
                 delivery
                     .redelivery_of
                     .as_ref()
-                    .map(|id| format!("what {id} brought"))
+                    .map(|id| format!("of {id}"))
                     .unwrap_or_default(),
             ),
             (
-                "came",
+                "received",
                 format!(
                     "{} ({})",
                     delivery.received_at,
-                    ago(delivery.received_at, now)
+                    format_age(delivery.received_at, now)
                 ),
             ),
             ("bytes", delivery.size.to_string()),
         ],
         style,
     );
-    let rows = delivery.outcomes.iter().map(|outcome| {
+    let rows = delivery.decisions.iter().map(|decision| {
         vec![
-            outcome.task.clone(),
-            led_to(outcome, style),
-            plain(&outcome.reason),
+            decision.task.clone(),
+            decision_result(decision, style),
+            plain_text(&decision.reason),
         ]
     });
     let watches = delivery.watches.iter().map(|watch| {
         vec![
-            plain(&watch.image),
-            watch_led_to(watch, style),
+            plain_text(&watch.image),
+            watch_result(watch, style),
             "it is watched as a base image".into(),
         ]
     });
-    titled("Led to", rows.chain(watches).collect(), style, &mut out);
+    write_section("Decisions", rows.chain(watches).collect(), style, &mut out);
     out
 }
 
-/// What starts runs of a task.
-pub(crate) fn triggers(triggers: &Triggers, style: Style) -> String {
+/// Renders the triggers of a task.
+pub(crate) fn render_trigger_settings(triggers: &Triggers, style: Style) -> String {
     let mut rows: Vec<Vec<String>> = Vec::new();
-    let mut add = |name: &str, on: bool, what: String| {
+    let mut add = |name: &str, enabled: bool, text: String| {
         let name = style.dim(name);
-        rows.push(vec![name, if on { what } else { format!("off; {what}") }]);
+        rows.push(vec![
+            name,
+            if enabled {
+                text
+            } else {
+                format!("off; {text}")
+            },
+        ]);
     };
     if let Some(commit) = &triggers.commit {
-        add("commits", commit.enabled, commit_words(commit));
+        add("commits", commit.enabled, commit_text(commit));
     }
     if let Some(push) = &triggers.registry_push {
         let tags = if push.tags.is_empty() {
@@ -280,58 +291,55 @@ pub(crate) fn triggers(triggers: &Triggers, style: Style) -> String {
         if let Some(jitter) = &timer.jitter {
             what += &format!(", up to {jitter} later");
         }
-        if timer.missed == MissedTicks::Skip {
-            what += ", missed ones are skipped";
+        if timer.missed == MissedFirings::Skip {
+            what += ", missed firings are skipped";
         }
         add(&format!("timer {name}"), timer.enabled, what);
     }
     let mut out = String::new();
-    titled("Started by", rows, style, &mut out);
+    write_section("Started by", rows, style, &mut out);
     out
 }
 
-fn commit_words(commit: &CommitTrigger) -> String {
+fn commit_text(commit: &CommitTrigger) -> String {
     let events: &[CommitEvent] = match (commit.events.is_empty(), commit.tags.is_empty()) {
         (false, _) => &commit.events,
         (true, true) => &[CommitEvent::Push],
         (true, false) => &[CommitEvent::Push, CommitEvent::Tag],
     };
     let names: Vec<_> = events.iter().map(|event| event_name(*event)).collect();
-    let mut words = vec![names.join(", ")];
-    words.push(if commit.branches.is_empty() {
+    let mut parts = vec![names.join(", ")];
+    parts.push(if commit.branches.is_empty() {
         "of the context's branch".into()
     } else {
         format!("of {}", commit.branches.join(" "))
     });
     if !commit.tags.is_empty() {
-        words.push(format!("tags {}", commit.tags.join(" ")));
+        parts.push(format!("tags {}", commit.tags.join(" ")));
     }
     if !commit.paths.include.is_empty() {
-        words.push(format!(
-            "where {} changes",
-            commit.paths.include.join(" or ")
-        ));
+        parts.push(format!("if {} changes", commit.paths.include.join(" or ")));
     }
     if !commit.paths.exclude.is_empty() {
-        words.push(format!("{} does not count", commit.paths.exclude.join(" ")));
+        parts.push(format!("ignoring {}", commit.paths.exclude.join(" ")));
     }
     if commit.newest_wins {
-        words.push("the newest commit wins".into());
+        parts.push("the newest commit wins".into());
     }
     if events.contains(&CommitEvent::PullRequest) {
-        words.push(match commit.forks {
-            Forks::Approve => "those from other repositories wait for approval".into(),
-            Forks::Ignore => "those from other repositories start nothing".into(),
+        parts.push(match commit.forks {
+            Forks::Approve => "those from forks wait for approval".into(),
+            Forks::Ignore => "those from forks start nothing".into(),
         });
     }
     if let Some(texts) = &commit.skip_messages {
-        words.push(if texts.is_empty() {
-            "whatever the message says".into()
+        parts.push(if texts.is_empty() {
+            "for any message".into()
         } else {
             format!("not with {} in the message", texts.join(" or "))
         });
     }
-    words.join("; ")
+    parts.join("; ")
 }
 
 #[cfg(test)]

@@ -12,35 +12,35 @@ fn some_deliveries() -> Vec<Delivery> {
             "id": "d2", "webhook": "app", "senderId": "72d3", "kind": "push", "repository": "org/app",
             "summary": "commit 0123456 was pushed to the branch `main` of org/app", "size": 7324,
             "receivedAt": "2026-01-02T03:01:05Z",
-            "outcomes": [
-                { "task": "api", "what": "run", "run": "r1", "reason": "commit 0123456 was pushed to the branch `main`" },
-                { "task": "docs", "what": "suppressed",
-                  "reason": "none of the 2 files that changed counts for the task (docs/**)" },
-                { "task": "site", "what": "joined", "run": "r0", "reason": "that commit has a run already" }
+            "decisions": [
+                { "task": "api", "action": "runStarted", "run": "r1", "reason": "commit 0123456 was pushed to the branch `main`" },
+                { "task": "docs", "action": "ignored",
+                  "reason": "none of the 2 changed files matches the task's paths (docs/**)" },
+                { "task": "site", "action": "existingRun", "run": "r0", "reason": "that commit has a run already" }
             ]
         },
         {
             "id": "d1", "webhook": "app", "senderId": "72d2", "kind": "ping", "summary": "a ping",
-            "note": "the sender only tried whether it is heard", "size": 100, "redeliveryOf": "d0",
-            "receivedAt": "2026-01-02T02:04:05Z", "outcomes": []
+            "note": "the sender only tested the connection", "size": 100, "redeliveryOf": "d0",
+            "receivedAt": "2026-01-02T02:04:05Z", "decisions": []
         }
     ]))
     .unwrap()
 }
 
 #[test]
-fn deliveries_say_what_they_led_to_and_why() {
+fn deliveries_show_decisions_and_reasons() {
     let all = some_deliveries();
-    let mut text = deliveries(&all, now(), Style::PLAIN);
-    for one in &all {
+    let mut text = render_deliveries(&all, now(), Style::PLAIN);
+    for delivery in &all {
         text += "\n";
-        text += &delivery(one, now(), Style::PLAIN);
+        text += &render_delivery(delivery, now(), Style::PLAIN);
     }
     insta::assert_snapshot!(text);
 }
 
 #[test]
-fn webhooks_in_a_list_and_alone() {
+fn webhooks_are_rendered_as_a_list_and_one_by_one() {
     let all: Vec<Webhook> = serde_json::from_value(json!([
         {
             "name": "app", "provider": "github", "repositories": ["https://github.com/org/app.git"], "secrets": 2,
@@ -53,17 +53,17 @@ fn webhooks_in_a_list_and_alone() {
         }
     ]))
     .unwrap();
-    let mut text = webhooks(&all, Style::PLAIN);
-    for one in &all {
+    let mut text = render_webhooks(&all, Style::PLAIN);
+    for webhook in &all {
         text += "\n";
-        text += &webhook(one, now(), Style::PLAIN);
+        text += &render_webhook(webhook, now(), Style::PLAIN);
     }
     insta::assert_snapshot!(text);
 }
 
 #[test]
-fn what_starts_runs_of_a_task() {
-    let what: Triggers = serde_json::from_value(json!({
+fn trigger_settings_are_described() {
+    let settings: Triggers = serde_json::from_value(json!({
         "commit": {
             "branches": ["main", "release/*"], "tags": ["v*"], "events": ["push", "tag", "pullRequest"],
             "paths": { "include": ["services/a/**"], "exclude": ["**/*.md"] }, "newestWins": true
@@ -76,6 +76,9 @@ fn what_starts_runs_of_a_task() {
         }
     }))
     .unwrap();
-    insta::assert_snapshot!(triggers(&what, Style::PLAIN));
-    assert_eq!(triggers(&Triggers::default(), Style::PLAIN), "");
+    insta::assert_snapshot!(render_trigger_settings(&settings, Style::PLAIN));
+    assert_eq!(
+        render_trigger_settings(&Triggers::default(), Style::PLAIN),
+        ""
+    );
 }

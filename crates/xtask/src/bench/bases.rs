@@ -1,34 +1,34 @@
-//! Base images: how soon very many watched tags are looked at, and how long a plan over very many images takes.
+//! Base images: time to poll 100,000 watched tags, and to plan over 1,000,000 images.
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
 use super::{Bench, Row};
-use crate::{cargo, say};
+use crate::{cargo, progress};
 
 /// Watched tags.
 const WATCHES: u64 = 100_000;
-/// Requests a second that the server may make: the configured budget, which the rate must not exceed.
+/// Configured budget of the server, in requests per second. The measured rate must not exceed it.
 const RATE: u32 = 3_000;
-/// Looks side by side.
+/// Concurrent polls.
 const PARALLEL: u32 = 64;
 
-/// What `load fill-watches` prints.
+/// Output of `load fill-watches`.
 #[derive(Debug, Deserialize)]
 struct Filled {
     watches: u64,
 }
 
-/// What `load watch` prints.
+/// Output of `load watch`.
 #[derive(Debug, Deserialize)]
 struct Watched {
     seconds: f64,
-    looks: u64,
+    polls: u64,
     other: u64,
     per_second: f64,
 }
 
-/// What the example `plan_scale` prints for each size.
+/// Output of the example `plan_scale` for one size.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Planned {
@@ -48,12 +48,13 @@ struct PlanMs {
 }
 
 impl Bench {
-    /// A HEAD for each of 100,000 tags in a registry on this machine, inside the budget.
+    /// Measures a HEAD request for each of 100,000 tags in a registry on this machine, within the
+    /// budget.
     pub(super) fn watch(&self) -> Result<Vec<Row>> {
         let mut rows = Vec::new();
         for (postgres, name) in [(false, "SQLite"), (true, "PostgreSQL")] {
-            say::doing(format!(
-                "Measuring: looks at {WATCHES} base tags on {name} (the first time, they are pushed: some minutes)"
+            progress::announce(format!(
+                "Measuring: polls of {WATCHES} base tags on {name} (the first time, pushing them takes some minutes)"
             ));
             let database = self.database(postgres, &format!("{name}-watch").to_lowercase())?;
             let filled: Filled = self.loaded(&[
@@ -84,9 +85,9 @@ impl Bench {
             ])?;
             ensure!(
                 watched.other == 0,
-                "{} of {} looks found something else than what was known",
+                "{} of {} polls returned another digest than the stored one",
                 watched.other,
-                watched.looks
+                watched.polls
             );
             ensure!(
                 watched.per_second <= f64::from(RATE) * 1.05,
@@ -110,9 +111,9 @@ impl Bench {
         Ok(rows)
     }
 
-    /// Plans over 100,000 and 1,000,000 images with four edges each.
+    /// Measures plans over 100,000 and 1,000,000 images with four edges each.
     pub(super) fn cascade_plan(&self) -> Result<Vec<Row>> {
-        say::doing("Measuring: plans over 100,000 and 1,000,000 images");
+        progress::announce("Measuring: plans over 100,000 and 1,000,000 images");
         let words = [
             "run",
             "--release",
@@ -157,7 +158,7 @@ impl Bench {
                 ),
             });
         }
-        // Ten times the images may take little more than ten times the memory.
+        // Memory must grow in proportion to the number of images.
         let bytes =
             |plan: &Planned| (plan.graph_bytes + plan.plan_bytes) as f64 / plan.images as f64;
         let growth = bytes(&planned[1]) / bytes(&planned[0]);

@@ -1,13 +1,13 @@
-//! Cascades on an idle system: how soon a pushed base reaches the first task that stands on it.
+//! Cascades on an idle system: time from the push of a base to the first step of a dependent task.
 
 use anyhow::Result;
 use serde::Deserialize;
 
 use super::service::wait_for_runner;
 use super::{Bench, Row};
-use crate::say;
+use crate::progress;
 
-/// What `load fill-tasks` prints.
+/// Output of `load fill-tasks`.
 #[derive(Debug, Deserialize)]
 struct Filled {
     tasks: u64,
@@ -22,13 +22,13 @@ struct Waits {
 }
 
 impl Bench {
-    /// From the push of a base to the first step of what is built again, beyond the settling time.
+    /// Measures the time from the push of a base to the first step of the rebuild, beyond settling.
     pub(super) fn rebuild(&self) -> Result<Vec<Row>> {
         let mut rows = Vec::new();
         let registry = &self.environment.registry;
         let image = format!("{registry}/base/busybox:1.36");
         for (postgres, name) in [(false, "SQLite"), (true, "PostgreSQL")] {
-            say::doing(format!(
+            progress::announce(format!(
                 "Measuring: from the push of a base to the first step on {name}, among 10,000 tasks"
             ));
             let database = self.database(postgres, &format!("{name}-rebuild").to_lowercase())?;

@@ -1,4 +1,4 @@
-//! The comparisons themselves.
+//! Comparisons of builds and plans with the `docker` command.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -10,9 +10,9 @@ use serde::Deserialize;
 
 use super::measure::{Taken, take};
 use super::{Bench, Case, Row, spread, write};
-use crate::{cargo, say};
+use crate::{cargo, progress};
 
-/// The most memory that a build may take, whatever its context.
+/// Memory limit of a build, for contexts of any size.
 const BUILD_MEMORY_MIB: f64 = 64.0;
 
 impl Bench {
@@ -62,8 +62,8 @@ impl Bench {
         Ok(vec![kept.row, pushed.row])
     }
 
-    /// A context is sent for the first time when its folder has a name that the engine never saw: both sides
-    /// name what they send by it, so the folder is renamed before each run.
+    /// Renames the folder of a context before each run. Both sides name a context by its folder, so
+    /// an unused name makes the engine receive all files.
     fn context(
         &self,
         what: &str,
@@ -71,7 +71,7 @@ impl Bench {
         rounds: usize,
         fill: impl Fn(&Path) -> Result<()>,
     ) -> Result<Vec<Row>> {
-        say::doing(format!("Making a context of {what}"));
+        progress::announce(format!("Making a context of {what}"));
         let mut folder = self.folder(name)?;
         fill(&folder)?;
         let dockerfile = format!(
@@ -90,11 +90,11 @@ impl Bench {
         };
         let mut ours = Vec::new();
         let mut theirs = Vec::new();
-        say::doing(format!(
+        progress::announce(format!(
             "Measuring: context of {what}, sent for the first time ({rounds} rounds)"
         ));
         for round in 0..=rounds {
-            // What the run before wrote must not be written out during the next.
+            // Data of the run before must reach the disk before the next run.
             nix::unistd::sync();
             let context = rename(format!("{name}-{once}-{round}-a"))?;
             let a = take(
@@ -178,7 +178,7 @@ impl Bench {
             command.arg("/dev/null");
             command
         };
-        say::doing(format!(
+        progress::announce(format!(
             "Measuring: acrtask plan of {}",
             largest.file.display()
         ));
@@ -201,7 +201,7 @@ impl Bench {
         Ok(vec![time, peak_row("peak memory, plan", 20.0, &runs)?])
     }
 
-    /// Runs both commands in turn; `commands` makes a round's pair.
+    /// Runs both commands in turn. `commands` returns the pair of a round.
     fn compare(
         &self,
         what: &str,
@@ -209,7 +209,7 @@ impl Bench {
         bound: f64,
         commands: impl Fn(usize) -> Result<(Command, Command)>,
     ) -> Result<Comparison> {
-        say::doing(format!("Measuring: {what} ({rounds} rounds)"));
+        progress::announce(format!("Measuring: {what} ({rounds} rounds)"));
         let mut ours = Vec::new();
         let mut theirs = Vec::new();
         for round in 0..=rounds {
@@ -307,7 +307,7 @@ fn peak_row(what: &str, bound: f64, runs: &[Taken]) -> Result<Row> {
         low,
         median,
         high,
-        // Memory is bounded at its worst, not in the middle.
+        // The highest figure counts for memory, not the median.
         decides: high,
         bound,
         unit: "MiB",
@@ -334,7 +334,7 @@ fn one_gibibyte(folder: &Path) -> Result<()> {
     let path = folder.join("data.bin");
     let mut file =
         File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
-    // Not zeros: sparse files and compression would make it another test. A xorshift generator is enough.
+    // Random bytes (xorshift): a file of zeros would be sparse or compressed.
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut block = vec![0_u8; 1 << 20];
     for _ in 0..1024 {
@@ -353,11 +353,11 @@ fn one_gibibyte(folder: &Path) -> Result<()> {
 struct Largest {
     file: PathBuf,
     size: u64,
-    /// `KEY=VALUE`.
+    /// Variables as `KEY=VALUE`.
     set: Vec<String>,
 }
 
-/// The largest task file that is valid: of `../shared/corpus` where that is beside the checkout, else of `examples/`.
+/// Returns the largest valid task file of `../shared/corpus`, or of `examples/` if that is missing.
 fn largest_task() -> Result<Largest> {
     let root = cargo::checkout()?;
     let corpus = root.join("../shared/corpus/tasks");
@@ -367,7 +367,7 @@ fn largest_task() -> Result<Largest> {
         Vec::new()
     };
     if found.is_empty() {
-        say::found("../shared/corpus is absent: the examples are measured instead");
+        progress::report("../shared/corpus is absent: the examples are measured instead");
         for entry in list(&root.join("examples"))? {
             let file = entry.join("acr-task.yaml");
             if let Ok(metadata) = fs::metadata(&file) {

@@ -1,8 +1,8 @@
 //! Wall time and peak memory of one process.
 //!
-//! The peak is what the kernel accounts to the children of a process that have ended (getrusage(2)), which is the highest
-//! of all of them. So each measured program gets a parent of its own: this program once more, as the hidden
-//! command `measured`. The figure counts that parent's few megabytes as the least.
+//! The kernel reports the highest peak of all ended children of a process (getrusage(2)). So each
+//! measured program gets its own parent: this program, as the hidden command `measured`. That
+//! parent's few megabytes are the lowest possible figure.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -13,18 +13,18 @@ use anyhow::{Context, Result, bail};
 use nix::sys::resource::{UsageWho, getrusage};
 use serde::{Deserialize, Serialize};
 
-/// What one process took.
+/// Resources that one process used.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Taken {
     /// Wall time from start to end.
     pub(super) seconds: f64,
-    /// The most memory that it, or a process it waited for, held at once.
+    /// Peak memory of the process and of the processes that it waited for.
     pub(super) peak_mib: f64,
     success: bool,
 }
 
-/// `xtask measured COMMAND...`: runs it and prints what it took, as JSON, to standard output. The command's own output
-/// goes to standard error.
+/// Runs `command` and prints its [`Measured`] as JSON to standard output. The command's output goes
+/// to standard error.
 pub(crate) fn measured(words: &[String]) -> Result<()> {
     let (program, arguments) = words.split_first().context("no command to measure")?;
     let begun = Instant::now();
@@ -46,7 +46,7 @@ pub(crate) fn measured(words: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Runs `command` under `xtask measured`, with its output in `log`; it failing is an error.
+/// Runs `command` under `xtask measured` with its output in `log`. Returns an error if it fails.
 pub(super) fn take(command: &Command, log: &Path) -> Result<Taken> {
     let own = std::env::current_exe().context("cannot find this program itself")?;
     let errors = File::create(log).with_context(|| format!("cannot create {}", log.display()))?;

@@ -1,8 +1,8 @@
-//! `cargo xtask bench`: how the program compares with the `docker` command on the same engine, in the same run.
+//! `cargo xtask bench`: times acrtask beside the `docker` command on the same engine.
 //!
-//! Both sides do the same job in turn (A B A B ...) after one round that does not count; what is
-//! reported is the ratio within each round, so that a machine that is slow for a while is slow for both. The
-//! program is built for release. Absolute times are printed for scale only: compare within one run.
+//! Both sides do the same job in turn (A B A B ...) after one warm-up round. The report has the
+//! ratio within each round, so a slow phase of the machine affects both sides. The program is a
+//! release build. Absolute times show the scale and must not be compared between runs.
 
 mod bases;
 mod cascades;
@@ -22,9 +22,9 @@ use clap::ValueEnum;
 
 use crate::cache::{self, Cache};
 use crate::setup::{self, Environment};
-use crate::{cargo, say};
+use crate::{cargo, progress};
 
-/// What can be compared.
+/// Benchmark that can be selected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Case {
     /// A build of ten layers that are all cached.
@@ -37,19 +37,20 @@ pub(crate) enum Case {
     Run,
     /// The plan of the largest task file at hand.
     Plan,
-    /// Runs handed to a thousand runners, with few and with 100,000 in the queue, on SQLite and PostgreSQL.
+    /// Runs handed to a thousand runners, with few and with 100,000 in the queue, on SQLite and
+    /// PostgreSQL.
     Dispatch,
-    /// From a request to a service to the run's first step.
+    /// Time from a request to a service to the first step of its run.
     Latency,
     /// Memory of an idle control plane with a thousand runners, and of an idle runner.
     Idle,
     /// Ten million lines from a container to a reader.
     Logs,
-    /// Deliveries at a steady rate, and from a delivery to its run's first step.
+    /// Deliveries at a steady rate, and time from a delivery to the first step of its run.
     Webhook,
-    /// From the push of a base to the first step of what is built again, among 10,000 tasks.
+    /// Time from the push of a base to the first step of the rebuild, among 10,000 tasks.
     Rebuild,
-    /// Looks at 100,000 base tags in a registry on this machine.
+    /// Polls of 100,000 base tags in a registry on this machine.
     Watch,
     /// Plans of cascades over 100,000 and 1,000,000 images.
     CascadePlan,
@@ -57,38 +58,38 @@ pub(crate) enum Case {
     Load,
 }
 
-/// One line of the table.
+/// Row of the report.
 #[derive(Debug)]
 struct Row {
     what: String,
     low: f64,
     median: f64,
     high: f64,
-    /// Which of the three must not be above `bound`.
+    /// The one of the three figures that `bound` limits.
     decides: f64,
     bound: f64,
-    /// Of all of these.
+    /// Unit of all figures.
     unit: &'static str,
-    /// Absolute figures behind it.
+    /// Absolute figures.
     scale: String,
 }
 
-/// Everything that a case needs.
+/// Programs, services and folders that the cases use.
 #[derive(Debug)]
 struct Bench {
     environment: Environment,
     acrtask: PathBuf,
     docker: PathBuf,
-    /// A `DOCKER_CONFIG` that knows the buildx plugin and no credentials.
+    /// A `DOCKER_CONFIG` with the buildx plugin and without credentials.
     docker_config: PathBuf,
-    /// Where contexts are made.
+    /// Folder of the contexts.
     scratch: PathBuf,
 }
 
-/// Runs the named cases, or all.
+/// Runs the selected cases, or all of them.
 pub(crate) fn bench(cases: &[Case]) -> Result<()> {
     let environment = setup::up()?;
-    say::doing("Building acrtask for release (some minutes the first time)");
+    progress::announce("Building acrtask for release (some minutes the first time)");
     let acrtask = cargo::build_acrtask(&[
         "--package",
         "acrtask",
@@ -130,7 +131,7 @@ impl Bench {
         })
     }
 
-    /// Makes an empty folder for a context.
+    /// Creates an empty folder for a context.
     fn folder(&self, name: &str) -> Result<PathBuf> {
         let folder = self.scratch.join(name);
         cache::remove_tree(&folder)?;
@@ -139,7 +140,7 @@ impl Bench {
         Ok(folder)
     }
 
-    /// Removes the folders whose names begin so, and waits until that has reached the disk.
+    /// Removes the folders whose names begin with `prefix`, and syncs the disk.
     fn forget(&self, prefix: &str) -> Result<()> {
         let entries =
             fs::read_dir(&self.scratch).context("cannot read the folder of benchmarks")?;
@@ -157,7 +158,7 @@ fn write(path: &Path, content: &str) -> Result<()> {
     fs::write(path, content).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// The rows as a table; each with a verdict, because a bound that is missed is to be seen.
+/// Formats the rows as a table with a verdict for each bound.
 fn table(rows: &[Row]) -> String {
     let mut text = format!(
         "{:<52} {:>9} {:>9} {:>9} {:>9}  {}\n",
@@ -187,7 +188,7 @@ fn table(rows: &[Row]) -> String {
     text
 }
 
-/// The lowest, the middle and the highest of some values.
+/// Returns the minimum, the median and the maximum.
 fn spread(values: &[f64]) -> Result<(f64, f64, f64)> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -203,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_decides_and_a_miss_is_told() {
+    fn median_above_the_bound_is_reported_as_missed() {
         let row = |median| Row {
             what: "x".to_owned(),
             low: 0.5,

@@ -1,5 +1,5 @@
-//! The service under load: real control planes and databases, with runners that carry nothing out (`load` of the tests'
-//! crate) where a thousand are needed, and a real one where a run really runs.
+//! The service under load, with real control planes and databases. Benches with 1,000 runners use
+//! simulated ones (`load` in the crate of the tests); the others use a real runner.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -12,17 +12,17 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 use super::{Bench, Row, spread};
-use crate::say;
+use crate::progress;
 
-/// Dispatches that are counted; as many come before them while the runners connect.
+/// Counted dispatches. As many warm-up dispatches come first, while the runners connect.
 const DISPATCHES: usize = 10_000;
 const FIRST: usize = 1_000;
-/// Lines of the long log.
+/// Number of lines of the long log.
 const LINES: u64 = 10_000_000;
-/// How long anything may take to begin.
+/// Limit for the start of each process.
 const SOON: Duration = Duration::from_secs(60);
 
-/// A control plane that ends with this.
+/// A control plane. Dropping it stops the process.
 pub(super) struct Server {
     child: Child,
     pub(super) url: String,
@@ -37,7 +37,7 @@ impl Drop for Server {
     }
 }
 
-/// What `load` prints.
+/// Output of `load`.
 #[derive(Debug, Deserialize)]
 struct Rate {
     per_second: f64,
@@ -50,7 +50,7 @@ struct Latency {
 }
 
 impl Bench {
-    /// A control plane on `database`, or on SQLite in a folder of its own.
+    /// Starts a control plane on `database`. `None`: on SQLite in a new folder.
     pub(super) fn serve(
         &self,
         name: &str,
@@ -108,7 +108,7 @@ impl Bench {
         command
     }
 
-    /// What `load` prints, parsed.
+    /// Runs `load` and parses its output.
     pub(super) fn loaded<T: for<'a> Deserialize<'a>>(&self, words: &[&str]) -> Result<T> {
         let output = self
             .load(words)
@@ -119,7 +119,7 @@ impl Bench {
         serde_json::from_slice(&output.stdout).with_context(|| format!("load {words:?}"))
     }
 
-    /// An empty database: of PostgreSQL, or a file.
+    /// Creates an empty database: in PostgreSQL, or as a file.
     pub(super) fn database(&self, postgres: bool, name: &str) -> Result<String> {
         if !postgres {
             let folder = self.folder(&format!("db-{name}"))?;
@@ -137,8 +137,8 @@ impl Bench {
         Ok(made.url)
     }
 
-    /// Dispatches with 1,000 runners: their rate with 100,000 runs in the queue, beside the rate with few and beside bare
-    /// claims of the same database.
+    /// Measures dispatches with 1,000 runners and 100,000 queued runs, beside the rate with few
+    /// queued runs and the rate of claims without runners.
     pub(super) fn dispatch(&self) -> Result<Vec<Row>> {
         let mut rows = Vec::new();
         self.forget("dispatch-")?;
@@ -148,7 +148,7 @@ impl Bench {
                 for (queued, into) in [(FIRST + DISPATCHES, &mut few), (100_000, &mut many)] {
                     let database = self
                         .database(postgres, &format!("{name}-{queued}-{round}").to_lowercase())?;
-                    say::doing(format!(
+                    progress::announce(format!(
                         "Measuring: dispatch on {name} with {queued} queued, round {}",
                         round + 1
                     ));
@@ -159,7 +159,7 @@ impl Bench {
                         "--runs",
                         &queued.to_string(),
                     ])?;
-                    // A folder of its own: a file system is slow for a while where many files were just removed.
+                    // A file system is slow for a while in a folder whose files were just removed.
                     let folder = format!("dispatch-{name}-{queued}-{round}");
                     let server = self.serve(&folder, Some(&database), &["--no-runner"])?;
                     let rate: Rate = self.loaded(&[
@@ -223,11 +223,11 @@ impl Bench {
         Ok(rows)
     }
 
-    /// From a request to its first step, on an idle system.
+    /// Measures the time from a request to the first step of its run on an idle system.
     pub(super) fn latency(&self) -> Result<Vec<Row>> {
         let mut rows = Vec::new();
         for (postgres, name) in [(false, "SQLite"), (true, "PostgreSQL")] {
-            say::doing(format!(
+            progress::announce(format!(
                 "Measuring: from a request to its first step on {name}"
             ));
             let database = self.database(postgres, &format!("{name}-latency").to_lowercase())?;
@@ -262,9 +262,9 @@ impl Bench {
         Ok(rows)
     }
 
-    /// What an idle control plane and an idle runner hold.
+    /// Measures the memory of an idle control plane and of an idle runner.
     pub(super) fn idle(&self) -> Result<Vec<Row>> {
-        say::doing(
+        progress::announce(
             "Measuring: memory of an idle control plane with 1,000 runners, and of an idle runner",
         );
         let server = self.serve("idle", None, &["--no-runner"])?;
@@ -346,11 +346,13 @@ impl Bench {
         String::from_utf8(output.stdout).context("acrtask printed something else than text")
     }
 
-    /// Ten million lines from a container to a reader.
+    /// Measures a log of ten million lines from a container to a reader.
     pub(super) fn logs(&self) -> Result<Vec<Row>> {
         let server = self.serve("logs", None, &[])?;
         wait_for_runner(&server)?;
-        say::doing("Measuring: a log of ten million lines, followed by a reader while it grows");
+        progress::announce(
+            "Measuring: a log of ten million lines, followed by a reader while it grows",
+        );
         let image = format!("{}/base/busybox:1.36", self.environment.registry);
         let folder = self.folder("logs-context")?;
         let begun = Instant::now();
@@ -422,7 +424,7 @@ impl Bench {
     }
 }
 
-/// A child that ends with this.
+/// A child process. Dropping it kills the process.
 struct Ended(Child);
 
 impl Drop for Ended {
@@ -438,7 +440,7 @@ impl Server {
     }
 }
 
-/// Reads events, and the numbers that the step counted, each of which `seen` is told; the number that would come next.
+/// Reads events and passes each number that the step printed to `seen`. Returns the next number.
 fn in_order(events: impl BufRead, mut seen: impl FnMut(u64) -> Result<()>) -> Result<u64> {
     #[derive(Deserialize)]
     struct Event {
@@ -499,7 +501,7 @@ fn peak_mib(pid: u32) -> Result<f64> {
     status_mib(pid, "VmHWM:")
 }
 
-/// A figure of /proc/PID/status, which counts in KiB (proc_pid_status(5)).
+/// Returns a figure of /proc/PID/status in bytes. The file counts in KiB (proc_pid_status(5)).
 fn status_mib(pid: u32, key: &str) -> Result<f64> {
     let path = Path::new("/proc").join(pid.to_string()).join("status");
     let text =

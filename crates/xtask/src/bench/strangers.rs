@@ -1,16 +1,16 @@
-//! Load without a token: memory of the release build, and how long valid clients wait, while strangers attack.
+//! Load without a token: memory of the release build and latency of valid clients during attacks.
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
 use super::{Bench, Row, spread};
-use crate::{cache, cargo, say};
+use crate::{cache, cargo, progress};
 
-/// Bounds of the test `load`, which has them too.
+/// Bounds, which the test `load` checks, too.
 const CEILING_MIB: f64 = 256.0;
 const LATENCY_MS: f64 = 1000.0;
 
-/// What the test `load` reports of each attack.
+/// Report of the test `load` for one attack.
 #[derive(Debug, Deserialize)]
 struct Attack {
     over_idle_mib: f64,
@@ -23,11 +23,11 @@ struct Attack {
 impl Bench {
     /// Runs the test `load` with the release build.
     pub(super) fn strangers(&self) -> Result<Vec<Row>> {
-        say::doing("Measuring: valid clients while strangers attack");
+        progress::announce("Measuring: valid clients while strangers attack");
         let report = self.scratch.join("load-report");
         cache::write_whole(&report, "")?;
         let test = ["test", "--package", "acrtask-tests", "--test", "load"];
-        // One server at a time.
+        // One server at a time has the whole machine.
         let one = ["--", "--ignored", "--test-threads", "1"];
         let mut command = cargo::cargo(&[&test[..], &one[..]].concat())?;
         command

@@ -1,13 +1,13 @@
-//! Webhooks under load: how soon a delivery is acknowledged, and how soon its run begins.
+//! Webhooks under load: time to acknowledge a delivery, and time to the first step of its run.
 
 use anyhow::{Result, ensure};
 use serde::Deserialize;
 
 use super::service::wait_for_runner;
 use super::{Bench, Row};
-use crate::say;
+use crate::progress;
 
-/// Deliveries a second, and for how many seconds.
+/// Deliveries per second, and the duration in seconds.
 const RATE: u32 = 200;
 const SECONDS: u32 = 30;
 
@@ -19,7 +19,7 @@ struct Waits {
     max_ms: f64,
 }
 
-/// What `load deliver` prints.
+/// Output of `load deliver`.
 #[derive(Debug, Deserialize)]
 struct Steady {
     #[serde(flatten)]
@@ -31,7 +31,7 @@ struct Steady {
     why: Option<String>,
 }
 
-/// What `load first-step` prints.
+/// Output of `load first-step`.
 #[derive(Debug, Deserialize)]
 struct FirstStep {
     wait: Waits,
@@ -39,11 +39,12 @@ struct FirstStep {
 }
 
 impl Bench {
-    /// Acknowledging at a steady rate, and from a delivery to the first step of its run on an idle system.
+    /// Measures acknowledgements at a steady rate, and the time from a delivery to the first step
+    /// of its run on an idle system.
     pub(super) fn webhook(&self) -> Result<Vec<Row>> {
         let mut rows = Vec::new();
         for (postgres, name) in [(false, "SQLite"), (true, "PostgreSQL")] {
-            say::doing(format!(
+            progress::announce(format!(
                 "Measuring: {RATE} deliveries a second on {name}, for {SECONDS} s"
             ));
             let database = self.database(postgres, &format!("{name}-deliver").to_lowercase())?;
@@ -87,14 +88,14 @@ impl Bench {
             });
         }
         for (postgres, name) in [(false, "SQLite"), (true, "PostgreSQL")] {
-            say::doing(format!(
+            progress::announce(format!(
                 "Measuring: from a delivery to its run's first step on {name}"
             ));
             let database = self.database(postgres, &format!("{name}-first").to_lowercase())?;
             let server = self.serve("first", Some(&database), &["--allow-private-addresses"])?;
             wait_for_runner(&server)?;
             let image = format!("{}/base/busybox:1.36", self.environment.registry);
-            let told: FirstStep = self.loaded(&[
+            let first_step: FirstStep = self.loaded(&[
                 "first-step",
                 "--server",
                 &server.url,
@@ -105,15 +106,15 @@ impl Bench {
             ])?;
             rows.push(Row {
                 what: format!("webhook to first step on {name}, p50"),
-                low: told.wait.p50_ms,
-                median: told.wait.p50_ms,
-                high: told.wait.max_ms,
-                decides: told.wait.p50_ms,
+                low: first_step.wait.p50_ms,
+                median: first_step.wait.p50_ms,
+                high: first_step.wait.max_ms,
+                decides: first_step.wait.p50_ms,
                 bound: 100.0,
                 unit: "ms",
                 scale: format!(
                     "p99 {:.0} ms; beside it the checkout, p50 {:.0} ms and p99 {:.0} ms",
-                    told.wait.p99_ms, told.checkout.p50_ms, told.checkout.p99_ms
+                    first_step.wait.p99_ms, first_step.checkout.p50_ms, first_step.checkout.p99_ms
                 ),
             });
         }

@@ -1,11 +1,11 @@
-//! Our own engine as a process: dockerd in the root file system, in a mount namespace of its own.
+//! The engine of the cache: dockerd in its root file system and in a mount namespace.
 //!
-//! The namespace is why nothing has to be unmounted: with its last process the mounts are gone, however that
-//! process ended, and the machine never sees them. `/run` in it is a fresh tmpfs, so nothing of an earlier start is
-//! stale; only the socket's folder is the cache's `engine/run`, for the outside to reach.
+//! The mounts end with the last process of the namespace, and the machine never sees them. `/run`
+//! there is a fresh tmpfs. Only the folder of the socket comes from outside: `engine/run` of the
+//! cache.
 //!
-//! Left out: the `docker-default` AppArmor profile, which dockerd loads on kernels that have AppArmor, stays
-//! loaded until the next boot.
+//! Left out: the AppArmor profile `docker-default`, which dockerd loads, stays loaded until the
+//! next boot.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -21,11 +21,11 @@ use super::{Engine, ask, firewall, rootfs};
 use crate::cache::{self, Cache, Lock};
 use crate::packages::Tools;
 use crate::process::{Service, log_tail, start_detached, wait_until};
-use crate::say;
+use crate::progress;
 
-/// Run by the shell in the new mount namespace: $1 root file system, $2 data, $3 folder for the socket,
-/// $4 the mark; the rest is the daemon's command line. runc refuses a root that is not a mount point, therefore
-/// the first line.
+/// Script for the shell in the new mount namespace: $1 root file system, $2 data, $3 folder of the
+/// socket, $4 mark, then the daemon's command line. runc requires a root that is a mount point, so
+/// the first line mounts it.
 const ENTER: &str = r#"
 set -eu
 root=$1 data=$2 run=$3 mark=$4
@@ -45,7 +45,7 @@ fi
 exec chroot "$root" "$@"
 "#;
 
-/// Where our engine listens.
+/// Returns the socket of the engine.
 pub(super) fn socket(cache: &Cache) -> PathBuf {
     cache.path("engine/run/docker.sock")
 }
@@ -57,7 +57,7 @@ fn service(cache: &Cache) -> Service {
     }
 }
 
-/// Our engine, when it runs and answers.
+/// Returns the engine if it runs and responds.
 pub(super) fn running(cache: &Cache) -> Result<Option<Engine>> {
     if main_process(cache).is_none() {
         return Ok(None);
@@ -72,7 +72,7 @@ pub(super) fn running(cache: &Cache) -> Result<Option<Engine>> {
     }))
 }
 
-/// A dockerd that is not ours.
+/// Returns the process id of a dockerd outside of the cache.
 pub(super) fn foreign() -> Option<Pid> {
     let any = Service {
         mark: String::new(),
@@ -81,10 +81,10 @@ pub(super) fn foreign() -> Option<Pid> {
     any.processes().first().copied()
 }
 
-/// Starts dockerd and waits until it answers.
+/// Starts dockerd and waits until it responds.
 pub(super) fn start(cache: &Cache, root: &Path, tools: &Tools) -> Result<Engine> {
     let socket = socket(cache);
-    // sockaddr_un holds 108 bytes with the final zero (unix(7)).
+    // A socket path has at most 108 bytes with the final zero (unix(7)).
     if socket.as_os_str().as_bytes().len() > 107 {
         bail!(
             "{} is too long for a socket's path; set XDG_CACHE_HOME to a shorter one",
@@ -92,7 +92,7 @@ pub(super) fn start(cache: &Cache, root: &Path, tools: &Tools) -> Result<Engine>
         );
     }
     if service(cache).stop(None, Duration::from_secs(10))? {
-        say::found("stopped what was left of an engine that had died");
+        progress::report("stopped what was left of an engine that had died");
     }
     let log = cache.dir("logs")?.join("dockerd.log");
     let mark = cache.mark();
@@ -110,7 +110,7 @@ pub(super) fn start(cache: &Cache, root: &Path, tools: &Tools) -> Result<Engine>
         "insecure-registries": ["127.0.0.0/8"],
         "iptables": firewall.is_some(),
         "ip6tables": false,
-        // Without a limit of its own BuildKit's cache may take a tenth of the disk, and more while it runs.
+        // Without a limit, BuildKit's cache may use a tenth of the disk, and more during a build.
         "builder": { "gc": { "enabled": true, "defaultKeepStorage": "10GB" } },
     });
     let etc = root.join("etc/docker");
@@ -120,7 +120,7 @@ pub(super) fn start(cache: &Cache, root: &Path, tools: &Tools) -> Result<Engine>
         &format!("{configuration:#}\n"),
     )?;
 
-    say::doing(format!(
+    progress::announce(format!(
         "Starting the engine at unix://{} (log: {})",
         socket.display(),
         log.display()
@@ -188,7 +188,7 @@ pub(super) fn start(cache: &Cache, root: &Path, tools: &Tools) -> Result<Engine>
             log.display()
         );
     }
-    say::found(format!(
+    progress::report(format!(
         "Docker Engine {} answered after {:.1} s",
         info.server_version,
         begun.elapsed().as_secs_f32()
@@ -199,18 +199,18 @@ pub(super) fn start(cache: &Cache, root: &Path, tools: &Tools) -> Result<Engine>
     })
 }
 
-/// Stops our engine, should it run, and takes its traces off the machine's network.
+/// Stops the engine and removes its bridges and packet filter rules.
 pub(crate) fn down(cache: &Cache, _lock: &Lock) -> Result<()> {
     let host = format!("unix://{}", socket(cache).display());
     let main = main_process(cache);
     if main.is_some() && ask(&host).is_ok() {
-        say::doing(format!(
+        progress::announce(format!(
             "Removing the containers and networks of the engine at {host}"
         ));
         firewall::remove_networks(&host)?;
     }
     if service(cache).stop(main, Duration::from_secs(40))? {
-        say::doing("Stopped the engine");
+        progress::announce("Stopped the engine");
     }
     firewall::forget(cache)
 }

@@ -1,8 +1,8 @@
-//! What our engine needs of the machine's network, and how that is taken away again.
+//! The engine's traces in the machine's network, and their removal.
 //!
-//! dockerd makes the bridge `docker0` and chains named `DOCKER*` in the machine's packet filter, sets the
-//! FORWARD policy to DROP, and leaves all of it behind when it ends. Since an engine of ours is started only where no
-//! other runs, these are ours; what was there before (the policy, a bridge) is written down first.
+//! dockerd creates the bridge `docker0` and chains named `DOCKER*` in the packet filter, and sets
+//! the FORWARD policy to DROP. It removes none of these when it ends. The engine starts only if no
+//! other one runs, so all of them belong to it. The state before the start is stored first.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,9 +17,9 @@ use serde::{Deserialize, Serialize};
 use crate::cache::{self, Cache};
 use crate::http::{self, Address};
 use crate::packages::Tools;
-use crate::say;
+use crate::progress;
 
-/// Which packet filter the kernel has.
+/// Packet filter of the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Firewall {
     /// nf_tables, through `iptables-nft`.
@@ -37,25 +37,25 @@ impl Firewall {
     }
 }
 
-/// How the machine was before our engine started.
+/// State of the machine's network before the engine started.
 #[derive(Debug, Serialize, Deserialize)]
 struct Before {
     root: PathBuf,
     firewall: Option<Firewall>,
-    /// The policy of the FORWARD chain: ACCEPT or DROP.
+    /// Policy of the FORWARD chain: ACCEPT or DROP.
     forward: Option<String>,
-    /// The network interfaces.
+    /// Network interfaces.
     links: BTreeSet<String>,
-    /// A busybox, for its `ip`: not every machine has one.
+    /// A busybox for its `ip`, which some machines lack.
     busybox: PathBuf,
-    /// The content of /proc/sys/net/ipv4/ip_forward.
+    /// Content of /proc/sys/net/ipv4/ip_forward.
     forwarding: String,
 }
 
 const IP_FORWARD: &str = "/proc/sys/net/ipv4/ip_forward";
 
-/// The first packet filter that the kernel answers for. With none of them containers reach each other and
-/// the machine, but nothing beyond, and ports are published by proxy only.
+/// Returns the first packet filter that the kernel supports. Without one, containers reach each
+/// other and the machine only, and a proxy publishes their ports.
 pub(super) fn choose(root: &Path) -> Option<Firewall> {
     let answers = |firewall: &Firewall| {
         iptables(root, *firewall, &["-t", "nat", "-S"]).is_ok()
@@ -63,18 +63,18 @@ pub(super) fn choose(root: &Path) -> Option<Firewall> {
     };
     let found = [Firewall::Nft, Firewall::Legacy].into_iter().find(answers);
     match found {
-        Some(firewall) => say::found(format!(
+        Some(firewall) => progress::report(format!(
             "the kernel's packet filter answers to {}",
             firewall.program()
         )),
-        None => say::found(
+        None => progress::report(
             "the kernel has no packet filter: containers reach only each other and this machine",
         ),
     }
     found
 }
 
-/// The `PATH` with which dockerd finds the right `iptables`.
+/// Returns the `PATH` with which dockerd finds the right `iptables`.
 pub(super) fn search_path(root: &Path, firewall: Option<Firewall>) -> Result<String> {
     let usual = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
     let Some(firewall) = firewall else {
@@ -91,7 +91,7 @@ pub(super) fn search_path(root: &Path, firewall: Option<Firewall>) -> Result<Str
     Ok(format!("{dir}:{usual}"))
 }
 
-/// Writes down how the machine is, before dockerd changes it; the first state counts.
+/// Stores the state of the network before dockerd changes it. Keeps the first stored state.
 pub(super) fn remember(
     cache: &Cache,
     root: &Path,
@@ -119,7 +119,7 @@ pub(super) fn remember(
     cache::write_whole(&path, &serde_json::to_string_pretty(&before)?)
 }
 
-/// Puts the machine back to how it was before our engine started.
+/// Restores the network to its stored state.
 pub(super) fn forget(cache: &Cache) -> Result<()> {
     let path = cache.path("engine/before.json");
     let Ok(text) = fs::read_to_string(&path) else {
@@ -128,13 +128,13 @@ pub(super) fn forget(cache: &Cache) -> Result<()> {
     let before: Before =
         serde_json::from_str(&text).with_context(|| format!("{} is not whole", path.display()))?;
     if let Some(pid) = super::daemon::foreign() {
-        say::found(format!(
+        progress::report(format!(
             "the packet filter rules and bridges stay: another dockerd (process {pid}) uses the same names"
         ));
         return Ok(());
     }
     if let Some(firewall) = before.firewall {
-        say::doing("Removing the engine's packet filter rules");
+        progress::announce("Removing the engine's packet filter rules");
         for table in ["filter", "nat"] {
             let rules = iptables(&before.root, firewall, &["-t", table, "-S"])?;
             for change in removals(&rules) {
@@ -152,7 +152,7 @@ pub(super) fn forget(cache: &Cache) -> Result<()> {
     }
     let made = |link: &String| is_bridge(link) && !before.links.contains(link);
     for link in links()?.iter().filter(|link| made(link)) {
-        say::doing(format!("Removing the bridge {link}"));
+        progress::announce(format!("Removing the bridge {link}"));
         let mut command = Command::new(&before.busybox);
         let status = command.args(["ip", "link", "delete", link]).status();
         if !status.is_ok_and(|status| status.success()) {
@@ -166,7 +166,7 @@ pub(super) fn forget(cache: &Cache) -> Result<()> {
     fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))
 }
 
-/// Removes all containers and unused networks of our engine: their bridges would outlive it.
+/// Removes all containers and unused networks of the engine, whose bridges would outlive it.
 pub(super) fn remove_networks(host: &str) -> Result<()> {
     #[derive(Deserialize)]
     struct Container {
@@ -187,8 +187,8 @@ pub(super) fn remove_networks(host: &str) -> Result<()> {
     Ok(())
 }
 
-/// The arguments that undo dockerd's rules in one table, in the order in which iptables takes them:
-/// rules first, then the chains that are empty thereby.
+/// Returns the iptables arguments that undo dockerd's rules in one table: first the rules, then the
+/// chains, which are empty by then.
 fn removals(rules: &str) -> Vec<String> {
     let chains: BTreeSet<&str> = rules
         .lines()
@@ -209,14 +209,13 @@ fn removals(rules: &str) -> Vec<String> {
     changes
 }
 
-/// Whether an interface has a name as dockerd gives it: `docker0`, or `br-` and twelve hexadecimal digits of
-/// a network's id.
+/// Returns `true` for a bridge name of dockerd: `docker0`, or `br-` and twelve hexadecimal digits.
 fn is_bridge(link: &str) -> bool {
     let is_id = |id: &str| id.len() == 12 && id.bytes().all(|byte| byte.is_ascii_hexdigit());
     link == "docker0" || link.strip_prefix("br-").is_some_and(is_id)
 }
 
-/// The network interfaces (proc_pid_net(5): two lines of headings, then `NAME: figures`).
+/// Returns the network interfaces (proc_pid_net(5): two lines of headings, then `NAME: figures`).
 fn links() -> Result<BTreeSet<String>> {
     let table = fs::read_to_string("/proc/net/dev").context("cannot read /proc/net/dev")?;
     let names = table

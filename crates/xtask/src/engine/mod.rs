@@ -1,8 +1,8 @@
-//! The Docker Engine that tests and the demo use: one that is there already, else one of our own.
+//! The Docker Engine for tests and the demo: the machine's, or one in the cache.
 //!
-//! An engine that is there is used as it is, or named together with what it lacks; it is never
-//! reconfigured or stopped. One of our own is set up only where none runs at all: two engines on one
-//! machine would rewrite each other's packet filter rules.
+//! An engine of the machine is never reconfigured or stopped. If it lacks a feature, the error
+//! names the feature. The cache gets an engine only if none runs: two engines on one machine would
+//! overwrite each other's packet filter rules.
 
 mod daemon;
 mod firewall;
@@ -19,20 +19,20 @@ use serde::Deserialize;
 use crate::cache::{Cache, Lock};
 use crate::http::{self, Address};
 use crate::packages::Tools;
-use crate::say;
+use crate::progress;
 
 pub(crate) use daemon::down;
 
-/// An engine that answered and can do what is needed.
+/// An engine that responds and has all required features.
 #[derive(Debug)]
 pub(crate) struct Engine {
-    /// The value for `DOCKER_HOST`.
+    /// Value of `DOCKER_HOST`.
     pub(crate) host: String,
-    /// The root file system it runs in, when it is our own.
+    /// Root file system of the engine in the cache. `None` for an engine of the machine.
     pub(crate) root: Option<PathBuf>,
 }
 
-/// The part of the engine's `GET /info` that decides (Docker Engine API, SystemInfo).
+/// Required part of the engine's `GET /info` (Docker Engine API, SystemInfo).
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Info {
@@ -42,8 +42,8 @@ struct Info {
 }
 
 impl Info {
-    /// Whether images live in containerd's store: without it there is no registry cache, no attestation,
-    /// and a built image has no manifest digest.
+    /// Returns `true` if containerd stores the images. The classic store supports neither registry
+    /// caches nor attestations, and gives a built image no manifest digest.
     fn has_containerd_store(&self) -> bool {
         let wanted = ("driver-type", "io.containerd.snapshotter.v1");
         self.driver_status
@@ -54,9 +54,9 @@ impl Info {
 
 /// Finds a usable engine or sets one up.
 pub(crate) fn get(cache: &Cache, lock: &Lock, tools: &Tools) -> Result<Engine> {
-    say::doing("Looking for a Docker Engine with the containerd image store");
+    progress::announce("Looking for a Docker Engine with the containerd image store");
     if let Some(engine) = daemon::running(cache)? {
-        say::found(format!("the one set up earlier runs at {}", engine.host));
+        progress::report(format!("the one set up earlier runs at {}", engine.host));
         return Ok(engine);
     }
     let own = format!("unix://{}", daemon::socket(cache).display());
@@ -75,7 +75,7 @@ pub(crate) fn get(cache: &Cache, lock: &Lock, tools: &Tools) -> Result<Engine> {
     }
     match whether_to_set_up() {
         Ok(()) => {
-            say::found("none runs; this is Debian and root, so one of our own is used");
+            progress::report("none runs; this is Debian and root, so one of our own is used");
             let root = rootfs::get(cache, lock, tools)?;
             daemon::start(cache, &root, tools)
         }
@@ -122,7 +122,7 @@ fn ask(host: &str) -> Result<Info> {
 }
 
 fn accept(host: String, info: &Info) -> Result<Engine> {
-    // With a separate buildkitd the engine only runs containers, which the classic store does as well.
+    // With a separate buildkitd the engine only runs containers, and the classic store suffices.
     let builds = std::env::var_os("BUILDKIT_HOST").is_none();
     if builds && !info.has_containerd_store() {
         bail!(
@@ -133,7 +133,7 @@ fn accept(host: String, info: &Info) -> Result<Engine> {
             info.server_version
         );
     }
-    say::found(format!(
+    progress::report(format!(
         "Docker Engine {} at {host} is used as it is",
         info.server_version
     ));
@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_store_is_told_by_the_driver_status() {
+    fn driver_status_names_the_image_store() {
         let ask = |json: &str| {
             serde_json::from_str::<Info>(json)
                 .unwrap()
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn debian_is_told_from_its_relatives() {
+    fn derivatives_of_debian_are_not_debian() {
         assert!(is_debian("NAME=\"Debian GNU/Linux\"\nID=debian\n"));
         assert!(!is_debian("ID=ubuntu\nID_LIKE=debian\n"));
     }

@@ -1,5 +1,5 @@
-//! The root file system that our engine runs in: Debian trixie, whose Docker is recent enough, made by
-//! debootstrap. Debian 12's own Docker (20.10) lacks the containerd image store.
+//! The engine's root file system: Debian trixie, installed by debootstrap. The Docker of Debian 12
+//! (20.10) lacks the containerd image store.
 
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
@@ -10,12 +10,12 @@ use anyhow::{Context, Result};
 use crate::cache::{Cache, Lock, short_hash};
 use crate::packages::Tools;
 use crate::process::run_logged;
-use crate::say;
+use crate::progress;
 
 const RELEASE: &str = "trixie";
 const MIRROR: &str = "http://deb.debian.org/debian";
-/// `apparmor` because on a kernel that has it the engine refuses to start containers without its
-/// parser; `git` for git contexts; the two `docker` programs for comparing with.
+/// Packages of the root file system. On a kernel with AppArmor the engine starts no container
+/// without its parser. `git` is for git contexts, `docker-cli` and `docker-buildx` for comparisons.
 const PACKAGES: &str =
     "apparmor,ca-certificates,docker-buildx,docker-cli,docker.io,git,iptables,procps";
 
@@ -24,22 +24,22 @@ fn name() -> String {
     format!("rootfs-{}", short_hash(&recipe))
 }
 
-/// Where the root file system is or will be.
+/// Returns the folder of the root file system.
 pub(super) fn folder(cache: &Cache) -> PathBuf {
     cache.path(name())
 }
 
-/// Makes the root file system, unless an earlier command did.
+/// Creates the root file system if it is missing.
 pub(super) fn get(cache: &Cache, _lock: &Lock, tools: &Tools) -> Result<PathBuf> {
     cache.dir_once(&name(), |dir| {
         let log = cache.dir("logs")?.join("debootstrap.log");
-        say::doing(format!(
+        progress::announce(format!(
             "Installing Debian {RELEASE} with {PACKAGES} into {} (about a minute; log: {})",
             dir.display(),
             log.display()
         ));
         let programs = with_wget(tools)?;
-        // In a mount namespace of its own, so that a killed debootstrap leaves no mount behind.
+        // The mount namespace ends with debootstrap, so a killed one leaves no mount.
         let mut command = Command::new("unshare");
         command
             .args(["--mount", "--propagation", "private", "--"])
@@ -65,7 +65,7 @@ pub(super) fn get(cache: &Cache, _lock: &Lock, tools: &Tools) -> Result<PathBuf>
     })
 }
 
-/// A folder with a `wget` for debootstrap, to be searched last: minimal machines have none, and busybox's will do.
+/// Returns a folder with busybox's `wget` for debootstrap, for machines without `wget`.
 fn with_wget(tools: &Tools) -> Result<PathBuf> {
     let programs = tools.path("/bin");
     let wget = programs.join("wget");

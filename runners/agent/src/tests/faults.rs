@@ -1,4 +1,4 @@
-//! Broken streams, lost messages, silence, and attempts that were given to others meanwhile.
+//! Tests of broken streams, lost messages, silence and revoked leases.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,189 +9,193 @@ use tokio::sync::watch;
 use tonic::{Status, transport::Endpoint};
 
 use super::{
-    plane::{KEY, Plane},
-    room::{Room, Setup, id, lease},
-    script::Act,
+    fake_server::{FakeServer, KEY},
+    script::Action,
+    test_runner::{Setup, TestRunner, id, lease},
 };
 use crate::{
     AgentError,
-    context::{self, Source, Wanted},
+    context::{self, ExpectedContext, Source},
 };
 
 #[tokio::test]
-async fn a_long_log_arrives_whole_over_many_streams() {
-    let mut room = Room::new().await;
-    let (id, running) = room.begin("r1", 1).await;
-    let plane = room.plane.clone();
+async fn long_log_arrives_over_several_streams() {
+    let mut runner = TestRunner::new().await;
+    let (id, running) = runner.start_run("r1", 1).await;
+    let server = runner.server.clone();
     let cutting = tokio::spawn(async move {
         for _ in 0..6 {
-            let before = plane.with(|state| {
+            let before = server.with(|state| {
                 state.cut_after = Some(3);
                 state.hellos.len()
             });
-            plane
-                .until("it connects again", |state| {
+            server
+                .until("the runner reconnects", |state| {
                     (state.hellos.len() > before).then_some(())
                 })
                 .await;
         }
     });
-    // Far more than may be under way.
+    // Far more than may be in flight.
     for _ in 0..10 {
-        running.act(Act::Print(10_000));
+        running.send(Action::Print(10_000));
     }
-    running.act(Act::End(RunState::Succeeded));
-    let (finished, events) = room.plane.finished(&id).await;
+    running.send(Action::End(RunState::Succeeded));
+    let (finished, events) = runner.server.wait_finished(&id).await;
     assert!(finished.log_length > 16 << 20);
     let output = events
         .iter()
         .filter(|event| matches!(event.kind, EventKind::Output { .. }));
     assert_eq!(output.count(), 100_000);
-    room.plane.with(|state| {
+    runner.server.with(|state| {
         assert!(state.largest_chunk <= acrtask_proto::MAX_CHUNK);
-        let held = &state.hellos[1].held;
-        assert_eq!(held.as_slice(), [id.proto()]);
+        let leases = &state.hellos[1].attempts;
+        assert_eq!(leases.as_slice(), [id.to_proto()]);
     });
-    room.no_logs().await;
+    runner.wait_without_logs().await;
     cutting.abort();
 }
 
 #[tokio::test]
-async fn what_is_lost_on_the_way_is_sent_again() {
-    let mut room = Room::new().await;
-    let (id, running) = room.begin("r1", 1).await;
-    room.plane.with(|state| state.lose = 2);
+async fn lost_chunks_are_sent_again() {
+    let mut runner = TestRunner::new().await;
+    let (id, running) = runner.start_run("r1", 1).await;
+    runner.server.with(|state| state.lose = 2);
     for _ in 0..5 {
-        running.act(Act::Print(3000));
+        running.send(Action::Print(3000));
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    running.act(Act::End(RunState::Succeeded));
-    room.plane.finished(&id).await;
+    running.send(Action::End(RunState::Succeeded));
+    runner.server.wait_finished(&id).await;
 }
 
 #[tokio::test]
-async fn a_control_plane_that_lacks_the_end_gets_it_again() {
-    let mut room = Room::new().await;
-    let (id, running) = room.begin("r1", 1).await;
-    room.plane.with(|state| state.forgets_end = true);
-    running.act(Act::Print(100));
-    running.act(Act::End(RunState::Succeeded));
-    let (_, events) = room.plane.finished(&id).await;
+async fn missing_end_of_a_log_is_sent_again() {
+    let mut runner = TestRunner::new().await;
+    let (id, running) = runner.start_run("r1", 1).await;
+    runner.server.with(|state| state.forgets_end = true);
+    running.send(Action::Print(100));
+    running.send(Action::End(RunState::Succeeded));
+    let (_, events) = runner.server.wait_finished(&id).await;
     assert_eq!(events.len(), 102);
-    room.no_logs().await;
+    runner.wait_without_logs().await;
 }
 
 #[tokio::test]
-async fn a_build_goes_on_while_the_control_plane_is_away() {
-    let mut room = Room::new().await;
-    let (id, running) = room.begin("r1", 1).await;
+async fn build_continues_during_an_outage() {
+    let mut runner = TestRunner::new().await;
+    let (id, running) = runner.start_run("r1", 1).await;
     let away = Status::unavailable("restarting");
-    room.plane.with(|state| state.refuse = Some(away));
-    room.plane.cut();
-    running.act(Act::Print(50));
-    running.act(Act::End(RunState::Failed));
+    runner.server.with(|state| state.refuse = Some(away));
+    runner.server.cut_stream();
+    running.send(Action::Print(50));
+    running.send(Action::End(RunState::Failed));
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(!running.cancel.is_cancelled());
-    assert_eq!(room.logs(), ["r1.1"]);
-    room.plane.with(|state| state.refuse = None);
-    let (finished, events) = room.plane.finished(&id).await;
+    assert_eq!(runner.logs(), ["r1.1"]);
+    runner.server.with(|state| state.refuse = None);
+    let (finished, events) = runner.server.wait_finished(&id).await;
     assert_eq!(finished.state, "failed");
     assert_eq!(events.len(), 52);
-    room.no_logs().await;
+    runner.wait_without_logs().await;
 }
 
 #[tokio::test]
-async fn what_was_given_to_others_meanwhile_is_stopped_and_nothing_is_said() {
-    let mut room = Room::new().await;
-    let (lost, gone) = room.begin("r1", 1).await;
-    let (kept, goes_on) = room.begin("r2", 1).await;
-    room.plane.take_away(&lost);
-    room.plane.cut();
+async fn lost_attempt_is_stopped_without_a_report() {
+    let mut runner = TestRunner::new().await;
+    let (lost, gone) = runner.start_run("r1", 1).await;
+    let (kept, goes_on) = runner.start_run("r2", 1).await;
+    runner.server.revoke_lease(&lost);
+    runner.server.cut_stream();
     gone.cancel.cancelled().await;
-    goes_on.act(Act::End(RunState::Succeeded));
-    room.plane.finished(&kept).await;
-    room.no_logs().await;
+    goes_on.send(Action::End(RunState::Succeeded));
+    runner.server.wait_finished(&kept).await;
+    runner.wait_without_logs().await;
     assert!(!goes_on.cancel.is_cancelled());
-    room.plane.with(|state| {
+    runner.server.with(|state| {
         assert!(!state.finished.contains_key(&lost));
         assert!(state.declined.is_empty());
     });
 }
 
 #[tokio::test]
-async fn a_lease_that_is_not_renewed_is_lost() {
-    let mut room = Room::new().await;
-    let (lost, gone) = room.begin("r1", 1).await;
-    let (_, goes_on) = room.begin("r2", 1).await;
-    room.plane.take_away(&lost);
+async fn lease_is_lost_without_renewal() {
+    let mut runner = TestRunner::new().await;
+    let (lost, gone) = runner.start_run("r1", 1).await;
+    let (_, goes_on) = runner.start_run("r2", 1).await;
+    runner.server.revoke_lease(&lost);
     gone.cancel.cancelled().await;
-    room.plane
+    runner
+        .server
         .with(|state| assert_eq!(state.hellos.len(), 1, "on the same stream"));
     assert!(!goes_on.cancel.is_cancelled());
 }
 
 #[tokio::test]
-async fn silence_is_a_dead_stream_and_no_lost_lease() {
-    let mut room = Room::new().await;
-    let (id, running) = room.begin("r1", 1).await;
-    room.plane.with(|state| state.mute = true);
-    room.plane
-        .until("it opens another stream", |state| {
+async fn silence_reopens_the_stream_and_keeps_the_lease() {
+    let mut runner = TestRunner::new().await;
+    let (id, running) = runner.start_run("r1", 1).await;
+    runner.server.with(|state| state.mute = true);
+    runner
+        .server
+        .until("the runner opens another stream", |state| {
             (state.hellos.len() > 1).then_some(())
         })
         .await;
-    room.plane.with(|state| state.mute = false);
+    runner.server.with(|state| state.mute = false);
     assert!(!running.cancel.is_cancelled());
-    running.act(Act::End(RunState::Succeeded));
-    room.plane.finished(&id).await;
+    running.send(Action::End(RunState::Succeeded));
+    runner.server.wait_finished(&id).await;
 }
 
 #[tokio::test]
-async fn a_later_attempt_begins_beside_the_earlier_one_that_is_being_stopped() {
-    let mut room = Room::with(Setup {
+async fn later_attempt_starts_while_the_earlier_one_stops() {
+    let mut runner = TestRunner::with_setup(Setup {
         slots: 1,
         slow_stop: true,
         ..Setup::default()
     })
     .await;
-    let (first, stopping) = room.begin("r1", 1).await;
-    room.plane.take_away(&first);
-    let (second, running) = room.begin("r1", 2).await;
+    let (first, stopping) = runner.start_run("r1", 1).await;
+    runner.server.revoke_lease(&first);
+    let (second, running) = runner.start_run("r1", 2).await;
     assert!(stopping.cancel.is_cancelled());
-    running.act(Act::End(RunState::Succeeded));
-    let (finished, _) = room.plane.finished(&second).await;
+    running.send(Action::End(RunState::Succeeded));
+    let (finished, _) = runner.server.wait_finished(&second).await;
     assert_eq!(finished.state, "succeeded");
-    stopping.let_go.notify_one();
-    room.no_logs().await;
-    room.plane
+    stopping.may_end.notify_one();
+    runner.wait_without_logs().await;
+    runner
+        .server
         .with(|state| assert!(!state.finished.contains_key(&first)));
 }
 
 #[tokio::test]
-async fn a_lease_that_is_said_twice_is_one_run() {
-    let mut room = Room::new().await;
-    let (id, running) = room.begin("r1", 1).await;
-    room.plane.lease(&id, lease());
-    room.plane
-        .until("it says again that it has it", |state| {
+async fn repeated_lease_starts_one_run() {
+    let mut runner = TestRunner::new().await;
+    let (id, running) = runner.start_run("r1", 1).await;
+    runner.server.lease(&id, lease());
+    runner
+        .server
+        .until("the runner confirms the lease again", |state| {
             (state.started.len() + state.accepted.len() > 1).then_some(())
         })
         .await;
-    running.act(Act::End(RunState::Succeeded));
-    room.plane.finished(&id).await;
-    assert!(room.begins.try_recv().is_err());
+    running.send(Action::End(RunState::Succeeded));
+    runner.server.wait_finished(&id).await;
+    assert!(runner.begins.try_recv().is_err());
 }
 
 #[tokio::test]
-async fn a_runner_that_was_removed_stops_everything_and_says_why() {
-    let mut room = Room::new().await;
-    let (_, running) = room.begin("r1", 1).await;
+async fn removed_runner_stops_all_runs_and_reports_the_reason() {
+    let mut runner = TestRunner::new().await;
+    let (_, running) = runner.start_run("r1", 1).await;
     let removed = Status::unauthenticated("it was removed");
-    room.plane.with(|state| state.refuse = Some(removed));
-    room.plane.cut();
-    let left = room.left().await;
+    runner.server.with(|state| state.refuse = Some(removed));
+    runner.server.cut_stream();
+    let exit = runner.wait_exit().await;
     assert!(running.cancel.is_cancelled());
-    match left {
+    match exit {
         Err(error @ AgentError::KeyRefused { .. }) => {
             let text = error.to_string();
             assert!(
@@ -203,7 +207,7 @@ async fn a_runner_that_was_removed_stops_everything_and_says_why() {
     }
 }
 
-/// A tar with one file.
+/// Returns a tar archive with one file, and a lease of it.
 fn upload() -> (Vec<u8>, Lease) {
     let data = vec![b'x'; 300_000];
     let mut header = [0u8; 512];
@@ -230,39 +234,40 @@ fn upload() -> (Vec<u8>, Lease) {
 }
 
 #[tokio::test]
-async fn an_upload_is_fetched_on_from_where_it_broke() {
-    let mut room = Room::new().await;
+async fn broken_download_continues_where_it_stopped() {
+    let mut runner = TestRunner::new().await;
     let (tar, wanted) = upload();
     let run = id("r1", 1);
-    room.plane.with(|state| {
+    runner.server.with(|state| {
         state.context = tar;
         state.context_breaks_at = Some(100_000);
     });
-    room.plane.lease(&run, wanted);
-    let running = room.begun().await;
+    runner.server.lease(&run, wanted);
+    let running = runner.next_run().await;
     assert_eq!(
         running.job.upload.as_deref(),
         Some(&["file".to_owned()][..])
     );
-    room.plane
+    runner
+        .server
         .with(|state| assert_eq!(state.context_offsets, [0, 100_000]));
-    running.act(Act::End(RunState::Succeeded));
-    room.plane.finished(&run).await;
-    // Nothing of it stays.
-    let work = room.folder.path().join("state/work");
+    running.send(Action::End(RunState::Succeeded));
+    runner.server.wait_finished(&run).await;
+    // No file remains.
+    let work = runner.folder.path().join("state/work");
     assert_eq!(std::fs::read_dir(work).unwrap().count(), 0);
 }
 
 #[tokio::test]
-async fn an_upload_that_stops_coming_is_asked_for_anew() {
-    let plane = Plane::start().await;
+async fn stalled_download_is_requested_again() {
+    let server = FakeServer::start().await;
     let (tar, wanted) = upload();
-    plane.with(|state| {
+    server.with(|state| {
         state.context = tar;
         state.context_breaks_at = Some(100_000);
         state.context_stalls = true;
     });
-    let endpoint = Endpoint::from_shared(format!("http://{}", plane.address)).unwrap();
+    let endpoint = Endpoint::from_shared(format!("http://{}", server.address)).unwrap();
     let channel = Some(endpoint.connect().await.unwrap());
     let folder = tempfile::tempdir().unwrap();
     let source = Source {
@@ -271,30 +276,30 @@ async fn an_upload_that_stops_coming_is_asked_for_anew() {
         work: folder.path().to_owned(),
         silence: Duration::from_millis(300),
     };
-    let wanted = Wanted {
+    let wanted = ExpectedContext {
         size: wanted.context_size,
         digest: wanted.context_digest,
     };
     let run = id("r1", 1);
     let fetching = context::fetch(&source, &run, &wanted);
     let fetched = tokio::time::timeout(Duration::from_secs(20), fetching).await;
-    let files = fetched.expect("it waits for ever").unwrap();
+    let files = fetched.expect("the download never completes").unwrap();
     assert!(files.root.join("file").exists());
-    plane.with(|state| assert_eq!(state.context_offsets, [0, 100_000]));
+    server.with(|state| assert_eq!(state.context_offsets, [0, 100_000]));
 }
 
 #[tokio::test]
-async fn an_upload_that_came_broken_is_not_used() {
-    let room = Room::new().await;
+async fn damaged_download_is_not_used() {
+    let runner = TestRunner::new().await;
     let (mut tar, wanted) = upload();
     tar[1000] ^= 1;
-    room.plane.with(|state| state.context = tar);
+    runner.server.with(|state| state.context = tar);
     let run = id("r1", 1);
-    room.plane.lease(&run, wanted);
-    let (finished, _) = room.plane.finished(&run).await;
+    runner.server.lease(&run, wanted);
+    let (finished, _) = runner.server.wait_finished(&run).await;
     assert_eq!(finished.state, "error");
     assert!(
-        finished.reason.contains("came broken"),
+        finished.reason.contains("arrived damaged"),
         "{}",
         finished.reason
     );

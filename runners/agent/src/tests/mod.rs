@@ -1,11 +1,12 @@
-//! The runner against a control plane that is made to fail, with work that follows a script.
+//! Tests of the runner against a faulty control plane, with scripted runs.
 //!
-//! Both are stand-ins: [`plane`] for the faults that a real one shows rarely, [`script`] for steps whose moment the test
-//! decides. The stream between them is real: tonic over a socket.
+//! Both are test doubles: [`fake_server`] for faults that a real server shows rarely, [`script`]
+//! for steps at moments that the test chooses. The stream between them is real: tonic over a
+//! socket.
 
+mod fake_server;
 mod faults;
-mod holding;
-mod plane;
+mod leases;
 mod pushes;
-mod room;
 mod script;
+mod test_runner;

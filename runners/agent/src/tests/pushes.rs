@@ -1,4 +1,4 @@
-//! The question before each push.
+//! Tests of the fence before each push.
 
 use std::time::Duration;
 
@@ -6,25 +6,25 @@ use acrtask_proto::runner::{Abandon, to_runner::Message};
 use tokio::sync::oneshot;
 
 use super::{
-    room::Room,
-    script::{Act, Running},
+    script::{Action, ScriptedRun},
+    test_runner::TestRunner,
 };
 
-fn push(running: &Running) -> oneshot::Receiver<Result<(), String>> {
+fn push(running: &ScriptedRun) -> oneshot::Receiver<Result<(), String>> {
     let (answer, pushed) = oneshot::channel();
-    running.act(Act::Push(answer));
+    running.send(Action::Push(answer));
     pushed
 }
 
 #[tokio::test]
-async fn a_push_is_asked_for_each_time() {
-    let mut room = Room::new().await;
-    let (id, running) = room.begin("r1", 1).await;
+async fn each_push_asks_the_fence() {
+    let mut runner = TestRunner::new().await;
+    let (id, running) = runner.start_run("r1", 1).await;
     push(&running).await.unwrap().unwrap();
     push(&running).await.unwrap().unwrap();
-    room.plane.with(|state| {
+    runner.server.with(|state| {
         assert_eq!(state.fences.len(), 2);
-        assert_eq!(state.fences[0].of, Some(id.proto()));
+        assert_eq!(state.fences[0].of, Some(id.to_proto()));
         assert_ne!(state.fences[0].nonce, state.fences[1].nonce);
         state.grants = false;
     });
@@ -33,44 +33,46 @@ async fn a_push_is_asked_for_each_time() {
 }
 
 #[tokio::test]
-async fn a_push_waits_for_the_control_plane_to_come_back() {
-    let mut room = Room::new().await;
-    let (_, running) = room.begin("r1", 1).await;
-    room.plane.with(|state| state.fence_mute = true);
+async fn push_waits_during_an_outage() {
+    let mut runner = TestRunner::new().await;
+    let (_, running) = runner.start_run("r1", 1).await;
+    runner.server.with(|state| state.fence_mute = true);
     let mut pushed = push(&running);
-    room.plane
-        .until("it is asked", |state| {
+    runner
+        .server
+        .until("the fence is asked", |state| {
             (!state.fences.is_empty()).then_some(())
         })
         .await;
-    room.plane.cut();
+    runner.server.cut_stream();
     tokio::time::sleep(Duration::from_millis(200)).await;
-    assert!(pushed.try_recv().is_err(), "nobody has answered");
-    room.plane.with(|state| state.fence_mute = false);
+    assert!(pushed.try_recv().is_err(), "the push still waits");
+    runner.server.with(|state| state.fence_mute = false);
     pushed.await.unwrap().unwrap();
-    room.plane.with(|state| assert!(state.fences.len() >= 2));
+    runner.server.with(|state| assert!(state.fences.len() >= 2));
 }
 
 #[tokio::test]
-async fn an_attempt_that_was_lost_does_not_push() {
-    let mut room = Room::new().await;
-    let (id, running) = room.begin("r1", 1).await;
-    room.plane.with(|state| state.fence_mute = true);
+async fn lost_attempt_does_not_push() {
+    let mut runner = TestRunner::new().await;
+    let (id, running) = runner.start_run("r1", 1).await;
+    runner.server.with(|state| state.fence_mute = true);
     let pushed = push(&running);
-    room.plane
-        .until("it is asked", |state| {
+    runner
+        .server
+        .until("the fence is asked", |state| {
             (!state.fences.is_empty()).then_some(())
         })
         .await;
-    room.plane.take_away(&id);
-    room.plane.tell(Message::Abandon(Abandon {
-        of: Some(id.proto()),
+    runner.server.revoke_lease(&id);
+    runner.server.send(Message::Abandon(Abandon {
+        of: Some(id.to_proto()),
         reason: "given to b".into(),
     }));
     pushed.await.unwrap().unwrap_err();
     assert!(running.cancel.is_cancelled());
-    room.no_logs().await;
-    room.plane.with(|state| {
+    runner.wait_without_logs().await;
+    runner.server.with(|state| {
         assert!(state.finished.is_empty() && state.declined.is_empty());
     });
 }

@@ -1,11 +1,11 @@
-//! Work of a test: it does what the test tells it, when the test tells it.
+//! Scripted execution of runs, step by step under control of the test.
 
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex},
 };
 
-use acrtask_api::spec::Facts;
+use acrtask_api::spec::Variables;
 use acrtask_model::{
     Event, EventKind, Outcome, RunState, StepId,
     events::{StepSummary, Stream},
@@ -19,60 +19,60 @@ use crate::{
     work::{Abilities, Ended, Job, Work},
 };
 
-/// What a run of the script does next.
+/// Next action of a scripted run.
 #[derive(Debug)]
-pub(super) enum Act {
-    /// Prints so many lines of 100 bytes.
+pub(super) enum Action {
+    /// Prints this number of lines of 100 bytes.
     Print(usize),
-    /// Asks the fence; the answer is given to the test.
+    /// Asks the fence and sends the answer to the test.
     Push(oneshot::Sender<Result<(), String>>),
-    /// Ends so.
+    /// Ends the run with this state.
     End(RunState),
-    /// Ends before it began.
+    /// Ends before the run begins.
     Invalid(String),
     NotBegun(String),
-    /// Its task file is refused.
+    /// Refuses the task file.
     Refused,
-    /// Goes down.
+    /// Panics.
     Panic,
 }
 
-/// The other end of a run of the script.
+/// Control handle of a scripted run.
 #[derive(Debug)]
-pub(super) struct Running {
-    pub(super) job: Seen,
-    pub(super) acts: mpsc::UnboundedSender<Act>,
+pub(super) struct ScriptedRun {
+    pub(super) job: ReceivedJob,
+    pub(super) acts: mpsc::UnboundedSender<Action>,
     pub(super) cancel: CancellationToken,
-    /// Notified when the run is allowed to end after it was stopped.
-    pub(super) let_go: Arc<Notify>,
+    /// Permits a stopped run to end.
+    pub(super) may_end: Arc<Notify>,
 }
 
-/// What a run was given.
+/// Parts of the job that the run received.
 #[derive(Debug)]
-pub(super) struct Seen {
+pub(super) struct ReceivedJob {
     pub(super) secrets: BTreeMap<String, String>,
     pub(super) password: Option<String>,
     pub(super) upload: Option<Vec<String>>,
 }
 
-impl Running {
-    pub(super) fn act(&self, act: Act) {
+impl ScriptedRun {
+    pub(super) fn send(&self, act: Action) {
         self.acts.send(act).unwrap();
     }
 }
 
-/// Carries runs out by script.
+/// Execution by script.
 #[derive(Debug)]
-pub(super) struct Script {
-    begun: mpsc::UnboundedSender<Running>,
-    /// Why no run can begin.
+pub(super) struct ScriptedWork {
+    begun: mpsc::UnboundedSender<ScriptedRun>,
+    /// Reason why no run can begin.
     pub(super) broken: Mutex<Option<String>>,
-    /// A run that is stopped waits to be let go.
+    /// A stopped run waits for `may_end`.
     pub(super) slow_stop: bool,
 }
 
-impl Script {
-    pub(super) fn new(slow_stop: bool) -> (Arc<Self>, mpsc::UnboundedReceiver<Running>) {
+impl ScriptedWork {
+    pub(super) fn new(slow_stop: bool) -> (Arc<Self>, mpsc::UnboundedReceiver<ScriptedRun>) {
         let (begun, begins) = mpsc::unbounded_channel();
         let script = Self {
             begun,
@@ -83,7 +83,7 @@ impl Script {
     }
 }
 
-impl Work for Script {
+impl Work for ScriptedWork {
     fn abilities(&self) -> Abilities {
         Abilities {
             platforms: vec!["linux/amd64".into()],
@@ -106,7 +106,7 @@ impl Work for Script {
     }
 }
 
-impl Script {
+impl ScriptedWork {
     async fn follow(
         &self,
         job: Job,
@@ -114,7 +114,7 @@ impl Script {
         cancel: CancellationToken,
     ) -> Ended {
         let (acts, mut to_do) = mpsc::unbounded_channel();
-        let let_go = Arc::new(Notify::new());
+        let may_end = Arc::new(Notify::new());
         let secrets = job.secrets.iter();
         let upload = job.upload.as_ref().map(|folder| {
             let entries = std::fs::read_dir(folder).unwrap();
@@ -122,8 +122,8 @@ impl Script {
                 .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
                 .collect()
         });
-        let running = Running {
-            job: Seen {
+        let running = ScriptedRun {
+            job: ReceivedJob {
                 secrets: secrets
                     .map(|(name, value)| (name.clone(), value.expose().to_owned()))
                     .collect(),
@@ -135,23 +135,28 @@ impl Script {
             },
             acts,
             cancel: cancel.clone(),
-            let_go: Arc::clone(&let_go),
+            may_end: Arc::clone(&may_end),
         };
         self.begun.send(running).unwrap();
         let step = StepId::new("s").unwrap();
-        let tell = |kind| events.send(event_of(&job.id, kind));
+        let emit = |kind| events.send(event_of(&job.id, kind));
         let mut begun = false;
         loop {
             let act = tokio::select! {
-                act = to_do.recv() => act.unwrap_or(Act::End(RunState::Canceled)),
+                act = to_do.recv() => act.unwrap_or(Action::End(RunState::Canceled)),
                 () = cancel.cancelled() => {
                     if self.slow_stop {
-                        let_go.notified().await;
+                        may_end.notified().await;
                     }
-                    Act::End(RunState::Canceled)
+                    Action::End(RunState::Canceled)
                 }
             };
-            if !begun && !matches!(act, Act::Invalid(_) | Act::NotBegun(_) | Act::Refused) {
+            if !begun
+                && !matches!(
+                    act,
+                    Action::Invalid(_) | Action::NotBegun(_) | Action::Refused
+                )
+            {
                 begun = true;
                 let summary = StepSummary {
                     id: step.clone(),
@@ -164,10 +169,10 @@ impl Script {
                     engine: "script".into(),
                     builder: "script".into(),
                 };
-                tell(started).await.unwrap();
+                emit(started).await.unwrap();
             }
             match act {
-                Act::Print(lines) => {
+                Action::Print(lines) => {
                     for number in 0..lines {
                         let output = EventKind::Output {
                             step: step.clone(),
@@ -175,35 +180,35 @@ impl Script {
                             vertex: None,
                             text: format!("{number:0>100}"),
                         };
-                        tell(output).await.unwrap();
+                        emit(output).await.unwrap();
                     }
                 }
-                Act::Push(answer) => {
+                Action::Push(answer) => {
                     let pushed = tokio::select! {
                         pushed = job.fence.may_push() => pushed,
                         () = cancel.cancelled() => Err("stopped".into()),
                     };
                     let _ = answer.send(pushed);
                 }
-                Act::End(state) => {
+                Action::End(state) => {
                     let finished = EventKind::RunFinished {
                         outcome: Outcome {
                             state,
                             reason: (state != RunState::Succeeded).then(|| "by script".into()),
                         },
                         elapsed_ms: 1,
-                        left: Vec::new(),
+                        remaining: Vec::new(),
                     };
-                    tell(finished).await.unwrap();
-                    return Ended::Ran(Facts {
+                    emit(finished).await.unwrap();
+                    return Ended::Ran(Variables {
                         commit: "c0ffee".into(),
-                        ..Facts::default()
+                        ..Variables::default()
                     });
                 }
-                Act::Invalid(reason) => return Ended::Invalid(reason),
-                Act::NotBegun(reason) => return Ended::NotBegun(reason),
-                Act::Refused => return Ended::Refused(Facts::default()),
-                Act::Panic => panic!("by script"),
+                Action::Invalid(reason) => return Ended::Invalid(reason),
+                Action::NotBegun(reason) => return Ended::NotBegun(reason),
+                Action::Refused => return Ended::Refused(Variables::default()),
+                Action::Panic => panic!("by script"),
             }
         }
     }

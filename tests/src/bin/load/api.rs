@@ -1,11 +1,11 @@
-//! The API, as far as measuring needs it.
+//! The part of the API that the benchmarks need.
 
 use std::time::Duration;
 
 use acrtask_api::{
     admin::RunnerToken,
     run::{CreateRun, Run},
-    spec::{RunSpec, Work},
+    spec::{RunSource, RunSpec},
 };
 use acrtask_model::{Event, EventKind};
 use jiff::Timestamp;
@@ -13,10 +13,10 @@ use reqwest::{Client, Method, StatusCode};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-/// A client of one server.
+/// Client of one server.
 pub(crate) struct Api {
     pub(crate) client: Client,
-    /// The server's own address.
+    /// URL of the server.
     pub(crate) server: String,
     base: String,
     token: String,
@@ -24,7 +24,7 @@ pub(crate) struct Api {
 
 impl Api {
     pub(crate) fn new(server: &str, token: &str) -> Self {
-        // An error means that there is a provider already.
+        // An error means that a provider is already installed.
         let _ = rustls::crypto::ring::default_provider().install_default();
         Self {
             client: Client::new(),
@@ -34,7 +34,7 @@ impl Api {
         }
     }
 
-    pub(crate) async fn runner_token(&self) -> String {
+    pub(crate) async fn create_runner_token(&self) -> String {
         let answer = self
             .client
             .post(format!("{}/runner-tokens", self.base))
@@ -48,7 +48,7 @@ impl Api {
         token.secret.0
     }
 
-    async fn start(&self, request: &CreateRun) -> Run {
+    async fn start_run(&self, request: &CreateRun) -> Run {
         self.post("/runs", request).await
     }
 
@@ -80,13 +80,13 @@ impl Api {
         serde_json::from_str(&text).unwrap()
     }
 
-    pub(crate) async fn text(&self, path: &str) -> String {
-        let found = self.found(path).await;
-        found.unwrap_or_else(|| panic!("{path} is not there"))
+    pub(crate) async fn get_text(&self, path: &str) -> String {
+        let found = self.get_if_exists(path).await;
+        found.unwrap_or_else(|| panic!("{path} was not found"))
     }
 
-    /// Nothing where there is nothing.
-    pub(crate) async fn found(&self, path: &str) -> Option<String> {
+    /// Returns the text of `path`. `None` if the server responds with 404.
+    pub(crate) async fn get_if_exists(&self, path: &str) -> Option<String> {
         let answer = self
             .client
             .get(format!("{}{path}", self.base))
@@ -102,47 +102,49 @@ impl Api {
     }
 }
 
-/// Milliseconds from before a run is asked for until its first step began, by the one clock of this machine.
-pub(crate) async fn latency(server: &str, token: &str, image: &str, runs: usize) -> Value {
+/// Measures the milliseconds between the request for a run and the start of its first step. Both
+/// times come from the clock of this machine.
+pub(crate) async fn measure_latency(server: &str, token: &str, image: &str, runs: usize) -> Value {
     let api = Api::new(server, token);
     let mut waits = Vec::new();
-    // The first few warm connections, pages and the engine.
+    // The first runs warm up connections, pages and the engine.
     for i in 0..runs + 5 {
         let request = CreateRun {
             spec: RunSpec {
-                work: Work::Cmd {
+                source: RunSource::Cmd {
                     line: format!("{image} true"),
                 },
                 ..RunSpec::default()
             },
             ..CreateRun::default()
         };
-        let asked = Timestamp::now();
-        let id = api.start(&request).await.id;
+        let requested = Timestamp::now();
+        let id = api.start_run(&request).await.id;
         loop {
-            let run: Run = serde_json::from_str(&api.text(&format!("/runs/{id}")).await).unwrap();
+            let run: Run =
+                serde_json::from_str(&api.get_text(&format!("/runs/{id}")).await).unwrap();
             if run.state.is_final() {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        let log = api.text(&format!("/runs/{id}/log?format=json")).await;
+        let log = api.get_text(&format!("/runs/{id}/log?format=json")).await;
         let began = log
             .lines()
             .filter_map(|line| serde_json::from_str::<Event>(line).ok())
             .find(|event| matches!(event.kind, EventKind::StepStarted { .. }))
             .unwrap_or_else(|| panic!("run {id} began no step:\n{log}"));
         if i >= 5 {
-            waits.push(began.time.duration_since(asked).as_millis_f64());
+            waits.push(began.time.duration_since(requested).as_millis_f64());
         }
-        // An idle system: what the last run left is done with.
+        // Lets the system become idle: the cleanup of the last run must be finished.
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    parts(waits)
+    percentiles(waits)
 }
 
-/// How many there are, the middle one, the one that one in a hundred is above, and the last.
-pub(crate) fn parts(mut waits: Vec<f64>) -> Value {
+/// Returns the count, the median, the 99th percentile and the maximum.
+pub(crate) fn percentiles(mut waits: Vec<f64>) -> Value {
     waits.sort_by(f64::total_cmp);
     let at = |part: f64| waits[((waits.len() as f64 * part) as usize).min(waits.len() - 1)];
     json!({ "count": waits.len(), "p50_ms": at(0.5), "p99_ms": at(0.99), "max_ms": at(1.0) })

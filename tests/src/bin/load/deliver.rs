@@ -1,4 +1,5 @@
-//! Deliveries as GitHub sends them: at a steady rate, and one by one with a look at how soon the run's first step began.
+//! Deliveries as GitHub sends them: at a steady rate, and one at a time to measure the start of the
+//! first step.
 
 use std::{
     sync::Arc,
@@ -19,17 +20,18 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use crate::api::{Api, parts};
+use crate::api::{Api, percentiles};
 
 const SECRET: &str = "the secret of the benchmark's webhook";
-/// The webhook's name.
+/// Name of the webhook.
 const HOOK: &str = "bench";
 const REPOSITORIES: usize = 20;
-/// Of each repository; a push changes files of one of them.
+/// Tasks of each repository. A push changes files of one of them.
 const TASKS: usize = 5;
 
-/// Sends `rate` deliveries a second, and tells how long each waited for its answer, from the moment at which it was due.
-pub(crate) async fn steady(server: &str, token: &str, rate: u32, seconds: u32) -> Value {
+/// Sends `rate` deliveries a second. Reports how long each waited for its response, counted from
+/// its scheduled time.
+pub(crate) async fn send_steadily(server: &str, token: &str, rate: u32, seconds: u32) -> Value {
     let api = Api::new(server, token);
     let url = |repository: usize| format!("https://git.example.com/bench/repo-{repository}.git");
     for repository in 0..REPOSITORIES {
@@ -37,21 +39,22 @@ pub(crate) async fn steady(server: &str, token: &str, rate: u32, seconds: u32) -
             let definition = TaskDefinition {
                 context: Some(format!("{}#main", url(repository))),
                 cmd: Some("reg.example.com/app:1 true".into()),
-                triggers: commits(vec![format!("services/{task}/**")]),
+                triggers: commit_trigger(vec![format!("services/{task}/**")]),
                 ..definition(&format!("bench/{repository}-{task}"))
             };
             let _: Value = api.post("/tasks", &definition).await;
         }
     }
     put_webhook(&api).await;
-    // Made before: a sender has other machines to sign with.
+    // Signed in advance, because a real sender signs on another machine.
     let deliveries: Vec<(String, String)> = (0..rate * seconds)
         .map(|n| {
-            let place = n as usize;
-            let repository = place % REPOSITORIES;
-            let file = format!("services/{}/src/main.rs", (place / REPOSITORIES) % TASKS);
+            let index = n as usize;
+            let repository = index % REPOSITORIES;
+            let file = format!("services/{}/src/main.rs", (index / REPOSITORIES) % TASKS);
             let commits: Vec<String> = (0..6).map(|i| commit_id(n * 8 + i + 1)).collect();
-            let body = push(&url(repository), &commit_id(n * 8 + 7), &commits, &file).to_string();
+            let body =
+                push_event(&url(repository), &commit_id(n * 8 + 7), &commits, &file).to_string();
             let signed = signature(SECRET, body.as_bytes());
             (body, signed)
         })
@@ -80,18 +83,26 @@ pub(crate) async fn steady(server: &str, token: &str, rate: u32, seconds: u32) -
         }
     }
     let taken = begun.elapsed().as_secs_f64();
-    let mut told = parts(waits);
-    told["runs"] = runs.into();
-    told["refused"] = refused.len().into();
-    told["why"] = json!(refused.first());
-    told["bytes"] = bytes.into();
-    told["per_second"] = json!(f64::from(rate * seconds) / taken);
-    told
+    let mut report = percentiles(waits);
+    report["runs"] = runs.into();
+    report["refused"] = refused.len().into();
+    report["why"] = json!(refused.first());
+    report["bytes"] = bytes.into();
+    report["per_second"] = json!(f64::from(rate * seconds) / taken);
+    report
 }
 
-/// Pushes one commit after the other to a small repository on this machine, each when the last one's run is over. Tells
-/// how long each first step waited for its delivery, without the time in which the commit was checked out; and that.
-pub(crate) async fn first_step(server: &str, token: &str, image: &str, runs: usize) -> Value {
+/// Pushes commits to a small repository on this machine, each after the run of the previous one has
+/// finished.
+///
+/// Reports the time between the delivery and the first step without the checkout, and the checkout
+/// time.
+pub(crate) async fn measure_first_step(
+    server: &str,
+    token: &str,
+    image: &str,
+    runs: usize,
+) -> Value {
     let api = Api::new(server, token);
     let repositories = Repositories::default();
     repositories.create("app");
@@ -101,62 +112,69 @@ pub(crate) async fn first_step(server: &str, token: &str, image: &str, runs: usi
     let url = git.url("app");
     let definition = TaskDefinition {
         context: Some(format!("{url}#main")),
-        triggers: commits(Vec::new()),
+        triggers: commit_trigger(Vec::new()),
         ..definition("bench/first-step")
     };
     let _: Value = api.post("/tasks", &definition).await;
     put_webhook(&api).await;
     let (mut waits, mut checkouts) = (Vec::new(), Vec::new());
-    // The first few warm connections, pages and the engine.
+    // The first runs warm up connections, pages and the engine.
     for n in 0..runs + 5 {
         let commit = repositories.commit("app", &[("src/file", &format!("{n}\n"))]);
-        let body = push(&url, &before, std::slice::from_ref(&commit), "src/file").to_string();
+        let body = push_event(&url, &before, std::slice::from_ref(&commit), "src/file").to_string();
         let signed = signature(SECRET, body.as_bytes());
         before = commit;
-        // An idle system: what the last run left is done with.
+        // Lets the system become idle: the cleanup of the last run must be finished.
         tokio::time::sleep(Duration::from_millis(200)).await;
-        let asked = Timestamp::now();
+        let requested = Timestamp::now();
         let receipt = send(&api, &format!("first-{n}"), body, &signed).await;
         let receipt = receipt.unwrap_or_else(|why| panic!("the delivery was refused: {why}"));
-        let id = receipt.runs.first().expect("it starts a run").clone();
+        let id = receipt
+            .runs
+            .first()
+            .expect("the delivery starts a run")
+            .clone();
         loop {
-            let run: Run = serde_json::from_str(&api.text(&format!("/runs/{id}")).await).unwrap();
+            let run: Run =
+                serde_json::from_str(&api.get_text(&format!("/runs/{id}")).await).unwrap();
             if run.state.is_final() {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        let log = api.text(&format!("/runs/{id}/log?format=json")).await;
+        let log = api.get_text(&format!("/runs/{id}/log?format=json")).await;
         let events: Vec<Event> = log
             .lines()
             .filter_map(|line| serde_json::from_str(line).ok())
             .collect();
-        let at = |what: &str, is: &dyn Fn(&EventKind) -> bool| {
+        let time_of = |name: &str, is: &dyn Fn(&EventKind) -> bool| {
             let found = events.iter().find(|event| is(&event.kind));
             found
-                .unwrap_or_else(|| panic!("run {id} says nothing of {what}:\n{log}"))
+                .unwrap_or_else(|| panic!("run {id} reported no event: {name}:\n{log}"))
                 .time
         };
-        let says = |kind: &EventKind, word: &str| matches!(kind, EventKind::Progress { message } if message.starts_with(word));
-        let fetching = at("its checkout", &|kind| says(kind, "fetching "));
-        let fetched = at("the end of its checkout", &|kind| says(kind, "fetched "));
-        let began = at("a step", &|kind| {
+        let has_prefix = |kind: &EventKind, word: &str| matches!(kind, EventKind::Progress { message } if message.starts_with(word));
+        let fetching = time_of("its checkout", &|kind| has_prefix(kind, "fetching "));
+        let fetched = time_of("the end of its checkout", &|kind| {
+            has_prefix(kind, "fetched ")
+        });
+        let began = time_of("a step", &|kind| {
             matches!(kind, EventKind::StepStarted { .. })
         });
         if n >= 5 {
             let checkout = fetched.duration_since(fetching).as_millis_f64();
             checkouts.push(checkout);
-            waits.push(began.duration_since(asked).as_millis_f64() - checkout);
+            waits.push(began.duration_since(requested).as_millis_f64() - checkout);
         }
     }
-    json!({ "wait": parts(waits), "checkout": parts(checkouts) })
+    json!({ "wait": percentiles(waits), "checkout": percentiles(checkouts) })
 }
 
 fn definition(name: &str) -> TaskDefinition {
     serde_json::from_value(json!({ "name": name, "cache": false })).unwrap()
 }
 
-fn commits(include: Vec<String>) -> Triggers {
+fn commit_trigger(include: Vec<String>) -> Triggers {
     Triggers {
         commit: Some(CommitTrigger {
             paths: PathFilter {
@@ -201,12 +219,12 @@ fn commit_id(n: u32) -> String {
     format!("{n:040x}")
 }
 
-/// What GitHub says of a push, in its length: about ten kilobytes.
-fn push(url: &str, before: &str, commits: &[String], file: &str) -> Value {
+/// Returns a push event of the size that GitHub sends: about 10 KB.
+fn push_event(url: &str, before: &str, commits: &[String], file: &str) -> Value {
     let name = url.rsplit('/').next().unwrap_or_default();
     let name = name.trim_end_matches(".git");
     let web = format!("https://git.example.com/bench/{name}");
-    let who = json!({ "name": "A Developer", "email": "a.developer@example.com", "username": "a-developer" });
+    let author = json!({ "name": "A Developer", "email": "a.developer@example.com", "username": "a-developer" });
     let commits: Vec<Value> = commits
         .iter()
         .map(|id| {
@@ -214,7 +232,7 @@ fn push(url: &str, before: &str, commits: &[String], file: &str) -> Value {
                 "id": id, "tree_id": id, "distinct": true,
                 "message": "area: a change with a subject line of the usual length\n\nAnd a few words that say why, over two lines,\nas people write them.",
                 "timestamp": "2026-01-02T03:04:05+01:00", "url": format!("{web}/commit/{id}"),
-                "author": who, "committer": who,
+                "author": author, "committer": author,
                 "added": [], "removed": [], "modified": [file, format!("{file}.md")]
             })
         })
@@ -268,10 +286,10 @@ fn push(url: &str, before: &str, commits: &[String], file: &str) -> Value {
             format!("https://api.git.example.com/repos/bench/{name}/{part}{{/id}}").into();
     }
     json!({
-        "ref": "refs/heads/main", "before": before, "after": commits.last().map(|one| one["id"].clone()),
+        "ref": "refs/heads/main", "before": before, "after": commits.last().map(|commit| commit["id"].clone()),
         "created": false, "deleted": false, "forced": false, "base_ref": null,
         "compare": format!("{web}/compare/{before}...main"), "head_commit": commits.last(), "commits": commits,
-        "repository": repository, "pusher": who, "sender": owner("a-developer")
+        "repository": repository, "pusher": author, "sender": owner("a-developer")
     })
 }
 

@@ -1,4 +1,4 @@
-//! Runners that carry nothing out.
+//! Fake runners that execute nothing.
 
 use std::{
     io::Read,
@@ -23,14 +23,15 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::api::Api;
 
-/// Runners that share one TCP connection: a thousand sockets are not what is measured.
+/// Number of runners that share one TCP connection. The benchmark does not measure a thousand
+/// sockets.
 const SHARED: usize = 50;
 
-/// What every fake run prints.
+/// Log of every fake run.
 const LOG: &[u8] = br#"{"time":"2026-01-02T03:04:05Z","run":"load","event":"run_finished","state":"succeeded","reason":null,"elapsed_ms":1}
 "#;
 
-async fn channel(server: &str) -> Channel {
+async fn connect_channel(server: &str) -> Channel {
     Endpoint::from_shared(server.to_owned())
         .unwrap()
         .initial_connection_window_size(1 << 20)
@@ -39,13 +40,13 @@ async fn channel(server: &str) -> Channel {
         .unwrap()
 }
 
-/// Registers so many runners; their keys.
+/// Registers `count` runners and returns their keys.
 pub(crate) async fn register(server: &str, token: &str, count: usize) -> Vec<String> {
     let api = Arc::new(Api::new(server, token));
-    let mut client = RunnersClient::new(channel(server).await);
+    let mut client = RunnersClient::new(connect_channel(server).await);
     let mut keys = Vec::new();
     for i in 0..count {
-        let token = api.runner_token().await;
+        let token = api.create_runner_token().await;
         let registered = client
             .register(RegisterRequest {
                 token,
@@ -59,39 +60,39 @@ pub(crate) async fn register(server: &str, token: &str, count: usize) -> Vec<Str
     keys
 }
 
-/// Time that `runs` leases took, behind the first ones.
-pub(crate) async fn dispatch(
+/// Measures the time of `runs` leases that follow the `first` ones.
+pub(crate) async fn measure_dispatch(
     server: &str,
     keys: Vec<String>,
     first: usize,
     runs: usize,
 ) -> Duration {
-    let counted = Arc::new(Counted {
+    let counter = Arc::new(LeaseCounter {
         leases: AtomicUsize::new(0),
         skipped: first,
         wanted: runs,
         first: std::sync::OnceLock::new(),
         done: Notify::new(),
     });
-    let mut runners = start(server, keys, &counted).await;
-    let done = counted.done.notified();
+    let mut runners = start_runners(server, keys, &counter).await;
+    let done = counter.done.notified();
     tokio::select! {
         () = done => {}
         ended = runners.join_next() => panic!("a runner ended: {ended:?}"),
     }
-    counted.first.get().unwrap().elapsed()
+    counter.first.get().unwrap().elapsed()
 }
 
-/// Holds the connections until standard input ends.
-pub(crate) async fn idle(server: &str, keys: Vec<String>) {
-    let counted = Arc::new(Counted {
+/// Keeps the connections open until standard input ends.
+pub(crate) async fn run_idle(server: &str, keys: Vec<String>) {
+    let counter = Arc::new(LeaseCounter {
         leases: AtomicUsize::new(0),
         skipped: 0,
         wanted: usize::MAX,
         first: std::sync::OnceLock::new(),
         done: Notify::new(),
     });
-    let runners = start(server, keys, &counted).await;
+    let runners = start_runners(server, keys, &counter).await;
     println!("{}", serde_json::json!({ "connected": runners.len() }));
     tokio::task::spawn_blocking(|| std::io::stdin().read(&mut [0]))
         .await
@@ -99,7 +100,7 @@ pub(crate) async fn idle(server: &str, keys: Vec<String>) {
         .unwrap();
 }
 
-struct Counted {
+struct LeaseCounter {
     leases: AtomicUsize,
     skipped: usize,
     wanted: usize,
@@ -107,8 +108,8 @@ struct Counted {
     done: Notify,
 }
 
-impl Counted {
-    fn lease(&self) {
+impl LeaseCounter {
+    fn count_lease(&self) {
         let count = self.leases.fetch_add(1, Ordering::SeqCst);
         if count < self.skipped {
             return;
@@ -120,18 +121,22 @@ impl Counted {
     }
 }
 
-/// Connects all of them, and waits until each was welcomed.
-async fn start(server: &str, keys: Vec<String>, counted: &Arc<Counted>) -> JoinSet<()> {
+/// Connects all runners and waits until the server has welcomed each of them.
+async fn start_runners(
+    server: &str,
+    keys: Vec<String>,
+    counter: &Arc<LeaseCounter>,
+) -> JoinSet<()> {
     let mut runners = JoinSet::new();
     let (welcomed, mut welcomes) = mpsc::channel(keys.len().max(1));
     let count = keys.len();
     for keys in keys.chunks(SHARED) {
-        let shared = channel(server).await;
+        let shared = connect_channel(server).await;
         for key in keys {
-            runners.spawn(one(
+            runners.spawn(run_fake_runner(
                 RunnersClient::new(shared.clone()),
                 key.clone(),
-                Arc::clone(counted),
+                Arc::clone(counter),
                 welcomed.clone(),
             ));
         }
@@ -142,15 +147,15 @@ async fn start(server: &str, keys: Vec<String>, counted: &Arc<Counted>) -> JoinS
     runners
 }
 
-/// One runner with one slot.
-async fn one(
+/// Acts as one runner with one slot.
+async fn run_fake_runner(
     mut client: RunnersClient<Channel>,
     key: String,
-    counted: Arc<Counted>,
+    counter: Arc<LeaseCounter>,
     welcomed: mpsc::Sender<()>,
 ) {
     let (out, messages) = mpsc::channel(16);
-    let say = |message| {
+    let send = |message| {
         let out = out.clone();
         async move {
             let message = FromRunner {
@@ -159,7 +164,7 @@ async fn one(
             out.send(message).await.unwrap();
         }
     };
-    say(from_runner::Message::Hello(Hello {
+    send(from_runner::Message::Hello(Hello {
         version: "load".into(),
         platforms: vec!["linux/amd64".into()],
         slots: 1,
@@ -171,15 +176,15 @@ async fn one(
     let bearer = format!("Bearer {key}").parse().unwrap();
     request.metadata_mut().insert("authorization", bearer);
     let mut answers = client.connect(request).await.unwrap().into_inner();
-    let mut held: Vec<Attempt> = Vec::new();
-    let mut beat = tokio::time::interval(Duration::from_secs(10));
-    beat.reset();
+    let mut active: Vec<Attempt> = Vec::new();
+    let mut heartbeat = tokio::time::interval(Duration::from_secs(10));
+    heartbeat.reset();
     loop {
         let answer = tokio::select! {
             answer = answers.message() => answer.unwrap().unwrap(),
-            _ = beat.tick() => {
-                say(from_runner::Message::Heartbeat(Heartbeat {
-                    held: held.clone(),
+            _ = heartbeat.tick() => {
+                send(from_runner::Message::Heartbeat(Heartbeat {
+                    attempts: active.clone(),
                     free_disk: 1 << 40,
                 }))
                 .await;
@@ -189,24 +194,24 @@ async fn one(
         match answer.message {
             Some(to_runner::Message::Welcome(_)) => welcomed.send(()).await.unwrap(),
             Some(to_runner::Message::Lease(lease)) => {
-                counted.lease();
+                counter.count_lease();
                 let of = lease.of.unwrap();
-                held.push(of.clone());
-                say(from_runner::Message::Accepted(Accepted {
+                active.push(of.clone());
+                send(from_runner::Message::Accepted(Accepted {
                     of: Some(of.clone()),
                 }))
                 .await;
-                say(from_runner::Message::Started(Started {
+                send(from_runner::Message::Started(Started {
                     of: Some(of.clone()),
                 }))
                 .await;
-                say(from_runner::Message::Log(LogChunk {
+                send(from_runner::Message::Log(LogChunk {
                     of: Some(of.clone()),
                     offset: 0,
                     data: LOG.into(),
                 }))
                 .await;
-                say(from_runner::Message::Finished(Finished {
+                send(from_runner::Message::Finished(Finished {
                     of: Some(of),
                     state: "succeeded".into(),
                     reason: String::new(),
@@ -217,7 +222,7 @@ async fn one(
                 .await;
             }
             Some(to_runner::Message::FinishedAck(ack)) => {
-                held.retain(|of| Some(of) != ack.of.as_ref())
+                active.retain(|of| Some(of) != ack.of.as_ref())
             }
             _ => {}
         }

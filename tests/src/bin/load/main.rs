@@ -1,8 +1,8 @@
-//! Load for a control plane, and what it makes of it: the part of `cargo xtask bench` that needs more than the program
+//! Load generator for a server: the part of `cargo xtask bench` that needs more than the program
 //! itself. Prints one JSON object.
 //!
-//! The runners here are fakes that say what a real one says and carry nothing out; the control plane and its database are
-//! the real ones.
+//! The runners are fakes that send the messages of a real runner and execute nothing. The server
+//! and its database are real.
 
 #![allow(
     clippy::print_stdout,
@@ -19,7 +19,7 @@ mod watch;
 use std::time::{Duration, Instant};
 
 use acrtask_api::{
-    spec::{RunSpec, Work},
+    spec::{RunSource, RunSpec},
     task::QueueOptions,
 };
 use acrtask_model::{RunId, TrustDomain};
@@ -35,29 +35,29 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Puts so many runs into the queue of a database that no server has open.
+    /// Adds queued runs to a database that no server has open.
     Fill {
         #[arg(long)]
         database: String,
         #[arg(long)]
         runs: usize,
     },
-    /// Makes an empty database on a PostgreSQL.
+    /// Creates an empty database on a PostgreSQL server.
     CreateDatabase {
         #[arg(long)]
         postgres: String,
         #[arg(long)]
         name: String,
     },
-    /// Claims so many runs by the barest statements that the database has for it, one transaction each.
+    /// Claims runs with the simplest statements that the database offers, one transaction each.
     Bare {
         #[arg(long)]
         database: String,
         #[arg(long)]
         claims: u32,
     },
-    /// Connects runners that finish at once whatever they are given, until so many runs were dispatched. The first ones,
-    /// while runners still connect, are not counted.
+    /// Connects runners that finish every run at once, until `runs` leases were dispatched. The
+    /// `first` leases are not counted, because runners still connect during them.
     Dispatch {
         #[arg(long)]
         server: String,
@@ -70,7 +70,8 @@ enum Command {
         #[arg(long)]
         runs: usize,
     },
-    /// Connects runners that do nothing, and says so; ends when standard input does.
+    /// Connects runners that do nothing and reports when they are connected. Ends with standard
+    /// input.
     Idle {
         #[arg(long)]
         server: String,
@@ -79,7 +80,8 @@ enum Command {
         #[arg(long, default_value_t = 1000)]
         runners: usize,
     },
-    /// Asks for one run after the other at a real service, and tells how long each waited for its first step.
+    /// Starts one run after the other at a real service. Reports how long each waited for its first
+    /// step.
     Latency {
         #[arg(long)]
         server: String,
@@ -90,7 +92,8 @@ enum Command {
         #[arg(long, default_value_t = 100)]
         runs: usize,
     },
-    /// Sends signed pushes to a service at a steady rate, and tells how long each waited for its answer.
+    /// Sends signed pushes to a service at a steady rate. Reports how long each waited for its
+    /// response.
     Deliver {
         #[arg(long)]
         server: String,
@@ -101,7 +104,8 @@ enum Command {
         #[arg(long, default_value_t = 20)]
         seconds: u32,
     },
-    /// Sends one signed push after the other to a real service, and tells how long each waited for its run's first step.
+    /// Sends one signed push after the other to a real service. Reports how long each waited for
+    /// the first step of its run.
     FirstStep {
         #[arg(long)]
         server: String,
@@ -112,7 +116,8 @@ enum Command {
         #[arg(long, default_value_t = 50)]
         runs: usize,
     },
-    /// Puts so many watched base tags into a database that no server has open, all of them due, and into the registry.
+    /// Adds due watches of base tags to a database that no server has open, and pushes the tags to
+    /// the registry.
     FillWatches {
         #[arg(long)]
         database: String,
@@ -121,14 +126,15 @@ enum Command {
         #[arg(long, default_value_t = 100_000)]
         watches: usize,
     },
-    /// Waits until a server has looked at so many base tags, and tells how long that took from the first one on.
+    /// Waits until a server has polled this number of base tags. Reports the time since the first
+    /// poll.
     Watch {
         #[arg(long)]
         server: String,
         #[arg(long, default_value_t = 100_000)]
         watches: u64,
     },
-    /// Puts so many tasks with images into a database that no server has open.
+    /// Adds tasks with images to a database that no server has open.
     FillTasks {
         #[arg(long)]
         database: String,
@@ -139,8 +145,8 @@ enum Command {
         #[arg(long, default_value_t = 10_000)]
         tasks: usize,
     },
-    /// Pushes a base again and again, and tells how soon the first step of what is built again began, beyond the settling
-    /// time.
+    /// Pushes a base repeatedly. Reports how long the first step of each rebuild waited beyond the
+    /// settling time.
     Rebuild {
         #[arg(long)]
         server: String,
@@ -156,7 +162,7 @@ enum Command {
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() {
     let result = match Arguments::parse().command {
-        Command::Fill { database, runs } => fill(&database, runs).await,
+        Command::Fill { database, runs } => fill_queue(&database, runs).await,
         Command::CreateDatabase { postgres, name } => {
             let url = acrtask_store::testing::create_database(&postgres, &name)
                 .await
@@ -177,7 +183,7 @@ async fn main() {
             runs,
         } => {
             let keys = fleet::register(&server, &token, runners).await;
-            let taken = fleet::dispatch(&server, keys, first, runs).await;
+            let taken = fleet::measure_dispatch(&server, keys, first, runs).await;
             rate(runs, taken)
         }
         Command::Idle {
@@ -186,7 +192,7 @@ async fn main() {
             runners,
         } => {
             let keys = fleet::register(&server, &token, runners).await;
-            fleet::idle(&server, keys).await;
+            fleet::run_idle(&server, keys).await;
             return;
         }
         Command::Latency {
@@ -194,37 +200,37 @@ async fn main() {
             token,
             image,
             runs,
-        } => api::latency(&server, &token, &image, runs).await,
+        } => api::measure_latency(&server, &token, &image, runs).await,
         Command::Deliver {
             server,
             token,
             rate,
             seconds,
-        } => deliver::steady(&server, &token, rate, seconds).await,
+        } => deliver::send_steadily(&server, &token, rate, seconds).await,
         Command::FirstStep {
             server,
             token,
             image,
             runs,
-        } => deliver::first_step(&server, &token, &image, runs).await,
+        } => deliver::measure_first_step(&server, &token, &image, runs).await,
         Command::FillWatches {
             database,
             registry,
             watches,
-        } => watch::fill(&database, &registry, watches).await,
-        Command::Watch { server, watches } => watch::watch(&server, watches).await,
+        } => watch::fill_watches(&database, &registry, watches).await,
+        Command::Watch { server, watches } => watch::measure_polls(&server, watches).await,
         Command::FillTasks {
             database,
             registry,
             image,
             tasks,
-        } => rebuild::fill(&database, &registry, &image, tasks).await,
+        } => rebuild::fill_tasks(&database, &registry, &image, tasks).await,
         Command::Rebuild {
             server,
             token,
             registry,
             rounds,
-        } => rebuild::rebuild(&server, &token, &registry, rounds).await,
+        } => rebuild::measure_rebuilds(&server, &token, &registry, rounds).await,
     };
     println!("{result}");
 }
@@ -233,7 +239,7 @@ fn rate(count: usize, taken: Duration) -> serde_json::Value {
     json!({ "count": count, "seconds": taken.as_secs_f64(), "per_second": count as f64 / taken.as_secs_f64() })
 }
 
-async fn fill(database: &str, runs: usize) -> serde_json::Value {
+async fn fill_queue(database: &str, runs: usize) -> serde_json::Value {
     let store = Store::open(database).await.unwrap();
     let begun = Instant::now();
     let mut left = runs;
@@ -251,8 +257,10 @@ async fn fill(database: &str, runs: usize) -> serde_json::Value {
     }
     let taken = begun.elapsed();
     drop(store);
-    acrtask_store::testing::settle(database).await.unwrap();
-    // What the machine has yet to write would be written while the next thing is measured.
+    acrtask_store::testing::run_maintenance(database)
+        .await
+        .unwrap();
+    // Flushes pending writes, which would otherwise slow down the next measurement.
     let synced = std::process::Command::new("sync").status().unwrap();
     assert!(synced.success());
     rate(runs, taken)
@@ -264,7 +272,7 @@ fn new_run(number: u64) -> NewRun {
         task_id: None,
         task_name: None,
         spec: RunSpec {
-            work: Work::Cmd {
+            source: RunSource::Cmd {
                 line: "reg.example.com/app:1 true".into(),
             },
             ..RunSpec::default()
@@ -280,7 +288,7 @@ fn new_run(number: u64) -> NewRun {
         timeout_secs: None,
         traceparent: String::new(),
         // As many tasks as a fleet has.
-        warm_key: format!("task-{}", number % 500),
+        affinity_key: format!("task-{}", number % 500),
         max_attempts: 3,
         trust_domain: TrustDomain::Local,
         origin: Default::default(),

@@ -1,5 +1,5 @@
-//! A fleet in a database, and bases that move under one task of it: how soon after a push the first step of what is
-//! built again begins.
+//! Fleet in a database with a task whose base changes. Measures the time between a push and the
+//! first step of the rebuild.
 
 use std::time::Duration;
 
@@ -12,37 +12,37 @@ use acrtask_model::{
     Digest, Event, EventKind, RunId, RunState, StepId,
     events::{BaseRole, Evidence},
 };
-use acrtask_store::{Claim, HelloFacts, NewRunner, Report, Reported, RunnerTokenRow, Store};
+use acrtask_store::{AttemptReport, Claim, NewRunner, Report, RunnerHello, RunnerTokenRow, Store};
 use acrtask_tests::project::RegistryClient;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::{
-    api::{Api, parts},
+    api::{Api, percentiles},
     new_run,
-    watch::look,
+    watch::poll_all,
 };
 
-/// The task whose base moves, and the webhook that tells of it.
+/// Task whose base changes, and webhook that reports the change.
 const TASK: &str = "bench/rebuild";
 const HOOK: &str = "bench-registry";
 const TOKEN: &str = "the token of the benchmark's registry";
-/// Bases that the other tasks share; each stands on four.
+/// Number of bases that the other tasks share. Each task uses `EACH` of them.
 const BASES: usize = 100;
 const EACH: usize = 4;
 const HOUR_MS: i64 = 60 * 60 * 1000;
-/// Tasks that are written together.
+/// Tasks written in one transaction.
 const BATCH: usize = 500;
-/// The SHA-256 of an empty log.
+/// SHA-256 of an empty log.
 const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
 fn repository(base: usize) -> String {
     format!("bench/base-{base}")
 }
 
-/// Puts so many tasks into a database, each of which has pushed an image that stands on four bases; and one that stands
-/// on a base of its own.
-pub(crate) async fn fill(database: &str, registry: &str, image: &str, tasks: usize) -> Value {
+/// Adds tasks to a database. Each has pushed an image built from four shared bases. One more task
+/// uses its own base.
+pub(crate) async fn fill_tasks(database: &str, registry: &str, image: &str, tasks: usize) -> Value {
     let client = RegistryClient::new(registry, None);
     let mut bases = Vec::new();
     for base in 0..=BASES {
@@ -50,7 +50,7 @@ pub(crate) async fn fill(database: &str, registry: &str, image: &str, tasks: usi
         bases.push((format!("{registry}/{}:latest", repository(base)), digest));
     }
     let store = Store::open(database).await.unwrap();
-    let runner = runner(&store).await;
+    let runner = register_runner(&store).await;
     let mut all: Vec<(String, Vec<usize>)> = (0..tasks)
         .map(|n| {
             let on = (0..EACH).map(|i| 1 + (n * 7 + i * 13) % BASES);
@@ -80,26 +80,28 @@ pub(crate) async fn fill(database: &str, registry: &str, image: &str, tasks: usi
             run.id = RunId::new(format!("first-{}", name.replace('/', "-"))).unwrap();
             run.task_id = Some(task.id);
             run.task_name = Some(name.clone());
-            results.insert(run.id.clone(), result(registry, name, on, &bases));
+            results.insert(run.id.clone(), run_result(registry, name, on, &bases));
             runs.push(run);
         }
         store.enqueue_many(runs, now).await.unwrap();
-        finish(&store, &runner, results, now).await;
+        finish_runs(&store, &runner, results, now).await;
     }
-    // As in a service that has run for a while: each base was looked at, and is not due.
+    // As in a service that has run for a while: every base was polled, and none is due.
     let now = Timestamp::now().as_millisecond();
     let digests: std::collections::HashMap<&str, &Digest> = bases
         .iter()
         .map(|(name, digest)| (name.as_str(), digest))
         .collect();
-    let looked = look(&store, now, now + HOUR_MS, |name| digests[name].clone()).await;
-    assert_eq!(looked, bases.len());
+    let polled = poll_all(&store, now, now + HOUR_MS, |name| digests[name].clone()).await;
+    assert_eq!(polled, bases.len());
     drop(store);
-    acrtask_store::testing::settle(database).await.unwrap();
+    acrtask_store::testing::run_maintenance(database)
+        .await
+        .unwrap();
     json!({ "tasks": all.len() })
 }
 
-fn result(registry: &str, name: &str, on: &[usize], bases: &[(String, Digest)]) -> RunResult {
+fn run_result(registry: &str, name: &str, on: &[usize], bases: &[(String, Digest)]) -> RunResult {
     let step = StepId::new("build").unwrap();
     RunResult {
         images: vec![ImageResult {
@@ -107,7 +109,7 @@ fn result(registry: &str, name: &str, on: &[usize], bases: &[(String, Digest)]) 
             name: format!("{registry}/{name}:latest"),
             digest: digest_of(name),
             platforms: Default::default(),
-            held: false,
+            staged: false,
         }],
         bases: on
             .iter()
@@ -124,7 +126,7 @@ fn result(registry: &str, name: &str, on: &[usize], bases: &[(String, Digest)]) 
     }
 }
 
-/// Some digest, another for each name.
+/// Returns a different digest for each name.
 fn digest_of(name: &str) -> Digest {
     use sha2::Digest as _;
     let hash = sha2::Sha256::digest(name);
@@ -132,7 +134,7 @@ fn digest_of(name: &str) -> Digest {
     format!("sha256:{hex}").parse().unwrap()
 }
 
-pub(crate) async fn runner(store: &Store) -> String {
+pub(crate) async fn register_runner(store: &Store) -> String {
     let now = Timestamp::now().as_millisecond();
     let token = RunnerTokenRow {
         id: "xfill".into(),
@@ -154,7 +156,7 @@ pub(crate) async fn runner(store: &Store) -> String {
         .register_runner(&token.id, &runner, now)
         .await
         .unwrap();
-    let facts = HelloFacts {
+    let hello = RunnerHello {
         pool: "default".into(),
         labels: Default::default(),
         platforms: vec!["linux/amd64".into()],
@@ -164,24 +166,24 @@ pub(crate) async fn runner(store: &Store) -> String {
         free_disk: 1 << 40,
     };
     store
-        .runner_hello(&runner.id, &facts, "load", now)
+        .runner_hello(&runner.id, &hello, "load", now)
         .await
         .unwrap();
     runner.id
 }
 
-/// Carries all runs that wait to these ends.
-pub(crate) async fn finish(
+/// Finishes all queued runs with these results.
+pub(crate) async fn finish_runs(
     store: &Store,
     runner: &str,
     mut results: std::collections::HashMap<RunId, RunResult>,
     now: i64,
 ) {
     while !results.is_empty() {
-        let classes = store.ready_classes().await.unwrap();
-        let classes: Vec<i64> = classes.iter().map(|class| class.id).collect();
+        let requirements = store.ready_requirements().await.unwrap();
+        let requirements: Vec<i64> = requirements.iter().map(|entry| entry.id).collect();
         let claimed = store
-            .claim(&classes, 256, now, 30_000, 15_000, |ready| {
+            .claim(&requirements, 256, now, 30_000, 15_000, |ready| {
                 let claim = |run: &acrtask_store::Candidate| Claim {
                     run: run.id.clone(),
                     runner_id: runner.into(),
@@ -190,8 +192,12 @@ pub(crate) async fn finish(
             })
             .await
             .unwrap();
-        assert!(!claimed.is_empty(), "{} runs are lost", results.len());
-        let reports: Vec<Reported> = claimed
+        assert!(
+            !claimed.is_empty(),
+            "{} runs were not claimed",
+            results.len()
+        );
+        let reports: Vec<AttemptReport> = claimed
             .into_iter()
             .flat_map(|run| {
                 let result = results.remove(&run.id).unwrap();
@@ -202,7 +208,7 @@ pub(crate) async fn finish(
                     log_length: 0,
                     log_sha256: EMPTY.into(),
                 };
-                [Report::Accepted, Report::Started, finished].map(|report| Reported {
+                [Report::Accepted, Report::Started, finished].map(|report| AttemptReport {
                     run: run.id.clone(),
                     attempt: run.attempt,
                     runner_id: runner.into(),
@@ -214,9 +220,14 @@ pub(crate) async fn finish(
     }
 }
 
-/// Pushes a base again and again, tells the server of it as a registry does, and tells how long the first step of what
-/// is built again waited, beyond the settling time.
-pub(crate) async fn rebuild(server: &str, token: &str, registry: &str, rounds: usize) -> Value {
+/// Pushes a base repeatedly and notifies the server as a registry does. Reports how long the first
+/// step of each rebuild waited beyond the settling time.
+pub(crate) async fn measure_rebuilds(
+    server: &str,
+    token: &str,
+    registry: &str,
+    rounds: usize,
+) -> Value {
     let api = Api::new(server, token);
     let client = RegistryClient::new(registry, None);
     let webhook = PutWebhook {
@@ -229,18 +240,20 @@ pub(crate) async fn rebuild(server: &str, token: &str, registry: &str, rounds: u
     let _: Value = api
         .put("/cascades/settings", &json!({ "settleSecs": settle }))
         .await;
-    known(&api, registry).await;
+    wait_until_polled(&api, registry).await;
     let mut waits = Vec::new();
-    // The first few warm connections, pages and the engine.
+    // The first rounds warm up connections, pages and the engine.
     for round in 0..rounds + 3 {
-        // An idle system: what the last round left is done with.
+        // Lets the system become idle: the cleanup of the last round must be finished.
         tokio::time::sleep(Duration::from_secs(3)).await;
         let note = format!("{round} {}", Timestamp::now());
         let digest = put_base(&client, &repository(0), &note).await;
         let pushed = Timestamp::now();
-        tell(&api, registry, &digest).await;
-        let run = newest(&api, pushed).await;
-        let log = api.text(&format!("/runs/{}/log?format=json", run.id)).await;
+        send_notification(&api, registry, &digest).await;
+        let run = wait_for_rebuild(&api, pushed).await;
+        let log = api
+            .get_text(&format!("/runs/{}/log?format=json", run.id))
+            .await;
         let began = log
             .lines()
             .filter_map(|line| serde_json::from_str::<Event>(line).ok())
@@ -251,16 +264,16 @@ pub(crate) async fn rebuild(server: &str, token: &str, registry: &str, rounds: u
             waits.push(wait - f64::from(settle) * 1000.0);
         }
     }
-    parts(waits)
+    percentiles(waits)
 }
 
-/// Waits until the server has looked at the base that will move.
-async fn known(api: &Api, registry: &str) {
+/// Waits until the server has polled the base that will change.
+async fn wait_until_polled(api: &Api, registry: &str) {
     let name = format!("{registry}/{}:latest", repository(0));
     let path = format!("/bases/{}", name.replace('/', "%2F"));
     for _ in 0..600 {
-        // Until the server has compared what it watches with what is used, there is none.
-        let bases = api.found(&path).await;
+        // The base is unknown until the server has compared its watches with the bases in use.
+        let bases = api.get_if_exists(&path).await;
         let bases: Vec<acrtask_api::image::Base> =
             bases.map_or_else(Vec::new, |text| serde_json::from_str(&text).unwrap());
         if bases.iter().any(|base| base.digest.is_some()) {
@@ -268,13 +281,13 @@ async fn known(api: &Api, registry: &str) {
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    panic!("{name} was not looked at within a minute");
+    panic!("{name} was not polled within a minute");
 }
 
-/// The run of the task that was asked for since then, when it is over.
-async fn newest(api: &Api, since: Timestamp) -> RunSummary {
+/// Waits for a finished run of the task that was created after `since`.
+async fn wait_for_rebuild(api: &Api, since: Timestamp) -> RunSummary {
     for _ in 0..600 {
-        let text = api.text(&format!("/runs?task={TASK}&limit=1")).await;
+        let text = api.get_text(&format!("/runs?task={TASK}&limit=1")).await;
         let page: Page<RunSummary> = serde_json::from_str(&text).unwrap();
         if let Some(run) = page.items.into_iter().next()
             && run.created_at > since
@@ -284,10 +297,10 @@ async fn newest(api: &Api, since: Timestamp) -> RunSummary {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    panic!("nothing was built again within half a minute");
+    panic!("no rebuild finished within half a minute");
 }
 
-/// Pushes a small image with this note; its digest.
+/// Pushes a small image with this note and returns its digest.
 async fn put_base(client: &RegistryClient, repository: &str, note: &str) -> Digest {
     let config = json!({
         "architecture": "amd64", "os": "linux", "config": {"Labels": {"note": note}},
@@ -308,8 +321,8 @@ async fn put_base(client: &RegistryClient, repository: &str, note: &str) -> Dige
     digest.parse().unwrap()
 }
 
-/// What a registry says of the push.
-async fn tell(api: &Api, registry: &str, digest: &Digest) {
+/// Sends the notification of the push as a registry does.
+async fn send_notification(api: &Api, registry: &str, digest: &Digest) {
     let body = json!({"events": [{
         "id": digest.as_str(), "action": "push",
         "target": {

@@ -1,4 +1,4 @@
-//! Base tags in a database and in a registry, and how soon a server has looked at all of them.
+//! Base tags in a database and in a registry. Measures how soon a server has polled all of them.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -13,7 +13,7 @@ use acrtask_model::{
     Digest, RunId, StepId,
     events::{BaseRole, Evidence},
 };
-use acrtask_store::{Seen, Store};
+use acrtask_store::{PollResult, Store};
 use acrtask_tests::project::RegistryClient;
 use futures::StreamExt as _;
 use jiff::Timestamp;
@@ -21,14 +21,14 @@ use serde_json::{Value, json};
 
 use crate::{
     new_run,
-    rebuild::{finish, runner},
+    rebuild::{finish_runs, register_runner},
 };
 
 /// Tags of a repository, and images of a task.
 const EACH: usize = 1000;
-/// Tags that are pushed side by side.
+/// Tags pushed concurrently.
 const PUSHES: usize = 16;
-/// Rows that are written together.
+/// Watches claimed in one transaction.
 const BATCH: u32 = 5000;
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
@@ -40,12 +40,12 @@ fn tag(number: usize) -> String {
     format!("t{}", number % EACH)
 }
 
-/// Puts watched tags into a registry, where they are not there already, and into a database: each was looked at once, and
-/// all are due.
-pub(crate) async fn fill(database: &str, registry: &str, watches: usize) -> Value {
-    let digest = push(registry, watches).await;
+/// Pushes the watched tags to a registry, unless they exist, and adds the watches to a database.
+/// Each was polled once, and all are due.
+pub(crate) async fn fill_watches(database: &str, registry: &str, watches: usize) -> Value {
+    let digest = push_tags(registry, watches).await;
     let store = Store::open(database).await.unwrap();
-    let runner = runner(&store).await;
+    let runner = register_runner(&store).await;
     let now = Timestamp::now().as_millisecond();
     for first in (0..watches).step_by(EACH) {
         let name = format!("watched/{}", first / EACH);
@@ -62,21 +62,24 @@ pub(crate) async fn fill(database: &str, registry: &str, watches: usize) -> Valu
         run.task_id = Some(id);
         run.task_name = Some(name);
         let numbers = first..watches.min(first + EACH);
-        let results = HashMap::from([(run.id.clone(), result(registry, numbers, &digest))]);
+        let results = HashMap::from([(run.id.clone(), run_result(registry, numbers, &digest))]);
         store.enqueue_many(vec![run], now).await.unwrap();
-        finish(&store, &runner, results, now).await;
+        finish_runs(&store, &runner, results, now).await;
     }
     assert_eq!(
-        look(&store, now, now + 1, |_| digest.clone()).await,
+        poll_all(&store, now, now + 1, |_| digest.clone()).await,
         watches
     );
     drop(store);
-    acrtask_store::testing::settle(database).await.unwrap();
+    acrtask_store::testing::run_maintenance(database)
+        .await
+        .unwrap();
     json!({ "watches": watches })
 }
 
-/// Watches all tags that images stand on, and looks at each once; how many there are. `next`: when they are due again.
-pub(crate) async fn look(
+/// Watches all bases of images and polls each once. Returns their number. `next`: time of the next
+/// poll, in milliseconds.
+pub(crate) async fn poll_all(
     store: &Store,
     now: i64,
     next: i64,
@@ -95,24 +98,24 @@ pub(crate) async fn look(
         if due.is_empty() {
             return wanted.len();
         }
-        let looks: Vec<_> = due
+        let polls: Vec<_> = due
             .into_iter()
             .map(|watch| {
                 let digest = digest_of(&watch.name);
-                let seen = Seen::Digest {
+                let result = PollResult::Digest {
                     etag: Some(format!("\"{digest}\"")),
                     platforms: Some([("linux/amd64".to_owned(), digest.clone())].into()),
                     digest,
                 };
-                (watch, seen, next)
+                (watch, result, next)
             })
             .collect();
-        store.watched_all(&looks, now).await.unwrap();
+        store.record_polls(&polls, now).await.unwrap();
     }
 }
 
-/// The same image under all tags; its digest.
-async fn push(registry: &str, watches: usize) -> Digest {
+/// Pushes the same image under all tags and returns its digest.
+async fn push_tags(registry: &str, watches: usize) -> Digest {
     let client = RegistryClient::new(registry, None);
     let config = json!({"os": "linux", "architecture": "amd64"}).to_string();
     let mut manifest = Value::Null;
@@ -127,11 +130,11 @@ async fn push(registry: &str, watches: usize) -> Digest {
         });
     }
     let last = format!("{}:{}", repository(watches - 1), tag(watches - 1));
-    if let Some((digest, _)) = client.manifest(&last).await {
+    if let Some((digest, _)) = client.fetch_manifest(&last).await {
         return digest.parse().unwrap();
     }
     let (client, manifest) = (&client, &manifest);
-    // The last one tells that all are there, so it comes last.
+    // The last tag proves that all others exist, so it is pushed last.
     let all = futures::stream::iter(0..watches - 1).map(async |number| {
         client
             .put_manifest(&repository(number), &tag(number), MANIFEST, manifest)
@@ -149,8 +152,8 @@ async fn push(registry: &str, watches: usize) -> Digest {
     digest.parse().unwrap()
 }
 
-/// What a run leaves that pushed an image on each of these tags.
-fn result(registry: &str, numbers: std::ops::Range<usize>, digest: &Digest) -> RunResult {
+/// Returns the result of a run that pushed one image for each of these base tags.
+fn run_result(registry: &str, numbers: std::ops::Range<usize>, digest: &Digest) -> RunResult {
     let mut result = RunResult::default();
     for number in numbers {
         let step = StepId::new(format!("s{number}")).unwrap();
@@ -165,7 +168,7 @@ fn result(registry: &str, numbers: std::ops::Range<usize>, digest: &Digest) -> R
             name,
             digest: digest.clone(),
             platforms: Default::default(),
-            held: false,
+            staged: false,
         });
         result.bases.push(BaseResult {
             step,
@@ -179,8 +182,8 @@ fn result(registry: &str, numbers: std::ops::Range<usize>, digest: &Digest) -> R
     result
 }
 
-/// How often a server has looked, by what came of it.
-async fn looks(client: &reqwest::Client, server: &str) -> (u64, u64) {
+/// Returns the number of polls without a change, and of all other polls.
+async fn poll_counts(client: &reqwest::Client, server: &str) -> (u64, u64) {
     let answer = client
         .get(format!("{server}/metrics"))
         .send()
@@ -190,36 +193,36 @@ async fn looks(client: &reqwest::Client, server: &str) -> (u64, u64) {
     let of = |outcome: &str| {
         let line = text
             .lines()
-            .find(|line| line.starts_with("acrtask_base_looks_total") && line.contains(outcome));
+            .find(|line| line.starts_with("acrtask_base_polls_total") && line.contains(outcome));
         let figure = line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
         figure.unwrap_or(0.0) as u64
     };
     (of("\"same\""), of("\"digest\"") + of("\"failed\""))
 }
 
-/// Waits until a server has looked at so many tags.
-pub(crate) async fn watch(server: &str, watches: u64) -> Value {
-    // An error means that there is a provider already.
+/// Waits until a server has polled this number of tags.
+pub(crate) async fn measure_polls(server: &str, watches: u64) -> Value {
+    // An error means that a provider is already installed.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let client = reqwest::Client::new();
     let mut first = None;
     let limit = Instant::now() + Duration::from_secs(1800);
     loop {
-        let (same, other) = looks(&client, server).await;
+        let (same, other) = poll_counts(&client, server).await;
         if same + other > 0 && first.is_none() {
             first = Some((Instant::now(), same + other));
         }
         if let Some((begun, before)) = first.filter(|_| same + other >= watches) {
-            // What came before the first question is counted at the rate of what came after it.
+            // Polls before the first query are counted at the rate measured after it.
             let rate = (same + other - before) as f64 / begun.elapsed().as_secs_f64();
             return json!({
-                "seconds": (same + other) as f64 / rate, "looks": same + other, "other": other,
+                "seconds": (same + other) as f64 / rate, "polls": same + other, "other": other,
                 "per_second": rate,
             });
         }
         assert!(
             Instant::now() < limit,
-            "{same} and {other} looks in half an hour"
+            "{same} and {other} polls in half an hour"
         );
         tokio::time::sleep(Duration::from_millis(200)).await;
     }

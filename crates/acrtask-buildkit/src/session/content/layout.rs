@@ -1,4 +1,4 @@
-//! A folder with OCI image layout: blobs by digest, and an index that names some of them.
+//! Folder with OCI image layout: blobs by digest, and an index that names some of them.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek, SeekFrom, Write};
@@ -9,16 +9,16 @@ use sha2::{Digest, Sha256};
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const INDEX: &str = "index.json";
-/// Longest index, in bytes.
+/// Maximum size of an index, in bytes.
 const MAX_INDEX: u64 = 4 << 20;
 
-/// A folder with OCI image layout.
+/// Folder with OCI image layout.
 #[derive(Debug, Clone)]
 pub(crate) struct Layout {
     root: PathBuf,
 }
 
-/// The folder cannot be used.
+/// Error of using the folder.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum LayoutError {
     #[error("content {digest}: not found")]
@@ -46,14 +46,14 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Layo
 }
 
 impl Layout {
-    /// A layout that is there already.
+    /// Opens an existing layout.
     pub(crate) fn open_existing(root: &Path) -> Self {
         Self {
             root: root.to_owned(),
         }
     }
 
-    /// Makes what is missing.
+    /// Creates the missing parts of a layout.
     pub(crate) fn create(root: &Path) -> Result<Self, LayoutError> {
         for folder in ["blobs/sha256", "ingest"] {
             let folder = root.join(folder);
@@ -67,7 +67,7 @@ impl Layout {
         })
     }
 
-    fn blob(&self, digest: &str) -> Result<PathBuf, LayoutError> {
+    fn blob_path(&self, digest: &str) -> Result<PathBuf, LayoutError> {
         match digest.strip_prefix("sha256:") {
             Some(hex)
                 if hex.len() == 64
@@ -81,10 +81,10 @@ impl Layout {
         }
     }
 
-    /// Returns the file of a blob. A link that leads out of the folder is refused: it could lead to a private layer in
-    /// the store of an engine.
-    fn stored(&self, digest: &str) -> Result<PathBuf, LayoutError> {
-        let path = self.blob(digest)?;
+    /// Returns the file of a blob. Refuses a link that leads out of the folder, because it could
+    /// lead to a private layer in the store of an engine.
+    fn find_blob(&self, digest: &str) -> Result<PathBuf, LayoutError> {
+        let path = self.blob_path(digest)?;
         match file_inside(&self.root, &path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Err(LayoutError::NotFound {
                 digest: digest.to_owned(),
@@ -94,20 +94,21 @@ impl Layout {
     }
 
     pub(super) fn size(&self, digest: &str) -> Result<u64, LayoutError> {
-        let path = self.stored(digest)?;
+        let path = self.find_blob(digest)?;
         let metadata = fs::metadata(&path).map_err(io_error("read", &path))?;
         Ok(metadata.len())
     }
 
-    /// The blob from `offset` on, and how many bytes are to be read: `size` of them, or all when it is 0.
-    pub(super) fn open(
+    /// Opens a blob at `offset`. Returns it with the number of bytes to read: `size`, or all
+    /// remaining bytes if `size` is 0.
+    pub(super) fn open_blob(
         &self,
         digest: &str,
         offset: i64,
         size: i64,
     ) -> Result<(File, u64), LayoutError> {
         let length = self.size(digest)?;
-        let path = self.stored(digest)?;
+        let path = self.find_blob(digest)?;
         let mut file = File::open(&path).map_err(io_error("open", &path))?;
         let offset = u64::try_from(offset).unwrap_or(0).min(length);
         file.seek(SeekFrom::Start(offset))
@@ -122,7 +123,7 @@ impl Layout {
         ))
     }
 
-    pub(super) fn ingest(&self) -> Result<Ingest, LayoutError> {
+    pub(super) fn start_ingest(&self) -> Result<Ingest, LayoutError> {
         let path = self.root.join("ingest").join(crate::random_id());
         let file = File::create_new(&path).map_err(io_error("create", &path))?;
         Ok(Ingest {
@@ -134,7 +135,7 @@ impl Layout {
         })
     }
 
-    /// The digest that the index has under the tag, or the only one there is.
+    /// Returns the digest of the tag in the index, or the only digest in the index.
     pub(crate) fn resolve(&self, tag: &str) -> Result<String, LayoutError> {
         let path = self.root.join(INDEX);
         let text = read_index(&self.root).map_err(io_error("read", &path))?;
@@ -162,8 +163,8 @@ impl Layout {
             })
     }
 
-    /// Puts the descriptor into the index under the tag, in place of another one with that tag.
-    pub(crate) fn tag(&self, mut descriptor: Value, tag: &str) -> Result<(), LayoutError> {
+    /// Adds the descriptor to the index under the tag. Replaces another one with this tag.
+    pub(crate) fn set_tag(&self, mut descriptor: Value, tag: &str) -> Result<(), LayoutError> {
         let path = self.root.join(INDEX);
         let mut index = match read_index(&self.root) {
             Ok(text) => serde_json::from_slice(&text).unwrap_or(Value::Null),
@@ -190,8 +191,8 @@ impl Layout {
     }
 }
 
-/// Returns the path of a regular file below `root`, without links. A task may have written the folder: a device has no
-/// end, and a link may lead anywhere.
+/// Returns the path of a regular file below `root`, without links. A task may have written the
+/// folder: a device may be endless, and a link may lead anywhere.
 fn file_inside(root: &Path, path: &Path) -> io::Result<PathBuf> {
     let path = fs::canonicalize(path)?;
     if path.starts_with(fs::canonicalize(root)?) && fs::metadata(&path)?.is_file() {
@@ -218,7 +219,7 @@ fn read_index(root: &Path) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// A blob that is being written; gone when it is dropped before its commit.
+/// Unfinished blob. Removed if it is dropped before its commit.
 pub(super) struct Ingest {
     layout: Layout,
     path: PathBuf,
@@ -241,7 +242,7 @@ impl Ingest {
         Ok(())
     }
 
-    /// Moves the blob to its place. `expected` may be empty.
+    /// Moves the blob to its final path. `expected` may be empty.
     pub(super) fn commit(mut self, expected: &str) -> Result<String, LayoutError> {
         let hash = std::mem::take(&mut self.hash).finalize();
         let mut got = String::from("sha256:");
@@ -254,7 +255,7 @@ impl Ingest {
                 got,
             });
         }
-        let target = self.layout.blob(&got)?;
+        let target = self.layout.blob_path(&got)?;
         fs::rename(&self.path, &target).map_err(io_error("create", &target))?;
         Ok(got)
     }
@@ -262,7 +263,7 @@ impl Ingest {
 
 impl Drop for Ingest {
     fn drop(&mut self) {
-        // Absent after a commit.
+        // The file does not exist after a commit.
         let _ = fs::remove_file(&self.path);
     }
 }
@@ -276,7 +277,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn links_out_of_the_folder_are_refused() {
+    fn layout_refuses_links_out_of_the_folder() {
         let (folder, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
         let layout = Layout::create(folder.path()).unwrap();
         let digest = |letter: &str| format!("sha256:{}", letter.repeat(64));
@@ -291,9 +292,9 @@ mod tests {
         ] {
             symlink(target, blobs.join(letter.repeat(64))).unwrap();
         }
-        assert!(layout.open(&digest("a"), 0, 0).is_err());
-        assert!(layout.open(&digest("b"), 0, 0).is_err());
-        assert_eq!(layout.open(&digest("c"), 0, 0).unwrap().1, 3);
+        assert!(layout.open_blob(&digest("a"), 0, 0).is_err());
+        assert!(layout.open_blob(&digest("b"), 0, 0).is_err());
+        assert_eq!(layout.open_blob(&digest("c"), 0, 0).unwrap().1, 3);
         assert!(matches!(
             layout.size(&digest("d")),
             Err(LayoutError::NotFound { .. })
@@ -301,7 +302,7 @@ mod tests {
         symlink(&outside, folder.path().join(INDEX)).unwrap();
         let refused = layout.resolve("latest").unwrap_err();
         assert!(matches!(refused, LayoutError::Io { .. }), "{refused}");
-        // Neither may a folder be a link.
+        // The folder of the blobs must not be a link either.
         fs::write(other.path().join("e".repeat(64)), "private").unwrap();
         fs::remove_dir_all(&blobs).unwrap();
         symlink(other.path(), &blobs).unwrap();
@@ -309,12 +310,18 @@ mod tests {
     }
 
     #[test]
-    fn tags_are_replaced_and_found() {
+    fn set_tag_replaces_earlier_tags() {
         let folder = TempDir::new().unwrap();
         let layout = Layout::create(folder.path()).unwrap();
-        layout.tag(json!({"digest": "sha256:a"}), "latest").unwrap();
-        layout.tag(json!({"digest": "sha256:b"}), "other").unwrap();
-        layout.tag(json!({"digest": "sha256:c"}), "latest").unwrap();
+        layout
+            .set_tag(json!({"digest": "sha256:a"}), "latest")
+            .unwrap();
+        layout
+            .set_tag(json!({"digest": "sha256:b"}), "other")
+            .unwrap();
+        layout
+            .set_tag(json!({"digest": "sha256:c"}), "latest")
+            .unwrap();
         assert_eq!(layout.resolve("latest").unwrap(), "sha256:c");
         assert_eq!(layout.resolve("other").unwrap(), "sha256:b");
         assert!(matches!(

@@ -1,26 +1,26 @@
-//! The flags of the smaller `docker` words.
+//! Parsing of the flags of the smaller `docker` subcommands.
 
-/// A word's flags and the other arguments.
+/// The flags and other arguments of a subcommand.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Args {
-    /// Each flag by its long name with its value; a switch has none.
+    /// Long name and value of each flag. A switch has no value.
     flags: Vec<(&'static str, Option<String>)>,
-    /// The rest, in order.
+    /// The other arguments, in order.
     pub(super) rest: Vec<String>,
 }
 
-/// A flag that a word knows.
+/// A flag that a subcommand supports.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Flag {
-    /// `--tail`.
+    /// Long name without dashes: `tail`.
     pub(super) long: &'static str,
-    /// `-n`; a space for none.
+    /// Short name without dash: `n`. A space if there is none.
     pub(super) short: char,
-    /// It takes a value.
+    /// Set if the flag has a value.
     pub(super) value: bool,
 }
 
-/// A switch.
+/// Returns a flag without a value.
 pub(super) const fn switch(long: &'static str, short: char) -> Flag {
     Flag {
         long,
@@ -29,7 +29,7 @@ pub(super) const fn switch(long: &'static str, short: char) -> Flag {
     }
 }
 
-/// A flag with a value.
+/// Returns a flag with a value.
 pub(super) const fn valued(long: &'static str, short: char) -> Flag {
     Flag {
         long,
@@ -39,8 +39,8 @@ pub(super) const fn valued(long: &'static str, short: char) -> Flag {
 }
 
 impl Args {
-    /// Reads `words`; a flag that is not in `known` is refused by name.
-    pub(super) fn read(words: &[String], known: &[Flag]) -> Result<Self, String> {
+    /// Parses `words`. Refuses a flag that is not in `supported` by its name.
+    pub(super) fn parse(words: &[String], supported: &[Flag]) -> Result<Self, String> {
         let mut out = Self::default();
         let mut words = words.iter();
         while let Some(word) = words.next() {
@@ -53,8 +53,9 @@ impl Args {
                     Some((name, value)) => (name, Some(value.to_owned())),
                     None => (long, None),
                 };
-                let flag = known.iter().find(|flag| flag.long == name);
-                let flag = flag.ok_or_else(|| format!("the flag --{name} is not known here"))?;
+                let flag = supported.iter().find(|flag| flag.long == name);
+                let flag =
+                    flag.ok_or_else(|| format!("the flag --{name} is not supported here"))?;
                 let value = match (flag.value, inline) {
                     (true, None) => Some(
                         words
@@ -68,9 +69,9 @@ impl Args {
             } else if let Some(letters) = word.strip_prefix('-').filter(|l| !l.is_empty()) {
                 let mut letters = letters.chars();
                 while let Some(letter) = letters.next() {
-                    let flag = known.iter().find(|flag| flag.short == letter);
+                    let flag = supported.iter().find(|flag| flag.short == letter);
                     let flag =
-                        flag.ok_or_else(|| format!("the flag -{letter} is not known here"))?;
+                        flag.ok_or_else(|| format!("the flag -{letter} is not supported here"))?;
                     if !flag.value {
                         out.flags.push((flag.long, None));
                         continue;
@@ -98,13 +99,13 @@ impl Args {
             .any(|(name, value)| *name == long && value.as_deref() != Some("false"))
     }
 
-    /// The last value of a flag.
+    /// Returns the last value of a flag.
     pub(super) fn value(&self, long: &str) -> Option<&str> {
         let mut values = self.flags.iter().filter(|(name, _)| *name == long);
         values.next_back().and_then(|(_, value)| value.as_deref())
     }
 
-    /// Every value of a flag.
+    /// Returns every value of a flag.
     pub(super) fn values(&self, long: &str) -> impl Iterator<Item = &str> {
         self.flags
             .iter()
@@ -112,14 +113,14 @@ impl Args {
             .filter_map(|(_, value)| value.as_deref())
     }
 
-    /// Exactly `N` arguments.
+    /// Returns exactly `N` arguments.
     pub(super) fn exactly<const N: usize>(&self, what: &str) -> Result<[&str; N], String> {
         let rest: Vec<&str> = self.rest.iter().map(String::as_str).collect();
         rest.try_into().map_err(|_| format!("takes {what}"))
     }
 
-    /// At least one argument.
-    pub(super) fn some(&self, what: &str) -> Result<&[String], String> {
+    /// Returns at least one argument.
+    pub(super) fn at_least_one(&self, what: &str) -> Result<&[String], String> {
         if self.rest.is_empty() {
             return Err(format!("takes {what}"));
         }
@@ -132,15 +133,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads() {
-        let known = [
+    fn flags_and_arguments_are_parsed() {
+        let supported = [
             switch("force", 'f'),
             valued("tail", 'n'),
             switch("all", 'a'),
         ];
         let read = |text: &str| {
             let words: Vec<String> = text.split_whitespace().map(str::to_owned).collect();
-            Args::read(&words, &known)
+            Args::parse(&words, &supported)
         };
         let args = read("-fa one --tail 5 two -n7 -- -x").unwrap();
         assert!(args.has("force") && args.has("all"));

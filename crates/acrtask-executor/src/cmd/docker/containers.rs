@@ -1,4 +1,5 @@
-//! `ps stop rm wait logs` on the containers of this run, by the step's id or the name of `--name`.
+//! `ps stop rm wait logs` on the containers of this run. The step's id or the name of `--name`
+//! identifies a container.
 
 use std::time::Duration;
 
@@ -6,36 +7,36 @@ use bollard::{container::LogOutput, models::ContainerSummaryStateEnum as State};
 use futures::StreamExt;
 
 use super::{
-    Done,
+    CommandResult,
     args::{Args, switch, valued},
     print,
 };
 use crate::{
     cmd::io::{Exit, Io},
     context::{NamedContainer, STOP_GRACE, StepContext},
-    error::chain,
+    error::error_chain,
     owner::{NAME_LABEL, STEP_LABEL},
 };
 
-pub(super) async fn run(ctx: &StepContext, word: &str, words: &[String], io: &Io) -> Done {
+pub(super) async fn run(ctx: &StepContext, word: &str, words: &[String], io: &Io) -> CommandResult {
     match word {
         "ps" => ps(ctx, words, io).await,
         "stop" => stop(ctx, words, io).await,
         "rm" => rm(ctx, words, io).await,
         "wait" => wait(ctx, words, io).await,
         "logs" => logs(ctx, words, io).await,
-        other => Err(format!("{other} is not carried out here")),
+        other => Err(format!("{other} is not supported here")),
     }
 }
 
-fn named(ctx: &StepContext, name: &str) -> Result<NamedContainer, String> {
+fn find_container(ctx: &StepContext, name: &str) -> Result<NamedContainer, String> {
     ctx.run
-        .container(name)
+        .find_container(name)
         .ok_or_else(|| format!("this run has no container {name}"))
 }
 
-async fn stop(ctx: &StepContext, words: &[String], io: &Io) -> Done {
-    let args = Args::read(
+async fn stop(ctx: &StepContext, words: &[String], io: &Io) -> CommandResult {
+    let args = Args::parse(
         words,
         &[
             valued("time", 't'),
@@ -50,19 +51,19 @@ async fn stop(ctx: &StepContext, words: &[String], io: &Io) -> Done {
         ),
         None => STOP_GRACE,
     };
-    for name in args.some("names of containers")? {
-        let container = named(ctx, name)?;
+    for name in args.at_least_one("names of containers")? {
+        let container = find_container(ctx, name)?;
         let stopped = ctx.run.engine.stop_container(&container.id, grace).await;
-        stopped.map_err(|error| chain(&error))?;
+        stopped.map_err(|error| error_chain(&error))?;
         print(io, &format!("{name}\n")).await?;
     }
     Ok(Exit::OK)
 }
 
-async fn rm(ctx: &StepContext, words: &[String], io: &Io) -> Done {
-    let args = Args::read(words, &[switch("force", 'f'), switch("volumes", 'v')])?;
-    for name in args.some("names of containers")? {
-        let Some(container) = ctx.run.container(name) else {
+async fn rm(ctx: &StepContext, words: &[String], io: &Io) -> CommandResult {
+    let args = Args::parse(words, &[switch("force", 'f'), switch("volumes", 'v')])?;
+    for name in args.at_least_one("names of containers")? {
+        let Some(container) = ctx.run.find_container(name) else {
             if args.has("force") {
                 continue;
             }
@@ -72,8 +73,8 @@ async fn rm(ctx: &StepContext, words: &[String], io: &Io) -> Done {
             return Err(format!("{name} is running: stop it first, or use -f"));
         }
         let removed = ctx.run.engine.remove_container(&container.id).await;
-        removed.map_err(|error| chain(&error))?;
-        ctx.run.forget(&container.id);
+        removed.map_err(|error| error_chain(&error))?;
+        ctx.run.unregister_container(&container.id);
         print(io, &format!("{name}\n")).await?;
     }
     Ok(Exit::OK)
@@ -83,20 +84,20 @@ async fn is_running(ctx: &StepContext, id: &str) -> Result<bool, String> {
     let listed = ctx
         .run
         .engine
-        .list_containers(ctx.run.labels.filter())
+        .list_containers(ctx.run.labels.to_filter())
         .await;
-    let listed = listed.map_err(|error| chain(&error))?;
+    let listed = listed.map_err(|error| error_chain(&error))?;
     Ok(listed
         .iter()
         .any(|c| c.id.as_deref() == Some(id) && c.state == Some(State::RUNNING)))
 }
 
-async fn wait(ctx: &StepContext, words: &[String], io: &Io) -> Done {
-    let args = Args::read(words, &[])?;
-    for name in args.some("names of containers")? {
-        let container = named(ctx, name)?;
+async fn wait(ctx: &StepContext, words: &[String], io: &Io) -> CommandResult {
+    let args = Args::parse(words, &[])?;
+    for name in args.at_least_one("names of containers")? {
+        let container = find_container(ctx, name)?;
         let code = tokio::select! {
-            code = ctx.run.engine.wait_container(&container.id) => code.map_err(|error| chain(&error))?,
+            code = ctx.run.engine.wait_container(&container.id) => code.map_err(|error| error_chain(&error))?,
             () = ctx.cancel.cancelled() => return Ok(Exit::code(137)),
         };
         print(io, &format!("{code}\n")).await?;
@@ -104,15 +105,15 @@ async fn wait(ctx: &StepContext, words: &[String], io: &Io) -> Done {
     Ok(Exit::OK)
 }
 
-async fn logs(ctx: &StepContext, words: &[String], io: &Io) -> Done {
-    let known = [
+async fn logs(ctx: &StepContext, words: &[String], io: &Io) -> CommandResult {
+    let supported = [
         switch("follow", 'f'),
         valued("tail", 'n'),
         switch("timestamps", 't'),
     ];
-    let args = Args::read(words, &known)?;
+    let args = Args::parse(words, &supported)?;
     let [name] = args.exactly("one container")?;
-    let container = named(ctx, name)?;
+    let container = find_container(ctx, name)?;
     let tail = args.value("tail").unwrap_or("all");
     let mut frames = std::pin::pin!(ctx.run.engine.logs(&container.id, args.has("follow"), tail));
     loop {
@@ -123,7 +124,7 @@ async fn logs(ctx: &StepContext, words: &[String], io: &Io) -> Done {
         let Some(frame) = frame else {
             return Ok(Exit::OK);
         };
-        let (sink, bytes) = match frame.map_err(|error| chain(&error))? {
+        let (sink, bytes) = match frame.map_err(|error| error_chain(&error))? {
             LogOutput::StdErr { message } => (&io.stderr, message),
             LogOutput::StdOut { message } | LogOutput::Console { message } => (&io.stdout, message),
             LogOutput::StdIn { .. } => continue,
@@ -134,8 +135,8 @@ async fn logs(ctx: &StepContext, words: &[String], io: &Io) -> Done {
     }
 }
 
-async fn ps(ctx: &StepContext, words: &[String], io: &Io) -> Done {
-    let args = Args::read(
+async fn ps(ctx: &StepContext, words: &[String], io: &Io) -> CommandResult {
+    let args = Args::parse(
         words,
         &[
             switch("all", 'a'),
@@ -146,16 +147,16 @@ async fn ps(ctx: &StepContext, words: &[String], io: &Io) -> Done {
     let listed = ctx
         .run
         .engine
-        .list_containers(ctx.run.labels.filter())
+        .list_containers(ctx.run.labels.to_filter())
         .await;
-    let listed = listed.map_err(|error| chain(&error))?;
+    let listed = listed.map_err(|error| error_chain(&error))?;
     let mut text = String::new();
     if !args.has("quiet") {
-        text.push_str(&row(["CONTAINER ID", "IMAGE", "STATUS", "NAMES"]));
+        text.push_str(&format_row(["CONTAINER ID", "IMAGE", "STATUS", "NAMES"]));
     }
     for container in listed {
         let labels = container.labels.unwrap_or_default();
-        // What keeps the workspace reachable is no step's.
+        // The keeper of the workspace belongs to no step.
         let Some(step) = labels.get(STEP_LABEL) else {
             continue;
         };
@@ -175,7 +176,7 @@ async fn ps(ctx: &StepContext, words: &[String], io: &Io) -> Done {
         let name = labels.get(NAME_LABEL).filter(|name| !name.is_empty());
         let name = name.unwrap_or(step);
         let image = container.image.unwrap_or_default();
-        text.push_str(&row([
+        text.push_str(&format_row([
             id,
             &image,
             &container.status.unwrap_or_default(),
@@ -185,7 +186,7 @@ async fn ps(ctx: &StepContext, words: &[String], io: &Io) -> Done {
     print(io, &text).await
 }
 
-pub(super) fn row<const N: usize>(cells: [&str; N]) -> String {
+pub(super) fn format_row<const N: usize>(cells: [&str; N]) -> String {
     let mut line = String::new();
     for (i, cell) in cells.iter().enumerate() {
         if i + 1 == N {

@@ -1,4 +1,4 @@
-//! `pull push tag images inspect` on the images of this run and on what it pulls.
+//! `pull push tag images inspect` on the images that this run built or pulled.
 
 use std::sync::Arc;
 
@@ -7,57 +7,57 @@ use acrtask_template::{Limits, Template};
 use serde_json::Value;
 
 use super::{
-    Done,
+    CommandResult,
     args::{Args, switch, valued},
-    containers::row,
+    containers::format_row,
     print,
 };
 use crate::{
     cmd::io::{Exit, Io},
     context::StepContext,
-    error::chain,
+    error::error_chain,
     image_names::check_name,
     images::{self, Found, Origin, OwnImage},
     owner::TASK_LABEL,
     steps,
 };
 
-/// Parses the complete name of an image. Names that only the engine may use are refused.
-pub(in crate::cmd) fn reference(text: &str) -> Result<ImageRef, String> {
+/// Parses the complete name of an image. Refuses names that only the engine may use.
+pub(in crate::cmd) fn parse_reference(text: &str) -> Result<ImageRef, String> {
     let parsed = text.parse::<ImageRef>();
-    let name = parsed.map_err(|error| chain(&error))?.or_latest();
+    let name = parsed.map_err(|error| error_chain(&error))?.or_latest();
     check_name(&name)?;
     Ok(name)
 }
 
-/// Returns an image of this run: one that it built, pulled or ran.
-fn own(ctx: &StepContext, name: &str) -> Result<Arc<OwnImage>, String> {
-    let name = reference(name)?;
-    ctx.run.images.find_ref(&name).ok_or_else(|| {
+/// Returns an image that this run built, pulled or ran.
+fn find_own_image(ctx: &StepContext, name: &str) -> Result<Arc<OwnImage>, String> {
+    let name = parse_reference(name)?;
+    ctx.run.images.find_image(&name).ok_or_else(|| {
         format!("this run neither built nor pulled {name}: build it, or write `docker pull {name}` before")
     })
 }
 
-pub(super) async fn pull(ctx: &StepContext, words: &[String], io: &Io) -> Done {
-    let args = Args::read(words, &[switch("quiet", 'q'), valued("platform", ' ')])?;
+pub(super) async fn pull(ctx: &StepContext, words: &[String], io: &Io) -> CommandResult {
+    let args = Args::parse(words, &[switch("quiet", 'q'), valued("platform", ' ')])?;
     let [name] = args.exactly("one image")?;
-    let image = reference(name)?;
+    let image = parse_reference(name)?;
     let found = images::resolve_with_retries(ctx, &image, true).await?;
     if let Found::Registry(pinned) = &found {
-        images::pull(ctx, pinned, args.value("platform")).await?;
+        images::pull_image(ctx, pinned, args.value("platform")).await?;
     }
-    images::remember(ctx, image.clone(), &found);
+    images::register_found(ctx, image.clone(), &found);
     print(io, &format!("{image}\n")).await
 }
 
-pub(super) async fn push(ctx: &StepContext, words: &[String]) -> Done {
-    let args = Args::read(words, &[switch("quiet", 'q')])?;
+pub(super) async fn push(ctx: &StepContext, words: &[String]) -> CommandResult {
+    let args = Args::parse(words, &[switch("quiet", 'q')])?;
     let [name] = args.exactly("one image")?;
-    let image = reference(name)?;
+    let image = parse_reference(name)?;
     if ctx.run.no_push {
         let text = format!("not pushed, as --no-push asks: {image}");
         ctx.output
-            .say(acrtask_model::events::Stream::Stderr, &text)
+            .print_line(acrtask_model::events::Stream::Stderr, &text)
             .await;
         return Ok(Exit::OK);
     }
@@ -65,44 +65,44 @@ pub(super) async fn push(ctx: &StepContext, words: &[String]) -> Done {
     Ok(Exit::OK)
 }
 
-pub(super) async fn tag(ctx: &StepContext, words: &[String]) -> Done {
-    let args = Args::read(words, &[])?;
+pub(super) async fn tag(ctx: &StepContext, words: &[String]) -> CommandResult {
+    let args = Args::parse(words, &[])?;
     let [source, target] = args.exactly("an image and its new name")?;
-    let target = reference(target)?;
-    let image = own(ctx, source)?;
-    // The name is this run's alone: the engine does not get it.
+    let target = parse_reference(target)?;
+    let image = find_own_image(ctx, source)?;
+    // Only this run knows the name. The engine does not receive it.
     ctx.run.images.add(image.renamed(target));
     Ok(Exit::OK)
 }
 
-pub(super) async fn list(ctx: &StepContext, words: &[String], io: &Io) -> Done {
-    let known = [
+pub(super) async fn list(ctx: &StepContext, words: &[String], io: &Io) -> CommandResult {
+    let supported = [
         switch("quiet", 'q'),
         switch("digests", ' '),
         switch("all", 'a'),
     ];
-    let args = Args::read(words, &known)?;
+    let args = Args::parse(words, &supported)?;
     let mut text = String::new();
     if !args.has("quiet") {
-        text.push_str(&row(["DIGEST", "NAME"]));
+        text.push_str(&format_row(["DIGEST", "NAME"]));
     }
     for image in ctx.run.images.all() {
         for name in &image.names {
             if args.has("quiet") {
                 text.push_str(&format!("{}\n", image.digest.short()));
             } else {
-                text.push_str(&row([image.digest.short(), &name.to_string()]));
+                text.push_str(&format_row([image.digest.short(), &name.to_string()]));
             }
         }
     }
     print(io, &text).await
 }
 
-pub(super) async fn inspect(ctx: &StepContext, words: &[String], io: &Io) -> Done {
-    let args = Args::read(words, &[valued("format", 'f'), valued("type", ' ')])?;
+pub(super) async fn inspect(ctx: &StepContext, words: &[String], io: &Io) -> CommandResult {
+    let args = Args::parse(words, &[valued("format", 'f'), valued("type", ' ')])?;
     let mut found = Vec::new();
-    for name in args.some("names of images or containers")? {
-        found.push(one(ctx, name).await?);
+    for name in args.at_least_one("names of images or containers")? {
+        found.push(inspect_one(ctx, name).await?);
     }
     let format = args.value("format").unwrap_or_default();
     let json = match format {
@@ -111,27 +111,27 @@ pub(super) async fn inspect(ctx: &StepContext, words: &[String], io: &Io) -> Don
         _ => None,
     };
     if let Some(json) = json {
-        let text = json.map_err(|error| chain(&error))?;
+        let text = json.map_err(|error| error_chain(&error))?;
         return print(io, &format!("{text}\n")).await;
     }
-    // Docker calls the function `json`.
+    // Docker's name for this function is `json`.
     let format = format
         .replace("{{json ", "{{toJson ")
         .replace("{{ json ", "{{ toJson ");
-    let template = Template::parse("--format", &format).map_err(|error| chain(&error))?;
+    let template = Template::parse("--format", &format).map_err(|error| error_chain(&error))?;
     for value in found {
         let text = template.render(&value, &Limits::default());
-        let text = text.map_err(|error| chain(&error))?;
+        let text = text.map_err(|error| error_chain(&error))?;
         print(io, &format!("{text}\n")).await?;
     }
     Ok(Exit::OK)
 }
 
-/// An image, or a container of this run, as the engine describes it.
-async fn one(ctx: &StepContext, name: &str) -> Result<Value, String> {
-    if let Some(container) = ctx.run.container(name) {
+/// Returns the engine's description of an image, or of a container of this run.
+async fn inspect_one(ctx: &StepContext, name: &str) -> Result<Value, String> {
+    if let Some(container) = ctx.run.find_container(name) {
         let details = ctx.run.engine.inspect_container(&container.id).await;
-        let mut details = details.map_err(|error| chain(&error))?;
+        let mut details = details.map_err(|error| error_chain(&error))?;
         let labels = details.config.as_mut().and_then(|c| c.labels.as_mut());
         if let Some(labels) = labels {
             *labels = std::mem::take(labels)
@@ -142,19 +142,19 @@ async fn one(ctx: &StepContext, name: &str) -> Result<Value, String> {
                 })
                 .collect();
         }
-        return serde_json::to_value(details).map_err(|error| chain(&error));
+        return serde_json::to_value(details).map_err(|error| error_chain(&error));
     }
-    let image = own(ctx, name)?;
+    let image = find_own_image(ctx, name)?;
     ctx.run.images.load_into_engine(ctx, &image).await?;
     let stored = ctx
         .run
         .engine
-        .image(&image.in_engine(&ctx.run.engine))
+        .find_image(&image.in_engine(&ctx.run.engine))
         .await;
-    let stored = stored.map_err(|error| chain(&error))?;
+    let stored = stored.map_err(|error| error_chain(&error))?;
     let stored = stored.ok_or_else(|| format!("{name} is gone from the engine"))?;
     let mut details = stored.details;
-    // The engine also has the names that others gave to the same image.
+    // The engine may also have names that other runs set for the same image.
     let named = ctx.run.images.by_name();
     let names = named
         .iter()
@@ -170,5 +170,5 @@ async fn one(ctx: &StepContext, name: &str) -> Result<Value, String> {
         Origin::Pulled(pinned) => vec![pinned.to_string()],
         Origin::Engine(_) | Origin::Builder { .. } => texts(digests),
     });
-    serde_json::to_value(details).map_err(|error| chain(&error))
+    serde_json::to_value(details).map_err(|error| error_chain(&error))
 }

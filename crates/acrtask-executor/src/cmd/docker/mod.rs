@@ -1,8 +1,8 @@
-//! `docker WORD ...`, carried out by the executor itself on the run's own images and containers.
+//! `docker WORD ...` commands, executed on the run's own images and containers.
 //!
-//! No socket is given to anybody: a word sees what this run made and what it pulls, and nothing else of the
-//! engine. Other words are refused by name, unless the operator allowed the socket: then the image `docker` runs
-//! with it.
+//! No task receives the engine's socket. A command can access only objects that this run created or
+//! pulled. Other commands are refused by name, unless the operator allowed the socket. In that case
+//! a container of the image `docker` executes them with the socket.
 
 mod args;
 mod containers;
@@ -16,9 +16,8 @@ use acrtask_spec::{
 };
 
 use super::{
-    container,
+    container, expand,
     io::{Exit, Io},
-    words,
 };
 use crate::{
     context::StepContext,
@@ -27,18 +26,18 @@ use crate::{
     steps::{Trace, build},
 };
 
-/// Runs one line.
+/// Runs one command.
 pub(crate) async fn run(ctx: &StepContext, line: &[Word], io: &mut Io) -> Exit {
     if !cmd_line::docker_word_supported(line) {
-        return with_socket(ctx, line, io).await;
+        return run_with_socket(ctx, line, io).await;
     }
-    let words = match words::expand_all(line, now()) {
+    let words = match expand::expand_words(line, now()) {
         Ok(words) => words,
         Err(why) => return Exit::refused(2, why),
     };
     let (first, rest) = match words.split_first() {
         Some((first, rest)) => (first.as_str(), rest),
-        None => return Exit::refused(2, "docker: which word?"),
+        None => return Exit::refused(2, "docker: name a command"),
     };
     let done = match (first, rest.first().map(String::as_str)) {
         ("container", Some("run")) => return run_container(ctx, &line[2..], io).await,
@@ -60,7 +59,7 @@ pub(crate) async fn run(ctx: &StepContext, line: &[Word], io: &mut Io) -> Exit {
         ("buildx", Some("imagetools")) => {
             registry::imagetools(ctx, rest.get(2..).unwrap_or_default(), io).await
         }
-        _ => Err(format!("docker {first} is not carried out here")),
+        _ => Err(format!("docker {first} is not supported here")),
     };
     match done {
         Ok(exit) => exit,
@@ -68,11 +67,11 @@ pub(crate) async fn run(ctx: &StepContext, line: &[Word], io: &mut Io) -> Exit {
     }
 }
 
-/// What a word comes to: its exit, or why it cannot be carried out.
-type Done = Result<Exit, String>;
+/// The result of a command: its exit, or the reason why it cannot be executed.
+type CommandResult = Result<Exit, String>;
 
-/// Prints on the command's standard output.
-async fn print(io: &Io, text: &str) -> Done {
+/// Prints to the command's standard output.
+async fn print(io: &Io, text: &str) -> CommandResult {
     match io.stdout.lock().await.write(text.as_bytes()).await {
         Ok(()) => Ok(Exit::OK),
         Err(_) => Ok(Exit::code(141)),
@@ -103,13 +102,14 @@ async fn run_build(ctx: &StepContext, words: &[Word]) -> Exit {
         cache: None,
     };
     let mut trace = Trace::default();
-    // The line can hold a build, and a build's recipe the line: boxed, so that the future has an end.
+    // Boxed, because the types are recursive: a line may contain a build, and a build's recipe
+    // contains the line.
     match Box::pin(build::run(ctx, &step, &line, &mut trace)).await {
         Attempt::Succeeded => Exit::OK,
         Attempt::Failed { reason, exit_code } => {
             if let Some(excerpt) = trace.excerpt {
                 let stream = acrtask_model::events::Stream::Stderr;
-                ctx.output.say(stream, &excerpt).await;
+                ctx.output.print_line(stream, &excerpt).await;
             }
             Exit::refused(exit_code.unwrap_or(1), reason)
         }
@@ -117,16 +117,17 @@ async fn run_build(ctx: &StepContext, words: &[Word]) -> Exit {
     }
 }
 
-/// A word that is not carried out here: refused, or given to the image `docker` with the socket.
-async fn with_socket(ctx: &StepContext, line: &[Word], io: &mut Io) -> Exit {
+/// Handles a command that is not implemented here. Refuses it, or runs it in the image `docker`
+/// with the socket.
+async fn run_with_socket(ctx: &StepContext, line: &[Word], io: &mut Io) -> Exit {
     if !ctx.run.options.allow.docker_socket {
         let word = line
             .first()
-            .and_then(|word| words::expand(word, now()).ok());
+            .and_then(|word| expand::expand_word(word, now()).ok());
         return Exit::refused(
             125,
             format!(
-                "`docker {}` is not one of the words that are carried out without the engine's socket; an \
+                "`docker {}` is not one of the commands that work without the engine's socket; an \
                  operator who trusts this task gives it the socket with `--allow docker-socket`",
                 word.unwrap_or_default()
             ),
@@ -148,7 +149,7 @@ async fn with_socket(ctx: &StepContext, line: &[Word], io: &mut Io) -> Exit {
     container::run(ctx, &container, io).await
 }
 
-async fn version(ctx: &StepContext, args: &[String], io: &Io) -> Done {
+async fn version(ctx: &StepContext, args: &[String], io: &Io) -> CommandResult {
     if !args.is_empty() {
         return Err("takes no arguments here".into());
     }

@@ -1,6 +1,6 @@
-//! `login`, `logout`, `manifest ...` and `buildx imagetools create`: what is between the run and its registries.
+//! `login`, `logout`, `manifest ...` and `buildx imagetools create`: commands on registries.
 //!
-//! A login holds for this run and is forgotten with it; the operator's Docker configuration is never written.
+//! A login is valid until the end of the run. The operator's Docker configuration is never written.
 
 use std::collections::BTreeMap;
 
@@ -9,30 +9,30 @@ use acrtask_registry::{IndexEntry, Platform};
 use tokio::io::AsyncReadExt;
 
 use super::{
-    Done,
+    CommandResult,
     args::{Args, switch, valued},
-    images::reference,
+    images::parse_reference,
     print,
 };
 use crate::{
     cmd::io::{Exit, Io},
     context::StepContext,
-    error::chain,
-    login_help::chain_with_help,
+    error::error_chain,
+    login_help::error_chain_with_help,
     output::lock,
     steps,
 };
 
-/// Longest password that is read from standard input, in bytes.
+/// Maximum length of a password on standard input, in bytes.
 const MAX_PASSWORD: u64 = 64 * 1024;
 
-pub(super) async fn login(ctx: &StepContext, words: &[String], io: &mut Io) -> Done {
-    let known = [
+pub(super) async fn login(ctx: &StepContext, words: &[String], io: &mut Io) -> CommandResult {
+    let supported = [
         valued("username", 'u'),
         valued("password", 'p'),
         switch("password-stdin", ' '),
     ];
-    let args = Args::read(words, &known)?;
+    let args = Args::parse(words, &supported)?;
     let server = match args.rest.as_slice() {
         [] => DOCKER_HUB,
         [server] => server,
@@ -56,48 +56,57 @@ pub(super) async fn login(ctx: &StepContext, words: &[String], io: &mut Io) -> D
     }
     ctx.run
         .log_in(server, user, Secret::new(password))
-        .map_err(|error| chain(&error))?;
-    print(io, &format!("credential for {server} kept for this run\n")).await
-}
-
-pub(super) async fn logout(words: &[String], io: &Io) -> Done {
-    let args = Args::read(words, &[])?;
-    let server = args.rest.first().map_or(DOCKER_HUB, String::as_str);
+        .map_err(|error| error_chain(&error))?;
     print(
         io,
-        &format!("credential for {server} is forgotten when this run ends\n"),
+        &format!("credential for {server} stored for this run\n"),
     )
     .await
 }
 
-pub(super) async fn manifest(ctx: &StepContext, word: &str, words: &[String], io: &Io) -> Done {
+pub(super) async fn logout(words: &[String], io: &Io) -> CommandResult {
+    let args = Args::parse(words, &[])?;
+    let server = args.rest.first().map_or(DOCKER_HUB, String::as_str);
+    print(
+        io,
+        &format!("credential for {server} is removed when this run ends\n"),
+    )
+    .await
+}
+
+pub(super) async fn manifest(
+    ctx: &StepContext,
+    word: &str,
+    words: &[String],
+    io: &Io,
+) -> CommandResult {
     match word {
         "create" => create(ctx, words, io).await,
         "annotate" => annotate(ctx, words).await,
         "push" => push(ctx, words, io).await,
         "inspect" => inspect(ctx, words, io).await,
-        other => Err(format!("manifest {other} is not carried out here")),
+        other => Err(format!("manifest {other} is not supported here")),
     }
 }
 
-async fn entries(ctx: &StepContext, sources: &[String]) -> Result<Vec<IndexEntry>, String> {
+async fn read_entries(ctx: &StepContext, sources: &[String]) -> Result<Vec<IndexEntry>, String> {
     let registry = ctx.run.registry();
     let mut all = Vec::new();
     for source in sources {
-        let source = ctx.run.in_registry(reference(source)?);
+        let source = ctx.run.registry_name(parse_reference(source)?);
         let found = registry.entries(&source).await;
-        all.extend(found.map_err(|error| chain_with_help(&error))?);
+        all.extend(found.map_err(|error| error_chain_with_help(&error))?);
     }
     Ok(all)
 }
 
-async fn create(ctx: &StepContext, words: &[String], io: &Io) -> Done {
-    let args = Args::read(words, &[switch("amend", 'a'), switch("insecure", ' ')])?;
+async fn create(ctx: &StepContext, words: &[String], io: &Io) -> CommandResult {
+    let args = Args::parse(words, &[switch("amend", 'a'), switch("insecure", ' ')])?;
     let [target, sources @ ..] = args.rest.as_slice() else {
         return Err("create takes the list's name and its images".into());
     };
-    let target = reference(target)?;
-    let added = entries(ctx, sources).await?;
+    let target = parse_reference(target)?;
+    let added = read_entries(ctx, sources).await?;
     {
         let mut manifests = lock(&ctx.run.manifests);
         let list = manifests.entry(target.to_string()).or_default();
@@ -109,21 +118,24 @@ async fn create(ctx: &StepContext, words: &[String], io: &Io) -> Done {
     print(io, &format!("Created manifest list {target}\n")).await
 }
 
-async fn annotate(ctx: &StepContext, words: &[String]) -> Done {
-    let known = [
+async fn annotate(ctx: &StepContext, words: &[String]) -> CommandResult {
+    let supported = [
         valued("os", ' '),
         valued("arch", ' '),
         valued("variant", ' '),
         valued("os-version", ' '),
     ];
-    let args = Args::read(words, &known)?;
+    let args = Args::parse(words, &supported)?;
     let [target, image] = args.exactly("the list's name and one of its images")?;
-    let (target, image) = (reference(target)?, ctx.run.in_registry(reference(image)?));
+    let (target, image) = (
+        parse_reference(target)?,
+        ctx.run.registry_name(parse_reference(image)?),
+    );
     let registry = ctx.run.registry();
     let digests = registry
         .entries(&image)
         .await
-        .map_err(|error| chain_with_help(&error))?;
+        .map_err(|error| error_chain_with_help(&error))?;
     let mut manifests = lock(&ctx.run.manifests);
     let list = manifests.get_mut(&target.to_string());
     let list = list.ok_or_else(|| format!("{target} has not been created in this run"))?;
@@ -162,66 +174,71 @@ async fn annotate(ctx: &StepContext, words: &[String]) -> Done {
     }
 }
 
-async fn push(ctx: &StepContext, words: &[String], io: &Io) -> Done {
-    let args = Args::read(words, &[switch("purge", 'p'), switch("insecure", ' ')])?;
+async fn push(ctx: &StepContext, words: &[String], io: &Io) -> CommandResult {
+    let args = Args::parse(words, &[switch("purge", 'p'), switch("insecure", ' ')])?;
     let [target] = args.exactly("the list's name")?;
-    let target = reference(target)?;
+    let target = parse_reference(target)?;
     let list = lock(&ctx.run.manifests).get(&target.to_string()).cloned();
     let list = list.ok_or_else(|| format!("{target} has not been created in this run"))?;
-    put(ctx, &target, &list, io).await
+    put_index(ctx, &target, &list, io).await
 }
 
-async fn inspect(ctx: &StepContext, words: &[String], io: &Io) -> Done {
-    let args = Args::read(words, &[switch("verbose", 'v'), switch("insecure", ' ')])?;
+async fn inspect(ctx: &StepContext, words: &[String], io: &Io) -> CommandResult {
+    let args = Args::parse(words, &[switch("verbose", 'v'), switch("insecure", ' ')])?;
     let [name] = args.exactly("one image")?;
-    let image = ctx.run.in_registry(reference(name)?);
+    let image = ctx.run.registry_name(parse_reference(name)?);
     let manifest = ctx.run.registry().manifest(&image).await;
-    let manifest = manifest.map_err(|error| chain_with_help(&error))?;
+    let manifest = manifest.map_err(|error| error_chain_with_help(&error))?;
     print(io, &format!("{}\n", String::from_utf8_lossy(&manifest.raw))).await
 }
 
-pub(super) async fn imagetools(ctx: &StepContext, words: &[String], io: &Io) -> Done {
-    let args = Args::read(words, &[valued("tag", 't'), switch("append", ' ')])?;
-    let sources = args.some("images")?;
-    let list = entries(ctx, sources).await?;
+pub(super) async fn imagetools(ctx: &StepContext, words: &[String], io: &Io) -> CommandResult {
+    let args = Args::parse(words, &[valued("tag", 't'), switch("append", ' ')])?;
+    let sources = args.at_least_one("images")?;
+    let list = read_entries(ctx, sources).await?;
     let targets: Vec<&str> = args.values("tag").collect();
     if targets.is_empty() {
         return Err("imagetools create needs -t NAME".into());
     }
     for target in targets {
-        let target = reference(target)?;
+        let target = parse_reference(target)?;
         let mut list = list.clone();
         if args.has("append") {
-            let have = entries(ctx, &[target.to_string()]).await?;
+            let have = read_entries(ctx, &[target.to_string()]).await?;
             list.splice(0..0, have);
         }
-        put(ctx, &target, &list, io).await?;
+        put_index(ctx, &target, &list, io).await?;
     }
     Ok(Exit::OK)
 }
 
-/// Stores an index in its registry, and tells it as pushed.
-async fn put(ctx: &StepContext, target: &ImageRef, list: &[IndexEntry], io: &Io) -> Done {
+/// Stores an index in its registry and reports it as pushed.
+async fn put_index(
+    ctx: &StepContext,
+    target: &ImageRef,
+    list: &[IndexEntry],
+    io: &Io,
+) -> CommandResult {
     if ctx.run.no_push {
         let text = format!("not pushed, as --no-push asks: {target}");
-        ctx.output.say(Stream::Stderr, &text).await;
+        ctx.output.print_line(Stream::Stderr, &text).await;
         return Ok(Exit::OK);
     }
     ctx.may_push().await?;
     let registry = ctx.run.registry();
-    let digest = if ctx.run.hold {
+    let digest = if ctx.run.push_by_digest {
         registry
             .put_index_untagged(target, list, BTreeMap::new())
             .await
     } else {
         registry.put_index(target, list, BTreeMap::new()).await
     };
-    let digest = digest.map_err(|error| chain_with_help(&error))?;
+    let digest = digest.map_err(|error| error_chain_with_help(&error))?;
     let platforms = list.iter().filter(|entry| entry.descriptor.is_image());
     let platforms = platforms.filter_map(|entry| {
         let platform = entry.descriptor.platform.as_ref()?;
         Some((platform.to_string(), entry.descriptor.digest.clone()))
     });
-    steps::push::tell(ctx, target, &digest, platforms.collect()).await;
+    steps::push::report_pushed(ctx, target, &digest, platforms.collect()).await;
     print(io, &format!("{digest}\n")).await
 }

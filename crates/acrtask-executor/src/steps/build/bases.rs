@@ -1,8 +1,10 @@
-//! The role of each image that a build used: base of the result, of another stage, or frontend.
+//! The role of each image that a build used: base of the result, base of another stage, or
+//! frontend.
 //!
-//! Names, digests and roles come from the build's provenance, which names the image that the result's file system begins
-//! with. Where the endpoint records no steps, the text of the Dockerfile decides. If its final base is none of the
-//! images that were used, every image counts as the base: one rebuild too many is better than none.
+//! Names, digests and roles come from the build's provenance. It names the image that the result's
+//! file system begins with. If the endpoint records no steps, the text of the Dockerfile decides.
+//! If its final base is not among the used images, every image counts as the base. An unnecessary
+//! rebuild is better than a missing one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +18,7 @@ use parse_dockerfile::Instruction;
 use super::Recipe;
 use crate::{
     context::StepContext,
-    dockerfile::{declared, expand},
+    dockerfile::{Variables, parse_declarations},
 };
 
 /// Sends an event for every image that a build used.
@@ -26,10 +28,10 @@ pub(crate) async fn send_used(ctx: &StepContext, recipe: &Recipe, used: &[UsedSo
         let args = recipe
             .build_args()
             .map(|(k, v)| (k.to_owned(), v.to_owned()));
-        Roots::of(text, recipe.target(), args.collect())
+        Roots::parse(text, recipe.target(), args.collect())
     });
-    let images = by_image(used);
-    // An image of this run has another name in the engine.
+    let images = group_by_image(used);
+    // The engine has an image of this run under another name.
     let name_of = |reference: &str| {
         let own = recipe.own_name(reference).map(ToString::to_string);
         own.unwrap_or_else(|| reference.to_owned())
@@ -52,7 +54,7 @@ pub(crate) async fn send_used(ctx: &StepContext, recipe: &Recipe, used: &[UsedSo
                 step: ctx.step.id.clone(),
                 role: read.role(&read_name, use_of.is_base),
                 name,
-                digest: recipe.original(digest),
+                digest: recipe.registry_digest(digest),
                 evidence: Evidence::Provenance,
                 platforms: use_of.platforms,
             })
@@ -63,14 +65,14 @@ pub(crate) async fn send_used(ctx: &StepContext, recipe: &Recipe, used: &[UsedSo
 /// The use of an image, as the provenance records it.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Use {
-    /// Platforms that it was used for. Empty if one of them is unknown.
+    /// Platforms of the use. Empty if one of them is unknown.
     platforms: Vec<String>,
-    /// `None` if the provenance does not say.
+    /// `None` if the provenance does not contain it.
     is_base: Option<bool>,
 }
 
 /// Returns the images among the sources of a build, by name and digest.
-fn by_image(used: &[UsedSource]) -> BTreeMap<(&str, &str), Use> {
+fn group_by_image(used: &[UsedSource]) -> BTreeMap<(&str, &str), Use> {
     let mut sources: BTreeMap<(&str, &str), Vec<&UsedSource>> = BTreeMap::new();
     for source in used.iter().filter(|source| source.is_image()) {
         let image = (source.reference.as_str(), source.digest.as_str());
@@ -96,7 +98,7 @@ fn by_image(used: &[UsedSource]) -> BTreeMap<(&str, &str), Use> {
         .collect()
 }
 
-/// Roles as the text of a Dockerfile gives them, for images of which the provenance does not give one.
+/// Roles from the text of a Dockerfile, for images without a role in the provenance.
 struct ReadRoles {
     /// `None` without a text, or if its final base is not one of the images.
     roots: Option<Roots>,
@@ -132,7 +134,7 @@ impl ReadRoles {
     }
 }
 
-/// Returns `true` if two texts name one image: completed as Docker does, digests aside.
+/// Returns `true` if two texts name one image after Docker's completion, without their digests.
 fn is_same(a: &str, b: &str) -> bool {
     let complete = |text: &str| {
         let text = text.split('@').next().unwrap_or(text);
@@ -153,32 +155,36 @@ struct Roots {
     frontend: Option<String>,
 }
 
-/// Returns the image that the final stage of a Dockerfile is based on, as far as its text alone says so.
+/// Returns the base image of the final stage of a Dockerfile, as far as its text alone determines
+/// it.
 pub fn runtime_base(dockerfile: &str) -> Option<String> {
-    Roots::of(dockerfile, None, BTreeMap::new())?.runtime
+    Roots::parse(dockerfile, None, BTreeMap::new())?.runtime
 }
 
 impl Roots {
-    fn of(text: &str, target: Option<&str>, given: BTreeMap<String, String>) -> Option<Self> {
+    fn parse(text: &str, target: Option<&str>, given: BTreeMap<String, String>) -> Option<Self> {
         let dockerfile = parse_dockerfile::parse(text).ok()?;
-        let mut args = BTreeMap::new();
+        let mut variables = Variables::new(BTreeMap::new());
         for instruction in &dockerfile.instructions {
             match instruction {
                 Instruction::Arg(arg) => {
-                    for (name, default) in declared(&arg.arguments.value) {
-                        let value = given.get(&name).cloned();
-                        let value = value.or_else(|| default.map(|text| expand(&text, &args)));
+                    for (name, default) in parse_declarations(&arg.arguments.value) {
+                        let value = match (given.get(&name), default) {
+                            (Some(value), _) => Some(value.clone()),
+                            (None, Some(text)) => Some(variables.expand(&text).ok()?),
+                            (None, None) => None,
+                        };
                         if let Some(value) = value {
-                            args.insert(name, value);
+                            variables.set(name, value);
                         }
                     }
                 }
-                // What stands before the first stage is all that a FROM sees.
+                // A `FROM` can only use the arguments before the first stage.
                 Instruction::From(_) => break,
                 _ => {}
             }
         }
-        let stages: Vec<(String, Option<String>)> = dockerfile
+        let stages: Option<Vec<(String, Option<String>)>> = dockerfile
             .stages()
             .map(|stage| {
                 let name = stage
@@ -186,9 +192,10 @@ impl Roots {
                     .as_
                     .as_ref()
                     .map(|(_, name)| name.value.to_lowercase());
-                (expand(&stage.from.image.value, &args), name)
+                Some((variables.expand(&stage.from.image.value).ok()?, name))
             })
             .collect();
+        let stages = stages?;
         let mut at = match target {
             None => stages.len().checked_sub(1)?,
             Some(target) => stages
@@ -196,7 +203,7 @@ impl Roots {
                 .position(|(_, name)| name.as_deref() == Some(&target.to_lowercase()))
                 .or_else(|| target.parse().ok().filter(|n| *n < stages.len()))?,
         };
-        // Each stage can only be made from an earlier one, so this ends.
+        // Each stage can only be based on an earlier one, so the loop ends.
         let image = loop {
             let (image, _) = &stages[at];
             let earlier = stages[..at]
@@ -227,11 +234,11 @@ mod tests {
             .iter()
             .map(|(k, v)| ((*k).into(), (*v).into()))
             .collect();
-        Roots::of(text, target, args).unwrap()
+        Roots::parse(text, target, args).unwrap()
     }
 
     #[test]
-    fn follows_the_final_stage() {
+    fn roots_follow_the_final_stage() {
         let text = "# syntax=docker/dockerfile:1\nARG V=1 REG=r.io\nFROM golang:$V AS build\nRUN go\n\
                     FROM ${REG:-x}/base:${V} AS base\nFROM base AS Final\nCOPY --from=build /a /a\n";
         let all = roots(text, None, &[]);
@@ -241,7 +248,7 @@ mod tests {
         assert_eq!(given.runtime.as_deref(), Some("golang:2"));
         assert_eq!(roots("FROM scratch\nCOPY a /\n", None, &[]).runtime, None);
         assert_eq!(
-            Roots::of("FROM a\n", Some("missing"), BTreeMap::new()),
+            Roots::parse("FROM a\n", Some("missing"), BTreeMap::new()),
             None
         );
     }
@@ -257,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_is_sent_once_with_its_platforms() {
+    fn image_is_sent_once_with_its_platforms() {
         let (amd, arm) = (Some("linux/amd64"), Some("linux/arm64"));
         let base = |source: UsedSource, is_base| UsedSource { is_base, ..source };
         let used = [
@@ -283,7 +290,7 @@ mod tests {
             (("os:1", "b"), use_of(&["linux/amd64"], Some(false))),
             (("tools:1", "c"), use_of(&[], None)),
         ];
-        assert_eq!(by_image(&used), expected.into());
+        assert_eq!(group_by_image(&used), expected.into());
     }
 
     fn roles(roots: Option<Roots>, images: &[(&str, Option<bool>)]) -> Vec<BaseRole> {
@@ -331,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn all_images_are_bases_where_the_base_is_unknown() {
+    fn all_images_are_bases_if_the_base_is_unknown() {
         let images = [("golang:1", None), ("busybox:1", None), (FRONTEND, None)];
         let expected = [BaseRole::Runtime, BaseRole::Runtime, BaseRole::Frontend];
         assert_eq!(roles(Some(alpine()), &images), expected);

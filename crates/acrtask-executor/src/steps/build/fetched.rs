@@ -1,8 +1,11 @@
-//! Files that a build has fetched from a network: who fetches them, and from where.
+//! Files that a build fetches from a network: the fetching program and the allowed addresses.
 //!
-//! A task need not be trusted with what this machine reaches. Contexts are fetched by this process, with the address that was
-//! checked. What a Dockerfile adds is the builder's to fetch, by rules for its addresses; the addresses that names and
-//! redirects lead to are looked up here, before the build. Left out: a name that leads elsewhere when the builder asks.
+//! A task needs no trust for the network of this machine. This process fetches contexts, and
+//! connects to the address that it checked. The builder fetches the files that a Dockerfile adds,
+//! with rules for its addresses. Before the build, this process resolves the addresses of names and
+//! redirects.
+//!
+//! Left out: a name that resolves to another address when the builder fetches the file.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -14,19 +17,24 @@ use parse_dockerfile::Instruction;
 use crate::{
     Reach,
     context::StepContext,
-    dockerfile::{declared, expand},
-    error::chain,
+    dockerfile::{ExpansionTooLarge, Variables, parse_declarations},
+    error::error_chain,
 };
 
-/// Longest wait for the response to one URL. A host that takes longer is left to the builder.
-const LOOKUP_TIME: Duration = Duration::from_secs(10);
-/// Most URLs of one Dockerfile that are looked up. A build with more of them is refused.
+/// Maximum time to wait for the response to one URL. The builder handles a slower host.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
+/// Maximum number of URLs in one Dockerfile. A build with more of them is refused.
 const MAX_URLS: usize = 64;
 
-/// Fetches a context that is a git repository or an archive, where the builder must not. The builder asks whatever address a
-/// name or a redirect leads to, and takes whatever key an SSH host shows. At a runner it would also take a commit that
-/// another build has fetched. `None`: the builder fetches it.
-pub(super) async fn fetch(ctx: &StepContext, url: &str) -> Result<Option<Workspace>, String> {
+/// Fetches a context that is a git repository or an archive, if the builder must not fetch it.
+///
+/// The builder connects to any address that a name or a redirect leads to, and accepts any key of
+/// an SSH host. For a runner it would also use a commit that another build has fetched. Returns
+/// `None` if the builder fetches the context.
+pub(super) async fn fetch_context(
+    ctx: &StepContext,
+    url: &str,
+) -> Result<Option<Workspace>, String> {
     let run = &ctx.run;
     let spec = match ContextSpec::parse(url) {
         Ok(spec) => spec,
@@ -38,22 +46,22 @@ pub(super) async fn fetch(ctx: &StepContext, url: &str) -> Result<Option<Workspa
             ));
         }
     };
-    let ours = match &spec {
+    let fetches_here = match &spec {
         ContextSpec::Git(git) => {
             run.reach == Reach::Public
                 || !run.options.own_machine
-                || run.git.ssh_keys.iter().any(|key| key.opens(git))
+                || run.git.ssh_keys.iter().any(|key| key.matches_url(git))
         }
         ContextSpec::HttpTarball(_) => run.reach == Reach::Public,
         _ => false,
     };
-    if !ours {
+    if !fetches_here {
         return Ok(None);
     }
     let options = Options {
         origin: Origin::TaskFile,
         allow_private_addresses: run.reach == Reach::Everything,
-        // Submodules may be reached otherwise.
+        // Submodules may need other credentials.
         credentials: run.credentials(),
         ssh_keys: run.git.ssh_keys.clone(),
         git: GitOptions {
@@ -64,17 +72,17 @@ pub(super) async fn fetch(ctx: &StepContext, url: &str) -> Result<Option<Workspa
         ..Options::default()
     };
     ctx.output
-        .say(Stream::Stderr, &format!("fetching {spec}"))
+        .print_line(Stream::Stderr, &format!("fetching {spec}"))
         .await;
     let workspace = acrtask_source::fetch(&spec, &options)
         .await
         .map_err(|error| match error.help() {
-            Some(help) => format!("{}; {help}", chain(&error)),
-            None => chain(&error),
+            Some(help) => format!("{}; {help}", error_chain(&error)),
+            None => error_chain(&error),
         })?;
     let history = workspace.root.join(".git");
     match tokio::fs::remove_dir_all(&history).await {
-        // A folder of the repository has none.
+        // A folder of the repository has no history.
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(format!("cannot remove {}: {error}", history.display()))
         }
@@ -82,18 +90,19 @@ pub(super) async fn fetch(ctx: &StepContext, url: &str) -> Result<Option<Workspa
     }
 }
 
-/// Returns `true` for the URL of a git repository: what [`fetch`] serves as a folder.
+/// Returns `true` for the URL of a git repository, which [`fetch_context`] returns as a folder.
 pub(super) fn is_git(url: &str) -> bool {
     matches!(ContextSpec::parse(url), Ok(ContextSpec::Git(_)))
 }
 
-/// Refuses a URL that leads to an address that is not public. A host that does not answer is left to the builder.
-pub(super) async fn check(url: &str) -> Result<(), String> {
+/// Refuses a URL that leads to an address that is not public. The builder handles a host that does
+/// not respond.
+pub(super) async fn check_url(url: &str) -> Result<(), String> {
     let Some(target) = Target::parse(url) else {
         return Ok(());
     };
-    let looked_up = tokio::time::timeout(LOOKUP_TIME, target.look_up()).await;
-    match looked_up {
+    let checked = tokio::time::timeout(CHECK_TIMEOUT, target.check_address()).await;
+    match checked {
         Ok(Err(reason)) => Err(format!(
             "{url} must not be fetched: {reason}; an operator who trusts the task allows it with \
              `--allow-private-addresses`"
@@ -102,30 +111,30 @@ pub(super) async fn check(url: &str) -> Result<(), String> {
     }
 }
 
-/// Checks each URL that the Dockerfile adds. `given` holds the build arguments.
+/// Checks each URL that the Dockerfile adds. `given` contains the build arguments.
 pub(super) async fn check_dockerfile(
     text: &str,
     given: BTreeMap<String, String>,
 ) -> Result<(), String> {
-    let urls = added_urls(text, &given);
+    let urls = added_urls(text, &given).map_err(|error| error.to_string())?;
     if urls.len() > MAX_URLS {
         return Err(format!(
-            "the Dockerfile adds {} URLs, and at most {MAX_URLS} are taken; fetch the rest in a RUN",
+            "the Dockerfile adds {} URLs, and at most {MAX_URLS} are allowed; fetch the others in a RUN",
             urls.len()
         ));
     }
     for url in urls {
-        check(&url).await?;
+        check_url(&url).await?;
     }
     Ok(())
 }
 
-/// A URL as far as its host counts.
+/// The host of a URL and the way to check it.
 #[derive(Debug)]
 enum Target {
-    /// One that the builder asks by HTTP, and may be sent elsewhere by.
+    /// A URL for an HTTP request of the builder, which may be redirected.
     Http(url::Url),
-    /// One that git or SSH connects to.
+    /// An address to which git or SSH connects.
     Other { host: String, port: u16 },
 }
 
@@ -152,14 +161,16 @@ impl Target {
         })
     }
 
-    async fn look_up(&self) -> Result<(), String> {
+    async fn check_address(&self) -> Result<(), String> {
         match self {
             Self::Http(url) => {
                 net::check_literal(AddressPolicy::PublicOnly, url).map_err(|e| e.to_string())?;
                 let client = net::client(AddressPolicy::PublicOnly, true);
-                let client = client.map_err(|error| chain(&error))?;
+                let client = client.map_err(|error| error_chain(&error))?;
                 match client.get(url.clone()).send().await {
-                    Err(error) if error.is_redirect() || is_forbidden(&error) => Err(chain(&error)),
+                    Err(error) if error.is_redirect() || is_forbidden(&error) => {
+                        Err(error_chain(&error))
+                    }
                     // The body is not read.
                     Ok(_) | Err(_) => Ok(()),
                 }
@@ -177,39 +188,43 @@ fn is_forbidden(error: &(dyn std::error::Error + 'static)) -> bool {
         .any(|error| error.is::<ForbiddenAddress>())
 }
 
-/// The sources of the Dockerfile's `ADD` that are URLs, with the values that their variables have as far as the text tells.
-fn added_urls(text: &str, given: &BTreeMap<String, String>) -> Vec<String> {
+/// Returns the URLs in `ADD` instructions of the Dockerfile, with the values of their variables as
+/// far as the text defines them.
+fn added_urls(
+    text: &str,
+    given: &BTreeMap<String, String>,
+) -> Result<Vec<String>, ExpansionTooLarge> {
     let is_url = |word: &str| word.contains("://") || word.starts_with("git@");
-    let mut values = given.clone();
+    let mut variables = Variables::new(given.clone());
     let mut urls = Vec::new();
     let Ok(dockerfile) = parse_dockerfile::parse(text) else {
-        // A frontend may understand it all the same.
+        // A frontend may be able to parse the text anyway.
         let words = text.split(|c: char| c.is_whitespace() || "\"'[],".contains(c));
         return words
             .filter(|word| is_url(word))
-            .map(|word| expand(word, &values))
+            .map(|word| variables.expand(word))
             .collect();
     };
     for instruction in &dockerfile.instructions {
         match instruction {
             Instruction::Arg(arg) => {
-                for (name, default) in declared(&arg.arguments.value) {
+                for (name, default) in parse_declarations(&arg.arguments.value) {
                     if let Some(default) = default.filter(|_| !given.contains_key(&name)) {
-                        let value = expand(&default, &values);
-                        values.insert(name, value);
+                        let value = variables.expand(&default)?;
+                        variables.set(name, value);
                     }
                 }
             }
             Instruction::Env(env) => {
-                for (name, value) in declared(&env.arguments.value) {
-                    let value = value.map(|value| expand(&value, &values));
-                    values.insert(name, value.unwrap_or_default());
+                for (name, value) in parse_declarations(&env.arguments.value) {
+                    let value = variables.expand(&value.unwrap_or_default())?;
+                    variables.set(name, value);
                 }
             }
             Instruction::Add(add) => {
                 for source in &add.src {
                     if let parse_dockerfile::Source::Path(path) = source {
-                        let word = expand(&path.value, &values);
+                        let word = variables.expand(&path.value)?;
                         if is_url(&word) {
                             urls.push(word);
                         }
@@ -219,7 +234,7 @@ fn added_urls(text: &str, given: &BTreeMap<String, String>) -> Vec<String> {
             _ => {}
         }
     }
-    urls
+    Ok(urls)
 }
 
 #[cfg(test)]
@@ -227,19 +242,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_are_found_with_their_variables() {
+    fn added_urls_are_found_and_expanded() {
         let text = "ARG H=127.0.0.1\nFROM scratch\nARG H\nENV P=8080\nADD a http://$H:$P/x /\n\
                     ADD [\"git@host:a.git\", \"https://${N:-b}/c\", \"/d\"]\n";
-        let urls = added_urls(text, &BTreeMap::new());
+        let urls = added_urls(text, &BTreeMap::new()).unwrap();
         assert_eq!(
             urls,
             ["http://127.0.0.1:8080/x", "git@host:a.git", "https://b/c"]
         );
         let given = BTreeMap::from([("H".to_owned(), "localhost".to_owned())]);
-        assert_eq!(added_urls(text, &given)[0], "http://localhost:8080/x");
-        assert_eq!(added_urls("FROM", &given), [""; 0]);
+        assert_eq!(
+            added_urls(text, &given).unwrap()[0],
+            "http://localhost:8080/x"
+        );
+        assert_eq!(added_urls("FROM", &given).unwrap(), [""; 0]);
         let strange = "FROM scratch\nADDED [\"http://$H/\"]\n";
-        assert_eq!(added_urls(strange, &given), ["http://localhost/"]);
+        assert_eq!(added_urls(strange, &given).unwrap(), ["http://localhost/"]);
     }
 
     #[tokio::test]
@@ -256,9 +274,9 @@ mod tests {
             "https://localhost/a.git",
             "git://127.0.0.1/a.git",
         ] {
-            let error = check(url).await.unwrap_err();
+            let error = check_url(url).await.unwrap_err();
             assert!(error.contains("not a public address"), "{url}: {error}");
         }
-        check("https://no-such-host.invalid/x").await.unwrap();
+        check_url("https://no-such-host.invalid/x").await.unwrap();
     }
 }

@@ -1,5 +1,7 @@
-//! Files that a build is asked for by somebody who need not be trusted: no link leads out, nothing without an end is read, and
-//! of a large file only as much as is needed.
+//! Input files of builds from untrusted sources.
+//!
+//! Invariants: no link leads outside, no endless file is read, and of a large file only the needed
+//! part is read.
 
 use std::{io::Read as _, path::Path};
 
@@ -7,21 +9,22 @@ use acrtask_buildkit::DockerfileSource;
 
 use crate::context::StepContext;
 
-/// First bytes of a file by which text is told from an archive.
+/// Number of bytes at the start of a file that decide between text and archive.
 const SNIFF: u64 = 512;
-/// Longest Dockerfile, in bytes.
+/// Maximum length of a Dockerfile, in bytes.
 const MAX_DOCKERFILE: u64 = 4 << 20;
 
-/// The text of a file of a folder, whose links may lead anywhere: nothing where they lead out of it, where it is no
-/// file, and where it is too long for a Dockerfile.
+/// Returns the text of a file in a folder whose links may lead anywhere. `None` if the file is
+/// outside of it, is not a regular file, or is too long for a Dockerfile.
 pub(super) fn text_inside(folder: &Path, name: &str) -> Option<String> {
     let bytes = acrtask_source::paths::read_inside(folder, Path::new(name), MAX_DOCKERFILE);
     String::from_utf8(bytes.ok()?).ok()
 }
 
-/// The Dockerfile on standard input, which may be a file outside of the context with an ignore file of its own.
+/// Returns the Dockerfile on standard input. It may be a file outside of the context with its own
+/// ignore file.
 pub(super) fn stdin_dockerfile(ctx: &StepContext) -> Result<DockerfileSource, String> {
-    let text = stdin(ctx)?;
+    let text = stdin_text(ctx)?;
     let path = ctx.run.stdin.as_deref();
     Ok(path
         .and_then(with_ignore_file)
@@ -38,12 +41,12 @@ fn with_ignore_file(path: &Path) -> Option<DockerfileSource> {
     })
 }
 
-/// The text of the Dockerfile that the run got on standard input.
-pub(super) fn stdin(ctx: &StepContext) -> Result<Vec<u8>, String> {
+/// Returns the text of the Dockerfile that the run received on standard input.
+pub(super) fn stdin_text(ctx: &StepContext) -> Result<Vec<u8>, String> {
     let path = ctx.run.stdin.as_ref();
-    let path = path
-        .ok_or("`-f -` reads the Dockerfile from standard input, and the run got nothing there")?;
-    let bytes = beginning(path, MAX_DOCKERFILE + 1)?;
+    let path =
+        path.ok_or("`-f -` reads the Dockerfile from standard input, and the run received none")?;
+    let bytes = read_beginning(path, MAX_DOCKERFILE + 1)?;
     if bytes.len() as u64 > MAX_DOCKERFILE {
         return Err(format!(
             "the Dockerfile on standard input has more than {MAX_DOCKERFILE} bytes"
@@ -52,14 +55,14 @@ pub(super) fn stdin(ctx: &StepContext) -> Result<Vec<u8>, String> {
     Ok(bytes)
 }
 
-/// Whether what came on standard input is an archive, and no Dockerfile.
+/// Returns `true` if standard input is an archive and not a Dockerfile.
 pub(super) fn is_archive(path: &Path) -> Result<bool, String> {
-    let start = beginning(path, SNIFF)?;
+    let start = read_beginning(path, SNIFF)?;
     Ok(start.contains(&0) || start.starts_with(&[0x1f, 0x8b]))
 }
 
-/// At most `limit` bytes of a file.
-fn beginning(path: &Path, limit: u64) -> Result<Vec<u8>, String> {
+/// Returns at most `limit` bytes of a file.
+fn read_beginning(path: &Path, limit: u64) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let read = std::fs::File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes));
     match read {
@@ -73,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_dockerfile_behind_a_link_out_is_not_read() {
+    fn dockerfile_behind_a_link_to_the_outside_is_not_read() {
         let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         std::fs::write(other.path().join("Dockerfile"), "FROM secret").unwrap();
         let link = |target: &Path, name: &str| {
@@ -95,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ignore_file_beside_the_dockerfile_is_used() {
+    fn ignore_file_beside_the_dockerfile_is_used() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("stdin");
         std::fs::write(&path, "FROM scratch").unwrap();
@@ -108,13 +111,13 @@ mod tests {
     }
 
     #[test]
-    fn of_a_large_archive_only_the_beginning_is_read() {
+    fn archive_detection_reads_only_the_beginning() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        // More than any memory has.
+        // More than the memory of any machine.
         file.as_file().set_len(1 << 42).unwrap();
         assert_eq!(is_archive(file.path()), Ok(true));
         std::fs::write(file.path(), "FROM scratch\n").unwrap();
         assert_eq!(is_archive(file.path()), Ok(false));
-        assert_eq!(beginning(file.path(), 4).unwrap(), b"FROM");
+        assert_eq!(read_beginning(file.path(), 4).unwrap(), b"FROM");
     }
 }

@@ -1,12 +1,12 @@
-//! Build steps: from the words of the line to images in the right place.
+//! Build steps: from the words of the line to images in their destination.
 
 pub(crate) mod bases;
+mod dockerfile_names;
 mod fetched;
 mod input;
 mod outputs;
 pub(crate) mod progress;
 mod recipe;
-mod seen;
 
 pub(crate) use recipe::{INLINE_CACHE, Recipe};
 
@@ -26,7 +26,7 @@ use crate::{
     archive::Pack,
     cmd::body::working_folder,
     context::StepContext,
-    error::chain,
+    error::error_chain,
     image_names::check_name,
     images::{Origin, OwnImage},
     login_help::login_help,
@@ -34,7 +34,7 @@ use crate::{
     workspace::resolve_path,
 };
 
-/// Builds what the line says.
+/// Runs the build of a line.
 pub(crate) async fn run(
     ctx: &StepContext,
     step: &BuildStep,
@@ -60,27 +60,28 @@ async fn build(
             .warn(Some(&ctx.step.id), warning.clone(), None)
             .await;
     }
-    let names = names(&line.tags).map_err(Attempt::failed)?;
-    // It may download a context, and copy the workspace.
+    let names = parse_names(&line.tags).map_err(Attempt::failed)?;
+    // The preparation may download a context and copy the workspace.
     let prepared = tokio::select! {
         prepared = Recipe::prepare(ctx, line) => prepared,
         () = ctx.cancel.cancelled() => return Err(Attempt::Stopped),
     };
     let mut recipe = prepared.map_err(Attempt::failed)?;
     if let Some(cache) = &step.cache {
-        step_cache(ctx, cache, &mut recipe).await;
+        add_step_cache(ctx, cache, &mut recipe).await;
     }
     let recipe = Arc::new(recipe);
-    let outputs = outputs::Outputs::plan(ctx, line, &names).map_err(Attempt::failed)?;
+    let outputs = outputs::Outputs::parse(ctx, line, &names).map_err(Attempt::failed)?;
     let separate = !ctx.run.builder.is_engine();
     let pushes = line.push && !ctx.run.no_push;
     if line.push && !pushes {
         let text = "not pushed, as --no-push asks";
-        ctx.output.say(Stream::Stderr, text).await;
+        ctx.output.print_line(Stream::Stderr, text).await;
     }
     let makes_image = outputs.is_default() && !names.is_empty();
     let pushes = pushes && makes_image || !outputs.pushed_names().is_empty();
-    // The engine gets no name that another run could resolve, unless it would get the names at once anyway.
+    // The engine must not receive a name that another run could resolve, unless the build sets the
+    // final names anyway.
     let direct = makes_image && !separate && ctx.run.publishes_at_once();
     let stored = match names.first().filter(|_| direct) {
         Some(name) => name.clone(),
@@ -92,7 +93,7 @@ async fn build(
             exports.push(image_export(ctx, &names, pushes));
         } else if makes_image || outputs.is_default() && line.iidfile.is_some() && !separate {
             let stored = std::slice::from_ref(&stored);
-            exports.push(load(if direct { &names } else { stored }));
+            exports.push(load_export(if direct { &names } else { stored }));
         }
         exports
     };
@@ -100,7 +101,7 @@ async fn build(
     if builds_first {
         let built_first = build_first(ctx, &recipe).await;
         if let Err(error) = built_first.map_err(Attempt::failed)? {
-            return Err(failed(ctx, &error, trace).await);
+            return Err(report_failure(ctx, &error, trace).await);
         }
         ctx.may_push().await.map_err(Attempt::failed)?;
     }
@@ -116,12 +117,12 @@ async fn build(
     let built = build_repeatedly(ctx, &recipe, request).await;
     let outcome = match built.map_err(Attempt::failed)? {
         Ok(outcome) => outcome,
-        Err(error) => return Err(failed(ctx, &error, trace).await),
+        Err(error) => return Err(report_failure(ctx, &error, trace).await),
     };
     recipe::seal_exported(ctx, &recipe.cache_exports, &outcome).await;
-    outputs.deliver(ctx).await.map_err(Attempt::failed)?;
+    outputs.upload(ctx).await.map_err(Attempt::failed)?;
     let digest: Option<Digest> = outcome.image_digest.as_deref().and_then(|d| d.parse().ok());
-    // What the line's outputs name is an image of the run as well.
+    // The images of the line's outputs belong to the run as well.
     let (kept, pushed) = match (makes_image, pushes) {
         (true, true) => (Vec::new(), names),
         (true, false) => (names, Vec::new()),
@@ -178,8 +179,8 @@ fn pushes_in_solve(exports: &[Export]) -> bool {
         .any(|export| matches!(export, Export::Image(image) if image.push))
 }
 
-/// Builds everything and exports nothing, so that what follows the question whether the run may push is the push
-/// alone, and not a build that takes longer than the answer holds.
+/// Builds everything and exports nothing. After the fence check only the push remains, and no build
+/// that could outlast the permission.
 async fn build_first(ctx: &StepContext, recipe: &Recipe) -> Result<Result<(), BuildError>, String> {
     let request = || {
         let mut request = recipe.request(ctx)?;
@@ -190,11 +191,12 @@ async fn build_first(ctx: &StepContext, recipe: &Recipe) -> Result<Result<(), Bu
     Ok(built.map(drop))
 }
 
-/// Images that only the frontend of a build names, and files with a checksum. A build with more of them fails.
-const MAX_FOUND: usize = 20;
+/// Maximum number of images that only the frontend names, and of files with a checksum. A build
+/// with more of them fails.
+const MAX_LATE_SOURCES: usize = 20;
 
-/// Builds. Repeats the build after a fault of the builder, once, and after the proof that the run may read an image that
-/// only the frontend names, or a file with a checksum.
+/// Runs a build. Repeats it once after a fault of the builder. Also repeats it after the proof that
+/// the run may read an image that only the frontend names, or a file with a checksum.
 async fn build_repeatedly(
     ctx: &StepContext,
     recipe: &Recipe,
@@ -207,7 +209,7 @@ async fn build_repeatedly(
             Ok(outcome) => return Ok(Ok(outcome)),
             Err(error) => error,
         };
-        if let Some(image) = error.denied_image().filter(|_| found < MAX_FOUND) {
+        if let Some(image) = error.denied_image().filter(|_| found < MAX_LATE_SOURCES) {
             found += 1;
             let allowed = recipe.allow_named_by_frontend(&ctx.run, image).await?;
             if allowed {
@@ -217,11 +219,11 @@ async fn build_repeatedly(
                 );
                 continue;
             }
-        } else if let Some(url) = error.denied_file().filter(|_| found < MAX_FOUND) {
+        } else if let Some(url) = error.denied_file().filter(|_| found < MAX_LATE_SOURCES) {
             found += 1;
             let allowed = tokio::select! {
                 allowed = recipe.allow_file(&ctx.run, url) => allowed?,
-                // The build ends at once, and says so.
+                // The repeated build ends at once and reports the cancellation.
                 () = ctx.cancel.cancelled() => true,
             };
             if allowed {
@@ -229,7 +231,7 @@ async fn build_repeatedly(
                 continue;
             }
         } else if error.is_builder_fault() && !std::mem::replace(&mut repeated, true) {
-            let message = format!("{}; building once more", chain(&error));
+            let message = format!("{}; building once more", error_chain(&error));
             ctx.run.events.warn(Some(&ctx.step.id), message, None).await;
             continue;
         }
@@ -237,11 +239,13 @@ async fn build_repeatedly(
     }
 }
 
-/// The names of `-t`, complete and without duplicates.
-fn names(tags: &[String]) -> Result<Vec<ImageRef>, String> {
+/// Returns the complete names of `-t`, without duplicates.
+fn parse_names(tags: &[String]) -> Result<Vec<ImageRef>, String> {
     let mut names: Vec<ImageRef> = Vec::new();
     for tag in tags {
-        let name: ImageRef = tag.parse().map_err(|error: ReferenceError| chain(&error))?;
+        let name: ImageRef = tag
+            .parse()
+            .map_err(|error: ReferenceError| error_chain(&error))?;
         let name = name.or_latest();
         check_name(&name)?;
         if !names.contains(&name) {
@@ -251,17 +255,18 @@ fn names(tags: &[String]) -> Result<Vec<ImageRef>, String> {
     Ok(names)
 }
 
-/// The repositories of names, each once: what is pushed by its digest is pushed to.
-fn without_tags(names: &[ImageRef]) -> Vec<String> {
+/// Returns the distinct repositories of names, which are the targets of a push by digest.
+fn repositories(names: &[ImageRef]) -> Vec<String> {
     let mut all: Vec<String> = names.iter().map(ImageRef::name).collect();
     all.sort();
     all.dedup();
     all
 }
 
-/// Returns the export of a separate BuildKit. It keeps no names: they would be there for other runs.
+/// Returns the export of a separate BuildKit. It stores no names, because other runs could use
+/// them.
 fn image_export(ctx: &StepContext, names: &[ImageRef], pushes: bool) -> Export {
-    let by_digest = pushes && ctx.run.hold;
+    let by_digest = pushes && ctx.run.push_by_digest;
     Export::Image(ImageExport {
         push_by_digest: by_digest,
         insecure: names
@@ -269,7 +274,7 @@ fn image_export(ctx: &StepContext, names: &[ImageRef], pushes: bool) -> Export {
             .any(|name| ctx.run.is_insecure(name.registry())),
         push: pushes,
         names: if by_digest {
-            without_tags(names)
+            repositories(names)
         } else {
             names.iter().map(ToString::to_string).collect()
         },
@@ -277,21 +282,23 @@ fn image_export(ctx: &StepContext, names: &[ImageRef], pushes: bool) -> Export {
     })
 }
 
-/// The attribute by which a BuildKit keeps no image under the names that it pushes.
+/// Returns the attribute that prevents BuildKit from storing an image under the names that it
+/// pushes.
 pub(crate) fn no_store() -> BTreeMap<String, String> {
     BTreeMap::from([("store".to_owned(), "false".to_owned())])
 }
 
-/// Returns the export into the engine's store. Builds, containers and pushes see one digest.
-fn load(names: &[ImageRef]) -> Export {
+/// Returns the export to the engine's store, so that builds, containers and pushes use one digest.
+fn load_export(names: &[ImageRef]) -> Export {
     Export::Load {
         names: names.iter().map(ToString::to_string).collect(),
         archive: None,
     }
 }
 
-/// The step's cache: import from its reference in the registry and, where the step may, export to it.
-async fn step_cache(ctx: &StepContext, cache: &StepCache, recipe: &mut Recipe) {
+/// Adds the step's cache to a recipe: the import from its reference in the registry and, if
+/// permitted, the export to it.
+async fn add_step_cache(ctx: &StepContext, cache: &StepCache, recipe: &mut Recipe) {
     let run = &ctx.run;
     let StepCache { reference, export } = cache;
     if let Some(lacking) = run
@@ -325,30 +332,30 @@ async fn step_cache(ctx: &StepContext, cache: &StepCache, recipe: &mut Recipe) {
     }
     if run.no_push {
         ctx.output
-            .say(
+            .print_line(
                 Stream::Stderr,
                 "the cache is not exported, as --no-push asks",
             )
             .await;
     } else {
-        // A cache that cannot be written fails no build.
+        // A failed export of the cache does not fail the build.
         recipe
             .cache_exports
             .push(spec(&[("mode", "max"), ("ignore-error", "true")]));
     }
 }
 
-/// What is told of a build that failed.
-async fn failed(ctx: &StepContext, error: &BuildError, trace: &mut Trace) -> Attempt {
+/// Reports a failed build and returns the end of the attempt.
+async fn report_failure(ctx: &StepContext, error: &BuildError, trace: &mut Trace) -> Attempt {
     if matches!(error, BuildError::Canceled) {
         return Attempt::Stopped;
     }
-    let reason = chain(error);
-    ctx.output.watch_text(reason.as_bytes());
+    let reason = error_chain(error);
+    ctx.output.search_retry_texts(reason.as_bytes());
     trace.excerpt = error.render_excerpt().map(|text| ctx.output.mask(&text));
     let ran = matches!(error, BuildError::Failed(failure) if failure.exit_code.is_some());
     let help = match error {
-        // Its message is beside the text of the error.
+        // Its message is separate from the text of the error.
         BuildError::HelperImage { message, .. } => login_help(message),
         _ if ran => None,
         _ => login_help(&reason),
@@ -365,7 +372,7 @@ async fn failed(ctx: &StepContext, error: &BuildError, trace: &mut Trace) -> Att
     Attempt::Failed { reason, exit_code }
 }
 
-/// `--iidfile` and `--metadata-file`, into the workspace.
+/// Writes `--iidfile` and `--metadata-file` to the workspace.
 async fn write_files(
     ctx: &StepContext,
     line: &BuildLine,
@@ -375,7 +382,7 @@ async fn write_files(
     let mut files = Vec::new();
     if let Some(path) = &line.iidfile {
         let digest = outcome.image_digest.clone();
-        files.push((path, digest.ok_or("--iidfile: the build made no image")?));
+        files.push((path, digest.ok_or("--iidfile: the build created no image")?));
     }
     if let Some(path) = &line.metadata_file {
         let mut metadata = outcome.metadata.clone();
@@ -384,18 +391,19 @@ async fn write_files(
             *name = names.join(",");
         }
         let text = serde_json::to_string_pretty(&metadata);
-        files.push((path, text.map_err(|error| chain(&error))?));
+        files.push((path, text.map_err(|error| error_chain(&error))?));
     }
     for (path, content) in files {
-        let path = resolve_path(&working_folder(&ctx.step), path).map_err(|error| chain(&error))?;
+        let path =
+            resolve_path(&working_folder(&ctx.step), path).map_err(|error| error_chain(&error))?;
         let (folder, name) = path.rsplit_once('/').unwrap_or(("/", &path));
         let pack = Pack::Content {
             at: name.into(),
             mode: 0o644,
             content: content.into(),
         };
-        let written = ctx.run.workspace.put(folder, vec![pack]).await;
-        written.map_err(|error| chain(&error))?;
+        let written = ctx.run.workspace.put_files(folder, vec![pack]).await;
+        written.map_err(|error| error_chain(&error))?;
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! `--output`, and `--cache-to` of type local: what a build makes beside, or instead of, an image. It goes into the
-//! workspace and nowhere else.
+//! Outputs of a build other than its default image: `--output`, and `--cache-to` of type local.
+//! They are written only to the workspace.
 
 use std::path::PathBuf;
 
@@ -13,31 +13,31 @@ use crate::{
     builder::Builder,
     cmd::body::working_folder,
     context::StepContext,
-    error::chain,
+    error::error_chain,
     image_names::check_name,
     selection::Selection,
     workspace::{FILE_SYSTEM, Scratch, resolve_path},
 };
 
-/// What a line's outputs come to.
+/// The outputs of a line.
 #[derive(Debug, Default)]
 pub(crate) struct Outputs {
-    wanted: Vec<Wanted>,
-    /// Of the exported caches of type local, in the line's order.
-    caches: Vec<Wanted>,
+    files: Vec<FileOutput>,
+    /// The exported caches of type local, in the line's order.
+    caches: Vec<FileOutput>,
     images: Vec<ImageExport>,
-    /// The names of those that are pushed.
+    /// Names of the images that are pushed.
     pushed: Vec<ImageRef>,
-    /// The names of the others.
+    /// Names of the images that are not pushed.
     kept: Vec<ImageRef>,
 }
 
 #[derive(Debug)]
-struct Wanted {
+struct FileOutput {
     kind: Kind,
-    /// Where the builder writes on this machine.
+    /// Folder on this machine that the builder writes to.
     scratch: Scratch,
-    /// Where it is to be in the workspace.
+    /// Path in the workspace.
     target: String,
     names: Vec<String>,
 }
@@ -50,8 +50,8 @@ enum Kind {
 }
 
 impl Outputs {
-    /// Reads the flags. No flag: an image, as ever.
-    pub(crate) fn plan(
+    /// Parses the flags. Without a flag, the output is an image.
+    pub(crate) fn parse(
         ctx: &StepContext,
         line: &BuildLine,
         names: &[ImageRef],
@@ -63,7 +63,7 @@ impl Outputs {
                 let dest = spec.dest.as_deref().filter(|d| *d != "-");
                 let dest =
                     dest.ok_or_else(|| format!("--output {text}: name a path with dest="))?;
-                resolve_path(&working_folder(&ctx.step), dest).map_err(|error| chain(&error))
+                resolve_path(&working_folder(&ctx.step), dest).map_err(|error| error_chain(&error))
             };
             let kind = match spec.kind.as_str() {
                 "local" => Kind::Folder,
@@ -75,11 +75,11 @@ impl Outputs {
                     let given = spec.name.map(|name| vec![name]);
                     let names =
                         given.unwrap_or_else(|| names.iter().map(ToString::to_string).collect());
-                    let push_by_digest = push && ctx.run.hold;
+                    let push_by_digest = push && ctx.run.push_by_digest;
                     for name in &names {
                         let name: ImageRef = name
                             .parse()
-                            .map_err(|error: ReferenceError| chain(&error))?;
+                            .map_err(|error: ReferenceError| error_chain(&error))?;
                         let name = name.or_latest();
                         check_name(&name)?;
                         let of_kind = if push { &mut out.pushed } else { &mut out.kept };
@@ -99,13 +99,17 @@ impl Outputs {
                 }
                 other => {
                     return Err(format!(
-                        "--output type={other} is not supported; it is local, tar, oci, image or registry"
+                        "--output type={other} is not supported; write local, tar, oci, image or registry"
                     ));
                 }
             };
-            out.wanted.push(Wanted {
+            out.files.push(FileOutput {
                 kind,
-                scratch: ctx.run.workspace.scratch().map_err(|error| chain(&error))?,
+                scratch: ctx
+                    .run
+                    .workspace
+                    .scratch()
+                    .map_err(|error| error_chain(&error))?,
                 target: dest()?,
                 names: names.iter().map(ToString::to_string).collect(),
             });
@@ -117,23 +121,27 @@ impl Outputs {
         {
             let dest = cache.attrs.iter().find(|(key, _)| key == "dest");
             let (_, dest) = dest.ok_or("--cache-to type=local: name a folder with dest=")?;
-            out.caches.push(Wanted {
+            out.caches.push(FileOutput {
                 kind: Kind::Folder,
-                scratch: ctx.run.workspace.scratch().map_err(|error| chain(&error))?,
+                scratch: ctx
+                    .run
+                    .workspace
+                    .scratch()
+                    .map_err(|error| error_chain(&error))?,
                 target: resolve_path(&working_folder(&ctx.step), dest)
-                    .map_err(|error| chain(&error))?,
+                    .map_err(|error| error_chain(&error))?,
                 names: Vec::new(),
             });
         }
         Ok(out)
     }
 
-    /// True where the line names no output.
+    /// Returns `true` if the line has no `--output`.
     pub(crate) fn is_default(&self) -> bool {
-        self.wanted.is_empty() && self.images.is_empty()
+        self.files.is_empty() && self.images.is_empty()
     }
 
-    /// The names of images that are pushed, without their tags where the run holds these back.
+    /// Returns the names of images that are pushed, including those that the run stages.
     pub(crate) fn pushed_names(&self) -> Vec<ImageRef> {
         self.pushed.clone()
     }
@@ -143,25 +151,25 @@ impl Outputs {
         self.kept.clone()
     }
 
-    /// What the builder is asked for. An engine's own gives images the name `stored` and pushes nothing: they are pushed
-    /// from the engine afterwards.
+    /// Returns the exports for the builder. An engine's own builder stores images under the name
+    /// `stored` and pushes nothing. They are pushed from the engine afterwards.
     pub(crate) fn exports(&self, builder: &Builder, stored: &ImageRef) -> Vec<Export> {
-        let files = self.wanted.iter().map(|wanted| match wanted.kind {
+        let files = self.files.iter().map(|output| match output.kind {
             Kind::Folder => Export::Local {
-                dir: wanted.scratch.path(),
+                dir: output.scratch.path(),
             },
-            Kind::Tar => Export::Tar(Sink::File(wanted.file())),
+            Kind::Tar => Export::Tar(Sink::File(output.file_path())),
             Kind::Oci => Export::Oci {
-                names: wanted.names.clone(),
-                archive: Sink::File(wanted.file()),
+                names: output.names.clone(),
+                archive: Sink::File(output.file_path()),
             },
         });
         let images = self.images.iter().map(|image| {
             if builder.is_engine() {
-                super::load(std::slice::from_ref(stored))
+                super::load_export(std::slice::from_ref(stored))
             } else if image.push_by_digest {
                 Export::Image(ImageExport {
-                    names: super::without_tags(&self.pushed),
+                    names: super::repositories(&self.pushed),
                     ..image.clone()
                 })
             } else {
@@ -171,26 +179,26 @@ impl Outputs {
         files.chain(images).collect()
     }
 
-    /// Names the folders that exported caches of type local are written to.
+    /// Sets the folders to which the builder writes exported caches of type local.
     pub(crate) fn redirect_caches(&self, exports: &mut [CacheSpec]) {
         let local = exports.iter_mut().filter(|cache| cache.kind == LOCAL_CACHE);
-        for (cache, wanted) in local.zip(&self.caches) {
-            let folder = wanted.scratch.path().to_string_lossy().into_owned();
+        for (cache, output) in local.zip(&self.caches) {
+            let folder = output.scratch.path().to_string_lossy().into_owned();
             cache.attrs.insert("dest".into(), folder);
         }
     }
 
-    /// Carries what the builder wrote into the workspace.
-    pub(crate) async fn deliver(&self, ctx: &StepContext) -> Result<(), String> {
-        for wanted in self.wanted.iter().chain(&self.caches) {
+    /// Uploads the files that the builder wrote to the workspace.
+    pub(crate) async fn upload(&self, ctx: &StepContext) -> Result<(), String> {
+        for output in self.files.iter().chain(&self.caches) {
             let relative = |path: &str| PathBuf::from(path.trim_start_matches('/'));
-            // From the root, so that folders on the way are made where they are missing.
-            let (root, rest) = split_root(&wanted.target);
-            let (root, pack) = match wanted.kind {
+            // Relative to the root, so that missing parent folders are created.
+            let (root, rest) = split_root(&output.target);
+            let (root, pack) = match output.kind {
                 Kind::Folder => {
                     let pack = Pack::Folder {
-                        from: wanted.scratch.path(),
-                        at: relative(&wanted.target),
+                        from: output.scratch.path(),
+                        at: relative(&output.target),
                         with_root: !rest.is_empty(),
                         selection: Selection::default(),
                     };
@@ -198,27 +206,27 @@ impl Outputs {
                 }
                 Kind::Tar | Kind::Oci => {
                     let pack = Pack::File {
-                        from: wanted.file(),
+                        from: output.file_path(),
                         at: relative(rest),
                         mode: 0o644,
                     };
                     (root, pack)
                 }
             };
-            let put = ctx.run.workspace.put(root, vec![pack]).await;
-            put.map_err(|error| chain(&error))?;
+            let put = ctx.run.workspace.put_files(root, vec![pack]).await;
+            put.map_err(|error| error_chain(&error))?;
         }
         Ok(())
     }
 }
 
-impl Wanted {
-    fn file(&self) -> PathBuf {
+impl FileOutput {
+    fn file_path(&self) -> PathBuf {
         self.scratch.path().join("output")
     }
 }
 
-/// `/workspace/a/b` as `/workspace` and `a/b`.
+/// Splits `/workspace/a/b` into `/workspace` and `/a/b`.
 fn split_root(path: &str) -> (&str, &str) {
     for root in [crate::workspace::WORKSPACE, crate::workspace::HOME] {
         if let Some(rest) = path.strip_prefix(root) {
@@ -240,7 +248,8 @@ struct Spec {
 impl Spec {
     fn parse(text: &str) -> Result<Self, String> {
         if !text.contains('=') {
-            // A path alone: a folder; `-` would be a tar on a standard output that nobody reads.
+            // A path alone is a folder. `-` would be a tar on standard output, which has no reader
+            // here.
             return Ok(Self {
                 kind: "local".into(),
                 dest: Some(text.into()),
@@ -263,7 +272,7 @@ impl Spec {
             }
         }
         if spec.kind.is_empty() {
-            return Err(format!("--output {text}: say which with type="));
+            return Err(format!("--output {text}: name the type with type="));
         }
         Ok(spec)
     }
@@ -274,7 +283,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_outputs() {
+    fn output_flags_are_parsed() {
         let folder = Spec {
             kind: "local".into(),
             dest: Some("out".into()),

@@ -1,4 +1,4 @@
-//! What BuildKit tells of a build, as events of the step.
+//! Conversion of BuildKit's progress to events of the step.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,11 +18,11 @@ use crate::{context::StepContext, login_help::login_help, output::LineSink};
 /// Part of the name of a vertex that reads a cache. Its failure does not fail the build.
 const CACHE_IMPORT: &str = "importing cache manifest";
 
-/// Passes everything on until the build is over.
-pub(crate) async fn follow(ctx: &StepContext, mut told: mpsc::Receiver<BuildEvent>) {
+/// Forwards all events until the build ends.
+pub(crate) async fn forward_events(ctx: &StepContext, mut events: mpsc::Receiver<BuildEvent>) {
     let mut sinks: HashMap<(String, i64), LineSink> = HashMap::new();
     let mut warned = HashSet::new();
-    while let Some(event) = told.recv().await {
+    while let Some(event) = events.recv().await {
         match event {
             BuildEvent::Log(Log {
                 vertex,
@@ -42,7 +42,7 @@ pub(crate) async fn follow(ctx: &StepContext, mut told: mpsc::Receiver<BuildEven
             }
             BuildEvent::Vertex(vertex) => {
                 if vertex.completed.is_some() {
-                    // Its last line may have no end.
+                    // The last line may lack a line end.
                     for ((of, _), sink) in &mut sinks {
                         if *of == vertex.digest {
                             sink.finish().await;
@@ -50,13 +50,15 @@ pub(crate) async fn follow(ctx: &StepContext, mut told: mpsc::Receiver<BuildEven
                     }
                 }
                 let error = ctx.output.mask(&vertex.error.unwrap_or_default());
-                ctx.output.watch_text(error.as_bytes());
+                ctx.output.search_retry_texts(error.as_bytes());
                 if vertex.name.contains(CACHE_IMPORT) && !error.is_empty() {
-                    warn_of_cache(ctx, &vertex.name, &error, &mut warned).await;
+                    warn_about_cache(ctx, &vertex.name, &error, &mut warned).await;
                 }
                 let vertex = Vertex {
                     vertex: vertex.digest,
-                    name: ctx.output.mask(&ctx.run.image_names.hide(&vertex.name)),
+                    name: ctx
+                        .output
+                        .mask(&ctx.run.image_names.hide_names(&vertex.name)),
                     started: vertex.started.and_then(timestamp),
                     completed: vertex.completed.and_then(timestamp),
                     cached: vertex.cached,
@@ -83,11 +85,11 @@ pub(crate) async fn follow(ctx: &StepContext, mut told: mpsc::Receiver<BuildEven
             }
             BuildEvent::Warning(warning) => {
                 let help = warning.url.map(|url| format!("see {url}"));
-                let place = warning.filename.map(|file| match warning.lines.first() {
+                let location = warning.filename.map(|file| match warning.lines.first() {
                     Some(lines) => format!("{file}:{}: ", lines.start()),
                     None => format!("{file}: "),
                 });
-                let message = format!("{}{}", place.unwrap_or_default(), warning.short);
+                let message = format!("{}{}", location.unwrap_or_default(), warning.short);
                 let message = ctx.output.mask(&message);
                 ctx.run.events.warn(Some(&ctx.step.id), message, help).await;
             }
@@ -98,13 +100,18 @@ pub(crate) async fn follow(ctx: &StepContext, mut told: mpsc::Receiver<BuildEven
     }
 }
 
-/// Warns once of a cache that its registry refused, with where a login can be given.
-async fn warn_of_cache(ctx: &StepContext, name: &str, error: &str, warned: &mut HashSet<String>) {
+/// Warns once about a cache that its registry refused, with help for a login.
+async fn warn_about_cache(
+    ctx: &StepContext,
+    name: &str,
+    error: &str,
+    warned: &mut HashSet<String>,
+) {
     let Some(help) = login_help(&format!("{name}: {error}")) else {
         return;
     };
     if warned.insert(name.to_owned()) {
-        let name = ctx.output.mask(&ctx.run.image_names.hide(name));
+        let name = ctx.output.mask(&ctx.run.image_names.hide_names(name));
         let message = format!("{name} failed: {error}");
         let step = Some(&ctx.step.id);
         ctx.run.events.warn(step, message, Some(help)).await;

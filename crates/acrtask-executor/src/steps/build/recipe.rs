@@ -1,7 +1,8 @@
-//! From the words of a build line to a request, with everything fetched and read that it needs.
+//! Preparation of a build request from the words of a build line, including all files that it
+//! needs.
 //!
-//! A recipe can be made into a request any number of times: a separate BuildKit is asked for an image again
-//! when it is loaded or pushed.
+//! A recipe can create any number of requests. To load or push an image of a separate BuildKit, the
+//! executor requests the build again.
 
 mod caches;
 mod files;
@@ -26,20 +27,23 @@ use acrtask_spec::build_line::{BuildLine, ContextRef};
 pub(crate) use self::caches::INLINE_CACHE;
 pub(super) use self::caches::{LOCAL_CACHE, import_shared, seal_exported};
 use self::caches::{cache_namespaces, check_cache, exported_caches, imported_caches};
-use self::secrets::{secrets, ssh};
+use self::secrets::{read_secrets, ssh_agents};
 use super::{fetched, input};
 use crate::{
     Reach,
-    builder::ForBuilder,
-    cmd::{body::working_folder, flags::is_machine_wide_limit},
+    builder::BuilderCredentials,
+    cmd::{
+        body::working_folder,
+        flags::{is_machine_wide_limit, parse_ulimit},
+    },
     context::StepContext,
-    error::chain,
+    error::error_chain,
     output::lock,
     possession::check_layout,
     workspace::{BuildFolder, HOME, WORKSPACE, WorkspaceError, resolve_path},
 };
 
-/// Everything that a build needs, ready.
+/// The complete input of a build.
 #[derive(Debug)]
 pub(crate) struct Recipe {
     line: BuildLine,
@@ -50,77 +54,80 @@ pub(crate) struct Recipe {
     ssh: Vec<SshSource>,
     named_contexts: BTreeMap<String, NamedContext>,
     pins: Vec<SourcePin>,
-    /// The images of this run that the build uses, by their names in the engine.
+    /// Images of this run that the build uses, by their names in the engine.
     own: BTreeMap<ImageRef, ImageRef>,
-    /// Images that the builder asks for itself at a runner: frontends, scanners, and names that a stage may have.
+    /// Images that the builder of a runner fetches itself: frontends, scanners, and names that a
+    /// stage may have.
     allowed: Mutex<Vec<AllowedImage>>,
-    /// All other images that the build may use at a runner, by the names of their contexts.
+    /// All other images that the build may use on a runner, by the names of their contexts.
     provided: Mutex<BTreeMap<String, NamedContext>>,
-    /// Names that contexts of the line replace, completed and without digests, with the image that is used. `None`: a folder
-    /// or a layout, which no registry has.
+    /// Replacements by contexts of the line: complete names without digests, with the image that is
+    /// used. `None` for a folder or a layout, which no registry has.
     replaced: BTreeMap<String, Option<ImageRef>>,
     /// Files with a checksum that the builder of a runner may fetch.
     verified: Mutex<Vec<VerifiedFile>>,
-    /// The digests of images in their registries, by those that the builder gets.
+    /// Digests of images in their registries, by the digests that the builder receives.
     originals: Mutex<BTreeMap<Digest, Digest>>,
-    /// Sealed caches that the build imports at a runner.
+    /// Sealed caches that the build imports on a runner.
     pub(super) provided_caches: Vec<ProvidedImage>,
     provenance: Provenance,
     cache_namespaces: CacheNamespaces,
     pub(crate) cache_imports: Vec<CacheSpec>,
     pub(crate) cache_exports: Vec<CacheSpec>,
-    /// Folders that the build reads; they live as long as the recipe.
-    _held: Vec<Held>,
+    /// Folders that the build reads. They exist as long as the recipe.
+    _guards: Vec<TempGuard>,
 }
 
 #[derive(Debug)]
-enum Held {
-    Folder(#[expect(dead_code, reason = "held for its drop")] BuildFolder),
-    Fetched(#[expect(dead_code, reason = "held for its drop")] acrtask_source::Workspace),
+enum TempGuard {
+    Folder(#[expect(dead_code, reason = "kept for its drop")] BuildFolder),
+    Fetched(#[expect(dead_code, reason = "kept for its drop")] acrtask_source::Workspace),
 }
 
 /// The workspace as a build sees it, with the step's working directory.
 struct Base {
-    /// The workspace's root on this machine, without links.
+    /// Path of the workspace's root on this machine, without links.
     root: PathBuf,
-    /// The home folder on this machine, without links, if the line names a path in it.
+    /// Path of the home folder on this machine, without links. `None` if the line has no path in
+    /// it.
     home: Option<PathBuf>,
-    /// The step's folder: `/workspace/...`.
+    /// Working directory of the step: `/workspace/...`.
     folder: String,
 }
 
 impl Base {
-    /// A path of the line on this machine. Links that leave the workspace are refused.
-    fn local(&self, path: &str) -> Result<PathBuf, String> {
-        let inside = resolve_path(&self.folder, path).map_err(|error| chain(&error))?;
+    /// Returns the path on this machine for a path of the line. Refuses links that leave the
+    /// workspace.
+    fn local_path(&self, path: &str) -> Result<PathBuf, String> {
+        let inside = resolve_path(&self.folder, path).map_err(|error| error_chain(&error))?;
         let (root, relative) = match (inside.strip_prefix(WORKSPACE), &self.home) {
             (Some(relative), _) => (&self.root, relative),
             (None, Some(home)) => (home, inside.strip_prefix(HOME).unwrap_or_default()),
             (None, None) => return Err(format!("{path} is not in the workspace")),
         };
-        acrtask_source::paths::inside(root, Path::new(relative.trim_start_matches('/')))
-            .map_err(|error| chain(&error))
+        acrtask_source::paths::resolve_inside(root, Path::new(relative.trim_start_matches('/')))
+            .map_err(|error| error_chain(&error))
     }
 }
 
 impl Recipe {
-    /// Fetches and reads what the line names.
+    /// Fetches and reads the inputs of the line.
     pub(crate) async fn prepare(ctx: &StepContext, line: &BuildLine) -> Result<Self, String> {
-        let mut held = Vec::new();
-        let root = real_folder(ctx.run.workspace.for_build().await, &mut held)?;
+        let mut guards = Vec::new();
+        let root = real_folder(ctx.run.workspace.build_folder().await, &mut guards)?;
         let folder = working_folder(&ctx.step);
-        let home = match names_home(line, &folder) {
+        let home = match uses_home(line, &folder) {
             true => Some(real_folder(
-                ctx.run.workspace.home_for_build().await,
-                &mut held,
+                ctx.run.workspace.home_build_folder().await,
+                &mut guards,
             )?),
             false => None,
         };
         let base = Base { root, home, folder };
-        let (context, dockerfile) = context(ctx, line, &base, &mut held).await?;
+        let (context, dockerfile) = prepare_context(ctx, line, &base, &mut guards).await?;
         let mut named_contexts = BTreeMap::new();
         for (name, value) in &line.build_contexts {
-            let named = named(ctx, value, &base, &mut held).await?;
+            let named = prepare_named_context(ctx, value, &base, &mut guards).await?;
             named_contexts.insert(name.clone(), named);
         }
         let build_args: Vec<_> = line
@@ -130,11 +137,11 @@ impl Recipe {
                 let value = value.clone().or_else(|| ctx.run.variable(&ctx.step, name));
                 (name.clone(), value)
             })
-            // One that nothing gives a value to is as if it were not there; this process' environment
-            // is not the task's.
+            // Drops an argument without a value. The environment of this process does not belong to
+            // the task.
             .filter(|(_, value)| value.is_some())
             .collect();
-        let provenance = provenance(ctx, line, &build_args).await;
+        let provenance = requested_provenance(ctx, line, &build_args).await;
         let cache_namespaces = cache_namespaces(ctx, &provenance);
         for cache in line.cache_from.iter().chain(&line.cache_to) {
             check_cache(&ctx.run.domain.trust, &cache.kind)?;
@@ -145,8 +152,8 @@ impl Recipe {
             context,
             dockerfile,
             build_args,
-            secrets: secrets(ctx, line, &base)?,
-            ssh: ssh(ctx, line)?,
+            secrets: read_secrets(ctx, line, &base)?,
+            ssh: ssh_agents(ctx, line)?,
             named_contexts,
             pins: Vec::new(),
             own: BTreeMap::new(),
@@ -161,7 +168,7 @@ impl Recipe {
             cache_imports: imported.caches,
             cache_exports,
             line: line.clone(),
-            _held: held,
+            _guards: guards,
         };
         pins::pin_images(ctx, &mut recipe).await?;
         if ctx.run.reach == Reach::Public
@@ -174,7 +181,7 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// The request, without exports.
+    /// Returns the request, without exports.
     pub(crate) fn request(&self, ctx: &StepContext) -> Result<BuildRequest, String> {
         let line = &self.line;
         let mut request = BuildRequest::new(self.context.clone());
@@ -188,17 +195,18 @@ impl Recipe {
             (false, false) => NoCache::Stages(line.no_cache_filter.clone()),
             (false, true) => NoCache::UseCache,
         };
-        // A name that is not pinned is resolved in its registry. On one's own machine the engine may have it else.
-        // The engine alone has images of this run. BuildKit looks there after the registry, which those do not have.
+        // A name that is not pinned is resolved in its registry. On the user's own machine the
+        // engine's image is the fallback. Images of this run exist only in the engine. BuildKit
+        // uses the engine after the registry, which does not have them.
         request.pull = (line.pull || !ctx.run.options.own_machine) && self.own.is_empty();
         request.add_hosts = line
             .add_hosts
             .iter()
-            .map(|text| host(text))
+            .map(|text| parse_host(text))
             .collect::<Result<_, _>>()?;
-        request.network = network(ctx, line.network.as_deref())?;
+        request.network = parse_network(ctx, line.network.as_deref())?;
         request.shm_size = line.shm_size;
-        request.ulimits = ulimits(ctx, line)?;
+        request.ulimits = allowed_ulimits(ctx, line)?;
         request.pins = self.pins.clone();
         request.named_contexts = self.named_contexts.clone();
         let provided = lock(&self.provided).clone();
@@ -214,8 +222,8 @@ impl Recipe {
             Reach::Public => SourceAddresses::PublicOnly,
             Reach::Everything => SourceAddresses::Any,
         };
-        request.images = self.images(ctx);
-        request.files = self.files(ctx);
+        request.images = self.allowed_images(ctx);
+        request.files = self.allowed_files(ctx);
         request.frontends =
             if ctx.run.domain.trust == TrustDomain::Local || ctx.run.options.allow.frontends {
                 Frontends::Any
@@ -227,18 +235,18 @@ impl Recipe {
             .clone()
             .filter(|sbom| sbom != "false")
             .map(|sbom| if sbom == "true" { String::new() } else { sbom });
-        request.credentials = Arc::new(ForBuilder(ctx.run.credentials()));
+        request.credentials = Arc::new(BuilderCredentials(ctx.run.credentials()));
         Ok(request)
     }
 
-    /// Returns the name of an image of this run that the engine knows by another one.
+    /// Returns the name of an image of this run that the engine has under another one.
     pub(crate) fn own_name(&self, stored: &str) -> Option<&ImageRef> {
         let stored = stored.split('@').next().unwrap_or(stored);
         self.own.get(&stored.parse().ok()?)
     }
 
-    /// Returns the image that a build used where its provenance has the name `reference`: the image of a context that has
-    /// replaced it. `None` if no registry has it.
+    /// Returns the image that a build used under the name `reference` in its provenance: the image
+    /// of a context that has replaced it. `None` if no registry has the image.
     pub(crate) fn used_name(&self, reference: &str) -> Option<String> {
         if let Some(own) = self.own_name(reference) {
             return Some(own.to_string());
@@ -249,15 +257,15 @@ impl Recipe {
         }
     }
 
-    /// Returns the digest in its registry of an image that the builder has with this one.
-    pub(crate) fn original(&self, digest: Digest) -> Digest {
+    /// Returns the registry's digest of an image that the builder has under `digest`.
+    pub(crate) fn registry_digest(&self, digest: Digest) -> Digest {
         lock(&self.originals)
             .get(&digest)
             .cloned()
             .unwrap_or(digest)
     }
 
-    /// The Dockerfile's text, where it is on this machine.
+    /// Returns the Dockerfile's text if it is on this machine.
     pub(crate) fn dockerfile_text(&self) -> Option<String> {
         match (&self.dockerfile, &self.context) {
             (DockerfileSource::Inline(bytes), _) => String::from_utf8(bytes.clone()).ok(),
@@ -269,12 +277,12 @@ impl Recipe {
         }
     }
 
-    /// `--target`.
+    /// Returns the value of `--target`.
     pub(crate) fn target(&self) -> Option<&str> {
         self.line.target.as_deref()
     }
 
-    /// The values of build arguments.
+    /// Returns the names and values of build arguments.
     pub(crate) fn build_args(&self) -> impl Iterator<Item = (&str, &str)> {
         self.build_args
             .iter()
@@ -285,17 +293,17 @@ impl Recipe {
 /// Returns the path of `folder` without links, and keeps the folder as long as the recipe.
 fn real_folder(
     folder: Result<BuildFolder, WorkspaceError>,
-    held: &mut Vec<Held>,
+    guards: &mut Vec<TempGuard>,
 ) -> Result<PathBuf, String> {
-    let folder = folder.map_err(|error| chain(&error))?;
+    let folder = folder.map_err(|error| error_chain(&error))?;
     let path = std::fs::canonicalize(&folder.path)
         .map_err(|error| format!("cannot use the context {}: {error}", folder.path.display()))?;
-    held.push(Held::Folder(folder));
+    guards.push(TempGuard::Folder(folder));
     Ok(path)
 }
 
 /// Returns `true` if `line` has a path in the home folder.
-fn names_home(line: &BuildLine, folder: &str) -> bool {
+fn uses_home(line: &BuildLine, folder: &str) -> bool {
     let paths = line.local_paths();
     let secrets = line.secrets.iter();
     let secrets = secrets.filter_map(|secret| secret.src.as_deref());
@@ -304,31 +312,34 @@ fn names_home(line: &BuildLine, folder: &str) -> bool {
         .any(|path| resolve_path(folder, path).is_ok_and(|path| !path.starts_with(WORKSPACE)))
 }
 
-async fn context(
+async fn prepare_context(
     ctx: &StepContext,
     line: &BuildLine,
     base: &Base,
-    held: &mut Vec<Held>,
+    guards: &mut Vec<TempGuard>,
 ) -> Result<(BuildContext, DockerfileSource), String> {
     let from_stdin = line.file.as_deref() == Some("-");
     let in_context =
         || DockerfileSource::InContext(line.file.clone().unwrap_or_else(|| "Dockerfile".into()));
-    // The path is the task's, and the files are on this machine.
+    // The task chooses the path, and the files are on this machine.
     let in_fetched = |context: BuildContext| {
         if let (BuildContext::Local { dir }, Some(file)) = (&context, &line.file) {
             let root = dir
                 .canonicalize()
                 .map_err(|error| format!("{file}: {error}"))?;
-            acrtask_source::paths::inside(&root, Path::new(file))
-                .map_err(|error| format!("the Dockerfile {file} is not used: {}", chain(&error)))?;
+            acrtask_source::paths::resolve_inside(&root, Path::new(file)).map_err(|error| {
+                format!("the Dockerfile {file} is not used: {}", error_chain(&error))
+            })?;
         }
         Ok::<_, String>((context, in_context()))
     };
     match &line.context {
         ContextRef::Path(path) => {
-            let dir = base.local(path)?;
+            let dir = base.local_path(path)?;
             if !dir.is_dir() {
-                return Err(format!("the context {path} is no folder of the workspace"));
+                return Err(format!(
+                    "the context {path} is not a folder of the workspace"
+                ));
             }
             let dockerfile = if from_stdin {
                 input::stdin_dockerfile(ctx)?
@@ -343,9 +354,9 @@ async fn context(
             } else {
                 in_context()
             };
-            if let Some(workspace) = fetched::fetch(ctx, url).await? {
+            if let Some(workspace) = fetched::fetch_context(ctx, url).await? {
                 let dir = workspace.root.clone();
-                held.push(Held::Fetched(workspace));
+                guards.push(TempGuard::Fetched(workspace));
                 let context = BuildContext::Local { dir };
                 return match from_stdin {
                     true => Ok((context, dockerfile)),
@@ -365,54 +376,55 @@ async fn context(
             let reference = reference.trim_start_matches("oci://");
             let reference = reference
                 .parse()
-                .map_err(|error: ReferenceError| chain(&error))?;
+                .map_err(|error: ReferenceError| error_chain(&error))?;
             let spec = ContextSpec::Oci(reference);
-            in_fetched(fetch_ours(ctx, &spec, Origin::TaskFile, held).await?)
+            in_fetched(fetch_to_folder(ctx, &spec, Origin::TaskFile, guards).await?)
         }
         ContextRef::Stdin => {
             let Some(path) = &ctx.run.stdin else {
                 return Err(
-                    "the context `-` is what the run gets on standard input, and it got nothing; \
-                            give it one: `acrtask run ... < context.tar`"
+                    "the context `-` is the standard input of the run, which is empty; \
+                            write `acrtask run ... < context.tar`"
                         .into(),
                 );
             };
             if input::is_archive(path)? {
                 let spec = ContextSpec::TarballFile(path.clone());
-                in_fetched(fetch_ours(ctx, &spec, Origin::Operator, held).await?)
+                in_fetched(fetch_to_folder(ctx, &spec, Origin::Operator, guards).await?)
             } else {
                 Ok((
                     BuildContext::None,
-                    DockerfileSource::Inline(input::stdin(ctx)?),
+                    DockerfileSource::Inline(input::stdin_text(ctx)?),
                 ))
             }
         }
     }
 }
 
-async fn fetch_ours(
+async fn fetch_to_folder(
     ctx: &StepContext,
     spec: &ContextSpec,
     origin: Origin,
-    held: &mut Vec<Held>,
+    guards: &mut Vec<TempGuard>,
 ) -> Result<BuildContext, String> {
     let options = acrtask_source::Options {
         origin,
         credentials: ctx.run.credentials(),
         insecure_registries: ctx.run.options.insecure_registries.clone(),
-        known_registries: ctx.run.options.known_registries.clone(),
+        operator_registries: ctx.run.options.operator_registries.clone(),
         scratch_dir: ctx.run.options.scratch_root.clone(),
         ..Default::default()
     };
     let workspace = acrtask_source::fetch(spec, &options)
         .await
-        .map_err(|error| chain(&error))?;
+        .map_err(|error| error_chain(&error))?;
     let dir = workspace.root.clone();
-    held.push(Held::Fetched(workspace));
+    guards.push(TempGuard::Fetched(workspace));
     Ok(BuildContext::Local { dir })
 }
 
-/// `-f`: as `docker build` reads it, from where the step stands; else from the context.
+/// Resolves `-f` as `docker build` does, relative to the step's folder, and otherwise relative to
+/// the context.
 fn local_dockerfile(
     file: Option<&str>,
     context: &str,
@@ -425,11 +437,11 @@ fn local_dockerfile(
     let in_context = format!("{}/{file}", context.trim_end_matches('/'));
     let found = [file, &in_context]
         .into_iter()
-        .filter_map(|path| base.local(path).ok())
+        .filter_map(|path| base.local_path(path).ok())
         .find(|path| path.is_file());
     let Some(path) = found else {
         return Err(format!(
-            "there is no Dockerfile {file}, neither in the workspace's {} nor in the context {context}",
+            "the Dockerfile {file} exists neither in the workspace's {} nor in the context {context}",
             base.folder
                 .strip_prefix(WORKSPACE)
                 .filter(|f| !f.is_empty())
@@ -446,16 +458,16 @@ fn local_dockerfile(
             dir: dir.into(),
             name: name.to_string_lossy().into_owned(),
         }),
-        _ => Err(format!("{file} is no file")),
+        _ => Err(format!("{file} is not a file")),
     }
 }
 
-/// `--build-context`.
-async fn named(
+/// Resolves a `--build-context`.
+async fn prepare_named_context(
     ctx: &StepContext,
     value: &str,
     base: &Base,
-    held: &mut Vec<Held>,
+    guards: &mut Vec<TempGuard>,
 ) -> Result<NamedContext, String> {
     let is_url = value.contains("://") || value.starts_with("git@") || value.starts_with("target:");
     if let Some(path) = value.strip_prefix("oci-layout://") {
@@ -463,57 +475,60 @@ async fn named(
             Some((path, digest)) => (path, Some(digest.to_owned())),
             None => (path, None),
         };
-        let dir = base.local(path)?;
+        let dir = base.local_path(path)?;
         check_layout(&ctx.run, &dir, digest.as_deref()).await?;
         return Ok(NamedContext::OciLayout { dir, digest });
     }
     if is_url {
         if fetched::is_git(value)
-            && let Some(workspace) = fetched::fetch(ctx, value).await?
+            && let Some(workspace) = fetched::fetch_context(ctx, value).await?
         {
             let dir = workspace.root.clone();
-            held.push(Held::Fetched(workspace));
+            guards.push(TempGuard::Fetched(workspace));
             return Ok(NamedContext::Local(dir));
         }
-        // Images may come from a private registry, as those of `FROM` may.
+        // Images may be in a private registry, as those of `FROM` may.
         let is_image = value.starts_with("docker-image://");
         if ctx.run.reach == Reach::Public && !is_image {
-            fetched::check(value).await?;
+            fetched::check_url(value).await?;
         }
         return Ok(NamedContext::Reference(value.into()));
     }
-    let dir = base.local(value)?;
+    let dir = base.local_path(value)?;
     if dir.is_dir() {
         Ok(NamedContext::Local(dir))
     } else {
         Err(format!(
-            "--build-context: {value} is no folder of the workspace"
+            "--build-context: {value} is not a folder of the workspace"
         ))
     }
 }
 
-/// `--ulimit`. A limit that lets a process run before all others of the machine needs the operator.
-fn ulimits(ctx: &StepContext, line: &BuildLine) -> Result<Vec<String>, String> {
-    let mut limits = line.ulimits.iter().flat_map(|text| text.split(','));
-    let name = |text: &str| text.split('=').next().unwrap_or("").trim().to_owned();
-    match limits.find(|text| is_machine_wide_limit(&name(text))) {
-        Some(refused) if !ctx.run.options.allow.privileged => Err(format!(
-            "`--ulimit {refused}` would let the build reach other processes of the machine; an operator who trusts this \
-             task allows it with `--allow privileged`"
-        )),
-        _ => Ok(line.ulimits.clone()),
+/// Returns the limits of `--ulimit`. A limit that can give a process priority over all others of
+/// the machine needs the operator's permission.
+fn allowed_ulimits(ctx: &StepContext, line: &BuildLine) -> Result<Vec<String>, String> {
+    for text in &line.ulimits {
+        let limit = parse_ulimit(text)?;
+        let machine_wide = limit.name.as_deref().is_some_and(is_machine_wide_limit);
+        if machine_wide && !ctx.run.options.allow.privileged {
+            return Err(format!(
+                "`--ulimit {text}` would let the build reach other processes of the machine; an operator who trusts \
+                 this task allows it with `--allow privileged`"
+            ));
+        }
     }
+    Ok(line.ulimits.clone())
 }
 
-/// `--add-host HOST:IP` or `HOST=IP`.
-fn host(text: &str) -> Result<(String, String), String> {
+/// Parses `--add-host HOST:IP` or `HOST=IP`.
+fn parse_host(text: &str) -> Result<(String, String), String> {
     text.split_once('=')
         .or_else(|| text.split_once(':'))
         .map(|(host, ip)| (host.to_owned(), ip.trim_matches(['[', ']']).to_owned()))
         .ok_or_else(|| format!("--add-host takes HOST:IP, not `{text}`"))
 }
 
-fn network(ctx: &StepContext, wanted: Option<&str>) -> Result<Network, String> {
+fn parse_network(ctx: &StepContext, wanted: Option<&str>) -> Result<Network, String> {
     match wanted {
         None | Some("default" | "bridge" | "") => Ok(Network::Default),
         Some("none") => Ok(Network::None),
@@ -529,12 +544,12 @@ fn network(ctx: &StepContext, wanted: Option<&str>) -> Result<Network, String> {
     }
 }
 
-/// What the image is to say of its own making: nothing, unless the line asks for it.
+/// Returns the provenance to attach to the image: none, unless the line requests it.
 ///
-/// An attestation holds the time of the build, so with one by default the same inputs would never give the
-/// same digest again. What the build used is known without it, from BuildKit's record of the build.
-/// An argument that holds a secret is warned of, and kept out.
-async fn provenance(
+/// An attestation contains the time of the build. With a default attestation the same inputs would
+/// never give the same digest again. BuildKit's record of the build lists the used images without
+/// it. An argument that contains a secret causes a warning and is left out.
+async fn requested_provenance(
     ctx: &StepContext,
     line: &BuildLine,
     args: &[(String, Option<String>)],
@@ -546,7 +561,7 @@ async fn provenance(
     });
     if let Some((name, _)) = leaking {
         let message = format!(
-            "build argument {name} holds a secret, which stays in the history of the image"
+            "build argument {name} contains a secret, which stays in the history of the image"
         );
         let help = format!(
             "give it as a secret: `--secret id={name},env={name}` and `RUN --mount=type=secret,id={name}`"

@@ -1,30 +1,30 @@
-//! What can be seen to be wrong with rules for newer tags before anything is listed.
+//! Validation of the rules for newer tags when a task is stored.
 
 use std::collections::BTreeSet;
 
 use acrtask_api::task::TaskDefinition;
-use acrtask_cascade::tags::{allows, choose};
+use acrtask_cascade::tags::{allows_tag, choose_tag};
 use acrtask_model::ImageRef;
 
-use super::policy;
+use super::tag_policy;
 
-/// Most rules of a task.
+/// Maximum number of rules per task.
 const MAX_RULES: usize = 50;
 
-/// What is wrong with the rules of a task, each with its key.
-pub(crate) fn problems(task: &TaskDefinition) -> Vec<String> {
+/// Returns the problems of a task's rules, each with its key.
+pub(crate) fn find_rule_problems(task: &TaskDefinition) -> Vec<String> {
     let mut problems = Vec::new();
     let Some(trigger) = &task.triggers.base_image else {
         return problems;
     };
     if trigger.tags.len() > MAX_RULES {
         problems.push(format!(
-            "`triggers.baseImage.tags` has {} rules, and a task may have {MAX_RULES}",
+            "`triggers.baseImage.tags` has {} rules; a task may have at most {MAX_RULES}",
             trigger.tags.len()
         ));
     }
     let mut images = BTreeSet::new();
-    let mut places = BTreeSet::new();
+    let mut targets = BTreeSet::new();
     for (at, rule) in trigger.tags.iter().enumerate() {
         let mut problem = |key: &str, text: String| {
             let dot = if key.is_empty() { "" } else { "." };
@@ -37,7 +37,7 @@ pub(crate) fn problems(task: &TaskDefinition) -> Vec<String> {
                     problem(
                         "image",
                         format!(
-                            "`{}` names one tag: write `{}`, and say with `semver` or `pattern` which tags",
+                            "`{}` names one tag: write `{}` and select the tags with `semver` or `pattern`",
                             rule.image,
                             image.name()
                         ),
@@ -46,19 +46,19 @@ pub(crate) fn problems(task: &TaskDefinition) -> Vec<String> {
                 if !images.insert(image.name()) {
                     problem(
                         "image",
-                        format!("there are two rules for `{}`: join them", image.name()),
+                        format!("two rules match `{}`: merge them into one", image.name()),
                     );
                 }
             }
         }
-        match policy(rule) {
+        match tag_policy(rule) {
             None => problem(
                 "",
                 "give one of `semver` (a range, like `^3.20`) and `pattern` (a regular expression)"
                     .into(),
             ),
             Some(policy) => {
-                if let Err(error) = choose(&policy, "", []).and(allows(&policy, "")) {
+                if let Err(error) = choose_tag(&policy, "", []).and(allows_tag(&policy, "")) {
                     let key = if rule.semver.is_some() {
                         "semver"
                     } else {
@@ -78,7 +78,7 @@ pub(crate) fn problems(task: &TaskDefinition) -> Vec<String> {
             match &task.build {
                 None => problem(
                     "buildArg",
-                    "the task has no `build`, whose argument it could be: give `value`, and hand \
+                    "the task has no `build` with arguments: use `value` and pass \
                      `{{.Values.NAME}}` on in the task file"
                         .into(),
                 ),
@@ -87,7 +87,7 @@ pub(crate) fn problems(task: &TaskDefinition) -> Vec<String> {
                 }
                 Some(_) => {}
             }
-            if !is_name(arg) {
+            if !is_identifier(arg) {
                 problem(
                     "buildArg",
                     format!("`{arg}` is not the name of a build argument: letters, digits and `_`"),
@@ -95,23 +95,23 @@ pub(crate) fn problems(task: &TaskDefinition) -> Vec<String> {
             }
         }
         if let Some(value) = &rule.value
-            && !is_name(value)
+            && !is_identifier(value)
         {
             problem(
                 "value",
-                format!("`{value}` cannot stand behind `.Values.`: write letters, digits and `_`"),
+                format!("`{value}` cannot follow `.Values.`: write letters, digits and `_`"),
             );
         }
-        let place = (&rule.build_arg, &rule.value);
-        if rule.starts_runs() && !places.insert(place) {
-            problem("", "another rule gives its tag to the same place".into());
+        let target = (&rule.build_arg, &rule.value);
+        if rule.starts_runs() && !targets.insert(target) {
+            problem("", "another rule sets the same argument or value".into());
         }
     }
     problems
 }
 
-/// A name that Dockerfiles and templates can say.
-fn is_name(text: &str) -> bool {
+/// Returns `true` if Dockerfiles and templates accept `text` as a name.
+fn is_identifier(text: &str) -> bool {
     let first = text.chars().next();
     first.is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
         && text.len() <= 100

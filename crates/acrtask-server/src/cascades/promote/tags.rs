@@ -1,8 +1,10 @@
-//! Tags moved at registries, forward and back.
+//! Moves of tags at registries, for promotions and rollbacks.
 //!
-//! All that has to be read is read first, so that the tags of a cascade move within a moment of each other. What a tag
-//! holds is written down before it is moved: a server that ends in between finds the tag moved, and what it held known.
-//! Left out: logins that only runners have; the tags are moved with those that are stored here.
+//! All reads happen before the first write, so the tags of a cascade move within a moment. The
+//! previous digest of a tag is stored before the tag moves. If a server stops in between, the next
+//! one finds the previous digest stored.
+//!
+//! Left out: logins that only runners have. Tags are moved with the logins stored here.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -15,124 +17,126 @@ use acrtask_registry::{Manifest, Registry};
 use acrtask_store::{CascadeImageRow, Ms, StoreError};
 use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, future::BoxFuture};
 
-use acrtask_model::chain;
+use acrtask_model::error_chain;
 
 use crate::App;
 
-/// Tags that are moved side by side.
-const PARALLEL: usize = 8;
-/// Longest time of one call, with its token server.
+/// Number of tags that move concurrently.
+const MAX_CONCURRENT: usize = 8;
+/// Time limit of a registry call, including the token server.
 const LIMIT: Duration = Duration::from_secs(25);
-/// With each thing done, whoever works on a cascade has so much longer for the next, in milliseconds.
-const LEASE: Ms = 60_000;
-/// What is said of a held image that is not wanted any more.
-pub(super) const SUPERSEDED: &str = "something newer was pushed meanwhile";
+/// Lease on a cascade after each completed call, in milliseconds.
+const LEASE_MS: Ms = 60_000;
+/// Reason for discarding a staged image after a newer push.
+pub(super) const SUPERSEDED: &str = "a newer image was pushed in the meantime";
 
-/// Until when somebody may work who has done something now.
-pub(super) fn lease(now: Ms) -> Ms {
-    now.saturating_add(LEASE)
+/// Returns the end of a lease that starts now.
+pub(super) fn lease_end(now: Ms) -> Ms {
+    now.saturating_add(LEASE_MS)
 }
 
-/// A tag that is about to move.
-struct Ready {
+/// Tag that is ready to move.
+struct TagMove {
     name: String,
     tag: ImageRef,
     digest: Digest,
     registry: Arc<Registry>,
-    /// What is to be stored under it; nothing: it is there already.
+    /// Manifest to store under the tag. `None` if the tag already has it.
     manifest: Option<Manifest>,
 }
 
-/// What became of one image in the first half.
-enum Read {
-    Ready(Box<Ready>),
-    /// Something else is wanted by now.
+/// Result of reading an image before its move.
+enum MoveCheck {
+    Ready(Box<TagMove>),
+    /// A newer push or decision replaces the image.
     Unwanted,
-    /// It is left as it is, and why.
-    Left(String),
+    /// The tag is left unchanged, for this reason.
+    Unchanged(String),
 }
 
-/// Moves the tags of what is held back. Gives what could not be moved, a sentence each.
+/// Moves the tags of the staged images. Returns one sentence per failure.
 pub(super) async fn promote(app: &App, id: u64) -> Result<Vec<String>, StoreError> {
     for name in app.store.superseded_images(id).await? {
-        app.store.drop_held(id, &name, SUPERSEDED).await?;
+        app.store
+            .discard_staged_image(id, &name, SUPERSEDED)
+            .await?;
     }
-    let images = images(app, id, "held").await?;
-    let clients = clients(app, &images).await?;
+    let images = images_in_state(app, id, "staged").await?;
+    let clients = clients_by_task(app, &images).await?;
     let reading = images.iter().map(|image| {
         let clients = &clients;
         async move {
-            let read = read_forward(app, clients, image).await?;
-            note(app, image, read).await
+            let read = prepare_promotion(app, clients, image).await?;
+            store_check(app, image, read).await
         }
         .boxed()
     });
-    let (ready, mut failures) = collect(reading.collect()).await?;
+    let (ready, mut failures) = collect_moves(reading.collect()).await?;
     let moving = ready.into_iter().map(|ready| {
         async move {
-            if let Err(why) = put(&ready).await {
-                return failed(app, id, &ready.name, why).await.map(Some);
+            if let Err(why) = move_tag(&ready).await {
+                return store_failure(app, id, &ready.name, why).await.map(Some);
             }
             let now = app.clock.now_ms();
             app.store
-                .tag_moved(id, &ready.name, &ready.digest, now)
+                .record_promoted_tag(id, &ready.name, &ready.digest, now)
                 .await?;
             Ok(None)
         }
         .boxed()
     });
-    failures.extend(finish(moving.collect()).await?);
+    failures.extend(run_moves(moving.collect()).await?);
     Ok(failures)
 }
 
-/// Puts back what tags held before. Gives what could not be put back, a sentence each.
+/// Restores the previous tags. Returns one sentence per failure.
 pub(super) async fn roll_back(app: &App, id: u64) -> Result<Vec<String>, StoreError> {
-    let images = images(app, id, "moved").await?;
-    let clients = clients(app, &images).await?;
+    let images = images_in_state(app, id, "promoted").await?;
+    let clients = clients_by_task(app, &images).await?;
     let reading = images.iter().map(|image| {
         let clients = &clients;
         async move {
-            let read = read_back(app, clients, image).await?;
-            note(app, image, read).await
+            let read = prepare_rollback(app, clients, image).await?;
+            store_check(app, image, read).await
         }
         .boxed()
     });
-    let (ready, mut failures) = collect(reading.collect()).await?;
+    let (ready, mut failures) = collect_moves(reading.collect()).await?;
     let moving = ready.into_iter().map(|ready| {
         async move {
-            let until = lease(app.clock.now_ms());
+            let until = lease_end(app.clock.now_ms());
             let name = Some(&*ready.name);
-            if !app.store.will_go_back(id, name, until).await? {
+            if !app.store.prepare_rollback(id, name, until).await? {
                 return Ok(None);
             }
-            if let Err(why) = put(&ready).await {
-                return failed(app, id, &ready.name, why).await.map(Some);
+            if let Err(why) = move_tag(&ready).await {
+                return store_failure(app, id, &ready.name, why).await.map(Some);
             }
             let now = app.clock.now_ms();
             app.store
-                .tag_went_back(id, &ready.name, &ready.digest, now)
+                .record_restored_tag(id, &ready.name, &ready.digest, now)
                 .await?;
             Ok(None)
         }
         .boxed()
     });
-    failures.extend(finish(moving.collect()).await?);
+    failures.extend(run_moves(moving.collect()).await?);
     Ok(failures)
 }
 
-/// What came of reading: something to move, or why it cannot be moved now.
-type Noted = Result<Option<Box<Ready>>, String>;
+/// Tag to move, or the reason why it cannot move now.
+type CheckedMove = Result<Option<Box<TagMove>>, String>;
 
-async fn collect(
-    reading: Vec<BoxFuture<'_, Result<Noted, StoreError>>>,
-) -> Result<(Vec<Ready>, Vec<String>), StoreError> {
-    let noted: Vec<Noted> = futures::stream::iter(reading)
-        .buffered(PARALLEL)
+async fn collect_moves(
+    reading: Vec<BoxFuture<'_, Result<CheckedMove, StoreError>>>,
+) -> Result<(Vec<TagMove>, Vec<String>), StoreError> {
+    let checked: Vec<CheckedMove> = futures::stream::iter(reading)
+        .buffered(MAX_CONCURRENT)
         .try_collect()
         .await?;
     let mut ready = Vec::new();
     let mut failures = Vec::new();
-    for one in noted {
+    for one in checked {
         match one {
             Ok(Some(one)) => ready.push(*one),
             Ok(None) => {}
@@ -142,17 +146,21 @@ async fn collect(
     Ok((ready, failures))
 }
 
-async fn finish(
+async fn run_moves(
     moving: Vec<BoxFuture<'_, Result<Option<String>, StoreError>>>,
 ) -> Result<Vec<String>, StoreError> {
     let failures: Vec<Option<String>> = futures::stream::iter(moving)
-        .buffer_unordered(PARALLEL)
+        .buffer_unordered(MAX_CONCURRENT)
         .try_collect()
         .await?;
     Ok(failures.into_iter().flatten().collect())
 }
 
-async fn images(app: &App, id: u64, state: &str) -> Result<Vec<CascadeImageRow>, StoreError> {
+async fn images_in_state(
+    app: &App,
+    id: u64,
+    state: &str,
+) -> Result<Vec<CascadeImageRow>, StoreError> {
     let images = app.store.cascade_images(id).await?;
     Ok(images
         .into_iter()
@@ -160,8 +168,8 @@ async fn images(app: &App, id: u64, state: &str) -> Result<Vec<CascadeImageRow>,
         .collect())
 }
 
-/// For each task the client with its logins.
-async fn clients(
+/// Returns a client with the logins of each task, by task name.
+async fn clients_by_task(
     app: &App,
     images: &[CascadeImageRow],
 ) -> Result<HashMap<String, Arc<Registry>>, StoreError> {
@@ -169,76 +177,78 @@ async fn clients(
     let mut clients = HashMap::new();
     for image in images {
         if let Entry::Vacant(vacant) = clients.entry(image.task.clone()) {
-            let task = tasks.named(&image.task);
+            let task = tasks.find_by_name(&image.task);
             let id = task.map(|entry| entry.task.id.to_string());
-            vacant.insert(app.watcher.client_of_task(app, id.as_deref()).await?);
+            vacant.insert(app.poller.client_for_task(app, id.as_deref()).await?);
         }
     }
     Ok(clients)
 }
 
-/// Writes down what kept an image from being moved.
-async fn note(
+/// Stores the reason why an image is not moved.
+async fn store_check(
     app: &App,
     image: &CascadeImageRow,
-    read: Result<Read, String>,
-) -> Result<Noted, StoreError> {
+    read: Result<MoveCheck, String>,
+) -> Result<CheckedMove, StoreError> {
     match read {
-        Ok(Read::Ready(ready)) => Ok(Ok(Some(ready))),
-        Ok(Read::Unwanted) => Ok(Ok(None)),
-        Ok(Read::Left(why)) => {
+        Ok(MoveCheck::Ready(ready)) => Ok(Ok(Some(ready))),
+        Ok(MoveCheck::Unwanted) => Ok(Ok(None)),
+        Ok(MoveCheck::Unchanged(why)) => {
             app.store
-                .image_error(image.cascade, &image.name, Some(&why))
+                .set_image_error(image.cascade, &image.name, Some(&why))
                 .await?;
             Ok(Ok(None))
         }
-        Err(why) => failed(app, image.cascade, &image.name, why).await.map(Err),
+        Err(why) => store_failure(app, image.cascade, &image.name, why)
+            .await
+            .map(Err),
     }
 }
 
-async fn failed(app: &App, id: u64, name: &str, why: String) -> Result<String, StoreError> {
-    app.store.image_error(id, name, Some(&why)).await?;
+async fn store_failure(app: &App, id: u64, name: &str, why: String) -> Result<String, StoreError> {
+    app.store.set_image_error(id, name, Some(&why)).await?;
     Ok(format!("{name}: {why}"))
 }
 
-/// A call that ends.
-async fn within<T>(
+/// Limits a registry call to [`LIMIT`].
+async fn with_timeout<T>(
     call: impl Future<Output = Result<T, acrtask_registry::RegistryError>>,
-) -> Result<T, Asked> {
+) -> Result<T, CallError> {
     match tokio::time::timeout(LIMIT, call).await {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) if error.is_not_found() => Err(Asked::NotThere(chain(&error))),
-        Ok(Err(error)) => Err(Asked::Failed(chain(&error))),
-        Err(_) => Err(Asked::Failed(format!(
-            "the registry gave no answer within {} s",
+        Ok(Err(error)) if error.is_not_found() => Err(CallError::NotFound(error_chain(&error))),
+        Ok(Err(error)) => Err(CallError::Failed(error_chain(&error))),
+        Err(_) => Err(CallError::Failed(format!(
+            "the registry did not respond within {} s",
             LIMIT.as_secs()
         ))),
     }
 }
 
-enum Asked {
-    NotThere(String),
+enum CallError {
+    NotFound(String),
     Failed(String),
 }
 
-impl From<Asked> for String {
-    fn from(asked: Asked) -> Self {
-        match asked {
-            Asked::NotThere(why) | Asked::Failed(why) => why,
+impl From<CallError> for String {
+    fn from(error: CallError) -> Self {
+        match error {
+            CallError::NotFound(why) | CallError::Failed(why) => why,
         }
     }
 }
 
-/// What a tag holds; nothing: there is no such tag.
-async fn holds(registry: &Registry, tag: &ImageRef) -> Result<Option<Digest>, String> {
-    match within(registry.resolve(tag)).await {
+/// Returns the digest of a tag; `None` if the tag does not exist.
+async fn resolve_digest(registry: &Registry, tag: &ImageRef) -> Result<Option<Digest>, String> {
+    match with_timeout(registry.resolve(tag)).await {
         Ok(found) => Ok(Some(found.digest)),
-        Err(Asked::NotThere(_)) => Ok(None),
-        Err(Asked::Failed(why)) => Err(why),
+        Err(CallError::NotFound(_)) => Ok(None),
+        Err(CallError::Failed(why)) => Err(why),
     }
 }
 
-fn place<'c>(
+fn tag_and_client<'c>(
     clients: &'c HashMap<String, Arc<Registry>>,
     image: &CascadeImageRow,
 ) -> Result<(ImageRef, &'c Arc<Registry>), String> {
@@ -248,43 +258,43 @@ fn place<'c>(
         .map_err(|error| error.to_string())?;
     let client = clients
         .get(&image.task)
-        .ok_or_else(|| format!("there is no login for {}", image.name))?;
+        .ok_or_else(|| format!("no login is stored for {}", image.name))?;
     Ok((tag, client))
 }
 
-async fn read_forward(
+async fn prepare_promotion(
     app: &App,
     clients: &HashMap<String, Arc<Registry>>,
     image: &CascadeImageRow,
-) -> Result<Result<Read, String>, StoreError> {
-    let (tag, registry) = match place(clients, image) {
+) -> Result<Result<MoveCheck, String>, StoreError> {
+    let (tag, registry) = match tag_and_client(clients, image) {
         Ok(found) => found,
         Err(why) => return Ok(Err(why)),
     };
-    let before = match holds(registry, &tag).await {
+    let before = match resolve_digest(registry, &tag).await {
         Ok(before) => before,
         Err(why) => return Ok(Err(why)),
     };
-    // What it held before is known already, if it was moved by somebody who has ended.
+    // If a stopped server has moved the tag, its previous digest is stored already.
     let moved = before.as_ref() == Some(&image.after);
     let manifest = if moved {
         None
     } else {
-        match within(registry.manifest(&tag.at(image.after.clone()))).await {
+        match with_timeout(registry.manifest(&tag.at(image.after.clone()))).await {
             Ok(manifest) => Some(manifest),
-            Err(asked) => return Ok(Err(asked.into())),
+            Err(error) => return Ok(Err(error.into())),
         }
     };
-    let until = lease(app.clock.now_ms());
+    let until = lease_end(app.clock.now_ms());
     let before = (!moved).then_some(before.as_ref());
     let wanted = app
         .store
-        .will_move(image.cascade, &image.name, &image.after, before, until)
+        .store_previous_digest(image.cascade, &image.name, &image.after, before, until)
         .await?;
     if !wanted {
-        return Ok(Ok(Read::Unwanted));
+        return Ok(Ok(MoveCheck::Unwanted));
     }
-    Ok(Ok(Read::Ready(Box::new(Ready {
+    Ok(Ok(MoveCheck::Ready(Box::new(TagMove {
         name: image.name.clone(),
         tag,
         digest: image.after.clone(),
@@ -293,30 +303,30 @@ async fn read_forward(
     }))))
 }
 
-async fn read_back(
+async fn prepare_rollback(
     app: &App,
     clients: &HashMap<String, Arc<Registry>>,
     image: &CascadeImageRow,
-) -> Result<Result<Read, String>, StoreError> {
+) -> Result<Result<MoveCheck, String>, StoreError> {
     let Some(before) = &image.before else {
-        let why = "there was no such tag before; it is left as it is".to_owned();
-        return Ok(Ok(Read::Left(why)));
+        let why = "the tag did not exist before; it is left unchanged".to_owned();
+        return Ok(Ok(MoveCheck::Unchanged(why)));
     };
     let read = async {
-        let (tag, registry) = place(clients, image)?;
-        let now = holds(registry, &tag).await?;
+        let (tag, registry) = tag_and_client(clients, image)?;
+        let now = resolve_digest(registry, &tag).await?;
         let back = now.as_ref() == Some(before);
         if let Some(now) = now.filter(|now| !back && *now != image.after) {
-            return Ok(Read::Left(format!(
-                "the tag holds {now} by now, which somebody else has pushed; it is left as it is"
+            return Ok(MoveCheck::Unchanged(format!(
+                "the tag now has {now} from another push; it is left unchanged"
             )));
         }
         let manifest = if back {
             None
         } else {
-            Some(within(registry.manifest(&tag.at(before.clone()))).await?)
+            Some(with_timeout(registry.manifest(&tag.at(before.clone()))).await?)
         };
-        Ok(Read::Ready(Box::new(Ready {
+        Ok(MoveCheck::Ready(Box::new(TagMove {
             name: image.name.clone(),
             tag,
             digest: before.clone(),
@@ -325,28 +335,32 @@ async fn read_back(
         })))
     };
     let read = read.await;
-    let until = lease(app.clock.now_ms());
-    if !app.store.will_go_back(image.cascade, None, until).await? {
-        return Ok(Ok(Read::Unwanted));
+    let until = lease_end(app.clock.now_ms());
+    if !app
+        .store
+        .prepare_rollback(image.cascade, None, until)
+        .await?
+    {
+        return Ok(Ok(MoveCheck::Unwanted));
     }
     Ok(read)
 }
 
 /// Moves a tag.
-async fn put(ready: &Ready) -> Result<(), String> {
+async fn move_tag(ready: &TagMove) -> Result<(), String> {
     let Some(manifest) = &ready.manifest else {
         return Ok(());
     };
     let put = ready
         .registry
         .put_manifest(&ready.tag, &manifest.media_type, manifest.raw.clone());
-    let digest = within(put).await?;
+    let digest = with_timeout(put).await?;
     if digest != ready.digest {
         return Err(format!(
-            "{} was to hold {} and holds {digest}",
+            "{} should have {} but has {digest}",
             ready.tag, ready.digest
         ));
     }
-    tracing::info!(tag = %ready.tag, %digest, "a tag was moved");
+    tracing::info!(tag = %ready.tag, %digest, "moved a tag");
     Ok(())
 }

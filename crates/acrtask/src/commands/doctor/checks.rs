@@ -1,4 +1,4 @@
-//! What the server's answers mean. Pure.
+//! Checks of the collected server state. Pure functions.
 
 use std::collections::BTreeSet;
 
@@ -6,55 +6,61 @@ use acrtask_api::{
     admin::{Runner, RunnerState, Scope},
     run::Approval,
     task::TaskDefinition,
-    webhook::{OutcomeKind, Webhook},
+    webhook::{DecisionAction, Webhook},
 };
 use acrtask_model::RunState;
 use acrtask_trigger::{Provider, RepositoryUrl};
 use url::Url;
 
-use super::{Check, Seen, SeenTask, probed};
+use super::{Check, ServerState, TaskState, probe_checks};
 use crate::{
-    client::{is_loopback, shown},
-    commands::tokens::scope_name,
-    render::run::ago,
+    client::{display_url, is_loopback},
+    commands::token::scope_name,
+    render::run::format_age,
 };
 
-/// Seconds that clocks may differ before somebody should look, and before signatures and tokens fail.
+/// Clock difference in seconds above which the check warns.
 pub(super) const SKEW: i64 = 5;
+/// Clock difference in seconds above which signatures and tokens fail.
 pub(super) const SKEW_TOO_MUCH: i64 = 60;
-/// Free disk that a runner should have.
+/// Minimum free disk of a runner in bytes, below which the check warns.
 const DISK: u64 = 2 << 30;
-/// The pool of those that name none.
+/// Pool of tasks that name none.
 const DEFAULT_POOL: &str = "default";
 
-/// Everything that can be said of what the server answered.
-pub(super) fn of(seen: &Seen) -> Vec<Check> {
-    let mut checks = vec![server(seen), clock(seen), token(seen), runners(seen)];
-    checks.extend(storage(seen));
-    checks.extend(sources(seen));
-    checks.extend(address(seen));
-    checks.extend(signatures(seen));
-    if let Some(task) = &seen.task {
-        checks.push(enabled(task));
-        checks.extend(webhook(seen, task));
-        checks.push(secrets(task));
-        checks.push(last_run(seen, task));
-        checks.extend(probed::of(&task.probe));
+/// Returns the checks of the server, and of the task if one was named.
+pub(super) fn check_state(state: &ServerState) -> Vec<Check> {
+    let mut checks = vec![
+        check_server(state),
+        check_clock(state),
+        check_token(state),
+        check_runners(state),
+    ];
+    checks.extend(check_storage(state));
+    checks.extend(check_sources(state));
+    checks.extend(check_address(state));
+    checks.extend(check_signatures(state));
+    if let Some(task) = &state.task {
+        checks.push(check_enabled(task));
+        checks.extend(check_webhook(state, task));
+        checks.push(check_secrets(task));
+        checks.push(check_last_run(state, task));
+        checks.extend(probe_checks::check_probes(&task.probe));
     } else {
-        checks.push(deliveries(seen));
-        checks.extend(unmatched(seen));
+        checks.push(check_deliveries(state));
+        checks.extend(check_unmatched(state));
     }
     checks
 }
 
-fn server(seen: &Seen) -> Check {
-    let me = &seen.greeting.me;
+fn check_server(state: &ServerState) -> Check {
+    let me = &state.info.me;
     let own = env!("CARGO_PKG_VERSION");
     let message = format!(
-        "{} has version {} and answers within {} ms",
-        shown(&seen.url),
+        "{} has version {} and responds within {} ms",
+        display_url(&state.url),
         me.server_version,
-        seen.greeting.took.as_millis()
+        state.info.response_time.as_millis()
     );
     if me.server_version == own {
         return Check::ok("server", message);
@@ -63,10 +69,11 @@ fn server(seen: &Seen) -> Check {
         .help("use the same version on both sides")
 }
 
-/// Names the key and the blobs that the servers of the database share. `None`: an older server does not.
-fn storage(seen: &Seen) -> Option<Check> {
+/// Shows the key and the blob store that the database's servers share. `None` for an older server,
+/// which reports neither.
+fn check_storage(state: &ServerState) -> Option<Check> {
     const NAME: &str = "storage";
-    let me = &seen.greeting.me;
+    let me = &state.info.me;
     let key = me.key.as_ref()?;
     let message = format!("secrets are encrypted with the key {key}");
     Some(match &me.blobs {
@@ -75,17 +82,17 @@ fn storage(seen: &Seen) -> Option<Check> {
             NAME,
             format!("{message}; the store of logs could not be reached when the server started"),
         )
-        .help("look into the server's log"),
+        .help("check the server's log"),
     })
 }
 
-fn clock(seen: &Seen) -> Check {
-    let Some(ahead) = seen.greeting.ahead else {
-        return Check::unknown("clock", "the server does not say what time it has");
+fn check_clock(state: &ServerState) -> Check {
+    let Some(ahead) = state.info.ahead else {
+        return Check::unknown("clock", "the server does not report its time");
     };
     let (seconds, way) = (ahead.abs(), if ahead > 0 { "ahead of" } else { "behind" });
     let message = format!("the server's clock is {seconds} s {way} this machine's");
-    let help = "set both clocks, by NTP: signatures of deliveries and timers go by them";
+    let help = "set both clocks by NTP: signatures of deliveries and timers depend on them";
     if seconds > SKEW_TOO_MUCH {
         Check::wrong("clock", message).help(help)
     } else if seconds > SKEW {
@@ -95,11 +102,11 @@ fn clock(seen: &Seen) -> Check {
     }
 }
 
-fn token(seen: &Seen) -> Check {
-    let me = &seen.greeting.me;
+fn check_token(state: &ServerState) -> Check {
+    let me = &state.info.me;
     let scopes: Vec<_> = me.scopes.iter().map(scope_name).collect();
     let message = format!("`{}` may {}", me.name, scopes.join(", "));
-    if let (Some(pattern), Some(task)) = (&me.tasks, &seen.task) {
+    if let (Some(pattern), Some(task)) = (&me.tasks, &state.task) {
         let name = task.name();
         let fits = match pattern.strip_suffix('*') {
             Some(prefix) => name.starts_with(prefix),
@@ -108,22 +115,22 @@ fn token(seen: &Seen) -> Check {
         if !fits {
             return Check::wrong(
                 "token",
-                format!("{message}, of tasks called {pattern} alone"),
+                format!("{message}, but only for the tasks {pattern}"),
             )
             .help("log in with a token for this task: `acrtask token create --tasks NAME`");
         }
     }
-    let sees = me.scopes.iter().any(|scope| scope.includes(Scope::Read));
-    if sees {
+    let can_read = me.scopes.iter().any(|scope| scope.includes(Scope::Read));
+    if can_read {
         Check::ok("token", message)
     } else {
-        Check::warning("token", format!("{message}, and sees nothing"))
+        Check::warning("token", format!("{message}, but cannot read anything"))
             .help("log in with a token that has the scope `read`")
     }
 }
 
-/// Why a runner does not take runs of a task; nothing: it does.
-fn lacks(runner: &Runner, task: &TaskDefinition) -> Option<String> {
+/// Returns why a runner cannot execute runs of a task; `None` if it can.
+fn unmet_requirement(runner: &Runner, task: &TaskDefinition) -> Option<String> {
     let queue = &task.queue;
     let pool = queue.pool.as_deref().unwrap_or(DEFAULT_POOL);
     if runner.pool != pool {
@@ -142,8 +149,8 @@ fn lacks(runner: &Runner, task: &TaskDefinition) -> Option<String> {
         .then(|| format!("{} does not run {platform}", runner.name))
 }
 
-fn runners(seen: &Seen) -> Check {
-    let all = match &seen.runners {
+fn check_runners(state: &ServerState) -> Check {
+    let all = match &state.runners {
         Ok(all) => all,
         Err(error) => return Check::unknown("runners", error.clone()),
     };
@@ -153,7 +160,7 @@ fn runners(seen: &Seen) -> Check {
         .collect();
     if online.is_empty() {
         let message = if all.is_empty() {
-            "there is no runner, so every run waits".to_owned()
+            "no runner is registered, so every run waits".to_owned()
         } else {
             format!(
                 "none of the {} runners is online, so every run waits",
@@ -161,53 +168,53 @@ fn runners(seen: &Seen) -> Check {
             )
         };
         return Check::wrong("runners", message).help(
-            "start one: `acrtask runner token > token`, and on its machine `acrtask runner start --server URL --token-file token`",
+            "start a runner: `acrtask runner token > token`, and on its machine `acrtask runner start --server URL --token-file token`",
         );
     }
-    let fitting: Vec<&Runner> = match &seen.task {
+    let matching: Vec<&Runner> = match &state.task {
         None => online.clone(),
         Some(task) => {
             let definition = &task.task.definition;
-            let lacking: Vec<String> = online
+            let unmet: Vec<String> = online
                 .iter()
-                .filter_map(|runner| lacks(runner, definition))
+                .filter_map(|runner| unmet_requirement(runner, definition))
                 .collect();
-            if lacking.len() == online.len() {
+            if unmet.len() == online.len() {
                 return Check::wrong(
                     "runners",
-                    format!("no runner that is online takes runs of the task: {}", lacking.join("; ")),
+                    format!("no online runner matches the task: {}", unmet.join("; ")),
                 )
                 .help("start a runner with that pool, platform and labels, or change the task: `acrtask task update NAME --pool ... --runner-label ...`");
             }
             online
                 .iter()
-                .filter(|runner| lacks(runner, definition).is_none())
+                .filter(|runner| unmet_requirement(runner, definition).is_none())
                 .copied()
                 .collect()
         }
     };
-    let names: Vec<&str> = fitting.iter().map(|runner| runner.name.as_str()).collect();
+    let names: Vec<&str> = matching.iter().map(|runner| runner.name.as_str()).collect();
     let message = format!(
         "{} of {} online: {}",
-        fitting.len(),
+        matching.len(),
         all.len(),
         names.join(", ")
     );
-    if let Some(full) = fitting.iter().find(|runner| runner.free_disk < DISK) {
+    if let Some(full) = matching.iter().find(|runner| runner.free_disk < DISK) {
         let free = full.free_disk >> 20;
         return Check::warning(
             "runners",
             format!("{message}; {} has {free} MiB of free disk", full.name),
         )
-        .help("make room there: `docker system prune`, `docker buildx prune`");
+        .help("free disk space there: `docker system prune`, `docker buildx prune`");
     }
     Check::ok("runners", message)
 }
 
-/// Says what builds on the runners may fetch. `None`: no runner reports it.
-fn sources(seen: &Seen) -> Option<Check> {
+/// Reports what builds on the runners may fetch; `None` if no runner reports it.
+fn check_sources(state: &ServerState) -> Option<Check> {
     const NAME: &str = "sources";
-    let runners = seen.runners.as_ref().ok()?;
+    let runners = state.runners.as_ref().ok()?;
     let reports = runners.iter().filter_map(|runner| {
         let private = runner.features.get("private-addresses")?;
         Some((runner.name.as_str(), private == "yes"))
@@ -217,83 +224,84 @@ fn sources(seen: &Seen) -> Option<Check> {
         return None;
     }
     if open.is_empty() {
-        let message = "builds fetch from public addresses alone, as far as they are written; BuildKit resolves names";
+        let message = "builds fetch only from public addresses, as far as they are written; BuildKit resolves names";
         return Some(Check::ok(NAME, message));
     }
     let names: Vec<&str> = open.iter().map(|(name, _)| *name).collect();
     let message = format!(
-        "builds on {} may fetch from private addresses, those of that machine included",
+        "builds on {} may fetch from private addresses, including those of that machine",
         names.join(", ")
     );
-    let help = "start these runners without --allow-private-addresses, unless all their tasks are trusted with that";
+    let help =
+        "start these runners without --allow-private-addresses, unless you trust all their tasks";
     Some(Check::warning(NAME, message).help(help))
 }
 
-/// What senders are told to send to.
-fn address(seen: &Seen) -> Option<Check> {
+/// Checks the address that senders use for deliveries.
+fn check_address(state: &ServerState) -> Option<Check> {
     const NAME: &str = "address";
-    let webhooks = seen.webhooks.as_ref().ok()?;
+    let webhooks = state.webhooks.as_ref().ok()?;
     let url = &webhooks.first()?.url;
     let public = "start the server with `acrtask serve --public-url https://HOST`";
     if url.starts_with('/') {
         return Some(
-            Check::warning(NAME, "the server does not know its public address: links in statuses and addresses for webhooks lack it")
+            Check::warning(NAME, "the server has no public address: links in statuses and addresses of webhooks are incomplete")
                 .help(public),
         );
     }
     let parsed = Url::parse(url).ok()?;
     let mut host = parsed.clone();
     host.set_path("");
-    let host = shown(&host);
+    let host = display_url(&host);
     Some(if is_loopback(&parsed) {
         Check::warning(
             NAME,
-            format!("senders are told {host}, which only this machine reaches"),
+            format!("senders use {host}, which only this machine reaches"),
         )
         .help(public)
     } else if parsed.scheme() != "https" {
         Check::warning(
             NAME,
-            format!("senders are told {host}, and what they send can be read on the way"),
+            format!("senders use {host}, and others can read the deliveries on their way"),
         )
         .help(public)
     } else {
-        Check::ok(NAME, format!("senders are told {host}"))
+        Check::ok(NAME, format!("senders use {host}"))
     })
 }
 
-/// Whether senders prove who they are.
-fn signatures(seen: &Seen) -> Option<Check> {
+/// Checks for rejected deliveries without valid authentication.
+fn check_signatures(state: &ServerState) -> Option<Check> {
     const NAME: &str = "signatures";
-    if seen.webhooks.as_ref().is_ok_and(Vec::is_empty) {
+    if state.webhooks.as_ref().is_ok_and(Vec::is_empty) {
         return None;
     }
-    Some(match &seen.unproved {
+    Some(match &state.unauthenticated {
         Err(error) => Check::unknown(NAME, error.clone()),
-        Ok(0) => Check::ok(NAME, "no delivery was refused for its signature since the server started"),
+        Ok(0) => Check::ok(NAME, "the server has rejected no delivery for its signature since its start"),
         Ok(n) => Check::warning(
             NAME,
-            format!("{n} deliveries were refused since the server started, because they did not prove who sent them"),
+            format!("the server has rejected {n} deliveries without valid authentication since its start"),
         )
-        .help("the server's log names the webhook; if it is your forge, enter the secret there again: `acrtask webhook setup TASK --new-secret`"),
+        .help("find the webhook in the server's log; if your forge sent them, set its secret again: `acrtask webhook setup TASK --new-secret`"),
     })
 }
 
-fn enabled(task: &SeenTask) -> Check {
+fn check_enabled(task: &TaskState) -> Check {
     let name = task.name();
     if task.task.definition.enabled {
         Check::ok("task", format!("{name} is enabled"))
     } else {
         Check::warning(
             "task",
-            format!("{name} is disabled: nothing starts runs of it"),
+            format!("{name} is disabled: no trigger starts runs of it"),
         )
         .help(format!("`acrtask task enable {name}`"))
     }
 }
 
-/// The webhooks that may tell of the task's repository.
-fn of_repository<'a>(webhooks: &'a [Webhook], context: &str) -> Vec<&'a Webhook> {
+/// Returns the forge webhooks that accept events of the task's repository.
+fn webhooks_for_repository<'a>(webhooks: &'a [Webhook], context: &str) -> Vec<&'a Webhook> {
     let address = context.split('#').next().unwrap_or_default();
     let own = RepositoryUrl::parse(address);
     webhooks
@@ -310,99 +318,107 @@ fn of_repository<'a>(webhooks: &'a [Webhook], context: &str) -> Vec<&'a Webhook>
         .collect()
 }
 
-fn webhook(seen: &Seen, task: &SeenTask) -> Vec<Check> {
+fn check_webhook(state: &ServerState, task: &TaskState) -> Vec<Check> {
     const NAME: &str = "webhook";
     let name = task.name();
     let definition = &task.task.definition;
     let commit = definition.triggers.commit.as_ref();
     if !commit.is_some_and(|commit| commit.enabled) {
-        return vec![Check::ok(NAME, "the task does not run at commits")];
+        return vec![Check::ok(NAME, "the task has no commit trigger")];
     }
     let setup = format!("`acrtask webhook setup {name}`");
-    let webhooks = match &seen.webhooks {
+    let webhooks = match &state.webhooks {
         Ok(all) => all,
         Err(error) => return vec![Check::unknown(NAME, error.clone())],
     };
-    let ours = of_repository(webhooks, definition.context.as_deref().unwrap_or_default());
-    if ours.is_empty() {
-        let message =
-            "there is no webhook for the task's repository: the server hears of no commit";
+    let matching =
+        webhooks_for_repository(webhooks, definition.context.as_deref().unwrap_or_default());
+    if matching.is_empty() {
+        let message = "the task's repository has no webhook: the server receives no commits";
         return vec![Check::wrong(NAME, message).help(setup)];
     }
-    let names: Vec<&str> = ours.iter().map(|webhook| webhook.name.as_str()).collect();
+    let names: Vec<&str> = matching
+        .iter()
+        .map(|webhook| webhook.name.as_str())
+        .collect();
     let mut checks = vec![Check::ok(
         NAME,
-        format!("{} may tell of commits", names.join(", ")),
+        format!("{} accepts its commits", names.join(", ")),
     )];
-    let deliveries = match &seen.deliveries {
+    let deliveries = match &state.deliveries {
         Ok(all) => all,
         Err(error) => {
             checks.push(Check::unknown("deliveries", error.clone()));
             return checks;
         }
     };
-    let mut came = deliveries
+    let mut received = deliveries
         .iter()
-        .filter(|one| names.contains(&one.webhook.as_str()));
-    let Some(newest) = came.next() else {
+        .filter(|delivery| names.contains(&delivery.webhook.as_str()));
+    let Some(newest) = received.next() else {
         checks.push(
-            Check::warning("deliveries", "nothing has come to it yet")
-                .help(format!("enter it at the forge: {setup}")),
+            Check::warning("deliveries", "the webhook has received no delivery yet")
+                .help(format!("configure the forge: {setup}")),
         );
         return checks;
     };
-    let of_task = std::iter::once(newest).chain(came).find_map(|one| {
-        let outcome = one.outcomes.iter().find(|outcome| outcome.task == name)?;
-        Some((one, outcome))
-    });
+    let of_task = std::iter::once(newest)
+        .chain(received)
+        .find_map(|delivery| {
+            let decision = delivery
+                .decisions
+                .iter()
+                .find(|decision| decision.task == name)?;
+            Some((delivery, decision))
+        });
     checks.push(match of_task {
-        Some((one, outcome)) => {
-            let when = ago(one.received_at, seen.now);
-            let led = match (outcome.what, &outcome.run) {
-                (OutcomeKind::Run, Some(run)) => format!("led to run {run}"),
-                (OutcomeKind::Joined, Some(run)) => format!("joined run {run}"),
-                _ => format!("led to nothing: {}", outcome.reason),
+        Some((delivery, decision)) => {
+            let when = format_age(delivery.received_at, state.now);
+            let led = match (decision.action, &decision.run) {
+                (DecisionAction::RunStarted, Some(run)) => format!("led to run {run}"),
+                (DecisionAction::ExistingRun, Some(run)) => format!("joined run {run}"),
+                _ => format!("started no run: {}", decision.reason),
             };
             Check::ok(
                 "deliveries",
-                format!("the last one for the task, {when}, {led}"),
+                format!("the last delivery for the task, {when}, {led}"),
             )
         }
         None => Check::warning(
             "deliveries",
             format!(
-                "the last one came {}, but none has spoken of the task's repository; it was of {}",
-                ago(newest.received_at, seen.now),
-                newest.repository.as_deref().unwrap_or("none")
+                "the last delivery arrived {}, but none was about the task's repository; it was about {}",
+                format_age(newest.received_at, state.now),
+                newest.repository.as_deref().unwrap_or("no repository")
             ),
         )
         .help(format!(
-            "see what came: `acrtask webhook deliveries --webhook {}`",
+            "list the deliveries: `acrtask webhook deliveries --webhook {}`",
             newest.webhook
         )),
     });
     checks
 }
 
-fn deliveries(seen: &Seen) -> Check {
+fn check_deliveries(state: &ServerState) -> Check {
     const NAME: &str = "deliveries";
-    let webhooks = match &seen.webhooks {
+    let webhooks = match &state.webhooks {
         Ok(all) => all,
         Err(error) => return Check::unknown(NAME, error.clone()),
     };
     if webhooks.is_empty() {
-        return Check::ok(NAME, "there is no webhook, and nothing is waited for");
+        return Check::ok(NAME, "no webhook exists, so no deliveries are expected");
     }
-    match &seen.deliveries {
+    match &state.deliveries {
         Err(error) => Check::unknown(NAME, error.clone()),
         Ok(all) => match all.first() {
-            None => Check::warning(NAME, "nothing has come to any webhook yet")
-                .help("`acrtask webhook setup TASK` says what to enter at the forge"),
+            None => Check::warning(NAME, "no webhook has received a delivery yet")
+                .help("configure the forge with `acrtask webhook setup TASK`"),
             Some(newest) => Check::ok(
                 NAME,
                 format!(
-                    "the last one came {}, to {}: {}",
-                    ago(newest.received_at, seen.now),
+                    "the last delivery arrived {}, at {}: {}",
+                    format_age(newest.received_at, state.now),
                     newest.webhook,
                     newest.summary
                 ),
@@ -411,11 +427,11 @@ fn deliveries(seen: &Seen) -> Check {
     }
 }
 
-/// Names the repositories of deliveries that no task matched. `None`: there are none.
-fn unmatched(seen: &Seen) -> Option<Check> {
-    let all = seen.deliveries.as_ref().ok()?;
+/// Reports the repositories of deliveries that matched no task; `None` if all matched.
+fn check_unmatched(state: &ServerState) -> Option<Check> {
+    let all = state.deliveries.as_ref().ok()?;
     let unmatched = all.iter().filter(|delivery| {
-        delivery.outcomes.is_empty()
+        delivery.decisions.is_empty()
             && delivery.watches.is_empty()
             && !matches!(delivery.kind.as_str(), "ping" | "handshake" | "declined")
     });
@@ -444,13 +460,13 @@ fn unmatched(seen: &Seen) -> Option<Check> {
             ),
         )
         .help(
-            "`acrtask webhook deliveries` says why; the context of a task has to be a URL of that repository, \
-             and its trigger on",
+            "`acrtask webhook deliveries` shows why; the task's context must be a URL of that repository, \
+             and its trigger must be enabled",
         ),
     )
 }
 
-fn secrets(task: &SeenTask) -> Check {
+fn check_secrets(task: &TaskState) -> Check {
     const NAME: &str = "secrets";
     let definition = &task.task.definition;
     let mut needed: BTreeSet<&str> = definition.secrets.values().map(String::as_str).collect();
@@ -459,7 +475,7 @@ fn secrets(task: &SeenTask) -> Check {
         needed.extend(notify.sign_with.as_deref());
     }
     if needed.is_empty() {
-        return Check::ok(NAME, "the task names none");
+        return Check::ok(NAME, "the task needs none");
     }
     let stored = match &task.secrets {
         Ok(stored) => stored,
@@ -478,22 +494,22 @@ fn secrets(task: &SeenTask) -> Check {
     if missing.is_empty() {
         return Check::ok(
             NAME,
-            format!("all {} that the task names are stored", needed.len()),
+            format!("all {} secrets of the task are stored", needed.len()),
         );
     }
     Check::wrong(NAME, format!("not stored: {}", missing.join(", ")))
         .help(format!("`acrtask secret set NAME --task {name}`"))
 }
 
-fn last_run(seen: &Seen, task: &SeenTask) -> Check {
+fn check_last_run(state: &ServerState, task: &TaskState) -> Check {
     const NAME: &str = "last run";
-    let run = match &task.last {
+    let run = match &task.last_run {
         Err(error) => return Check::unknown(NAME, error.clone()),
-        Ok(None) => return Check::ok(NAME, "there has been none"),
+        Ok(None) => return Check::ok(NAME, "the task has no runs yet"),
         Ok(Some(run)) => run,
     };
-    let when = ago(run.created_at, seen.now);
-    let message = format!("{} of {when}: {}", run.id, run.state);
+    let when = format_age(run.created_at, state.now);
+    let message = format!("{}, {when}: {}", run.id, run.state);
     let why = run.reason.as_deref().and_then(|why| why.lines().next());
     let message = match why {
         Some(why) => format!("{message}: {why}"),

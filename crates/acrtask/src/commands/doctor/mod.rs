@@ -1,12 +1,12 @@
-//! `acrtask doctor`: what is wrong with a server or with what a task needs there, and what to do about it.
+//! `acrtask doctor`: finds problems of a server, or of what a task needs there, and suggests fixes.
 //!
-//! Invariants: it changes nothing. What cannot be looked at (a scope is missing, a host is not reached from here) is
-//! said as not known, never as well. Looking is in [`Seen::look`] and [`outside`]; the judgements in [`checks`] and
-//! [`probed`] are pure.
+//! Invariants: the command changes nothing. If something cannot be checked (a scope is missing, a
+//! host is not reachable from here), the result is `unknown`, never `ok`. [`ServerState::collect`]
+//! and [`host_checks`] gather the data; the checks in [`checks`] and [`probe_checks`] are pure.
 
 mod checks;
-mod outside;
-mod probed;
+mod host_checks;
+mod probe_checks;
 
 use std::time::{Duration, Instant};
 
@@ -23,12 +23,12 @@ use url::Url;
 
 use super::{
     remote::{block_on, client, print_json},
-    webhooks::newest,
+    webhook::newest_deliveries,
 };
 use crate::{
     args::{
+        doctor::DoctorArgs,
         server::{ListOutput, PeriodArgs},
-        webhooks::DoctorArgs,
     },
     client::{ApiError, Client, retry::Retry},
     error::CliError,
@@ -36,29 +36,29 @@ use crate::{
     render::style::Style,
 };
 
-/// How well something is.
+/// Result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 enum Verdict {
     Ok,
-    /// It works, or may; somebody should look at it.
+    /// Works, but has a problem that you should fix.
     Warning,
-    /// It does not work.
+    /// Does not work.
     Wrong,
-    /// It could not be looked at.
+    /// Could not be checked.
     Unknown,
 }
 
-/// One thing that was looked at.
+/// Check and its result.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Check {
-    /// What was looked at.
+    /// Subject of the check.
     name: &'static str,
     verdict: Verdict,
-    /// What was seen, in one sentence.
+    /// Finding, in one sentence.
     message: String,
-    /// What to do.
+    /// Remedy; `None` if nothing needs to be done.
     #[serde(skip_serializing_if = "Option::is_none")]
     help: Option<String>,
 }
@@ -95,67 +95,67 @@ impl Check {
     }
 }
 
-/// What the server answered, or why it did not.
-type Asked<T> = Result<T, String>;
+/// Response of the server, or the error message.
+type ServerReply<T> = Result<T, String>;
 
-/// How the server itself answers.
+/// Response time, clock and identity of the server.
 #[derive(Debug)]
-struct Greeting {
+struct ServerInfo {
     me: Me,
-    /// How long the answer took.
-    took: Duration,
-    /// Seconds that the server's clock is before ours.
+    /// Response time of the request.
+    response_time: Duration,
+    /// Seconds that the server's clock is ahead of this machine's.
     ahead: Option<i64>,
 }
 
-/// All that the server says.
+/// State of the server that the checks examine.
 #[derive(Debug)]
-struct Seen {
+struct ServerState {
     url: Url,
     now: Timestamp,
-    greeting: Greeting,
-    runners: Asked<Vec<Runner>>,
-    webhooks: Asked<Vec<Webhook>>,
-    deliveries: Asked<Vec<Delivery>>,
-    /// Deliveries that did not prove who sent them, since the server started.
-    unproved: Asked<u64>,
-    task: Option<SeenTask>,
+    info: ServerInfo,
+    runners: ServerReply<Vec<Runner>>,
+    webhooks: ServerReply<Vec<Webhook>>,
+    deliveries: ServerReply<Vec<Delivery>>,
+    /// Number of deliveries without valid authentication since the server started.
+    unauthenticated: ServerReply<u64>,
+    task: Option<TaskState>,
 }
 
-/// What it says of the task.
+/// State of the task that the checks examine.
 #[derive(Debug)]
-struct SeenTask {
+struct TaskState {
     task: Task,
-    secrets: Asked<Vec<Secret>>,
-    credentials: Asked<Vec<Credential>>,
-    last: Asked<Option<RunSummary>>,
-    /// What the server finds at other hosts.
-    probe: Asked<TaskProbe>,
+    secrets: ServerReply<Vec<Secret>>,
+    credentials: ServerReply<Vec<Credential>>,
+    last_run: ServerReply<Option<RunSummary>>,
+    /// Results of the server's probes of other hosts.
+    probe: ServerReply<TaskProbe>,
 }
 
-/// All that was found out.
+/// Report of all checks.
 #[derive(Debug, Serialize)]
 struct Report {
     ok: bool,
     checks: Vec<Check>,
 }
 
-/// Looks, and says what is wrong.
+/// Runs the checks and prints the report.
 pub(crate) fn doctor(args: &DoctorArgs, style: Style) -> Result<Exit, CliError> {
-    // Nobody waits for a server to come back in order to hear that it is away.
+    // Retries would only delay the message that the server is unreachable.
     let client = client(&args.server)?.retrying(Retry {
         total: Duration::ZERO,
         first: Duration::ZERO,
     });
     let checks = block_on(async {
-        let greeting = match greet(&client).await {
-            Ok(greeting) => greeting,
-            Err(error) => return Ok(vec![away(&client, error)]),
+        let info = match fetch_info(&client).await {
+            Ok(info) => info,
+            Err(error) => return Ok(vec![unreachable_check(&client, error)]),
         };
-        let seen = Seen::look(&client, greeting, args.task.as_deref()).await?;
-        let mut checks = checks::of(&seen);
-        if let Some(seen) = &seen.task {
-            checks.extend(outside::look(seen).await);
+        let state = ServerState::collect(&client, info, args.task.as_deref()).await?;
+        let mut checks = checks::check_state(&state);
+        if let Some(state) = &state.task {
+            checks.extend(host_checks::check_hosts(state).await);
         }
         Ok(checks)
     })?;
@@ -166,7 +166,7 @@ pub(crate) fn doctor(args: &DoctorArgs, style: Style) -> Result<Exit, CliError> 
     if args.output.output == ListOutput::Json {
         print_json(&report)?;
     } else {
-        super::print(text(&report, style).as_bytes())?;
+        super::print(render_report(&report, style).as_bytes())?;
     }
     Ok(if report.ok {
         Exit::Succeeded
@@ -175,34 +175,34 @@ pub(crate) fn doctor(args: &DoctorArgs, style: Style) -> Result<Exit, CliError> 
     })
 }
 
-async fn greet(client: &Client) -> Result<Greeting, ApiError> {
-    let begun = Instant::now();
+async fn fetch_info(client: &Client) -> Result<ServerInfo, ApiError> {
+    let started = Instant::now();
     let sent = Timestamp::now();
-    let answer = client.stream(&["me"], &[]).await?;
-    let took = begun.elapsed();
-    let date = answer
+    let response = client.stream(&["me"], &[]).await?;
+    let response_time = started.elapsed();
+    let date = response
         .headers()
         .get("date")
         .and_then(|value| value.to_str().ok());
-    let theirs = date.and_then(|text| {
+    let server_time = date.and_then(|text| {
         jiff::fmt::rfc2822::DateTimeParser::new()
             .parse_timestamp(text)
             .ok()
     });
-    // Half of the time on the way, and half of the second that the header leaves out.
-    let ours = sent.as_second() + i64::try_from(took.as_secs() / 2).unwrap_or(0);
+    // Adds half of the response time, and rounds like the header, which has whole seconds.
+    let local_time = sent.as_second() + i64::try_from(response_time.as_secs() / 2).unwrap_or(0);
     let me = client.get(&["me"], &[]).await?;
-    Ok(Greeting {
+    Ok(ServerInfo {
         me,
-        took,
-        ahead: theirs.map(|theirs| theirs.as_second() - ours),
+        response_time,
+        ahead: server_time.map(|time| time.as_second() - local_time),
     })
 }
 
-fn away(client: &Client, error: ApiError) -> Check {
-    let url = crate::client::shown(client.url());
+fn unreachable_check(client: &Client, error: ApiError) -> Check {
+    let url = crate::client::display_url(client.url());
     let refused = error.status().is_some_and(|status| status.as_u16() == 401);
-    let (message, help) = CliError::from(error).told();
+    let (message, help) = CliError::from(error).into_message_and_help();
     let message = if message.contains(url) {
         message
     } else {
@@ -215,28 +215,28 @@ fn away(client: &Client, error: ApiError) -> Check {
     }
 }
 
-impl Seen {
-    async fn look(
+impl ServerState {
+    async fn collect(
         client: &Client,
-        greeting: Greeting,
+        info: ServerInfo,
         task: Option<&str>,
     ) -> Result<Self, CliError> {
         let task = match task {
             None => None,
-            Some(name) => Some(SeenTask::look(client, name).await?),
+            Some(name) => Some(TaskState::collect(client, name).await?),
         };
         Ok(Self {
             url: client.url().clone(),
             now: Timestamp::now(),
-            greeting,
-            runners: ask(client, "runners", &[]).await,
-            webhooks: ask(client, "webhooks", &[]).await,
-            deliveries: match newest(client, None, &PeriodArgs::default(), 100).await {
+            info,
+            runners: fetch(client, "runners", &[]).await,
+            webhooks: fetch(client, "webhooks", &[]).await,
+            deliveries: match newest_deliveries(client, None, &PeriodArgs::default(), 100).await {
                 Ok(page) => Ok(page.items),
                 Err(error) => Err(error.to_string()),
             },
-            unproved: match client.beside("metrics").await {
-                Ok(text) => Ok(unproved(&text)),
+            unauthenticated: match client.get_text("metrics").await {
+                Ok(text) => Ok(count_unauthenticated(&text)),
                 Err(error) => Err(error.to_string()),
             },
             task,
@@ -244,18 +244,18 @@ impl Seen {
     }
 }
 
-impl SeenTask {
-    async fn look(client: &Client, name: &str) -> Result<Self, CliError> {
-        let task = super::stored::find(client, name).await?;
+impl TaskState {
+    async fn collect(client: &Client, name: &str) -> Result<Self, CliError> {
+        let task = super::task::find_task(client, name).await?;
         let query = [("task", name.to_owned()), ("limit", "1".to_owned())];
-        let runs: Asked<Page<RunSummary>> = ask(client, "runs", &query).await;
+        let runs: ServerReply<Page<RunSummary>> = fetch(client, "runs", &query).await;
         let at = ["tasks", name, "probe"];
         let probe: Result<TaskProbe, ApiError> = client.post(&at, &serde_json::json!({})).await;
         Ok(Self {
             task,
-            secrets: ask(client, "secrets", &[]).await,
-            credentials: ask(client, "credentials", &[]).await,
-            last: runs.map(|page| page.items.into_iter().next()),
+            secrets: fetch(client, "secrets", &[]).await,
+            credentials: fetch(client, "credentials", &[]).await,
+            last_run: runs.map(|page| page.items.into_iter().next()),
             probe: probe.map_err(|error| error.to_string()),
         })
     }
@@ -264,29 +264,33 @@ impl SeenTask {
         &self.task.definition.name
     }
 
-    /// Whether a login for `host` is stored that the task may use.
-    fn has_login(&self, host: &str) -> Asked<bool> {
+    /// Returns `true` if a login for `host` is stored that the task may use.
+    fn has_login(&self, host: &str) -> ServerReply<bool> {
         let credentials = self.credentials.as_ref().map_err(Clone::clone)?;
         let host = acrtask_registry::credentials::canonical_host(host);
-        Ok(credentials.iter().any(|one| {
-            one.host == host && one.task.as_deref().is_none_or(|task| task == self.name())
+        Ok(credentials.iter().any(|credential| {
+            credential.host == host
+                && credential
+                    .task
+                    .as_deref()
+                    .is_none_or(|task| task == self.name())
         }))
     }
 }
 
-async fn ask<T: DeserializeOwned>(
+async fn fetch<T: DeserializeOwned>(
     client: &Client,
-    what: &str,
+    resource: &str,
     query: &[(&str, String)],
-) -> Asked<T> {
+) -> ServerReply<T> {
     client
-        .get(&[what], query)
+        .get(&[resource], query)
         .await
         .map_err(|error: ApiError| error.to_string())
 }
 
-/// The count of deliveries without a proof, in a text for Prometheus.
-fn unproved(metrics: &str) -> u64 {
+/// Sums the deliveries without valid authentication in the server's Prometheus metrics.
+fn count_unauthenticated(metrics: &str) -> u64 {
     metrics
         .lines()
         .filter_map(|line| line.strip_prefix("acrtask_webhook_deliveries_total{"))
@@ -295,7 +299,7 @@ fn unproved(metrics: &str) -> u64 {
         .sum()
 }
 
-fn text(report: &Report, style: Style) -> String {
+fn render_report(report: &Report, style: Style) -> String {
     let mut out = String::new();
     let width = report.checks.iter().map(|check| check.name.len()).max();
     let width = width.unwrap_or_default();
@@ -306,11 +310,11 @@ fn text(report: &Report, style: Style) -> String {
             Verdict::Wrong => style.bad("wrong  "),
             Verdict::Unknown => style.dim("unknown"),
         };
-        let message = crate::render::text::plain(&check.message);
+        let message = crate::render::text::plain_line(&check.message);
         out += &format!("{word}  {:width$}  {message}\n", check.name);
         if let Some(help) = &check.help {
             let indent = " ".repeat(9 + width + 2);
-            let help = crate::render::text::plain(help);
+            let help = crate::render::text::plain_line(help);
             out += &format!("{indent}{} {help}\n", style.bold("do:"));
         }
     }

@@ -1,30 +1,32 @@
-//! A newer tag in the text of a Dockerfile: which words change, and which cannot be changed by themselves. Pure.
+//! Replaces image tags in the text of a Dockerfile, and reports the tags that it cannot replace.
+//! Pure functions.
 //!
-//! Looked at are `FROM`, `COPY --from`, `RUN --mount=from` and `# syntax`; where a tag comes from an `ARG` before the first
-//! stage, its default is what changes. Invariant: nothing else changes, neither spaces nor line ends.
+//! Handles `FROM`, `COPY --from`, `RUN --mount=from` and `# syntax`. If a tag comes from an `ARG`
+//! before the first stage, the argument's default changes. Invariant: everything else stays
+//! unchanged, including spaces and line breaks.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Range,
 };
 
-use acrtask_executor::dockerfile::{declared, expand};
+use acrtask_executor::dockerfile::{expand, parse_declarations};
 use acrtask_model::ImageRef;
 use parse_dockerfile::{Flag, Instruction};
 
-/// A tag that takes the place of another one.
+/// Replacement of an image tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Change {
+pub(crate) struct TagChange {
     /// Registry and repository.
     pub(crate) image: String,
-    /// The tag in use.
+    /// Tag in use.
     pub(crate) used: String,
-    /// The one in its place.
+    /// Tag that replaces it.
     pub(crate) newest: String,
 }
 
-impl Change {
-    fn is_about(&self, reference: &str) -> bool {
+impl TagChange {
+    fn matches_used(&self, reference: &str) -> bool {
         let Ok(image) = reference.parse::<ImageRef>() else {
             return false;
         };
@@ -34,7 +36,7 @@ impl Change {
             && image.tag() == Some(self.used.as_str())
     }
 
-    fn is_done(&self, reference: &str) -> bool {
+    fn matches_newest(&self, reference: &str) -> bool {
         let image = reference.parse::<ImageRef>();
         image.is_ok_and(|image| {
             image.name() == self.image && image.tag() == Some(self.newest.as_str())
@@ -42,31 +44,31 @@ impl Change {
     }
 }
 
-/// What became of a text.
+/// Result of a replacement.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Rewritten {
-    /// The text with the newer tags.
+pub(crate) struct RewrittenText {
+    /// Text with the newer tags.
     pub(crate) text: String,
-    /// Lines that a person has to change, and why.
-    pub(crate) left: Vec<(usize, String)>,
+    /// Lines that need a manual change, with reasons.
+    pub(crate) manual: Vec<(usize, String)>,
 }
 
-/// An argument before the first stage.
+/// Argument before the first stage.
 #[derive(Debug, Clone)]
-struct Global {
+struct GlobalArg {
     value: String,
-    /// Where its default stands, if that holds no variable.
+    /// Position of the default; `None` if the default is empty or contains a variable.
     default: Option<Range<usize>>,
 }
 
-/// The text with newer tags in place of those in use.
+/// Replaces the tags of `changes` in `text`.
 ///
 /// # Errors
-/// Why the text is no Dockerfile.
-pub(crate) fn rewrite(text: &str, changes: &[Change]) -> Result<Rewritten, String> {
-    let found = Found::in_text(text)?;
+/// Fails if the text is not a Dockerfile.
+pub(crate) fn rewrite(text: &str, changes: &[TagChange]) -> Result<RewrittenText, String> {
+    let found = ImageSpans::parse(text)?;
     let mut edits: BTreeMap<(usize, usize), String> = BTreeMap::new();
-    let mut left = Vec::new();
+    let mut manual = Vec::new();
     let values: BTreeMap<String, String> = found
         .globals
         .iter()
@@ -74,25 +76,28 @@ pub(crate) fn rewrite(text: &str, changes: &[Change]) -> Result<Rewritten, Strin
         .collect();
     for span in found.images {
         let raw = &text[span.clone()];
-        let whole = expand(raw, &values);
-        let Some(change) = changes.iter().find(|change| change.is_about(&whole)) else {
+        let reference = expand(raw, &values);
+        let Some(change) = changes
+            .iter()
+            .find(|change| change.matches_used(&reference))
+        else {
             continue;
         };
         if !raw.contains('$') {
-            let (at, tag) = tagged(raw, change);
+            let (at, tag) = replace_tag(raw, change);
             edits.insert((span.start + at.start, span.start + at.end), tag);
             continue;
         }
-        match by_argument(raw, &whole, &values, &found.globals, change, text) {
+        match replace_arg_default(raw, &reference, &values, &found.globals, change, text) {
             Some((at, default)) => {
                 edits.insert((at.start, at.end), default);
             }
             None => {
                 let line = text[..span.start].matches('\n').count() + 1;
-                left.push((
+                manual.push((
                     line,
                     format!(
-                        "`{raw}` is {whole} here, and should become {}:{}; no default before the first FROM gives its tag",
+                        "`{raw}` is {reference} here, and should become {}:{}; no default before the first FROM sets its tag",
                         change.image, change.newest
                     ),
                 ));
@@ -107,11 +112,12 @@ pub(crate) fn rewrite(text: &str, changes: &[Change]) -> Result<Rewritten, Strin
         at = end;
     }
     new += &text[at..];
-    Ok(Rewritten { text: new, left })
+    Ok(RewrittenText { text: new, manual })
 }
 
-/// Where the tag stands in a reference, and the newer one. One without a tag gets it at its end.
-fn tagged(raw: &str, change: &Change) -> (Range<usize>, String) {
+/// Returns the position of the tag in a reference, and its replacement. A missing tag is inserted
+/// at the end.
+fn replace_tag(raw: &str, change: &TagChange) -> (Range<usize>, String) {
     let slash = raw.rfind('/').map_or(0, |at| at + 1);
     match raw[slash..].rfind(':') {
         Some(colon) => (slash + colon + 1..raw.len(), change.newest.clone()),
@@ -119,25 +125,25 @@ fn tagged(raw: &str, change: &Change) -> (Range<usize>, String) {
     }
 }
 
-/// The default of an argument that gives a reference its tag, and what it has to be.
-fn by_argument(
+/// Returns the position and the new value of the argument default that sets the tag of a reference.
+fn replace_arg_default(
     raw: &str,
-    whole: &str,
+    reference: &str,
     values: &BTreeMap<String, String>,
-    globals: &BTreeMap<String, Global>,
-    change: &Change,
+    globals: &BTreeMap<String, GlobalArg>,
+    change: &TagChange,
     text: &str,
 ) -> Option<(Range<usize>, String)> {
     globals.iter().find_map(|(name, global)| {
         let span = global.default.clone()?;
         let default = &text[span.clone()];
-        let with = |value: String| {
+        let try_default = |value: String| {
             let mut values = values.clone();
             values.insert(name.clone(), value.clone());
             let new = expand(raw, &values);
-            (new != whole && change.is_done(&new)).then(|| (span.clone(), value))
+            (new != reference && change.matches_newest(&new)).then(|| (span.clone(), value))
         };
-        // The tag, with what stands around it in the reference; or the whole reference.
+        // Tries the default as a part of the tag, then as the whole reference.
         let cut = change
             .used
             .find(default)
@@ -146,26 +152,26 @@ fn by_argument(
                 let (before, after) = (&change.used[..at], &change.used[at + default.len()..]);
                 change.newest.strip_prefix(before)?.strip_suffix(after)
             });
-        if let Some(found) = cut.and_then(|tag| with(tag.to_owned())) {
+        if let Some(found) = cut.and_then(|tag| try_default(tag.to_owned())) {
             return Some(found);
         }
-        if !change.is_about(default) {
+        if !change.matches_used(default) {
             return None;
         }
-        let (at, tag) = tagged(default, change);
-        with(format!("{}{tag}", &default[..at.start]))
+        let (at, tag) = replace_tag(default, change);
+        try_default(format!("{}{tag}", &default[..at.start]))
     })
 }
 
-/// Where a Dockerfile names images, and its arguments.
+/// Positions of image references in a Dockerfile, and its global arguments.
 #[derive(Debug, Default)]
-struct Found {
+struct ImageSpans {
     images: Vec<Range<usize>>,
-    globals: BTreeMap<String, Global>,
+    globals: BTreeMap<String, GlobalArg>,
 }
 
-impl Found {
-    fn in_text(text: &str) -> Result<Self, String> {
+impl ImageSpans {
+    fn parse(text: &str) -> Result<Self, String> {
         let dockerfile = parse_dockerfile::parse(text).map_err(|error| error.to_string())?;
         let mut found = Self::default();
         let syntax = dockerfile.parser_directives.syntax.as_ref();
@@ -176,7 +182,7 @@ impl Found {
         let mut first = true;
         for instruction in &dockerfile.instructions {
             match instruction {
-                Instruction::Arg(arg) if first => found.declare(text, &arg.arguments.span),
+                Instruction::Arg(arg) if first => found.add_args(text, &arg.arguments.span),
                 Instruction::From(from) => {
                     first = false;
                     if !stages.contains(&from.image.value.to_lowercase()) {
@@ -186,12 +192,12 @@ impl Found {
                 }
                 Instruction::Copy(copy) => {
                     for flag in copy.options.iter().filter(|flag| flag.name.value == "from") {
-                        found.image(flag, &stages);
+                        found.add_copy_from(flag, &stages);
                     }
                 }
                 Instruction::Run(run) => {
                     for flag in run.options.iter().filter(|flag| flag.name.value == "mount") {
-                        found.mount(text, flag, &stages);
+                        found.add_mount(text, flag, &stages);
                     }
                 }
                 _ => {}
@@ -200,17 +206,17 @@ impl Found {
         Ok(found)
     }
 
-    fn declare(&mut self, text: &str, span: &Range<usize>) {
+    fn add_args(&mut self, text: &str, span: &Range<usize>) {
         let raw = &text[span.clone()];
-        for (name, default) in declared(raw) {
+        for (name, default) in parse_declarations(raw) {
             let Some(default) = default else { continue };
-            let known = self
+            let values = self
                 .globals
                 .iter()
                 .map(|(name, global)| (name.clone(), global.value.clone()))
                 .collect();
-            let value = expand(&default, &known);
-            let place = raw
+            let value = expand(&default, &values);
+            let span_of_default = raw
                 .find(&format!("{name}="))
                 .map(|at| at + name.len() + 1)
                 .and_then(|at| Some(at + raw[at..].find(default.as_str())?))
@@ -218,15 +224,15 @@ impl Found {
                 .filter(|_| !default.is_empty() && !default.contains('$'));
             self.globals.insert(
                 name,
-                Global {
+                GlobalArg {
                     value,
-                    default: place,
+                    default: span_of_default,
                 },
             );
         }
     }
 
-    fn image(&mut self, flag: &Flag<'_>, stages: &BTreeSet<String>) {
+    fn add_copy_from(&mut self, flag: &Flag<'_>, stages: &BTreeSet<String>) {
         if let Some(value) = &flag.value
             && !stages.contains(&value.value.to_lowercase())
         {
@@ -234,7 +240,7 @@ impl Found {
         }
     }
 
-    fn mount(&mut self, text: &str, flag: &Flag<'_>, stages: &BTreeSet<String>) {
+    fn add_mount(&mut self, text: &str, flag: &Flag<'_>, stages: &BTreeSet<String>) {
         let Some(value) = &flag.value else { return };
         let raw = &text[value.span.clone()];
         let mut at = value.span.start;
@@ -249,11 +255,12 @@ impl Found {
     }
 }
 
-/// Lines around a change that a diff shows.
-const AROUND: usize = 3;
+/// Context lines around a change in a diff.
+const CONTEXT_LINES: usize = 3;
 
-/// A unified diff, as `git apply` and `patch -p1` take it; empty where nothing differs. Both texts have as many lines.
-pub(crate) fn unified(path: &str, old: &str, new: &str) -> String {
+/// Renders a unified diff for `git apply` and `patch -p1`; empty if the texts are equal. Both texts
+/// must have the same number of lines.
+pub(crate) fn unified_diff(path: &str, old: &str, new: &str) -> String {
     let (old, new): (Vec<&str>, Vec<&str>) = (
         old.split_inclusive('\n').collect(),
         new.split_inclusive('\n').collect(),
@@ -264,10 +271,10 @@ pub(crate) fn unified(path: &str, old: &str, new: &str) -> String {
     if changed.is_empty() {
         return String::new();
     }
-    // Changes whose surroundings meet are shown together.
+    // Merges changes whose context lines touch.
     let mut hunks: Vec<Range<usize>> = Vec::new();
     for at in &changed {
-        let around = at.saturating_sub(AROUND)..(at + AROUND + 1).min(old.len());
+        let around = at.saturating_sub(CONTEXT_LINES)..(at + CONTEXT_LINES + 1).min(old.len());
         match hunks.last_mut() {
             Some(last) if last.end >= around.start => last.end = around.end,
             _ => hunks.push(around),
@@ -280,7 +287,7 @@ pub(crate) fn unified(path: &str, old: &str, new: &str) -> String {
         let mut at = hunk.start;
         while at < hunk.end {
             if old[at] == new[at] {
-                push(&mut out, ' ', old[at]);
+                push_line(&mut out, ' ', old[at]);
                 at += 1;
                 continue;
             }
@@ -289,17 +296,17 @@ pub(crate) fn unified(path: &str, old: &str, new: &str) -> String {
                 .unwrap_or(hunk.end);
             old[at..end]
                 .iter()
-                .for_each(|line| push(&mut out, '-', line));
+                .for_each(|line| push_line(&mut out, '-', line));
             new[at..end]
                 .iter()
-                .for_each(|line| push(&mut out, '+', line));
+                .for_each(|line| push_line(&mut out, '+', line));
             at = end;
         }
     }
     out
 }
 
-fn push(out: &mut String, sign: char, line: &str) {
+fn push_line(out: &mut String, sign: char, line: &str) {
     out.push(sign);
     out.push_str(line);
     if !line.ends_with('\n') {
@@ -311,25 +318,25 @@ fn push(out: &mut String, sign: char, line: &str) {
 mod tests {
     use super::*;
 
-    fn alpine(used: &str, newest: &str) -> Change {
-        Change {
+    fn alpine(used: &str, newest: &str) -> TagChange {
+        TagChange {
             image: "docker.io/library/alpine".into(),
             used: used.into(),
             newest: newest.into(),
         }
     }
 
-    fn diff(text: &str, changes: &[Change]) -> String {
+    fn diff(text: &str, changes: &[TagChange]) -> String {
         let rewritten = rewrite(text, changes).unwrap();
-        let left = rewritten
-            .left
+        let manual = rewritten
+            .manual
             .iter()
             .map(|(line, why)| format!("{line}: {why}\n"));
-        unified("Dockerfile", text, &rewritten.text) + &left.collect::<String>()
+        unified_diff("Dockerfile", text, &rewritten.text) + &manual.collect::<String>()
     }
 
     #[test]
-    fn every_place_that_names_the_image_changes() {
+    fn all_references_to_the_image_are_replaced() {
         let text = "\
 # syntax=docker/dockerfile:1
 FROM --platform=$BUILDPLATFORM alpine:3.20 AS build
@@ -348,7 +355,7 @@ FROM alpine:3.20@sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
     }
 
     #[test]
-    fn a_default_changes_where_it_gives_the_tag() {
+    fn arg_default_that_sets_the_tag_is_replaced() {
         let text = "\
 ARG VERSION=3.20 KIND=\"slim\"
 ARG BASE=alpine:3.19
@@ -364,12 +371,12 @@ FROM alpine:${OTHER:-3.18}";
     }
 
     #[test]
-    fn what_has_no_tag_gets_one_and_line_ends_stay() {
+    fn missing_tag_is_inserted_and_line_breaks_stay() {
         let text = "FROM alpine\r\nRUN true\r\n";
         let new = rewrite(text, &[alpine("latest", "3.21")]).unwrap();
         assert_eq!(new.text, "FROM alpine:3.21\r\nRUN true\r\n");
         let other = rewrite(text, &[alpine("3.20", "3.21")]).unwrap();
-        assert_eq!((other.text.as_str(), other.left.len()), (text, 0));
+        assert_eq!((other.text.as_str(), other.manual.len()), (text, 0));
         assert!(rewrite("NOT A DOCKERFILE", &[]).is_err());
     }
 }

@@ -1,6 +1,7 @@
-//! `acrtask base proposals`: newer tags of base images, and what they are in a Dockerfile that is at hand.
+//! `acrtask base proposals`: shows newer tags of base images, and their changes in a local
+//! Dockerfile.
 //!
-//! The server has no sources: a diff is made here, of the files in a local folder.
+//! The server has no sources, so the diff is made here, for the files in a local folder.
 
 mod dockerfile;
 
@@ -13,68 +14,68 @@ use acrtask_api::{
 };
 use jiff::Timestamp;
 
-use self::dockerfile::{Change, rewrite, unified};
-use super::remote::{block_on, client, print_json, say};
+use self::dockerfile::{TagChange, rewrite, unified_diff};
+use super::remote::{block_on, client, print_json, print_message};
 use crate::{
-    args::{images::ProposalsArgs, server::ListOutput},
+    args::{base::ProposalsArgs, server::ListOutput},
     error::CliError,
     exit::Exit,
-    render::{proposals as show, style::Style},
+    render::{proposals, style::Style},
 };
 
-/// Folders that hold no Dockerfile of one's own.
-const PASSED_BY: [&str; 3] = ["node_modules", "target", "vendor"];
-/// Folders inside each other that are looked through.
-const DEPTH: usize = 12;
-/// Largest Dockerfile, in bytes.
-const LARGEST: u64 = 1 << 20;
+/// Folders whose Dockerfiles are not the project's own.
+const SKIPPED_FOLDERS: [&str; 3] = ["node_modules", "target", "vendor"];
+/// Maximum depth of the search for Dockerfiles.
+const MAX_DEPTH: usize = 12;
+/// Maximum size of a Dockerfile in bytes.
+const MAX_SIZE: u64 = 1 << 20;
 
-/// `acrtask base proposals`.
+/// Runs `acrtask base proposals`.
 pub(crate) fn proposals(args: &ProposalsArgs, style: Style) -> Result<Exit, CliError> {
     let client = client(&args.server)?;
     let mut found: Page<BaseProposal> =
         block_on(async { Ok(client.get(&["bases", "proposals"], &[]).await?) })?;
     if let Some(task) = &args.task {
-        found.items.retain(|one| one.task == *task);
+        found.items.retain(|proposal| proposal.task == *task);
     }
     if args.diff {
         let task = args.task.as_deref().unwrap_or_default();
         let task: Task = block_on(async { Ok(client.get(&["tasks", task], &[]).await?) })?;
-        return diff(&task, &found.items, &args.path);
+        return print_diff(&task, &found.items, &args.path);
     }
     if !args.all {
         found
             .items
-            .retain(|one| !matches!(one.state, TagState::Current | TagState::Waiting));
+            .retain(|proposal| !matches!(proposal.state, TagState::Current | TagState::Waiting));
     }
     match args.output.output {
         ListOutput::Json => print_json(&found),
         ListOutput::Text => {
-            let text = show::proposals(&found.items, args.all, Timestamp::now(), style);
+            let text = proposals::render_proposals(&found.items, args.all, Timestamp::now(), style);
             super::print(text.as_bytes())
         }
     }
 }
 
-/// Prints what the proposals of a task are in the Dockerfiles at `path`.
-fn diff(task: &Task, proposals: &[BaseProposal], path: &Path) -> Result<Exit, CliError> {
-    let changes: Vec<Change> = proposals
+/// Prints the proposals of a task as a diff of the Dockerfiles at `path`.
+fn print_diff(task: &Task, proposals: &[BaseProposal], path: &Path) -> Result<Exit, CliError> {
+    let changes: Vec<TagChange> = proposals
         .iter()
-        .filter(|one| one.state == TagState::Proposed)
-        .filter_map(|one| {
-            Some(Change {
-                image: one.image.clone(),
-                used: one.used.clone()?,
-                newest: one.newest.clone()?,
+        .filter(|proposal| proposal.state == TagState::Proposed)
+        .filter_map(|proposal| {
+            Some(TagChange {
+                image: proposal.image.clone(),
+                used: proposal.used.clone()?,
+                newest: proposal.newest.clone()?,
             })
         })
         .collect();
     let name = &task.definition.name;
     if changes.is_empty() {
-        say(&format!("no newer tag is proposed for {name}"));
+        print_message(&format!("no newer tags for {name}"));
         return Ok(Exit::Succeeded);
     }
-    let unread = |path: &Path, error: &std::io::Error| {
+    let read_error = |path: &Path, error: &std::io::Error| {
         CliError::usage(format!("cannot read {}", path.display())).because(error)
     };
     let (root, files) = if path.is_dir() {
@@ -87,7 +88,8 @@ fn diff(task: &Task, proposals: &[BaseProposal], path: &Path) -> Result<Exit, Cl
             Some(file) => vec![file],
             None => {
                 let mut files = Vec::new();
-                collect(path, 0, &mut files).map_err(|error| unread(path, &error))?;
+                collect_dockerfiles(path, 0, &mut files)
+                    .map_err(|error| read_error(path, &error))?;
                 files.sort();
                 files
             }
@@ -98,23 +100,23 @@ fn diff(task: &Task, proposals: &[BaseProposal], path: &Path) -> Result<Exit, Cl
         (root, vec![path.to_owned()])
     };
     let mut out = String::new();
-    let mut left = 0;
+    let mut manual = 0;
     for file in &files {
-        let text = std::fs::read_to_string(file).map_err(|error| unread(file, &error))?;
+        let text = std::fs::read_to_string(file).map_err(|error| read_error(file, &error))?;
         let shown = file.strip_prefix(&root).unwrap_or(file);
         let shown = shown.to_string_lossy().replace('\\', "/");
         match rewrite(&text, &changes) {
             Ok(new) => {
-                out += &unified(&shown, &text, &new.text);
-                left += new.left.len();
-                for (line, why) in new.left {
-                    say(&format!("{shown}:{line}: {why}"));
+                out += &unified_diff(&shown, &text, &new.text);
+                manual += new.manual.len();
+                for (line, why) in new.manual {
+                    print_message(&format!("{shown}:{line}: {why}"));
                 }
             }
-            Err(reason) => say(&format!("{shown} is passed by: {reason}")),
+            Err(reason) => print_message(&format!("skipped {shown}: {reason}")),
         }
     }
-    if out.is_empty() && left == 0 {
+    if out.is_empty() && manual == 0 {
         let images: Vec<String> = changes
             .iter()
             .map(|change| format!("{}:{}", change.image, change.used))
@@ -125,25 +127,29 @@ fn diff(task: &Task, proposals: &[BaseProposal], path: &Path) -> Result<Exit, Cl
             images.join(" or ")
         ))
         .help(format!(
-            "give the folder that the context of {name} is, or the Dockerfile itself: `acrtask base proposals --diff {name} PATH`"
+            "name the folder of the context of {name}, or the Dockerfile itself: `acrtask base proposals --diff {name} PATH`"
         )));
     }
     super::print(out.as_bytes())
 }
 
-/// Files below `folder` that look like Dockerfiles.
-fn collect(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
+/// Collects the files below `folder` whose names look like those of Dockerfiles.
+fn collect_dockerfiles(
+    folder: &Path,
+    depth: usize,
+    found: &mut Vec<PathBuf>,
+) -> std::io::Result<()> {
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
         let name = entry.file_name();
         let name = name.to_string_lossy();
         let kind = entry.file_type()?;
         if kind.is_dir() {
-            let own = !name.starts_with('.') && !PASSED_BY.contains(&name.as_ref());
-            if own && depth < DEPTH {
-                collect(&entry.path(), depth + 1, found)?;
+            let own = !name.starts_with('.') && !SKIPPED_FOLDERS.contains(&name.as_ref());
+            if own && depth < MAX_DEPTH {
+                collect_dockerfiles(&entry.path(), depth + 1, found)?;
             }
-        } else if kind.is_file() && is_dockerfile(&name) && entry.metadata()?.len() <= LARGEST {
+        } else if kind.is_file() && is_dockerfile(&name) && entry.metadata()?.len() <= MAX_SIZE {
             found.push(entry.path());
         }
     }
@@ -152,9 +158,9 @@ fn collect(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> std::io::Re
 
 fn is_dockerfile(name: &str) -> bool {
     let name = name.to_lowercase();
-    ["dockerfile", "containerfile"].iter().any(|word| {
-        name == *word
-            || name.starts_with(&format!("{word}."))
-            || name.ends_with(&format!(".{word}"))
+    ["dockerfile", "containerfile"].iter().any(|suffix| {
+        name == *suffix
+            || name.starts_with(&format!("{suffix}."))
+            || name.ends_with(&format!(".{suffix}"))
     })
 }

@@ -1,4 +1,4 @@
-//! A folder, a database, and what the one does to the other.
+//! Tests of the reconciliation between a folder and a database.
 
 use acrtask_api::task::TaskDefinition;
 use acrtask_server::{Config, blobs::Blobs, clock::Clock, vault::Vault};
@@ -6,45 +6,45 @@ use acrtask_store::Store;
 
 use super::*;
 
-struct World {
+struct TestFolder {
     app: App,
     folder: TasksFolder,
-    place: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
-async fn world() -> World {
-    let place = tempfile::tempdir().unwrap();
-    let tasks = place.path().join("tasks");
+async fn test_folder() -> TestFolder {
+    let dir = tempfile::tempdir().unwrap();
+    let tasks = dir.path().join("tasks");
     std::fs::create_dir(&tasks).unwrap();
-    let store = Store::open(&format!("sqlite:{}", place.path().join("db").display()))
+    let store = Store::open(&format!("sqlite:{}", dir.path().join("db").display()))
         .await
         .unwrap();
     let app = App::new(
         Config::default(),
         store,
-        Blobs::open(&place.path().join("blobs").display().to_string()).unwrap(),
-        Vault::load_or_create(&place.path().join("key")).unwrap(),
+        Blobs::open(&dir.path().join("blobs").display().to_string()).unwrap(),
+        Vault::load_or_create(&dir.path().join("key")).unwrap(),
         Clock::fixed(1_000),
     );
     let folder = TasksFolder::open(&tasks, LogFormat::Json, Style::PLAIN).unwrap();
-    World { app, folder, place }
+    TestFolder { app, folder, dir }
 }
 
-impl World {
+impl TestFolder {
     fn write(&self, name: &str, text: &str) {
-        std::fs::write(self.place.path().join("tasks").join(name), text).unwrap();
+        std::fs::write(self.dir.path().join("tasks").join(name), text).unwrap();
     }
 
     fn remove(&self, name: &str) {
-        std::fs::remove_file(self.place.path().join("tasks").join(name)).unwrap();
+        std::fs::remove_file(self.dir.path().join("tasks").join(name)).unwrap();
     }
 
-    async fn round(&mut self) -> Round {
+    async fn reconcile(&mut self) -> ReconcileResult {
         self.folder.reconcile(&self.app).await.unwrap()
     }
 
     async fn tasks(&self) -> Vec<String> {
-        let tasks = stored(&self.app).await.unwrap();
+        let tasks = stored_tasks(&self.app).await.unwrap();
         tasks
             .into_iter()
             .map(|task| format!("{} {}", task.definition.name, task.definition.description))
@@ -53,63 +53,63 @@ impl World {
 }
 
 #[tokio::test]
-async fn tasks_follow_their_files() {
-    let mut world = world().await;
-    world.write("a.yaml", "name: one\ncmd: x\n---\nname: two\ncmd: x\n");
-    world.write("b.yaml", "name: three\ncmd: x\n");
-    let round = world.round().await;
-    assert_eq!(round.created, ["one", "two", "three"]);
-    assert_eq!(world.round().await, Round::default());
-    world.write("b.yaml", "name: three\ndescription: new\ncmd: x\n");
-    assert_eq!(world.round().await.updated, ["three"]);
-    // Moved to another file: the same task.
-    world.remove("b.yaml");
-    world.write("c.yaml", "name: three\ndescription: new\ncmd: x\n");
-    let round = world.round().await;
+async fn tasks_match_their_files_after_each_change() {
+    let mut test = test_folder().await;
+    test.write("a.yaml", "name: one\ncmd: x\n---\nname: two\ncmd: x\n");
+    test.write("b.yaml", "name: three\ncmd: x\n");
+    let result = test.reconcile().await;
+    assert_eq!(result.created, ["one", "two", "three"]);
+    assert_eq!(test.reconcile().await, ReconcileResult::default());
+    test.write("b.yaml", "name: three\ndescription: new\ncmd: x\n");
+    assert_eq!(test.reconcile().await.updated, ["three"]);
+    // A task that moves to another file stays the same task.
+    test.remove("b.yaml");
+    test.write("c.yaml", "name: three\ndescription: new\ncmd: x\n");
+    let result = test.reconcile().await;
     assert_eq!(
-        (round.updated, round.deleted),
+        (result.updated, result.deleted),
         (vec!["three".into()], Vec::new())
     );
-    world.remove("a.yaml");
-    let mut deleted = world.round().await.deleted;
+    test.remove("a.yaml");
+    let mut deleted = test.reconcile().await.deleted;
     deleted.sort();
     assert_eq!(deleted, ["one", "two"]);
-    assert_eq!(world.tasks().await, ["three new"]);
+    assert_eq!(test.tasks().await, ["three new"]);
 }
 
 #[tokio::test]
-async fn a_mistake_leaves_what_worked() {
-    let mut world = world().await;
-    world.write(
+async fn invalid_file_leaves_its_tasks_unchanged() {
+    let mut test = test_folder().await;
+    test.write(
         "a.yaml",
         "name: one\ndescription: good\ncmd: x\n---\nname: two\ncmd: x\n",
     );
-    world.round().await;
-    world.write("a.yaml", "name: one\ndescription: [\n");
-    world.write("b.yaml", "name: new\ncmd: x\n");
-    let round = world.round().await;
+    test.reconcile().await;
+    test.write("a.yaml", "name: one\ndescription: [\n");
+    test.write("b.yaml", "name: new\ncmd: x\n");
+    let result = test.reconcile().await;
     assert_eq!(
-        (round.created, round.deleted, round.refused),
+        (result.created, result.deleted, result.refused),
         (vec!["new".into()], Vec::new(), 1)
     );
-    assert_eq!(world.tasks().await, ["new ", "one good", "two "]);
-    // What the server refuses is a mistake too.
-    world.write(
+    assert_eq!(test.tasks().await, ["new ", "one good", "two "]);
+    // A definition that the server rejects counts as an error too.
+    test.write(
         "a.yaml",
         "name: one\ndescription: good\ncmd: x\nfile: y\n---\nname: two\ncmd: x\n",
     );
-    assert_eq!(world.round().await.refused, 1);
-    assert_eq!(world.tasks().await, ["new ", "one good", "two "]);
+    assert_eq!(test.reconcile().await.refused, 1);
+    assert_eq!(test.tasks().await, ["new ", "one good", "two "]);
 }
 
 #[tokio::test]
-async fn tasks_of_others_are_left_alone() {
-    let mut world = world().await;
+async fn tasks_of_other_sources_stay_unchanged() {
+    let mut test = test_folder().await;
     let definition: TaskDefinition = serde_json::from_value(
         serde_json::json!({ "name": "theirs", "cmd": "x", "description": "api" }),
     )
     .unwrap();
-    let store = &world.app.store;
+    let store = &test.app.store;
     store.create_task("t1", &definition, None, 1).await.unwrap();
     let mut other = definition.clone();
     other.name = "elsewhere".into();
@@ -117,11 +117,11 @@ async fn tasks_of_others_are_left_alone() {
         .create_task("t2", &other, Some("/another/folder/x.yaml"), 1)
         .await
         .unwrap();
-    world.write("a.yaml", "name: theirs\ncmd: y\n");
-    let round = world.round().await;
+    test.write("a.yaml", "name: theirs\ncmd: y\n");
+    let result = test.reconcile().await;
     assert_eq!(
-        (round.updated.len(), round.deleted.len(), round.refused),
+        (result.updated.len(), result.deleted.len(), result.refused),
         (0, 0, 1)
     );
-    assert_eq!(world.tasks().await, ["elsewhere api", "theirs api"]);
+    assert_eq!(test.tasks().await, ["elsewhere api", "theirs api"]);
 }

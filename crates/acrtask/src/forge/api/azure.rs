@@ -1,58 +1,60 @@
 //! Azure DevOps: service hooks of the kind "Web Hooks".
 //!
-//! A subscription is for one kind of event of one repository; the organization lists those of all its projects. The
-//! secret is the password of basic authentication, and nobody is told it again: what is there already can be replaced
-//! with a new one, and is left alone without one. Subscriptions for events that a task does not want are left too, since
-//! another task may, and the server declines what nobody wants.
+//! A subscription is for one kind of event of one repository; the organization lists those of all
+//! its projects. The secret is the password of basic authentication, which the API never returns.
+//! With a new secret, existing subscriptions are replaced; otherwise they stay unchanged.
+//! Subscriptions for events that a task does not need stay too, because another task may need them,
+//! and the server ignores unneeded events.
 //!
-//! Source: Microsoft's documentation, "Service Hooks: Subscriptions" (7.1) and "Service hooks consumers".
+//! Source: Microsoft's documentation, "Service Hooks: Subscriptions" (7.1) and "Service hooks
+//! consumers".
 
 use acrtask_model::Secret;
 use serde_json::{Value, json};
 use url::Url;
 
-use super::{Did, Entered, Forge, refusal};
+use super::{Change, Forge, ForgeEntry, refusal};
 use crate::{
     error::CliError,
-    forge::{Repository, Wanted},
+    forge::{Repository, WebhookEvents},
 };
 
-/// The version of the API that is spoken.
+/// Version of the API.
 const VERSION: &str = "7.1";
-/// The name that goes with the secret; nobody looks at it.
+/// User name that accompanies the secret; the server ignores it.
 const USER: &str = "acrtask";
-/// What is subscribed to: commits and tags; then pull requests, whose end is an update of them.
+/// Event types: commits and tags, then pull requests. The end of a pull request is an update.
 const EVENTS: [&str; 3] = [
     "git.push",
     "git.pullrequest.created",
     "git.pullrequest.updated",
 ];
 
-/// Where a repository is.
+/// Location of a repository.
 #[derive(Debug, PartialEq, Eq)]
-struct Place {
-    /// What stands before the project in the path: an organization or a collection.
+struct RepositoryPath {
+    /// Path segments before the project: an organization or a collection.
     above: Vec<String>,
     project: String,
     name: String,
 }
 
-/// Reads `ORG/PROJECT/_git/NAME`, `ORG/_git/NAME`, where the project is called as the repository, and SSH's
-/// `v3/ORG/PROJECT/NAME`. `host` may have the organization's name in it, which then is not in the path.
-fn place(path: &str, host: &str) -> Option<Place> {
+/// Parses `ORG/PROJECT/_git/NAME`, `ORG/_git/NAME` for a project with the repository's name, and
+/// SSH's `v3/ORG/PROJECT/NAME`. The organization may be part of `host` instead of the path.
+fn parse_path(path: &str, host: &str) -> Option<RepositoryPath> {
     let decoded = percent_encoding::percent_decode_str(path)
         .decode_utf8()
         .ok()?;
     let parts: Vec<&str> = decoded.split('/').filter(|part| !part.is_empty()).collect();
-    let of = |above: &[&str], project: &str, name: &str| {
-        Some(Place {
+    let found = |above: &[&str], project: &str, name: &str| {
+        Some(RepositoryPath {
             above: above.iter().map(|part| (*part).to_owned()).collect(),
             project: project.to_owned(),
             name: name.to_owned(),
         })
     };
     if let ["v3", org, project, name] = parts[..] {
-        return of(&[org], project, name);
+        return found(&[org], project, name);
     }
     let at = parts
         .iter()
@@ -60,77 +62,77 @@ fn place(path: &str, host: &str) -> Option<Place> {
     let (before, [_, name]) = parts.split_at(at) else {
         return None;
     };
-    // The collection that every organization has may be named.
+    // The path may contain the name of the default collection.
     let own_host = host.ends_with(".visualstudio.com");
     let collection = |part: &str| part.eq_ignore_ascii_case("DefaultCollection");
     match before {
-        [] if own_host => of(&[], name, name),
-        [project] if own_host && !collection(project) => of(&[], project, name),
-        [.., last] if collection(last) => of(before, name, name),
-        [above @ .., project] if !above.is_empty() => of(above, project, name),
-        [_] => of(before, name, name),
+        [] if own_host => found(&[], name, name),
+        [project] if own_host && !collection(project) => found(&[], project, name),
+        [.., last] if collection(last) => found(before, name, name),
+        [above @ .., project] if !above.is_empty() => found(above, project, name),
+        [_] => found(before, name, name),
         _ => None,
     }
 }
 
-/// The address of the organization or collection.
-pub(super) fn usual_api(repository: &Repository) -> Option<Url> {
+/// Returns the address of the organization or collection.
+pub(super) fn default_api(repository: &Repository) -> Option<Url> {
     let mut url = repository.web.clone();
-    let place = place(&repository.path, url.host_str()?)?;
+    let path = parse_path(&repository.path, url.host_str()?)?;
     url.path_segments_mut()
         .ok()?
         .pop_if_empty()
-        .extend(place.above);
+        .extend(path.above);
     Some(url)
 }
 
-/// The repository, as subscriptions name it.
-struct Ids {
+/// Ids of a repository in subscriptions.
+struct RepositoryIds {
     project: String,
     repository: String,
 }
 
-/// Whether the token sees the repository and the subscriptions.
+/// Checks that the token can read the repository and the subscriptions.
 pub(super) async fn check(forge: &Forge) -> Result<(), CliError> {
-    ids(forge).await?;
-    subscriptions(forge).await.map(drop)
+    fetch_ids(forge).await?;
+    fetch_subscriptions(forge).await.map(drop)
 }
 
-/// Subscribes to what is wanted; what is there is replaced where there is a new secret.
-pub(super) async fn enter(
+/// Creates the missing subscriptions. With a new secret, replaces the existing ones.
+pub(super) async fn put_subscriptions(
     forge: &Forge,
     url: &str,
     secret: Option<&Secret>,
-    wanted: Wanted,
-) -> Result<Entered, CliError> {
-    let ids = ids(forge).await?;
-    let there = subscriptions(forge).await?;
-    let ours = |event: &str| {
-        let ours = |one: &&Value| {
-            one["eventType"] == event
-                && one["consumerInputs"]["url"] == url
-                && one["publisherInputs"]["repository"] == ids.repository.as_str()
+    events: WebhookEvents,
+) -> Result<ForgeEntry, CliError> {
+    let ids = fetch_ids(forge).await?;
+    let existing = fetch_subscriptions(forge).await?;
+    let find_own = |event: &str| {
+        let is_own = |subscription: &&Value| {
+            subscription["eventType"] == event
+                && subscription["consumerInputs"]["url"] == url
+                && subscription["publisherInputs"]["repository"] == ids.repository.as_str()
         };
-        there.iter().find(ours)
+        existing.iter().find(is_own)
     };
-    let mut entered = Entered {
+    let mut entry = ForgeEntry {
         id: String::new(),
-        did: Did::Entered,
+        change: Change::Added,
     };
     for event in EVENTS {
-        let old = ours(event);
-        // One that another task wanted gets a new secret too.
-        let needed = event == EVENTS[0] || wanted.pull_requests || old.is_some();
+        let old = find_own(event);
+        // A subscription for another task's events also needs the new secret.
+        let needed = event == EVENTS[0] || events.pull_requests || old.is_some();
         if !needed {
             continue;
         }
-        let id = old.and_then(|one| one["id"].as_str());
+        let id = old.and_then(|subscription| subscription["id"].as_str());
         let Some(secret) = secret else {
             let id = id
-                .ok_or_else(|| refusal::secret_unknown(&format!("a subscription for `{event}`")))?;
-            enabled(forge, event, old)?;
-            entered.id = id.to_owned();
-            entered.did = Did::Left;
+                .ok_or_else(|| refusal::unknown_secret(&format!("a subscription for `{event}`")))?;
+            check_enabled(forge, event, old)?;
+            entry.id = id.to_owned();
+            entry.change = Change::Unchanged;
             continue;
         };
         let body = json!({
@@ -144,69 +146,80 @@ pub(super) async fn enter(
         });
         let request = match id {
             Some(id) => {
-                entered.did = Did::Changed;
-                forge.http.put(at(forge, &["hooks", "subscriptions", id]))
+                entry.change = Change::Updated;
+                forge
+                    .http
+                    .put(endpoint(forge, &["hooks", "subscriptions", id]))
             }
-            None => forge.http.post(at(forge, &["hooks", "subscriptions"])),
+            None => forge
+                .http
+                .post(endpoint(forge, &["hooks", "subscriptions"])),
         };
-        let made = forge.ask(request.json(&body)).await?;
-        entered.id = made["id"].as_str().unwrap_or_default().to_owned();
+        let created = forge.send(request.json(&body)).await?;
+        entry.id = created["id"].as_str().unwrap_or_default().to_owned();
     }
-    Ok(entered)
+    Ok(entry)
 }
 
-/// Whether a subscription tells of anything. On probation, where deliveries failed, it goes on trying.
-fn enabled(forge: &Forge, event: &str, subscription: Option<&Value>) -> Result<(), CliError> {
-    let status = subscription.and_then(|one| one["status"].as_str());
+/// Fails if a subscription is disabled. One on probation after failed deliveries still sends
+/// events.
+fn check_enabled(forge: &Forge, event: &str, subscription: Option<&Value>) -> Result<(), CliError> {
+    let status = subscription.and_then(|subscription| subscription["status"].as_str());
     match status {
         Some(status) if status.starts_with("disabled") => Err(CliError::usage(format!(
             "the subscription for `{event}` at {} is disabled ({status})",
             forge.api
         ))
-        .help("enable it there, or enter it again with a new secret: `--new-secret`")),
+        .help("enable it there, or replace it with a new secret: `--new-secret`")),
         _ => Ok(()),
     }
 }
 
-async fn ids(forge: &Forge) -> Result<Ids, CliError> {
-    let place = place(&forge.path, &forge.host).ok_or_else(|| {
-        CliError::usage(format!("{} is no repository of Azure DevOps", forge.path))
-            .help("the task's context is to be https://dev.azure.com/ORGANIZATION/PROJECT/_git/REPOSITORY")
+async fn fetch_ids(forge: &Forge) -> Result<RepositoryIds, CliError> {
+    let path = parse_path(&forge.path, &forge.host).ok_or_else(|| {
+        CliError::usage(format!(
+            "{} is not a repository of Azure DevOps",
+            forge.path
+        ))
+        .help(
+            "the task's context must be https://dev.azure.com/ORGANIZATION/PROJECT/_git/REPOSITORY",
+        )
     })?;
     let mut url = forge.api.clone();
-    if let Ok(mut path) = url.path_segments_mut() {
-        path.pop_if_empty()
-            .extend([&place.project, "_apis", "git", "repositories", &place.name]);
+    if let Ok(mut segments) = url.path_segments_mut() {
+        segments
+            .pop_if_empty()
+            .extend([&path.project, "_apis", "git", "repositories", &path.name]);
     }
     url.query_pairs_mut().append_pair("api-version", VERSION);
-    let found = forge.ask(forge.http.get(url)).await?;
+    let found = forge.send(forge.http.get(url)).await?;
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let ids = text(&found["id"]).zip(text(&found["project"]["id"]));
     let (repository, project) = ids.ok_or_else(|| {
         CliError::unreachable(format!(
-            "{} does not say which repository {} is",
+            "{} does not return the id of the repository {}",
             forge.api, forge.path
         ))
-        .help("look at the address of --api: https://dev.azure.com/ORGANIZATION")
+        .help("check the address of --api: https://dev.azure.com/ORGANIZATION")
     })?;
-    Ok(Ids {
+    Ok(RepositoryIds {
         project,
         repository,
     })
 }
 
-/// The web hooks of the organization.
-async fn subscriptions(forge: &Forge) -> Result<Vec<Value>, CliError> {
-    let mut url = at(forge, &["hooks", "subscriptions"]);
+/// Fetches the web hook subscriptions of the organization.
+async fn fetch_subscriptions(forge: &Forge) -> Result<Vec<Value>, CliError> {
+    let mut url = endpoint(forge, &["hooks", "subscriptions"]);
     url.query_pairs_mut()
         .append_pair("publisherId", "tfs")
         .append_pair("consumerId", "webHooks");
-    let found = forge.ask(forge.http.get(url)).await?;
+    let found = forge.send(forge.http.get(url)).await?;
     Ok(found["value"].as_array().cloned().unwrap_or_default())
 }
 
-/// An address below the organization's `_apis`.
-fn at(forge: &Forge, below: &[&str]) -> Url {
+/// Returns an address below the organization's `_apis`.
+fn endpoint(forge: &Forge, below: &[&str]) -> Url {
     let mut url = forge.api.clone();
     if let Ok(mut path) = url.path_segments_mut() {
         path.pop_if_empty().push("_apis").extend(below);
@@ -220,14 +233,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn where_a_repository_is() {
+    fn repository_path_and_api_are_parsed_from_the_context() {
         let read = |context: &str| {
             let provider = Some(acrtask_trigger::Provider::AzureDevops);
-            let repository = Repository::of(Some(context), provider).unwrap();
+            let repository = Repository::from_context(Some(context), provider).unwrap();
             let host = repository.web.host_str().unwrap();
-            let place = place(&repository.path, host)?;
-            let api = usual_api(&repository)?;
-            Some(format!("{api} {} {}", place.project, place.name))
+            let path = parse_path(&repository.path, host)?;
+            let api = default_api(&repository)?;
+            Some(format!("{api} {} {}", path.project, path.name))
         };
         for (context, expected) in [
             (

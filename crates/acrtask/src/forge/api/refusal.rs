@@ -1,4 +1,4 @@
-//! What it means when a forge's API says no, and what its token needs. Pure.
+//! Errors for requests that a forge's API rejects, with the scopes that the token needs. Pure.
 
 use acrtask_trigger::Provider;
 use reqwest::StatusCode;
@@ -7,37 +7,34 @@ use url::Url;
 
 use crate::error::CliError;
 
-/// Longest text of a forge that is repeated.
-const SAID: usize = 300;
+/// Maximum length of a forge's message in characters.
+const MAX_MESSAGE: usize = 300;
 
-/// Azure DevOps shows the page where people log in, as a success or as a redirect, to a token that it does not know.
+/// Returns `true` for the login page that Azure DevOps returns to an unknown token, as a success or
+/// as a redirect.
 pub(super) fn is_login_page(provider: Provider, status: StatusCode) -> bool {
     provider == Provider::AzureDevops
         && (status == StatusCode::NON_AUTHORITATIVE_INFORMATION || status == StatusCode::FOUND)
 }
 
-/// The error for `status`, with which the API at `api` answered a question about `what`.
-pub(super) fn of(
+/// Creates the error for `status`, the API's response to a request for `what`.
+pub(super) fn to_error(
     provider: Provider,
     api: &Url,
     what: &str,
     status: StatusCode,
-    answer: &Value,
+    body: &Value,
 ) -> CliError {
-    let said = [
-        &answer["message"],
-        &answer["error"]["message"],
-        &answer["error"],
-    ];
-    let said = said.into_iter().find_map(Value::as_str);
-    let said: String = match said {
-        Some(said) => said.chars().take(SAID).collect(),
-        None => "it does not say why".into(),
+    let fields = [&body["message"], &body["error"]["message"], &body["error"]];
+    let text = fields.into_iter().find_map(Value::as_str);
+    let reason: String = match text {
+        Some(text) => text.chars().take(MAX_MESSAGE).collect(),
+        None => "without a reason".into(),
     };
-    let message = format!("{api} answered {status} for {what}: {said}");
+    let message = format!("{api} answered {status} for {what}: {reason}");
     let needs = format!(
-        "the token needs to manage webhooks of the repository: at {}",
-        scope(provider)
+        "the token must be allowed to manage webhooks of the repository: at {}",
+        required_scope(provider)
     );
     let expired = format!("the token is wrong, or has expired; {needs}");
     match status.as_u16() {
@@ -48,25 +45,25 @@ pub(super) fn of(
     }
 }
 
-/// The error for what the forge does not have, while its secret has been forgotten.
-pub(super) fn secret_unknown(what: &str) -> CliError {
+/// Creates the error for a webhook that is missing at the forge while its secret is unknown.
+pub(super) fn unknown_secret(what: &str) -> CliError {
     CliError::usage(format!(
-        "the forge does not have {what} yet, and its secret is known to nobody any more"
+        "the forge does not have {what} yet, and the secret cannot be read again"
     ))
-    .help("give it a new one: `--new-secret`")
+    .help("set a new secret: `--new-secret`")
 }
 
-/// What a token has to be allowed, in the forge's own words.
-fn scope(provider: Provider) -> &'static str {
+/// Returns the scope that a token needs, in the forge's own terms.
+fn required_scope(provider: Provider) -> &'static str {
     match provider {
         Provider::GitHub => "GitHub `admin:repo_hook` or \"Webhooks: read and write\"",
         Provider::GitLab => "GitLab `api` as a maintainer",
         Provider::Gitea | Provider::Forgejo => "Gitea and Forgejo `write:repository`",
         Provider::BitbucketCloud => {
-            "Bitbucket `webhook` for an access token of the repository; `read:webhook:bitbucket` and `write:webhook:bitbucket` for an API token, which stands in the file as EMAIL:TOKEN"
+            "Bitbucket `webhook` for an access token of the repository; `read:webhook:bitbucket` and `write:webhook:bitbucket` for an API token, stored in the file as EMAIL:TOKEN"
         }
         Provider::AzureDevops => {
-            "Azure DevOps \"Code: Read\", of somebody who may \"Edit subscriptions\" of the project, as its administrators may"
+            "Azure DevOps \"Code: Read\", of a user with \"Edit subscriptions\" in the project, such as its administrators"
         }
         Provider::BitbucketServer | Provider::Generic => "the forge as an administrator",
     }

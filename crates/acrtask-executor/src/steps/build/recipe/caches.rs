@@ -1,16 +1,16 @@
-//! The caches that a build reads and writes.
+//! The caches that a build imports and exports.
 
 use std::collections::BTreeMap;
 
 use acrtask_buildkit::{
     BuildOutcome, CacheNamespaces, CacheSpec, Feature, Provenance, ProvidedImage,
-    one_time_namespace,
+    single_use_namespace,
 };
 use acrtask_model::{ImageRef, ReferenceError, TrustDomain, events::Stream};
 use acrtask_spec::build_line::BuildLine;
 
 use super::{Base, Recipe};
-use crate::{cache_seal, context::StepContext, error::chain, possession::provide_cache};
+use crate::{cache_seal, context::StepContext, error::error_chain, possession::provide_cache};
 
 /// The type of a cache that is an image of a registry.
 const REGISTRY_CACHE: &str = "registry";
@@ -20,7 +20,7 @@ const REFERENCE: &str = "ref";
 pub(in crate::steps::build) const LOCAL_CACHE: &str = "local";
 /// The type of a cache that is inside of the image.
 pub(crate) const INLINE_CACHE: &str = "inline";
-/// The build argument by which `docker build` exports an inline cache.
+/// The build argument with which `docker build` exports an inline cache.
 const INLINE_CACHE_ARGUMENT: &str = "BUILDKIT_INLINE_CACHE";
 
 /// The caches that a build imports.
@@ -32,13 +32,13 @@ pub(super) struct Imported {
     pub(super) provided: Vec<ProvidedImage>,
 }
 
-/// Returns the caches of `--cache-from` that the build may import, and warns of the others.
+/// Returns the caches of `--cache-from` that the build may import, and warns about the others.
 pub(super) async fn imported_caches(
     ctx: &StepContext,
     line: &BuildLine,
     base: &Base,
 ) -> Result<Imported, String> {
-    let caches = read_caches(&line.cache_from, base)?;
+    let caches = convert_caches(&line.cache_from, base)?;
     if imports_every_cache(ctx) {
         return Ok(Imported {
             caches,
@@ -61,7 +61,7 @@ pub(super) async fn imported_caches(
             Err(why) => why,
         };
         let message = format!("the cache {shown} is not used: {why}");
-        let help = "a cache that others can write decides layers of all builds; an operator who trusts this task allows \
+        let help = "a cache that other clients can write determines layers of all builds; an operator who trusts this task allows \
                     every cache with `--allow cache-imports`";
         let events = &ctx.run.events;
         let warned = events.warn(Some(&ctx.step.id), message, Some(help.to_owned()));
@@ -70,10 +70,11 @@ pub(super) async fn imported_caches(
     Ok(imported)
 }
 
-/// Returns the content of the cache that a run of the domain has sealed under this name. `None` if there is none.
+/// Returns the content of the cache that a run of the domain has sealed under this name. `None` if
+/// it does not exist.
 ///
 /// # Errors
-/// A sentence for the user: the registry cannot be read.
+/// A sentence for the user if the registry cannot be read.
 async fn admit_import(
     ctx: &StepContext,
     cache: &CacheSpec,
@@ -91,7 +92,7 @@ async fn admit_import(
     }))
 }
 
-/// Makes the build import the shared cache of the step. The first run of a task finds none.
+/// Adds the shared cache of the step to the imports. It does not exist in the first run of a task.
 pub(in crate::steps::build) async fn import_shared(
     ctx: &StepContext,
     recipe: &mut Recipe,
@@ -110,8 +111,8 @@ pub(in crate::steps::build) async fn import_shared(
     }
 }
 
-/// Seals the cache that a build has exported to a registry, if later runs need the seal. Of several exports, the builder
-/// describes one alone.
+/// Seals the cache that a build has exported to a registry, if later runs need the seal. The
+/// builder describes the cache only if it is the only export.
 pub(in crate::steps::build) async fn seal_exported(
     ctx: &StepContext,
     exports: &[CacheSpec],
@@ -128,9 +129,9 @@ pub(in crate::steps::build) async fn seal_exported(
         return;
     };
     let sealed = async {
-        let descriptor = serde_json::from_str(descriptor).map_err(|error| chain(&error))?;
+        let descriptor = serde_json::from_str(descriptor).map_err(|error| error_chain(&error))?;
         let reference = registry_reference(cache)?.ok_or("it names no image")?;
-        cache_seal::seal(&ctx.run, &reference, descriptor).await
+        cache_seal::seal_cache(&ctx.run, &reference, descriptor).await
     };
     if let Err(why) = sealed.await {
         let message = format!("later runs will not use the exported cache: {why}");
@@ -138,7 +139,7 @@ pub(in crate::steps::build) async fn seal_exported(
     }
 }
 
-/// Returns `true` where a build may import caches that anyone has written.
+/// Returns `true` if a build may import caches from any writer.
 fn imports_every_cache(ctx: &StepContext) -> bool {
     ctx.run.domain.trust == TrustDomain::Local || ctx.run.options.allow.cache_imports
 }
@@ -151,13 +152,13 @@ fn registry_reference(cache: &CacheSpec) -> Result<Option<ImageRef>, String> {
     };
     let name: ImageRef = name
         .parse()
-        .map_err(|error: ReferenceError| chain(&error))?;
+        .map_err(|error: ReferenceError| error_chain(&error))?;
     Ok(Some(name.or_latest()))
 }
 
-/// `--cache-from` and `--cache-to`. A folder that is read is one of the workspace; where one is written is said by
-/// [`super::super::outputs::Outputs::redirect_caches`].
-fn read_caches(
+/// Converts `--cache-from` and `--cache-to`. A folder to read is one of the workspace.
+/// [`super::super::outputs::Outputs::redirect_caches`] sets a folder to write.
+fn convert_caches(
     specs: &[acrtask_spec::build_line::CacheSpec],
     base: &Base,
 ) -> Result<Vec<CacheSpec>, String> {
@@ -168,7 +169,7 @@ fn read_caches(
             if spec.kind == LOCAL_CACHE {
                 attrs.remove("dest");
                 if let Some(src) = attrs.get_mut("src") {
-                    *src = base.local(src)?.to_string_lossy().into_owned();
+                    *src = base.local_path(src)?.to_string_lossy().into_owned();
                 }
             }
             Ok(CacheSpec {
@@ -179,13 +180,14 @@ fn read_caches(
         .collect()
 }
 
-/// The namespaces of the run's domain, except for those that the image would publish: these are used once.
+/// Returns the namespaces of the run's domain. A namespace that the image would publish is replaced
+/// by one for a single use.
 pub(super) fn cache_namespaces(ctx: &StepContext, provenance: &Provenance) -> CacheNamespaces {
     let capabilities = ctx.run.builder.client.capabilities();
     let attests = capabilities.missing(Feature::Attestations).is_none();
     let namespace = |published: bool| {
         if attests && published {
-            one_time_namespace()
+            single_use_namespace()
         } else {
             ctx.run.domain.cache_namespace.clone()
         }
@@ -196,7 +198,8 @@ pub(super) fn cache_namespaces(ctx: &StepContext, provenance: &Provenance) -> Ca
     }
 }
 
-/// Refuses a cache that the builder reaches with its machine's own credentials, except on the user's own machine.
+/// Refuses a cache that the builder reaches with its machine's own credentials, except on the
+/// user's own machine.
 pub(super) fn check_cache(domain: &TrustDomain, kind: &str) -> Result<(), String> {
     match kind {
         REGISTRY_CACHE | INLINE_CACHE | LOCAL_CACHE => Ok(()),
@@ -208,16 +211,17 @@ pub(super) fn check_cache(domain: &TrustDomain, kind: &str) -> Result<(), String
     }
 }
 
-/// The caches that are written. A run that pushes nothing writes none that others read from, however it is asked for:
-/// what a stranger's build puts there would be part of the next image.
+/// Returns the caches that the build writes. A run with pushing disabled writes no caches that
+/// other runs read, however they are requested. An untrusted build could otherwise change the next
+/// image through the cache.
 pub(super) async fn exported_caches(
     ctx: &StepContext,
     line: &BuildLine,
     build_args: &[(String, Option<String>)],
     base: &Base,
 ) -> Result<Vec<CacheSpec>, String> {
-    let mut wanted = read_caches(&line.cache_to, base)?;
-    if asks_for_inline_cache(build_args) && !wanted.iter().any(|cache| cache.kind == INLINE_CACHE) {
+    let mut wanted = convert_caches(&line.cache_to, base)?;
+    if requests_inline_cache(build_args) && !wanted.iter().any(|cache| cache.kind == INLINE_CACHE) {
         wanted.push(CacheSpec {
             kind: INLINE_CACHE.to_owned(),
             attrs: BTreeMap::new(),
@@ -229,13 +233,13 @@ pub(super) async fn exported_caches(
     }
     if wanted.len() < all {
         let text = "the cache is not exported, as --no-push asks";
-        ctx.output.say(Stream::Stderr, text).await;
+        ctx.output.print_line(Stream::Stderr, text).await;
     }
     Ok(wanted)
 }
 
-/// Returns `true` if a build argument asks for an inline cache, in any form that Go reads as true.
-fn asks_for_inline_cache(build_args: &[(String, Option<String>)]) -> bool {
+/// Returns `true` if a build argument requests an inline cache, in any form that Go parses as true.
+fn requests_inline_cache(build_args: &[(String, Option<String>)]) -> bool {
     let mut given = build_args
         .iter()
         .filter(|(name, _)| name == INLINE_CACHE_ARGUMENT);
@@ -248,14 +252,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_build_argument_asks_for_an_inline_cache() {
+    fn build_argument_requests_an_inline_cache() {
         let args = |values: &[(&str, Option<&str>)]| -> Vec<(String, Option<String>)> {
             let owned = values.iter();
             owned
                 .map(|(name, value)| ((*name).to_owned(), value.map(str::to_owned)))
                 .collect()
         };
-        for (values, asks) in [
+        for (values, expected) in [
             (&[(INLINE_CACHE_ARGUMENT, Some("1"))][..], true),
             (&[(INLINE_CACHE_ARGUMENT, Some("True"))], true),
             (&[(INLINE_CACHE_ARGUMENT, Some("0"))], false),
@@ -270,7 +274,7 @@ mod tests {
                 false,
             ),
         ] {
-            assert_eq!(asks_for_inline_cache(&args(values)), asks, "{values:?}");
+            assert_eq!(requests_inline_cache(&args(values)), expected, "{values:?}");
         }
     }
 }

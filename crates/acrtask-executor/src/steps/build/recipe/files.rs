@@ -1,8 +1,9 @@
 //! Git repositories and files that the builder of a runner may fetch for a build.
 //!
-//! BuildKit finds a repository by its commit and a file by its checksum, whatever their URL. So a build could read, or
-//! decide, what the builds of another domain fetch. This process fetches contexts and named contexts from git itself. It
-//! downloads a file of `ADD --checksum` to compare its digest, and then allows BuildKit to use it.
+//! BuildKit identifies a repository by its commit and a file by its checksum, regardless of their
+//! URL. So a build could read or determine files of builds of another domain. This process
+//! therefore fetches contexts and named contexts from git itself. It downloads a file of `ADD
+//! --checksum` to compare its digest, and then allows BuildKit to use it.
 
 use std::time::Duration;
 
@@ -15,30 +16,31 @@ use super::Recipe;
 use crate::{
     Reach,
     context::{RunContext, StepContext},
-    error::chain,
+    error::error_chain,
     output::lock,
 };
 
-/// Longest download of one file.
+/// Maximum duration of the download of one file.
 const DOWNLOAD_TIME: Duration = Duration::from_secs(30 * 60);
-/// Biggest file, in bytes.
+/// Maximum size of a file, in bytes.
 const MAX_FILE: u64 = 16 << 30;
 
 impl Recipe {
-    /// Returns the repositories and files that the builder may fetch: at a runner no repository, and of files with a
-    /// checksum those that this run has downloaded.
-    pub(super) fn files(&self, ctx: &StepContext) -> SourceFiles {
+    /// Returns the repositories and files that the builder may fetch. On a runner these are no
+    /// repositories, and only those files with a checksum that this run has downloaded.
+    pub(super) fn allowed_files(&self, ctx: &StepContext) -> SourceFiles {
         if ctx.run.options.own_machine {
             return SourceFiles::Any;
         }
         SourceFiles::Verified(lock(&self.verified).clone())
     }
 
-    /// Downloads a file of `ADD --checksum`, and allows the build to use it by the digest that it has. Returns `false` if
-    /// `url` is not the URL of a file, or its address is not allowed.
+    /// Downloads a file of `ADD --checksum`, and allows the build to use it by its digest. Returns
+    /// `false` if `url` is not the URL of a file or its address is not allowed.
     ///
     /// # Errors
-    /// A sentence for the user: the file cannot be downloaded, or its digest is not the one of the Dockerfile.
+    /// A sentence for the user if the file cannot be downloaded or its digest differs from the one
+    /// in the Dockerfile.
     pub(crate) async fn allow_file(&self, run: &RunContext, url: &str) -> Result<bool, String> {
         let Ok(parsed) = Url::parse(url) else {
             return Ok(false);
@@ -54,7 +56,7 @@ impl Recipe {
             Reach::Public => AddressPolicy::PublicOnly,
             Reach::Everything => AddressPolicy::NoMetadata,
         };
-        // The builder's own policy gives the reason with its help.
+        // The builder's own policy reports the reason with its help.
         if net::check_literal(policy, &parsed).is_err() {
             return Ok(false);
         }
@@ -77,16 +79,16 @@ impl Recipe {
 
 /// Returns the digest of the file at a URL: `sha256:…`.
 async fn digest_of(policy: AddressPolicy, url: &Url) -> Result<String, String> {
-    let client = net::client(policy, true).map_err(|error| chain(&error))?;
+    let client = net::client(policy, true).map_err(|error| error_chain(&error))?;
     let response = client.get(url.clone()).send().await;
     let response = response.and_then(|response| response.error_for_status());
-    let mut response = response.map_err(|error| chain(&error.without_url()))?;
+    let mut response = response.map_err(|error| error_chain(&error.without_url()))?;
     let mut hash = Sha256::new();
     let mut size = 0_u64;
     while let Some(bytes) = response
         .chunk()
         .await
-        .map_err(|error| chain(&error.without_url()))?
+        .map_err(|error| error_chain(&error.without_url()))?
     {
         size = size.saturating_add(bytes.len() as u64);
         if size > MAX_FILE {
@@ -100,7 +102,7 @@ async fn digest_of(policy: AddressPolicy, url: &Url) -> Result<String, String> {
 /// Returns the URL without its user, password and query, which may be secrets.
 fn without_secrets(url: &Url) -> String {
     let mut shown = url.clone();
-    // A URL without a host has neither.
+    // A URL without a host has neither user nor password.
     let _ = shown.set_username("");
     let _ = shown.set_password(None);
     shown.set_query(None);

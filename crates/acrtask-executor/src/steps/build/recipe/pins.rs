@@ -3,45 +3,49 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use acrtask_buildkit::{
-    AllowedImage, NamedContext, Provenance, ProvidedImage, SourceImages, SourcePin, familiar,
+    AllowedImage, NamedContext, Provenance, ProvidedImage, SourceImages, SourcePin, familiar_name,
 };
 use acrtask_model::{Digest, ImageRef, reference::DOCKER_HUB};
 
 use super::Recipe;
 use crate::{
     context::{RunContext, StepContext},
-    error::chain,
+    error::error_chain,
     image_names::check_name,
     images::{self, Found, Origin},
     output::lock,
-    possession::{Platforms, provide},
-    steps::build::seen::Seen,
+    possession::{Platforms, provide_image},
+    steps::build::dockerfile_names::DockerfileNames,
 };
 
-/// Decides which image each name of the build means: what the run built, what the plan pins, and at a runner what the
-/// registry has for the run's own login. Every other name BuildKit resolves in its registry with that login.
+/// Selects the image for each name of the build.
 ///
-/// To an engine's BuildKit a pin is a named context, and one of those also stands for a stage of its name: where a
-/// stage may have the name, the image's tag decides, and a warning says so.
+/// A name can refer to an image that the run built or that the plan pins. On a runner it can also
+/// refer to an image that the registry has for the run's own login. BuildKit resolves every other
+/// name in its registry with that login.
 ///
-/// At a runner, BuildKit gets the content of images from the runner, which checks it. A registry that a task chooses could
-/// answer BuildKit with other content. BuildKit itself asks for frontends, scanners and stages' names alone.
+/// For an engine's BuildKit a pin is a named context, which also replaces a stage of that name. If
+/// a stage may have the name, the image's tag applies instead, with a warning.
+///
+/// On a runner, BuildKit receives the content of images from the runner, which checks it. A
+/// registry that a task chooses could send other content to BuildKit. BuildKit itself fetches only
+/// frontends, scanners and names of stages.
 pub(super) async fn pin_images(ctx: &StepContext, recipe: &mut Recipe) -> Result<(), String> {
     let run = &ctx.run;
-    let seen = recipe.seen(run);
-    let stages = seen.as_ref().map(|seen| &seen.stages);
+    let named = recipe.dockerfile_names(run)?;
+    let stages = named.as_ref().map(|named| &named.stages);
     let mut needed = BTreeSet::new();
-    // Images that the builder uses without asking for a context.
+    // Images that the builder uses without a context.
     let mut by_name = BTreeSet::new();
-    for text in seen.iter().flat_map(|seen| &seen.frontends) {
+    for text in named.iter().flat_map(|named| &named.frontends) {
         if let Ok(name) = text.parse::<ImageRef>()
             && (is_curated(&name) || run.options.allow.frontends)
         {
             by_name.insert(name.or_latest());
         }
     }
-    for text in seen.iter().flat_map(|seen| &seen.images) {
-        // What is not a reference BuildKit refuses itself.
+    for text in named.iter().flat_map(|named| &named.images) {
+        // BuildKit itself refuses a text that is not a reference.
         if let Ok(name) = text.parse::<ImageRef>() {
             check_name(&name)?;
             needed.insert(name.or_latest());
@@ -50,7 +54,7 @@ pub(super) async fn pin_images(ctx: &StepContext, recipe: &mut Recipe) -> Result
     if let Some(scanner) = recipe.sbom_scanner().filter(|_| !run.options.own_machine)
         && let Ok(name) = scanner.parse::<ImageRef>()
     {
-        // BuildKit runs it beside the result, and asks its registry itself.
+        // BuildKit runs the scanner beside the result and fetches it itself.
         if !is_curated(&name) && !run.options.allow.frontends {
             return Err(format!(
                 "the scanner {name} is not allowed here, because it is not one of Docker's; use the default one, or ask \
@@ -60,10 +64,10 @@ pub(super) async fn pin_images(ctx: &StepContext, recipe: &mut Recipe) -> Result
         needed.insert(name.clone().or_latest());
         by_name.insert(name.or_latest());
     }
-    let platforms = recipe.platforms(run, seen.as_ref());
+    let platforms = recipe.allowed_platforms(run, named.as_ref());
     let own = own_images(run, recipe.line.pull);
     let mut names: BTreeSet<&ImageRef> = needed.iter().chain(run.plan.pins.keys()).collect();
-    if seen.is_none() {
+    if named.is_none() {
         names.extend(own.keys());
     }
     let replaced: Vec<ImageRef> = recipe
@@ -76,11 +80,11 @@ pub(super) async fn pin_images(ctx: &StepContext, recipe: &mut Recipe) -> Result
     let targets = wanted.map(|name| async move {
         let target = match own_ref.get(name) {
             Some(own) => Some(own.clone()),
-            None => in_registry(ctx, name, needed_ref.contains(name)).await?,
+            None => resolve_target(ctx, name, needed_ref.contains(name)).await?,
         };
-        // A name that only the frontend may use is proven when it does.
+        // A name that only the frontend may use is proven at its first use.
         let provided = match target.as_ref().filter(|_| needed_ref.contains(name)) {
-            Some(target) => target.provide(run, platforms_ref).await?,
+            Some(target) => target.provide_image(run, platforms_ref).await?,
             None => None,
         };
         Ok::<_, String>((name, target, provided))
@@ -88,23 +92,24 @@ pub(super) async fn pin_images(ctx: &StepContext, recipe: &mut Recipe) -> Result
     for (name, target, provided) in futures::future::try_join_all(targets).await? {
         let may_be_stage = may_be_stage(name, stages);
         if provided.is_some() && (may_be_stage || by_name.contains(name)) {
-            let allowed = target.iter().filter_map(Target::allowed);
+            let allowed = target.iter().filter_map(Target::permission);
             lock(&recipe.allowed).extend(allowed);
         }
         if let Some(provided) = provided.filter(|_| !may_be_stage) {
-            lock(&recipe.provided).insert(context_of(name), NamedContext::Provided(provided.image));
+            lock(&recipe.provided)
+                .insert(context_name(name), NamedContext::Provided(provided.image));
             lock(&recipe.originals).insert(provided.root, provided.digest);
             if !by_name.contains(name) {
                 continue;
             }
         }
-        // A digest needs no pin.
+        // A name with a digest needs no pin.
         let Some(target) = target.filter(|_| name.digest().is_none()) else {
             continue;
         };
         if may_be_stage {
             let message = format!(
-                "{name} is not held to {}, because a stage of the Dockerfile may have its name",
+                "{name} is not pinned to {}, because a stage of the Dockerfile may have its name",
                 target.shown
             );
             let help = "name the image by its version: `FROM NAME:1.2`".to_owned();
@@ -113,7 +118,7 @@ pub(super) async fn pin_images(ctx: &StepContext, recipe: &mut Recipe) -> Result
                 .await;
             continue;
         }
-        recipe.pin(name, target);
+        recipe.add_pin(name, target);
     }
     for (key, context) in &mut recipe.named_contexts {
         let NamedContext::Reference(reference) = &mut *context else {
@@ -134,12 +139,12 @@ pub(super) async fn pin_images(ctx: &StepContext, recipe: &mut Recipe) -> Result
             .insert(replaced_name(key), Some(name.clone()));
         let target = match own.get(&name) {
             Some(own) => Some(own.clone()),
-            None => in_registry(ctx, &name, true).await?,
+            None => resolve_target(ctx, &name, true).await?,
         };
         let Some(target) = target else {
             continue;
         };
-        if let Some(provided) = target.provide(run, &platforms).await? {
+        if let Some(provided) = target.provide_image(run, &platforms).await? {
             *context = NamedContext::Provided(provided.image);
             lock(&recipe.originals).insert(provided.root, provided.digest);
             continue;
@@ -164,18 +169,18 @@ fn is_curated(name: &ImageRef) -> bool {
 /// The image that a build uses for a name.
 #[derive(Debug, Clone)]
 struct Target {
-    /// As the builder finds it.
+    /// The name for the builder.
     image: ImageRef,
-    /// Only the engine has it.
+    /// Set if only the engine has it.
     in_engine: bool,
-    /// Its digest in short, for messages.
+    /// Short form of its digest, for messages.
     shown: String,
 }
 
 /// The content of an image for a builder.
 struct Provided {
     image: ProvidedImage,
-    /// The digest that the builder gets.
+    /// The digest that the builder receives.
     root: Digest,
     /// The digest of the image in its registry.
     digest: Digest,
@@ -192,12 +197,12 @@ impl Target {
         }
     }
 
-    /// Proves that the run may read what the builder has of it, and returns its content. `None` for an image of the engine,
-    /// and on one's own machine.
+    /// Proves that the run may read the builder's part of the image, and returns the content.
+    /// `None` for an image of the engine, and on the user's own machine.
     ///
     /// # Errors
-    /// A sentence for the user: the run may not read it.
-    async fn provide(
+    /// A sentence for the user if the run may not read the image.
+    async fn provide_image(
         &self,
         run: &RunContext,
         platforms: &Platforms,
@@ -208,7 +213,7 @@ impl Target {
         if self.in_engine || run.options.own_machine {
             return Ok(None);
         }
-        let blobs = provide(run, &self.image, digest, platforms).await?;
+        let blobs = provide_image(run, &self.image, digest, platforms).await?;
         let root = blobs.root.clone();
         Ok(Some(Provided {
             image: ProvidedImage {
@@ -220,8 +225,9 @@ impl Target {
         }))
     }
 
-    /// Returns the builder's permission to use it by its name. Images in the engine have one for all of them.
-    fn allowed(&self) -> Option<AllowedImage> {
+    /// Returns the builder's permission to use the image by its name. One permission covers all
+    /// images in the engine.
+    fn permission(&self) -> Option<AllowedImage> {
         Some(AllowedImage {
             name: self.image.name(),
             digest: Some(self.image.digest()?.to_string()),
@@ -229,8 +235,8 @@ impl Target {
     }
 }
 
-/// Returns what the run's own images are to its builds. What was pushed without its tag counts for a separate BuildKit,
-/// and with `pull`.
+/// Returns the targets of the run's own images. A staged image is used with a separate BuildKit and
+/// with `pull`.
 fn own_images(run: &RunContext, pull: bool) -> BTreeMap<ImageRef, Target> {
     let mut own = BTreeMap::new();
     for (name, image) in run.images.by_name() {
@@ -245,27 +251,29 @@ fn own_images(run: &RunContext, pull: bool) -> BTreeMap<ImageRef, Target> {
         };
         own.insert(name, target);
     }
-    for (name, digest) in run.all_held() {
-        let held = Target::registry(name.at(digest));
+    for (name, digest) in run.staged_images() {
+        let staged = Target::registry(name.at(digest));
         if pull {
-            own.insert(name, held);
+            own.insert(name, staged);
         } else {
-            own.entry(name).or_insert(held);
+            own.entry(name).or_insert(staged);
         }
     }
     own
 }
 
-/// Returns the image that a registry has for a name, where the plan pins it, or the run is at a runner. `None` leaves the
-/// name to BuildKit. A digest that the build needs and the run's login may not read is an error: an engine may have it
+/// Returns the image that a registry has for a name, if the plan pins the name or the run is on a
+/// runner. `None` lets BuildKit resolve the name.
+///
+/// A required digest that the run's login may not read is an error, because an engine may have it
 /// from another run.
-async fn in_registry(
+async fn resolve_target(
     ctx: &StepContext,
     name: &ImageRef,
     needed: bool,
 ) -> Result<Option<Target>, String> {
     let run = &ctx.run;
-    if run.options.own_machine && run.pinned(name).is_none() {
+    if run.options.own_machine && run.pinned_image(name).is_none() {
         return Ok(None);
     }
     match images::resolve(run, name, false).await {
@@ -273,27 +281,27 @@ async fn in_registry(
         Ok(Found::Engine { .. }) => Ok(None),
         Err(why) if needed && name.digest().is_some() => Err(why),
         Err(why) => {
-            tracing::debug!(image = %name, why, "not resolved before the build");
+            tracing::debug!(image = %name, why, "could not resolve an image before the build");
             Ok(None)
         }
     }
 }
 
 /// Returns the name of the context that a frontend uses for an image of a Dockerfile.
-fn context_of(name: &ImageRef) -> String {
+fn context_name(name: &ImageRef) -> String {
     let text = name.to_string();
     match name.digest() {
-        None => familiar(&text).to_owned(),
+        None => familiar_name(&text).to_owned(),
         Some(digest) => {
-            let short = familiar(&text);
-            // A frontend drops `latest` only where it ends the name.
+            let short = familiar_name(&text);
+            // A frontend drops `latest` only at the end of the name.
             let tag = name.tag().filter(|tag| *tag == "latest").map(|_| ":latest");
             format!("{short}{}@{digest}", tag.unwrap_or_default())
         }
     }
 }
 
-/// Returns the name of a context as the provenance of a build that uses it in place of an image has it, without a digest.
+/// Returns the provenance's name, without a digest, of a context that replaces an image.
 pub(super) fn replaced_name(context: &str) -> String {
     let name = context.split('@').next().unwrap_or(context);
     match name.parse::<ImageRef>() {
@@ -302,7 +310,8 @@ pub(super) fn replaced_name(context: &str) -> String {
     }
 }
 
-/// Returns `true` if a stage of the Dockerfile has the image's name, or may have it in one that cannot be read.
+/// Returns `true` if a stage of the Dockerfile has the image's name, or if the Dockerfile cannot be
+/// parsed and a stage may have it.
 fn may_be_stage(name: &ImageRef, stages: Option<&BTreeSet<String>>) -> bool {
     let is_short = name.registry() == DOCKER_HUB && name.tag() == Some("latest");
     let short = name.repository().strip_prefix("library/");
@@ -310,9 +319,9 @@ fn may_be_stage(name: &ImageRef, stages: Option<&BTreeSet<String>>) -> bool {
 }
 
 impl Recipe {
-    /// Returns the images that the build may use: at a runner its own, and those that the run has proven that it may
-    /// read.
-    pub(super) fn images(&self, ctx: &StepContext) -> SourceImages {
+    /// Returns the images that the build may use. On a runner these are its own and those that the
+    /// run may provably read.
+    pub(super) fn allowed_images(&self, ctx: &StepContext) -> SourceImages {
         if ctx.run.options.own_machine {
             return SourceImages::Any;
         }
@@ -325,26 +334,29 @@ impl Recipe {
         SourceImages::Only(images)
     }
 
-    /// Proves that the run may read an image that only the frontend of the build names, and allows the build to use it.
-    /// `image` is the builder's name for it, with or without a digest. Returns `false` if the build had that permission.
+    /// Proves that the run may read an image that only the frontend of the build names, and allows
+    /// the build to use it. `image` is the builder's name for it, with or without a digest. Returns
+    /// `false` if the build already had the permission.
     pub(crate) async fn allow_named_by_frontend(
         &self,
         run: &RunContext,
         image: &str,
     ) -> Result<bool, String> {
-        let name = image.parse::<ImageRef>().map_err(|error| chain(&error))?;
+        let name = image
+            .parse::<ImageRef>()
+            .map_err(|error| error_chain(&error))?;
         check_name(&name)?;
         let name = name.or_latest();
         let Found::Registry(pinned) = images::resolve(run, &name, false).await? else {
             return Ok(false);
         };
         let target = Target::registry(pinned);
-        let context = context_of(&name);
+        let context = context_name(&name);
         if lock(&self.provided).contains_key(&context) {
             return Ok(false);
         }
-        let platforms = self.platforms(run, self.seen(run).as_ref());
-        let provided = target.provide(run, &platforms).await?;
+        let platforms = self.allowed_platforms(run, self.dockerfile_names(run)?.as_ref());
+        let provided = target.provide_image(run, &platforms).await?;
         let Some(provided) = provided else {
             return Ok(false);
         };
@@ -353,20 +365,21 @@ impl Recipe {
         Ok(true)
     }
 
-    /// Returns the platforms of images that the build may use: those of the line, the builder and the Dockerfile. All, where
-    /// they are unknown, and where the provenance names the digests of the images.
-    fn platforms(&self, run: &RunContext, seen: Option<&Seen>) -> Platforms {
-        let Some(seen) = seen.filter(|_| self.provenance == Provenance::Off) else {
+    /// Returns the platforms of images that the build may use: those of the line, the builder and
+    /// the Dockerfile. Returns all platforms if they are unknown or if the provenance names the
+    /// digests of the images.
+    fn allowed_platforms(&self, run: &RunContext, named: Option<&DockerfileNames>) -> Platforms {
+        let Some(named) = named.filter(|_| self.provenance == Provenance::Off) else {
             return Platforms::all();
         };
         let own = run.builder.client.capabilities().platforms.first().cloned();
         let own = own.unwrap_or_else(|| "linux/amd64".into());
         let line = self.line.platforms.iter().cloned();
-        let named = seen.platforms.iter().cloned();
+        let named = named.platforms.iter().cloned();
         Platforms(line.chain(named).chain([own]).collect())
     }
 
-    /// Returns the image that writes the SBOM, where the line names one.
+    /// Returns the image that writes the SBOM, if the line names one.
     fn sbom_scanner(&self) -> Option<&str> {
         let attrs = self.line.sbom.as_deref().filter(|sbom| *sbom != "false")?;
         let named = attrs
@@ -375,8 +388,8 @@ impl Recipe {
         Some(named.unwrap_or(acrtask_buildkit::DEFAULT_SCANNER))
     }
 
-    /// Reads the names in the Dockerfile. `None` if it is not on this machine, or cannot be read.
-    fn seen(&self, run: &RunContext) -> Option<Seen> {
+    /// Reads the names in the Dockerfile. `None` if it is not on this machine or cannot be parsed.
+    fn dockerfile_names(&self, run: &RunContext) -> Result<Option<DockerfileNames>, String> {
         let given = self.build_args();
         let given = given.map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
         let own = run.builder.client.capabilities().platforms.first().cloned();
@@ -386,11 +399,14 @@ impl Recipe {
         } else {
             &self.line.platforms
         };
-        Seen::of(&self.dockerfile_text()?, &given, platforms, &own)
+        let Some(text) = self.dockerfile_text() else {
+            return Ok(None);
+        };
+        DockerfileNames::parse(&text, &given, platforms, &own).map_err(|error| error.to_string())
     }
 
     /// Makes the build use `target` for the image `name`.
-    fn pin(&mut self, name: &ImageRef, target: Target) {
+    fn add_pin(&mut self, name: &ImageRef, target: Target) {
         let digest = target.image.digest();
         match digest.filter(|_| target.image.name() == name.name()) {
             Some(digest) => self.pins.push(SourcePin {
@@ -400,7 +416,7 @@ impl Recipe {
             None => {
                 let reference = NamedContext::Reference(format!("docker-image://{}", target.image));
                 self.named_contexts
-                    .insert(familiar(&name.to_string()).to_owned(), reference);
+                    .insert(familiar_name(&name.to_string()).to_owned(), reference);
             }
         }
         if target.in_engine {

@@ -7,8 +7,8 @@ use acrtask_spec::build_line::BuildLine;
 use super::Base;
 use crate::context::StepContext;
 
-/// Reads what `--secret` names.
-pub(super) fn secrets(
+/// Reads the secrets of `--secret`.
+pub(super) fn read_secrets(
     ctx: &StepContext,
     line: &BuildLine,
     base: &Base,
@@ -20,7 +20,7 @@ pub(super) fn secrets(
             let source = match (&spec.src, &spec.env) {
                 (Some(path), _) => match mounted_file(ctx, path, base) {
                     Some(content) => SecretSource::Text(content),
-                    None => SecretSource::File(base.local(path)?),
+                    None => SecretSource::File(base.local_path(path)?),
                 },
                 (None, Some(name)) => SecretSource::Text(variable(name).ok_or_else(|| {
                     format!(
@@ -28,10 +28,10 @@ pub(super) fn secrets(
                         spec.id
                     )
                 })?),
-                // As docker has it: the variable of that name, else the file.
+                // As in Docker: the variable of that name, else the file.
                 (None, None) => match variable(&spec.id) {
                     Some(value) => SecretSource::Text(value),
-                    None => SecretSource::File(base.local(&spec.id)?),
+                    None => SecretSource::File(base.local_path(&spec.id)?),
                 },
             };
             Ok(BuildSecret {
@@ -42,17 +42,18 @@ pub(super) fn secrets(
         .collect()
 }
 
-/// Returns the content of a file of a volume that the step mounts, which never touches a disk of this machine.
+/// Returns the content of a file of a volume that the step mounts. It is never written to a disk of
+/// this machine.
 fn mounted_file(ctx: &StepContext, path: &str, base: &Base) -> Option<Secret> {
     let path = acrtask_spec::normalize_path(&base.folder, path);
-    let (mount, name) = acrtask_spec::mounted(&ctx.step.container.volume_mounts, &path)?;
+    let (mount, name) = acrtask_spec::find_mount(&ctx.step.container.volume_mounts, &path)?;
     let volumes = &ctx.run.plan.volumes;
     let volume = volumes.iter().find(|volume| volume.name == mount.name)?;
     volume.files.get(name).cloned()
 }
 
 /// Returns the agents that `--ssh` names.
-pub(super) fn ssh(ctx: &StepContext, line: &BuildLine) -> Result<Vec<SshSource>, String> {
+pub(super) fn ssh_agents(ctx: &StepContext, line: &BuildLine) -> Result<Vec<SshSource>, String> {
     line.ssh
         .iter()
         .map(|spec| {
@@ -67,7 +68,12 @@ pub(super) fn ssh(ctx: &StepContext, line: &BuildLine) -> Result<Vec<SshSource>,
                 ));
             }
             let agent = ctx.run.options.ssh_agent.clone().ok_or_else(|| {
-                format!("--ssh {id}: the operator gave no SSH agent; SSH_AUTH_SOCK is not set")
+                let missing = if ctx.run.options.own_machine {
+                    "start an agent and set SSH_AUTH_SOCK"
+                } else {
+                    "its operator gives tasks an agent with `--allow ssh-agent` and SSH_AUTH_SOCK"
+                };
+                format!("--ssh {id}: this machine has no SSH agent for tasks; {missing}")
             })?;
             Ok(SshSource { id: id.into(), agent })
         })

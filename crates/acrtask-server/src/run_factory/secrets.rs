@@ -1,0 +1,124 @@
+//! Secrets and logins of runs: encryption, and lookups of stored secrets.
+
+use std::collections::BTreeMap;
+
+use acrtask_api::run::{RunCredential, SecretText};
+use acrtask_model::RunId;
+use acrtask_store::{RunRow, StoreError};
+use serde::{Deserialize, Serialize};
+
+use super::RunDraft;
+use crate::{App, vault::VaultError};
+
+/// Secret values and logins of a run, stored encrypted with it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RunSecrets {
+    /// Secret values sent with the request.
+    pub values: BTreeMap<String, SecretText>,
+    /// Logins sent with the request.
+    pub credentials: Vec<RunCredential>,
+    /// Stored secrets of the run: name in the run to name in the secret store.
+    pub stored: BTreeMap<String, String>,
+}
+
+impl RunSecrets {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Encrypts the secrets of a run. Returns `None` if it has none.
+pub fn seal_secrets(
+    app: &App,
+    run: &RunId,
+    secrets: &RunSecrets,
+) -> Result<Option<Vec<u8>>, serde_json::Error> {
+    if secrets.is_empty() {
+        return Ok(None);
+    }
+    let text = serde_json::to_vec(secrets)?;
+    Ok(Some(app.vault.seal(&run_aad(run), &text)))
+}
+
+/// Decrypts the secrets of a run.
+///
+/// # Errors
+/// Returns an error if the key is missing or the stored value is damaged.
+pub fn unseal_secrets(app: &App, run: &RunRow) -> Result<RunSecrets, VaultError> {
+    match &run.secrets {
+        None => Ok(RunSecrets::default()),
+        Some(sealed) => {
+            let text = app.vault.open(&run_aad(&run.id), sealed)?;
+            serde_json::from_str(text.expose()).map_err(|_| VaultError::Damaged)
+        }
+    }
+}
+
+fn run_aad(run: &RunId) -> String {
+    format!("run/{run}")
+}
+
+/// Returns the `aad` of a stored secret. Scopes are ids of tasks, which contain no `/`.
+pub fn secret_aad(scope: &str, name: &str) -> String {
+    format!("secret/{scope}/{name}")
+}
+
+/// Returns the `aad` of a stored login.
+pub fn credential_aad(scope: &str, host: &str) -> String {
+    format!("credential/{scope}/{host}")
+}
+
+/// Returns the names of the stored secrets that a run needs and that do not exist. The task's scope
+/// is searched before the scope of all tasks.
+///
+/// # Errors
+/// Returns an error if the database cannot be used.
+pub async fn find_missing_secrets(app: &App, draft: &RunDraft) -> Result<Vec<String>, StoreError> {
+    let (scope, names) = draft.stored_secrets();
+    find_missing(app, scope, names).await
+}
+
+/// Returns the `names` without a stored secret. The scope of a task is searched before the scope of
+/// all tasks.
+///
+/// # Errors
+/// Returns an error if the database cannot be used.
+pub(crate) async fn find_missing<'n>(
+    app: &App,
+    scope: Option<&str>,
+    names: impl Iterator<Item = &'n str>,
+) -> Result<Vec<String>, StoreError> {
+    let mut missing = Vec::new();
+    for name in names {
+        if load_stored_secret(app, scope, name).await?.is_none() {
+            missing.push(name.to_owned());
+        }
+    }
+    missing.dedup();
+    Ok(missing)
+}
+
+/// Formats the message for missing stored secrets, with the command that sets the first one.
+pub(crate) fn missing_secrets_message(missing: &[String], task: Option<&str>) -> String {
+    let only = task.map_or(String::new(), |task| format!(" --task {task}"));
+    format!(
+        "missing secret `{}`; set it with `acrtask secret set {}{only}`",
+        missing.join("`, `"),
+        missing.first().map_or("NAME", String::as_str)
+    )
+}
+
+/// Loads a stored secret. Returns its scope and its sealed value.
+pub(crate) async fn load_stored_secret<'s>(
+    app: &App,
+    task_id: Option<&'s str>,
+    name: &str,
+) -> Result<Option<(&'s str, Vec<u8>)>, StoreError> {
+    for scope in task_id.into_iter().chain([""]) {
+        if let Some(sealed) = app.store.secret(scope, name).await? {
+            return Ok(Some((scope, sealed)));
+        }
+    }
+    Ok(None)
+}
