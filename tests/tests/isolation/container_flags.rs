@@ -1,10 +1,11 @@
-//! Lines that would let a container out of its box are refused, each with its reason.
+//! Refused container flags: every line that would break the isolation of a container fails with its
+//! reason.
 
-use acrtask_tests::{World, engine, project::folder};
+use acrtask_tests::{TestEnvironment, engine, project::create_folder};
 
-/// `docker run` flags, and a part of the refusal.
+/// `docker run` flags, each with a part of its error.
 const REFUSED: &[(&str, &str)] = &[
-    // The machine itself.
+    // Access to the machine.
     ("--privileged", "--allow privileged"),
     ("--privileged=1", "--allow privileged"),
     ("--cap-add ALL", "--allow privileged"),
@@ -94,7 +95,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("--label-file /etc/hostname", "is not a flag"),
     ("--cidfile /tmp/x", "is not for a step"),
     ("--storage-opt size=1G", "is not a flag"),
-    // Other processes of the machine.
+    // Effects on other processes of the machine.
     ("--oom-score-adj -1000", "--allow privileged"),
     ("--oom-score-adj=500", "--allow privileged"),
     ("--oom-kill-disable", "is not a flag"),
@@ -105,6 +106,9 @@ const REFUSED: &[(&str, &str)] = &[
     ("--blkio-weight 1000", "is not a flag"),
     ("--ulimit rtprio=99", "--allow privileged"),
     ("--ulimit nice=40", "--allow privileged"),
+    ("--ulimit RTPRIO=99", "has no limit"),
+    ("--ulimit Rtprio=99", "has no limit"),
+    ("--ulimit '\"rtprio=99\"'", "has no limit"),
     ("--log-driver syslog", "--allow privileged"),
     ("--log-driver=journald", "--allow privileged"),
     (
@@ -140,31 +144,34 @@ const REFUSED: &[(&str, &str)] = &[
 
 #[test]
 fn escapes_from_the_container_are_refused() {
-    let Some(world) = World::find() else { return };
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let mut task = "version: v1.1.0\nsteps:\n".to_owned();
     for (i, (flags, _)) in REFUSED.iter().enumerate() {
-        // As a word of docker, so that each is refused by the executor and not the whole task before it starts.
+        // Written as `docker run`, so that the executor refuses each line. Otherwise the whole task
+        // would be refused before its start.
         let line = format!("docker run {flags} $Registry/base/busybox:1.36 echo reached");
         task.push_str(&format!(
             "  - id: s{i}\n    ignoreErrors: true\n    cmd: {}\n",
             serde_json::Value::from(line)
         ));
     }
-    let files = folder(&[("acr-task.yaml", &task)]);
-    let outcome = world.acrtask(files.path(), &["run", "-o", "json", "."]);
+    let files = create_folder(&[("acr-task.yaml", &task)]);
+    let outcome = environment.run_acrtask(files.path(), &["run", "-o", "json", "."]);
     let output = outcome.events_named("output");
     let mut wrong = Vec::new();
     for (i, (flags, why)) in REFUSED.iter().enumerate() {
         let id = format!("s{i}");
-        let said: Vec<&str> = output
+        let text: Vec<&str> = output
             .iter()
             .filter(|event| event["step"] == id.as_str())
             .filter_map(|event| event["text"].as_str())
             .collect();
-        let said = said.join("\n");
-        let state = outcome.state(&id);
-        if state != "failed" || !said.contains(why) || said.contains("reached") {
-            wrong.push(format!("{flags}: {state}: {said}"));
+        let text = text.join("\n");
+        let state = outcome.step_state(&id);
+        if state != "failed" || !text.contains(why) || text.contains("reached") {
+            wrong.push(format!("{flags}: {state}: {text}"));
         }
     }
     assert!(
@@ -178,16 +185,18 @@ fn escapes_from_the_container_are_refused() {
 }
 
 #[test]
-fn published_ports_and_labels_stay_with_the_machine() {
-    let Some(world) = World::find() else { return };
+fn published_ports_are_local_and_foreign_labels_are_dropped() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
     let task = "version: v1.1.0
 steps:
   - id: web
     ports: ['8081']
     cmd: -p 8080 -l traefik.enable=true $Registry/base/busybox:1.36 sh -c 'echo ready; sleep 60'
 ";
-    let files = folder(&[("acr-task.yaml", task)]);
-    let run = world.start(files.path(), &["run", "-o", "plain", "."]);
+    let files = create_folder(&[("acr-task.yaml", task)]);
+    let run = environment.start(files.path(), &["run", "-o", "plain", "."]);
     run.wait_for("| ready");
     let container = format!("acrtask_{}_web", run.run);
     let seen = engine::docker(&["inspect", &container]);

@@ -1,4 +1,4 @@
-//! Attacks of SECURITY.md, carried out against the program: none of them reaches what belongs to others.
+//! Attacks of SECURITY.md against the program. None of them may reach resources of other owners.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
@@ -14,6 +14,7 @@ mod lying_registry;
 mod quotas;
 mod requests;
 mod runners;
+mod shared_builder;
 mod sources;
-mod stored;
+mod stored_task;
 mod volumes;
