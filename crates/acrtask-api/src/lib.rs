@@ -4,6 +4,8 @@
 //! Invariants: no type does I/O. The `Debug` output of a request contains no secret. Requests
 //! reject unknown keys; responses may get new ones.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 pub mod admin;
 pub mod cascade;
 pub mod forms;

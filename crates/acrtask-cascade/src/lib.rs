@@ -20,6 +20,8 @@
 //! Left out: watching registries, storing state, starting runs, and deferring tags until tests have
 //! passed. The control plane does these.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 pub mod cascade;
 pub mod graph;
 mod intern;

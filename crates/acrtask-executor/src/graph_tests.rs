@@ -58,7 +58,7 @@ fn play_script(lines: &[&str], script: &[&str]) -> String {
                 Action::Stop(id) => format!("stop {id}"),
                 Action::SetFinalState(id, state) => match state {
                     StepState::Skipped { cause } | StepState::Canceled { cause } => {
-                        format!("{id} {state} cause {cause}")
+                        format!("{id} {state} because {cause}")
                     }
                     _ => format!("{id} {state}"),
                 },

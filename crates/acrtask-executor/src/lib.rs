@@ -15,6 +15,8 @@
 //!
 //! Left out: running steps on several engines, and resuming a run.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 mod archive;
 mod builder;
 mod cache_seal;
@@ -381,6 +383,7 @@ impl Executor {
     /// # Errors
     /// [`EngineError`] if the engine does not list its images. Images that the engine refuses to
     /// remove, such as those of a container, stay.
+    #[allow(clippy::disallowed_methods, reason = "the boundary to the pure code that takes the time")]
     pub async fn remove_pulled_images(&self, age: Duration) -> Result<Option<usize>, EngineError> {
         let Ok(_alone) = self.runs.try_write() else {
             return Ok(None);

@@ -15,6 +15,8 @@
 //! Left out: fetching the files, which is `acrtask-source`, and executing the plan, which is
 //! `acrtask-executor`.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 mod build;
 mod cache;
 mod empty_context;

@@ -132,6 +132,7 @@ impl Lookup for TaskLookup<'_> {
         self.read_file(location)
     }
 
+    #[allow(clippy::disallowed_methods, reason = "the task names the variable")]
     fn secret(&self, declared: &SecretDeclaration) -> Result<Option<Secret>, String> {
         let own = matches!(self.files, Files::OperatorFolder(_));
         match &declared.source {

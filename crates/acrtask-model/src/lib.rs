@@ -4,6 +4,8 @@
 //! Invariants: this crate does no I/O and reads no clock. A [`Digest`] and a tag are different
 //! types. A secret is a [`Secret`], which cannot be printed. A final state contains its own reason.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 pub mod count;
 pub mod error;
 pub mod events;

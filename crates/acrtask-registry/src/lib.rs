@@ -16,6 +16,8 @@
 //!
 //! Left out: deletion, referrers, chunked uploads (a blob is uploaded in one request).
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 pub mod attestation;
 pub mod challenge;
 mod client;

@@ -35,6 +35,7 @@ impl Clock {
     }
 
     /// Returns the milliseconds since 1970 in UTC.
+    #[allow(clippy::disallowed_methods, reason = "the clock of the server")]
     pub fn now_ms(&self) -> i64 {
         match &self.fixed {
             Some(fixed) => fixed.load(Ordering::SeqCst),

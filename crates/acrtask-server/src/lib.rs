@@ -8,6 +8,8 @@
 //! * Nothing is acknowledged before it is committed.
 //! * Hints only save time.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 pub mod api;
 pub mod app;
 pub mod auth;

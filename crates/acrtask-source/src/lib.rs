@@ -20,6 +20,8 @@
 //! Left out: ranges and resumption of downloads, artifacts that are an index, and extensions and
 //! transfers of Git LFS other than `basic`.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 pub mod archive;
 mod error;
 mod git;

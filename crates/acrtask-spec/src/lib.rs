@@ -19,6 +19,8 @@
 //! - Every span in a diagnostic is a range of the author's text.
 //! - Work and memory are bounded for any text.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 pub mod build_line;
 pub mod cmd_line;
 pub mod plan;

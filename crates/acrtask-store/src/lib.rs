@@ -9,6 +9,8 @@
 //! - Secrets arrive and leave encrypted. This crate does not have the key.
 //! - The same tests pass on both databases.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 mod bases;
 mod cascades;
 mod contexts;

@@ -43,6 +43,8 @@
 //! The tables in `tests/cases` contain the renderings of Go. `differs.txt` covers each of these
 //! differences.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 mod ast;
 mod error;
 mod exec;

@@ -13,6 +13,8 @@
 //!
 //! Left out: the server stores deliveries, ignores repeated ones and starts runs.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 mod json;
 mod rejection;
 mod signature;

@@ -17,6 +17,8 @@
 //! Left out: writing to vaults, dynamic secrets, certificates and keys of Key Vault, managed
 //! identities of virtual machines.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 mod address;
 mod azure;
 mod hashicorp;

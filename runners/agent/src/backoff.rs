@@ -30,6 +30,7 @@ impl Backoff {
     }
 
     /// Waits after one more failure.
+    #[allow(clippy::disallowed_methods, reason = "delays are random")]
     pub(crate) async fn wait(&mut self) {
         tokio::time::sleep(self.next(rand::random())).await;
     }

@@ -18,6 +18,8 @@
 //! Left out: a restarted runner does not resume its runs. They run again elsewhere, or here, after
 //! their leases have expired. The next start removes what they left on the engine.
 
+#![cfg_attr(not(test), warn(clippy::disallowed_methods))]
+
 mod active_attempts;
 mod agent;
 mod backoff;

@@ -521,6 +521,7 @@ fn failure_delay_ms(usual: i64, status: BaseStatus, failures: u32) -> i64 {
 }
 
 /// Varies a time by up to 10 %, so that tags do not become due at the same time.
+#[allow(clippy::disallowed_methods, reason = "delays are random")]
 pub(super) fn with_jitter(ms: i64) -> i64 {
     let tenth = (ms / 10).max(0);
     ms - tenth + rand::random_range(0..=2 * tenth)

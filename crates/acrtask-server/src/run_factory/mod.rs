@@ -36,6 +36,7 @@ pub use secrets::{
 pub(crate) use secrets::{find_missing, load_stored_secret, missing_secrets_message};
 
 /// Returns a random id for a new run.
+#[allow(clippy::disallowed_methods, reason = "identifiers and secrets are random")]
 pub fn new_run_id() -> RunId {
     RunId::from_random(rand::rng().next_u64())
 }

@@ -69,7 +69,7 @@ fn heading_line(
         .started
         .map_or(0, |started| millis_between(started, now));
     let what = if interrupted {
-        style.warn("stopping; press Ctrl-C again to exit at once")
+        style.warn("stopping; Ctrl-C again exits now")
     } else if view.is_waiting {
         "waiting".to_owned()
     } else {
