@@ -107,7 +107,7 @@ fn new_base_digest_makes_dependents_stale() {
     assert_eq!(image_names(&found), [middle.as_str()], "{found:#}");
     assert_eq!(found["items"][0]["stale"][0]["to"], checked[0]["digest"]);
     let why = server.run_ok(&["images", "why", &middle]).stdout;
-    assert!(why.contains("it is stale"), "{why}");
+    assert!(why.contains("the image is stale"), "{why}");
     // After the rebuild the image is fresh and its dependents are stale. A pushed tag is polled at
     // once.
     run_task(&server, "middle", middle_files.path());

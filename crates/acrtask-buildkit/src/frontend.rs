@@ -120,7 +120,10 @@ pub(crate) fn check_request(
 
 /// Builds the attributes of the frontend. `layouts` maps each named context in OCI layout to its
 /// store and digest.
-#[allow(clippy::disallowed_methods, reason = "the variable belongs to a tool whose conventions apply here")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the variable belongs to a tool whose conventions apply here"
+)]
 pub(crate) fn build_frontend(
     request: &BuildRequest,
     capabilities: &Capabilities,

@@ -79,13 +79,19 @@ pub use sources::{AllowedImage, SourceAddresses, SourceFiles, SourceImages, Veri
 pub use status::{BuildEvent, Log, Progress, Vertex, Warning};
 
 /// Returns a namespace that no other build uses, for a build that publishes its instructions.
-#[allow(clippy::disallowed_methods, reason = "identifiers and secrets are random")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "identifiers and secrets are random"
+)]
 pub fn single_use_namespace() -> acrtask_model::CacheNamespace {
     acrtask_model::CacheNamespace::from_bytes(rand::random())
 }
 
 /// Returns 25 unguessable characters in the alphabet of BuildKit's own ids.
-#[allow(clippy::disallowed_methods, reason = "identifiers and secrets are random")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "identifiers and secrets are random"
+)]
 fn random_id() -> String {
     const ALPHABET: &[u8; 36] = b"0123456789abcdefghijklmnopqrstuvwxyz";
     (0..25)

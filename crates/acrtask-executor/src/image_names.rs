@@ -51,7 +51,10 @@ struct Listed {
 }
 
 impl OwnNames {
-    #[allow(clippy::disallowed_methods, reason = "identifiers and secrets are random")]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "identifiers and secrets are random"
+    )]
     pub(crate) fn new(scope: &RunScope) -> Self {
         Self {
             repository: format!("{OWN_REGISTRY}/run/{scope}-{:032x}", rand::random::<u128>()),
@@ -120,7 +123,10 @@ impl OwnNames {
 
 /// Returns a name that keeps a pulled image in the engine. Its tag is the hour of the pull, which
 /// is the age of the image for housekeeping.
-#[allow(clippy::disallowed_methods, reason = "identifiers and secrets are random")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "identifiers and secrets are random"
+)]
 pub(crate) fn pulled_name(now: SystemTime) -> Result<ImageRef, String> {
     let name = format!(
         "{OWN_REGISTRY}/pulled/{:032x}:{}",

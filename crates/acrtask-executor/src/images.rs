@@ -384,7 +384,10 @@ pub(crate) async fn prove_or_pull(
 
 /// Replaces the name of a pulled image in a runner's engine by a name that no run can guess. With
 /// its own name, BuildKit could use it for a build whose login may not read it.
-#[allow(clippy::disallowed_methods, reason = "the boundary to the pure code that takes the time")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the boundary to the pure code that takes the time"
+)]
 async fn hide_pulled(run: &RunContext, image: &ImageRef) -> Result<(), String> {
     let Some(digest) = image.digest() else {
         return Ok(());

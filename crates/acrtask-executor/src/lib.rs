@@ -383,7 +383,10 @@ impl Executor {
     /// # Errors
     /// [`EngineError`] if the engine does not list its images. Images that the engine refuses to
     /// remove, such as those of a container, stay.
-    #[allow(clippy::disallowed_methods, reason = "the boundary to the pure code that takes the time")]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the boundary to the pure code that takes the time"
+    )]
     pub async fn remove_pulled_images(&self, age: Duration) -> Result<Option<usize>, EngineError> {
         let Ok(_alone) = self.runs.try_write() else {
             return Ok(None);

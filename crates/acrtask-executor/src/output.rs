@@ -142,7 +142,10 @@ impl Events {
 }
 
 /// Returns the time of an event.
-#[allow(clippy::disallowed_methods, reason = "the time of an event is the time of its creation")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the time of an event is the time of its creation"
+)]
 pub(crate) fn now() -> jiff::Timestamp {
     jiff::Timestamp::now()
 }

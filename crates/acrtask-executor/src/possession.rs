@@ -494,7 +494,10 @@ impl Comparison<'_> {
         self.proofs.compare_content(layer, content, found)
     }
 
-    #[allow(clippy::disallowed_methods, reason = "the sampled part must be unpredictable")]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the sampled part must be unpredictable"
+    )]
     async fn compare_random_parts(
         &self,
         digest: &Digest,

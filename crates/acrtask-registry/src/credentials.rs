@@ -114,7 +114,10 @@ impl Credentials {
     /// Adds the Docker configuration in the folder `path`. The default folder is `$DOCKER_CONFIG`,
     /// or else `~/.docker`. The configuration may be missing.
     #[must_use]
-    #[allow(clippy::disallowed_methods, reason = "the variable belongs to a tool whose conventions apply here")]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the variable belongs to a tool whose conventions apply here"
+    )]
     pub fn with_docker_config(mut self, path: Option<&Path>) -> Self {
         let folder = path.map(Path::to_owned).or_else(|| {
             let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".docker"));

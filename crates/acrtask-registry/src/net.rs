@@ -89,7 +89,10 @@ pub(crate) fn uploading_client(policy: AddressPolicy) -> Result<reqwest::Client,
 
 /// Returns the builder of [`client`], without its read timeout, for callers with their own
 /// settings.
-#[allow(clippy::disallowed_methods, reason = "the client for all requests to checked addresses")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the client for all requests to checked addresses"
+)]
 pub fn builder(policy: AddressPolicy, follow: bool) -> reqwest::ClientBuilder {
     install_crypto_provider();
     let redirects = if follow {

@@ -487,7 +487,10 @@ async fn error_from_response(
 /// Returns the wait that a response requests: seconds, or a date relative to the response's `Date`.
 ///
 /// Source: RFC 9110, section 10.2.3.
-#[allow(clippy::disallowed_methods, reason = "the boundary to the pure code that takes the time")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the boundary to the pure code that takes the time"
+)]
 pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse() {

@@ -52,7 +52,10 @@ pub struct NewToken {
 }
 
 /// Creates a token with a random id and secret.
-#[allow(clippy::disallowed_methods, reason = "identifiers and secrets are random")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "identifiers and secrets are random"
+)]
 pub fn new_token() -> NewToken {
     let id = random_id();
     let mut secret = [0; 32];
@@ -78,7 +81,10 @@ fn hash(secret: &str) -> Vec<u8> {
 }
 
 /// Returns a random id: 80 random bits in 16 characters.
-#[allow(clippy::disallowed_methods, reason = "identifiers and secrets are random")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "identifiers and secrets are random"
+)]
 pub fn random_id() -> String {
     const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
     let mut bytes = [0_u8; 16];

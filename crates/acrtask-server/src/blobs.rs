@@ -91,7 +91,10 @@ impl Blobs {
     ///
     /// # Errors
     /// [`BlobError::Setup`].
-    #[allow(clippy::disallowed_methods, reason = "the variable belongs to a tool whose conventions apply here")]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the variable belongs to a tool whose conventions apply here"
+    )]
     pub fn open(url: &str) -> Result<Self, BlobError> {
         let settings: Vec<(String, String)> = std::env::vars_os()
             .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))

@@ -137,7 +137,10 @@ pub struct Server {
 ///
 /// # Errors
 /// Returns an error that names the option or resource that cannot be used.
-#[allow(clippy::disallowed_methods, reason = "identifiers and secrets are random")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "identifiers and secrets are random"
+)]
 pub async fn start(mut options: ServeOptions) -> Result<Server, ServeError> {
     if options.tls.is_none() && !options.listen.ip().is_loopback() && !options.allow_plaintext {
         return Err(ServeError::Plaintext(options.listen));

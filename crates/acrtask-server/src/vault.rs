@@ -146,7 +146,10 @@ impl Vault {
     ///
     /// # Errors
     /// As [`Self::load`], and if the file cannot be created.
-    #[allow(clippy::disallowed_methods, reason = "identifiers and secrets are random")]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "identifiers and secrets are random"
+    )]
     pub fn load_or_create(path: &Path) -> Result<Self, VaultError> {
         match Self::load(path) {
             Err(VaultError::File { source, .. })
@@ -192,7 +195,10 @@ impl Vault {
     }
 
     /// Encrypts `value` for the owner `aad`. [`Self::open`] needs the same `aad`.
-    #[allow(clippy::disallowed_methods, reason = "identifiers and secrets are random")]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "identifiers and secrets are random"
+    )]
     pub fn seal(&self, aad: &str, value: &[u8]) -> Vec<u8> {
         let key = &self.keys[0];
         let mut nonce = [0; NONCE];
@@ -266,7 +272,10 @@ impl Vault {
 }
 
 /// Creates the key file atomically. Leaves an existing file unchanged.
-#[allow(clippy::disallowed_methods, reason = "identifiers and secrets are random")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "identifiers and secrets are random"
+)]
 fn create(path: &Path, key: &str) -> std::io::Result<()> {
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,

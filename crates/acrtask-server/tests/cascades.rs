@@ -380,8 +380,8 @@ async fn node_of_an_invalid_task_fails_with_a_reason(db: TestDb) {
         fleet.node_states(1).await,
         [
             "bottom stale: its base task left was not built",
-            "left failed: missing secret `not-there`; set it with `acrtask secret set not-there --task left`",
-            "right failed: the task is gone"
+            "left failed: the secret `not-there` is missing; set it with `acrtask secret set not-there --task left`",
+            "right failed: the task no longer exists"
         ]
     );
     assert_eq!(fleet.cascade_runs().await.len(), 0);

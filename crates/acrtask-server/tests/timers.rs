@@ -446,7 +446,9 @@ async fn firing_of_an_invalid_task_is_ignored_with_a_reason(db: TestDb) {
     handle_due_at(&app, begin + 6 * HOUR).await;
     assert_eq!(
         last().await.ignored.as_deref(),
-        Some("missing secret `not-there`; set it with `acrtask secret set not-there --task app`")
+        Some(
+            "the secret `not-there` is missing; set it with `acrtask secret set not-there --task app`"
+        )
     );
     change(|_| {}).await;
     handle_due_at(&app, begin + 7 * HOUR).await;

@@ -581,7 +581,10 @@ async fn open_postgres(url: &str, statement_timeout: Duration) -> Result<Db> {
 
 /// Rejects the URL of a remote database that does not set `sslmode`. By default PostgreSQL
 /// continues in clear text if the server, or an attacker on the way, does not offer TLS.
-#[allow(clippy::disallowed_methods, reason = "the variable belongs to a tool whose conventions apply here")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the variable belongs to a tool whose conventions apply here"
+)]
 fn check_tls_mode(url: &str, options: &PgConnectOptions) -> Result<()> {
     let named = ["sslmode=", "ssl-mode="]
         .iter()

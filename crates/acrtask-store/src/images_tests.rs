@@ -76,7 +76,7 @@ fn image_has_the_bases_of_its_own_step() {
         ],
         ..RunResult::default()
     };
-    let ran = "Ran docker.io/library/curl:8";
+    let ran = "Cmd docker.io/library/curl:8";
     assert_eq!(
         shown(&result, 0),
         [ran, "Runtime docker.io/library/alpine:latest"]

@@ -263,7 +263,10 @@ impl Engine {
     }
 
     /// Prepares the plan on a blocking thread.
-    #[allow(clippy::disallowed_methods, reason = "the boundary to the pure code that takes the time")]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the boundary to the pure code that takes the time"
+    )]
     async fn prepare(
         &self,
         job: Job,

@@ -350,7 +350,10 @@ impl LogWriter {
 }
 
 /// Creates an event with the current time.
-#[allow(clippy::disallowed_methods, reason = "the time of an event is the time of its creation")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the time of an event is the time of its creation"
+)]
 pub(crate) fn event_of(run: &RunId, kind: EventKind) -> Event {
     Event {
         time: jiff::Timestamp::now(),

@@ -48,7 +48,7 @@ async fn paused_cascade_resumes() {
     fleet.assert_fresh_after(1);
     let late = fleet.run_client(&["cascade", "pause", "1"]);
     assert_ne!(late.code, Some(0), "{}", late.transcript());
-    assert!(late.stderr.contains("is over"), "{}", late.transcript());
+    assert!(late.stderr.contains("is finished"), "{}", late.transcript());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -72,7 +72,10 @@ pub enum SecretError {
 
 impl BuildSecret {
     /// Checks before the build that the secret is available.
-    #[allow(clippy::disallowed_methods, reason = "the variable belongs to a tool whose conventions apply here")]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the variable belongs to a tool whose conventions apply here"
+    )]
     pub(crate) fn check(&self) -> Result<(), SecretError> {
         use secrecy::ExposeSecret;
         let bytes = match &self.source {
@@ -108,7 +111,10 @@ impl BuildSecret {
         }
     }
 
-    #[allow(clippy::disallowed_methods, reason = "the variable belongs to a tool whose conventions apply here")]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the variable belongs to a tool whose conventions apply here"
+    )]
     async fn read(&self) -> Result<Vec<u8>, SecretError> {
         use secrecy::ExposeSecret;
         use std::os::unix::ffi::OsStringExt;

@@ -303,10 +303,8 @@ pub(super) async fn finalize(
         let only = draft
             .task_name()
             .map_or(String::new(), |task| format!(" --task {task}"));
-        return Err(
-            ApiError::unprocessable(format!("missing secret `{}`", missing.join("`, `")))
-                .help(format!("set it: `acrtask secret set {first}{only}`")),
-        );
+        return Err(ApiError::unprocessable(run_factory::list_missing(&missing))
+            .help(format!("set it: `acrtask secret set {first}{only}`")));
     }
     let draft = draft.with_id(id);
     draft

@@ -335,7 +335,7 @@ async fn stored_secrets_need_the_scope_write() {
         .post("/runs", body.clone())
         .await
         .problem(StatusCode::UNPROCESSABLE_ENTITY);
-    assert_eq!(problem.message, "missing secret `key`");
+    assert_eq!(problem.message, "the secret `key` is missing");
     server
         .put("/secrets/key", json!({"value": "hunter2"}))
         .await

@@ -344,7 +344,10 @@ async fn runs_get_the_secrets_and_logins_of_their_task() {
         .post("/tasks/app/runs", json!({}))
         .await
         .problem(StatusCode::UNPROCESSABLE_ENTITY);
-    assert_eq!(problem.message, "missing secret `git-token`, `npm-token`");
+    assert_eq!(
+        problem.message,
+        "the secrets `git-token`, `npm-token` are missing"
+    );
     for (path, body) in [
         ("/secrets/npm-token", json!({"value": "of all"})),
         (
@@ -495,7 +498,11 @@ async fn files_of_a_starter_get_no_login_that_the_task_got_later() {
         let response = server.send_as(Method::POST, "/tasks/app/runs", &starter, Some(&body));
         response.await.json::<Run>(StatusCode::CREATED).id
     };
-    let with_files = start(json!({"file": "own.yaml"})).await;
+    let with_files = start(json!({
+        "context": {"type": "url", "url": "https://git.example.com/own.git"},
+        "file": "own.yaml",
+    }))
+    .await;
     let with_secrets = start(json!({"secrets": {"npmrc": "x"}})).await;
     let login = json!({"task": "app", "username": "app", "password": "password 1"});
     server

@@ -310,7 +310,10 @@ async fn blocked_run_starts_once_it_can() {
     let blocked = proposals(&server).await;
     assert_eq!(blocked[0].state, TagState::Blocked, "{blocked:?}");
     let detail = blocked[0].detail.as_deref().unwrap();
-    assert!(detail.contains("no secret `missing`"), "{detail}");
+    assert!(
+        detail.contains("the secret `missing` is missing"),
+        "{detail}"
+    );
     server
         .put(
             "/secrets/missing",

@@ -33,10 +33,13 @@ pub use rerun::rerun;
 pub use secrets::{
     RunSecrets, credential_aad, find_missing_secrets, seal_secrets, secret_aad, unseal_secrets,
 };
-pub(crate) use secrets::{find_missing, load_stored_secret, missing_secrets_message};
+pub(crate) use secrets::{find_missing, list_missing, load_stored_secret, missing_secrets_message};
 
 /// Returns a random id for a new run.
-#[allow(clippy::disallowed_methods, reason = "identifiers and secrets are random")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "identifiers and secrets are random"
+)]
 pub fn new_run_id() -> RunId {
     RunId::from_random(rand::rng().next_u64())
 }

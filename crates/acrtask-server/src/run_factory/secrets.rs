@@ -103,10 +103,19 @@ pub(crate) async fn find_missing<'n>(
 pub(crate) fn missing_secrets_message(missing: &[String], task: Option<&str>) -> String {
     let only = task.map_or(String::new(), |task| format!(" --task {task}"));
     format!(
-        "missing secret `{}`; set it with `acrtask secret set {}{only}`",
-        missing.join("`, `"),
+        "{}; set it with `acrtask secret set {}{only}`",
+        list_missing(missing),
         missing.first().map_or("NAME", String::as_str)
     )
+}
+
+/// Formats the names of missing secrets as a sentence.
+pub(crate) fn list_missing(missing: &[String]) -> String {
+    let names = missing.join("`, `");
+    match missing {
+        [_] => format!("the secret `{names}` is missing"),
+        _ => format!("the secrets `{names}` are missing"),
+    }
 }
 
 /// Loads a stored secret. Returns its scope and its sealed value.

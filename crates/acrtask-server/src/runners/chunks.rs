@@ -214,7 +214,10 @@ fn end_mark(app: &App, run: &RunId, reason: &str, help: String) -> Bytes {
 /// Returns the blob key of one attempt to store a chunk.
 ///
 /// All runs share few existing folders: a folder for each run would need more synced writes.
-#[allow(clippy::disallowed_methods, reason = "identifiers and secrets are random")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "identifiers and secrets are random"
+)]
 fn blob_key(run: &RunId, attempt: u32, offset: u64, length: u32) -> String {
     let folder = Sha256::digest(run.as_str())[0];
     let own: u32 = rand::random();

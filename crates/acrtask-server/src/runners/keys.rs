@@ -28,7 +28,10 @@ impl Kind {
 }
 
 /// Returns a new id of 13 characters.
-#[allow(clippy::disallowed_methods, reason = "identifiers and secrets are random")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "identifiers and secrets are random"
+)]
 pub(crate) fn new_id(letter: char) -> String {
     const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
     let mut bytes = [0; 12];
@@ -38,7 +41,10 @@ pub(crate) fn new_id(letter: char) -> String {
 }
 
 /// Creates a credential for `id`. Returns it with its hash.
-#[allow(clippy::disallowed_methods, reason = "identifiers and secrets are random")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "identifiers and secrets are random"
+)]
 pub(crate) fn create(kind: Kind, id: &str) -> (Secret, Vec<u8>) {
     let mut bytes = [0; 32];
     rand::rng().fill_bytes(&mut bytes);

@@ -290,7 +290,9 @@ async fn missing_secret_is_recorded_as_delivery_reason() {
         .await;
     let reason = &delivery.decisions[0].reason;
     assert!(
-        reason.contains("no secret `stored`; set it with `acrtask secret set stored --task app`"),
+        reason.contains(
+            "the secret `stored` is missing; set it with `acrtask secret set stored --task app`"
+        ),
         "{reason}"
     );
     // With the secret, a redelivery starts the run.

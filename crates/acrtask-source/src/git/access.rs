@@ -126,7 +126,10 @@ pub(super) fn basic_header(username: &str, password: &Secret) -> String {
     format!("Basic {encoded}")
 }
 
-#[allow(clippy::disallowed_methods, reason = "the variable belongs to a tool whose conventions apply here")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "the variable belongs to a tool whose conventions apply here"
+)]
 fn build_environment(
     url: &GitUrl,
     home: &Path,

@@ -97,7 +97,10 @@ impl Ssh {
     /// Prepares ssh for `url`. Without a key for the host, contexts of the operator use ssh with
     /// its configuration. Other contexts use only the given agent, without the operator's
     /// configuration. The key of the host must always be known.
-    #[allow(clippy::disallowed_methods, reason = "the variable belongs to a tool whose conventions apply here")]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the variable belongs to a tool whose conventions apply here"
+    )]
     pub(super) async fn new(
         url: &GitUrl,
         home: &Path,
@@ -245,7 +248,10 @@ struct Agent {
 }
 
 impl Agent {
-    #[allow(clippy::disallowed_methods, reason = "the variable belongs to a tool whose conventions apply here")]
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the variable belongs to a tool whose conventions apply here"
+    )]
     async fn start(key: &SshKey, home: &Path, limit: Duration) -> Result<Self, SourceError> {
         let failed = |source| SourceError::Io {
             attempt: "start `ssh-agent` and `ssh-add`, which belong to OpenSSH's client".into(),
