@@ -36,6 +36,7 @@ mod run_state;
 mod runners;
 mod runs;
 mod secrets;
+mod sessions;
 mod stale;
 mod tags;
 mod tasks;
@@ -75,6 +76,7 @@ pub use retention::Expired;
 pub use runners::{NewRunner, RunnerHello, RunnerRow, RunnerTokenRow};
 pub use runs::{NewRun, Origin, RunFilter, RunRow};
 pub use secrets::{CredentialRow, SecretRow};
+pub use sessions::SessionRow;
 pub use stale::StaleBaseRow;
 pub use tags::{ProposalAction, ProposalKey, ProposalRow, TagListResult, TagListRow};
 pub use tasks::TaskFilter;
@@ -82,7 +84,7 @@ pub use timers::{FiringAction, FiringRow, NewFiring, NewFirings, TimerCursor, Ti
 pub use tokens::TokenRow;
 pub use trigger_urls::TriggerUrlRow;
 pub use triggers::TriggerRow;
-pub use waiting::{Blocker, CancelRequestRow, Position, QueueDepth};
+pub use waiting::{Blocker, CancelRequestRow, Position, QueueDepth, RunCounts};
 pub use webhooks::WebhookRow;
 
 /// Milliseconds since 1970 in UTC.

@@ -1,13 +1,13 @@
-//! Waiting runs: queue positions, queue depth, and cancellation requests.
+//! Waiting runs: queue positions, queue depth, counts, and cancellation requests.
 
 use acrtask_model::{RunId, RunState};
 use sqlx::FromRow;
 
 use crate::{
-    Result, Store,
-    db::{args, runs_by},
+    Ms, Result, Store,
+    db::{Sql, args, runs_by},
     run_state,
-    runs::{missing_run, parse_run_id},
+    runs::{missing_run, parse_run_id, upper_bound},
 };
 
 /// Position of a run in the queue.
@@ -52,6 +52,17 @@ pub struct QueueDepth {
     pub state: RunState,
     /// Number of runs.
     pub count: u64,
+}
+
+/// Numbers of live runs and of runs that failed lately.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RunCounts {
+    /// Queued runs.
+    pub queued: u64,
+    /// Leased and running runs.
+    pub running: u64,
+    /// Runs that failed, timed out or ended with an error.
+    pub failed: u64,
 }
 
 #[derive(Debug, FromRow)]
@@ -153,6 +164,42 @@ impl Store {
             }
         }
         Ok(position)
+    }
+
+    /// Counts live runs, and failed runs that were created at `since` or later. `task` and
+    /// `task_prefix` restrict the tasks as in [`crate::RunFilter`].
+    pub async fn run_counts(
+        &self,
+        task: Option<&str>,
+        task_prefix: Option<&str>,
+        since: Ms,
+    ) -> Result<RunCounts> {
+        let mut args = args![since];
+        let mut of_tasks = String::new();
+        if let Some(task) = task {
+            args.push(task.into());
+            of_tasks = " AND task_name = $2".to_owned();
+        } else if let Some(prefix) = task_prefix {
+            args.push(prefix.into());
+            args.push(upper_bound(prefix).into());
+            of_tasks = " AND task_name >= $2 AND task_name < $3".to_owned();
+        }
+        let sql = Sql::dynamic(format!(
+            "SELECT state, COUNT(*) FROM runs WHERE state IN ('queued', 'leased', 'running'){of_tasks} GROUP BY state \
+             UNION ALL SELECT state, COUNT(*) FROM runs \
+             WHERE state IN ('failed', 'timed_out', 'error') AND created_at >= $1{of_tasks} GROUP BY state"
+        ));
+        let rows: Vec<(String, i64)> = self.db.fetch_all(sql, args).await?;
+        let mut counts = RunCounts::default();
+        for (state, count) in rows {
+            let count = run_state::to_u64(count)?;
+            match run_state::parse_state(&state)? {
+                RunState::Queued => counts.queued += count,
+                RunState::Leased | RunState::Running => counts.running += count,
+                _ => counts.failed += count,
+            }
+        }
+        Ok(counts)
     }
 
     /// Counts queued, leased and running runs per pool.

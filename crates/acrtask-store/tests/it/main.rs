@@ -23,6 +23,7 @@ mod quotas;
 mod reports;
 mod restart;
 mod retention;
+mod sessions;
 mod storm;
 mod support;
 mod tags;
