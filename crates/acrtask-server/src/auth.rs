@@ -7,8 +7,8 @@
 //! Invariants:
 //! * `admin` includes `write`, `write` includes `run`, and `run` includes `read`.
 //! * A token with a task limit sees no other tasks and no runs without a task.
-//!
-//! Left out: browser sessions.
+//! * A session of a browser has exactly the rights of its token, checked for every request. It
+//!   authenticates pages only; the API accepts tokens only.
 
 use std::{marker::PhantomData, net::IpAddr};
 
@@ -31,8 +31,10 @@ use crate::{
 };
 
 mod limits;
+mod sessions;
 
 pub(crate) use limits::{CredentialKind, Limits};
+pub(crate) use sessions::{IDLE_MS, MAX_SESSION_MS, create_session, end_session, find_session};
 
 /// Longest delay of updates to `lastUsedAt`, in milliseconds.
 const TOUCH_MS: i64 = 60_000;
@@ -361,19 +363,31 @@ fn bearer_token(headers: &HeaderMap) -> Option<&str> {
 
 async fn authenticate_caller(api: &Api, parts: &Parts) -> Result<Caller, ApiError> {
     let app = &api.app;
-    let now = app.clock.now_ms();
     if !parts.headers.contains_key(header::AUTHORIZATION) {
         return Err(ApiError::unauthorized("this request needs a token")
             .help("send `Authorization: Bearer TOKEN`; `acrtask login` does"));
     }
+    verify_token(app, &parts.extensions, bearer_token(&parts.headers)).await
+}
+
+/// Returns the caller with the token `text`. Counts failures and requests.
+///
+/// # Errors
+/// Returns 401 if the token is not valid, and 429 beyond a limit.
+pub(crate) async fn verify_token(
+    app: &App,
+    extensions: &Extensions,
+    text: Option<&str>,
+) -> Result<Caller, ApiError> {
+    let now = app.clock.now_ms();
     let failed = || {
         let refusal = ApiError::unauthorized("the token is wrong, expired or revoked")
             .help("create a new token and run `acrtask login` with it");
-        let address = client_address(&parts.extensions);
+        let address = client_address(extensions);
         app.limits
             .count_failure(CredentialKind::Token, address, now, refusal)
     };
-    let Some((id, hash)) = bearer_token(&parts.headers).and_then(parse_token) else {
+    let Some((id, hash)) = text.and_then(parse_token) else {
         return Err(failed());
     };
     let turn = app.limits.acquire_lookup(&hash).await;
@@ -387,7 +401,12 @@ async fn authenticate_caller(api: &Api, parts: &Parts) -> Result<Caller, ApiErro
         return Err(failed());
     };
     app.limits.remember(&hash);
-    parts.extensions.mark_authenticated();
+    extensions.mark_authenticated();
+    admit(app, row, now).await
+}
+
+/// Counts a request with a valid token and returns its caller.
+async fn admit(app: &App, row: TokenRow, now: Ms) -> Result<Caller, ApiError> {
     app.limits.count_request(&row.id, now)?;
     if row.last_used_at.is_none_or(|last| now - last >= TOUCH_MS) {
         // A failed update of `lastUsedAt` does not fail the request.

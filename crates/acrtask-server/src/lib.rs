@@ -24,6 +24,7 @@ pub mod logs;
 pub mod metrics;
 mod notifications;
 pub mod oidc;
+mod page;
 mod probe;
 pub mod reaper;
 mod recorder;

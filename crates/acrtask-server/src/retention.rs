@@ -1,4 +1,4 @@
-//! Removal of old data: runs, their logs, contexts, and expired tokens.
+//! Removal of old data: runs, their logs, contexts, expired tokens, and ended sessions.
 //!
 //! Rows are removed before their blobs, so no row ever names a missing blob. A failed deletion of a
 //! blob is retried. If the server stops first, the blob stays and only occupies space.
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use acrtask_store::StoreError;
 
-use crate::App;
+use crate::{App, auth};
 
 /// Interval between passes.
 const INTERVAL: Duration = Duration::from_secs(600);
@@ -93,6 +93,8 @@ pub async fn remove_old(app: &App, left: &mut Vec<String>) -> Result<Removed, St
     // An expired token grants nothing. It is kept for a day so that users can identify it.
     let ended = now.saturating_sub(24 * 3_600_000);
     removed.tokens += app.store.remove_expired_tokens(ended).await?;
+    let idle = now.saturating_sub(auth::IDLE_MS);
+    app.store.remove_ended_sessions(now, idle).await?;
     for token in app.store.tokens().await? {
         if token.expires_at.is_some_and(|end| end < ended) {
             match app.store.revoke_token(&token.id).await {

@@ -33,7 +33,7 @@ use crate::{
     clock::Clock,
     hints::{self, Outbox},
     identity::{self, IdentityError},
-    notifications,
+    notifications, page,
     reaper::{self, Grace},
     recorder::{Recorder, Writer, create_recorder},
     retention,
@@ -171,6 +171,13 @@ pub async fn start(mut options: ServeOptions) -> Result<Server, ServeError> {
     start_writer(&writers, &app, writer);
     start_background(&background, &app, &recorder, &outbox);
     let router = api::router(app.clone())
+        .merge(page::router(
+            app.clone(),
+            page::Listener {
+                address,
+                tls: options.tls.is_some(),
+            },
+        ))
         .merge(health::router(app.clone()))
         .merge(webhooks::router(app.clone()))
         .merge(runners::router(app.clone(), recorder, connections.clone()));

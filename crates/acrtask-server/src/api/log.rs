@@ -1,6 +1,7 @@
 //! Download of the log of a run, as stored events or as text.
 
 use acrtask_api::admin::Problem;
+use acrtask_store::RunRow;
 use axum::{
     body::{Body, Bytes},
     extract::State,
@@ -30,7 +31,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
 /// Format of a log.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
-enum Format {
+pub(crate) enum Format {
     /// Events, one JSON object per line.
     Json,
     /// Readable lines: `step | text`.
@@ -63,16 +64,27 @@ async fn log(
     Query(input): Query<LogQuery>,
 ) -> Result<Response, ApiError> {
     let row = runs::find(&api, &by.caller, &id).await?;
-    let attempt = input.attempt.unwrap_or(row.attempt);
+    let attempt = check_attempt(&row, input.attempt)?;
+    Ok(respond(&api, &row, attempt, input.format))
+}
+
+/// Returns the number of the requested attempt, by default the current one.
+pub(crate) fn check_attempt(row: &RunRow, requested: Option<u32>) -> Result<u32, ApiError> {
+    let attempt = requested.unwrap_or(row.attempt);
     if attempt > row.attempt || (attempt == 0 && row.attempt > 0) {
         return Err(
-            ApiError::not_found(format!("the run {id} has no attempt {attempt}"))
+            ApiError::not_found(format!("the run {} has no attempt {attempt}", row.id))
                 .help(format!("write an attempt from 1 to {}", row.attempt)),
         );
     }
+    Ok(attempt)
+}
+
+/// Returns the response with the log of an attempt.
+pub(crate) fn respond(api: &Api, row: &RunRow, attempt: u32, format: Format) -> Response {
     let log =
         logs::read_log(api.app.clone(), row.id.clone(), attempt, 0).map_err(std::io::Error::other);
-    let (kind, name, body) = match input.format {
+    let (kind, name, body) = match format {
         Format::Json => (
             "application/x-ndjson",
             format!("{}.jsonl", row.id),
@@ -93,7 +105,7 @@ async fn log(
         // Browsers must not interpret the output of a build as a page.
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
     ];
-    Ok((headers, body).into_response())
+    (headers, body).into_response()
 }
 
 fn convert_to_text(

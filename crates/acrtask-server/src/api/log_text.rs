@@ -9,7 +9,7 @@ use super::events::MAX_LINE;
 
 /// Incremental converter of event bytes to lines.
 #[derive(Debug, Default)]
-pub(super) struct Lines {
+pub(crate) struct Lines {
     partial: Vec<u8>,
     /// The line is longer than an event can be. Its bytes are dropped up to the next line end.
     too_long: bool,
@@ -19,7 +19,7 @@ pub(super) struct Lines {
 
 impl Lines {
     /// Returns the lines of all events that end in `bytes`.
-    pub(super) fn push(&mut self, bytes: &[u8]) -> String {
+    pub(crate) fn push(&mut self, bytes: &[u8]) -> String {
         let mut out = String::new();
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             if self.partial.len() + piece.len() > MAX_LINE {
@@ -42,7 +42,7 @@ impl Lines {
     }
 
     /// Returns the lines of a last event without a line end, which a lost runner may leave behind.
-    pub(super) fn finish(&mut self) -> String {
+    pub(crate) fn finish(&mut self) -> String {
         let mut out = String::new();
         let line = std::mem::take(&mut self.partial);
         self.convert_line(&line, &mut out);

@@ -30,23 +30,23 @@ mod events;
 mod extract;
 mod federations;
 mod images;
-mod log;
-mod log_text;
+pub(crate) mod log;
+pub(crate) mod log_text;
 mod probes;
 mod problem;
 mod query;
 mod quotas;
-mod runners;
-mod runs;
+pub(crate) mod runners;
+pub(crate) mod runs;
 mod secrets;
-mod tasks;
+pub(crate) mod tasks;
 #[cfg(test)]
 pub(crate) mod testing;
 mod timers;
 mod tokens;
 mod trigger_url;
 mod webhooks;
-mod why;
+pub(crate) mod why;
 
 pub use problem::ApiError;
 
@@ -60,13 +60,19 @@ pub struct Api {
     pub(crate) issuers: Arc<Issuers>,
 }
 
+impl Api {
+    pub(crate) fn new(app: Arc<App>) -> Self {
+        Self {
+            app,
+            issuers: Arc::default(),
+        }
+    }
+}
+
 /// Returns the routes of the API, with the limits and checks of all requests.
 pub fn router(app: Arc<App>) -> Router {
     let (router, document) = build_routes();
-    let api = Api {
-        app: app.clone(),
-        issuers: Arc::default(),
-    };
+    let api = Api::new(app.clone());
     let router = router
         .fallback(problem::path_not_found)
         .method_not_allowed_fallback(problem::method_not_allowed)

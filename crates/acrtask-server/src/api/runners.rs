@@ -117,9 +117,14 @@ async fn list(
     by: Authenticated<auth::Read>,
     State(api): State<Api>,
 ) -> Result<Json<Vec<Runner>>, ApiError> {
-    let mut views = load_runners(&api.app).await?;
-    views.retain(|view| may_see(&by.caller, view));
-    Ok(Json(views.into_iter().map(|view| view.runner).collect()))
+    load_visible(&api.app, &by.caller).await.map(Json)
+}
+
+/// Returns the runners that the caller may see.
+pub(crate) async fn load_visible(app: &App, caller: &Caller) -> Result<Vec<Runner>, ApiError> {
+    let mut views = load_runners(app).await?;
+    views.retain(|view| may_see(caller, view));
+    Ok(views.into_iter().map(|view| view.runner).collect())
 }
 
 /// Returns a runner. For a token with a task limit, runners that its tasks may not use do not

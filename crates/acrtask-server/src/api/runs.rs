@@ -53,23 +53,23 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-struct ListRuns {
+pub(crate) struct ListRuns {
     /// Lists only runs in these states, separated by commas.
     #[param(value_type = Option<RunStates>)]
-    state: Option<String>,
+    pub(crate) state: Option<String>,
     /// Lists only runs of this task. A trailing `*` matches all tasks with this prefix.
-    task: Option<String>,
+    pub(crate) task: Option<String>,
     /// Lists only runs created at this time or later: RFC 3339 or a date.
     #[param(value_type = Option<TimeOrDate>)]
-    since: Option<String>,
+    pub(crate) since: Option<String>,
     /// Lists only runs created before this time: RFC 3339 or a date.
     #[param(value_type = Option<TimeOrDate>)]
-    until: Option<String>,
+    pub(crate) until: Option<String>,
     /// Length of the page: 1 to 200, 50 by default.
     #[param(minimum = 1, maximum = 200)]
-    limit: Option<u32>,
+    pub(crate) limit: Option<u32>,
     /// `next` of the previous page.
-    cursor: Option<String>,
+    pub(crate) cursor: Option<String>,
 }
 
 /// Lists runs without their specs and results, the newest first.
@@ -82,6 +82,15 @@ async fn list(
     State(api): State<Api>,
     Query(input): Query<ListRuns>,
 ) -> Result<Json<Page<RunSummary>>, ApiError> {
+    load_page(&api, &by.caller, input).await.map(Json)
+}
+
+/// Returns a page of the runs that the caller may see.
+pub(crate) async fn load_page(
+    api: &Api,
+    caller: &Caller,
+    input: ListRuns,
+) -> Result<Page<RunSummary>, ApiError> {
     let mut filter = RunFilter {
         states: input
             .state
@@ -94,21 +103,21 @@ async fn list(
         ..RunFilter::default()
     };
     let wanted = TaskLimit::parse(input.task.as_deref());
-    let Some(limit) = intersect(&by.caller.limit, wanted) else {
-        return Ok(Json(Page {
+    let Some(limit) = intersect(&caller.limit, wanted) else {
+        return Ok(Page {
             items: Vec::new(),
             next: None,
-        }));
+        });
     };
     (filter.task, filter.task_prefix) = limit.into_names();
     let (mut items, next) = api.app.store.run_summaries(filter).await?;
     let of_cascades = items.iter().filter(|run| run.trigger == "cascade");
     let ids = of_cascades.map(|run| run.id.clone()).collect();
-    let mut found = cascades_of(&api, ids).await?;
+    let mut found = cascades_of(api, ids).await?;
     for run in &mut items {
         run.cascade = found.remove(&run.id);
     }
-    Ok(Json(Page { items, next }))
+    Ok(Page { items, next })
 }
 
 fn parse_states(text: &str) -> Result<Vec<RunState>, ApiError> {
@@ -357,7 +366,7 @@ pub(super) fn enqueued_response(enqueued: &Enqueued) -> Response {
 }
 
 /// Returns a run that the caller may see. Hidden runs are reported as missing.
-pub(super) async fn find(api: &Api, caller: &Caller, id: &str) -> Result<RunRow, ApiError> {
+pub(crate) async fn find(api: &Api, caller: &Caller, id: &str) -> Result<RunRow, ApiError> {
     let missing = || ApiError::not_found(format!("the run {id} does not exist"));
     let id = RunId::new(id).map_err(|_| missing())?;
     let row = match api.app.store.run(&id).await {
@@ -382,15 +391,20 @@ async fn show(
     Path(id): Path<String>,
 ) -> Result<Json<Run>, ApiError> {
     let row = find(&api, &by.caller, &id).await?;
+    add_origin(&api, &row).await.map(Json)
+}
+
+/// Returns a run with the timer firing or the cascade that started it.
+pub(crate) async fn add_origin(api: &Api, row: &RunRow) -> Result<Run, ApiError> {
     let mut run = row.to_api();
     if row.trigger == "timer" {
-        run.firing = super::timers::firing_of(&api, &row.id).await?;
+        run.firing = super::timers::firing_of(api, &row.id).await?;
     }
     if row.trigger == "cascade" {
-        let mut found = cascades_of(&api, vec![row.id.clone()]).await?;
+        let mut found = cascades_of(api, vec![row.id.clone()]).await?;
         run.cascade = found.remove(&row.id);
     }
-    Ok(Json(run))
+    Ok(run)
 }
 
 /// Cancels a run. A queued run ends at once. A running one ends when its runner has stopped it. A

@@ -43,14 +43,14 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-struct ListTasks {
+pub(crate) struct ListTasks {
     /// Lists only names with this prefix.
-    prefix: Option<String>,
+    pub(crate) prefix: Option<String>,
     /// Length of the page: 1 to 200, 50 by default.
     #[param(minimum = 1, maximum = 200)]
-    limit: Option<u32>,
+    pub(crate) limit: Option<u32>,
     /// `next` of the previous page.
-    cursor: Option<String>,
+    pub(crate) cursor: Option<String>,
 }
 
 /// Lists stored tasks by name.
@@ -63,13 +63,22 @@ async fn list(
     State(api): State<Api>,
     Query(input): Query<ListTasks>,
 ) -> Result<Json<Page<Task>>, ApiError> {
+    load_page(&api, &by.caller, input).await.map(Json)
+}
+
+/// Returns a page of the tasks that the caller may see, without their texts and values.
+pub(crate) async fn load_page(
+    api: &Api,
+    caller: &Caller,
+    input: ListTasks,
+) -> Result<Page<Task>, ApiError> {
     let limit = runs::page_limit(input.limit)?;
     let mut items = api
         .app
         .store
         .tasks(TaskFilter {
             prefix: input.prefix,
-            pattern: by.caller.tasks.clone(),
+            pattern: caller.tasks.clone(),
             after: input.cursor,
             // One entry more than the page shows that there is a next page.
             limit: limit + 1,
@@ -88,7 +97,7 @@ async fn list(
         // Keep an empty text, so that the list shows the kind of the task.
         definition.text = definition.text.take().map(|_| String::new());
     }
-    Ok(Json(Page { items, next }))
+    Ok(Page { items, next })
 }
 
 /// Body with a task definition. A key at the wrong level is refused with its right level.
@@ -164,7 +173,7 @@ fn path_segment(name: &str) -> String {
 }
 
 /// Returns a task that the caller may see. Hidden tasks are reported as missing.
-pub(super) async fn find(api: &Api, caller: &Caller, name: &str) -> Result<Task, ApiError> {
+pub(crate) async fn find(api: &Api, caller: &Caller, name: &str) -> Result<Task, ApiError> {
     if !caller.may_see(Some(name)) {
         return Err(task_not_found(name));
     }

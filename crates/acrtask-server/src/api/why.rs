@@ -18,7 +18,7 @@ use super::{
     runs,
 };
 use crate::{
-    auth::{self, Authenticated, TaskLimit},
+    auth::{self, Authenticated, Caller, TaskLimit},
     scheduler::assignment::Profile,
 };
 
@@ -38,6 +38,15 @@ async fn why(
     Path(id): Path<String>,
 ) -> Result<Json<Waiting>, ApiError> {
     let row = runs::find(&api, &by.caller, &id).await?;
+    load_waiting(&api, &by.caller, &row).await.map(Json)
+}
+
+/// Returns why a run waits, without the runs and runners that the caller may not see.
+pub(crate) async fn load_waiting(
+    api: &Api,
+    caller: &Caller,
+    row: &RunRow,
+) -> Result<Waiting, ApiError> {
     let (mut position, mut views) = if row.state == RunState::Queued {
         (
             api.app.store.position(&row.id).await?,
@@ -47,15 +56,15 @@ async fn why(
         (Position::default(), Vec::new())
     };
     // The caller sees the runners of pools that its tasks may use, and of the run's own pool.
-    views.retain(|view| view.runner.pool == row.pool || by.caller.may_use_pool(&view.runner.pool));
+    views.retain(|view| view.runner.pool == row.pool || caller.may_use_pool(&view.runner.pool));
     let hidden = position
         .behind
-        .take_if(|blocker| !by.caller.may_see(blocker.task.as_deref()));
-    let mut waiting = explain(&row, &position, &views);
+        .take_if(|blocker| !caller.may_see(blocker.task.as_deref()));
+    let mut waiting = explain(row, &position, &views);
     if let Some(blocker) = hidden {
-        waiting.summary = explain_hidden_blocker(&row, blocker.count);
+        waiting.summary = explain_hidden_blocker(row, blocker.count);
     }
-    Ok(Json(waiting))
+    Ok(waiting)
 }
 
 /// Returns the reason of a run that waits for hidden runs of its group: their number, not their

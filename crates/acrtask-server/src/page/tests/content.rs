@@ -1,0 +1,393 @@
+//! Content of pages: states, filters, hostile texts, headers and size.
+
+use acrtask_api::run::{Run, RunResult, StepResult};
+use acrtask_model::{Event, EventKind, RunState, StepId, StepState, events::Stream};
+use axum::http::{HeaderMap, StatusCode, header};
+use regex::Regex;
+use serde_json::{Value, json};
+
+use super::PageServer;
+use crate::api::testing::result_of_build;
+
+/// Text that attacks a page: markup, a script, a changed writing direction and a terminal escape.
+const HOSTILE: &str = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>\u{202e}\x07";
+
+/// Most bytes of a page.
+const MAX_BYTES: usize = 100_000;
+/// Most elements of a page.
+const MAX_ELEMENTS: usize = 1_500;
+
+fn count_elements(html: &str) -> usize {
+    Regex::new("<[a-z]").unwrap().find_iter(html).count()
+}
+
+/// Fails if a page could execute a foreign text or violates its own policy.
+#[track_caller]
+fn check_inert(path: &str, html: &str) {
+    for active in [
+        "<script",
+        "<img",
+        "<iframe",
+        "<object",
+        "javascript:",
+        "style=\"",
+        "<style",
+    ] {
+        assert!(!html.contains(active), "{path} has {active}: {html}");
+    }
+    let handler = Regex::new(r#"<[^>]*\son[a-z]+\s*="#).unwrap();
+    assert!(!handler.is_match(html), "{path}: {html}");
+    for hidden in ['\u{202e}', '\x07', '\x1b'] {
+        assert!(!html.contains(hidden), "{path} has {hidden:?}");
+    }
+    let external = Regex::new(r#"(href|src|action)="(?:[a-z]+:|//)"#).unwrap();
+    assert!(!external.is_match(html), "{path}: {html}");
+}
+
+#[track_caller]
+fn check_headers(path: &str, headers: &HeaderMap) {
+    for (name, value) in [
+        ("x-content-type-options", "nosniff"),
+        ("referrer-policy", "same-origin"),
+        ("cross-origin-opener-policy", "same-origin"),
+        ("cross-origin-resource-policy", "same-origin"),
+        ("cache-control", "no-store"),
+        ("content-type", "text/html; charset=utf-8"),
+    ] {
+        assert_eq!(headers[name], value, "{path} {name}");
+    }
+    let policy = headers[header::CONTENT_SECURITY_POLICY].to_str().unwrap();
+    for part in [
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+        "trusted-types acrtask",
+    ] {
+        assert!(
+            policy.split("; ").any(|own| own == part),
+            "{path}: {policy}"
+        );
+    }
+    assert!(!policy.contains("unsafe"), "{policy}");
+}
+
+fn log_line(run: &Run, kind: EventKind) -> String {
+    let event = Event {
+        time: "2026-01-01T00:00:00Z".parse().unwrap(),
+        run: run.id.clone(),
+        kind,
+    };
+    format!("{}\n", serde_json::to_string(&event).unwrap())
+}
+
+fn output(run: &Run, text: &str) -> String {
+    log_line(
+        run,
+        EventKind::Output {
+            step: StepId::new("build").unwrap(),
+            stream: Stream::Stdout,
+            vertex: None,
+            text: text.into(),
+        },
+    )
+}
+
+/// Starts a run whose branch, commit, names, reasons and log are hostile, and lets it fail.
+async fn fail_hostile_run(server: &PageServer) -> Run {
+    // YAML allows no control characters.
+    let comment = HOSTILE.replace('\x07', "");
+    let text = format!("version: v1.1.0 # {comment}\nsteps:\n  - cmd: alpine true\n");
+    let task = json!({"name": "mine", "description": "<b>bold</b> \u{202e}", "text": text});
+    let task = server.server.post("/tasks", task).await;
+    task.json::<Value>(StatusCode::CREATED);
+    let run = server.start_task("mine").await;
+    let attempt = server.server.lease_run(&run.id, "nmine").await;
+    let log = output(&run, &format!("\x1b[31mred {HOSTILE}\x1b[0m\nplain"));
+    server
+        .server
+        .append_log(&run.id, attempt, "nmine", 0, &log)
+        .await;
+    let mut result = result_of_build(("r.io/mine:1", 'a'), &[]);
+    result.variables.branch = HOSTILE.into();
+    result.variables.commit = format!("abc {HOSTILE}");
+    result.images[0].name = format!("r.io/{HOSTILE}:1");
+    result.steps.push(StepResult {
+        id: StepId::new("<script>alert(2)</script>").unwrap(),
+        state: StepState::Failed {
+            reason: HOSTILE.into(),
+            exit_code: Some(1),
+            ignored: false,
+        },
+        elapsed_ms: 1200,
+    });
+    finish(server, &run, attempt, &log, result).await;
+    run
+}
+
+async fn finish(server: &PageServer, run: &Run, attempt: u32, log: &str, result: RunResult) {
+    server
+        .server
+        .finish_run(&run.id, attempt, "nmine", RunState::Failed, log, result)
+        .await;
+}
+
+#[tokio::test]
+async fn hostile_texts_are_inert_on_every_page() {
+    let server = PageServer::start().await;
+    server.server.register_runner("mine").await;
+    let run = fail_hostile_run(&server).await;
+    let id = &run.id;
+    let cookie = server.sign_in_as_admin().await;
+    let hostile_query = "%22%3E%3Cscript%3Ealert(1)%3C/script%3E%E2%80%AE";
+    let hostile_segment = hostile_query.replace('/', "%2F");
+    for path in [
+        "/".to_owned(),
+        "/runs".into(),
+        format!("/runs?task={hostile_query}"),
+        format!("/runs/{id}"),
+        format!("/runs/{id}/log"),
+        format!("/runs/{id}/log?tail=1"),
+        "/tasks".into(),
+        "/tasks/mine".into(),
+        "/runners".into(),
+        "/me".into(),
+        format!("/sign-in?next=/{hostile_query}"),
+    ] {
+        let response = server.get(&path, Some(&cookie)).await;
+        assert_eq!(response.status, StatusCode::OK, "{path}");
+        check_inert(&path, &response.text());
+        check_headers(&path, &response.headers);
+    }
+    for (path, status) in [
+        (format!("/tasks/{hostile_query}"), StatusCode::NOT_FOUND),
+        (format!("/runs/{hostile_segment}"), StatusCode::NOT_FOUND),
+        (
+            format!("/runs?state={hostile_query}"),
+            StatusCode::BAD_REQUEST,
+        ),
+        (format!("/runs/{id}/log?attempt=7"), StatusCode::NOT_FOUND),
+    ] {
+        let response = server.get(&path, Some(&cookie)).await;
+        assert_eq!(response.status, status, "{path}: {}", response.text());
+        check_inert(&path, &response.text());
+        check_headers(&path, &response.headers);
+    }
+    // The texts are visible as text.
+    let page = server.expect_page(&format!("/runs/{id}"), &cookie).await;
+    assert!(
+        page.contains("&lt;script&gt;alert(1)&lt;/script&gt;"),
+        "{page}"
+    );
+    assert!(page.contains("[U+202E]␇"), "{page}");
+    let log = server
+        .expect_page(&format!("/runs/{id}/log"), &cookie)
+        .await;
+    let line = "<div id=\"build:L1\"><a href=\"#build%3AL1\">build 1</a> <span class=\"fg1\">red &quot;&#39;&gt;&lt;script";
+    assert!(log.contains(line), "{log}");
+    assert!(log.contains("build 2</a> plain</div>"), "{log}");
+}
+
+#[tokio::test]
+async fn raw_log_is_plain_text() {
+    let server = PageServer::start().await;
+    server.server.register_runner("mine").await;
+    let run = fail_hostile_run(&server).await;
+    let cookie = server.sign_in_as_admin().await;
+    let path = format!("/runs/{}/log.txt", run.id);
+    let response = server.get(&path, Some(&cookie)).await;
+    assert_eq!(response.status, StatusCode::OK);
+    assert!(
+        response
+            .text()
+            .starts_with("build | \x1b[31mred \"'><script>")
+    );
+    let headers = &response.headers;
+    assert_eq!(headers[header::CONTENT_TYPE], "text/plain; charset=utf-8");
+    assert_eq!(headers[header::X_CONTENT_TYPE_OPTIONS], "nosniff");
+    let policy = headers[header::CONTENT_SECURITY_POLICY].to_str().unwrap();
+    assert!(policy.contains("sandbox"), "{policy}");
+}
+
+#[tokio::test]
+async fn log_is_shown_in_pages_of_lines() {
+    let server = PageServer::start().await;
+    server.server.register_runner("mine").await;
+    server.create_task("mine").await;
+    let run = server.start_task("mine").await;
+    let attempt = server.server.lease_run(&run.id, "nmine").await;
+    let lines: Vec<String> = (1..=1100).map(|line| format!("line {line}.")).collect();
+    let log = output(&run, &lines.join("\n"));
+    server
+        .server
+        .append_log(&run.id, attempt, "nmine", 0, &log)
+        .await;
+    let cookie = server.sign_in_as_admin().await;
+    let path = format!("/runs/{}/log", run.id);
+    let first = server.expect_page(&path, &cookie).await;
+    assert!(
+        first.contains("Lines 1 to 500; the run is not finished"),
+        "{first}"
+    );
+    assert!(first.contains("line 500.") && !first.contains("line 501."));
+    let next = format!("<a href=\"{path}?attempt=1&#38;from=501\" rel=\"next\">");
+    assert!(first.contains(&next), "{first}");
+    let second = server
+        .expect_page(&format!("{path}?from=501"), &cookie)
+        .await;
+    assert!(second.contains("id=\"build:L501\"") && second.contains("line 1000."));
+    let tail = server.expect_page(&format!("{path}?tail=1"), &cookie).await;
+    assert!(tail.contains("Lines 601 to 1100"), "{tail}");
+    assert!(tail.contains("line 1100.") && !tail.contains("rel=\"next\""));
+    for page in [&first, &second, &tail] {
+        assert!(page.len() < MAX_BYTES, "{}", page.len());
+        assert!(count_elements(page) < MAX_ELEMENTS);
+    }
+    let beyond = server
+        .expect_page(&format!("{path}?from=9999"), &cookie)
+        .await;
+    assert!(beyond.contains("No lines here."), "{beyond}");
+}
+
+#[tokio::test]
+async fn list_of_100_runs_is_small() {
+    let server = PageServer::start().await;
+    let task = format!("team/{}", "a".repeat(30));
+    server.create_task(&task).await;
+    for _ in 0..101 {
+        server.start_task(&task).await;
+    }
+    let cookie = server.sign_in_as_admin().await;
+    let page = server.expect_page("/runs", &cookie).await;
+    assert_eq!(page.matches("<tr><td>").count(), 100);
+    assert!(page.contains("rel=\"next\">Older runs"), "{page}");
+    assert!(page.len() < MAX_BYTES, "{}", page.len());
+    let elements = count_elements(&page);
+    assert!(elements < MAX_ELEMENTS, "{elements}");
+    let next = Regex::new("href=\"([^\"]*)\" rel=\"next\"").unwrap();
+    let next = next.captures(&page).unwrap()[1].replace("&#38;", "&");
+    let last = server.expect_page(&next, &cookie).await;
+    assert_eq!(last.matches("<tr><td>").count(), 1);
+    assert!(last.contains("<a href=\"/runs\">Newest runs</a>"), "{last}");
+}
+
+#[tokio::test]
+async fn filters_are_in_the_url_and_visible() {
+    let server = PageServer::start().await;
+    server.server.register_runner("mine").await;
+    server.create_task("mine").await;
+    server.create_task("other").await;
+    let failed = server.fail_task("mine", "").await;
+    let queued = server.start_task("other").await;
+    let cookie = server.sign_in_as_admin().await;
+    let all = server.expect_page("/runs", &cookie).await;
+    assert!(!all.contains("Filtered:"), "{all}");
+    let link = |run: &Run| format!("href=\"/runs/{}\"", run.id);
+    assert!(all.contains(&link(&failed)) && all.contains(&link(&queued)));
+    let path = "/runs?state=failed,timed_out,error&task=mine";
+    let filtered = server.expect_page(path, &cookie).await;
+    assert!(filtered.contains("<b>Filtered:</b>"), "{filtered}");
+    assert!(
+        filtered
+            .contains("task <bdi>mine</bdi> <a href=\"/runs?state=failed%2Ctimed_out%2Cerror\"")
+    );
+    assert!(filtered.contains(&link(&failed)) && !filtered.contains(&link(&queued)));
+    let none = server
+        .expect_page("/runs?state=&task=nothing", &cookie)
+        .await;
+    assert!(none.contains("No run matches."), "{none}");
+    let wrong = server.get("/runs?state=broken", Some(&cookie)).await;
+    assert_eq!(wrong.status, StatusCode::BAD_REQUEST);
+    assert!(wrong.text().contains("`broken` is not a state of a run"));
+}
+
+#[tokio::test]
+async fn run_page_states_result_and_reason_to_wait() {
+    let server = PageServer::start().await;
+    server.create_task("mine").await;
+    let queued = server.start_task("mine").await;
+    let cookie = server.sign_in_as_admin().await;
+    let path = format!("/runs/{}", queued.id);
+    let page = server.expect_page(&path, &cookie).await;
+    let waits = "The run waits: no runner is registered: start one with `acrtask runner`.";
+    assert!(page.contains(waits), "{page}");
+    assert!(page.contains("<bdi>admin requested it.</bdi>"), "{page}");
+    assert!(!page.contains("/log\""), "{page}");
+    server.server.register_runner("mine").await;
+    let attempt = server.server.lease_run(&queued.id, "nmine").await;
+    let page = server.expect_page(&path, &cookie).await;
+    assert!(page.contains("The run executes on mine."), "{page}");
+    finish(&server, &queued, attempt, "", RunResult::default()).await;
+    let page = server.expect_page(&path, &cookie).await;
+    assert!(page.contains("<title>failed run "), "{page}");
+    assert!(
+        page.contains("The run failed after 0.0 s: a step failed."),
+        "{page}"
+    );
+    assert!(page.contains("/log?tail=1\">End of the log</a>"), "{page}");
+}
+
+#[tokio::test]
+async fn empty_lists_name_the_next_command() {
+    let server = PageServer::start().await;
+    let cookie = server.sign_in_as_admin().await;
+    for (path, command) in [
+        ("/", "acrtask task run NAME"),
+        ("/runs", "acrtask run -r REGISTRY ."),
+        ("/tasks", "acrtask task create NAME"),
+        ("/runners", "acrtask runner token"),
+    ] {
+        let page = server.expect_page(path, &cookie).await;
+        assert!(page.contains(command), "{path}: {page}");
+    }
+}
+
+#[tokio::test]
+async fn task_page_shows_definition_triggers_and_last_runs() {
+    let server = PageServer::start().await;
+    let task = json!({
+        "name": "team/mine",
+        "text": "version: v1.1.0\nsteps:\n  - cmd: alpine true\n",
+        "triggers": {"timers": {"night": {"schedule": "0 3 * * *"}}},
+    });
+    let task = server.server.post("/tasks", task).await;
+    task.json::<Value>(StatusCode::CREATED);
+    let run = server.start_task("team/mine").await;
+    let cookie = server.sign_in_as_admin().await;
+    for path in ["/tasks/team/mine", "/tasks/team%2Fmine"] {
+        let page = server.expect_page(path, &cookie).await;
+        assert!(page.contains("steps:\n  - cmd: alpine true\n"), "{page}");
+        assert!(page.contains("<bdi>night: 0 3 * * * (UTC)</bdi>"), "{page}");
+        assert!(page.contains(&format!("/runs/{}", run.id)), "{page}");
+        assert!(
+            page.contains("&quot;schedule&quot;: &quot;0 3 * * *&quot;"),
+            "{page}"
+        );
+    }
+    let list = server.expect_page("/tasks", &cookie).await;
+    assert!(
+        list.contains("<a href=\"/tasks/team/mine\">team/mine</a>"),
+        "{list}"
+    );
+}
+
+#[tokio::test]
+async fn assets_are_cached_by_hash() {
+    let server = PageServer::start().await;
+    for (name, kind) in [
+        ("style.css", "text/css; charset=utf-8"),
+        ("icon.svg", "image/svg+xml"),
+    ] {
+        let response = server.get(&acrtask_page::asset_url(name), None).await;
+        assert_eq!(response.status, StatusCode::OK);
+        assert_eq!(response.headers[header::CONTENT_TYPE], kind);
+        assert_eq!(response.headers[header::X_CONTENT_TYPE_OPTIONS], "nosniff");
+        let caching = response.headers[header::CACHE_CONTROL].to_str().unwrap();
+        assert!(caching.contains("immutable"), "{caching}");
+    }
+    let wrong = server.get("/assets/0000000000000000/style.css", None).await;
+    assert_eq!(wrong.status, StatusCode::NOT_FOUND);
+}
