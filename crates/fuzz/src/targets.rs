@@ -13,6 +13,7 @@ use acrtask_model::{
     mask::{MASK, Patterns},
     printable::is_printable,
 };
+use acrtask_page::{Foreign, LogLines};
 use acrtask_proto::runner::{FromRunner, ToRunner};
 use acrtask_source::{ContextSpec, GitTransport};
 use acrtask_spec::{
@@ -112,6 +113,13 @@ pub fn all() -> Vec<Target> {
             LOG,
             16 << 10,
             check_log,
+        ),
+        target(
+            "page",
+            "lines of logs on the web page",
+            LOG,
+            16 << 10,
+            check_page,
         ),
         Target {
             seeds: messages,
@@ -402,6 +410,33 @@ fn assert_harmless(event: &ForgeEvent) {
             assert!(!reason.contains(char::is_control), "{reason:?}")
         }
     }
+}
+
+/// Checks that a page contains no markup of its texts and no hidden character.
+fn check_page(input: &[u8]) -> u64 {
+    let text = text_of(input);
+    let visible = |shown: &str| shown.chars().all(|c| c == '\t' || is_printable(c));
+    let mut lines = LogLines::default();
+    let mut styles = 0;
+    for line in text.split('\n') {
+        let (_, number) = lines.count(line);
+        let shown = LogLines::parse(line, number).content().to_string();
+        let spans = shown.matches("<span class=\"").count();
+        let cuts = shown.matches("<i>").count();
+        assert_eq!(spans, shown.matches("</span>").count(), "{shown:?}");
+        assert_eq!(2 * (spans + cuts), shown.matches('<').count(), "{shown:?}");
+        for span in shown.split("<span class=\"").skip(1) {
+            let (class, _) = span.split_once("\">").expect("the attribute ends");
+            let good = |c: char| c.is_ascii_alphanumeric() || c == ' ';
+            assert!(class.chars().all(good), "{class:?}");
+        }
+        assert!(visible(&shown), "{shown:?}");
+        styles = styles.max(spans.min(8));
+    }
+    let name = Foreign::line(text).to_string();
+    assert_eq!(name.matches('<').count(), 2, "{name:?}");
+    assert!(visible(&name) && !name.contains('\t'), "{name:?}");
+    outcome((styles, name.len() > input.len() + 11))
 }
 
 fn check_log(input: &[u8]) -> u64 {

@@ -116,6 +116,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "acrtask-api",
             "acrtask-executor",
             "acrtask-model",
+            "acrtask-page",
             "acrtask-proto",
             "acrtask-source",
             "acrtask-spec",
