@@ -1,5 +1,5 @@
-//! Client for OCI registries: resolves tags, reads and writes manifests and blobs, copies between
-//! repositories, and looks up credentials. Also the guarded HTTP client for build contexts.
+//! Client for OCI registries: resolves tags, reads, writes and deletes manifests and blobs, copies
+//! between repositories, and looks up credentials. Also the guarded HTTP client for build contexts.
 //!
 //! Invariants:
 //! - The client checks all content with a digest against it before it returns the content.
@@ -14,19 +14,22 @@
 //! One client on top of `reqwest` does all of this. The general client crates send a password to
 //! any token server that a registry names, and ignore rate limits.
 //!
-//! Left out: deletion, referrers, chunked uploads (a blob is uploaded in one request).
+//! Left out: chunked uploads (a blob is uploaded in one request).
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
+mod acr_api;
 pub mod attestation;
 pub mod challenge;
 mod client;
 mod copy;
 pub mod credentials;
+mod deletion;
 mod error;
 mod head;
 mod json_keys;
 pub mod layers;
+mod listing;
 mod login;
 pub mod manifest;
 pub mod net;
@@ -34,6 +37,7 @@ mod range;
 mod tags;
 mod transport;
 
+pub use acr_api::{AcrAttributes, AcrManifest, AcrTag};
 pub use attestation::Attestation;
 pub use client::{BlobStream, Registry, ResolvedManifest, Settings};
 pub use copy::IndexEntry;

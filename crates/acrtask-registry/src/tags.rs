@@ -39,6 +39,13 @@ pub struct TagPage {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct NextTags(String);
 
+impl NextTags {
+    /// Returns the query of the request.
+    pub(crate) fn query(&self) -> &str {
+        &self.0
+    }
+}
+
 #[derive(Debug, Deserialize)]
 struct TagsResponse {
     /// `null` if the repository lost all its tags.
@@ -106,7 +113,7 @@ impl Registry {
 ///
 /// # Errors
 /// The reason why a link is invalid. Without this error, a list could be incomplete.
-fn next_page(headers: &HeaderMap, url: &Url) -> Result<Option<NextTags>, String> {
+pub(crate) fn next_page(headers: &HeaderMap, url: &Url) -> Result<Option<NextTags>, String> {
     for value in headers.get_all(header::LINK) {
         let text = value
             .to_str()

@@ -1,0 +1,140 @@
+//! Repositories of a registry, and referrers of a manifest.
+//!
+//! Source: distribution specification, "Listing Referrers"; `_catalog` of the distribution registry.
+
+use acrtask_model::ImageRef;
+use reqwest::Method;
+use serde::Deserialize;
+use url::Url;
+
+use crate::{
+    client::{Registry, pull_scope},
+    error::RegistryError,
+    manifest::{Descriptor, OCI_INDEX},
+    tags::next_page,
+    transport::{Body, Call, read_limited},
+};
+
+/// Number of repositories to request per page.
+const PAGE: u32 = 1000;
+/// Maximum size of a page, in bytes.
+const MAX_PAGE: u64 = 4 << 20;
+/// Maximum number of pages of a list.
+const MAX_PAGES: usize = 1000;
+
+#[derive(Debug, Deserialize)]
+struct CatalogResponse {
+    /// `null` if the registry is empty.
+    repositories: Option<Vec<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ReferrersResponse {
+    manifests: Vec<Descriptor>,
+}
+
+impl Registry {
+    /// Lists the names of all repositories of the registry `host`, as references name it.
+    ///
+    /// # Errors
+    /// [`RegistryError`]. Several public registries refuse this list.
+    pub async fn repositories(&self, host: &str) -> Result<Vec<String>, RegistryError> {
+        let attempt = format!("list the repositories of {host}");
+        let mut url = self.host_url(host, "v2/_catalog", &attempt)?;
+        url.set_query(Some(&format!("n={PAGE}")));
+        let mut found = Vec::new();
+        for _ in 0..MAX_PAGES {
+            let call = Call {
+                attempt: attempt.clone(),
+                host,
+                method: Method::GET,
+                url: url.clone(),
+                scopes: vec!["registry:catalog:*".into()],
+                accept: &["application/json"],
+                body: Body::None,
+            };
+            let response = self.transport.send(call).await?;
+            let next = next_page(response.headers(), &url)
+                .map_err(|reason| invalid(&attempt, host, &reason))?;
+            let body = read_limited(response, MAX_PAGE, &attempt, host).await?;
+            let page: CatalogResponse = serde_json::from_slice(&body)
+                .map_err(|error| invalid(&attempt, host, &error.to_string()))?;
+            found.extend(page.repositories.unwrap_or_default());
+            match next {
+                None => return Ok(found),
+                Some(next) => url.set_query(Some(next.query())),
+            }
+        }
+        Err(invalid(&attempt, host, "its list has too many pages"))
+    }
+
+    /// Lists the manifests whose `subject` is the manifest of `reference`, which has a digest.
+    /// `None` if the registry does not have this API.
+    ///
+    /// # Errors
+    /// [`RegistryError`].
+    pub async fn referrers(
+        &self,
+        reference: &ImageRef,
+    ) -> Result<Option<Vec<Descriptor>>, RegistryError> {
+        let attempt = format!("list the referrers of {reference}");
+        let host = reference.registry();
+        let digest = reference
+            .digest()
+            .ok_or_else(|| invalid(&attempt, host, "only a digest has referrers"))?;
+        let mut url = self
+            .transport
+            .url(reference, &format!("referrers/{digest}"))?;
+        let mut found = Vec::new();
+        for _ in 0..MAX_PAGES {
+            let call = Call {
+                attempt: attempt.clone(),
+                host,
+                method: Method::GET,
+                url: url.clone(),
+                scopes: vec![pull_scope(reference)],
+                accept: &[OCI_INDEX],
+                body: Body::None,
+            };
+            let response = match self.transport.send(call).await {
+                Ok(response) => response,
+                Err(RegistryError::NotFound { .. }) => return Ok(None),
+                Err(RegistryError::Refused {
+                    status: 400 | 405 | 501,
+                    ..
+                }) => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            let next = next_page(response.headers(), &url)
+                .map_err(|reason| invalid(&attempt, host, &reason))?;
+            let body = read_limited(response, MAX_PAGE, &attempt, host).await?;
+            let page: ReferrersResponse = serde_json::from_slice(&body)
+                .map_err(|error| invalid(&attempt, host, &error.to_string()))?;
+            found.extend(page.manifests);
+            match next {
+                None => return Ok(Some(found)),
+                Some(next) => url.set_query(Some(next.query())),
+            }
+        }
+        Err(invalid(&attempt, host, "its list has too many pages"))
+    }
+
+    /// Returns the URL of `path` at the registry `host`.
+    pub(crate) fn host_url(
+        &self,
+        host: &str,
+        path: &str,
+        attempt: &str,
+    ) -> Result<Url, RegistryError> {
+        Url::parse(&format!("{}{path}", self.transport.base_url(host)))
+            .map_err(|error| invalid(attempt, host, &error.to_string()))
+    }
+}
+
+/// Returns the error for an invalid response.
+pub(crate) fn invalid(attempt: &str, host: &str, reason: &str) -> RegistryError {
+    RegistryError::Invalid {
+        attempt: attempt.to_owned(),
+        reason: format!("{host}: {reason}"),
+    }
+}
