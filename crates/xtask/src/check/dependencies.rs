@@ -19,6 +19,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("acrtask-buildkit", &["acrtask-model"]),
     ("acrtask-registry", &["acrtask-model"]),
     ("acrtask-source", &["acrtask-model", "acrtask-registry"]),
+    ("acrtask-upkeep", &["acrtask-model", "acrtask-registry"]),
     ("acrtask-vaults", &["acrtask-model", "acrtask-registry"]),
     (
         "acrtask-executor",
@@ -29,6 +30,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "acrtask-registry",
             "acrtask-source",
             "acrtask-template",
+            "acrtask-upkeep",
         ],
     ),
     ("acrtask-cascade", &["acrtask-model"]),
@@ -94,6 +96,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "acrtask-registry",
             "acrtask-source",
             "acrtask-executor",
+            "acrtask-upkeep",
             "acrtask-vaults",
         ],
     ),

@@ -1,0 +1,459 @@
+//! Reading of a repository: its tags, its manifests, and their ages.
+//!
+//! The age of a tag comes from the first of these sources: the registry's own API (ACR), the
+//! creation time in the image's configuration, the annotation `org.opencontainers.image.created`. A
+//! creation time of 1970 or 1980 is a placeholder of reproducible builds, and counts as unknown.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use acrtask_model::{Digest, ImageRef};
+use acrtask_registry::{
+    AcrManifest, Manifest, ManifestBody, Registry, RegistryError,
+    manifest::{DOCKER_INDEX, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST},
+};
+use futures::{StreamExt as _, TryStreamExt as _};
+use jiff::Timestamp;
+use serde::Deserialize;
+
+use crate::{
+    carry_out::REPLACEMENT,
+    filter::Filter,
+    plan::{ManifestFacts, Repository, Tag, companion_subject},
+};
+
+/// Annotation with the creation time of an image.
+const CREATED: &str = "org.opencontainers.image.created";
+/// Maximum size of an image configuration, in bytes.
+const MAX_CONFIG: u64 = 8 << 20;
+/// Maximum number of manifests that a purge reads in one repository.
+const MAX_MANIFESTS: usize = 200_000;
+/// Creation times before this one are placeholders: 1981-01-01.
+const FIRST_PLAUSIBLE: i64 = 347_155_200;
+
+/// Kind of a registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RegistryKind {
+    /// Azure Container Registry, with times and untagged manifests.
+    Acr,
+    /// Registry with the API of the distribution specification only.
+    Plain,
+}
+
+impl RegistryKind {
+    /// Requests the kind of the registry `host`.
+    ///
+    /// # Errors
+    /// [`RegistryError`].
+    pub async fn detect(registry: &Registry, host: &str) -> Result<Self, RegistryError> {
+        Ok(match registry.has_acr_api(host).await? {
+            true => Self::Acr,
+            false => Self::Plain,
+        })
+    }
+}
+
+/// Reader of repositories.
+#[derive(Debug, Clone, Copy)]
+pub struct Reader<'a> {
+    /// Client of the registry.
+    pub registry: &'a Registry,
+    /// Kind of the registry.
+    pub kind: RegistryKind,
+    /// Maximum number of concurrent requests.
+    pub concurrency: usize,
+    /// Current time. Later creation times are not plausible.
+    pub now: Timestamp,
+}
+
+/// Part of a repository that a purge needs.
+#[derive(Debug, Clone, Copy)]
+pub struct Scope<'a> {
+    /// Filters of the repository.
+    pub filters: &'a [Filter],
+    /// `true` if manifests may be deleted too.
+    pub with_manifests: bool,
+}
+
+impl Reader<'_> {
+    /// Lists the names of the repositories that the filters select. Does not list all repositories
+    /// of the registry if the filters name them.
+    ///
+    /// # Errors
+    /// The registry refuses the list, or an expression needs too many steps.
+    pub async fn list_repositories(
+        &self,
+        host: &str,
+        filters: &[Filter],
+    ) -> Result<Vec<String>, String> {
+        let literal: Option<BTreeSet<&str>> = filters
+            .iter()
+            .map(Filter::repository_name)
+            .collect::<Option<_>>();
+        if let Some(names) = literal.filter(|names| !names.is_empty()) {
+            return Ok(names.into_iter().map(str::to_owned).collect());
+        }
+        let all = self.registry.repositories(host).await;
+        let all = all.map_err(|error| {
+            format!(
+                "{}; name each repository in a filter of its own",
+                crate::describe_error(&error)
+            )
+        })?;
+        let mut found = BTreeSet::new();
+        for name in all {
+            let mut is_selected = filters.is_empty();
+            for filter in filters {
+                is_selected |= filter.matches_repository(&name)?;
+            }
+            if is_selected {
+                found.insert(name);
+            }
+        }
+        Ok(found.into_iter().collect())
+    }
+
+    /// Lists the names of all tags of a repository. Empty if the repository does not exist.
+    ///
+    /// # Errors
+    /// [`RegistryError`].
+    pub async fn list_tags(&self, image: &ImageRef) -> Result<Vec<String>, RegistryError> {
+        let mut tags = Vec::new();
+        let mut next = None;
+        loop {
+            let page = match self.registry.tags(image, next.as_ref()).await {
+                Ok(page) => page,
+                Err(error) if error.is_not_found() => return Ok(tags),
+                Err(error) => return Err(error),
+            };
+            tags.extend(page.tags);
+            next = page.next;
+            if next.is_none() {
+                return Ok(tags);
+            }
+        }
+    }
+
+    /// Reads what a purge of the repository of `image` needs.
+    ///
+    /// # Errors
+    /// The registry cannot be read, or an expression needs too many steps.
+    pub async fn read(&self, image: &ImageRef, scope: Scope<'_>) -> Result<Repository, String> {
+        let read = match self.kind {
+            RegistryKind::Acr => self.read_acr(image, scope).await,
+            RegistryKind::Plain => self.read_plain(image, scope).await,
+        };
+        let mut repository = read?;
+        repository.name = image.repository().to_owned();
+        if repository.manifests.len() > MAX_MANIFESTS {
+            return Err(format!(
+                "{} has more than {MAX_MANIFESTS} manifests",
+                image.name()
+            ));
+        }
+        Ok(repository)
+    }
+
+    async fn read_acr(&self, image: &ImageRef, scope: Scope<'_>) -> Result<Repository, String> {
+        let describe = |error: RegistryError| crate::describe_error(&error);
+        let tags = self.registry.acr_tags(image).await.map_err(describe)?;
+        let mut repository = Repository {
+            has_own_api: true,
+            ..Repository::default()
+        };
+        repository.tags.extend(tags.into_iter().map(|tag| Tag {
+            updated: parse_time(tag.last_update_time.as_deref()),
+            is_locked: tag.changeable_attributes.is_locked(),
+            name: tag.name,
+            digest: tag.digest,
+        }));
+        repository.exists = !repository.tags.is_empty();
+        if !scope.with_manifests {
+            return Ok(repository);
+        }
+        let listed = self.registry.acr_manifests(image).await;
+        let listed = listed.map_err(describe)?;
+        let reads = listed
+            .into_iter()
+            .map(|manifest| self.read_acr_manifest(image, manifest));
+        let facts = self.join(reads.collect()).await.map_err(describe)?;
+        repository.manifests = facts.into_iter().flatten().collect();
+        repository.exists |= !repository.manifests.is_empty();
+        Ok(repository)
+    }
+
+    /// `None` if the manifest was deleted meanwhile.
+    async fn read_acr_manifest(
+        &self,
+        image: &ImageRef,
+        listed: AcrManifest,
+    ) -> Result<Option<(Digest, ManifestFacts)>, RegistryError> {
+        let mut facts = ManifestFacts::default();
+        // Docker's images have neither children nor subjects.
+        if listed.media_type.as_deref() != Some(DOCKER_MANIFEST) {
+            match self.read_facts(image, &listed.digest).await? {
+                Some(found) => facts = found,
+                None => return Ok(None),
+            }
+        }
+        facts.updated = parse_time(listed.last_update_time.as_deref());
+        facts.is_locked = listed.changeable_attributes.is_locked();
+        Ok(Some((listed.digest, facts)))
+    }
+
+    /// Reads the children and the subject of a manifest. `None` if it does not exist.
+    async fn read_facts(
+        &self,
+        image: &ImageRef,
+        digest: &Digest,
+    ) -> Result<Option<ManifestFacts>, RegistryError> {
+        match self.registry.manifest(&image.at(digest.clone())).await {
+            Ok(manifest) => Ok(Some(facts_of(&manifest))),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(RegistryError::Invalid { .. } | RegistryError::TooLarge { .. }) => {
+                Ok(Some(ManifestFacts {
+                    is_unreadable: true,
+                    ..ManifestFacts::default()
+                }))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn read_plain(&self, image: &ImageRef, scope: Scope<'_>) -> Result<Repository, String> {
+        let describe = |error: RegistryError| crate::describe_error(&error);
+        let mut repository = Repository::default();
+        let mut selected = BTreeSet::new();
+        let names = self.list_tags(image).await.map_err(describe)?;
+        repository.exists = !names.is_empty();
+        for name in &names {
+            for filter in scope.filters {
+                if companion_subject(name).is_none() && filter.matches_tag(name)? {
+                    selected.insert(name.clone());
+                }
+            }
+        }
+        if selected.is_empty() {
+            // No manifest can go, because the registry lists no untagged ones.
+            return Ok(repository);
+        }
+        let resolved = self.resolve_tags(image, names).await.map_err(describe)?;
+        let wanted: BTreeSet<Digest> = resolved
+            .iter()
+            .filter(|(name, _)| selected.contains(name))
+            .map(|(_, digest)| digest.clone())
+            .collect();
+        let reads = wanted
+            .into_iter()
+            .map(|digest| self.find_creation_of(image.at(digest)));
+        let created = self.join(reads.collect()).await.map_err(describe)?;
+        let created: BTreeMap<Digest, Option<Timestamp>> = created.into_iter().flatten().collect();
+        repository.tags = resolved
+            .iter()
+            .map(|(name, digest)| Tag {
+                name: name.clone(),
+                digest: digest.clone(),
+                updated: created.get(digest).copied().flatten(),
+                is_locked: false,
+            })
+            .collect();
+        // The newest first, as ACR lists them.
+        repository
+            .tags
+            .sort_by_key(|tag| std::cmp::Reverse(tag.updated));
+        if scope.with_manifests {
+            repository.manifests = self.read_graph(image, &resolved).await.map_err(describe)?;
+        }
+        Ok(repository)
+    }
+
+    /// Resolves tags of a repository, without those that were deleted meanwhile.
+    ///
+    /// # Errors
+    /// [`RegistryError`].
+    pub async fn resolve_tags(
+        &self,
+        image: &ImageRef,
+        names: Vec<String>,
+    ) -> Result<Vec<(String, Digest)>, RegistryError> {
+        let reads = names.into_iter().map(|name| self.resolve_tag(image, name));
+        let resolved = self.join(reads.collect()).await?;
+        Ok(resolved.into_iter().flatten().collect())
+    }
+
+    /// `None` if the tag was deleted meanwhile.
+    async fn resolve_tag(
+        &self,
+        image: &ImageRef,
+        name: String,
+    ) -> Result<Option<(String, Digest)>, RegistryError> {
+        let reference = image
+            .with_tag(&name)
+            .map_err(|error| RegistryError::Invalid {
+                attempt: format!("list the tags of {}", image.name()),
+                reason: error.to_string(),
+            })?;
+        match self.registry.resolve(&reference).await {
+            Ok(found) => Ok(Some((name, found.digest))),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads the graph of all tagged manifests: children at any depth, and referrers if the
+    /// registry lists them.
+    async fn read_graph(
+        &self,
+        image: &ImageRef,
+        tags: &[(String, Digest)],
+    ) -> Result<BTreeMap<Digest, ManifestFacts>, RegistryError> {
+        let mut found: BTreeMap<Digest, ManifestFacts> = BTreeMap::new();
+        let mut lists_referrers = true;
+        let mut layer: BTreeSet<Digest> = tags.iter().map(|(_, digest)| digest.clone()).collect();
+        while !layer.is_empty() && found.len() <= MAX_MANIFESTS {
+            let reads = layer
+                .into_iter()
+                .map(|digest| self.read_part(image, digest));
+            let read = self.join(reads.collect()).await?;
+            let mut next = BTreeSet::new();
+            for (digest, facts) in read.into_iter().flatten() {
+                if lists_referrers {
+                    match self.registry.referrers(&image.at(digest.clone())).await? {
+                        Some(referrers) => next.extend(referrers.into_iter().map(|one| one.digest)),
+                        None => lists_referrers = false,
+                    }
+                }
+                next.extend(facts.children.iter().cloned());
+                found.insert(digest, facts);
+            }
+            layer = next
+                .into_iter()
+                .filter(|digest| !found.contains_key(digest))
+                .collect();
+        }
+        Ok(found)
+    }
+
+    async fn read_part(
+        &self,
+        image: &ImageRef,
+        digest: Digest,
+    ) -> Result<Option<(Digest, ManifestFacts)>, RegistryError> {
+        let facts = self.read_facts(image, &digest).await?;
+        Ok(facts.map(|facts| (digest, facts)))
+    }
+
+    /// Runs at most `concurrency` requests at once. Returns their results in order.
+    async fn join<T>(
+        &self,
+        requests: Vec<impl Future<Output = Result<T, RegistryError>>>,
+    ) -> Result<Vec<T>, RegistryError> {
+        futures::stream::iter(requests)
+            .buffered(self.concurrency.max(1))
+            .try_collect()
+            .await
+    }
+
+    async fn find_creation_of(
+        &self,
+        image: ImageRef,
+    ) -> Result<Option<(Digest, Option<Timestamp>)>, RegistryError> {
+        let time = self.find_creation(&image, 0).await?;
+        Ok(image.digest().map(|digest| (digest.clone(), time)))
+    }
+
+    /// Returns the creation time of an image. The time of an index is that of its newest image.
+    /// `None` if no plausible time is stated.
+    async fn find_creation(
+        &self,
+        image: &ImageRef,
+        depth: usize,
+    ) -> Result<Option<Timestamp>, RegistryError> {
+        let manifest = match self.registry.manifest(image).await {
+            Ok(manifest) => manifest,
+            Err(RegistryError::NotFound { .. } | RegistryError::Invalid { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let annotated = |annotations: &BTreeMap<String, String>| {
+            self.plausible(annotations.get(CREATED).map(String::as_str))
+        };
+        match &manifest.body {
+            // A purge that was killed left it behind.
+            ManifestBody::Image(found) if found.artifact_type.as_deref() == Some(REPLACEMENT) => {
+                Ok(Some(Timestamp::UNIX_EPOCH))
+            }
+            ManifestBody::Image(config) => {
+                #[derive(Deserialize)]
+                struct Config {
+                    created: Option<String>,
+                }
+                let read = self
+                    .registry
+                    .blob_bytes(image, &config.config.digest, MAX_CONFIG)
+                    .await;
+                let bytes = match read {
+                    Ok(bytes) => bytes,
+                    Err(RegistryError::NotFound { .. } | RegistryError::TooLarge { .. }) => {
+                        return Ok(annotated(&config.annotations));
+                    }
+                    Err(error) => return Err(error),
+                };
+                let parsed: Option<Config> = serde_json::from_slice(&bytes).ok();
+                let created = parsed.and_then(|config| config.created);
+                Ok(self
+                    .plausible(created.as_deref())
+                    .or_else(|| annotated(&config.annotations)))
+            }
+            ManifestBody::Index(index) => {
+                let mut newest = annotated(&index.annotations);
+                if newest.is_some() || depth > 1 {
+                    return Ok(newest);
+                }
+                for entry in index.manifests.iter().filter(|entry| entry.is_image()) {
+                    let child = image.at(entry.digest.clone());
+                    newest = newest.max(Box::pin(self.find_creation(&child, depth + 1)).await?);
+                }
+                Ok(newest)
+            }
+        }
+    }
+
+    fn plausible(&self, text: Option<&str>) -> Option<Timestamp> {
+        let time = parse_time(text)?;
+        let last = self.now.as_second().saturating_add(24 * 3600);
+        (FIRST_PLAUSIBLE..=last)
+            .contains(&time.as_second())
+            .then_some(time)
+    }
+}
+
+fn parse_time(text: Option<&str>) -> Option<Timestamp> {
+    text?.parse().ok()
+}
+
+/// Returns the children and the subject in a manifest.
+fn facts_of(manifest: &Manifest) -> ManifestFacts {
+    #[derive(Deserialize)]
+    struct WithSubject {
+        subject: Option<Subject>,
+    }
+    #[derive(Deserialize)]
+    struct Subject {
+        digest: Digest,
+    }
+    let subject = serde_json::from_slice::<WithSubject>(&manifest.raw);
+    let is_supported = [OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST]
+        .contains(&manifest.media_type.as_str());
+    ManifestFacts {
+        children: match &manifest.body {
+            ManifestBody::Index(index) => index
+                .manifests
+                .iter()
+                .map(|entry| entry.digest.clone())
+                .collect(),
+            ManifestBody::Image(_) => Vec::new(),
+        },
+        is_unreadable: subject.is_err() || !is_supported,
+        subject: subject.ok().and_then(|found| Some(found.subject?.digest)),
+        ..ManifestFacts::default()
+    }
+}
