@@ -571,12 +571,17 @@ impl StepContext {
     /// Waits until the permission of the run to push now is confirmed. Returns the reason if it may
     /// not.
     pub(crate) async fn may_push(&self) -> Result<(), String> {
+        self.may_change_registry("nothing was pushed").await
+    }
+
+    /// Waits as [`Self::may_push`] does. A refusal begins with `effect`.
+    pub(crate) async fn may_change_registry(&self, effect: &str) -> Result<(), String> {
         let Some(fence) = &self.run.fence else {
             return Ok(());
         };
         tokio::select! {
             answer = fence.may_push() => {
-                answer.map_err(|why| format!("nothing was pushed: {why}"))
+                answer.map_err(|why| format!("{effect}: {why}"))
             }
             () = self.cancel.cancelled() => Err("the step was stopped".into()),
         }

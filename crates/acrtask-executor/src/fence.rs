@@ -1,9 +1,10 @@
 //! The check before a push that the run is still leased to this machine.
 //!
-//! Invariant: the check passes before each request that can put an image's name into a registry.
-//! These are each attempt of a push, each index that is stored, and each solve that pushes. Layers
-//! of a cache are not images and need no check. Out of reach are a container that logs in and
-//! pushes on its own, and one to which an operator gave the engine's socket.
+//! Invariant: the check passes before each request that can put an image's name into a registry, or
+//! remove it. These are each attempt of a push, each index that is stored, each solve that pushes,
+//! and each deletion of `acr`. Layers of a cache are not images and need no check. Out of reach are
+//! a container that logs in and pushes on its own, and one to which an operator gave the engine's
+//! socket.
 
 /// Permission of a run to push.
 #[tonic::async_trait]

@@ -169,6 +169,7 @@ pub(crate) fn make_plan(
     }
     let plan = version.map(|version| Plan {
         version,
+        registry: context.variables.registry.clone(),
         networks,
         volumes,
         credentials: Vec::new(),

@@ -4,13 +4,14 @@
 //! ```text
 //! line     = pipeline { ("&&" | "||" | ";") pipeline }
 //! pipeline = command { "|" command }
-//! command  = container | docker-word | builtin, with redirections
+//! command  = container | docker-word | acr-word | builtin, with redirections
 //! ```
 //!
-//! The first command is always a container or a `docker` command. A line break counts as `;`. Later
+//! The first command is always a container, or a `docker` or `acr` command. A line break counts as `;`. Later
 //! commands may also be one of [`BUILTINS`]. Everything else that a shell could do is refused. The
 //! help then shows how to pass the line to a shell inside the container.
 
+mod acr;
 mod docker;
 mod parse;
 
@@ -63,6 +64,8 @@ pub enum CommandKind {
     /// `docker WORD ...`, without the word `docker`. The executor runs it if
     /// [`docker_word_supported`] returns `true`.
     Docker(Vec<Word>),
+    /// `acr WORD ...`, without the word `acr`. The executor runs it on the registry.
+    Acr(Vec<Word>),
     /// `true false echo exit pwd ls cat date`.
     Builtin(Vec<Word>),
 }

@@ -32,6 +32,8 @@ pub enum Version {
 pub struct Plan {
     /// Version of the task language.
     pub version: Version,
+    /// Host of the run's registry. Empty if it has none.
+    pub registry: String,
     /// Networks to create. Never empty.
     pub networks: Vec<Network>,
     /// Volumes that steps may mount.

@@ -23,6 +23,7 @@ fn format_words(list: &[Word]) -> String {
 fn format_command(command: &Command) -> String {
     let mut out = match &command.kind {
         CommandKind::Docker(list) => format!("docker {}", format_words(list)),
+        CommandKind::Acr(list) => format!("acr {}", format_words(list)),
         CommandKind::Builtin(list) => format!("builtin {}", format_words(list)),
         CommandKind::Container(container) => {
             let flags = if container.flags == RunFlags::default() {
@@ -145,6 +146,8 @@ fn cmd_lines_parse_as_in_the_snapshot() {
         "alpine echo $HOME \"${HOME}/x\" ~/y ~user '$HOME' \\$HOME",
         "alpine --out r_$(date +%F).json \"$(date -u \"+%Y %m\")\"",
         "docker build -t x . && docker push x",
+        "acr purge --filter 'a/.*:.*' --ago 30d && acr annotate x",
+        "mcr.microsoft.com/acr/acr-cli:0.5 tag list --repository a > out.txt",
         "docker",
         "docker:cli ps",
         "alpine echo # a comment",

@@ -29,7 +29,9 @@ fn needs_shell_features(line: &CmdLine) -> bool {
         CommandKind::Container(container) => {
             container.flags == RunFlags::default() && is_literal(&container.args)
         }
-        CommandKind::Docker(words) | CommandKind::Builtin(words) => is_literal(words),
+        CommandKind::Docker(words) | CommandKind::Acr(words) | CommandKind::Builtin(words) => {
+            is_literal(words)
+        }
     };
     !line.rest.is_empty() || !command.redirects.is_empty() || !plain
 }

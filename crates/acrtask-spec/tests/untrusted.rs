@@ -216,6 +216,8 @@ fn values_that_would_change_the_structure_are_refused() {
         ("steps:\n  - cmd: docker build -t app {{.Values.x}}\n".into(), "https://evil.io/x.git"),
         ("steps:\n  - cmd: docker {{.Values.x}} app\n".into(), "push"),
         ("steps:\n  - cmd: docker tag app {{.Values.x}}:1\n".into(), "evil.io/app"),
+        ("steps:\n  - cmd: acr purge --ago 1d --filter app:{{.Values.x}}\n".into(), "v1"),
+        ("steps:\n  - cmd: acr purge --ago {{.Values.x}} --filter app:v1\n".into(), "0d"),
         // Declarations and the order of steps.
         ("secrets:\n  - id: a\n    env: {{.Values.x}}\nsteps:\n  - cmd: alpine true\n".into(), "HOME"),
         ("secrets:\n  - id: a\n    env: \"A{{.Values.x}}\"\nsteps:\n  - cmd: alpine true\n".into(), "\"\n  - id: b\n    env: \"B"),

@@ -1,10 +1,11 @@
-//! Execution of the line of a cmd step: pipelines of containers, `docker` commands and built-in
-//! commands.
+//! Execution of the line of a cmd step: pipelines of containers, `docker` commands, `acr` commands
+//! and built-in commands.
 //!
 //! No part of it runs in a shell of the runner. Each kind of command has its own file; this file
 //! joins them. The exit code of a pipeline is that of its last command, as in a shell without
 //! `pipefail`.
 
+mod acr;
 pub(crate) mod body;
 pub(crate) mod builtin;
 pub(crate) mod container;
@@ -107,6 +108,7 @@ async fn run_command(ctx: &StepContext, command: &Command, mut io: Io) -> Flow {
         Ok(()) => match &command.kind {
             CommandKind::Container(line) => Flow::Next(container::run(ctx, line, &mut io).await),
             CommandKind::Docker(words) => Flow::Next(docker::run(ctx, words, &mut io).await),
+            CommandKind::Acr(words) => Flow::Next(acr::run(ctx, words, &io).await),
             CommandKind::Builtin(words) => builtin::run(ctx, words, &mut io).await,
         },
     };

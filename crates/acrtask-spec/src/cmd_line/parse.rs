@@ -6,6 +6,7 @@ use acrtask_model::ImageRef;
 
 use super::{
     CmdLine, Command, CommandKind, ContainerLine, Joiner, Pipeline, Redirect, RunFlags, Word,
+    acr::is_acr_command,
 };
 use crate::{
     flags::{self, Flag, FlagsEnd, GivenFlag, PlacedWord, switch, value},
@@ -400,6 +401,11 @@ impl Parser<'_> {
             return Ok(CommandKind::Docker(
                 words.into_iter().skip(1).map(|(word, _)| word).collect(),
             ));
+        }
+        let program = words[0].0.literal().unwrap_or_default();
+        let arguments: Vec<Word> = words[1..].iter().map(|(word, _)| word.clone()).collect();
+        if is_acr_command(&program, &arguments) {
+            return Ok(CommandKind::Acr(arguments));
         }
         parse_container(&words, self.images)
             .map(|container| CommandKind::Container(Box::new(container)))

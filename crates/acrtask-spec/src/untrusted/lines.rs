@@ -190,6 +190,10 @@ impl Marks<'_> {
             (CommandKind::Docker(real), CommandKind::Docker(marked)) => {
                 self.check_docker(real, marked, line)
             }
+            // A value in a filter would decide what is deleted.
+            (CommandKind::Acr(_), CommandKind::Acr(marked)) => marked
+                .iter()
+                .try_for_each(|word| self.forbid(&word_text(word), "an argument of `acr`")),
             (CommandKind::Builtin(real), CommandKind::Builtin(marked))
                 if real.len() == marked.len() =>
             {
