@@ -12,6 +12,7 @@ pub(crate) mod doctor;
 pub(crate) mod engine;
 pub(crate) mod image;
 pub(crate) mod quota;
+pub(crate) mod registry;
 pub(crate) mod runner;
 pub(crate) mod runs;
 pub(crate) mod schema;
@@ -39,6 +40,7 @@ use self::{
     engine::{BuilderArgs, EngineArgs, VaultArgs},
     image::ImageCommand,
     quota::QuotaCommand,
+    registry::RegistryCommand,
     runner::RunnerArgs,
     runs::RunsCommand,
     schema::SchemaKind,
@@ -183,6 +185,9 @@ pub(crate) enum Command {
     /// Show the images that runs pushed and the bases they were built from
     #[command(subcommand, alias = "images")]
     Image(ImageCommand),
+    /// List tags and delete old images at a registry, with your own login
+    #[command(subcommand)]
+    Registry(RegistryCommand),
     /// Manage the base images that a server watches
     #[command(subcommand)]
     Base(BaseCommand),

@@ -21,6 +21,7 @@ pub(crate) mod migrate_store;
 pub(crate) mod plan;
 mod proposals;
 pub(crate) mod quota;
+pub(crate) mod registry;
 pub(crate) mod remote;
 pub(crate) mod remote_run;
 pub(crate) mod run;
