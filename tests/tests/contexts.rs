@@ -227,7 +227,7 @@ fn task_file_of_a_folder_is_found_by_its_default_names() {
     let outcome = start_run(&environment, empty.path(), ".").wait();
     assert_eq!(outcome.code, Some(2), "{}", outcome.transcript());
     assert!(
-        outcome.stderr.contains("acr-task.yaml and acb.yaml"),
+        outcome.stderr.contains("acr-task.yaml or acb.yaml"),
         "{}",
         outcome.transcript()
     );

@@ -270,10 +270,10 @@ pub(crate) fn scenarios() -> Vec<Scenario> {
         refused("upload-metadata", Push, PRIVATE, |seen, _| {
             upload(seen, "https://169.254.169.254/up")
         }),
-        refused("upload-clear", Push, "must be `https:`", |seen, _| {
+        refused("upload-clear", Push, "instead of `https:`", |seen, _| {
             upload(seen, "http://other.hosts.test/up")
         }),
-        refused("upload-file", Push, "must be `https:`", |seen, _| {
+        refused("upload-file", Push, "instead of `https:`", |seen, _| {
             upload(seen, "file:///etc/x")
         }),
         refused(

@@ -503,7 +503,7 @@ async fn files_of_a_starter_get_no_login_that_the_task_got_later() {
         "file": "own.yaml",
     }))
     .await;
-    let with_secrets = start(json!({"secrets": {"npmrc": "x"}})).await;
+    let with_secrets = start(json!({"secrets": {"npmrc": "a value"}})).await;
     let login = json!({"task": "app", "username": "app", "password": "password 1"});
     server
         .put("/credentials/reg.example.com", login)
