@@ -84,7 +84,7 @@ fn ssh_agent_of_a_runner_needs_the_operator() {
     ] {
         let variables = [("SSH_AUTH_SOCK", socket.as_str())];
         let mut runner = TestRunner::start_at(&server, &server.url, name, flags, &variables);
-        let outcome = server.run(files.path(), &["."]).wait();
+        let outcome = server.run(files.path(), &["run", "."]).wait();
         assert_eq!(outcome.code, Some(1), "{}", outcome.transcript());
         assert!(
             outcome.transcript().contains(expected),

@@ -316,7 +316,7 @@ async fn fork_pull_request_waits_for_approval_and_closing_cancels_runs() {
     fixture.forge.wait_for("org/app", &theirs, "success");
     let twice = fixture.run_ok(&["runs", "approve", &id]);
     assert!(
-        twice.stderr.contains("approved already"),
+        twice.stderr.contains("is already approved"),
         "{}",
         twice.transcript()
     );
