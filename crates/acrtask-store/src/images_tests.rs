@@ -85,8 +85,8 @@ fn image_has_the_bases_of_its_own_step() {
         shown(&result, 1),
         [
             "BuildTime docker.io/library/golang:1",
-            "Frontend docker.io/docker/dockerfile:1",
             ran,
+            "Frontend docker.io/docker/dockerfile:1",
             "Runtime docker.io/library/debian:12"
         ]
     );

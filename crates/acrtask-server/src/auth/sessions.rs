@@ -30,7 +30,10 @@ pub(crate) struct Session {
 ///
 /// # Errors
 /// Returns an error if the database cannot be used.
-#[allow(clippy::disallowed_methods, reason = "identifiers and secrets are random")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "identifiers and secrets are random"
+)]
 pub(crate) async fn create_session(app: &App, caller: &Caller) -> Result<SecretText, ApiError> {
     let mut secret = [0; 32];
     rand::rng().fill_bytes(&mut secret);
