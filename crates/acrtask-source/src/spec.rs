@@ -455,6 +455,12 @@ fn check_folder(folder: &str) -> Result<Option<String>, Problem> {
             "write a folder inside the repository".into(),
         ));
     }
+    if parts.first().is_some_and(|first| first.starts_with('-')) {
+        return Err((
+            format!("the folder `{folder}` begins with `-`, like an option"),
+            "rename the folder".into(),
+        ));
+    }
     Ok((!parts.is_empty()).then(|| parts.join("/")))
 }
 

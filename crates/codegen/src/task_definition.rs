@@ -458,7 +458,7 @@ mod tests {
     fn page_shows_keys_with_type_default_and_meaning() {
         let page = generate_page().unwrap();
         for line in [
-            "| `max` | number | `1` | Runs of the group that may run at once; at least 1. |",
+            "| `max` | number | `1` | Maximum number of concurrent runs of the group, at least 1. |",
             "## `queue.concurrency`",
             "## `triggers.timers.NAME`",
             "| `pool` | text | none |",
