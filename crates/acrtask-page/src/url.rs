@@ -1,27 +1,24 @@
 //! Parts of URLs: escaping, and the check of a return address.
 
-use std::fmt::Write as _;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+/// Characters to escape: all but the unreserved ones (RFC 3986, section 2.3).
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'.')
+    .remove(b'~');
+/// Characters to escape in a path.
+const RESERVED_IN_PATH: &AsciiSet = &RESERVED.remove(b'/');
 
 /// Escapes a path. Keeps `/`, so that a task name with slashes stays readable.
 pub fn encode_path(text: &str) -> String {
-    encode(text, b"/")
+    utf8_percent_encode(text, RESERVED_IN_PATH).to_string()
 }
 
 /// Escapes a value of a query or of a fragment.
 pub fn encode_query(text: &str) -> String {
-    encode(text, b"")
-}
-
-fn encode(text: &str, kept: &[u8]) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) || kept.contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            let _ = write!(out, "%{byte:02X}");
-        }
-    }
-    out
+    utf8_percent_encode(text, RESERVED).to_string()
 }
 
 /// Returns `true` if `text` is a path on this server: it starts with exactly one `/`. Browsers
