@@ -69,11 +69,11 @@ pub struct LogLines {
 }
 
 impl LogLines {
-    /// Counts a line of the text form of a log, `STEP | TEXT`, and returns its address. Call
-    /// [`Self::parse`] only for lines of the page.
-    pub fn count<'t>(&mut self, line: &'t str) -> (&'t str, u64) {
+    /// Counts a line of the text form of a log, `STEP | TEXT`. Returns its number within the step.
+    /// Call [`Self::parse`] only for lines of the page.
+    pub fn count(&mut self, line: &str) -> u64 {
         let (step, _) = split_step(line);
-        let number = match self.counts.get_mut(step) {
+        match self.counts.get_mut(step) {
             Some(count) => {
                 *count += 1;
                 *count
@@ -82,8 +82,7 @@ impl LogLines {
                 self.counts.insert(step.to_owned(), 1);
                 1
             }
-        };
-        (step, number)
+        }
     }
 
     /// Parses a counted line.
@@ -120,7 +119,7 @@ mod tests {
         let found: Vec<String> = all
             .iter()
             .map(|line| {
-                let (_, number) = lines.count(line);
+                let number = lines.count(line);
                 LogLines::parse(line, number).id()
             })
             .collect();

@@ -84,7 +84,7 @@ fn log_with_colors() {
     let mut lines = crate::LogLines::default();
     let text = ["2 steps", "build | \x1b[32mok\x1b[0m <b>", "build | end"];
     let lines = text.map(|line| {
-        let (_, number) = lines.count(line);
+        let number = lines.count(line);
         crate::LogLines::parse(line, number)
     });
     let page = LogPage {

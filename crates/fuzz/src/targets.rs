@@ -419,7 +419,7 @@ fn check_page(input: &[u8]) -> u64 {
     let mut lines = LogLines::default();
     let mut styles = 0;
     for line in text.split('\n') {
-        let (_, number) = lines.count(line);
+        let number = lines.count(line);
         let shown = LogLines::parse(line, number).content().to_string();
         let spans = shown.matches("<span class=\"").count();
         let cuts = shown.matches("<i>").count();

@@ -152,7 +152,7 @@ impl Window {
 
     fn push_line(&mut self, line: &str) {
         self.read += 1;
-        let (_, number) = self.numbers.count(line);
+        let number = self.numbers.count(line);
         if self.read < self.first {
             return;
         }
