@@ -54,15 +54,9 @@ pub struct NewToken {
 }
 
 /// Creates a token with a random id and secret.
-#[allow(
-    clippy::disallowed_methods,
-    reason = "identifiers and secrets are random"
-)]
 pub fn new_token() -> NewToken {
     let id = random_id();
-    let mut secret = [0; 32];
-    rand::rng().fill_bytes(&mut secret);
-    let secret = URL_SAFE_NO_PAD.encode(secret);
+    let secret = random_secret();
     NewToken {
         hash: hash(&secret),
         text: SecretText(format!("{PREFIX}{id}_{secret}")),
@@ -74,7 +68,7 @@ pub fn new_token() -> NewToken {
 pub fn parse_token(text: &str) -> Option<(&str, Vec<u8>)> {
     let (id, secret) = text.strip_prefix(PREFIX)?.split_once('_')?;
     let good = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
-    (!id.is_empty() && id.len() <= 40 && id.bytes().all(good) && secret.len() == 43)
+    (!id.is_empty() && id.len() <= 40 && id.bytes().all(good) && secret.len() == SECRET_CHARS)
         .then(|| (id, hash(secret)))
 }
 
@@ -82,14 +76,33 @@ fn hash(secret: &str) -> Vec<u8> {
     Sha256::digest(secret.as_bytes()).to_vec()
 }
 
-/// Returns a random id: 80 random bits in 16 characters.
+/// Length of the output of [`random_secret`], in characters.
+const SECRET_CHARS: usize = 43;
+
+/// Returns a random secret: 256 random bits in URL-safe base64.
 #[allow(
     clippy::disallowed_methods,
     reason = "identifiers and secrets are random"
 )]
+pub(crate) fn random_secret() -> String {
+    let mut bytes = [0; 32];
+    rand::rng().fill_bytes(&mut bytes);
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+/// Returns a random id: 80 random bits in 16 characters.
 pub fn random_id() -> String {
+    random_characters::<16>()
+}
+
+/// Returns `N` random lower-case letters and digits with 5 random bits each.
+#[allow(
+    clippy::disallowed_methods,
+    reason = "identifiers and secrets are random"
+)]
+pub(crate) fn random_characters<const N: usize>() -> String {
     const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-    let mut bytes = [0_u8; 16];
+    let mut bytes = [0_u8; N];
     rand::rng().fill_bytes(&mut bytes);
     bytes
         .iter()

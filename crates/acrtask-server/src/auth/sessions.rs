@@ -6,18 +6,14 @@
 use acrtask_api::run::SecretText;
 use acrtask_store::{Ms, SessionRow};
 use axum::http::Extensions;
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use rand::RngCore as _;
 
-use super::{Caller, TOUCH_MS, admit, hash};
+use super::{Caller, SECRET_CHARS, TOUCH_MS, admit, hash, random_secret};
 use crate::{App, api::ApiError, serve::request_guard::Guarded as _};
 
 /// Longest time between two requests of a session, in milliseconds: 12 hours.
 pub(crate) const IDLE_MS: Ms = 12 * 3_600_000;
 /// Longest time of a session, in milliseconds: 7 days.
 pub(crate) const MAX_SESSION_MS: Ms = 7 * 24 * 3_600_000;
-/// Length of the secret in a cookie, in characters.
-const SECRET_CHARS: usize = 43;
 
 /// A valid session, and the caller of its token.
 #[derive(Debug)]
@@ -30,14 +26,8 @@ pub(crate) struct Session {
 ///
 /// # Errors
 /// Returns an error if the database cannot be used.
-#[allow(
-    clippy::disallowed_methods,
-    reason = "identifiers and secrets are random"
-)]
 pub(crate) async fn create_session(app: &App, caller: &Caller) -> Result<SecretText, ApiError> {
-    let mut secret = [0; 32];
-    rand::rng().fill_bytes(&mut secret);
-    let secret = URL_SAFE_NO_PAD.encode(secret);
+    let secret = random_secret();
     let now = app.clock.now_ms();
     let row = SessionRow {
         hash: hash(&secret),

@@ -5,9 +5,10 @@
 //! constant time.
 
 use acrtask_model::Secret;
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use rand::RngCore as _;
 use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+
+use crate::auth;
 
 /// Kind of credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,27 +29,13 @@ impl Kind {
 }
 
 /// Returns a new id of 13 characters.
-#[allow(
-    clippy::disallowed_methods,
-    reason = "identifiers and secrets are random"
-)]
 pub(crate) fn new_id(letter: char) -> String {
-    const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
-    let mut bytes = [0; 12];
-    rand::rng().fill_bytes(&mut bytes);
-    let tail = bytes.map(|byte| char::from(ALPHABET[usize::from(byte & 31)]));
-    std::iter::once(letter).chain(tail).collect()
+    format!("{letter}{}", auth::random_characters::<12>())
 }
 
 /// Creates a credential for `id`. Returns it with its hash.
-#[allow(
-    clippy::disallowed_methods,
-    reason = "identifiers and secrets are random"
-)]
 pub(crate) fn create(kind: Kind, id: &str) -> (Secret, Vec<u8>) {
-    let mut bytes = [0; 32];
-    rand::rng().fill_bytes(&mut bytes);
-    let text = format!("{}{id}_{}", kind.prefix(), URL_SAFE_NO_PAD.encode(bytes));
+    let text = format!("{}{id}_{}", kind.prefix(), auth::random_secret());
     let hash = hash_text(&text);
     (Secret::new(text), hash)
 }
@@ -61,13 +48,7 @@ pub(crate) fn parse_id(kind: Kind, text: &str) -> Option<&str> {
 
 /// Returns `true` if `stored` is the hash of `text`. The comparison takes constant time.
 pub(crate) fn matches_hash(text: &str, stored: &[u8]) -> bool {
-    let given = hash_text(text);
-    given.len() == stored.len()
-        && given
-            .iter()
-            .zip(stored)
-            .fold(0, |difference, (a, b)| difference | (a ^ b))
-            == 0
+    hash_text(text).as_slice().ct_eq(stored).into()
 }
 
 /// Returns the stored hash of a key. `None` if the text does not have the form of a key.
