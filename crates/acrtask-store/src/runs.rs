@@ -442,6 +442,27 @@ fn parse_cursor(text: &str) -> Result<(i64, RunId)> {
         })
 }
 
+/// Builds the conditions for the task's name. `parameter` adds an argument and returns its
+/// placeholder.
+pub(crate) fn task_conditions(
+    task: Option<&str>,
+    prefix: Option<&str>,
+    mut parameter: impl FnMut(Arg) -> String,
+) -> Vec<String> {
+    let mut conditions = Vec::new();
+    if let Some(task) = task {
+        conditions.push(format!("task_name = {}", parameter(task.into())));
+    }
+    if let Some(prefix) = prefix {
+        let (from, to) = (
+            parameter(prefix.into()),
+            parameter(upper_bound(prefix).into()),
+        );
+        conditions.push(format!("task_name >= {from} AND task_name < {to}"));
+    }
+    conditions
+}
+
 /// Builds the statement of one page.
 ///
 /// Each state has an index in list order, so the statement reads a partial page per state. It is
@@ -453,16 +474,8 @@ fn page_statement(columns: &Sql, filter: &RunFilter) -> Result<(Sql, Vec<Arg>)> 
         args.push(value);
         format!("${}", args.len())
     };
-    if let Some(task) = &filter.task {
-        conditions.push(format!("task_name = {}", parameter(task.into())));
-    }
-    if let Some(prefix) = &filter.task_prefix {
-        let (from, to) = (
-            parameter(prefix.into()),
-            parameter(upper_bound(prefix).into()),
-        );
-        conditions.push(format!("task_name >= {from} AND task_name < {to}"));
-    }
+    let (task, prefix) = (filter.task.as_deref(), filter.task_prefix.as_deref());
+    conditions.extend(task_conditions(task, prefix, &mut parameter));
     for (time, operator) in [(filter.since, ">="), (filter.until, "<")] {
         conditions.extend(time.map(|at| format!("created_at {operator} {}", parameter(at.into()))));
     }

@@ -7,7 +7,7 @@ use crate::{
     Ms, Result, Store,
     db::{Sql, args, runs_by},
     run_state,
-    runs::{missing_run, parse_run_id, upper_bound},
+    runs::{missing_run, parse_run_id, task_conditions},
 };
 
 /// Position of a run in the queue.
@@ -175,15 +175,14 @@ impl Store {
         since: Ms,
     ) -> Result<RunCounts> {
         let mut args = args![since];
-        let mut of_tasks = String::new();
-        if let Some(task) = task {
-            args.push(task.into());
-            of_tasks = " AND task_name = $2".to_owned();
-        } else if let Some(prefix) = task_prefix {
-            args.push(prefix.into());
-            args.push(upper_bound(prefix).into());
-            of_tasks = " AND task_name >= $2 AND task_name < $3".to_owned();
-        }
+        let conditions = task_conditions(task, task_prefix, |value| {
+            args.push(value);
+            format!("${}", args.len())
+        });
+        let of_tasks: String = conditions
+            .iter()
+            .map(|condition| format!(" AND {condition}"))
+            .collect();
         let sql = Sql::dynamic(format!(
             "SELECT state, COUNT(*) FROM runs WHERE state IN ('queued', 'leased', 'running'){of_tasks} GROUP BY state \
              UNION ALL SELECT state, COUNT(*) FROM runs \
