@@ -58,6 +58,27 @@ impl Variables {
         self.values.insert(name, value);
     }
 
+    /// Sets the variables of an `ARG` instruction before the first stage: to their values in
+    /// `given`, or else to their expanded defaults.
+    ///
+    /// # Errors
+    /// [`ExpansionTooLarge`] if all expansions together are too large.
+    pub fn declare(
+        &mut self,
+        arguments: &str,
+        given: &BTreeMap<String, String>,
+    ) -> Result<(), ExpansionTooLarge> {
+        for (name, default) in parse_declarations(arguments) {
+            let value = match (given.get(&name), default) {
+                (Some(value), _) => value.clone(),
+                (None, Some(text)) => self.expand(&text)?,
+                (None, None) => continue,
+            };
+            self.set(name, value);
+        }
+        Ok(())
+    }
+
     /// Expands `text`.
     ///
     /// # Errors

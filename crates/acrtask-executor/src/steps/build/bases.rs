@@ -16,10 +16,7 @@ use acrtask_model::{
 use parse_dockerfile::Instruction;
 
 use super::Recipe;
-use crate::{
-    context::StepContext,
-    dockerfile::{Variables, parse_declarations},
-};
+use crate::{context::StepContext, dockerfile::Variables};
 
 /// Sends an event for every image that a build used.
 pub(crate) async fn send_used(ctx: &StepContext, recipe: &Recipe, used: &[UsedSource]) {
@@ -168,16 +165,7 @@ impl Roots {
         for instruction in &dockerfile.instructions {
             match instruction {
                 Instruction::Arg(arg) => {
-                    for (name, default) in parse_declarations(&arg.arguments.value) {
-                        let value = match (given.get(&name), default) {
-                            (Some(value), _) => Some(value.clone()),
-                            (None, Some(text)) => Some(variables.expand(&text).ok()?),
-                            (None, None) => None,
-                        };
-                        if let Some(value) = value {
-                            variables.set(name, value);
-                        }
-                    }
+                    variables.declare(&arg.arguments.value, &given).ok()?;
                 }
                 // A `FROM` can only use the arguments before the first stage.
                 Instruction::From(_) => break,

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use parse_dockerfile::{Flag, Instruction};
 
-use crate::dockerfile::{ExpansionTooLarge, Variables, parse_declarations};
+use crate::dockerfile::{ExpansionTooLarge, Variables};
 
 /// The build argument that names the frontend's image.
 pub(super) const SYNTAX_ARG: &str = "BUILDKIT_SYNTAX";
@@ -75,16 +75,7 @@ impl DockerfileNames {
         for instruction in instructions {
             match instruction {
                 Instruction::Arg(arg) if global => {
-                    for (name, default) in parse_declarations(&arg.arguments.value) {
-                        let value = given.get(&name).cloned();
-                        let value = match (value, default) {
-                            (None, Some(text)) => Some(variables.expand(&text)?),
-                            (value, _) => value,
-                        };
-                        if let Some(value) = value {
-                            variables.set(name, value);
-                        }
-                    }
+                    variables.declare(&arg.arguments.value, given)?;
                 }
                 Instruction::From(from) => {
                     global = false;
