@@ -12,13 +12,11 @@ use crate::{
     client::Registry,
     error::RegistryError,
     listing::invalid,
-    transport::{Body, Call, read_limited},
+    transport::{Body, Call},
 };
 
 /// Number of entries to request per page, as the original program does.
 const PAGE: u32 = 100;
-/// Maximum size of a page, in bytes.
-const MAX_PAGE: u64 = 4 << 20;
 /// Maximum number of pages of a list.
 const MAX_PAGES: usize = 100_000;
 
@@ -130,27 +128,13 @@ impl Registry {
     /// # Errors
     /// [`RegistryError`].
     pub async fn acr_tags(&self, reference: &ImageRef) -> Result<Vec<AcrTag>, RegistryError> {
-        let attempt = format!("list the tags of {}", reference.name());
-        let mut found: Vec<AcrTag> = Vec::new();
-        for _ in 0..MAX_PAGES {
-            let last = found.last().map(|tag| tag.name.clone());
-            let url = self.acr_url(reference, "_tags", last.as_deref(), &attempt)?;
-            let page: TagsResponse = match self.acr_page(reference, url, &attempt).await {
-                Ok(page) => page,
-                Err(error) if error.is_not_found() => return Ok(found),
-                Err(error) => return Err(error),
-            };
-            let tags = page.tags.unwrap_or_default();
-            if tags.is_empty() {
-                return Ok(found);
-            }
-            if last.is_some() && tags.last().map(|tag| &tag.name) == last.as_ref() {
-                break;
-            }
-            found.extend(tags);
-        }
-        let host = reference.registry();
-        Err(invalid(&attempt, host, "its list does not end"))
+        self.acr_list(
+            reference,
+            "tags",
+            |page: TagsResponse| page.tags,
+            |tag| tag.name.clone(),
+        )
+        .await
     }
 
     /// Lists the manifests of a repository, also untagged ones. Empty if the repository does not
@@ -162,25 +146,48 @@ impl Registry {
         &self,
         reference: &ImageRef,
     ) -> Result<Vec<AcrManifest>, RegistryError> {
-        let attempt = format!("list the manifests of {}", reference.name());
-        let mut found: Vec<AcrManifest> = Vec::new();
+        self.acr_list(
+            reference,
+            "manifests",
+            |page: ManifestsResponse| page.manifests,
+            |manifest| manifest.digest.to_string(),
+        )
+        .await
+    }
+
+    /// Requests all pages of a list. `key` returns the parameter that leads to the next page.
+    async fn acr_list<P: DeserializeOwned, T>(
+        &self,
+        reference: &ImageRef,
+        objects: &str,
+        entries: impl Fn(P) -> Option<Vec<T>>,
+        key: impl Fn(&T) -> String,
+    ) -> Result<Vec<T>, RegistryError> {
+        let attempt = format!("list the {objects} of {}", reference.name());
+        let mut found: Vec<T> = Vec::new();
         for _ in 0..MAX_PAGES {
-            let last = found.last().map(|manifest| manifest.digest.clone());
-            let last_text = last.as_ref().map(Digest::as_str);
-            let url = self.acr_url(reference, "_manifests", last_text, &attempt)?;
-            let page: ManifestsResponse = match self.acr_page(reference, url, &attempt).await {
-                Ok(page) => page,
+            let last = found.last().map(&key);
+            let url = self.acr_url(reference, &format!("_{objects}"), last.as_deref(), &attempt)?;
+            let page = self
+                .acr_get(
+                    reference.registry(),
+                    url,
+                    metadata_scope(reference),
+                    &attempt,
+                )
+                .await;
+            let page = match page {
+                Ok(page) => entries(page).unwrap_or_default(),
                 Err(error) if error.is_not_found() => return Ok(found),
                 Err(error) => return Err(error),
             };
-            let manifests = page.manifests.unwrap_or_default();
-            if manifests.is_empty() {
+            if page.is_empty() {
                 return Ok(found);
             }
-            if last.is_some() && manifests.last().map(|one| &one.digest) == last.as_ref() {
+            if last.is_some() && page.last().map(&key) == last {
                 break;
             }
-            found.extend(manifests);
+            found.extend(page);
         }
         let host = reference.registry();
         Err(invalid(&attempt, host, "its list does not end"))
@@ -246,21 +253,6 @@ impl Registry {
         Ok(url)
     }
 
-    async fn acr_page<T: DeserializeOwned>(
-        &self,
-        reference: &ImageRef,
-        url: Url,
-        attempt: &str,
-    ) -> Result<T, RegistryError> {
-        self.acr_get(
-            reference.registry(),
-            url,
-            metadata_scope(reference),
-            attempt,
-        )
-        .await
-    }
-
     async fn acr_get<T: DeserializeOwned>(
         &self,
         host: &str,
@@ -268,18 +260,10 @@ impl Registry {
         scope: String,
         attempt: &str,
     ) -> Result<T, RegistryError> {
-        let call = Call {
-            attempt: attempt.to_owned(),
-            host,
-            method: Method::GET,
-            url,
-            scopes: vec![scope],
-            accept: &["application/json"],
-            body: Body::None,
-        };
-        let response = self.transport.send(call).await?;
-        let body = read_limited(response, MAX_PAGE, attempt, host).await?;
-        serde_json::from_slice(&body).map_err(|error| invalid(attempt, host, &error.to_string()))
+        let (_, body) = self
+            .get_json(host, url, scope, &["application/json"], attempt)
+            .await?;
+        Ok(body)
     }
 }
 

@@ -11,8 +11,8 @@
 //!   limit.
 //! - An error names the attempt and its target. [`RegistryError::help`] advises the user.
 //!
-//! One client on top of `reqwest` does all of this. The general client crates send a password to
-//! any token server that a registry names, and ignore rate limits.
+//! The client is built on `reqwest`, because the general client crates send a password to any token
+//! server that a registry names, and ignore rate limits.
 //!
 //! Left out: chunked uploads (a blob is uploaded in one request).
 

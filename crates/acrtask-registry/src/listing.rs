@@ -3,15 +3,15 @@
 //! Source: distribution specification, "Listing Referrers"; `_catalog` of the distribution registry.
 
 use acrtask_model::ImageRef;
-use reqwest::Method;
-use serde::Deserialize;
+use reqwest::{Method, header::HeaderMap};
+use serde::{Deserialize, de::DeserializeOwned};
 use url::Url;
 
 use crate::{
     client::{Registry, pull_scope},
     error::RegistryError,
     manifest::{Descriptor, OCI_INDEX},
-    tags::next_page,
+    tags::{NextTags, next_page},
     transport::{Body, Call, read_limited},
 };
 
@@ -44,21 +44,10 @@ impl Registry {
         url.set_query(Some(&format!("n={PAGE}")));
         let mut found = Vec::new();
         for _ in 0..MAX_PAGES {
-            let call = Call {
-                attempt: attempt.clone(),
-                host,
-                method: Method::GET,
-                url: url.clone(),
-                scopes: vec!["registry:catalog:*".into()],
-                accept: &["application/json"],
-                body: Body::None,
-            };
-            let response = self.transport.send(call).await?;
-            let next = next_page(response.headers(), &url)
-                .map_err(|reason| invalid(&attempt, host, &reason))?;
-            let body = read_limited(response, MAX_PAGE, &attempt, host).await?;
-            let page: CatalogResponse = serde_json::from_slice(&body)
-                .map_err(|error| invalid(&attempt, host, &error.to_string()))?;
+            let scope = "registry:catalog:*".to_owned();
+            let accept = &["application/json"];
+            let page = self.get_page::<CatalogResponse>(host, &url, scope, accept, &attempt);
+            let (page, next) = page.await?;
             found.extend(page.repositories.unwrap_or_default());
             match next {
                 None => return Ok(found),
@@ -87,17 +76,11 @@ impl Registry {
             .url(reference, &format!("referrers/{digest}"))?;
         let mut found = Vec::new();
         for _ in 0..MAX_PAGES {
-            let call = Call {
-                attempt: attempt.clone(),
-                host,
-                method: Method::GET,
-                url: url.clone(),
-                scopes: vec![pull_scope(reference)],
-                accept: &[OCI_INDEX],
-                body: Body::None,
-            };
-            let response = match self.transport.send(call).await {
-                Ok(response) => response,
+            let scope = pull_scope(reference);
+            let page =
+                self.get_page::<ReferrersResponse>(host, &url, scope, &[OCI_INDEX], &attempt);
+            let (page, next) = match page.await {
+                Ok(page) => page,
                 Err(RegistryError::NotFound { .. }) => return Ok(None),
                 Err(RegistryError::Refused {
                     status: 400 | 405 | 501,
@@ -105,11 +88,6 @@ impl Registry {
                 }) => return Ok(None),
                 Err(error) => return Err(error),
             };
-            let next = next_page(response.headers(), &url)
-                .map_err(|reason| invalid(&attempt, host, &reason))?;
-            let body = read_limited(response, MAX_PAGE, &attempt, host).await?;
-            let page: ReferrersResponse = serde_json::from_slice(&body)
-                .map_err(|error| invalid(&attempt, host, &error.to_string()))?;
             found.extend(page.manifests);
             match next {
                 None => return Ok(Some(found)),
@@ -117,6 +95,50 @@ impl Registry {
             }
         }
         Err(invalid(&attempt, host, "its list has too many pages"))
+    }
+
+    /// Requests one page of a list. Returns it with the request for the next page.
+    async fn get_page<T: DeserializeOwned>(
+        &self,
+        host: &str,
+        url: &Url,
+        scope: String,
+        accept: &'static [&'static str],
+        attempt: &str,
+    ) -> Result<(T, Option<NextTags>), RegistryError> {
+        let (headers, page) = self
+            .get_json(host, url.clone(), scope, accept, attempt)
+            .await?;
+        let next = next_page(&headers, url).map_err(|reason| invalid(attempt, host, &reason))?;
+        Ok((page, next))
+    }
+
+    /// Requests a JSON document of at most 4 MiB. Returns it with the headers of the response.
+    pub(crate) async fn get_json<T: DeserializeOwned>(
+        &self,
+        host: &str,
+        url: Url,
+        scope: String,
+        accept: &'static [&'static str],
+        attempt: &str,
+    ) -> Result<(HeaderMap, T), RegistryError> {
+        let call = Call {
+            attempt: attempt.to_owned(),
+            host,
+            method: Method::GET,
+            url,
+            scopes: vec![scope],
+            accept,
+            body: Body::None,
+        };
+        let response = self.transport.send(call).await?;
+        let headers = response.headers().clone();
+        let body = read_limited(response, MAX_PAGE, attempt, host).await?;
+        let parsed = serde_json::from_slice(&body);
+        Ok((
+            headers,
+            parsed.map_err(|error| invalid(attempt, host, &error.to_string()))?,
+        ))
     }
 
     /// Returns the URL of `path` at the registry `host`.
