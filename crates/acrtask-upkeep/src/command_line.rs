@@ -288,7 +288,8 @@ impl Flags {
                 return Err("--help is not supported: see docs/registry-upkeep.md".into());
             }
             let value = match (flag.takes_value, inline) {
-                (_, Some(value)) => value.to_owned(),
+                (true, Some(value)) => value.to_owned(),
+                (false, Some(value)) => parse_bool(flag.long, value)?.to_string(),
                 (true, None) => words
                     .next()
                     .cloned()
@@ -311,8 +312,7 @@ impl Flags {
     }
 
     fn has(&self, name: &str) -> bool {
-        self.value(name)
-            .is_some_and(|value| !matches!(value, "false" | "0" | "f"))
+        self.value(name) == Some("true")
     }
 
     fn number(&self, name: &str) -> Result<Option<i64>, String> {
@@ -322,6 +322,17 @@ impl Flags {
         text.parse().map(Some).map_err(|_| {
             format!("invalid argument {text:?} for \"--{name}\" flag: strconv.ParseInt: parsing {text:?}: invalid syntax")
         })
+    }
+}
+
+/// Parses the value of a flag as Go's `strconv.ParseBool` does.
+fn parse_bool(flag: &str, value: &str) -> Result<bool, String> {
+    match value {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err(format!(
+            "invalid argument {value:?} for \"--{flag}\" flag: strconv.ParseBool: parsing {value:?}: invalid syntax"
+        )),
     }
 }
 
@@ -371,6 +382,10 @@ mod tests {
             ),
             ("purge --filter a: --ago 1d", "missing tag name/expression"),
             ("purge --filter a:b --ago", "flag needs an argument: --ago"),
+            (
+                "purge --untagged-only --include-locked=no",
+                "invalid argument \"no\" for \"--include-locked\" flag: strconv.ParseBool: parsing \"no\": invalid syntax",
+            ),
             ("purge --nope", "unknown flag: --nope"),
             ("purge -x", "unknown shorthand flag: 'x' in -x"),
             ("tag list", "required flag(s) \"repository\" not set"),
@@ -389,6 +404,8 @@ mod tests {
         assert_eq!(found.notes.len(), 1, "{:?}", found.notes);
         let found = purge("purge -f a:.* --ago 1d --concurrency 99 --untagged=false");
         assert_eq!((found.concurrency, found.untagged), (32, Untagged::Keep));
+        let found = purge("purge --untagged-only --include-locked=False --dry-run=T");
+        assert_eq!((found.include_locked, found.dry_run), (false, true));
         let found = purge("purge --untagged-only");
         assert_eq!((found.untagged, found.ago.seconds), (Untagged::Only, 0));
     }
