@@ -6,6 +6,18 @@ use clap::{Args, ValueEnum};
 
 use super::values::{self, CredentialArg};
 
+/// Logins for registries.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RegistryLoginArgs {
+    /// Set a login for a registry: HOST=USER:@FILE, HOST=USER:@- (standard input) or
+    /// HOST=USER:env:NAME
+    ///
+    /// Without this flag, acrtask uses the logins of the Docker configuration (`docker login`). It
+    /// rejects a password on the command line, because every process of the machine could read it.
+    #[arg(long, value_name = "HOST=USER:FROM", value_parser = values::parse_credential_arg)]
+    pub(crate) credential: Vec<CredentialArg>,
+}
+
 /// Docker engine, credentials and permissions.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Engine")]
@@ -15,13 +27,8 @@ pub(crate) struct EngineArgs {
     #[arg(long, env = "DOCKER_HOST", value_name = "URL")]
     pub(crate) docker_host: Option<String>,
 
-    /// Set a login for a registry: HOST=USER:@FILE, HOST=USER:@- (standard input) or
-    /// HOST=USER:env:NAME
-    ///
-    /// Without this flag, acrtask uses the logins of the Docker configuration (`docker login`). It
-    /// rejects a password on the command line, because every process of the machine could read it.
-    #[arg(long, value_name = "HOST=USER:FROM", value_parser = values::parse_credential_arg)]
-    pub(crate) credential: Vec<CredentialArg>,
+    #[command(flatten)]
+    pub(crate) login: RegistryLoginArgs,
 
     /// Allow steps a capability that can harm this machine; may be repeated
     #[arg(long, value_enum, value_name = "WHAT", value_delimiter = ',')]

@@ -2,10 +2,7 @@
 
 use clap::{Args, Subcommand};
 
-use super::{
-    server::OutputArgs,
-    values::{self, CredentialArg},
-};
+use super::{engine::RegistryLoginArgs, server::OutputArgs};
 
 /// Subcommands of `acrtask registry`.
 #[derive(Debug, Subcommand)]
@@ -36,17 +33,6 @@ Exit codes:
     1  the registry refused a deletion, or cannot be read
     2  the usage is wrong; nothing was deleted")]
     Purge(RegistryPurgeArgs),
-}
-
-/// Login for the registry.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct RegistryLoginArgs {
-    /// Set a login for a registry: HOST=USER:@FILE, HOST=USER:@- (standard input) or
-    /// HOST=USER:env:NAME
-    ///
-    /// Without this flag, acrtask uses the logins of the Docker configuration (`docker login`).
-    #[arg(long, value_name = "HOST=USER:FROM", value_parser = values::parse_credential_arg)]
-    pub(crate) credential: Vec<CredentialArg>,
 }
 
 /// Arguments of `acrtask registry tags`.

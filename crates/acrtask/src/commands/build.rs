@@ -20,7 +20,7 @@ use crate::{
 /// Builds an image and pushes it.
 pub(crate) fn build(args: &BuildArgs, color: ColorWhen, stderr: Style) -> Result<Exit, CliError> {
     let stdin_is_taken = stdin_reader(args)?;
-    let credentials = engine::load_credentials(&args.engine, stdin_is_taken)?;
+    let credentials = engine::load_credentials(&args.engine.login, stdin_is_taken)?;
     let options = engine::executor_options(
         &args.engine,
         &args.builder,

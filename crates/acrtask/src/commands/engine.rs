@@ -16,7 +16,7 @@ use super::{interrupt::Interrupts, local_domain::local_domain};
 use crate::{
     args::{
         ExecutionArgs,
-        engine::{Allowed, BuilderArgs, EngineArgs},
+        engine::{Allowed, BuilderArgs, EngineArgs, RegistryLoginArgs},
         values::{CredentialSpec, PasswordSource},
     },
     error::CliError,
@@ -34,7 +34,7 @@ const REMOVALS_LIMIT: Duration = Duration::from_secs(2);
 /// Loads the logins for registries: those of `--credential`, then those of the Docker
 /// configuration. `stdin_is_taken` names what else reads standard input.
 pub(crate) fn load_credentials(
-    args: &EngineArgs,
+    args: &RegistryLoginArgs,
     stdin_is_taken: Option<&str>,
 ) -> Result<Credentials, CliError> {
     let specs = args

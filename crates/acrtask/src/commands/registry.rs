@@ -17,8 +17,8 @@ use super::{
 };
 use crate::{
     args::{
-        engine::EngineArgs,
-        registry::{RegistryCommand, RegistryLoginArgs, RegistryPurgeArgs, RegistryTagsArgs},
+        engine::RegistryLoginArgs,
+        registry::{RegistryCommand, RegistryPurgeArgs, RegistryTagsArgs},
         server::ListOutput,
     },
     error::CliError,
@@ -42,12 +42,7 @@ pub(crate) fn registry(command: &RegistryCommand) -> Result<Exit, CliError> {
 
 fn open_registry(login: &RegistryLoginArgs) -> Result<Registry, CliError> {
     acrtask_registry::install_crypto_provider();
-    let engine = EngineArgs {
-        docker_host: None,
-        credential: login.credential.clone(),
-        allow: Vec::new(),
-    };
-    let credentials = engine::load_credentials(&engine, None)?;
+    let credentials = engine::load_credentials(login, None)?;
     Registry::new(credentials, Settings::default()).map_err(|error| registry_error(&error))
 }
 

@@ -204,7 +204,7 @@ fn read_credentials(
 ) -> Result<Vec<RunCredential>, CliError> {
     let mut stdin = stdin_is_taken.map(str::to_owned);
     let mut found = Vec::new();
-    for arg in &args.credential {
+    for arg in &args.login.credential {
         let spec = arg.parse()?;
         if spec.password == PasswordSource::Stdin {
             if let Some(by) = stdin {

@@ -35,7 +35,7 @@ pub(crate) fn run(args: &RunArgs, color: ColorWhen, stderr: Style) -> Result<Exi
         (_, "-") => Some("the context"),
         _ => None,
     };
-    let credentials = engine::load_credentials(&args.engine, stdin_is_taken)?;
+    let credentials = engine::load_credentials(&args.engine.login, stdin_is_taken)?;
     let mut options = engine::executor_options(
         &args.engine,
         &args.builder,

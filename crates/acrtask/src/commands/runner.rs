@@ -132,7 +132,7 @@ pub(super) fn runner_executor_options(
     builder: &BuilderArgs,
     stdin_is_taken: Option<&str>,
 ) -> Result<acrtask_executor::Options, CliError> {
-    let credentials = engine::load_credentials(engine, stdin_is_taken)?;
+    let credentials = engine::load_credentials(&engine.login, stdin_is_taken)?;
     let execution = ExecutionArgs {
         platform: Vec::new(),
         timeout: None,
