@@ -1,8 +1,8 @@
 //! Second Docker engine that starts empty. Tests need it for an empty layer cache and for engines
 //! that are killed.
 //!
-//! It runs in the root file system of the engine that `cargo xtask test` set up. It has its own
-//! mount namespace and bridge and no packet filter rules, so that it does not affect the first
+//! The engine runs in the root file system of the engine that `cargo xtask test` set up. It has its
+//! own mount namespace and bridge and no packet filter rules, so that it does not affect the first
 //! engine. If another engine is used, this root file system does not exist. Then the tests that
 //! need a second engine are skipped.
 

@@ -215,7 +215,7 @@ pub enum Reach {
 impl RunRequest {
     /// Returns a request for the first attempt of a run.
     ///
-    /// It has no files, uses the executor's own credentials, may push and may reach public
+    /// The run has no files, uses the executor's own credentials, may push, and may reach public
     /// addresses only.
     pub fn new(id: RunId, plan: Plan, domain: RunDomain) -> Self {
         Self {

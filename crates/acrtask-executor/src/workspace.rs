@@ -1,7 +1,7 @@
 //! The folder that the steps of a run share: `/workspace` in containers, the context of builds.
 //!
-//! It is a volume of the engine, filled through the engine's API, and never a mount of a folder of
-//! this machine. The reasons:
+//! The folder is a volume of the engine, filled through the engine's API. No folder of this machine
+//! is mounted. The reasons:
 //!
 //! - The engine may use another file system than this process does. It may be remote, in a virtual
 //!   machine, in a container or in a changed root.
@@ -10,7 +10,7 @@
 //! - A step must not change the folder that the user works in. It sees a copy, as with the
 //!   reference executor. A copy on this machine would cost as much as the one into the volume.
 //!
-//! So the volume has no avoidable cost. A run without containers never creates it, and builds
+//! The volume has no avoidable cost. A run without containers never creates it, and builds
 //! before the first container read the user's folder directly. The files are uploaded through the
 //! first container that needs the volume, before it starts. A later build reads a mirror of the
 //! volume in a scratch folder. The mirror is downloaded again only if a container has run since.

@@ -1,8 +1,8 @@
 //! Conversion of a run's specification ([`RunSpec`]) to a [`Plan`].
 //!
-//! It finds and reads the task file, sets the run's variables, and refuses what the operator does
-//! not allow. `acrtask run` on the user's own machine and the runner of a control plane both use
-//! it.
+//! The conversion finds and reads the task file, sets the run's variables, and refuses what the
+//! operator does not allow. `acrtask run` on the user's own machine and the runner of a control
+//! plane both use it.
 //!
 //! Invariants:
 //! - Nothing is started and nothing is written. Only the run's files are read. The environment of
@@ -123,8 +123,8 @@ pub struct Prepared {
     pub diagnostics: Vec<Diagnostic>,
     /// The plan to execute. `None` if one of the diagnostics is an error.
     ///
-    /// Its timeout is the shorter one of the task's and the run's own. The caller decides whether
-    /// it pushes: `RunRequest::no_push`.
+    /// The timeout is the shorter one of the task's and the run's own. The caller decides whether
+    /// the run pushes: `RunRequest::no_push`.
     pub plan: Option<Plan>,
     /// Variables of the run, including those that were found.
     pub variables: Variables,

@@ -15,7 +15,7 @@ pub struct IdError {
 
 /// Id of a run. Its containers, networks and volumes have labels with this id.
 ///
-/// It consists of lower-case letters, digits and `-`, at most 40 characters. So it is valid in a
+/// An id consists of lower-case letters, digits and `-`, at most 40 characters. It is valid in a
 /// container name, a DNS label and an image tag.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

@@ -1,6 +1,6 @@
 //! The plan: a parsed, resolved and checked task.
 //!
-//! Its types fit the executor. Invariants:
+//! The types fit the executor. Invariants:
 //! - Step ids are unique.
 //! - `after` lists steps of the same plan and has no cycle.
 //! - Defaults are set.

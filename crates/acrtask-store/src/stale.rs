@@ -4,8 +4,8 @@
 //! The build's provenance names the platforms of each base, because a stage may run on another
 //! platform than the image is for. Without provenance, the platforms of the image apply.
 //!
-//! Nothing is stored: each call compares the current state. The task's policy decides which changes
-//! trigger a rebuild.
+//! Each call compares the current state and stores no result. The task's policy decides which
+//! changes trigger a rebuild.
 
 use std::collections::BTreeSet;
 

@@ -1,6 +1,6 @@
 //! The agent: the single task that owns the state of this runner. It decides and never waits.
 //!
-//! Its inputs are events of the control plane (through [`crate::link`]), notices of attempts
+//! The inputs are events of the control plane (through [`crate::link`]), notices of attempts
 //! ([`Notice`]), timers, and the shutdown signal.
 
 use std::{

@@ -1,8 +1,8 @@
 //! Pattern language of `.dockerignore`, and of BuildKit's include and exclude patterns.
 //!
-//! It differs from gitignore's. Patterns are anchored at the root. `**` crosses folders. The last
-//! matching pattern wins. `!` re-includes even below an excluded folder. A pattern that matches a
-//! folder also matches its content.
+//! The language differs from gitignore's. Patterns are anchored at the root. `**` crosses folders.
+//! The last matching pattern wins. `!` re-includes even below an excluded folder. A pattern that
+//! matches a folder also matches its content.
 //!
 //! Invariant: for each pattern and path, the result is that of moby/patternmatcher. The tests here
 //! are its test tables. The implementation uses the same steps, because the results depend on them.

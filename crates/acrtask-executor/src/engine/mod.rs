@@ -37,7 +37,7 @@ pub struct DockerEndpoint {
 impl DockerEndpoint {
     /// Returns the engine that Docker's own tools would use.
     ///
-    /// Its address is `DOCKER_HOST`, else `/var/run/docker.sock`. If `DOCKER_TLS_VERIFY` is set,
+    /// The address is `DOCKER_HOST`, else `/var/run/docker.sock`. If `DOCKER_TLS_VERIFY` is set,
     /// the certificates come from `DOCKER_CERT_PATH`, else from the folder of Docker's
     /// configuration. `var` returns the value of a variable.
     pub fn from_env(var: impl Fn(&str) -> Option<String>) -> Self {

@@ -137,7 +137,7 @@ fn certificate_error(error: &reqwest::Error) -> Option<rustls::Error> {
         if let Some(found @ rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
             return Some(found.clone());
         }
-        // `source()` of an I/O error skips its inner error, so look at that explicitly.
+        // `source()` of an I/O error skips its inner error, so check that error explicitly.
         let inner = error.downcast_ref().and_then(std::io::Error::get_ref);
         cause = match inner {
             Some(inner) => Some(inner),

@@ -119,10 +119,14 @@ pub(super) fn check_rust(name: &str, text: &str) -> Vec<String> {
         let number = index + 1;
         breaches.extend(check_doc_start(line, in_doc).map(|found| {
             format!(
-                "{name}:{number}: a doc comment begins with `{found}`; begin with a verb or a noun"
+                "{name}:{number}: a paragraph begins with `{found}`; begin with a verb or a noun"
             )
         }));
-        in_doc = line.comment.as_ref().is_some_and(|comment| comment.is_doc);
+        // An empty line ends a paragraph, and the next one has its own first word.
+        in_doc = line
+            .comment
+            .as_ref()
+            .is_some_and(|comment| comment.is_doc && !comment.text.is_empty());
         let comment = line.comment.as_ref().map(|comment| comment.text.as_str());
         // A literal without a blank is data.
         let literals = line.literals.iter().map(String::as_str);
@@ -179,7 +183,7 @@ pub(super) fn check_markdown(name: &str, text: &str) -> Vec<String> {
     breaches
 }
 
-/// Returns the refused first word of a doc comment. `None` in the middle of a comment.
+/// Returns the refused first word of a paragraph of a doc comment. `None` in its middle.
 pub(super) fn check_doc_start(line: &SourceLine, in_doc: bool) -> Option<String> {
     let comment = line.comment.as_ref().filter(|comment| comment.is_doc)?;
     if in_doc {
@@ -295,6 +299,7 @@ mod tests {
             "/// Whether it works.",
             "/// Its id.",
             "//! Nothing here matters.",
+            "/// Number of attempts.\n///\n/// It starts at 1.",
             "// a lease that nobody has",
             "// this is no line of a log",
             "/// Seconds; nothing: for ever",
