@@ -276,6 +276,10 @@ pub struct StepResult {
     #[serde(flatten)]
     #[schema(value_type = Object)]
     pub state: StepState,
+    /// Start of the first attempt. Absent if the step never started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub started_at: Option<Timestamp>,
     /// Duration in milliseconds, including retries.
     pub elapsed_ms: u64,
 }

@@ -249,6 +249,9 @@ pub struct Vertex {
     pub vertex: String,
     /// BuildKit's name of the vertex: `[2/3] RUN make`.
     pub name: String,
+    /// Digests of the vertices whose results this one needs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inputs: Vec<String>,
     /// Start time. `None` if the vertex has not started.
     pub started: Option<Timestamp>,
     /// End time. `None` if the vertex has not ended.

@@ -6,7 +6,7 @@ use acrtask_api::{
     run::{BaseResult, BuiltResult, ImageResult, RunResult, StepResult},
     spec::Variables,
 };
-use acrtask_model::{EventKind, StepId, StepState};
+use acrtask_model::{Event, EventKind, StepId, StepState};
 
 /// Results of the events so far.
 #[derive(Debug, Default)]
@@ -21,17 +21,23 @@ pub(crate) struct Results {
 
 impl Results {
     /// Applies the next event.
-    pub(crate) fn apply(&mut self, event: &EventKind) {
-        match event {
+    pub(crate) fn apply(&mut self, event: &Event) {
+        match &event.kind {
             EventKind::RunStarted { steps, .. } => {
                 self.steps = steps
                     .iter()
                     .map(|step| StepResult {
                         id: step.id.clone(),
                         state: StepState::Pending,
+                        started_at: None,
                         elapsed_ms: 0,
                     })
                     .collect();
+            }
+            EventKind::StepStarted { step, .. } => {
+                if let Some(result) = self.steps.iter_mut().find(|result| result.id == *step) {
+                    result.started_at.get_or_insert(event.time);
+                }
             }
             EventKind::StepFinished {
                 step,
@@ -113,7 +119,12 @@ mod tests {
     fn result_of(lines: &[serde_json::Value]) -> RunResult {
         let mut results = Results::default();
         for line in lines {
-            results.apply(&serde_json::from_value(line.clone()).unwrap());
+            let mut event = serde_json::json!({"time": "2026-01-01T00:00:01Z", "run": "r1"});
+            event
+                .as_object_mut()
+                .unwrap()
+                .extend(line.as_object().unwrap().clone());
+            results.apply(&serde_json::from_value(event).unwrap());
         }
         results.into_result(false, Variables::default())
     }
@@ -134,6 +145,7 @@ mod tests {
                 "event": "run_started", "engine": "", "builder": "",
                 "steps": [step("b"), step("c"), step("never")],
             }),
+            serde_json::json!({"event": "step_started", "step": "b", "attempt": 1}),
             vertex("1", false, false),
             vertex("1", true, false),
             vertex("2", true, true),

@@ -352,7 +352,7 @@ impl Recorder {
         let mut events = Vec::with_capacity(EVENT_QUEUE);
         while taken.recv_many(&mut events, EVENT_QUEUE).await > 0 {
             for event in &events {
-                self.results.apply(&event.kind);
+                self.results.apply(event);
                 if matches!(event.kind, EventKind::RunStarted { .. }) {
                     let _ = self.notices.send(Notice::Started(self.id.clone()));
                 }

@@ -59,6 +59,7 @@ pub(crate) async fn forward_events(ctx: &StepContext, mut events: mpsc::Receiver
                     name: ctx
                         .output
                         .mask(&ctx.run.image_names.hide_names(&vertex.name)),
+                    inputs: vertex.inputs,
                     started: vertex.started.and_then(timestamp),
                     completed: vertex.completed.and_then(timestamp),
                     cached: vertex.cached,

@@ -122,6 +122,7 @@ async fn fail_hostile_run(server: &PageServer) -> Run {
             exit_code: Some(1),
             ignored: false,
         },
+        started_at: None,
         elapsed_ms: 1200,
     });
     finish(server, &run, attempt, &log, result).await;
