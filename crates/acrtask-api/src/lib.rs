@@ -10,6 +10,7 @@ pub mod admin;
 pub mod cascade;
 pub mod forms;
 pub mod image;
+pub mod outline;
 pub mod probe;
 pub mod quota;
 pub mod run;

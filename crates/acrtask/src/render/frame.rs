@@ -4,6 +4,7 @@
 //! Invariants: no line is wider than the screen, and the frame has fewer lines than the screen has
 //! rows, so that it can always be redrawn.
 
+use acrtask_api::outline::{StepOutline, VertexOutline};
 use acrtask_model::StepState;
 use jiff::Timestamp;
 
@@ -11,7 +12,7 @@ use super::{
     plain::{first_line, state_name, state_reason},
     style::Style,
     text,
-    view::{RunView, StepView, VertexView, millis_between},
+    view::{RunView, VertexActivity, millis_between},
 };
 
 /// Size of a screen.
@@ -66,7 +67,7 @@ fn heading_line(
     let run = view.run.as_ref().map_or("", |r| r.as_str());
     let finished = view.steps.iter().filter(|s| s.state.is_final()).count();
     let elapsed = view
-        .started
+        .started_at
         .map_or(0, |started| millis_between(started, now));
     let what = if interrupted {
         style.warn("stopping; Ctrl-C again exits now")
@@ -120,7 +121,7 @@ fn step_blocks(
     for step in &view.steps {
         if step.state == StepState::Running {
             lines.push(step_line(step, id_width, now, size, style));
-            lines.extend(build_details(step, now, size, style, below));
+            lines.extend(build_details(view, step, now, size, style, below));
         } else if spare > 0 {
             spare -= 1;
             lines.push(step_line(step, id_width, now, size, style));
@@ -142,16 +143,19 @@ fn step_blocks(
     lines
 }
 
-fn step_line(step: &StepView, id_width: usize, now: Timestamp, size: Size, style: Style) -> String {
-    let id = text::pad(
-        &text::truncate(step.summary.id.as_str(), id_width.max(1)),
-        id_width,
-    );
-    let kind = &step.summary.r#type;
-    let written = format!("{kind}: {}", first_line(&step.summary.line));
+fn step_line(
+    step: &StepOutline,
+    id_width: usize,
+    now: Timestamp,
+    size: Size,
+    style: Style,
+) -> String {
+    let id = text::pad(&text::truncate(step.id.as_str(), id_width.max(1)), id_width);
+    let kind = &step.r#type;
+    let written = format!("{kind}: {}", first_line(&step.line));
     let (mark, what) = match &step.state {
         StepState::Pending => {
-            let after: Vec<_> = step.summary.after.iter().map(|s| s.as_str()).collect();
+            let after: Vec<_> = step.after.iter().map(|s| s.as_str()).collect();
             let waits = if after.is_empty() {
                 "waiting".to_owned()
             } else {
@@ -205,7 +209,8 @@ fn step_line(step: &StepView, id_width: usize, now: Timestamp, size: Size, style
 /// Renders the details of a running build: its running vertices with their last lines, and the
 /// number of finished ones.
 fn build_details(
-    step: &StepView,
+    view: &RunView,
+    step: &StepOutline,
     now: Timestamp,
     size: Size,
     style: Style,
@@ -217,9 +222,9 @@ fn build_details(
     let finished = step
         .vertices
         .iter()
-        .filter(|v| v.vertex.completed.is_some())
+        .filter(|v| v.completed_at.is_some())
         .count();
-    let cached = step.vertices.iter().filter(|v| v.vertex.cached).count();
+    let cached = step.vertices.iter().filter(|v| v.cached).count();
     let mut lines = Vec::new();
     if finished > 0 {
         let cached = if cached > 0 {
@@ -239,13 +244,13 @@ fn build_details(
             style,
         ));
     }
-    let active: Vec<&VertexView> = step.vertices.iter().filter(|v| v.is_running()).collect();
+    let active: Vec<&VertexOutline> = step.vertices.iter().filter(|v| v.is_running()).collect();
     for vertex in &active {
         let time = text::format_duration(vertex.elapsed_ms(now));
-        let moved = transfer_text(vertex)
+        let moved = transfer_text(view.activity(step, vertex))
             .map(|t| format!(" {}", style.dim(&t)))
             .unwrap_or_default();
-        let name = text::plain_line(&vertex.vertex.name);
+        let name = text::plain_line(&vertex.name);
         lines.push(fit_line(
             "    ".into(),
             &format!("=> {name}{moved}"),
@@ -258,10 +263,10 @@ fn build_details(
     // Shows the output of the vertex that started last, because the build waits for it.
     if let Some(vertex) = active.last() {
         let max_lines = (max_lines - lines.len()).min(VERTEX_TAIL);
-        for output in vertex
-            .tail
-            .iter()
-            .skip(vertex.tail.len().saturating_sub(max_lines))
+        let tail = view.activity(step, vertex).map(|activity| &activity.tail);
+        for output in tail
+            .into_iter()
+            .flat_map(|tail| tail.range(tail.len().saturating_sub(max_lines)..))
         {
             lines.push(fit_line(
                 "    ".into(),
@@ -276,8 +281,8 @@ fn build_details(
 }
 
 /// Returns the progress of the current transfers of a vertex, like `12.3 MB / 45.6 MB`.
-fn transfer_text(vertex: &VertexView) -> Option<String> {
-    let open: Vec<_> = vertex
+fn transfer_text(activity: Option<&VertexActivity>) -> Option<String> {
+    let open: Vec<_> = activity?
         .transfers
         .iter()
         .filter(|t| !t.done && t.current > 0)

@@ -89,13 +89,13 @@ impl LineRenderer {
                 } else {
                     String::new()
                 };
-                let line = first_line(&step_view.summary.line);
+                let line = first_line(&step_view.line);
                 self.write_line(
                     view,
                     step,
                     &self
                         .style
-                        .bold(&format!("{}: {line}{suffix}", step_view.summary.r#type)),
+                        .bold(&format!("{}: {line}{suffix}", step_view.r#type)),
                     out,
                 );
             }
@@ -103,7 +103,7 @@ impl LineRenderer {
                 step, vertex, text, ..
             } => {
                 let step_view = view.step(step);
-                if reduced && step_view.is_some_and(|view| view.summary.r#type != "cmd") {
+                if reduced && step_view.is_some_and(|view| view.r#type != "cmd") {
                     return;
                 }
                 let number = vertex
@@ -178,7 +178,7 @@ impl LineRenderer {
                 ..
             } if !reduced => {
                 // A push step prints this in its own output.
-                if view.step(step).is_some_and(|s| s.summary.r#type == "push") {
+                if view.step(step).is_some_and(|s| s.r#type == "push") {
                     return;
                 }
                 let digest = self.style.dim(&digest.to_string());
@@ -268,10 +268,7 @@ impl LineRenderer {
     fn write_line(&self, view: &RunView, step: &StepId, text: &str, out: &mut String) {
         let id = text::pad(step.as_str(), view.id_width(ID_WIDTH));
         let id = self.style.step(
-            view.steps
-                .iter()
-                .position(|s| s.summary.id == *step)
-                .unwrap_or(0),
+            view.steps.iter().position(|s| s.id == *step).unwrap_or(0),
             &id,
         );
         let line = format!("{id} | {text}");

@@ -3,6 +3,7 @@
 
 use std::fmt::Write as _;
 
+use acrtask_api::outline::StepOutline;
 use acrtask_model::{
     RunState, StepState,
     events::{BaseRole, Evidence},
@@ -13,7 +14,7 @@ use super::{
     style::Style,
     table::write_section,
     text,
-    view::{RunView, StepView},
+    view::RunView,
 };
 
 /// Renders the summary of a finished run, or of a run whose log ended early.
@@ -76,7 +77,7 @@ fn write_failures(view: &RunView, style: Style, out: &mut String) {
         let why = state_reason(&step.state)
             .map(|r| format!(": {r}"))
             .unwrap_or_default();
-        let head = format!("step {} {}{why}", step.summary.id, state_name(&step.state));
+        let head = format!("step {} {}{why}", step.id, state_name(&step.state));
         let _ = writeln!(out, "\n{}", style.state(&step.state, &head));
         if let Some(excerpt) = &step.excerpt {
             for line in excerpt.lines() {
@@ -106,7 +107,7 @@ fn write_steps(view: &RunView, style: Style, out: &mut String) {
     }
     let rows = view.steps.iter().map(|step| {
         vec![
-            step.summary.id.to_string(),
+            step.id.to_string(),
             style.state(&step.state, &state_name(&step.state)),
             match &step.state {
                 StepState::Skipped { .. } | StepState::Pending => "-".to_owned(),
@@ -120,7 +121,7 @@ fn write_steps(view: &RunView, style: Style, out: &mut String) {
     write_section("Steps", rows.collect(), style, out);
 }
 
-fn step_note(step: &StepView) -> String {
+fn step_note(step: &StepOutline) -> String {
     let attempts = if step.attempt > 1 {
         format!("{} attempts", step.attempt)
     } else {
