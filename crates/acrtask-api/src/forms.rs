@@ -119,6 +119,16 @@ forms! {
     /// Generation of a task, with or without quotes.
     #[schema(pattern = "^(\"?[0-9]{1,18}\"?)?$")]
     Generation;
+    /// Address of a line in the log of an attempt: `STEP:NUMBER`. The step is empty for a line of the
+    /// run itself.
+    #[schema(max_length = 1000, pattern = r"^\S*:[1-9][0-9]{0,17}$")]
+    LineAddress;
+    /// `next` or `previous` of other lines.
+    #[schema(pattern = r"^[1-9][0-9]{0,17}$")]
+    LineCursor;
+    /// Text to search for, in one line.
+    #[schema(min_length = 1, max_length = 500, pattern = r"^[^\n\r\u0000]+$")]
+    SearchText;
     /// Id of an event, as in the `id` field of the stream.
     #[schema(pattern = r"^([0-9]{1,18})?$")]
     EventId;

@@ -93,20 +93,31 @@ impl StepId {
     /// the reference executor reserves.
     pub fn new(text: impl Into<String>) -> Result<Self, IdError> {
         let text = text.into();
-        let reason = if text.is_empty() {
-            "it is empty"
+        match Self::check(&text) {
+            Ok(()) => Ok(Self(text)),
+            Err(reason) => Err(IdError {
+                kind: "step id",
+                text,
+                reason,
+            }),
+        }
+    }
+
+    fn check(text: &str) -> Result<(), &'static str> {
+        if text.is_empty() {
+            Err("it is empty")
         } else if text.contains(char::is_whitespace) {
-            "it contains white space"
+            Err("it contains white space")
         } else if text == "acb_root" {
-            "this name is reserved"
+            Err("this name is reserved")
         } else {
-            return Ok(Self(text));
-        };
-        Err(IdError {
-            kind: "step id",
-            text,
-            reason,
-        })
+            Ok(())
+        }
+    }
+
+    /// Returns `true` if `text` is a valid id.
+    pub fn is_valid(text: &str) -> bool {
+        Self::check(text).is_ok()
     }
 
     /// Returns the default id of the step at `position` (from 0): `acb_step_N`.

@@ -22,7 +22,7 @@ mod views;
 pub use ansi::{MAX_LINE_CHARS, Span, parse_line};
 pub use assets::{Asset, asset, asset_url};
 pub use badge::StateBadge;
-pub use log::{LogLine, LogLines};
+pub use log::LogLine;
 pub use text::{Foreign, show_hidden};
 pub use time::{Moment, format_duration};
 pub use url::{encode_path, encode_query, is_local_path};

@@ -383,7 +383,9 @@ pub struct LogPage {
     pub attempt: u32,
     /// All attempts with a log.
     pub attempts: Vec<u32>,
-    /// Number of the first line of the page, from 1.
+    /// Step of the lines. `None`: all lines.
+    pub step: Option<String>,
+    /// Number of the first line of the page among these lines, from 1.
     pub first: u64,
     /// Number of the first line of the previous page.
     pub previous: Option<u64>,
@@ -405,7 +407,25 @@ impl LogPage {
     }
 
     fn url(&self, from: &u64) -> String {
-        format!("/runs/{}/log?attempt={}&from={from}", self.id, self.attempt)
+        format!("{}&from={from}", self.base_url())
+    }
+
+    fn end_url(&self) -> String {
+        format!("{}&tail=1", self.base_url())
+    }
+
+    fn all_url(&self) -> String {
+        format!("/runs/{}/log?attempt={}", self.id, self.attempt)
+    }
+
+    fn base_url(&self) -> String {
+        let step = self.step.as_ref();
+        let step = step.map(|step| format!("&step={}", encode_query(step)));
+        format!("{}{}", self.all_url(), step.unwrap_or_default())
+    }
+
+    fn step_name(&self) -> Option<Foreign> {
+        self.step.as_ref().map(Foreign::line)
     }
 }
 

@@ -9,8 +9,19 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use crate::{
-    auth::Limits, bases::Poller, blobs::Blobs, cascades, clock::Clock, floor::DiskFloor, identity,
-    logs::LogHub, metrics::Metrics, probe, runners::hub::Hub, serve::Network, vault::Vault,
+    auth::Limits,
+    bases::Poller,
+    blobs::Blobs,
+    cascades,
+    clock::Clock,
+    floor::DiskFloor,
+    identity,
+    logs::{LogHub, LogIndexes},
+    metrics::Metrics,
+    probe,
+    runners::hub::Hub,
+    serve::Network,
+    vault::Vault,
     webhooks,
 };
 
@@ -115,6 +126,8 @@ pub struct App {
     pub hub: Hub,
     /// Wakes readers of growing logs.
     pub logs: LogHub,
+    /// Indexes of the logs that are read.
+    pub log_indexes: LogIndexes,
     /// Wakes the scheduler after a new run or a free slot. The scheduler also polls.
     pub wake: Arc<Notify>,
     /// Wakes the task that sends cancel requests to runners. The task also polls.
@@ -158,6 +171,7 @@ impl App {
             clock,
             hub: Hub::default(),
             logs: LogHub::default(),
+            log_indexes: LogIndexes::default(),
             wake: Arc::default(),
             cancels: Arc::default(),
             bases: Arc::default(),

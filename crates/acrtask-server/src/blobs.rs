@@ -16,9 +16,9 @@ use std::{ops::Range, path::PathBuf, str::FromStr, sync::Arc};
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt, stream::BoxStream};
 use object_store::{
-    GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart,
-    aws::AmazonS3Builder, azure::MicrosoftAzureBuilder, local::LocalFileSystem, path::Path,
-    prefix::PrefixStore,
+    GetOptions, GetRange, GetResultPayload, ObjectStore, ObjectStoreExt, PutPayload,
+    WriteMultipart, aws::AmazonS3Builder, azure::MicrosoftAzureBuilder, local::LocalFileSystem,
+    path::Path, prefix::PrefixStore,
 };
 use url::Url;
 
@@ -241,6 +241,10 @@ impl Blobs {
                 size: got.meta.size,
                 limit,
             });
+        }
+        if matches!(got.payload, GetResultPayload::File(..)) {
+            // As a stream, a file is read in many small parts.
+            return got.bytes().await.map_err(failed);
         }
         let length = got.range.end.saturating_sub(got.range.start);
         let mut stream = check_length(got.into_stream(), length);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use acrtask_store::StoreError;
 
-use crate::{App, auth};
+use crate::{App, auth, logs::index_key};
 
 /// Interval between passes.
 const INTERVAL: Duration = Duration::from_secs(600);
@@ -78,6 +78,12 @@ pub async fn remove_old(app: &App, left: &mut Vec<String>) -> Result<Removed, St
         removed.runs += expired.runs;
         removed.contexts += expired.contexts;
         removed.blobs += delete_blobs(app, expired.blobs, left).await;
+        // Not every log was read, so some of these blobs do not exist.
+        let indexes = expired.indexed_logs.iter();
+        let indexes = indexes
+            .map(|(run, attempt)| index_key(run, *attempt))
+            .collect();
+        delete_blobs(app, indexes, left).await;
         // Lets other tasks use the database.
         tokio::task::yield_now().await;
     }

@@ -72,7 +72,7 @@ pub use queue::{Candidate, Claim, Claimable, PRIORITY_MS, RunnerRequirement, Tas
 pub use quotas::QuotaExceeded;
 pub use refusals::RefusalRow;
 pub use reports::{AttemptReport, AttemptRow, ExpiredLease, Report, Verdict};
-pub use retention::Expired;
+pub use retention::{Expired, INDEXED_LOG_BYTES};
 pub use runners::{NewRunner, RunnerHello, RunnerRow, RunnerTokenRow};
 pub use runs::{NewRun, Origin, RunFilter, RunRow};
 pub use secrets::{CredentialRow, SecretRow};

@@ -8,6 +8,9 @@ use crate::{
     images, quotas, triggers,
 };
 
+/// Size from which a log has an index beside it, in bytes.
+pub const INDEXED_LOG_BYTES: u64 = 1 << 20;
+
 /// Numbers of removed rows, and blobs to remove.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Expired {
@@ -21,6 +24,8 @@ pub struct Expired {
     pub deliveries: u64,
     /// Blobs without references.
     pub blobs: Vec<String>,
+    /// Attempts of removed runs whose logs have at least [`INDEXED_LOG_BYTES`].
+    pub indexed_logs: Vec<(String, i64)>,
 }
 
 impl Store {
@@ -117,6 +122,17 @@ async fn expire_runs(tx: &mut Tx, before: Ms, limit: u32, expired: &mut Expired)
         )
         .await?;
     expired.blobs.extend(blobs.into_iter().map(|(blob,)| blob));
+    let indexed: Vec<(String, i64)> = tx
+        .fetch_all(
+            one_of!(
+                "SELECT run_id, attempt FROM attempts WHERE log_length >= $2 AND run_id",
+                "$1",
+                ""
+            ),
+            args![ids.clone(), INDEXED_LOG_BYTES],
+        )
+        .await?;
+    expired.indexed_logs.extend(indexed);
     triggers::remove_firings(tx, ids.clone()).await?;
     let bytes = quotas::logs_of_runs(tx, ids.clone()).await?;
     tx.exec(

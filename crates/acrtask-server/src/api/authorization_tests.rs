@@ -98,6 +98,9 @@ fn table() -> Vec<Row> {
         row(get.clone(), "/runs/{id}/why", read, Hidden, none()),
         row(get.clone(), "/runs/{id}/attempts", read, Hidden, none()),
         row(get.clone(), "/runs/{id}/log", read, Hidden, none()),
+        row(get.clone(), "/runs/{id}/outline", read, Hidden, none()),
+        row(get.clone(), "/runs/{id}/lines", read, Hidden, none()),
+        row(get.clone(), "/runs/{id}/search", read, Hidden, none()),
         row(get.clone(), "/runs/{id}/events", read, Hidden, none()),
         row(post.clone(), "/runs/{id}/rerun", run, Hidden, none()),
         row(post.clone(), "/runs/{id}/cancel", run, Hidden, none()),
@@ -405,6 +408,7 @@ impl AuthorizationFixture {
             .replace("{image}", "r.io%2Fmine:1")
             .replace("{base}", "base:1")
             .replace("{timer}", "night")
+            .replace("/search", "/search?q=x")
     }
 
     async fn send_row(&self, row: &Row, token: Option<&str>) -> super::testing::TestResponse {

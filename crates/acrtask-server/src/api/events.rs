@@ -32,13 +32,11 @@ use super::{
 use crate::{
     App,
     auth::{self, Authenticated},
-    logs::{self, LogError, Subscription},
+    logs::{self, LogError, MAX_EVENT, Subscription},
 };
 
 /// Interval between comments that keep the connection alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
-/// Longest line, in bytes. A longer line cannot be an event.
-pub(super) const MAX_LINE: usize = 64 << 20;
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(events))
@@ -273,7 +271,7 @@ impl Follower {
     fn push_bytes(&mut self, bytes: &[u8]) -> Result<(), LogError> {
         let mut out = Vec::with_capacity(bytes.len() + bytes.len() / 8);
         self.offset = write_events(&mut self.partial, self.offset, bytes, &mut out);
-        if self.partial.len() > MAX_LINE {
+        if self.partial.len() > MAX_EVENT {
             return Err(LogError::Damaged {
                 run: self.run.clone(),
                 offset: self.offset,

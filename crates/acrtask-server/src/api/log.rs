@@ -16,12 +16,11 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 use super::{
     Api, ApiError,
     extract::{Path, Query},
-    log_text::Lines,
     runs,
 };
 use crate::{
     auth::{self, Authenticated},
-    logs,
+    logs::{self, text::Lines},
 };
 
 pub(super) fn routes() -> OpenApiRouter<Api> {

@@ -31,7 +31,7 @@ mod extract;
 mod federations;
 mod images;
 pub(crate) mod log;
-pub(crate) mod log_text;
+pub(crate) mod log_lines;
 mod probes;
 mod problem;
 mod query;
@@ -96,6 +96,7 @@ fn build_routes() -> (Router<Api>, utoipa::openapi::OpenApi) {
                 .merge(runs::routes())
                 .merge(events::routes())
                 .merge(log::routes())
+                .merge(log_lines::routes())
                 .merge(why::routes())
                 .merge(contexts::routes())
                 .merge(tasks::routes())

@@ -8,7 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use crate::{blobs::BlobError, vault::VaultError};
+use crate::{blobs::BlobError, logs::LogError, vault::VaultError};
 
 /// A refused or failed request.
 #[derive(Debug)]
@@ -202,6 +202,16 @@ impl From<BlobError> for ApiError {
                 "the body was interrupted: {}",
                 acrtask_model::error_chain(cause)
             )),
+        }
+    }
+}
+
+impl From<LogError> for ApiError {
+    fn from(error: LogError) -> Self {
+        match error {
+            LogError::Store(error) => error.into(),
+            LogError::Blob(error) => error.into(),
+            LogError::Damaged { .. } => Self::internal(&error),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! List of runs, and one run.
 
 use acrtask_api::{
+    outline::Outline,
     run::{Approval, Run, RunResult, RunSummary, Waiting},
     spec::{ContextSource, Variables},
 };
@@ -19,10 +20,11 @@ use serde::Deserialize;
 use super::{PageError, Site, filled, render, session::Visitor};
 use crate::{
     api::{
+        ApiError,
         runs::{self, ListRuns},
         why,
     },
-    auth,
+    auth, logs,
 };
 
 /// States of runs that did not succeed, without canceled ones.
@@ -116,6 +118,15 @@ pub(super) async fn show(
             .ok(),
         None => None,
     };
+    let steps = match &run.result {
+        Some(result) => list_steps(result),
+        None if run.attempt == 0 => Vec::new(),
+        None => {
+            let outline = logs::with_index(site.app(), &row, row.attempt, |index| index.outline());
+            let outline = outline.await.map_err(ApiError::from)?;
+            list_live_steps(&outline.outline, site.now())
+        }
+    };
     let result = run.result.clone().unwrap_or_default();
     let variables = match &run.result {
         Some(result) if !result.variables.commit.is_empty() => &result.variables,
@@ -136,7 +147,7 @@ pub(super) async fn show(
         attempt: run.attempt,
         facts: list_facts(&run, variables),
         waits: waiting.map_or_else(Vec::new, list_waits),
-        steps: list_steps(&result),
+        steps,
         images: list_images(&result),
         bases: list_bases(&result),
         is_final: run.state.is_final(),
@@ -257,15 +268,37 @@ fn list_steps(result: &RunResult) -> Vec<StepRow> {
     let steps = result.steps.iter().map(|step| StepRow {
         id: Foreign::line(step.id.as_str()),
         state: (&step.state).into(),
-        reason: Foreign::line(match &step.state {
-            StepState::Failed { reason, .. } => reason.clone(),
-            StepState::Skipped { cause } | StepState::Canceled { cause } => cause.to_string(),
-            StepState::TimedOut { after_secs } => format!("its timeout is {after_secs} s"),
-            _ => String::new(),
-        }),
+        reason: Foreign::line(describe_reason(&step.state)),
         duration: format_duration(step.elapsed_ms),
     });
     steps.collect()
+}
+
+/// Lists the steps of a run that has no result yet.
+fn list_live_steps(outline: &Outline, now: Timestamp) -> Vec<StepRow> {
+    let steps = outline.steps.iter().map(|step| StepRow {
+        id: Foreign::line(step.id.as_str()),
+        state: (&step.state).into(),
+        reason: Foreign::line(match &step.retrying {
+            Some(reason) => format!("retrying: {reason}"),
+            None => describe_reason(&step.state),
+        }),
+        duration: step
+            .elapsed_ms(now)
+            .map(format_duration)
+            .unwrap_or_default(),
+    });
+    steps.collect()
+}
+
+/// Describes why a step has its state. Empty if the state needs no reason.
+fn describe_reason(state: &StepState) -> String {
+    match state {
+        StepState::Failed { reason, .. } => reason.clone(),
+        StepState::Skipped { cause } | StepState::Canceled { cause } => cause.to_string(),
+        StepState::TimedOut { after_secs } => format!("its timeout is {after_secs} s"),
+        StepState::Pending | StepState::Running | StepState::Succeeded => String::new(),
+    }
 }
 
 fn list_images(result: &RunResult) -> Vec<ImageRow> {

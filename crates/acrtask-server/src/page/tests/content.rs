@@ -254,6 +254,89 @@ async fn log_is_shown_in_pages_of_lines() {
 }
 
 #[tokio::test]
+async fn log_is_shown_at_a_line_and_for_one_step() {
+    let server = PageServer::start().await;
+    server.server.register_runner("mine").await;
+    server.create_task("mine").await;
+    let run = server.start_task("mine").await;
+    let attempt = server.server.lease_run(&run.id, "nmine").await;
+    let lines: Vec<String> = (1..=1100).map(|line| format!("line {line}.")).collect();
+    let warning = EventKind::Warning {
+        step: None,
+        message: "it is slow".into(),
+        help: None,
+    };
+    let log = log_line(&run, warning) + &output(&run, &lines.join("\n"));
+    let store = &server.server;
+    store.append_log(&run.id, attempt, "nmine", 0, &log).await;
+    let cookie = server.sign_in_as_admin().await;
+    let path = format!("/runs/{}/log", run.id);
+    let page = server
+        .expect_page(&format!("{path}?at=build:800"), &cookie)
+        .await;
+    assert!(page.contains("id=\"build:L800\""), "{page}");
+    assert!(!page.contains("id=\"build:L1\"") && !page.contains("id=\"build:L1100\""));
+    assert!(
+        page.contains("rel=\"prev\"") && page.contains("rel=\"next\""),
+        "{page}"
+    );
+    let page = server
+        .expect_page(&format!("{path}?step=build"), &cookie)
+        .await;
+    assert!(page.contains("Only the step <bdi>build</bdi>."), "{page}");
+    assert!(
+        !page.contains("it is slow") && page.contains("line 500."),
+        "{page}"
+    );
+    let next = format!("<a href=\"{path}?attempt=1&#38;step=build&#38;from=501\" rel=\"next\">");
+    assert!(page.contains(&next), "{page}");
+    for missing in ["at=build:1101", "step=other", "at=build:1&step=other"] {
+        let response = server
+            .get(&format!("{path}?{missing}"), Some(&cookie))
+            .await;
+        assert_eq!(response.status, StatusCode::NOT_FOUND, "{missing}");
+    }
+}
+
+#[tokio::test]
+async fn page_of_a_live_run_shows_its_steps() {
+    let server = PageServer::start().await;
+    server.server.register_runner("mine").await;
+    server.create_task("mine").await;
+    let run = server.start_task("mine").await;
+    let attempt = server.server.lease_run(&run.id, "nmine").await;
+    let cookie = server.sign_in_as_admin().await;
+    let path = format!("/runs/{}", run.id);
+    let page = server.expect_page(&path, &cookie).await;
+    assert!(page.contains("The log shows the steps"), "{page}");
+    let kinds = [
+        json!({
+            "event": "run_started", "engine": "", "builder": "",
+            "steps": [
+                {"id": "build", "type": "build", "line": ".", "after": []},
+                {"id": "test", "type": "cmd", "line": "x", "after": ["build"]},
+            ],
+        }),
+        json!({"event": "step_started", "step": "build", "attempt": 1}),
+    ];
+    let log: String = kinds
+        .into_iter()
+        .map(|kind| log_line(&run, serde_json::from_value(kind).unwrap()))
+        .collect();
+    let store = &server.server;
+    store.append_log(&run.id, attempt, "nmine", 0, &log).await;
+    let page = server.expect_page(&path, &cookie).await;
+    assert!(
+        page.contains("</span> running</span></td><td><bdi>build</bdi>"),
+        "{page}"
+    );
+    assert!(
+        page.contains("</span> pending</span></td><td><bdi>test</bdi>"),
+        "{page}"
+    );
+}
+
+#[tokio::test]
 async fn list_of_100_runs_is_small() {
     let server = PageServer::start().await;
     let task = format!("team/{}", "a".repeat(30));

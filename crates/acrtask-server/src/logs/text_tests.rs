@@ -1,8 +1,9 @@
-//! Tests of `log_text.rs`.
+//! Tests of `text.rs`.
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::logs::split::MAX_EVENT;
 
 const LOG: &str = r#"{"time":"2026-01-02T03:04:05Z","run":"r1","event":"task_file","name":"acr-task.yaml","text":"x","problems":[{"code":"unknown-key","error":false,"message":"a step has no key `wen`","help":"write `when`"}]}
 {"time":"2026-01-02T03:04:05Z","run":"r1","event":"run_started","steps":[{"id":"build","type":"build","line":"-t app .","after":[]}],"engine":"Docker 26","builder":"BuildKit"}
@@ -53,7 +54,7 @@ fn endless_line_is_skipped_with_bounded_memory() {
     let endless = vec![b'x'; 8 << 20];
     for _ in 0..20 {
         text += &lines.push(&endless);
-        assert!(lines.partial.capacity() <= 2 * MAX_LINE);
+        assert!(lines.splitter.buffered() <= 2 * MAX_EVENT);
     }
     assert_eq!(text, "skipped a line that is not an event\n");
     let event = LOG.lines().nth(2).unwrap();

@@ -4,10 +4,21 @@
 //! blob. A reader first subscribes, then reads what is stored, then waits.
 //!
 //! Invariants: a reader needs memory for a few chunks, whatever the length of the log. A lost
-//! wake-up delays a reader by at most half a second. Left out: the meaning of the bytes.
+//! wake-up delays a reader by at most half a second.
+//!
+//! [`split`] and [`text`] parse and render events. [`index`] finds lines, [`reader`] reads them and
+//! [`search`] searches them.
+
+pub(crate) mod index;
+mod indexes;
+pub(crate) mod reader;
+pub(crate) mod search;
+mod split;
+pub(crate) mod text;
 
 use std::{
     collections::{HashMap, VecDeque},
+    ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -19,6 +30,10 @@ use futures::{Stream, StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::watch;
 
 use crate::{App, blobs::BlobError};
+
+pub use indexes::LogIndexes;
+pub(crate) use indexes::{blob_key as index_key, with_index};
+pub(crate) use split::MAX_EVENT;
 
 /// Number of index rows per query.
 const PAGE: u32 = 128;
@@ -135,11 +150,28 @@ pub fn read_log(
     attempt: u32,
     offset: u64,
 ) -> impl Stream<Item = Result<Bytes, LogError>> + Send + 'static {
-    let pages = stream::try_unfold(offset, move |offset| {
+    read_range(app, run, attempt, offset..u64::MAX)
+}
+
+/// Streams a range of the stored log of an attempt, at most to its current end.
+pub(crate) fn read_range(
+    app: Arc<App>,
+    run: RunId,
+    attempt: u32,
+    range: Range<u64>,
+) -> impl Stream<Item = Result<Bytes, LogError>> + Send + 'static {
+    let until = range.end;
+    let pages = stream::try_unfold(range.start, move |offset| {
         let (app, run) = (app.clone(), run.clone());
         async move {
-            let rows = app.store.log_chunks(&run, attempt, offset, PAGE).await?;
-            let (parts, end) = select_parts(rows, offset).map_err(|offset| LogError::Damaged {
+            if offset >= until {
+                return Ok(None);
+            }
+            // A short range needs few chunks.
+            let limit = if until - offset <= 64 << 10 { 8 } else { PAGE };
+            let rows = app.store.log_chunks(&run, attempt, offset, limit).await?;
+            let selected = select_parts(rows, offset..until);
+            let (parts, end) = selected.map_err(|offset| LogError::Damaged {
                 run: run.clone(),
                 offset,
             })?;
@@ -166,13 +198,16 @@ struct BlobPart {
     size: u32,
 }
 
-/// Selects the parts of `rows` from `offset` on. Returns them and their end, or the offset of
-/// missing bytes.
-fn select_parts(rows: Vec<ChunkRow>, offset: u64) -> Result<(VecDeque<BlobPart>, u64), u64> {
-    let mut at = offset;
+/// Selects the parts of `rows` in `range`. Returns them and their end, or the offset of missing
+/// bytes.
+fn select_parts(rows: Vec<ChunkRow>, range: Range<u64>) -> Result<(VecDeque<BlobPart>, u64), u64> {
+    let mut at = range.start;
     let mut parts = VecDeque::with_capacity(rows.len());
     for row in rows {
-        let end = row.offset + u64::from(row.length);
+        let end = (row.offset + u64::from(row.length)).min(range.end);
+        if at >= range.end {
+            break;
+        }
         if row.offset > at {
             return Err(at);
         }
@@ -225,26 +260,42 @@ mod tests {
         }
     }
 
+    fn cut_part(offset: u64, length: usize, size: u32) -> BlobPart {
+        BlobPart {
+            size,
+            ..part(offset, 0, length)
+        }
+    }
+
     #[test]
     fn reader_starts_in_the_middle_of_a_chunk() {
         let rows = vec![row(0, 10), row(10, 5), row(15, 1)];
-        let (found, end) = select_parts(rows, 7).unwrap();
+        let (found, end) = select_parts(rows.clone(), 7..u64::MAX).unwrap();
         assert_eq!(found, [part(7, 7, 3), part(10, 0, 5), part(15, 0, 1)]);
         assert_eq!(end, 16);
+        let (found, end) = select_parts(rows, 7..12).unwrap();
+        assert_eq!(found, [part(7, 7, 3), cut_part(10, 2, 5)]);
+        assert_eq!(end, 12);
     }
 
     #[test]
     fn reader_at_the_end_gets_nothing() {
         assert_eq!(
-            select_parts(vec![row(0, 10)], 10).unwrap(),
+            select_parts(vec![row(0, 10)], 10..u64::MAX).unwrap(),
             (VecDeque::new(), 10)
         );
-        assert_eq!(select_parts(vec![], 3).unwrap(), (VecDeque::new(), 3));
+        assert_eq!(
+            select_parts(vec![], 3..u64::MAX).unwrap(),
+            (VecDeque::new(), 3)
+        );
     }
 
     #[test]
     fn missing_bytes_are_reported() {
-        assert_eq!(select_parts(vec![row(0, 4), row(6, 4)], 0), Err(4));
+        assert_eq!(
+            select_parts(vec![row(0, 4), row(6, 4)], 0..u64::MAX),
+            Err(4)
+        );
     }
 
     #[tokio::test(start_paused = true)]
