@@ -184,6 +184,107 @@ fn run_at_a_server_prints_the_same_as_a_local_run() {
     }
 }
 
+/// The server selects lines of a finished and of a running run. Secrets stay masked.
+#[test]
+fn lines_of_a_log_are_selected_by_step_text_and_address() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let server = TestServer::start(&environment, &[]);
+    let task = format!(
+        "version: v1.1.0
+steps:
+  - {{id: image, build: -t $Registry/service/lines:$ID .}}
+  - {{id: count, cmd: \"{busybox} sh -c 'echo {{{{.Values.s}}}}; seq 1 5000'\"}}
+  - {{id: wait, cmd: \"{busybox} sh -c 'echo waiting; sleep 600'\"}}
+",
+        busybox = environment.busybox()
+    );
+    let files = create_folder(&[
+        ("acr-task.yaml", &task),
+        ("Dockerfile", &dockerfile(&environment)),
+    ]);
+    let secret = ["--set-secret", "s=hush-hush"];
+    let args = ["run", "--no-wait", secret[0], secret[1], "."];
+    let started = server.run(files.path(), &args).wait();
+    let run = started.stdout.trim().to_owned();
+    let logs = |args: &[&str]| server.run_ok(&[&["runs", "logs", run.as_str()], args].concat());
+    server.wait_for_run(&run, |_| {
+        let outcome = server.start_client(files.path(), &["runs", "logs", &run, "--step", "wait"]);
+        outcome.wait().stdout.contains("wait | waiting")
+    });
+    for state in ["running", "canceled"] {
+        assert_eq!(server.fetch_run(&run)["state"], state);
+        // The line `started` and the secret precede the numbers.
+        let around = logs(&["--around", "count:1002"]).stdout;
+        assert!(around.contains("count:1002 | 1000\n"), "{state}: {around}");
+        assert_eq!(around.lines().count(), 21, "{state}: {around}");
+        let found = logs(&["--grep", "4999"]);
+        assert_eq!(found.stdout, "count:5001 | 4999\n", "{state}");
+        assert!(
+            found.stderr.starts_with("1 line matches"),
+            "{}",
+            found.stderr
+        );
+        let found = logs(&["--grep", "^49[0-9]{2}$", "--regex", "--step", "count"]);
+        assert_eq!(found.stdout.lines().count(), 100, "{state}");
+        assert!(
+            found.stderr.starts_with("100 lines match"),
+            "{}",
+            found.stderr
+        );
+        let whole = logs(&["--step", "count"]).stdout;
+        assert_eq!(
+            whole
+                .lines()
+                .filter(|line| line.starts_with("count | "))
+                .count(),
+            5003
+        );
+        assert!(
+            whole.contains("count | ***\n"),
+            "{state}: {}",
+            &whole[..200]
+        );
+        assert_eq!(logs(&["--grep", "hush-hush"]).stdout, "", "{state}");
+        let tail = logs(&["--step", "count", "--tail", "2", "-o", "json"]).stdout;
+        let last: serde_json::Value = serde_json::from_str(tail.lines().next().unwrap()).unwrap();
+        assert_eq!(
+            (&last["number"], &last["text"]),
+            (&5002.into(), &"5000".into()),
+            "{tail}"
+        );
+        let missing = server
+            .start_client(files.path(), &["runs", "logs", &run, "--step", "other"])
+            .wait();
+        assert_eq!(missing.code, Some(2), "{}", missing.transcript());
+        if state == "running" {
+            server.run_ok(&["runs", "cancel", &run]);
+            server.wait_for_run(&run, |run| run["state"] == "canceled");
+        }
+    }
+    // The vertices of a build name their inputs.
+    let log = logs(&["-o", "json"]).stdout;
+    let events = log
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let vertices: Vec<_> = events.filter(|event| event["event"] == "vertex").collect();
+    let ids: BTreeSet<&str> = vertices
+        .iter()
+        .filter_map(|event| event["vertex"].as_str())
+        .collect();
+    let inputs: BTreeSet<&str> = vertices
+        .iter()
+        .filter_map(|event| event["inputs"].as_array())
+        .flatten()
+        .filter_map(serde_json::Value::as_str)
+        .collect();
+    assert!(
+        !inputs.is_empty() && inputs.is_subset(&ids),
+        "{inputs:?} {ids:?}"
+    );
+}
+
 /// A server receives the files of a run without `.git` and ignored files, and a Dockerfile outside
 /// the context.
 #[test]

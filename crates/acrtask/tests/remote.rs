@@ -333,3 +333,72 @@ async fn finished_log_is_printed_unchanged_as_json() {
     let out = out.split("----- stderr -----").next().unwrap();
     assert_eq!(out, lines);
 }
+
+#[tokio::test]
+async fn selected_lines_are_requested_and_printed() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = MockServer::start().await;
+    let line = |number: u64, text: &str| {
+        json!({
+            "step": "build", "number": number, "time": "2026-01-02T03:04:05Z", "text": text,
+        })
+    };
+    let page = |lines: Value, next: Value| {
+        response(&json!({"attempt": 1, "isComplete": true, "lines": lines, "next": next}))
+    };
+    let lines = || Mock::given(path("/api/v1/runs/r1/lines"));
+    lines()
+        .and(query_param("step", "build"))
+        .and(query_param("cursor", "2"))
+        .respond_with(page(json!([line(2, "two\u{1b}[2J")]), Value::Null))
+        .mount(&server)
+        .await;
+    lines()
+        .and(query_param("around", "build:7"))
+        .respond_with(page(json!([line(7, "seven")]), json!("8")))
+        .mount(&server)
+        .await;
+    lines()
+        .and(query_param("tail", "5"))
+        .respond_with(page(json!([line(9, "nine")]), Value::Null))
+        .mount(&server)
+        .await;
+    lines()
+        .and(query_param("step", "build"))
+        .and(query_param("count", "1000"))
+        .respond_with(page(json!([line(1, "one")]), json!("2")))
+        .mount(&server)
+        .await;
+    let hit = json!({"type": "hit", "step": "build", "number": 3, "text": "an error"});
+    let end = json!({"type": "end", "hits": 1200, "steps": {"build": 1200}, "isComplete": true});
+    Mock::given(path("/api/v1/runs/r1/search"))
+        .and(query_param("q", "error"))
+        .and(query_param("ignoreCase", "true"))
+        .respond_with(ResponseTemplate::new(200).set_body_string(format!("{hit}\n{end}\n")))
+        .mount(&server)
+        .await;
+    Mock::given(path("/api/v1/runs/r1/search"))
+        .and(query_param("q", "cut"))
+        .respond_with(ResponseTemplate::new(200).set_body_string(format!("{hit}\n")))
+        .mount(&server)
+        .await;
+    let mut shown = String::new();
+    for args in [
+        &["--step", "build"][..],
+        &["--around", "build:7"],
+        &["--tail", "5"],
+        &["--tail", "5", "-o", "json"],
+        &["--grep", "error", "--ignore-case"],
+        &["--grep", "cut"],
+        &["--grep", "x", "--tail", "1"],
+    ] {
+        let command = client(
+            &server,
+            folder.path(),
+            &[&["runs", "logs", "r1"], args].concat(),
+        );
+        let output = output_of(command, "").await;
+        shown += &format!("$ {}\n{output}\n", args.join(" "));
+    }
+    insta::assert_snapshot!(shown);
+}

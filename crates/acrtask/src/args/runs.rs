@@ -25,7 +25,13 @@ Examples:
 Examples:
   acrtask runs logs ID                       in the form of `acrtask run`
   acrtask runs logs -f ID                    follow the run to its end; exits with the run's code
-  acrtask runs logs -o json ID | jq .event")]
+  acrtask runs logs -o json ID | jq .event
+  acrtask runs logs ID --step test --tail 50
+  acrtask runs logs ID --grep 'error:'       lines with this text, each with its address
+  acrtask runs logs ID --around test:1204    the lines around an address
+
+`--step`, `--grep`, `--tail` and `--around` let the server select lines, so that the size of the log
+does not matter. With -o json they print one JSON object a line: step, number, time, text.")]
     Logs(LogsArgs),
     /// Request the cancellation of runs
     Cancel(CancelArgs),
@@ -110,9 +116,42 @@ pub(crate) struct LogsArgs {
     #[arg(long, value_name = "N", conflicts_with = "follow", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) attempt: Option<u32>,
     #[command(flatten)]
+    pub(crate) lines: LinesArgs,
+    #[command(flatten)]
     pub(crate) form: LogFormArgs,
     #[command(flatten)]
     pub(crate) server: ServerArgs,
+}
+
+/// Selection of lines of a log.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Lines")]
+pub(crate) struct LinesArgs {
+    /// Print only lines of this step
+    #[arg(long, value_name = "NAME", conflicts_with = "follow")]
+    pub(crate) step: Option<String>,
+    /// Print only lines that contain this text, each with its address STEP:NUMBER
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["follow", "tail", "around"], value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub(crate) grep: Option<String>,
+    /// Ignore upper and lower case of the text of --grep
+    #[arg(short, long, requires = "grep")]
+    pub(crate) ignore_case: bool,
+    /// Use the text of --grep as a regular expression
+    #[arg(long, requires = "grep")]
+    pub(crate) regex: bool,
+    /// Print only the last N lines
+    #[arg(long, value_name = "N", conflicts_with_all = ["follow", "around"], value_parser = clap::value_parser!(u64).range(1..=1000))]
+    pub(crate) tail: Option<u64>,
+    /// Print the lines around this one; with --step, only those of its step
+    #[arg(long, value_name = "STEP:NUMBER", conflicts_with = "follow")]
+    pub(crate) around: Option<String>,
+}
+
+impl LinesArgs {
+    /// Returns `true` if the server selects the lines.
+    pub(crate) fn selects(&self) -> bool {
+        self.step.is_some() || self.grep.is_some() || self.tail.is_some() || self.around.is_some()
+    }
 }
 
 /// Arguments of `acrtask runs cancel`.

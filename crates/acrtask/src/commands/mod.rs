@@ -16,6 +16,7 @@ pub(crate) mod image;
 mod interrupt;
 mod local_domain;
 mod log;
+mod log_lines;
 pub(crate) mod login;
 pub(crate) mod migrate_store;
 pub(crate) mod plan;

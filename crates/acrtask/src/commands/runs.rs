@@ -34,7 +34,7 @@ pub(crate) fn runs(
         RunsCommand::List(args) => list(args, stdout),
         RunsCommand::Show(args) => show(args, stdout),
         RunsCommand::Why(args) => why(args, stdout),
-        RunsCommand::Logs(args) => logs(args, color, stderr),
+        RunsCommand::Logs(args) => logs(args, color, stderr, stdout),
         RunsCommand::Cancel(args) => cancel(args),
         RunsCommand::Approve(args) => super::approve::approve(args),
         RunsCommand::Rerun(args) => rerun(args, color, stderr),
@@ -174,12 +174,16 @@ pub(crate) async fn follow_or_print_id(
     .await
 }
 
-fn logs(args: &LogsArgs, color: ColorWhen, stderr: Style) -> Result<Exit, CliError> {
+fn logs(args: &LogsArgs, color: ColorWhen, stderr: Style, stdout: Style) -> Result<Exit, CliError> {
     let client = client(&args.server)?;
     let form = Form::new(args.form.output, color);
     block_on(async {
         if args.follow {
             return follow(&client, &args.id, form, stderr, OnSignal::Leave).await;
+        }
+        if args.lines.selects() {
+            let json = form == Form::Json;
+            return super::log_lines::print_lines(&client, args, json, stdout).await;
         }
         super::log::print_log(&client, &args.id, args.attempt, form, stderr).await
     })
