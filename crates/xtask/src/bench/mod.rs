@@ -7,6 +7,7 @@
 mod bases;
 mod cascades;
 mod cases;
+mod log_index;
 mod measure;
 mod service;
 mod strangers;
@@ -44,7 +45,7 @@ pub(crate) enum Case {
     Latency,
     /// Memory of an idle control plane with a thousand runners, and of an idle runner.
     Idle,
-    /// Ten million lines from a container to a reader.
+    /// Ten million lines from a container to a reader, and reads of parts of the stored log.
     Logs,
     /// Deliveries at a steady rate, and time from a delivery to the first step of its run.
     Webhook,

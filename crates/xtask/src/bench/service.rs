@@ -24,7 +24,7 @@ const SOON: Duration = Duration::from_secs(60);
 
 /// A control plane. Dropping it stops the process.
 pub(super) struct Server {
-    child: Child,
+    pub(super) child: Child,
     pub(super) url: String,
     pub(super) token: String,
     log: PathBuf,
@@ -398,7 +398,7 @@ impl Bench {
             unit,
             scale,
         };
-        Ok(vec![
+        let mut rows = vec![
             row(
                 "a log of 10 million lines: lines lost",
                 lost,
@@ -420,7 +420,9 @@ impl Bench {
                 "MiB",
                 String::new(),
             ),
-        ])
+        ];
+        rows.extend(super::log_index::measure(&server, LINES)?);
+        Ok(rows)
     }
 }
 
@@ -497,7 +499,7 @@ fn resident_mib(pid: u32) -> Result<f64> {
     status_mib(pid, "VmRSS:")
 }
 
-fn peak_mib(pid: u32) -> Result<f64> {
+pub(super) fn peak_mib(pid: u32) -> Result<f64> {
     status_mib(pid, "VmHWM:")
 }
 
