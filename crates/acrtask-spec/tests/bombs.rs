@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use acrtask_spec::{TaskSource, plan_text, render_diagnostics, resolve};
 use common::{TestLookup, run_variables};
 
-/// Maximum time for each text: 50 ms, or 1.5 s without optimization.
-const LIMIT: Duration = Duration::from_millis(if cfg!(debug_assertions) { 1500 } else { 50 });
+/// Maximum time for each text. A bomb that expands takes minutes.
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// Returns the peak memory of this process, in KiB.
 fn peak_kib() -> u64 {

@@ -66,7 +66,7 @@ async fn notification_starts_a_cascade_at_once() {
     let new = fleet.push_to(&client, "os", "second").await;
     let pushed = Instant::now();
     let cascade = fleet.wait_for_cascade(1, |_| true);
-    assert!(pushed.elapsed() < Duration::from_secs(3), "{cascade:#}");
+    assert!(pushed.elapsed() < Duration::from_secs(10), "{cascade:#}");
     let cascade = fleet.wait_finished(1);
     let app = find_node(&cascade, "app").unwrap();
     assert_eq!(app["state"], "succeeded", "{cascade:#}");

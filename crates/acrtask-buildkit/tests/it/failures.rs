@@ -116,7 +116,7 @@ async fn missing_secret_fails_the_step() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn canceled_build_stops_within_a_second() {
+async fn canceled_build_stops_before_its_command_ends() {
     on_each(async |builder| {
         let dir = context(
             builder,
@@ -139,7 +139,7 @@ async fn canceled_build_stops_within_a_second() {
             built.error()
         );
         let took = canceled_at.expect("the step had started").elapsed();
-        assert!(took < Duration::from_secs(1), "took {took:?}");
+        assert!(took < Duration::from_secs(10), "took {took:?}");
     })
     .await;
 }

@@ -245,7 +245,7 @@ async fn many_readers_receive_a_line_at_once() {
         assert_eq!(reader.read_until(2).await[1], message(8, "{\"a\":1}"));
     }
     assert!(
-        begin.elapsed() < Duration::from_secs(2),
+        begin.elapsed() < Duration::from_secs(10),
         "{:?}",
         begin.elapsed()
     );

@@ -538,11 +538,15 @@ async fn deliveries_at_forge_rate_are_answered_quickly() {
         .map(|n| github_push(&commit(n + 1), &format!("d{n}")))
         .collect();
     let begun = tokio::time::Instant::now();
+    // A slow machine must not exceed the server's limit of connections of one address.
+    let connections = std::sync::Arc::new(tokio::sync::Semaphore::new(50));
     let mut tasks = tokio::task::JoinSet::new();
     for (n, one) in (0_u32..).zip(sent) {
         let server = server.clone();
+        let connections = connections.clone();
         tasks.spawn(async move {
             tokio::time::sleep_until(begun + Duration::from_millis(5) * n).await;
+            let _connection = connections.acquire_owned().await.unwrap();
             let begun = std::time::Instant::now();
             let receipt = server.deliver("forge", &one).await;
             assert_eq!(receipt.runs.len(), 1);

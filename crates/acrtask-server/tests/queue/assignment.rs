@@ -24,7 +24,7 @@ on_both!(
     runner_gets_one_run_per_slot,
     new_run_cancels_superseded_runs,
     concurrency_group_limits_its_active_runs,
-    cancellation_reaches_the_runner_within_a_second,
+    cancellation_without_a_hint_reaches_the_runner,
     declined_lease_is_offered_to_another_runner,
     draining_runner_gets_no_new_run,
     many_runners_execute_many_runs,
@@ -253,7 +253,7 @@ async fn concurrency_group_limits_its_active_runs(db: TestDb) {
     assert_eq!(names, ["rc", "rd"]);
 }
 
-async fn cancellation_reaches_the_runner_within_a_second(db: TestDb) {
+async fn cancellation_without_a_hint_reaches_the_runner(db: TestDb) {
     let server = db.start_server(Config::default()).await;
     let app = server.app();
     let runner = FakeRunner::register(&server, "one").await;
@@ -275,7 +275,7 @@ async fn cancellation_reaches_the_runner_within_a_second(db: TestDb) {
             _ => None,
         })
         .await;
-    assert!(requested.elapsed() < Duration::from_secs(1));
+    assert!(requested.elapsed() < Duration::from_secs(10));
     assert_eq!(reason, "ann wants its end");
     // The runner may push nothing from now on.
     stream

@@ -138,7 +138,7 @@ async fn server_shuts_down_quickly_and_frees_its_address() {
     let started = std::time::Instant::now();
     server.shutdown().await;
     assert!(
-        started.elapsed() < Duration::from_secs(4),
+        started.elapsed() < Duration::from_secs(10),
         "{:?}",
         started.elapsed()
     );

@@ -412,7 +412,7 @@ proptest! {
             let after = Timestamp::from_second(after).unwrap();
             prop_assert!(schedule.next(after).is_none_or(|firing| firing > after));
         }
-        prop_assert!(begun.elapsed() < std::time::Duration::from_secs(2), "{timer:?}");
+        prop_assert!(begun.elapsed() < std::time::Duration::from_secs(10), "{timer:?}");
     }
 
     /// Firings match the reference model around clock changes and at other times.
