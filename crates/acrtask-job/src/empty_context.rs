@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use acrtask_model::StepId;
 use acrtask_spec::{
-    Diagnostic, TaskSource,
+    Code, Diagnostic, TaskSource,
     build_line::ContextRef,
     plan::{Plan, Step, StepKind},
 };
@@ -23,7 +23,7 @@ pub(crate) fn find_refusals(source: &TaskSource, plan: &Plan, files: &Files) -> 
     empty
         .map(|step| {
             Diagnostic::error(
-                "empty-context",
+                Code::EmptyContext,
                 format!("the step `{}` builds a folder of the context, which is empty", step.id),
             )
             .at(first_line(&source.text, step.line), "in this step")

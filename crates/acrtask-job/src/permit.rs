@@ -5,7 +5,7 @@
 
 use acrtask_executor::Allow;
 use acrtask_spec::{
-    Diagnostic, TaskSource,
+    Code, Diagnostic, TaskSource,
     cmd_line::{CmdLine, Command, CommandKind, ContainerLine, Word, docker_word_supported},
     plan::{Network, Plan, Step, StepKind},
 };
@@ -17,7 +17,7 @@ pub(crate) fn find_refusals(source: &TaskSource, plan: &Plan, allow: Allow) -> V
         let line = network
             .line
             .map_or(0..0, |line| first_line(&source.text, line));
-        let refusal = Diagnostic::error("not-allowed", network.needs_operator()?);
+        let refusal = Diagnostic::error(Code::NotAllowed, network.needs_operator()?);
         Some(
             refusal
                 .at(line, "this network")
@@ -32,7 +32,7 @@ pub(crate) fn find_refusals(source: &TaskSource, plan: &Plan, allow: Allow) -> V
             let network = !allow.host_network && wants_host_network(step, plan);
             let refuse = |need: &str, flag: &str| {
                 Diagnostic::error(
-                    "not-allowed",
+                    Code::NotAllowed,
                     format!("the step `{}` needs {need}", step.id),
                 )
                 .at(first_line(&source.text, step.line), "in this step")

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use acrtask_model::{Digest, ImageRef};
-use acrtask_spec::{Diagnostic, plan::Plan};
+use acrtask_spec::{Code, Diagnostic, plan::Plan};
 
 /// Adds pins to the plan. Returns a warning for each invalid name, whose tag then decides.
 pub(crate) fn apply_pins(plan: &mut Plan, pins: &BTreeMap<String, Digest>) -> Vec<Diagnostic> {
@@ -17,7 +17,7 @@ pub(crate) fn apply_pins(plan: &mut Plan, pins: &BTreeMap<String, Digest>) -> Ve
             }
             Err(error) => warnings.push(
                 Diagnostic::warning(
-                    "not-pinned",
+                    Code::NotPinned,
                     format!("`{name}` is not pinned to its earlier digest: {error}"),
                 )
                 .help("its tag decides, as in any other run"),

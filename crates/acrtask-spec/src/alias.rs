@@ -9,6 +9,7 @@ use std::{collections::BTreeMap, ops::Range};
 use acrtask_template::Sources;
 
 use crate::{
+    code::Code,
     diagnostic::Diagnostic,
     origin::Patched,
     read::{Fields, Report, Text},
@@ -156,7 +157,7 @@ fn read_fields(mut fields: Fields<'_, '_, '_>, lookup: &dyn Lookup, aliases: &mu
             (Some(c), None) if !c.is_ascii_alphanumeric() => aliases.directive = c,
             _ => fields.report(
                 Diagnostic::error(
-                    "alias-directive",
+                    Code::AliasDirective,
                     format!(
                         "`directive` is one character that is not a letter or digit, not `{}`",
                         directive.value
@@ -184,7 +185,7 @@ fn read_fields(mut fields: Fields<'_, '_, '_>, lookup: &dyn Lookup, aliases: &mu
             }
             Err(reason) => fields.report(
                 Diagnostic::error(
-                    "alias-source",
+                    Code::AliasSource,
                     format!("the aliases of `{}` cannot be read: {reason}", source.value),
                 )
                 .at(source.span.clone(), "named here")
@@ -204,7 +205,7 @@ fn read_values(mut values: Fields<'_, '_, '_>, aliases: &mut Aliases) {
             let plain: String = name.chars().filter(char::is_ascii_alphanumeric).collect();
             values.report(
                 Diagnostic::error(
-                    "alias-name",
+                    Code::AliasName,
                     format!("the alias `{name}` is not made of letters and digits alone"),
                 )
                 .at(key.span.clone(), "A-Z, a-z and 0-9 only")
@@ -293,7 +294,7 @@ pub(crate) fn replace_aliases(text: &str, aliases: &Aliases) -> Result<Patched, 
             copied = end;
             if out.text.len() > MAX_FILE {
                 return Err(Diagnostic::error(
-                    "too-large",
+                    Code::TooLarge,
                     "the file is too large once its aliases are replaced",
                 )
                 .at(span, "up to here")

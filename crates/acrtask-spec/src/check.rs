@@ -27,6 +27,7 @@ use self::{
 };
 use crate::{
     alias::Aliases,
+    code::Code,
     diagnostic::{Diagnostic, find_nearest},
     env::{self, Quoting},
     lexer::BEGIN_WITH_VERSION,
@@ -190,7 +191,7 @@ fn check_inherited_size(task: &RawTask, env: &[Text], report: &mut Report<'_>) -
     if bytes > MAX_INHERITED_BYTES {
         report.push(
             Diagnostic::error(
-                "too-large",
+                Code::TooLarge,
                 format!(
                     "the task's `env` and `workingDirectory` are too large for {} steps, each of which gets them",
                     task.steps.len()
@@ -252,7 +253,7 @@ fn check_version(
         if let Some(span) = &task.alias {
             report.push(
                 Diagnostic::warning(
-                    "no-effect",
+                    Code::NoEffect,
                     "aliases are not replaced: the file's first `version` line does not turn them on",
                 )
                 .at(span.clone(), "it is ignored")
@@ -264,7 +265,7 @@ fn check_version(
     {
         report.push(
             Diagnostic::warning(
-                "version",
+                Code::Version,
                 "aliases are replaced, because the first `version` line of the file turns them on",
             )
             .help("write one `version` line"),
@@ -272,7 +273,7 @@ fn check_version(
     } else if let (Some(span), None) = (&task.alias, context.aliases) {
         report.push(
             Diagnostic::warning(
-                "no-effect",
+                Code::NoEffect,
                 "aliases exist from `v1.1.0` on, and this file is older",
             )
             .at(span.clone(), "it is ignored")
@@ -286,7 +287,7 @@ fn check_version(
     if version.is_none() {
         report.push(
             Diagnostic::error(
-                "version",
+                Code::Version,
                 format!("`{}` is not a version of the task language", text.value),
             )
             .at(
@@ -307,7 +308,7 @@ fn check_step(raw: &RawStep, networks: &[Network], report: &mut Report<'_>) {
         if let Some(int) = int.as_ref().filter(|int| int.value < 0) {
             report.push(
                 Diagnostic::error(
-                    "negative",
+                    Code::Negative,
                     format!("`{name}` is a number of times, and cannot be {}", int.value),
                 )
                 .at(int.span.clone(), "0 or more")
@@ -326,7 +327,7 @@ fn check_step(raw: &RawStep, networks: &[Network], report: &mut Report<'_>) {
             };
             report.push(
                 Diagnostic::error(
-                    "cache",
+                    Code::Cache,
                     format!("`cache` is enabled or disabled, not `{}`", cache.value),
                 )
                 .at(cache.span.clone(), "expected enabled or disabled")
@@ -334,7 +335,7 @@ fn check_step(raw: &RawStep, networks: &[Network], report: &mut Report<'_>) {
             );
         } else if raw.build.is_none() {
             report.push(
-                Diagnostic::warning("no-effect", "`cache` has an effect on build steps only")
+                Diagnostic::warning(Code::NoEffect, "`cache` has an effect on build steps only")
                     .at(cache.span.clone(), "it is ignored")
                     .help("remove the line"),
             );
@@ -358,7 +359,7 @@ fn check_step(raw: &RawStep, networks: &[Network], report: &mut Report<'_>) {
         };
         report.push(
             Diagnostic::warning(
-                "network",
+                Code::Network,
                 format!("the file declares no network `{}`", network.value),
             )
             .at(network.span.clone(), "the engine may not have it either")
@@ -402,11 +403,13 @@ fn merge_env(env: &mut Vec<Text>, more: &[Text], report: &mut Report<'_>) {
         return;
     }
     let refuse = |entry: &Text, report: &mut Report<'_>| {
-        let diagnostic = Diagnostic::error("env", format!("`{}` sets no variable", entry.value))
-            .help(format!(
-                "write `{}=VALUE`; a comma in the task's `env` ends an entry",
-                entry.value.trim()
-            ));
+        let diagnostic =
+            Diagnostic::error(Code::Env, format!("`{}` sets no variable", entry.value)).help(
+                format!(
+                    "write `{}=VALUE`; a comma in the task's `env` ends an entry",
+                    entry.value.trim()
+                ),
+            );
         report.push(if entry.span.is_empty() {
             diagnostic
         } else {

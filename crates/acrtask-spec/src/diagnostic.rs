@@ -2,7 +2,6 @@
 //!
 //! Invariants:
 //! - Spans are byte ranges of the author's text, before aliases and templates.
-//! - A code never changes its meaning.
 //! - Messages contain no resolved secret, because `resolve` masks them.
 //!
 //! [`crate::render`] formats diagnostics for people.
@@ -12,7 +11,7 @@ use std::{borrow::Cow, ops::Range};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::TaskSource;
+use crate::{TaskSource, code::Code};
 
 /// Severity of a diagnostic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -36,7 +35,8 @@ pub struct Label {
 /// A problem of a task file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostic {
-    /// Stable kind of the problem for programs and search, such as `unknown-key`.
+    /// Text of the problem's [`Code`]. A runner of a later version may send one that this version
+    /// does not have.
     pub code: Cow<'static, str>,
     /// Severity of the problem.
     pub severity: Severity,
@@ -50,9 +50,9 @@ pub struct Diagnostic {
 
 impl Diagnostic {
     /// Creates an error without labels.
-    pub fn error(code: &'static str, message: impl Into<String>) -> Self {
+    pub fn error(code: Code, message: impl Into<String>) -> Self {
         Self {
-            code: Cow::Borrowed(code),
+            code: Cow::Borrowed(code.as_str()),
             severity: Severity::Error,
             message: message.into(),
             labels: Vec::new(),
@@ -61,7 +61,7 @@ impl Diagnostic {
     }
 
     /// Creates a warning without labels.
-    pub fn warning(code: &'static str, message: impl Into<String>) -> Self {
+    pub fn warning(code: Code, message: impl Into<String>) -> Self {
         Self {
             severity: Severity::Warning,
             ..Self::error(code, message)

@@ -27,6 +27,7 @@ pub mod plan;
 
 mod alias;
 mod check;
+mod code;
 mod date;
 mod diagnostic;
 mod env;
@@ -47,6 +48,7 @@ mod version;
 mod yaml;
 
 pub use check::{DEFAULT_NETWORK, find_mount, normalize_path};
+pub use code::Code;
 pub use date::format_date;
 pub use diagnostic::{Diagnostic, Label, Position, Severity};
 pub use json::plan_json;

@@ -4,6 +4,7 @@
 use std::{collections::HashSet, ops::Range, rc::Rc};
 
 use crate::{
+    code::Code,
     diagnostic::{Diagnostic, find_nearest},
     origin::Origin,
     yaml::{Kind, Meaning, Node},
@@ -106,7 +107,7 @@ impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
         if !matches!(node.kind, Kind::Map(_)) {
             report.push(
                 Diagnostic::error(
-                    "wrong-type",
+                    Code::WrongType,
                     format!(
                         "{what} is a map of keys and values, this is {}",
                         node.describe()
@@ -184,7 +185,7 @@ impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
             };
             self.report.push(
                 Diagnostic::error(
-                    "wrong-type",
+                    Code::WrongType,
                     format!("`{key}` takes a list of texts, this is {}", node.describe()),
                 )
                 .at(
@@ -220,7 +221,7 @@ impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
             Some(node) => {
                 self.report.push(
                     Diagnostic::error(
-                        "wrong-type",
+                        Code::WrongType,
                         format!("`{key}` takes a list, this is {}", node.describe()),
                     )
                     .at(
@@ -256,7 +257,7 @@ impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
                 };
                 self.report.push(
                     Diagnostic::error(
-                        "wrong-type",
+                        Code::WrongType,
                         format!("`{key}` takes a whole number, this is {found}"),
                     )
                     .at(
@@ -286,7 +287,7 @@ impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
         };
         self.report.push(
             Diagnostic::error(
-                "wrong-type",
+                Code::WrongType,
                 format!("`{key}` takes true or false, this is {}", node.describe()),
             )
             .at(
@@ -309,7 +310,7 @@ impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
             let Some(name) = key.scalar() else {
                 self.report.push(
                     Diagnostic::warning(
-                        "unknown-key",
+                        Code::UnknownKey,
                         format!("{what} has a key that is not text"),
                     )
                     .at(
@@ -322,8 +323,9 @@ impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
             if self.taken.contains(name) {
                 continue;
             }
-            let warning = Diagnostic::warning("unknown-key", format!("{what} has no key `{name}`"))
-                .at(key.span.clone(), "it is ignored");
+            let warning =
+                Diagnostic::warning(Code::UnknownKey, format!("{what} has no key `{name}`"))
+                    .at(key.span.clone(), "it is ignored");
             let mut keys: Vec<&str> = self.taken.iter().copied().collect();
             keys.sort_unstable();
             self.report.push(match elsewhere(name) {
@@ -382,7 +384,7 @@ fn collect_entries<'n>(
             Some(name) if seen.contains(name) => {}
             Some(name) if !own.insert(name) => report.push(
                 Diagnostic::warning(
-                    "duplicate-key",
+                    Code::DuplicateKey,
                     format!("`{name}` is written twice; the last one counts"),
                 )
                 .at(key.span.clone(), "this one is ignored"),
@@ -402,7 +404,7 @@ fn collect_entries<'n>(
             } else {
                 report.push(
                     Diagnostic::error(
-                        "wrong-type",
+                        Code::WrongType,
                         format!("`<<` merges maps, this is {}", source.describe()),
                     )
                     .at(source.span.clone(), "expected an alias of a map")
@@ -453,7 +455,7 @@ fn read_text(node: &Node, key: &str, source: &str, report: &mut Report<'_>) -> O
     };
     report.push(
         Diagnostic::error(
-            "wrong-type",
+            Code::WrongType,
             format!("`{key}` takes text, this is {}", node.describe()),
         )
         .at(first_line_span(node.span.clone(), source), "expected text")

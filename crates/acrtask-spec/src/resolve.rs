@@ -12,6 +12,7 @@ use crate::{
     TaskSource,
     alias::{self, Aliases},
     check,
+    code::Code,
     diagnostic::{Diagnostic, Severity},
     origin::{Origin, Patched},
     plan::Plan,
@@ -167,7 +168,7 @@ fn resolve_file(
     if source.text.len() > MAX_FILE {
         problems.push(
             Diagnostic::error(
-                "too-large",
+                Code::TooLarge,
                 format!("the file has more than {} KiB", MAX_FILE >> 10),
             )
             .help("a task file contains steps; put data into the context"),
@@ -266,8 +267,8 @@ pub fn render_image(text: &str, variables: &RunVariables) -> Result<String, Diag
         (Some(rendered), None) => Ok(rendered.text),
         (_, problem) => {
             let patterns = Patterns::new(secrets.resolved.values());
-            let problem =
-                problem.unwrap_or_else(|| Diagnostic::error("template", "it cannot be rendered"));
+            let problem = problem
+                .unwrap_or_else(|| Diagnostic::error(Code::Template, "it cannot be rendered"));
             Err(Diagnostic {
                 labels: Vec::new(),
                 ..problem
@@ -336,7 +337,7 @@ impl Task<'_> {
         if text.is_empty() && !self.template.is_empty() {
             problems.push(
                 Diagnostic::error(
-                    "template",
+                    Code::Template,
                     "the file is empty after its template is rendered",
                 )
                 .at(self.origin.span(0..1), "this template")
@@ -392,7 +393,7 @@ fn read_secrets(
         secrets.missing.push(declared.id.clone());
         report.push(
             Diagnostic::error(
-                "secret-unresolved",
+                Code::SecretUnresolved,
                 format!("the secret `{}` has no value: {why}", declared.id),
             )
             .at(id.span.clone(), "declared here")
@@ -451,7 +452,7 @@ fn render_template(
         Err(error) => {
             let diagnostic = Diagnostic {
                 help: error.help,
-                ..Diagnostic::error("template", error.message)
+                ..Diagnostic::error(Code::Template, error.message)
             };
             let report = Report::new(origin.clone());
             problems.push(report.with_author_spans(diagnostic.at(error.span, "in this template")));
@@ -471,15 +472,21 @@ fn read_task(text: &str, report: &mut Report<'_>) -> Option<RawTask> {
     };
     if let Some(span) = document.second {
         report.push(
-            Diagnostic::warning("no-effect", "only the first document of the file is read")
-                .at(span, "from here on nothing is read")
-                .help("remove the line `---`, or make two files"),
+            Diagnostic::warning(
+                Code::NoEffect,
+                "only the first document of the file is read",
+            )
+            .at(span, "from here on nothing is read")
+            .help("remove the line `---`, or make two files"),
         );
     }
     let Some(root) = document.root else {
         report.push(
-            Diagnostic::warning("no-steps", "the file is empty, so there is nothing to do")
-                .help("write for example:\nsteps:\n  - cmd: alpine echo hello"),
+            Diagnostic::warning(
+                Code::NoSteps,
+                "the file is empty, so there is nothing to do",
+            )
+            .help("write for example:\nsteps:\n  - cmd: alpine echo hello"),
         );
         return Some(RawTask::default());
     };

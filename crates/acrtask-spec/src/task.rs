@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::{
+    code::Code,
     diagnostic::Diagnostic,
     read::{Fields, Int, Report, Text},
     run_variables::{SecretDeclaration, SecretSource},
@@ -191,7 +192,7 @@ pub(crate) fn read_task(root: &Node, source: &str, report: &mut Report<'_>) -> R
     }
     if fields.take_node("steps").is_none() {
         let warning = Diagnostic::warning(
-            "no-steps",
+            Code::NoSteps,
             "the file has no `steps`, so there is nothing to do",
         )
         .help(format!("add some:\n{STEPS_EXAMPLE}"));
@@ -301,7 +302,7 @@ fn read_step(mut fields: Fields<'_, '_, '_>) -> RawStep {
         if let Some(span) = fields.key_span(key) {
             fields.take_node(key);
             fields.report(
-                Diagnostic::warning("no-effect", format!("`{key}` has no effect"))
+                Diagnostic::warning(Code::NoEffect, format!("`{key}` has no effect"))
                     .at(
                         span,
                         "the reference executor reads it and does nothing with it",

@@ -9,11 +9,12 @@ use std::{collections::HashMap, rc::Rc};
 use serde_json::{Map, Number, Value};
 
 use crate::{
+    code::Code,
     diagnostic::Diagnostic,
     yaml::{self, Kind, Meaning, Node},
 };
 
-const CODE: &str = "values";
+const CODE: Code = Code::Values;
 
 /// A values file.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -31,7 +32,7 @@ pub struct ValuesFile {
 /// Returns a diagnostic with spans of `text` if it is not YAML or not a map.
 pub fn values_from_yaml(text: &str) -> Result<ValuesFile, Diagnostic> {
     let document = yaml::parse(text).map_err(|diagnostic| Diagnostic {
-        code: CODE.into(),
+        code: CODE.as_str().into(),
         help: Some("write one value on each line: `name: value`".into()),
         ..diagnostic
     })?;

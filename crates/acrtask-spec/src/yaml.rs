@@ -18,7 +18,7 @@ use std::{borrow::Cow, collections::HashMap, ops::Range, rc::Rc};
 use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, Tag};
 
 use self::explain::scan_error;
-use crate::diagnostic::Diagnostic;
+use crate::{code::Code, diagnostic::Diagnostic};
 
 /// Maximum number of nodes that a file may expand to. The largest known file has fewer than a
 /// thousand.
@@ -241,7 +241,7 @@ fn parse_events(
                 let dash = error.kind() == &ErrorKind::PlainScalarStartsWithDashFlowIndicator;
                 if let Some(at) = dash.then(|| find_dash(text, at)).flatten() {
                     let refusal =
-                        Diagnostic::error("yaml", "this is not YAML: a `-` alone in a list")
+                        Diagnostic::error(Code::Yaml, "this is not YAML: a `-` alone in a list")
                             .at(at..at + 1, "it stops making sense here")
                             .help("put it in quotes: `[\"-\"]`");
                     return Err(Stop::Accepted(at..at + 1, "-".into(), Box::new(refusal)));
@@ -351,7 +351,7 @@ impl Builder {
     fn attach_node(&mut self, node: Rc<Node>, at: Range<usize>) -> Result<(), Diagnostic> {
         if node.weight > MAX_NODES {
             return Err(Diagnostic::error(
-                "too-large",
+                Code::TooLarge,
                 format!("the file expands to more than {MAX_NODES} values"),
             )
             .at(at, "with this")
@@ -432,18 +432,19 @@ impl Builder {
                 let node = node.clone();
                 self.attach_node(node, at)
             }
-            _ => Err(
-                Diagnostic::error("yaml", "an alias is used inside the node that it names")
-                    .at(at, "this would never end")
-                    .help("name a node that ends before this one"),
-            ),
+            _ => Err(Diagnostic::error(
+                Code::Yaml,
+                "an alias is used inside the node that it names",
+            )
+            .at(at, "this would never end")
+            .help("name a node that ends before this one")),
         }
     }
 }
 
 fn too_deep(at: Range<usize>) -> Diagnostic {
     Diagnostic::error(
-        "too-deep",
+        Code::TooDeep,
         format!("the file nests deeper than {MAX_DEPTH} levels"),
     )
     .at(at, "here")

@@ -66,6 +66,7 @@ fn main() -> ExitCode {
         Command::Cascade(command) => commands::cascade::cascade(&command, stdout),
         Command::Quota(command) => commands::quota::quota(&command, stdout),
         Command::Token(command) => commands::token::token(&command, stdout),
+        Command::Explain { code } => commands::explain::explain(code),
         Command::Schema { of } => commands::schema::schema(of),
         Command::Completions { shell } => commands::completions::completions(shell),
     };

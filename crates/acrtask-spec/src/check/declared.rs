@@ -7,6 +7,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 
 use super::{Context, DEFAULT_NETWORK, first_byte, line_number};
 use crate::{
+    code::Code,
     diagnostic::{Diagnostic, find_nearest},
     plan::{Network, Volume, VolumeMount},
     read::{Report, Text},
@@ -19,7 +20,7 @@ pub(crate) fn check_secrets(declared: &[RawSecret], report: &mut Report<'_>) {
     for secret in declared {
         let Some(id) = &secret.id else {
             report.push(
-                Diagnostic::error("secret", "the secret has no id")
+                Diagnostic::error(Code::Secret, "the secret has no id")
                     .at(first_byte(&secret.span), "add `id`")
                     .help("write `- id: NAME`; a template reads it as `{{.Secrets.NAME}}`"),
             );
@@ -28,7 +29,7 @@ pub(crate) fn check_secrets(declared: &[RawSecret], report: &mut Report<'_>) {
         if id.value.contains(char::is_whitespace) {
             report.push(
                 Diagnostic::error(
-                    "secret",
+                    Code::Secret,
                     format!("the id `{}` of the secret has white space in it", id.value),
                 )
                 .at(id.span.clone(), "no white space")
@@ -40,16 +41,19 @@ pub(crate) fn check_secrets(declared: &[RawSecret], report: &mut Report<'_>) {
         }
         if let Some(first) = seen.insert(&id.value, id) {
             report.push(
-                Diagnostic::error("secret", format!("two secrets have the id `{}`", id.value))
-                    .at(id.span.clone(), "the second one")
-                    .at(first.span.clone(), "the first one")
-                    .help("give one of them another id"),
+                Diagnostic::error(
+                    Code::Secret,
+                    format!("two secrets have the id `{}`", id.value),
+                )
+                .at(id.span.clone(), "the second one")
+                .at(first.span.clone(), "the first one")
+                .help("give one of them another id"),
             );
         }
         if secret.declaration().is_none() {
             report.push(
                 Diagnostic::error(
-                    "secret",
+                    Code::Secret,
                     format!("the secret `{}` has no source for its value", id.value),
                 )
                 .at(id.span.clone(), "this one")
@@ -66,7 +70,7 @@ pub(crate) fn check_secrets(declared: &[RawSecret], report: &mut Report<'_>) {
         {
             report.push(
                 Diagnostic::error(
-                    "secret",
+                    Code::Secret,
                     format!("`{}` is not the address of a secret in a vault", vault.value),
                 )
                 .at(vault.span.clone(), "expected PATH#KEY")
@@ -77,7 +81,7 @@ pub(crate) fn check_secrets(declared: &[RawSecret], report: &mut Report<'_>) {
             && !is_uuid(&client.value)
         {
             report.push(
-                Diagnostic::error("secret", format!("`{}` is not a client id", client.value))
+                Diagnostic::error(Code::Secret, format!("`{}` is not a client id", client.value))
                     .at(client.span.clone(), "expected a UUID")
                     .help("write the identity's client id: `clientID: 00000000-0000-0000-0000-000000000000`"),
             );
@@ -108,7 +112,7 @@ pub(super) fn read_networks(
     for raw in &task.networks {
         let Some(name) = &raw.name else {
             report.push(
-                Diagnostic::error("network", "the network has no name")
+                Diagnostic::error(Code::Network, "the network has no name")
                     .at(first_byte(&raw.span), "add `name`")
                     .help("write `- name: backend`"),
             );
@@ -117,7 +121,7 @@ pub(super) fn read_networks(
         if networks.iter().any(|network| network.name == name.value) {
             report.push(
                 Diagnostic::error(
-                    "network",
+                    Code::Network,
                     format!("two networks have the name `{}`", name.value),
                 )
                 .at(name.span.clone(), "the second one")
@@ -127,7 +131,7 @@ pub(super) fn read_networks(
         let is_allowed = |c: char| c.is_ascii_alphanumeric() || "_.-".contains(c);
         if name.value.is_empty() || name.value.contains(|c: char| !is_allowed(c)) {
             let refusal = Diagnostic::error(
-                "network",
+                Code::Network,
                 format!("`{}` is not a name for a network", name.value),
             );
             let refusal = refusal
@@ -180,7 +184,7 @@ pub(super) fn read_volumes(
     for volume in raw {
         let Some(name) = &volume.name else {
             report.push(
-                Diagnostic::error("volume", "the volume has no name")
+                Diagnostic::error(Code::Volume, "the volume has no name")
                     .at(first_byte(&volume.span), "add `name`")
                     .help("write `- name: keys`"),
             );
@@ -189,7 +193,7 @@ pub(super) fn read_volumes(
         if !allowed(&name.value, b"-_") {
             report.push(
                 Diagnostic::error(
-                    "volume",
+                    Code::Volume,
                     format!("`{}` is not a name for a volume", name.value),
                 )
                 .at(name.span.clone(), "letters, digits, `-` and `_` only")
@@ -203,7 +207,7 @@ pub(super) fn read_volumes(
         if volumes.iter().any(|other| other.name == name.value) {
             report.push(
                 Diagnostic::error(
-                    "volume",
+                    Code::Volume,
                     format!("two volumes have the name `{}`", name.value),
                 )
                 .at(name.span.clone(), "the second one")
@@ -213,7 +217,7 @@ pub(super) fn read_volumes(
         let files = volume.secret.as_deref().unwrap_or_default();
         if files.is_empty() {
             report.push(
-                Diagnostic::error("volume", format!("the volume `{}` has no files", name.value))
+                Diagnostic::error(Code::Volume, format!("the volume `{}` has no files", name.value))
                     .at(name.span.clone(), "this one")
                     .help("add `secret:` with a line `FILE: CONTENT` for each file, the content in base 64"),
             );
@@ -223,7 +227,7 @@ pub(super) fn read_volumes(
             if file.value.is_empty() || !allowed(&file.value, b"-_.") {
                 report.push(
                     Diagnostic::error(
-                        "volume",
+                        Code::Volume,
                         format!("`{}` is not a name for a secret's file", file.value),
                     )
                     .at(file.span.clone(), "letters, digits, `-`, `_` and `.` only")
@@ -249,12 +253,15 @@ pub(super) fn read_volumes(
             read.insert(file.value.clone(), Secret::new(""));
             refusals.push(
                 report.with_author_spans(
-                    Diagnostic::error("volume", format!("the content of `{}` {why}", file.value))
-                        .at(content.span.clone(), "expected base 64")
-                        .help(format!(
-                            "let the template encode it: `{}: {{{{.Secrets.NAME | b64enc}}}}`",
-                            file.value
-                        )),
+                    Diagnostic::error(
+                        Code::Volume,
+                        format!("the content of `{}` {why}", file.value),
+                    )
+                    .at(content.span.clone(), "expected base 64")
+                    .help(format!(
+                        "let the template encode it: `{}: {{{{.Secrets.NAME | b64enc}}}}`",
+                        file.value
+                    )),
                 ),
             );
         }
@@ -280,15 +287,18 @@ pub(super) fn check_mounts(raw: &RawStep, volumes: &[RawVolume], report: &mut Re
         &raw.build,
     ) {
         report.push(
-            Diagnostic::error("mount", "a push step has no container to mount a volume in")
-                .at(first_byte(&mount.span), "on a push step")
-                .help("remove `volumeMounts`, or mount the volume in a cmd step"),
+            Diagnostic::error(
+                Code::Mount,
+                "a push step has no container to mount a volume in",
+            )
+            .at(first_byte(&mount.span), "on a push step")
+            .help("remove `volumeMounts`, or mount the volume in a cmd step"),
         );
     }
     for mount in &raw.volume_mounts {
         let (Some(name), Some(path)) = (&mount.name, &mount.mount_path) else {
             report.push(
-                Diagnostic::error("mount", "a mount needs the name of a volume and a path")
+                Diagnostic::error(Code::Mount, "a mount needs the name of a volume and a path")
                     .at(first_byte(&mount.span), "this one")
                     .help("write `- name: VOLUME` and under it `mountPath: /PATH`"),
             );
@@ -304,7 +314,7 @@ pub(super) fn check_mounts(raw: &RawStep, volumes: &[RawVolume], report: &mut Re
             };
             report.push(
                 Diagnostic::error(
-                    "mount",
+                    Code::Mount,
                     format!("the volume `{}` does not exist", name.value),
                 )
                 .at(name.span.clone(), "no volume has this name")
@@ -314,7 +324,7 @@ pub(super) fn check_mounts(raw: &RawStep, volumes: &[RawVolume], report: &mut Re
         if !paths.insert(path.value.as_str()) {
             report.push(
                 Diagnostic::error(
-                    "mount",
+                    Code::Mount,
                     format!("two volumes are mounted at `{}`", path.value),
                 )
                 .at(path.span.clone(), "the second one")

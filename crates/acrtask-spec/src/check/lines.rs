@@ -15,6 +15,7 @@ use crate::{
     alias::{PREDEFINED, expand_image},
     build_line,
     cmd_line::{self, CmdLine, CommandKind, docker_word_supported},
+    code::Code,
     diagnostic::Diagnostic,
     origin::align,
     plan::{BuildStep, CmdStep, LineRefusal, PushStep, StepCache, StepKind},
@@ -50,7 +51,7 @@ pub(super) fn read_step_kind(
                 .clone()
                 .unwrap_or_else(|| first_byte(&raw.span));
             Diagnostic::error(
-                "step-kind",
+                Code::StepKind,
                 format!("the step `{}` has nothing to do", id.text),
             )
             .at(span, "one of build, cmd and push is missing")
@@ -59,7 +60,7 @@ pub(super) fn read_step_kind(
             let names: Vec<&str> = given.iter().map(|(name, _)| *name).collect();
             let (last, others) = names.split_last()?;
             let mut diagnostic = Diagnostic::error(
-                "step-kind",
+                Code::StepKind,
                 format!(
                     "the step `{}` has {} and {last}, and a step is one of them",
                     id.text,
@@ -89,8 +90,9 @@ pub(super) fn read_step_kind(
             Ok(line) => {
                 for (flag, sentence) in &line.ignored {
                     let at = positions.find_flag(flag);
-                    report
-                        .push(Diagnostic::warning("no-effect", sentence.clone()).at(at, "ignored"));
+                    report.push(
+                        Diagnostic::warning(Code::NoEffect, sentence.clone()).at(at, "ignored"),
+                    );
                 }
             }
         }
@@ -109,7 +111,7 @@ pub(super) fn read_step_kind(
             Some(Err(why)) => {
                 report.push(
                     Diagnostic::warning(
-                        "cache",
+                        Code::Cache,
                         format!("the step's cache cannot be stored: {why}"),
                     )
                     .at(
@@ -195,7 +197,7 @@ fn warn_of_unsupported_docker_words(
         {
             let name = cmd_line::docker_word_name(words);
             report.push(
-                Diagnostic::warning("docker-word", format!("acrtask does not run `docker {name}`"))
+                Diagnostic::warning(Code::DockerWord, format!("acrtask does not run `docker {name}`"))
                     .at(first_line_span(positions.text.span.clone(), positions.context.source), "it needs the engine's socket")
                     .help("a run refuses it unless the operator allows the socket; steps clean up after themselves"),
             );
@@ -321,7 +323,7 @@ impl LinePositions<'_> {
             help: self
                 .help_for_alias(&refused.span)
                 .or_else(|| refused.help.clone()),
-            ..Diagnostic::error("cannot-run", refused.message.clone())
+            ..Diagnostic::error(Code::CannotRun, refused.message.clone())
         };
         report.with_author_spans(diagnostic.at(start..end, "here"))
     }

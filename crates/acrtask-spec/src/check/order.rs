@@ -6,6 +6,7 @@ use acrtask_model::StepId;
 
 use super::first_byte;
 use crate::{
+    code::Code,
     diagnostic::{Diagnostic, find_nearest},
     graph::{self, AT_ONCE},
     read::{Report, Text},
@@ -49,7 +50,7 @@ pub(super) fn step_ids(steps: &[RawStep], report: &mut Report<'_>) -> Vec<StepNa
             };
             report.push(
                 Diagnostic::error(
-                    "step-id",
+                    Code::StepId,
                     format!("`{}` cannot be the id of a step", id.value),
                 )
                 .at(id.span.clone(), why)
@@ -58,13 +59,16 @@ pub(super) fn step_ids(steps: &[RawStep], report: &mut Report<'_>) -> Vec<StepNa
         }
         if let Some(earlier) = first.insert(&id.value, id) {
             report.push(
-                Diagnostic::error("step-id", format!("two steps have the id `{}`", id.value))
-                    .at(id.span.clone(), "the second one")
-                    .at(earlier.span.clone(), "the first one")
-                    .help(format!(
-                        "give one of them another id, for example `{}-2`",
-                        id.value
-                    )),
+                Diagnostic::error(
+                    Code::StepId,
+                    format!("two steps have the id `{}`", id.value),
+                )
+                .at(id.span.clone(), "the second one")
+                .at(earlier.span.clone(), "the first one")
+                .help(format!(
+                    "give one of them another id, for example `{}-2`",
+                    id.value
+                )),
             );
         }
         ids.push(StepName {
@@ -78,7 +82,7 @@ pub(super) fn step_ids(steps: &[RawStep], report: &mut Report<'_>) -> Vec<StepNa
         {
             report.push(
                 Diagnostic::error(
-                    "step-id",
+                    Code::StepId,
                     format!(
                         "`{}` is the id of the step at position {i}, which has none of its own",
                         named.text
@@ -114,15 +118,18 @@ pub(super) fn check_order(
             if name.value == AT_ONCE {
                 if step.when.len() > 1 {
                     report.push(
-                        Diagnostic::error("when", "`-` means at once, and must be the only entry")
-                            .at(name.span.clone(), "beside other entries it has no meaning")
-                            .help("write `when: [\"-\"]`, or remove it"),
+                        Diagnostic::error(
+                            Code::When,
+                            "`-` means at once, and must be the only entry",
+                        )
+                        .at(name.span.clone(), "beside other entries it has no meaning")
+                        .help("write `when: [\"-\"]`, or remove it"),
                     );
                 }
             } else if name.value == ids[i].text {
                 report.push(
                     Diagnostic::error(
-                        "when",
+                        Code::When,
                         format!("the step `{}` waits for itself", name.value),
                     )
                     .at(name.span.clone(), "this is the step's own id")
@@ -145,7 +152,7 @@ pub(super) fn check_order(
                 };
                 report.push(
                     Diagnostic::error(
-                        "when",
+                        Code::When,
                         format!("the step `{}` to wait for does not exist", name.value),
                     )
                     .at(name.span.clone(), "no step has this id")
@@ -159,7 +166,7 @@ pub(super) fn check_order(
         let mut names: Vec<&str> = path.iter().map(|at| ids[*at].text.as_str()).collect();
         names.push(names[0]);
         let mut diagnostic = Diagnostic::error(
-            "cycle",
+            Code::Cycle,
             format!("these steps wait for each other: {}", names.join(" -> ")),
         );
         let pairs = path.iter().zip(path.iter().cycle().skip(1));

@@ -11,7 +11,7 @@ use std::{
 use acrtask_template::Sources;
 
 use super::{Rendering, rules::Fault};
-use crate::diagnostic::Diagnostic;
+use crate::{code::Code, diagnostic::Diagnostic};
 
 /// Names of the sources of untrusted text, such as `.Values.tag`, by number.
 #[derive(Debug, Clone, Default)]
@@ -236,7 +236,7 @@ impl<'r> Marks<'r> {
         });
         let of_step = step.map_or(String::new(), |step| format!(" in the step `{step}`"));
         Diagnostic::error(
-            "untrusted-value",
+            Code::UntrustedValue,
             format!(
                 "the value of {} cannot be used{of_step}: {}",
                 self.rendering.names.list(fault.sources),

@@ -3,7 +3,7 @@
 use granit_parser::ErrorKind;
 
 use super::too_deep;
-use crate::diagnostic::Diagnostic;
+use crate::{code::Code, diagnostic::Diagnostic};
 
 /// Converts an error of the scanner to a diagnostic with help.
 pub(super) fn scan_error(text: &str, error: &granit_parser::ScanError) -> Diagnostic {
@@ -38,7 +38,7 @@ pub(super) fn scan_error(text: &str, error: &granit_parser::ScanError) -> Diagno
         })
     };
     let len = text[at..line_end].chars().next().map_or(0, char::len_utf8);
-    Diagnostic::error("yaml", format!("this is not YAML: {info}"))
+    Diagnostic::error(Code::Yaml, format!("this is not YAML: {info}"))
         .at(at..at + len, "it stops making sense here")
         .help(help)
 }

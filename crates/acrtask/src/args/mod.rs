@@ -27,6 +27,9 @@ pub(crate) mod token;
 pub(crate) mod values;
 pub(crate) mod webhook;
 
+#[cfg(test)]
+mod reference_tests;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -200,6 +203,15 @@ pub(crate) enum Command {
     /// Manage the API tokens of a server
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Explain a diagnostic of a file, such as `unknown-key`
+    ///
+    /// A diagnostic begins with `error[CODE]` or `warning[CODE]`. Without CODE, the command lists
+    /// all codes.
+    Explain {
+        /// The text in brackets
+        #[arg(value_name = "CODE", value_parser = schema::diagnostic_codes())]
+        code: Option<acrtask_spec::Code>,
+    },
     /// Print a JSON Schema for editors
     #[command(after_help = "\
 Examples:

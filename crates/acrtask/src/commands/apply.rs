@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use acrtask_api::task::Task;
-use acrtask_spec::Diagnostic;
+use acrtask_spec::{Code, Diagnostic};
 use serde::Serialize;
 
 use super::{
@@ -168,7 +168,7 @@ fn print_rejections(applied: &[Applied], stderr: Style) {
             text: std::fs::read_to_string(Path::new(&task.file)).unwrap_or_default(),
         };
         let mut diagnostic =
-            Diagnostic::error("refused", format!("the task `{}`: {error}", task.name));
+            Diagnostic::error(Code::Refused, format!("the task `{}`: {error}", task.name));
         if !source.text.is_empty() {
             let span = content_span(&source.text, task.line);
             diagnostic = diagnostic.at(span, "this task");

@@ -11,6 +11,7 @@ mod context;
 mod dockerfile;
 pub(crate) mod doctor;
 mod engine;
+pub(crate) mod explain;
 mod follow;
 pub(crate) mod image;
 mod interrupt;

@@ -12,7 +12,7 @@ use std::{
 };
 
 use acrtask_api::{cascade::CascadeSettings, task::TaskDefinition, task_keys};
-use acrtask_spec::{Diagnostic, TaskSource};
+use acrtask_spec::{Code, Diagnostic, TaskSource};
 use serde::de::DeserializeOwned;
 
 use crate::error::CliError;
@@ -63,7 +63,7 @@ impl TaskFiles {
                     match first {
                         Some(first) => problems.push(
                             Diagnostic::error(
-                                "duplicate-task",
+                                Code::DuplicateTask,
                                 format!("the task `{}` is defined twice", definition.name),
                             )
                             .at(document.first_line(), "defined again")
@@ -196,7 +196,7 @@ pub(crate) fn parse_cascade_settings(text: &str) -> Result<CascadeSettings, Diag
         start: 0,
         line: 1,
     };
-    document.parse("settings", "these are not cascade settings")
+    document.parse(Code::Settings, "these are not cascade settings")
 }
 
 /// YAML document of a file.
@@ -243,7 +243,7 @@ fn documents(text: &str) -> Vec<Document<'_>> {
 
 impl Document<'_> {
     fn task(&self) -> Result<TaskDefinition, Diagnostic> {
-        self.parse("task", "this is not a task")
+        self.parse(Code::Task, "this is not a task")
             .map_err(|diagnostic| {
                 let reference =
                     "docs/task-definition.md and `acrtask schema task` list the keys of a task";
@@ -254,11 +254,7 @@ impl Document<'_> {
             })
     }
 
-    fn parse<T: DeserializeOwned>(
-        &self,
-        code: &'static str,
-        message: &str,
-    ) -> Result<T, Diagnostic> {
+    fn parse<T: DeserializeOwned>(&self, code: Code, message: &str) -> Result<T, Diagnostic> {
         let options = serde_yaml::options! {
             with_snippet: false,
         };
