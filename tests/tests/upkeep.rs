@@ -6,6 +6,7 @@ use acrtask_tests::{
     Outcome, TestEnvironment, new_run_id,
     project::{RegistryClient, create_folder},
     registry::TestRegistry,
+    service::TestServer,
 };
 use serde_json::{Value, json};
 
@@ -405,4 +406,46 @@ async fn tags_and_manifests_are_deleted_by_name() {
     assert_eq!(repository.find(&image).await, Some(image));
     assert_eq!(repository.find(&gone).await, None);
     assert_eq!(repository.find("v2").await, None);
+}
+
+#[tokio::test]
+async fn ready_made_purges_run_at_a_server() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let host = environment.registry.clone();
+    let name = format!("upkeep/{}/app", new_run_id());
+    let repository = Repository::new(&host, &name);
+    for tag in ["v1.0", "latest", "main-1", "main-2", "pr-1", "pr-1-linux"] {
+        repository.put_image(tag, tag, OLD).await;
+    }
+    let server = TestServer::start(&environment, &[]);
+    let folder = create_folder(&[]);
+    let client = |args: &[&str]| {
+        let outcome = server.start_client(folder.path(), args).wait();
+        assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
+        outcome
+    };
+    let listed = client(&["catalog", "list"]).stdout;
+    let repositories = format!("repositories={name}");
+    for (entry, more, left) in [
+        (
+            "purge-pr",
+            "age=1d",
+            &["latest", "main-1", "main-2", "v1.0"][..],
+        ),
+        ("purge-nightly", "keep=1", &["latest", "main-2", "v1.0"]),
+    ] {
+        assert!(listed.contains(entry), "{listed}");
+        let set = ["--set", &repositories, "--set", more];
+        client(&[&["catalog", "add", entry, "-r", &host], &set[..]].concat());
+        client(&["task", "run", entry]);
+        let tags = client(&["registry", "tags", &format!("{host}/{name}")]).stdout;
+        let mut tags: Vec<&str> = tags.lines().collect();
+        tags.sort_unstable();
+        assert_eq!(tags.len(), left.len(), "{entry}: {tags:?}");
+        for tag in left {
+            assert!(tags.iter().any(|line| line.starts_with(tag)), "{tags:?}");
+        }
+    }
 }

@@ -62,6 +62,7 @@ fn main() -> ExitCode {
         Command::Credential(command) => commands::secret::credential(&command, stdout),
         Command::Image(command) => commands::image::image(&command, stdout),
         Command::Registry(command) => commands::registry::registry(&command),
+        Command::Catalog(command) => commands::catalog::catalog(&command, stdout),
         Command::Base(command) => commands::image::base(&command, stdout),
         Command::Cascade(command) => commands::cascade::cascade(&command, stdout),
         Command::Quota(command) => commands::quota::quota(&command, stdout),

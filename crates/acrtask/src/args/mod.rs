@@ -6,6 +6,7 @@
 pub(crate) mod backup;
 pub(crate) mod base;
 pub(crate) mod cascade;
+pub(crate) mod catalog;
 pub(crate) mod commit_trigger;
 pub(crate) mod credential;
 pub(crate) mod doctor;
@@ -38,6 +39,7 @@ use self::{
     backup::{BackupArgs, MigrateStoreArgs, RestoreArgs},
     base::BaseCommand,
     cascade::CascadeCommand,
+    catalog::CatalogCommand,
     credential::CredentialCommand,
     doctor::DoctorArgs,
     engine::{BuilderArgs, EngineArgs, VaultArgs},
@@ -191,6 +193,9 @@ pub(crate) enum Command {
     /// List tags and delete old images at a registry, with your own login
     #[command(subcommand)]
     Registry(RegistryCommand),
+    /// Add ready-made tasks to a server, such as a nightly purge of its registry
+    #[command(subcommand)]
+    Catalog(CatalogCommand),
     /// Manage the base images that a server watches
     #[command(subcommand)]
     Base(BaseCommand),

@@ -6,6 +6,7 @@ mod approve;
 pub(crate) mod backup;
 pub(crate) mod build;
 pub(crate) mod cascade;
+pub(crate) mod catalog;
 pub(crate) mod completions;
 mod context;
 mod dockerfile;
