@@ -215,12 +215,12 @@ steps:
     });
     for state in ["running", "canceled"] {
         assert_eq!(server.fetch_run(&run)["state"], state);
-        // The line `started` and the secret precede the numbers.
-        let around = logs(&["--around", "count:1002"]).stdout;
-        assert!(around.contains("count:1002 | 1000\n"), "{state}: {around}");
+        // The lines `started` and `base`, and the secret, precede the numbers.
+        let around = logs(&["--around", "count:1003"]).stdout;
+        assert!(around.contains("count:1003 | 1000\n"), "{state}: {around}");
         assert_eq!(around.lines().count(), 21, "{state}: {around}");
-        let found = logs(&["--grep", "4999"]);
-        assert_eq!(found.stdout, "count:5001 | 4999\n", "{state}");
+        let found = logs(&["--grep", "4999", "--step", "count"]);
+        assert_eq!(found.stdout, "count:5002 | 4999\n", "{state}");
         assert!(
             found.stderr.starts_with("1 line matches"),
             "{}",
@@ -239,7 +239,7 @@ steps:
                 .lines()
                 .filter(|line| line.starts_with("count | "))
                 .count(),
-            5003
+            5004
         );
         assert!(
             whole.contains("count | ***\n"),
@@ -251,7 +251,7 @@ steps:
         let last: serde_json::Value = serde_json::from_str(tail.lines().next().unwrap()).unwrap();
         assert_eq!(
             (&last["number"], &last["text"]),
-            (&5002.into(), &"5000".into()),
+            (&5003.into(), &"5000".into()),
             "{tail}"
         );
         let missing = server

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 /// Maximum number of steps.
-pub const MAX_STEPS: usize = 2_000;
+pub const MAX_STEPS: usize = 10_000;
 /// Maximum number of vertices of all steps.
 pub const MAX_VERTICES: usize = 5_000;
 /// Maximum number of images, and of bases.

@@ -233,7 +233,7 @@ fn endless_events_need_bounded_memory() {
     let mut index = LogIndex::new(1, 1);
     for number in 0..30_000 {
         let kind = json!({
-            "event": "vertex", "step": format!("s{}", number % 5000), "vertex": format!("v{number}"),
+            "event": "vertex", "step": format!("s{}", number % 15_000), "vertex": format!("v{number}"),
             "name": "x".repeat(100), "started": "2026-01-02T03:04:05Z", "completed": null, "cached": false,
         });
         index.push(event(&kind).as_bytes());
@@ -242,7 +242,7 @@ fn endless_events_need_bounded_memory() {
     let outline = index.outline().outline;
     assert!(outline.is_truncated);
     let vertices: usize = outline.steps.iter().map(|step| step.vertices.len()).sum();
-    assert_eq!((outline.steps.len(), vertices), (2000, 5_000));
+    assert_eq!((outline.steps.len(), vertices), (10_000, 5_000));
     assert!(index.extents <= MAX_EXTENTS, "{}", index.extents);
     assert!(index.memory() < 20 << 20, "{}", index.memory());
 }
