@@ -81,18 +81,19 @@ fn run_that_failed() {
 
 #[test]
 fn log_with_colors() {
-    let mut lines = crate::LogLines::default();
-    let text = ["2 steps", "build | \x1b[32mok\x1b[0m <b>", "build | end"];
-    let lines = text.map(|line| {
-        let number = lines.count(line);
-        crate::LogLines::parse(line, number)
-    });
+    let lines = [
+        ("", 1, "2 steps"),
+        ("build", 1, "\x1b[32mok\x1b[0m <b>"),
+        ("build", 2, "end"),
+    ];
+    let lines = lines.map(|(step, number, text)| crate::LogLine::new(step, number, text));
     let page = LogPage {
         frame: frame("Log of run r1", Section::Runs),
         id: "r1".into(),
         state: RunState::Running.into(),
         attempt: 2,
         attempts: vec![1, 2],
+        step: None,
         first: 1,
         previous: None,
         next: Some(501),
