@@ -36,6 +36,9 @@ use acrtask_api::{BASE, forms, task::TaskDefinition};
     // Forms of parameters. The macros only find the forms of bodies.
     components(schemas(
         forms::EventId,
+        forms::LineAddress,
+        forms::LineCursor,
+        forms::SearchText,
         forms::Generation,
         forms::Host,
         forms::IdempotencyKey,

@@ -65,7 +65,8 @@ struct OutlineQuery {
 
 /// Returns the outline of an attempt: its steps, vertices, images and bases so far.
 ///
-/// It is derived from the log. The first request for a large log waits until the log is indexed.
+/// The outline is derived from the log. The first request for a large log waits until the log is
+/// indexed.
 #[utoipa::path(get, path = "/runs/{id}/outline", tag = "runs", params(("id" = String, Path, description = "Id of the run."), OutlineQuery),
     security(("token" = ["read"])), responses(
     (status = OK, body = RunOutline),
