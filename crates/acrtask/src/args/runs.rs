@@ -116,9 +116,9 @@ pub(crate) struct LogsArgs {
     #[arg(long, value_name = "N", conflicts_with = "follow", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) attempt: Option<u32>,
     #[command(flatten)]
-    pub(crate) lines: LinesArgs,
-    #[command(flatten)]
     pub(crate) form: LogFormArgs,
+    #[command(flatten)]
+    pub(crate) lines: LinesArgs,
     #[command(flatten)]
     pub(crate) server: ServerArgs,
 }
