@@ -26,6 +26,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 pub mod base_images;
+pub mod browser;
 pub mod dice;
 pub mod engine;
 pub mod environment;

@@ -11,6 +11,8 @@
 //! postgres/        a PostgreSQL: data/, its port, bin/ with its programs as scripts; postgres-HASH/ where they were unpacked
 //! sshd/            an SSH server's program, for tests that start one
 //! github-examples-VERSION/  deliveries that GitHub publishes
+//! axe-core-VERSION/  rules of accessibility for the web page
+//! browser-HASH/    Debian trixie with Chromium; browser/ its chromedriver as a script
 //! schemathesis/    the program that compares the server with its API document; schemathesis-PYTHON-HASH/ its packages
 //! logs/            output of each service
 //! env              the variables that tests and users export

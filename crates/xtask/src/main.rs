@@ -5,6 +5,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod bench;
+mod browser;
 mod cache;
 mod cargo;
 mod check;
@@ -91,7 +92,13 @@ enum Command {
         #[arg(last = true)]
         command: Vec<String>,
     },
-    /// Find or set up an engine, registries, base images and PostgreSQL.
+    /// Take pictures of every page of the web page: light, dark, and at the width of a phone.
+    Screenshots {
+        /// Folder for the PNG files.
+        #[arg(default_value = "target/screenshots")]
+        folder: std::path::PathBuf,
+    },
+    /// Find or set up an engine, registries, base images, PostgreSQL and a browser.
     Up,
     /// Do what `up` does and print the variables that name the services, for `eval "$(cargo xtask
     /// env)"`.
@@ -127,6 +134,7 @@ fn run(command: Command) -> Result<()> {
             seed,
             list,
         } => fuzz::fuzz(target, seconds, seed, list)?,
+        Command::Screenshots { folder } => test::screenshots(&folder)?,
         Command::Bench { cases } => bench::bench(&cases)?,
         Command::Measured { command } => bench::measured(&command)?,
         Command::Up => {

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use crate::cache::{self, Cache};
 use crate::packages::Tools;
 use crate::registry::{self, Kind, PASSWORD, USER};
-use crate::{engine, images, npm, postgres, progress, schemathesis, sshd, strace};
+use crate::{browser, engine, images, npm, postgres, progress, schemathesis, sshd, strace};
 
 /// Services and programs that are set up.
 #[derive(Debug)]
@@ -67,7 +67,9 @@ pub(crate) fn up() -> Result<Environment> {
     let sshd = sshd::get(&cache, &lock)?;
     let strace = strace::get(&cache, &lock)?;
     let schemathesis = schemathesis::get(&cache, &lock)?;
-    let examples = npm::github_examples(&cache, &lock)?;
+    let examples = npm::GITHUB_EXAMPLES.get(&cache, &lock)?;
+    let axe = npm::AXE.get(&cache, &lock)?;
+    let chromedriver = browser::get(&cache, &lock, &tools)?;
     let mut variables = vec![
         ("DOCKER_HOST", engine.host.clone()),
         ("ACRTASK_TEST_DOCKER_HOST", engine.host),
@@ -93,7 +95,12 @@ pub(crate) fn up() -> Result<Environment> {
             tools.path("/bin/busybox").display().to_string(),
         ),
         (schemathesis::VARIABLE, schemathesis.display().to_string()),
-        (npm::VARIABLE, examples.display().to_string()),
+        (
+            npm::GITHUB_EXAMPLES.variable,
+            examples.display().to_string(),
+        ),
+        (npm::AXE.variable, axe.display().to_string()),
+        (browser::VARIABLE, chromedriver.display().to_string()),
     ];
     if let Some(root) = &engine.root {
         let docker = root.join("usr/bin/docker");

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: all checks that a change must pass.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -44,6 +44,20 @@ pub(crate) fn test_matching(filter: &str) -> Result<()> {
     Ok(())
 }
 
+/// Takes pictures of every page of the web page, as PNG files in `folder`.
+pub(crate) fn screenshots(folder: &Path) -> Result<()> {
+    let begun = Instant::now();
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("cannot create {}", folder.display()))?;
+    let folder = std::path::absolute(folder)
+        .with_context(|| format!("cannot resolve {}", folder.display()))?;
+    let mut tests = Tests::build()?;
+    tests.pictures = Some(folder);
+    tests.run_matching(Some("every_page_is_accessible_inert_and_fits_a_phone"))?;
+    finish(begun);
+    Ok(())
+}
+
 /// Checks format and project rules and runs the tests of the libraries, which need no services.
 pub(crate) fn test_quick() -> Result<()> {
     let begun = Instant::now();
@@ -77,6 +91,8 @@ fn finish(begun: Instant) {
 struct Tests {
     environment: Environment,
     program: PathBuf,
+    /// Folder for pictures of the web page. `None`: no pictures.
+    pictures: Option<PathBuf>,
 }
 
 impl Tests {
@@ -89,6 +105,7 @@ impl Tests {
         Ok(Self {
             environment,
             program,
+            pictures: None,
         })
     }
 
@@ -98,6 +115,9 @@ impl Tests {
         command
             .envs(self.environment.variables())
             .env("ACRTASK_TEST_BIN", &self.program);
+        if let Some(folder) = &self.pictures {
+            command.env("ACRTASK_TEST_SCREENSHOTS", folder);
+        }
         cargo::run(&mut command)
     }
 

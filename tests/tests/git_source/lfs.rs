@@ -250,7 +250,7 @@ async fn lfs_files_of_an_ssh_repository_are_fetched() {
     )
     .unwrap();
     let (_folder, mut options) = runner_options();
-    let login = Secret::new(server.private_key() + &server.known_hosts());
+    let login = Secret::new(server.private_key() + server.known_hosts().as_str());
     options
         .ssh_keys
         .extend(SshKey::from_login("127.0.0.1", &login));

@@ -58,7 +58,7 @@ impl Trace {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).unwrap();
         self.offset += bytes.len() as u64;
-        let text = std::mem::take(&mut self.partial) + &String::from_utf8_lossy(&bytes);
+        let text = std::mem::take(&mut self.partial) + String::from_utf8_lossy(&bytes).as_ref();
         let (whole, partial) = text.rsplit_once('\n').unwrap_or(("", &text));
         self.partial = partial.to_owned();
         whole

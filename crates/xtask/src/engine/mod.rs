@@ -6,7 +6,7 @@
 
 mod daemon;
 mod firewall;
-mod rootfs;
+pub(crate) mod rootfs;
 
 use std::fs;
 use std::path::{Path, PathBuf};

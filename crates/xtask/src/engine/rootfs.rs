@@ -1,5 +1,5 @@
-//! The engine's root file system: Debian trixie, installed by debootstrap. The Docker of Debian 12
-//! (20.10) lacks the containerd image store.
+//! Root file systems in the cache: Debian trixie, installed by debootstrap. One is for the engine,
+//! because the Docker of Debian 12 (20.10) lacks the containerd image store.
 
 use std::os::unix::fs::symlink;
 use std::path::PathBuf;
@@ -19,22 +19,38 @@ const MIRROR: &str = "http://deb.debian.org/debian";
 const PACKAGES: &str =
     "apparmor,ca-certificates,docker-buildx,docker-cli,docker.io,git,iptables,procps";
 
-fn name() -> String {
-    let recipe = format!("{RELEASE} {MIRROR} {PACKAGES}");
-    format!("rootfs-{}", short_hash(&recipe))
+/// Prefix of the folder of the engine's root file system.
+const ENGINE: &str = "rootfs";
+
+fn name(prefix: &str, packages: &str) -> String {
+    let recipe = format!("{RELEASE} {MIRROR} {packages}");
+    format!("{prefix}-{}", short_hash(&recipe))
 }
 
-/// Returns the folder of the root file system.
+/// Returns the folder of the engine's root file system.
 pub(super) fn folder(cache: &Cache) -> PathBuf {
-    cache.path(name())
+    cache.path(name(ENGINE, PACKAGES))
 }
 
-/// Creates the root file system if it is missing.
-pub(super) fn get(cache: &Cache, _lock: &Lock, tools: &Tools) -> Result<PathBuf> {
-    cache.dir_once(&name(), |dir| {
+/// Creates the engine's root file system if it is missing.
+pub(super) fn get(cache: &Cache, lock: &Lock, tools: &Tools) -> Result<PathBuf> {
+    install(cache, lock, tools, ENGINE, PACKAGES)
+        .context("cannot install Debian with a Docker Engine")
+}
+
+/// Creates a root file system with `packages`, separated by commas, if it is missing. Its folder
+/// begins with `prefix`.
+pub(crate) fn install(
+    cache: &Cache,
+    _lock: &Lock,
+    tools: &Tools,
+    prefix: &str,
+    packages: &str,
+) -> Result<PathBuf> {
+    cache.dir_once(&name(prefix, packages), |dir| {
         let log = cache.dir("logs")?.join("debootstrap.log");
         progress::announce(format!(
-            "Installing Debian {RELEASE} with {PACKAGES} into {} (about a minute; log: {})",
+            "Installing Debian {RELEASE} with {packages} into {} (about a minute; log: {})",
             dir.display(),
             log.display()
         ));
@@ -46,7 +62,7 @@ pub(super) fn get(cache: &Cache, _lock: &Lock, tools: &Tools) -> Result<PathBuf>
             .arg(tools.path("/usr/sbin/debootstrap"))
             .args([
                 "--variant=minbase",
-                &format!("--include={PACKAGES}"),
+                &format!("--include={packages}"),
                 RELEASE,
             ])
             .arg(dir)
@@ -61,7 +77,7 @@ pub(super) fn get(cache: &Cache, _lock: &Lock, tools: &Tools) -> Result<PathBuf>
                 ),
             )
             .env("LC_ALL", "C.UTF-8");
-        run_logged(&mut command, &log).context("cannot install Debian with a Docker Engine")
+        run_logged(&mut command, &log)
     })
 }
 
