@@ -61,12 +61,12 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-struct ListBases {
+pub(crate) struct ListBases {
     /// Length of the page: 1 to 200, 50 by default.
     #[param(minimum = 1, maximum = 200)]
-    limit: Option<u32>,
+    pub(crate) limit: Option<u32>,
     /// `next` of the previous page.
-    cursor: Option<String>,
+    pub(crate) cursor: Option<String>,
 }
 
 /// Visibility of base tags for a caller: bases of images of its tasks, with logins of its tasks or
@@ -138,7 +138,7 @@ fn to_api(row: WatchRow, tasks: &HashMap<String, String>) -> Base {
 }
 
 /// Returns the watched tags with this name, one per login, with all details.
-async fn find(api: &Api, caller: &Caller, name: &str) -> Result<Vec<Base>, ApiError> {
+pub(crate) async fn find(api: &Api, caller: &Caller, name: &str) -> Result<Vec<Base>, ApiError> {
     let missing = || {
         ApiError::not_found(format!("the tag `{name}` is not watched"))
             .help("the server watches the bases of the newest images of tasks: `acrtask base list`")
@@ -188,12 +188,21 @@ async fn list(
     State(api): State<Api>,
     Query(input): Query<ListBases>,
 ) -> Result<Json<Page<Base>>, ApiError> {
+    load_page(&api, &by.caller, input).await.map(Json)
+}
+
+/// Returns a page of the watched base tags that the caller may see.
+pub(crate) async fn load_page(
+    api: &Api,
+    caller: &Caller,
+    input: ListBases,
+) -> Result<Page<Base>, ApiError> {
     let limit = runs::page_limit(input.limit)? as usize;
-    let visible = VisibleBases::load(&api, &by.caller).await?;
+    let visible = VisibleBases::load(api, caller).await?;
     let mut items: Vec<Base> = Vec::new();
     let mut after = input.cursor;
     let next = loop {
-        let rows = read_after(&api, after.take()).await?;
+        let rows = read_after(api, after.take()).await?;
         after = rows.last().map(|row| row.name.clone());
         let seen = rows.into_iter().filter_map(|row| visible.filter(row));
         items.extend(seen.map(|row| to_api(row, &visible.tasks)));
@@ -211,7 +220,7 @@ async fn list(
             break None;
         }
     };
-    Ok(Json(Page { items, next }))
+    Ok(Page { items, next })
 }
 
 /// Reads the next watched tags after a name. All entries of a name are read together. Empty at the
@@ -366,18 +375,27 @@ async fn blast_radius(
     State(api): State<Api>,
     Path(base): Path<String>,
 ) -> Result<Json<BlastRadius>, ApiError> {
-    let base = full_name(&base)?;
-    let graph = ImageGraph::read(&api.app, |task| by.caller.may_see(task)).await?;
+    load_blast_radius(&api, &by.caller, &base).await.map(Json)
+}
+
+/// Returns the images of the caller's tasks that depend on a base.
+pub(crate) async fn load_blast_radius(
+    api: &Api,
+    caller: &Caller,
+    base: &str,
+) -> Result<BlastRadius, ApiError> {
+    let base = full_name(base)?;
+    let graph = ImageGraph::read(&api.app, |task| caller.may_see(task)).await?;
     if !graph.contains(&base) {
         return Err(ApiError::not_found(format!(
             "no known image depends on `{base}`"
         )));
     }
     let stale = Staleness::read(&api.app).await?;
-    Ok(Json(BlastRadius {
+    Ok(BlastRadius {
         images: graph.blast_radius(&base, &stale),
         base,
-    }))
+    })
 }
 
 /// Pauses the polls of a tag. Its known digest and history are kept.

@@ -83,17 +83,17 @@ fn cascade_not_found(id: u64) -> ApiError {
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-struct ListCascades {
+pub(crate) struct ListCascades {
     /// Lists only unfinished cascades.
-    active: bool,
+    pub(crate) active: bool,
     /// Lists only cascades with a node of this task. A trailing `*` matches all tasks with this
     /// prefix.
-    task: Option<String>,
+    pub(crate) task: Option<String>,
     /// Length of the page: 1 to 200, 50 by default.
     #[param(minimum = 1, maximum = 200)]
-    limit: Option<u32>,
+    pub(crate) limit: Option<u32>,
     /// `next` of the previous page.
-    cursor: Option<String>,
+    pub(crate) cursor: Option<String>,
 }
 
 /// Hides the tasks that a caller may not see. Returns `None` if the caller may not see the cascade.
@@ -164,7 +164,8 @@ async fn hide_other_tasks(
     Ok(Some(detail))
 }
 
-async fn find(api: &Api, caller: &Caller, id: u64) -> Result<CascadeDetail, ApiError> {
+/// Returns a cascade with the nodes that the caller may see.
+pub(crate) async fn find(api: &Api, caller: &Caller, id: u64) -> Result<CascadeDetail, ApiError> {
     let detail = match cascades::show(&api.app, id).await {
         Err(StoreError::NotFound { .. }) => return Err(cascade_not_found(id)),
         found => found?,
@@ -241,6 +242,15 @@ async fn list(
     State(api): State<Api>,
     Query(input): Query<ListCascades>,
 ) -> Result<Json<Page<CascadeSummary>>, ApiError> {
+    load_page(&api, &by.caller, input).await.map(Json)
+}
+
+/// Returns a page of the cascades that the caller may see.
+pub(crate) async fn load_page(
+    api: &Api,
+    caller: &Caller,
+    input: ListCascades,
+) -> Result<Page<CascadeSummary>, ApiError> {
     let limit = runs::page_limit(input.limit)? as usize;
     let mut before = match &input.cursor {
         None => None,
@@ -255,11 +265,11 @@ async fn list(
         ..ListFilter::default()
     };
     let wanted = TaskLimit::parse(input.task.as_deref());
-    let Some(tasks) = runs::intersect(&by.caller.limit, wanted) else {
-        return Ok(Json(Page {
+    let Some(tasks) = runs::intersect(&caller.limit, wanted) else {
+        return Ok(Page {
             items: Vec::new(),
             next: None,
-        }));
+        });
     };
     (filter.task, filter.task_prefix) = tasks.into_names();
     let mut items = Vec::new();
@@ -272,11 +282,11 @@ async fn list(
         let found = cascades::list(&api.app, filter).await?;
         before = found.last().map(|cascade| cascade.id);
         let full = found.len() >= CHUNK as usize;
-        if by.caller.tasks.is_none() {
+        if caller.tasks.is_none() {
             items.extend(found);
         } else {
             for cascade in found {
-                match find(&api, &by.caller, cascade.id).await {
+                match find(api, caller, cascade.id).await {
                     Ok(detail) => items.push(detail.summary),
                     Err(error) if error.status() == http::StatusCode::NOT_FOUND => {}
                     Err(error) => return Err(error),
@@ -293,7 +303,7 @@ async fn list(
         .last()
         .filter(|_| more)
         .map(|cascade| cascade.id.to_string());
-    Ok(Json(Page { items, next }))
+    Ok(Page { items, next })
 }
 
 /// Returns a cascade with the state and reason of each node, and with its pushed images.
@@ -321,8 +331,17 @@ async fn plan(
     State(api): State<Api>,
     OptionalJson(input): OptionalJson<PlanRequest>,
 ) -> Result<Json<PlanView>, ApiError> {
+    load_plan(&api, &by.caller, input).await.map(Json)
+}
+
+/// Plans a cascade without starting it. Refuses callers with a task limit.
+pub(crate) async fn load_plan(
+    api: &Api,
+    caller: &Caller,
+    input: PlanRequest,
+) -> Result<PlanView, ApiError> {
     // A plan contains the tasks of all users.
-    by.caller.require_task(None)?;
+    caller.require_task(None)?;
     let reference = match &input.reference {
         None if input.digest.is_some() => {
             return Err(ApiError::unprocessable("`digest` needs `reference`")
@@ -342,8 +361,7 @@ async fn plan(
             Some(reference.or_latest())
         }
     };
-    let plan = cascades::plan(&api.app, reference, input.digest, input.all).await?;
-    Ok(Json(plan))
+    Ok(cascades::plan(&api.app, reference, input.digest, input.all).await?)
 }
 
 /// Returns the settings without the names of tasks that the caller may not see.
@@ -400,6 +418,49 @@ async fn put_settings(
     Ok(Json(cascades::read_settings(&api.app).await?))
 }
 
+/// Change of a cascade that a user requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CascadeAction {
+    Pause,
+    Resume,
+    Approve,
+    Cancel,
+    Retry,
+    Promote,
+    Rollback,
+}
+
+/// Changes a cascade and returns it afterwards. Refuses callers with a task limit.
+pub(crate) async fn change(
+    api: &Api,
+    caller: &Caller,
+    id: u64,
+    action: CascadeAction,
+) -> Result<CascadeDetail, ApiError> {
+    let cascade = CascadeId(id);
+    let (done, event) = match action {
+        CascadeAction::Pause => ("paused", Event::Pause { cascade }),
+        CascadeAction::Resume => ("resumed", Event::Resume { cascade }),
+        CascadeAction::Approve => ("approved", Event::Approve { cascade }),
+        CascadeAction::Cancel => {
+            let by = caller.name.clone();
+            ("canceled", Event::Cancel { cascade, by })
+        }
+        CascadeAction::Retry => ("retried", Event::Retry { cascade }),
+        CascadeAction::Promote => {
+            caller.require_task(None)?;
+            gate::promote(&api.app, id, &caller.name).await?;
+            return find(api, caller, id).await;
+        }
+        CascadeAction::Rollback => {
+            caller.require_task(None)?;
+            gate::rollback(&api.app, id, &caller.name).await?;
+            return find(api, caller, id).await;
+        }
+    };
+    send_command(api, caller, id, done, event).await
+}
+
 /// Sends an event to the driver of cascades and returns the cascade afterwards.
 async fn send_command(
     api: &Api,
@@ -407,12 +468,12 @@ async fn send_command(
     id: u64,
     done: &'static str,
     event: Event,
-) -> Result<Json<CascadeDetail>, ApiError> {
+) -> Result<CascadeDetail, ApiError> {
     // A command affects every task of the cascade.
     caller.require_task(None)?;
     cascades::apply_command(&api.app, event).await?;
     tracing::info!(cascade = id, by = caller.name, "{done} a cascade");
-    Ok(Json(find(api, caller, id).await?))
+    find(api, caller, id).await
 }
 
 /// Pauses a cascade: it starts no further nodes. Running nodes continue.
@@ -428,8 +489,8 @@ async fn pause(
     State(api): State<Api>,
     Path(id): Path<u64>,
 ) -> Result<Json<CascadeDetail>, ApiError> {
-    let cascade = CascadeId(id);
-    send_command(&api, &by.caller, id, "paused", Event::Pause { cascade }).await
+    let changed = change(&api, &by.caller, id, CascadeAction::Pause).await?;
+    Ok(Json(changed))
 }
 
 /// Resumes a paused cascade.
@@ -445,8 +506,8 @@ async fn resume(
     State(api): State<Api>,
     Path(id): Path<u64>,
 ) -> Result<Json<CascadeDetail>, ApiError> {
-    let cascade = CascadeId(id);
-    send_command(&api, &by.caller, id, "resumed", Event::Resume { cascade }).await
+    let changed = change(&api, &by.caller, id, CascadeAction::Resume).await?;
+    Ok(Json(changed))
 }
 
 /// Approves a cascade that waits for an approval.
@@ -462,8 +523,8 @@ async fn approve(
     State(api): State<Api>,
     Path(id): Path<u64>,
 ) -> Result<Json<CascadeDetail>, ApiError> {
-    let cascade = CascadeId(id);
-    send_command(&api, &by.caller, id, "approved", Event::Approve { cascade }).await
+    let changed = change(&api, &by.caller, id, CascadeAction::Approve).await?;
+    Ok(Json(changed))
 }
 
 /// Cancels a cascade and its runs. Its unbuilt images stay stale until the next digest change.
@@ -479,11 +540,8 @@ async fn cancel(
     State(api): State<Api>,
     Path(id): Path<u64>,
 ) -> Result<Json<CascadeDetail>, ApiError> {
-    let event = Event::Cancel {
-        cascade: CascadeId(id),
-        by: by.caller.name.clone(),
-    };
-    send_command(&api, &by.caller, id, "canceled", event).await
+    let changed = change(&api, &by.caller, id, CascadeAction::Cancel).await?;
+    Ok(Json(changed))
 }
 
 /// Retries all failed, skipped and canceled nodes with the current digests.
@@ -498,8 +556,8 @@ async fn retry(
     State(api): State<Api>,
     Path(id): Path<u64>,
 ) -> Result<Json<CascadeDetail>, ApiError> {
-    let cascade = CascadeId(id);
-    send_command(&api, &by.caller, id, "retried", Event::Retry { cascade }).await
+    let changed = change(&api, &by.caller, id, CascadeAction::Retry).await?;
+    Ok(Json(changed))
 }
 
 /// Promotes all staged images of a cascade, regardless of its tests.
@@ -515,9 +573,8 @@ async fn promote(
     State(api): State<Api>,
     Path(id): Path<u64>,
 ) -> Result<Json<CascadeDetail>, ApiError> {
-    by.caller.require_task(None)?;
-    gate::promote(&api.app, id, &by.caller.name).await?;
-    Ok(Json(find(&api, &by.caller, id).await?))
+    let changed = change(&api, &by.caller, id, CascadeAction::Promote).await?;
+    Ok(Json(changed))
 }
 
 /// Rolls back all tags that a cascade set to their previous digests. Discards its staged images.
@@ -533,9 +590,8 @@ async fn rollback(
     State(api): State<Api>,
     Path(id): Path<u64>,
 ) -> Result<Json<CascadeDetail>, ApiError> {
-    by.caller.require_task(None)?;
-    gate::rollback(&api.app, id, &by.caller.name).await?;
-    Ok(Json(find(&api, &by.caller, id).await?))
+    let changed = change(&api, &by.caller, id, CascadeAction::Rollback).await?;
+    Ok(Json(changed))
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use super::{
     runs,
 };
 use crate::{
-    auth::{self, Authenticated},
+    auth::{self, Authenticated, Caller},
     bases::{
         staleness::{ImageGraph, Staleness},
         tags,
@@ -42,20 +42,20 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-struct ListImages {
+pub(crate) struct ListImages {
     /// Lists only names with this prefix.
-    prefix: Option<String>,
+    pub(crate) prefix: Option<String>,
     /// Lists only images of this task.
-    task: Option<String>,
+    pub(crate) task: Option<String>,
     /// Lists only images of the last run of their task.
-    newest: bool,
+    pub(crate) newest: bool,
     /// Lists only stale images.
-    stale: bool,
+    pub(crate) stale: bool,
     /// Length of the page: 1 to 200, 50 by default.
     #[param(minimum = 1, maximum = 200)]
-    limit: Option<u32>,
+    pub(crate) limit: Option<u32>,
     /// `next` of the previous page.
-    cursor: Option<String>,
+    pub(crate) cursor: Option<String>,
 }
 
 /// Root and edges of a dependency tree.
@@ -71,7 +71,7 @@ struct TreeOf {
 }
 
 /// Returns the full name of an image: with registry and tag, without digest.
-pub(super) fn full_name(text: &str) -> Result<String, ApiError> {
+pub(crate) fn full_name(text: &str) -> Result<String, ApiError> {
     let reference: ImageRef =
         text.parse()
             .map_err(|error: acrtask_model::reference::ReferenceError| {
@@ -116,9 +116,19 @@ async fn list(
     State(api): State<Api>,
     Query(input): Query<ListImages>,
 ) -> Result<Json<Page<Image>>, ApiError> {
+    let stale = Staleness::read(&api.app).await?;
+    load_page(&api, &by.caller, input, &stale).await.map(Json)
+}
+
+/// Returns a page of the images that the caller may see.
+pub(crate) async fn load_page(
+    api: &Api,
+    caller: &Caller,
+    input: ListImages,
+    stale: &Staleness,
+) -> Result<Page<Image>, ApiError> {
     let limit = runs::page_limit(input.limit)? as usize;
     let store = &api.app.store;
-    let stale = Staleness::read(&api.app).await?;
     let mut items = Vec::new();
     let mut after = input.cursor;
     loop {
@@ -132,7 +142,7 @@ async fn list(
             .images(ImageFilter {
                 prefix: input.prefix.clone(),
                 task: input.task.clone(),
-                pattern: by.caller.tasks.clone(),
+                pattern: caller.tasks.clone(),
                 newest: input.newest || input.stale,
                 after: after.take(),
                 limit: chunk,
@@ -143,7 +153,7 @@ async fn list(
         let shown = rows
             .into_iter()
             .filter(|row| !input.stale || stale.is_stale(&row.name));
-        items.extend(shown.map(|row| to_api(row, &stale)));
+        items.extend(shown.map(|row| to_api(row, stale)));
         if !full || items.len() > limit {
             break;
         }
@@ -154,7 +164,7 @@ async fn list(
         .last()
         .filter(|_| more)
         .map(|image| image.name.clone());
-    Ok(Json(Page { items, next }))
+    Ok(Page { items, next })
 }
 
 /// Returns an image with its bases, their current digests, and the reasons for its next rebuild.
@@ -166,7 +176,16 @@ async fn show(
     State(api): State<Api>,
     Path(image): Path<String>,
 ) -> Result<Json<ImageDetail>, ApiError> {
-    let name = full_name(&image)?;
+    load_detail(&api, &by.caller, &image).await.map(Json)
+}
+
+/// Returns an image that the caller may see. Hidden images are reported as missing.
+pub(crate) async fn load_detail(
+    api: &Api,
+    caller: &Caller,
+    image: &str,
+) -> Result<ImageDetail, ApiError> {
+    let name = full_name(image)?;
     let missing = || {
         ApiError::not_found(format!("no run has pushed the image `{name}`"))
             .help("list all known images with `acrtask image list`")
@@ -176,7 +195,7 @@ async fn show(
         Err(StoreError::NotFound { .. }) => return Err(missing()),
         found => found?,
     };
-    if !by.caller.may_see(row.task_name.as_deref()) {
+    if !caller.may_see(row.task_name.as_deref()) {
         return Err(missing());
     }
     let stale = Staleness::read(&api.app).await?;
@@ -185,7 +204,7 @@ async fn show(
         let built_by = match store.image(&base.name).await {
             Ok((own, _)) => own
                 .task_name
-                .filter(|task| by.caller.may_see(Some(task.as_str()))),
+                .filter(|task| caller.may_see(Some(task.as_str()))),
             Err(StoreError::NotFound { .. }) => None,
             Err(error) => return Err(error.into()),
         };
@@ -199,18 +218,18 @@ async fn show(
     }
     let rebuild = match row.task_name.as_deref() {
         Some(task) if row.newest && stale.is_stale(&name) => {
-            cascades::find_rebuild(&api, &by.caller, task).await?
+            cascades::find_rebuild(api, caller, task).await?
         }
         _ => None,
     };
     let builds = store.image_builds(&name, HISTORY).await?;
-    Ok(Json(ImageDetail {
+    Ok(ImageDetail {
         policy: stale.policy_of(&row),
         bases: shown,
         rebuild,
         history: builds
             .into_iter()
-            .filter(|build| by.caller.may_see(build.task_name.as_deref()))
+            .filter(|build| caller.may_see(build.task_name.as_deref()))
             .map(|build| ImageBuild {
                 digest: build.digest,
                 run: build.run,
@@ -219,7 +238,7 @@ async fn show(
             })
             .collect(),
         image: to_api(row, &stale),
-    }))
+    })
 }
 
 /// Returns trees of the dependencies between images.

@@ -19,17 +19,17 @@ use crate::{App, floor, oidc::Issuers};
 
 #[cfg(test)]
 mod authorization_tests;
-mod bases;
+pub(crate) mod bases;
 #[cfg(test)]
 mod bombs_tests;
-mod cascades;
+pub(crate) mod cascades;
 mod contexts;
 mod credentials;
 mod document;
 mod events;
 mod extract;
 mod federations;
-mod images;
+pub(crate) mod images;
 pub(crate) mod log;
 pub(crate) mod log_lines;
 mod probes;
@@ -42,10 +42,10 @@ mod secrets;
 pub(crate) mod tasks;
 #[cfg(test)]
 pub(crate) mod testing;
-mod timers;
+pub(crate) mod timers;
 mod tokens;
 mod trigger_url;
-mod webhooks;
+pub(crate) mod webhooks;
 pub(crate) mod why;
 
 pub use problem::ApiError;

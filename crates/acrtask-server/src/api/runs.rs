@@ -144,7 +144,7 @@ async fn cascades_of(
 }
 
 /// Checks the requested number of entries of a page.
-pub(super) fn page_limit(input: Option<u32>) -> Result<u32, ApiError> {
+pub(crate) fn page_limit(input: Option<u32>) -> Result<u32, ApiError> {
     match input {
         None => Ok(DEFAULT_PAGE),
         Some(limit @ 1..=MAX_PAGE) => Ok(limit),
@@ -247,7 +247,7 @@ impl From<Problems> for ApiError {
 }
 
 /// Returns the details of a request for a run, from the caller and the headers.
-pub(super) fn request_context(
+pub(crate) fn request_context(
     caller: &Caller,
     headers: &HeaderMap,
 ) -> Result<RequestContext, ApiError> {
@@ -420,15 +420,26 @@ async fn cancel(
     Path(id): Path<String>,
     OptionalJson(input): OptionalJson<CancelRun>,
 ) -> Result<Json<Run>, ApiError> {
-    let row = find(&api, &by.caller, &id).await?;
     let reason = input.reason.unwrap_or_default();
+    let row = request_cancel(&api, &by.caller, &id, &reason).await?;
+    Ok(Json(row.to_api()))
+}
+
+/// Cancels a run that the caller may see. Returns it afterwards.
+pub(crate) async fn request_cancel(
+    api: &Api,
+    caller: &Caller,
+    id: &str,
+    reason: &str,
+) -> Result<RunRow, ApiError> {
+    let row = find(api, caller, id).await?;
     if reason.chars().count() > MAX_TEXT {
         return Err(ApiError::invalid(format!(
             "`reason` is longer than {MAX_TEXT} characters"
         )));
     }
     let reason = match reason.trim() {
-        "" => format!("canceled by {}", by.caller.name),
+        "" => format!("canceled by {}", caller.name),
         reason => reason.to_owned(),
     };
     let app = &api.app;
@@ -439,8 +450,8 @@ async fn cancel(
     tracing::info!(run = %row.id, reason, state = row.state.as_str(), "requested the cancellation of a run");
     app.logs.wake(&row.id);
     app.wake.notify_one();
-    send_hint(&api, Hint::Cancel(row.id.clone())).await;
-    Ok(Json(row.to_api()))
+    send_hint(api, Hint::Cancel(row.id.clone())).await;
+    Ok(row)
 }
 
 /// Reruns a run: with the same files at the same commit, the same values and secrets, and the same
@@ -462,7 +473,19 @@ async fn rerun(
     Path(id): Path<String>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let row = find(&api, &by.caller, &id).await?;
+    let context = request_context(&by.caller, &headers)?;
+    let enqueued = rerun_run(&api, &by.caller, &id, context).await?;
+    Ok(enqueued_response(&enqueued))
+}
+
+/// Reruns a run that the caller may see.
+pub(crate) async fn rerun_run(
+    api: &Api,
+    caller: &Caller,
+    id: &str,
+    context: RequestContext,
+) -> Result<Enqueued, ApiError> {
+    let row = find(api, caller, id).await?;
     let mut task = None;
     if let Some(name) = &row.task_name {
         match api.app.store.task(name).await {
@@ -485,25 +508,24 @@ async fn rerun(
     {
         return Err(ApiError::conflict(scheduler::RENAMED));
     }
-    let context = request_context(&by.caller, &headers)?;
     let draft = run_factory::rerun(&api.app, &row, task.as_ref(), context)?;
     if row.task_id.is_some() {
         require_secrets_of_task(&draft, task.as_ref())?;
     }
     let is_own = !matches!(row.trust_domain, TrustDomain::Contribution { .. });
     if let Some(task) = task.as_ref().filter(|_| is_own)
-        && !by.caller.has_scope(Scope::Write)
+        && !caller.has_scope(Scope::Write)
     {
         require_context_of_task(&draft, task)?;
     }
-    let new = finalize(&api, draft, None).await?;
-    let enqueued = enqueue(&api, new).await?;
+    let new = finalize(api, draft, None).await?;
+    let enqueued = enqueue(api, new).await?;
     if let Enqueued::Existing(earlier) = &enqueued
         && earlier.rerun_of.as_ref() != Some(&row.id)
     {
         return Err(key_conflict(earlier));
     }
-    Ok(enqueued_response(&enqueued))
+    Ok(enqueued)
 }
 
 /// Refuses a rerun with a stored secret that its task no longer names.

@@ -27,7 +27,8 @@ use super::{
 };
 use crate::{
     auth::{self, Authenticated, Caller},
-    run_factory, validate,
+    run_factory::{self, RequestContext},
+    validate,
 };
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
@@ -425,8 +426,20 @@ async fn start(
     headers: HeaderMap,
     OptionalJson(input): OptionalJson<StartTask>,
 ) -> Result<Response, ApiError> {
-    let caller = &by.caller;
-    let task = find(&api, caller, &name).await?;
+    let context = runs::request_context(&by.caller, &headers)?;
+    let enqueued = start_task(&api, &by.caller, &name, input, context).await?;
+    Ok(runs::enqueued_response(&enqueued))
+}
+
+/// Starts a run of a task that the caller may see.
+pub(crate) async fn start_task(
+    api: &Api,
+    caller: &Caller,
+    name: &str,
+    input: StartTask,
+    context: RequestContext,
+) -> Result<Enqueued, ApiError> {
+    let task = find(api, caller, name).await?;
     require_enabled(&task)?;
     if (input.context.is_some() || input.file.is_some()) && !caller.has_scope(Scope::Write) {
         let own = api.app.store.credentials_for(&[task.id.as_str()]).await?;
@@ -443,19 +456,18 @@ async fn start(
         contexts::check_owner(&api.app, caller, files).await?;
     }
     let starter = (!caller.has_scope(Scope::Write)).then_some(&caller.principal);
-    let by = runs::request_context(caller, &headers)?;
-    let draft = run_factory::create_from_task(&api.app, &task, input, starter, by)?;
-    let new = runs::finalize(&api, draft, None).await?;
-    let enqueued = runs::enqueue(&api, new).await?;
+    let draft = run_factory::create_from_task(&api.app, &task, input, starter, context)?;
+    let new = runs::finalize(api, draft, None).await?;
+    let enqueued = runs::enqueue(api, new).await?;
     if let Enqueued::Existing(row) = &enqueued {
-        let is_same = row.task_name.as_ref() == Some(&name)
+        let is_same = row.task_name.as_deref() == Some(name)
             && row.rerun_of.is_none()
-            && is_start(&api, row, &task, request)?;
+            && is_start(api, row, &task, request)?;
         if !is_same {
             return Err(runs::key_conflict(row));
         }
     }
-    Ok(runs::enqueued_response(&enqueued))
+    Ok(enqueued)
 }
 
 /// Returns `true` if the run does what the request asks for. The task of that time decided the

@@ -269,16 +269,25 @@ async fn triggers(
 ) -> Result<Json<Page<Trigger>>, ApiError> {
     tasks::find(&api, &by.caller, &name).await?;
     let limit = runs::page_limit(input.limit)?;
-    let (rows, next) = api
-        .app
-        .store
-        .triggers_of_task(&name, input.cursor.as_deref(), limit)
-        .await?;
-    let items = rows
-        .into_iter()
-        .map(|row| trigger_to_api(&name, row))
-        .collect();
-    Ok(Json(Page { items, next }))
+    load_triggers(&api, &name, input.cursor.as_deref(), limit)
+        .await
+        .map(Json)
+}
+
+/// Returns a page of the triggers of a task.
+pub(crate) async fn load_triggers(
+    api: &Api,
+    task: &str,
+    cursor: Option<&str>,
+    limit: u32,
+) -> Result<Page<Trigger>, ApiError> {
+    let store = &api.app.store;
+    let (rows, next) = store.triggers_of_task(task, cursor, limit).await?;
+    let items = rows.into_iter().map(|row| trigger_to_api(task, row));
+    Ok(Page {
+        items: items.collect(),
+        next,
+    })
 }
 
 fn trigger_to_api(task: &str, row: TriggerRow) -> Trigger {

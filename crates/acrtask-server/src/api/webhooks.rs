@@ -10,7 +10,7 @@ use acrtask_api::{
     },
 };
 use acrtask_store::{
-    DeliveryFilter, DeliveryRow, Hint, OutcomeRow, StoreError, StoredBody, WebhookRow,
+    DeliveryFilter, DeliveryRow, Hint, OutcomeRow, RunRow, StoreError, StoredBody, WebhookRow,
 };
 use acrtask_trigger::RepositoryUrl;
 use axum::{extract::State, http::StatusCode};
@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     App,
-    auth::{self, Authenticated},
+    auth::{self, Authenticated, Caller},
     cascades::{self, ListFilter},
     run_factory::trigger,
     validate::{self, Problems},
@@ -242,20 +242,20 @@ async fn delete(
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(default, deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-struct ListDeliveries {
+pub(crate) struct ListDeliveries {
     /// Lists only deliveries to this webhook.
-    webhook: Option<String>,
+    pub(crate) webhook: Option<String>,
     /// Lists only deliveries received at this time or later: RFC 3339 or a date.
     #[param(value_type = Option<TimeOrDate>)]
-    since: Option<String>,
+    pub(crate) since: Option<String>,
     /// Lists only deliveries received before this time: RFC 3339 or a date.
     #[param(value_type = Option<TimeOrDate>)]
-    until: Option<String>,
+    pub(crate) until: Option<String>,
     /// Length of the page: 1 to 200, 50 by default.
     #[param(minimum = 1, maximum = 200)]
-    limit: Option<u32>,
+    pub(crate) limit: Option<u32>,
     /// `next` of the previous page.
-    cursor: Option<String>,
+    pub(crate) cursor: Option<String>,
 }
 
 fn decision(row: OutcomeRow) -> Decision {
@@ -328,7 +328,16 @@ async fn deliveries(
     State(api): State<Api>,
     Query(input): Query<ListDeliveries>,
 ) -> Result<Json<Page<Delivery>>, ApiError> {
-    by.caller.require_task(None)?;
+    load_deliveries(&api, &by.caller, input).await.map(Json)
+}
+
+/// Returns a page of the deliveries. Refuses callers with a task limit.
+pub(crate) async fn load_deliveries(
+    api: &Api,
+    caller: &Caller,
+    input: ListDeliveries,
+) -> Result<Page<Delivery>, ApiError> {
+    caller.require_task(None)?;
     let filter = DeliveryFilter {
         webhook: input.webhook,
         since: query::parse_time("since", input.since.as_deref())?,
@@ -337,10 +346,10 @@ async fn deliveries(
         limit: runs::page_limit(input.limit)?,
     };
     let (rows, next) = api.app.store.deliveries(filter).await?;
-    Ok(Json(Page {
+    Ok(Page {
         items: deliveries_to_api(&api.app, rows).await?,
         next,
-    }))
+    })
 }
 
 /// Filter of a list of refused deliveries.
@@ -361,10 +370,21 @@ async fn refused(
     State(api): State<Api>,
     Query(input): Query<ListRefusals>,
 ) -> Result<Json<Vec<Refusal>>, ApiError> {
-    by.caller.require_task(None)?;
+    load_refusals(&api, &by.caller, input.webhook.as_deref())
+        .await
+        .map(Json)
+}
+
+/// Returns refused deliveries, counted by webhook and reason. Refuses callers with a task limit.
+pub(crate) async fn load_refusals(
+    api: &Api,
+    caller: &Caller,
+    webhook: Option<&str>,
+) -> Result<Vec<Refusal>, ApiError> {
+    caller.require_task(None)?;
     let app = &api.app;
     app.refusals.flush(app).await?;
-    let rows = app.store.refusals(input.webhook.as_deref()).await?;
+    let rows = app.store.refusals(webhook).await?;
     let refusals = rows.into_iter().map(|row| Refusal {
         webhook: row.webhook,
         code: row.code,
@@ -374,7 +394,7 @@ async fn refused(
         first_at: acrtask_store::timestamp(row.first_at),
         last_at: acrtask_store::timestamp(row.last_at),
     });
-    Ok(Json(refusals.collect()))
+    Ok(refusals.collect())
 }
 
 /// Returns a delivery with its decision for each evaluated task.
@@ -388,12 +408,19 @@ async fn delivery(
     State(api): State<Api>,
     Path(id): Path<String>,
 ) -> Result<Json<Delivery>, ApiError> {
-    by.caller.require_task(None)?;
-    let row = api.app.store.delivery(&id).await?;
+    load_delivery(&api, &by.caller, &id).await.map(Json)
+}
+
+/// Returns a delivery. Refuses callers with a task limit.
+pub(crate) async fn load_delivery(
+    api: &Api,
+    caller: &Caller,
+    id: &str,
+) -> Result<Delivery, ApiError> {
+    caller.require_task(None)?;
+    let row = api.app.store.delivery(id).await?;
     let found = deliveries_to_api(&api.app, vec![row]).await?.pop();
-    found
-        .map(Json)
-        .ok_or_else(|| ApiError::not_found(format!("the delivery {id} does not exist")))
+    found.ok_or_else(|| ApiError::not_found(format!("the delivery {id} does not exist")))
 }
 
 /// Evaluates the body of a delivery again, as a new delivery for the current tasks.
@@ -455,7 +482,13 @@ async fn approve(
     State(api): State<Api>,
     Path(id): Path<String>,
 ) -> Result<Json<Run>, ApiError> {
-    let row = runs::find(&api, &by.caller, &id).await?;
+    let row = approve_run(&api, &by.caller, &id).await?;
+    Ok(Json(row.to_api()))
+}
+
+/// Approves a run that the caller may see. Returns it afterwards.
+pub(crate) async fn approve_run(api: &Api, caller: &Caller, id: &str) -> Result<RunRow, ApiError> {
+    let row = runs::find(api, caller, id).await?;
     if row.approval != Some(Approval::Pending) {
         return Err(ApiError::conflict(format!(
             "the run {id} does not wait for an approval"
@@ -467,10 +500,10 @@ async fn approve(
     let spec = trigger::approve_spec(&row.spec, no_push);
     let row = app
         .store
-        .approve(&row.id, &spec, &by.caller.name, app.clock.now_ms())
+        .approve(&row.id, &spec, &caller.name, app.clock.now_ms())
         .await?;
-    tracing::info!(run = %row.id, commit = row.commit, by = by.caller.name, "approved a run");
+    tracing::info!(run = %row.id, commit = row.commit, by = caller.name, "approved a run");
     app.wake.notify_one();
-    runs::send_hint(&api, Hint::Enqueued).await;
-    Ok(Json(row.to_api()))
+    runs::send_hint(api, Hint::Enqueued).await;
+    Ok(row)
 }
