@@ -17,7 +17,9 @@ pub struct Asset {
     pub hash: String,
 }
 
-static ASSETS: LazyLock<[Asset; 2]> = LazyLock::new(|| {
+const SVG: &str = "image/svg+xml";
+
+static ASSETS: LazyLock<[Asset; 7]> = LazyLock::new(|| {
     [
         new_asset(
             "style.css",
@@ -25,9 +27,30 @@ static ASSETS: LazyLock<[Asset; 2]> = LazyLock::new(|| {
             include_bytes!("../assets/style.css"),
         ),
         new_asset(
-            "icon.svg",
-            "image/svg+xml",
-            include_bytes!("../assets/icon.svg"),
+            "page.js",
+            "text/javascript; charset=utf-8",
+            include_bytes!("../assets/page.js"),
+        ),
+        new_asset("icon.svg", SVG, include_bytes!("../assets/icon.svg")),
+        new_asset(
+            "icon-good.svg",
+            SVG,
+            include_bytes!("../assets/icon-good.svg"),
+        ),
+        new_asset(
+            "icon-bad.svg",
+            SVG,
+            include_bytes!("../assets/icon-bad.svg"),
+        ),
+        new_asset(
+            "icon-running.svg",
+            SVG,
+            include_bytes!("../assets/icon-running.svg"),
+        ),
+        new_asset(
+            "icon-waiting.svg",
+            SVG,
+            include_bytes!("../assets/icon-waiting.svg"),
         ),
     ]
 });
@@ -75,7 +98,7 @@ mod tests {
             assert_eq!(asset(parts[2], parts[3]).unwrap().bytes, file.bytes);
             size += file.bytes.len();
         }
-        assert!(size < 30_000, "{size}");
+        assert!(size < 60_000, "{size}");
         assert!(asset("0000000000000000", "style.css").is_none());
     }
 }

@@ -28,6 +28,47 @@ impl StateBadge {
         Self::new("○", word, "neutral")
     }
 
+    /// Creates the badge of a failure.
+    pub fn bad(word: impl Into<String>) -> Self {
+        Self::new("✖", word, "bad")
+    }
+
+    /// Creates the badge of work in progress.
+    pub fn running(word: impl Into<String>) -> Self {
+        Self::new("▶", word, "running")
+    }
+
+    /// Creates the badge of work that has not started.
+    pub fn waiting(word: impl Into<String>) -> Self {
+        Self::new("◌", word, "waiting")
+    }
+
+    /// Returns the CSS class.
+    pub fn class(&self) -> &'static str {
+        self.class
+    }
+
+    /// Returns the icon.
+    pub fn icon(&self) -> &'static str {
+        self.icon
+    }
+
+    /// Returns the word.
+    pub fn word(&self) -> &str {
+        &self.word
+    }
+
+    /// Returns the name of the page icon of this state.
+    pub fn page_icon(&self) -> &'static str {
+        match self.class {
+            "good" => "icon-good.svg",
+            "bad" => "icon-bad.svg",
+            "running" => "icon-running.svg",
+            "waiting" => "icon-waiting.svg",
+            _ => "icon.svg",
+        }
+    }
+
     fn new(icon: &'static str, word: impl Into<String>, class: &'static str) -> Self {
         Self {
             icon,

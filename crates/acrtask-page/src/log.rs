@@ -2,7 +2,13 @@
 
 use std::fmt;
 
-use crate::{Span, encode_query, parse_line, show_hidden, text::write_escaped};
+use crate::{
+    Span, encode_query, parse_line, show_hidden,
+    text::{push_visible_in_line, write_escaped},
+};
+
+/// Text after a cut line.
+const REST: &str = "… the rest of the line is in the raw log";
 
 /// A line of a log. Its address is `STEP:LN` within its attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +49,22 @@ impl LogLine {
         format!("{step} {}", self.number).trim_start().to_owned()
     }
 
+    /// Returns pieces of the line: CSS classes and visible text, not escaped.
+    pub fn pieces(&self) -> Vec<(&str, String)> {
+        let pieces = self.spans.iter().map(|span| {
+            let mut text = String::new();
+            for c in span.text.chars() {
+                push_visible_in_line(&mut text, c);
+            }
+            (span.classes.as_str(), text)
+        });
+        let mut pieces: Vec<(&str, String)> = pieces.collect();
+        if self.dropped > 0 {
+            pieces.push(("italic", REST.to_owned()));
+        }
+        pieces
+    }
+
     /// Returns the text with its styles.
     pub fn content(&self) -> LogContent<'_> {
         LogContent(self)
@@ -66,7 +88,7 @@ impl fmt::Display for LogContent<'_> {
         }
         match self.0.dropped {
             0 => Ok(()),
-            _ => f.write_str("<i>… the rest of the line is in the raw log</i>"),
+            _ => write!(f, "<i>{REST}</i>"),
         }
     }
 }

@@ -29,6 +29,18 @@ impl Foreign {
     }
 }
 
+impl Foreign {
+    /// Returns `true` if the text is empty.
+    pub fn is_empty(&self) -> bool {
+        self.text.is_empty()
+    }
+
+    /// Returns the text with symbols for hidden characters. The result is not escaped for HTML.
+    pub fn text(&self) -> String {
+        show_hidden(&self.text)
+    }
+}
+
 impl fmt::Display for Foreign {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("<bdi>")?;
@@ -49,12 +61,25 @@ pub fn show_hidden(text: &str) -> String {
     out
 }
 
+/// Returns the beginning of a digest: `sha256:` and 12 digits.
+pub fn short_digest(digest: &str) -> &str {
+    digest.get(..19).unwrap_or(digest)
+}
+
 fn push_visible(out: &mut String, c: char) {
     match c {
         '\0'..='\x1f' => out.extend(char::from_u32(0x2400 + u32::from(c))),
         '\x7f' => out.push('\u{2421}'),
         c if is_printable(c) => out.push(c),
         c => out.push_str(&format!("[U+{:04X}]", u32::from(c))),
+    }
+}
+
+/// Appends a character of a log line. A tab stays as it is.
+pub(crate) fn push_visible_in_line(out: &mut String, c: char) {
+    match c {
+        '\t' => out.push(c),
+        c => push_visible(out, c),
     }
 }
 

@@ -19,9 +19,16 @@ impl Moment {
     }
 }
 
+impl Moment {
+    /// Returns the absolute time in UTC.
+    pub fn absolute(&self) -> String {
+        self.at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
+    }
+}
+
 impl fmt::Display for Moment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let absolute = self.at.strftime("%Y-%m-%d %H:%M:%S UTC");
+        let absolute = self.absolute();
         let machine = self.at.strftime("%Y-%m-%dT%H:%M:%SZ");
         let seconds = self.now.as_second() - self.at.as_second();
         let age = format_age(seconds.unsigned_abs());

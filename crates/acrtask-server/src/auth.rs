@@ -34,7 +34,9 @@ mod limits;
 mod sessions;
 
 pub(crate) use limits::{CredentialKind, Limits};
-pub(crate) use sessions::{IDLE_MS, MAX_SESSION_MS, create_session, end_session, find_session};
+pub(crate) use sessions::{
+    IDLE_MS, MAX_SESSION_MS, Use, create_session, end_session, find_session, is_session_valid,
+};
 
 /// Longest delay of updates to `lastUsedAt`, in milliseconds.
 const TOUCH_MS: i64 = 60_000;

@@ -119,6 +119,21 @@ impl Store {
         Ok((rows, next))
     }
 
+    /// Returns the trigger that started a run. `None` if it is unknown.
+    pub async fn trigger_of_run(&self, run: &RunId) -> Result<Option<TriggerRow>> {
+        let row: Option<RawTrigger> = self
+            .db
+            .fetch_optional(
+                "SELECT t.id, t.kind, t.received_at, t.delivery_id, t.run_id, r.state, t.joined, t.ignored_reason, \
+                 t.detail, k.timer, k.scheduled_at, k.stands_for FROM triggers t LEFT JOIN runs r ON r.id = t.run_id \
+                 LEFT JOIN timer_firings k ON k.trigger_id = t.id WHERE t.run_id = $1 AND t.joined = 0 \
+                 ORDER BY t.received_at, t.id LIMIT 1",
+                args![run],
+            )
+            .await?;
+        row.map(TriggerRow::try_from).transpose()
+    }
+
     /// Stores an ignored trigger with its reason.
     pub async fn store_ignored_trigger(
         &self,

@@ -4,7 +4,7 @@
 //! after [`IDLE_MS`] without a request, after [`MAX_SESSION_MS`], or with its token.
 
 use acrtask_api::run::SecretText;
-use acrtask_store::{Ms, SessionRow};
+use acrtask_store::{Ms, SessionRow, StoreError, TokenRow};
 use axum::http::Extensions;
 
 use super::{Caller, SECRET_CHARS, TOUCH_MS, admit, hash, random_secret};
@@ -40,6 +40,15 @@ pub(crate) async fn create_session(app: &App, caller: &Caller) -> Result<SecretT
     Ok(SecretText(secret))
 }
 
+/// Origin of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// A user opened a page or sent a form.
+    User,
+    /// An open page requested updates. Such requests do not keep a session from ending.
+    Update,
+}
+
 /// Returns the session with the secret of a cookie. `None` if it has ended or never existed.
 ///
 /// # Errors
@@ -48,6 +57,7 @@ pub(crate) async fn find_session(
     app: &App,
     extensions: &Extensions,
     secret: &str,
+    origin: Use,
 ) -> Result<Option<Session>, ApiError> {
     if secret.len() != SECRET_CHARS {
         return Ok(None);
@@ -55,25 +65,42 @@ pub(crate) async fn find_session(
     let hash = hash(secret);
     let now = app.clock.now_ms();
     let turn = app.limits.acquire_lookup(&hash).await;
-    let row = app.store.session(&hash).await?;
-    let row = row.filter(|row| row.expires_at > now && now - row.last_used_at < IDLE_MS);
-    let token = match &row {
-        Some(row) => app.store.token_by_id(&row.token_id).await?,
-        None => None,
-    };
+    let found = read_session(app, &hash, now).await?;
     drop(turn);
-    let token = token.filter(|token| token.expires_at.is_none_or(|end| end > now));
-    let (Some(row), Some(token)) = (row, token) else {
+    let Some((row, token)) = found else {
         app.limits.forget(&hash);
         return Ok(None);
     };
     app.limits.remember(&hash);
     extensions.mark_authenticated();
-    if now - row.last_used_at >= TOUCH_MS {
+    if origin == Use::User && now - row.last_used_at >= TOUCH_MS {
         app.store.touch_session(&hash, now).await?;
     }
     let caller = admit(app, token, now).await?;
     Ok(Some(Session { caller, row }))
+}
+
+/// Returns a valid session and its valid token.
+async fn read_session(
+    app: &App,
+    hash: &[u8],
+    now: Ms,
+) -> Result<Option<(SessionRow, TokenRow)>, StoreError> {
+    let row = app.store.session(hash).await?;
+    let row = row.filter(|row| row.expires_at > now && now - row.last_used_at < IDLE_MS);
+    let Some(row) = row else { return Ok(None) };
+    let token = app.store.token_by_id(&row.token_id).await?;
+    let token = token.filter(|token| token.expires_at.is_none_or(|end| end > now));
+    Ok(token.map(|token| (row, token)))
+}
+
+/// Returns `true` if a session and its token are still valid.
+///
+/// # Errors
+/// Returns an error if the database cannot be used.
+pub(crate) async fn is_session_valid(app: &App, row: &SessionRow) -> Result<bool, StoreError> {
+    let found = read_session(app, &row.hash, app.clock.now_ms()).await?;
+    Ok(found.is_some())
 }
 
 /// Ends the session with the secret of a cookie.

@@ -104,6 +104,11 @@ impl Staleness {
         self.changed_bases.contains_key(image)
     }
 
+    /// Returns the names of all stale images.
+    pub(crate) fn stale_images(&self) -> impl Iterator<Item = &str> {
+        self.changed_bases.keys().map(String::as_str)
+    }
+
     /// Returns the policy for the bases of an image. No base counts unless the image is the newest
     /// of an existing task.
     pub(crate) fn policy_of(&self, image: &ImageRow) -> BasePolicy {

@@ -8,10 +8,17 @@
 //! * Every response has the headers of [`guard`], and every request passes its checks first.
 //! * A hidden resource is reported as missing.
 
+mod bases;
+mod cascades;
+mod deliveries;
 mod error;
 mod guard;
+mod images;
+mod live;
 mod log;
 mod overview;
+mod run;
+mod run_parts;
 mod runners;
 mod runs;
 mod session;
@@ -26,7 +33,7 @@ use axum::{
     http::header,
     middleware,
     response::{Html, IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 
 use self::error::PageError;
@@ -51,9 +58,20 @@ pub(crate) struct Listener {
 pub(crate) struct Site {
     api: Api,
     listener: Listener,
+    /// Time that relative times refer to. `None`: the current time.
+    now: Option<jiff::Timestamp>,
 }
 
 impl Site {
+    /// Returns a site whose relative times do not change, so that unchanged parts of a page stay
+    /// equal. The script of the page counts them on.
+    fn frozen(&self) -> Self {
+        Self {
+            now: Some(self.clock_now()),
+            ..self.clone()
+        }
+    }
+
     fn app(&self) -> &Arc<App> {
         &self.api.app
     }
@@ -64,6 +82,10 @@ impl Site {
     }
 
     fn now(&self) -> jiff::Timestamp {
+        self.now.unwrap_or_else(|| self.clock_now())
+    }
+
+    fn clock_now(&self) -> jiff::Timestamp {
         acrtask_store::timestamp(self.app().clock.now_ms())
     }
 }
@@ -72,12 +94,29 @@ impl Site {
 #[cfg(test)]
 pub(crate) const ROUTES: &[(&str, &str)] = &[
     ("GET", "/"),
+    ("GET", "/live"),
     ("GET", "/runs"),
     ("GET", "/runs/{id}"),
+    ("GET", "/runs/{id}/live"),
     ("GET", "/runs/{id}/log"),
+    ("GET", "/runs/{id}/log/live"),
     ("GET", "/runs/{id}/log.txt"),
+    ("POST", "/runs/{id}/cancel"),
+    ("POST", "/runs/{id}/rerun"),
+    ("POST", "/runs/{id}/approve"),
     ("GET", "/tasks"),
     ("GET", "/tasks/{*name}"),
+    ("POST", "/tasks/{*name}"),
+    ("GET", "/images"),
+    ("GET", "/images/{*name}"),
+    ("GET", "/bases"),
+    ("GET", "/bases/{*name}"),
+    ("GET", "/cascades"),
+    ("GET", "/cascades/{id}"),
+    ("GET", "/cascades/{id}/live"),
+    ("POST", "/cascades/{id}/{action}"),
+    ("GET", "/deliveries"),
+    ("GET", "/deliveries/{id}"),
     ("GET", "/runners"),
     ("GET", "/me"),
     ("GET", "/sign-in"),
@@ -91,19 +130,36 @@ pub(crate) fn router(app: Arc<App>, listener: Listener) -> Router {
     let site = Site {
         api: Api::new(app),
         listener,
+        now: None,
     };
     Router::new()
         .route("/", get(overview::show))
+        .route("/live", get(overview::follow))
         .route("/runs", get(runs::list))
-        .route("/runs/{id}", get(runs::show))
+        .route("/runs/{id}", get(run::show))
+        .route("/runs/{id}/live", get(run::follow))
         .route("/runs/{id}/log", get(log::show))
+        .route("/runs/{id}/log/live", get(log::follow))
         .route("/runs/{id}/log.txt", get(log::raw))
+        .route("/runs/{id}/cancel", post(run::cancel))
+        .route("/runs/{id}/rerun", post(run::rerun))
+        .route("/runs/{id}/approve", post(run::approve))
         .route("/tasks", get(tasks::list))
-        .route("/tasks/{*name}", get(tasks::show))
+        .route("/tasks/{*name}", get(tasks::show).post(tasks::start))
+        .route("/images", get(images::list))
+        .route("/images/{*name}", get(images::show))
+        .route("/bases", get(bases::list))
+        .route("/bases/{*name}", get(bases::show))
+        .route("/cascades", get(cascades::list))
+        .route("/cascades/{id}", get(cascades::show))
+        .route("/cascades/{id}/live", get(cascades::follow))
+        .route("/cascades/{id}/{action}", post(cascades::change))
+        .route("/deliveries", get(deliveries::list))
+        .route("/deliveries/{id}", get(deliveries::show))
         .route("/runners", get(runners::list))
         .route("/me", get(session::show))
         .route("/sign-in", get(session::form).post(session::sign_in))
-        .route("/sign-out", axum::routing::post(session::sign_out))
+        .route("/sign-out", post(session::sign_out))
         .route("/assets/{hash}/{name}", get(asset))
         .route_layer(DefaultBodyLimit::max(FORM_LIMIT))
         .route_layer(middleware::from_fn_with_state(site.clone(), guard::check))

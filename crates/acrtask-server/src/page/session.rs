@@ -7,9 +7,12 @@ use acrtask_store::SessionRow;
 use axum::{
     body::Bytes,
     extract::{FromRequestParts, Query, Request, State},
-    http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts, uri::Authority},
+    http::{
+        HeaderMap, HeaderValue, Method, StatusCode, Uri, header, request::Parts, uri::Authority,
+    },
     response::{IntoResponse as _, Redirect, Response},
 };
+use jiff::Timestamp;
 use serde::Deserialize;
 
 use super::{PageError, Site, guard, render};
@@ -28,14 +31,31 @@ const LOOPBACK_COOKIE: &str = "acrtask";
 pub(super) struct Visitor<S> {
     pub(super) caller: Caller,
     pub(super) session: SessionRow,
+    now: Timestamp,
     scope: PhantomData<S>,
 }
 
 impl<S> Visitor<S> {
     /// Returns the frame of a page for this user.
     pub(super) fn frame(&self, title: &str, section: Section) -> Frame {
-        Frame::new(title, section, Some(&self.caller.name))
+        let mut frame = Frame::new(title, section, Some(&self.caller.name));
+        frame.now = Some(self.now);
+        frame
     }
+}
+
+/// Returns the page to open after a sign-in: the requested one, or the one with the sent form.
+fn page_of(method: &Method, uri: &Uri) -> String {
+    let path = uri.path();
+    if matches!(*method, Method::GET | Method::HEAD) {
+        let path = uri.path_and_query().map(ToString::to_string);
+        return path.unwrap_or_else(|| "/".into());
+    }
+    let page = path.strip_suffix("/-/run");
+    let page = page.or_else(|| path.rsplit_once('/').map(|(page, _)| page));
+    page.filter(|page| !page.is_empty())
+        .unwrap_or("/")
+        .to_owned()
 }
 
 impl<S: RequiredScope> FromRequestParts<Site> for Visitor<S> {
@@ -46,11 +66,17 @@ impl<S: RequiredScope> FromRequestParts<Site> for Visitor<S> {
         let cookie = Cookie::for_host(site, host.as_ref());
         let session = match cookie.find(&parts.headers) {
             None => None,
-            Some(secret) => auth::find_session(site.app(), &parts.extensions, secret).await?,
+            Some(secret) => {
+                let origin = if parts.uri.path().ends_with("/live") {
+                    auth::Use::Update
+                } else {
+                    auth::Use::User
+                };
+                auth::find_session(site.app(), &parts.extensions, secret, origin).await?
+            }
         };
         let Some(session) = session else {
-            let next = parts.uri.path_and_query().map(ToString::to_string);
-            return Err(PageError::NoSession(next.unwrap_or_else(|| "/".into())));
+            return Err(PageError::NoSession(page_of(&parts.method, &parts.uri)));
         };
         if let Some(scope) = S::SCOPE {
             session.caller.require_scope(scope)?;
@@ -58,6 +84,7 @@ impl<S: RequiredScope> FromRequestParts<Site> for Visitor<S> {
         Ok(Self {
             caller: session.caller,
             session: session.row,
+            now: site.now(),
             scope: PhantomData,
         })
     }
@@ -148,14 +175,16 @@ pub(super) async fn sign_in(
     let host = guard::requested_host(parts.uri.authority(), &parts.headers);
     let cookie = Cookie::for_host(&site, host.as_ref());
     let body = read_form(body).await?;
-    let field = |name: &str| {
-        let mut fields = url::form_urlencoded::parse(&body);
-        let found = fields.find(|(key, _)| key == name);
-        found.map_or_else(String::new, |(_, value)| value.trim().to_owned())
-    };
-    let next = field("next");
+    let next = form_field(&body, "next");
     let result = match require_private_connection(&site, cookie) {
-        Ok(()) => auth::verify_token(site.app(), &parts.extensions, Some(&field("token"))).await,
+        Ok(()) => {
+            auth::verify_token(
+                site.app(),
+                &parts.extensions,
+                Some(&form_field(&body, "token")),
+            )
+            .await
+        }
         Err(error) => Err(error),
     };
     let caller = match result {
@@ -177,7 +206,15 @@ pub(super) async fn sign_in(
     Ok(response)
 }
 
-async fn read_form(body: axum::body::Body) -> Result<Bytes, ApiError> {
+/// Returns a field of a form without white space around it. Empty if it is absent.
+pub(super) fn form_field(body: &[u8], name: &str) -> String {
+    let mut fields = url::form_urlencoded::parse(body);
+    let found = fields.find(|(key, _)| key == name);
+    found.map_or_else(String::new, |(_, value)| value.trim().to_owned())
+}
+
+/// Reads the body of a form.
+pub(super) async fn read_form(body: axum::body::Body) -> Result<Bytes, ApiError> {
     axum::body::to_bytes(body, super::FORM_LIMIT)
         .await
         .map_err(|_| ApiError::too_large("the form is too large or was interrupted"))

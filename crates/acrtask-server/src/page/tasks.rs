@@ -1,10 +1,19 @@
 //! List of tasks, and one task.
 
-use acrtask_api::task::{Task, TaskDefinition, Triggers};
-use acrtask_page::{Foreign, Section, StateBadge, TaskPage, TaskRow, TasksPage};
+use acrtask_api::{
+    admin::Scope,
+    run::{RunSummary, StartTask},
+    task::{Task, TaskDefinition, Triggers},
+    webhook::{DecisionAction, Trigger},
+};
+use acrtask_page::{
+    DurationChart, Foreign, Section, StateBadge, TaskPage, TaskRow, TasksPage, TriggerRow,
+    format_duration,
+};
 use axum::{
     extract::{Path, Query, State},
-    response::Response,
+    http::HeaderMap,
+    response::{IntoResponse as _, Redirect, Response},
 };
 use serde::Deserialize;
 
@@ -14,6 +23,7 @@ use crate::{
         ApiError,
         runs::{self, ListRuns},
         tasks::{self, ListTasks},
+        timers,
     },
     auth,
 };
@@ -22,6 +32,8 @@ use crate::{
 const PAGE: u32 = 100;
 /// Number of runs on the page of a task.
 const LAST_RUNS: u32 = 20;
+/// Number of triggers on the page of a task.
+const LAST_TRIGGERS: u32 = 15;
 
 /// Position of the list, as in the URL.
 #[derive(Debug, Default, Deserialize)]
@@ -160,6 +172,10 @@ pub(super) async fn show(
     let last = runs::load_page(&site.api, &by.caller, input).await?;
     let mut definition = task.definition;
     let triggers = list_triggers(&definition.triggers);
+    let decisions = timers::load_triggers(&site.api, &definition.name, None, LAST_TRIGGERS).await?;
+    let sees_deliveries = by.caller.tasks.is_none();
+    let decisions = decisions.items.into_iter();
+    let decisions = decisions.map(|trigger| trigger_row(&site, trigger, sees_deliveries));
     let text = definition.text.take();
     let json =
         serde_json::to_string_pretty(&definition).map_err(|error| ApiError::internal(&error))?;
@@ -174,6 +190,57 @@ pub(super) async fn show(
         definition: Foreign::block(json),
         triggers,
         runs: last.items.iter().map(|run| run_row(&site, run)).collect(),
+        durations: chart_durations(&last.items),
+        decisions: decisions.collect(),
+        may_start: definition.enabled && by.caller.has_scope(Scope::Run),
         name: definition.name,
     })
+}
+
+fn trigger_row(site: &Site, trigger: Trigger, sees_deliveries: bool) -> TriggerRow {
+    let decision = trigger.decision;
+    TriggerRow {
+        kind: Foreign::line(trigger.kind),
+        received: site.moment(trigger.received_at),
+        delivery: trigger.delivery.filter(|_| sees_deliveries),
+        state: decision_badge(decision.action),
+        run: decision.run.map(|run| run.to_string()),
+        reason: Foreign::line(decision.reason),
+    }
+}
+
+/// Returns the badge of a decision about a trigger.
+pub(super) fn decision_badge(action: DecisionAction) -> StateBadge {
+    match action {
+        DecisionAction::RunStarted => StateBadge::good("run started"),
+        DecisionAction::ExistingRun => StateBadge::neutral("existing run"),
+        DecisionAction::Ignored => StateBadge::neutral("ignored"),
+    }
+}
+
+/// Charts the durations of finished runs, the oldest first.
+fn chart_durations(runs: &[RunSummary]) -> Option<DurationChart> {
+    let finished = runs.iter().rev().filter_map(|run| {
+        let ms = run.finished_at?.as_millisecond() - run.started_at?.as_millisecond();
+        let ms = u64::try_from(ms).ok()?;
+        let label = format!("{}: {} in {}", run.id, run.state, format_duration(ms));
+        Some((run.state.into(), ms, label))
+    });
+    DurationChart::new(finished.collect())
+}
+
+/// Starts a run of a task, and leads to it. The path ends with `/-/run`.
+pub(super) async fn start(
+    by: Visitor<auth::Run>,
+    State(site): State<Site>,
+    Path(path): Path<String>,
+    headers: HeaderMap,
+) -> Result<Response, PageError> {
+    let name = path.strip_suffix("/-/run").ok_or_else(|| {
+        ApiError::not_found("this form does not exist").help("send it to /tasks/NAME/-/run")
+    })?;
+    let context = runs::request_context(&by.caller, &headers)?;
+    let input = StartTask::default();
+    let started = tasks::start_task(&site.api, &by.caller, name, input, context).await?;
+    Ok(Redirect::to(&format!("/runs/{}", started.row().id)).into_response())
 }

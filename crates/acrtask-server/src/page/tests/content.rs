@@ -24,6 +24,11 @@ fn count_elements(html: &str) -> usize {
 /// Fails if a page could execute a foreign text or violates its own policy.
 #[track_caller]
 fn check_inert(path: &str, html: &str) {
+    let own = format!(
+        "<script type=\"module\" src=\"{}\"></script>",
+        acrtask_page::asset_url("page.js")
+    );
+    let html = html.replacen(&own, "", 1);
     for active in [
         "<script",
         "<img",
@@ -35,13 +40,15 @@ fn check_inert(path: &str, html: &str) {
     ] {
         assert!(!html.contains(active), "{path} has {active}: {html}");
     }
+    // The value of an attribute is not markup.
+    let tags = Regex::new("\"[^\"]*\"").unwrap().replace_all(&html, "");
     let handler = Regex::new(r#"<[^>]*\son[a-z]+\s*="#).unwrap();
-    assert!(!handler.is_match(html), "{path}: {html}");
+    assert!(!handler.is_match(&tags), "{path}: {html}");
     for hidden in ['\u{202e}', '\x07', '\x1b'] {
         assert!(!html.contains(hidden), "{path} has {hidden:?}");
     }
     let external = Regex::new(r#"(href|src|action)="(?:[a-z]+:|//)"#).unwrap();
-    assert!(!external.is_match(html), "{path}: {html}");
+    assert!(!external.is_match(&html), "{path}: {html}");
 }
 
 #[track_caller]
@@ -142,6 +149,7 @@ async fn hostile_texts_are_inert_on_every_page() {
     server.server.register_runner("mine").await;
     let run = fail_hostile_run(&server).await;
     let id = &run.id;
+    server.record_delivery("d1", HOSTILE).await;
     let cookie = server.sign_in_as_admin().await;
     let hostile_query = "%22%3E%3Cscript%3Ealert(1)%3C/script%3E%E2%80%AE";
     let hostile_segment = hostile_query.replace('/', "%2F");
@@ -154,6 +162,12 @@ async fn hostile_texts_are_inert_on_every_page() {
         format!("/runs/{id}/log?tail=1"),
         "/tasks".into(),
         "/tasks/mine".into(),
+        "/images".into(),
+        format!("/images?prefix={hostile_query}"),
+        "/bases".into(),
+        "/cascades".into(),
+        "/deliveries".into(),
+        "/deliveries/d1".into(),
         "/runners".into(),
         "/me".into(),
         format!("/sign-in?next=/{hostile_query}"),
@@ -171,11 +185,33 @@ async fn hostile_texts_are_inert_on_every_page() {
             StatusCode::BAD_REQUEST,
         ),
         (format!("/runs/{id}/log?attempt=7"), StatusCode::NOT_FOUND),
+        (
+            format!("/cascades/{hostile_segment}"),
+            StatusCode::NOT_FOUND,
+        ),
+        (
+            format!("/deliveries/{hostile_segment}"),
+            StatusCode::NOT_FOUND,
+        ),
     ] {
         let response = server.get(&path, Some(&cookie)).await;
         assert_eq!(response.status, status, "{path}: {}", response.text());
         check_inert(&path, &response.text());
         check_headers(&path, &response.headers);
+    }
+    // Updates contain the same parts, as JSON.
+    for path in [
+        format!("/runs/{id}/live"),
+        format!("/runs/{id}/log/live"),
+        "/live".into(),
+    ] {
+        let response = server.get(&path, Some(&cookie)).await;
+        let update: Value = response.json(StatusCode::OK);
+        let fragments = update["fragments"].as_array().unwrap();
+        assert!(!fragments.is_empty(), "{path}");
+        for fragment in fragments {
+            check_inert(&path, fragment["html"].as_str().unwrap());
+        }
     }
     // The texts are visible as text.
     let page = server.expect_page(&format!("/runs/{id}"), &cookie).await;
@@ -229,10 +265,9 @@ async fn log_is_shown_in_pages_of_lines() {
     let cookie = server.sign_in_as_admin().await;
     let path = format!("/runs/{}/log", run.id);
     let first = server.expect_page(&path, &cookie).await;
-    assert!(
-        first.contains("Lines 1 to 500; the run is not finished"),
-        "{first}"
-    );
+    let count = "Lines 1 to <span id=\"log-last\">500</span>";
+    assert!(first.contains(count), "{first}");
+    assert!(first.contains("; the run is not finished"), "{first}");
     assert!(first.contains("line 500.") && !first.contains("line 501."));
     let next = format!("<a href=\"{path}?attempt=1&#38;from=501\" rel=\"next\">");
     assert!(first.contains(&next), "{first}");
@@ -241,7 +276,10 @@ async fn log_is_shown_in_pages_of_lines() {
         .await;
     assert!(second.contains("id=\"build:L501\"") && second.contains("line 1000."));
     let tail = server.expect_page(&format!("{path}?tail=1"), &cookie).await;
-    assert!(tail.contains("Lines 601 to 1100"), "{tail}");
+    assert!(
+        tail.contains("Lines 601 to <span id=\"log-last\">1100<"),
+        "{tail}"
+    );
     assert!(tail.contains("line 1100.") && !tail.contains("rel=\"next\""));
     for page in [&first, &second, &tail] {
         assert!(page.len() < MAX_BYTES, "{}", page.len());
@@ -308,7 +346,7 @@ async fn page_of_a_live_run_shows_its_steps() {
     let cookie = server.sign_in_as_admin().await;
     let path = format!("/runs/{}", run.id);
     let page = server.expect_page(&path, &cookie).await;
-    assert!(page.contains("The log shows the steps"), "{page}");
+    assert!(page.contains("No step has started yet."), "{page}");
     let kinds = [
         json!({
             "event": "run_started", "engine": "", "builder": "",
@@ -326,14 +364,13 @@ async fn page_of_a_live_run_shows_its_steps() {
     let store = &server.server;
     store.append_log(&run.id, attempt, "nmine", 0, &log).await;
     let page = server.expect_page(&path, &cookie).await;
-    assert!(
-        page.contains("</span> running</span></td><td><bdi>build</bdi>"),
-        "{page}"
-    );
-    assert!(
-        page.contains("</span> pending</span></td><td><bdi>test</bdi>"),
-        "{page}"
-    );
+    let link = format!("<a href=\"{path}/log?step=build\"><bdi>build</bdi></a>");
+    for step in [
+        format!("</span> running</span></td><td class=\"nowrap\">{link}"),
+        "</span> pending</span></td><td class=\"nowrap\"><bdi>test</bdi>".into(),
+    ] {
+        assert!(page.contains(&step), "{step}: {page}");
+    }
 }
 
 #[tokio::test]
@@ -411,7 +448,10 @@ async fn run_page_states_result_and_reason_to_wait() {
         page.contains("The run failed after 0.0 s: a step failed."),
         "{page}"
     );
-    assert!(page.contains("/log?tail=1\">End of the log</a>"), "{page}");
+    assert!(
+        page.contains("/log?attempt=1&#38;tail=1\">Open the log at"),
+        "{page}"
+    );
 }
 
 #[tokio::test]
@@ -422,6 +462,10 @@ async fn empty_lists_name_the_next_command() {
         ("/", "acrtask task run NAME"),
         ("/runs", "acrtask run -r REGISTRY ."),
         ("/tasks", "acrtask task create NAME"),
+        ("/images", "acrtask task run NAME"),
+        ("/bases", "acrtask task run NAME"),
+        ("/cascades", "acrtask base check"),
+        ("/deliveries", "acrtask webhook create NAME"),
         ("/runners", "acrtask runner token"),
     ] {
         let page = server.expect_page(path, &cookie).await;
@@ -463,6 +507,7 @@ async fn assets_are_cached_by_hash() {
     let server = PageServer::start().await;
     for (name, kind) in [
         ("style.css", "text/css; charset=utf-8"),
+        ("page.js", "text/javascript; charset=utf-8"),
         ("icon.svg", "image/svg+xml"),
     ] {
         let response = server.get(&acrtask_page::asset_url(name), None).await;

@@ -3,9 +3,11 @@
 mod content;
 mod rights;
 mod sessions;
+mod updates;
 
 use acrtask_api::{admin::Scope, run::Run};
-use acrtask_model::RunState;
+use acrtask_model::{RunState, events::BaseRole};
+use acrtask_store::{NewDelivery, StoredBody};
 use axum::{
     body::Body,
     http::{Method, Request, StatusCode, header},
@@ -120,6 +122,46 @@ impl PageServer {
             )
             .await
             .json(StatusCode::CREATED)
+    }
+
+    /// Pushes the image `r.io/mine:1` by a run of `task`, then changes its base `r.io/base:1`. The
+    /// cascade 1 collects changes afterwards. Needs the runner `mine`.
+    async fn push_stale_image(&self, task: &str) {
+        let server = &self.server;
+        let base = [("r.io/base:1", 'b', BaseRole::Runtime)];
+        let path = task.replace('/', "%2F");
+        server
+            .complete_push(&path, ("r.io/mine:1", 'a'), &base)
+            .await;
+        server.record_digest("r.io/base:1", 'b').await;
+        server.record_digest("r.io/base:1", 'c').await;
+        server.wait_for_cascade(1).await;
+    }
+
+    /// Stores a delivery that concerns no task.
+    async fn record_delivery(&self, id: &str, summary: &str) {
+        let delivery = NewDelivery {
+            id: id.into(),
+            webhook: "ci".into(),
+            sender_id: id.into(),
+            kind: "push".into(),
+            repository: None,
+            summary: summary.into(),
+            note: Some("no task follows <it>".into()),
+            redelivery_of: None,
+            headers: "{}".into(),
+            watches: Vec::new(),
+            size: 2,
+            sha256: "0".repeat(64),
+            body: StoredBody::Inline(b"{}".to_vec()),
+            replay_age: None,
+        };
+        let now = self.server.app.clock.now_ms();
+        let store = &self.server.app.store;
+        store
+            .record_delivery(delivery, Vec::new(), now)
+            .await
+            .unwrap();
     }
 
     /// Starts a run of `task` that fails with this log.

@@ -23,6 +23,10 @@ enum Requirement {
     Session,
     /// A session with the scope `read`.
     Read,
+    /// A session with the scope `run`.
+    Run,
+    /// A session with the scope `write`.
+    Write,
 }
 
 /// Response to a session whose task limit excludes the task of the page.
@@ -34,21 +38,40 @@ enum OtherTask {
     Hidden,
     /// A page without the task and its runs.
     Empty,
+    /// 403, because the page concerns all tasks.
+    Refused,
 }
 
 type Row = (&'static str, &'static str, Requirement, OtherTask);
 
 fn table() -> Vec<Row> {
-    use OtherTask::{Empty, Free, Hidden};
-    use Requirement::{Nothing, Read, Session};
+    use OtherTask::{Empty, Free, Hidden, Refused};
+    use Requirement::{Nothing, Read, Run, Session, Write};
     vec![
         ("GET", "/", Read, Empty),
+        ("GET", "/live", Read, Empty),
         ("GET", "/runs", Read, Empty),
         ("GET", "/runs/{id}", Read, Hidden),
+        ("GET", "/runs/{id}/live", Read, Hidden),
         ("GET", "/runs/{id}/log", Read, Hidden),
+        ("GET", "/runs/{id}/log/live", Read, Hidden),
         ("GET", "/runs/{id}/log.txt", Read, Hidden),
+        ("POST", "/runs/{id}/cancel", Run, Hidden),
+        ("POST", "/runs/{id}/rerun", Run, Hidden),
+        ("POST", "/runs/{id}/approve", Write, Hidden),
         ("GET", "/tasks", Read, Empty),
         ("GET", "/tasks/{*name}", Read, Hidden),
+        ("POST", "/tasks/{*name}", Run, Hidden),
+        ("GET", "/images", Read, Empty),
+        ("GET", "/images/{*name}", Read, Hidden),
+        ("GET", "/bases", Read, Empty),
+        ("GET", "/bases/{*name}", Read, Hidden),
+        ("GET", "/cascades", Read, Empty),
+        ("GET", "/cascades/{id}", Read, Hidden),
+        ("GET", "/cascades/{id}/live", Read, Hidden),
+        ("POST", "/cascades/{id}/{action}", Write, Hidden),
+        ("GET", "/deliveries", Read, Refused),
+        ("GET", "/deliveries/{id}", Read, Refused),
         ("GET", "/runners", Read, Empty),
         ("GET", "/me", Session, Free),
         ("GET", "/sign-in", Nothing, Free),
@@ -58,7 +81,8 @@ fn table() -> Vec<Row> {
     ]
 }
 
-/// A server with a failed run and a waiting run of the task `team/mine`, and a runner for it.
+/// A server with runs, a stale image, a cascade and a runner of the task `team/mine`, and with a
+/// delivery.
 struct Fixture {
     server: PageServer,
     run: String,
@@ -72,6 +96,8 @@ impl Fixture {
             .register_runner_for("mine", None, Some("team/mine"))
             .await;
         server.create_task("team/mine").await;
+        server.push_stale_image("team/mine").await;
+        server.record_delivery("d1", "pushed <main>").await;
         let run = server.fail_task("team/mine", "").await;
         server.start_task("team/mine").await;
         Self {
@@ -82,9 +108,18 @@ impl Fixture {
 
     fn path(&self, row: &Row) -> String {
         let style = acrtask_page::asset_url("style.css");
+        let name = match (row.0, row.1.split('/').nth(1)) {
+            ("POST", Some("tasks")) => "team/mine/-/run",
+            (_, Some("images")) => "r.io/mine:1",
+            (_, Some("bases")) => "r.io/base:1",
+            _ => "team/mine",
+        };
         row.1
+            .replace("/cascades/{id}", "/cascades/1")
+            .replace("/deliveries/{id}", "/deliveries/d1")
+            .replace("{action}", "pause")
             .replace("{id}", &self.run)
-            .replace("{*name}", "team/mine")
+            .replace("{*name}", name)
             .replace("/assets/{hash}/{name}", &style)
     }
 
@@ -127,10 +162,19 @@ async fn pages_without_a_session_lead_to_the_sign_in() {
                 assert!(!response.status.is_server_error(), "{what}");
                 continue;
             }
-            let path = fixture.path(&row).replace('/', "%2F");
+            // A form is sent again from its page.
+            let path = fixture.path(&row);
+            let page = match row.0 {
+                "POST" => path.strip_suffix("/-/run").or_else(|| {
+                    let (page, _) = path.rsplit_once('/')?;
+                    Some(page)
+                }),
+                _ => None,
+            };
+            let page = acrtask_page::encode_query(page.unwrap_or(&path));
             assert_eq!(
                 target_of(&response),
-                format!("/sign-in?next={path}"),
+                format!("/sign-in?next={page}"),
                 "{what}"
             );
             assert!(response.body.is_empty(), "{what}");
@@ -139,23 +183,34 @@ async fn pages_without_a_session_lead_to_the_sign_in() {
 }
 
 #[tokio::test]
-async fn pages_need_the_scope_read() {
+async fn pages_need_their_scopes() {
     let fixture = Fixture::new().await;
-    let without = fixture.server.sign_in_limited(&[], None).await;
-    let with = fixture.server.sign_in_limited(&[Scope::Read], None).await;
+    let server = &fixture.server;
+    let without = server.sign_in_limited(&[], None).await;
+    let reader = server.sign_in_limited(&[Scope::Read], None).await;
+    let runner = server.sign_in_limited(&[Scope::Run], None).await;
+    let writer = server.sign_in_limited(&[Scope::Write], None).await;
     for row in table() {
         let what = format!("{} {}", row.0, row.1);
-        if row.2 == Requirement::Nothing {
-            continue;
+        let (cookie, lesser) = match row.2 {
+            Requirement::Nothing => continue,
+            Requirement::Session => (&without, None),
+            Requirement::Read => (&reader, Some(&without)),
+            Requirement::Run => (&runner, Some(&reader)),
+            Requirement::Write => (&writer, Some(&runner)),
+        };
+        if let Some(lesser) = lesser {
+            let status = fixture.send(&row, Some(lesser)).await.status;
+            assert_eq!(status, StatusCode::FORBIDDEN, "{what}");
         }
-        let status = fixture.send(&row, Some(&without)).await.status;
-        let expected = match row.2 {
-            Requirement::Read => StatusCode::FORBIDDEN,
+        let response = fixture.send(&row, Some(cookie)).await;
+        let expected = match row {
+            // The run does not wait for an approval.
+            ("POST", "/runs/{id}/approve", ..) => StatusCode::CONFLICT,
+            ("POST", ..) => StatusCode::SEE_OTHER,
             _ => StatusCode::OK,
         };
-        assert_eq!(status, expected, "{what}");
-        let status = fixture.send(&row, Some(&with)).await.status;
-        assert_eq!(status, StatusCode::OK, "{what}");
+        assert_eq!(response.status, expected, "{what}: {}", response.text());
     }
 }
 
@@ -166,12 +221,16 @@ async fn session_for_other_tasks_sees_nothing_of_the_task() {
     for limit in ["other", "team/min", "other/*", "team/mine/*"] {
         let scopes = [Scope::Read, Scope::Run, Scope::Write];
         let cookie = server.sign_in_limited(&scopes, Some(limit)).await;
-        for row in table().into_iter().filter(|row| row.0 == "GET") {
+        let rows = table().into_iter();
+        for row in rows.filter(|row| row.0 == "GET" || row.3 != OtherTask::Free) {
             let what = format!("{limit}: {}", row.1);
             let response = fixture.send(&row, Some(&cookie)).await;
             let text = response.text();
             match row.3 {
                 OtherTask::Free => assert_eq!(response.status, StatusCode::OK, "{what}"),
+                OtherTask::Refused => {
+                    assert_eq!(response.status, StatusCode::FORBIDDEN, "{what}");
+                }
                 OtherTask::Hidden => {
                     assert_eq!(response.status, StatusCode::NOT_FOUND, "{what}");
                 }
@@ -179,12 +238,20 @@ async fn session_for_other_tasks_sees_nothing_of_the_task() {
                     assert_eq!(response.status, StatusCode::OK, "{what}");
                     assert!(!text.contains("team/mine\""), "{what}: {text}");
                     assert!(!text.contains(&fixture.run), "{what}: {text}");
-                    assert!(!text.contains("<td>"), "{what}: {text}");
+                    for hidden in ["<td>", "r.io/"] {
+                        assert!(!text.contains(hidden), "{what}: {text}");
+                    }
                 }
             }
         }
         let overview = server.expect_page("/", &cookie).await;
-        for count in ["running", "waiting", "failed in the last day"] {
+        for count in [
+            "running",
+            "waiting",
+            "failed in the last day",
+            "stale images",
+            "active cascades",
+        ] {
             assert!(
                 overview.contains(&format!("<b>0</b> {count}")),
                 "{overview}"
@@ -208,6 +275,8 @@ async fn session_for_other_tasks_sees_nothing_of_the_task() {
             "{overview}"
         );
         assert!(overview.contains("<b>0</b> running"), "{overview}");
+        assert!(overview.contains("<b>1</b> stale images"), "{overview}");
+        assert!(overview.contains("<b>1</b> active cascades"), "{overview}");
         server
             .expect_page(&format!("/runs/{}", fixture.run), &cookie)
             .await;
