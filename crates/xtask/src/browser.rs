@@ -15,8 +15,9 @@ use crate::packages::Tools;
 /// Variable that names a program with the arguments of `chromedriver`.
 pub(crate) const VARIABLE: &str = "ACRTASK_TEST_CHROMEDRIVER";
 
-/// Packages of the root file system. The fonts are for screenshots.
-const PACKAGES: &str = "ca-certificates,chromium,chromium-driver,fonts-dejavu-core";
+/// Packages of the root file system. debootstrap does not find the provider of a session bus, which
+/// Chromium depends on. The fonts are for screenshots.
+const PACKAGES: &str = "ca-certificates,chromium,chromium-driver,dbus-x11,fonts-dejavu-core";
 
 /// Returns a program with the arguments of `chromedriver`.
 pub(crate) fn get(cache: &Cache, lock: &Lock, tools: &Tools) -> Result<PathBuf> {
