@@ -82,6 +82,21 @@ pub(crate) fn escaping_archives() -> Vec<(&'static str, Vec<u8>, &'static str)> 
             "absolute",
         ),
         (
+            "absolute folder",
+            Tar::default().folder("/tmp").end(),
+            "absolute",
+        ),
+        (
+            "root as a link",
+            Tar::default().symlink("/", "a").end(),
+            "absolute",
+        ),
+        (
+            "root as a file",
+            Tar::default().file("/", "x").end(),
+            "absolute",
+        ),
+        (
             "absolute link",
             Tar::default().symlink("a", "/etc").end(),
             "absolute",

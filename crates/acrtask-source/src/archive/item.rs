@@ -28,6 +28,10 @@ pub(super) fn classify(
     link: &Path,
     links: Links,
 ) -> Result<(PathBuf, Item), String> {
+    // The Azure CLI begins its archives with this folder.
+    if kind == EntryType::Directory && name.as_os_str() == "/" {
+        return Ok((PathBuf::new(), Item::Folder));
+    }
     let path = clean_path(name).map_err(|reason| format!("its name {reason}"))?;
     let item = match kind {
         // The oldest archives mark a folder by a trailing slash.

@@ -96,6 +96,15 @@ async fn unpack_refuses_escaping_archives() {
 }
 
 #[tokio::test]
+async fn unpack_accepts_the_root_folder_as_an_entry() {
+    let tar = Tar::default().folder("/").file("Dockerfile", "FROM scratch\n");
+    let (folder, result) = unpacked(&tar.end(), &Limits::default()).await;
+    assert_eq!(result.unwrap(), Content::Archive);
+    let file = folder.path().join("target/Dockerfile");
+    assert_eq!(std::fs::read_to_string(file).unwrap(), "FROM scratch\n");
+}
+
+#[tokio::test]
 async fn file_replaces_a_link_without_writing_through_it() {
     let bytes = Tar::default()
         .file("real", "real")
