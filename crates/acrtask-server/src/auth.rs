@@ -376,7 +376,11 @@ fn bearer_token(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| text.trim())
 }
 
-async fn authenticate_caller(api: &Api, parts: &Parts) -> Result<Caller, ApiError> {
+/// Returns the caller of a request.
+///
+/// # Errors
+/// Returns 401 without a valid token, and 429 beyond a limit.
+pub(crate) async fn authenticate_caller(api: &Api, parts: &Parts) -> Result<Caller, ApiError> {
     let app = &api.app;
     if !parts.headers.contains_key(header::AUTHORIZATION) {
         return Err(ApiError::unauthorized("this request needs a token")

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use acrtask_api::admin::{Credential, Problem, PutCredential};
 use acrtask_registry::credentials::canonical_host;
+use acrtask_store::{Ms, StoreError};
 use axum::{extract::State, http::StatusCode};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -15,6 +16,7 @@ use super::{
     tasks,
 };
 use crate::{
+    App,
     auth::{self, Authenticated},
     run_factory,
     validate::{self, Problems},
@@ -88,15 +90,7 @@ async fn put(
     validate::check_value("password", &password, &mut problems);
     problems.into_result()?;
     let host = canonical_host(&host);
-    let app = &api.app;
-    let now = app.clock.now_ms();
-    let sealed = app.vault.seal(
-        &run_factory::credential_aad(&scope, &host),
-        password.as_bytes(),
-    );
-    app.store
-        .put_credential(&scope, &host, &input.username, &sealed, now)
-        .await?;
+    let now = store_login(&api.app, &scope, &host, &input.username, &password).await?;
     tracing::info!(host, task = input.task, by = by.caller.name, "set a login");
     Ok(Json(Credential {
         host,
@@ -104,6 +98,24 @@ async fn put(
         task: input.task,
         updated_at: acrtask_store::timestamp(now),
     }))
+}
+
+/// Encrypts and stores a checked login of a scope for a canonical host. Returns the time of the
+/// change.
+pub(crate) async fn store_login(
+    app: &App,
+    scope: &str,
+    host: &str,
+    username: &str,
+    password: &str,
+) -> Result<Ms, StoreError> {
+    let now = app.clock.now_ms();
+    let aad = run_factory::credential_aad(scope, host);
+    let sealed = app.vault.seal(&aad, password.as_bytes());
+    app.store
+        .put_credential(scope, host, username, &sealed, now)
+        .await?;
+    Ok(now)
 }
 
 /// Removes the login for a host.

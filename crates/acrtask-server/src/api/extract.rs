@@ -15,7 +15,7 @@ use crate::serve::request_guard::Guarded as _;
 
 /// A JSON body.
 #[derive(Debug)]
-pub(super) struct Json<T>(pub(super) T);
+pub(crate) struct Json<T>(pub(crate) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     type Rejection = ApiError;
@@ -28,7 +28,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
 
 /// A JSON body that may be absent or `null`.
 #[derive(Debug)]
-pub(super) struct OptionalJson<T>(pub(super) T);
+pub(crate) struct OptionalJson<T>(pub(crate) T);
 
 impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for OptionalJson<T> {
     type Rejection = ApiError;
@@ -55,7 +55,7 @@ async fn read_json_body<S: Send + Sync>(request: Request, state: &S) -> Result<B
 }
 
 /// Reads a whole body. `too_large` creates the error that names the handler's limit.
-pub(super) async fn read_body<S: Send + Sync>(
+pub(crate) async fn read_body<S: Send + Sync>(
     request: Request,
     state: &S,
     too_large: impl FnOnce() -> ApiError,
@@ -69,7 +69,7 @@ pub(super) async fn read_body<S: Send + Sync>(
     })
 }
 
-pub(super) fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+pub(crate) fn parse_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     // serde also accepts an array for a struct. Every body of the API is an object.
     if body.trim_ascii_start().starts_with(b"[") {
         return Err(ApiError::invalid(
@@ -120,7 +120,7 @@ impl<T: Serialize> IntoResponse for Json<T> {
 
 /// Parameters of the query.
 #[derive(Debug)]
-pub(super) struct Query<T>(pub(super) T);
+pub(crate) struct Query<T>(pub(crate) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     type Rejection = ApiError;
@@ -134,7 +134,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
 
 /// Parameters of the path.
 #[derive(Debug)]
-pub(super) struct Path<T>(pub(super) T);
+pub(crate) struct Path<T>(pub(crate) T);
 
 impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T> {
     type Rejection = ApiError;
@@ -148,7 +148,7 @@ impl<T: DeserializeOwned + Send, S: Send + Sync> FromRequestParts<S> for Path<T>
 }
 
 /// Returns the text of a header. `None` if it is absent or empty.
-pub(super) fn header<'h>(headers: &'h HeaderMap, name: &str) -> Result<Option<&'h str>, ApiError> {
+pub(crate) fn header<'h>(headers: &'h HeaderMap, name: &str) -> Result<Option<&'h str>, ApiError> {
     let Some(value) = headers.get(name) else {
         return Ok(None);
     };

@@ -4,7 +4,6 @@
 use acrtask_api::forms::ShortName;
 use acrtask_api::{
     admin::{ExchangeToken, Federation, NewToken, Problem, Scope},
-    run::SecretText,
 };
 use acrtask_store::TokenRow;
 use axum::{
@@ -156,13 +155,23 @@ async fn exchange(
     State(api): State<Api>,
     Json(input): Json<ExchangeToken>,
 ) -> Result<(StatusCode, Json<NewToken>), ApiError> {
+    let issued = exchange_identity(&api, address, guard, &input.token.0).await?;
+    Ok((StatusCode::CREATED, Json(issued)))
+}
+
+/// Exchanges an identity token for an API token.
+pub(crate) async fn exchange_identity(
+    api: &Api,
+    address: std::net::IpAddr,
+    guard: Option<RequestGuard>,
+    token: &str,
+) -> Result<NewToken, ApiError> {
     let app = &api.app;
     let now = app.clock.now_ms();
     let turn = app.limits.acquire_lookup(&[]).await;
     let federations = app.store.federations().await?;
     drop(turn);
-    let SecretText(token) = input.token;
-    let granted = match api.issuers.verify(&token, &federations, now).await {
+    let granted = match api.issuers.verify(token, &federations, now).await {
         Ok(granted) => granted,
         Err(error @ ExchangeError::Issuer { .. }) => {
             tracing::warn!(
@@ -209,13 +218,10 @@ async fn exchange(
         federation = federation.name,
         "exchanged an identity token"
     );
-    Ok((
-        StatusCode::CREATED,
-        Json(NewToken {
-            secret: issued.text,
-            token: tokens::to_api(row),
-        }),
-    ))
+    Ok(NewToken {
+        secret: issued.text,
+        token: tokens::to_api(row),
+    })
 }
 
 #[cfg(test)]

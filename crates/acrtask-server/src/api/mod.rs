@@ -23,12 +23,12 @@ pub(crate) mod bases;
 #[cfg(test)]
 mod bombs_tests;
 pub(crate) mod cascades;
-mod contexts;
-mod credentials;
+pub(crate) mod contexts;
+pub(crate) mod credentials;
 mod document;
 mod events;
-mod extract;
-mod federations;
+pub(crate) mod extract;
+pub(crate) mod federations;
 pub(crate) mod images;
 pub(crate) mod log;
 pub(crate) mod log_lines;
@@ -38,7 +38,7 @@ mod query;
 mod quotas;
 pub(crate) mod runners;
 pub(crate) mod runs;
-mod secrets;
+pub(crate) mod secrets;
 pub(crate) mod tasks;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -156,7 +156,7 @@ pub(crate) fn page_limit(input: Option<u32>) -> Result<u32, ApiError> {
 }
 
 /// Returns the limit of all tasks that both limits include. `None` if they have no common tasks.
-pub(super) fn intersect(one: &TaskLimit, other: TaskLimit) -> Option<TaskLimit> {
+pub(crate) fn intersect(one: &TaskLimit, other: TaskLimit) -> Option<TaskLimit> {
     match (one, other) {
         (TaskLimit::All, other) => Some(other),
         (one, TaskLimit::All) => Some(one.clone()),
@@ -195,16 +195,22 @@ async fn create(
     headers: HeaderMap,
     Json(input): Json<CreateRun>,
 ) -> Result<Response, ApiError> {
-    let caller = &by.caller;
+    let context = request_context(&by.caller, &headers)?;
+    let enqueued = create_run(&api, &by.caller, input, context).await?;
+    Ok(enqueued_response(&enqueued))
+}
+
+/// Creates a run without a stored task, or finds the run of an earlier equal request.
+pub(crate) async fn create_run(
+    api: &Api,
+    caller: &Caller,
+    input: CreateRun,
+    context: RequestContext,
+) -> Result<Enqueued, ApiError> {
     caller.require_task(None)?;
     let id = input.id.clone();
     contexts::check_owner(&api.app, caller, &input.spec.context).await?;
-    let draft = run_factory::create_from_request(
-        &api.app,
-        input,
-        &caller.principal,
-        request_context(caller, &headers)?,
-    )?;
+    let draft = run_factory::create_from_request(&api.app, input, &caller.principal, context)?;
     if draft.stored_secrets().1.next().is_some() && !caller.has_scope(Scope::Write) {
         return Err(ApiError::forbidden(
             "the run uses stored secrets, which the author of its steps can read",
@@ -212,9 +218,9 @@ async fn create(
         .help("send the values in `secrets`, or use a token with the scope `write`"));
     }
     let secrets = draft.secrets().clone();
-    let new = finalize(&api, draft, id).await?;
+    let new = finalize(api, draft, id).await?;
     let (spec, queue) = (new.spec.clone(), new.queue.clone());
-    let enqueued = enqueue(&api, new).await?;
+    let enqueued = enqueue(api, new).await?;
     if let Enqueued::Existing(row) = &enqueued {
         let is_same = row.task_name.is_none()
             && row.rerun_of.is_none()
@@ -225,7 +231,7 @@ async fn create(
             return Err(key_conflict(row));
         }
     }
-    Ok(enqueued_response(&enqueued))
+    Ok(enqueued)
 }
 
 pub(super) fn key_conflict(row: &RunRow) -> ApiError {
@@ -257,7 +263,16 @@ pub(crate) fn request_context(
             "the `Idempotency-Key` is longer than {MAX_TEXT} characters"
         )));
     }
-    Ok(RequestContext {
+    Ok(keyed_context(caller, headers, key))
+}
+
+/// Returns the details of a request whose idempotency key is `key`.
+pub(crate) fn keyed_context(
+    caller: &Caller,
+    headers: &HeaderMap,
+    key: Option<&str>,
+) -> RequestContext {
+    RequestContext {
         requested_by: Some(caller.name.clone()),
         // Keys of different callers are distinct. The principal identifies the caller, because
         // another token may later have the same name.
@@ -268,7 +283,7 @@ pub(crate) fn request_context(
             .flatten()
             .filter(|text| is_traceparent(text))
             .map_or_else(current_trace, str::to_owned),
-    })
+    }
 }
 
 /// Returns `true` if `text` has the form `00-32 hex-16 hex-2 hex`.

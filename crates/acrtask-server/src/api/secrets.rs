@@ -3,8 +3,11 @@
 use acrtask_api::forms::SecretName;
 use std::collections::HashMap;
 
-use acrtask_api::admin::{Problem, PutSecret, Secret};
-use acrtask_store::TaskFilter;
+use acrtask_api::{
+    admin::{Problem, PutSecret, Secret},
+    run::SecretText,
+};
+use acrtask_store::{Ms, StoreError, TaskFilter};
 use axum::{extract::State, http::StatusCode};
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -16,6 +19,7 @@ use super::{
     tasks,
 };
 use crate::{
+    App,
     auth::{self, Authenticated, Caller},
     run_factory,
     validate::{self, Problems},
@@ -142,13 +146,7 @@ async fn put(
     let mut problems = Problems::default();
     validate::check_value("value", &input.value.0, &mut problems);
     problems.into_result()?;
-    let app = &api.app;
-    let now = app.clock.now_ms();
-    let sealed = app.vault.seal(
-        &run_factory::secret_aad(&scope, &name),
-        input.value.0.as_bytes(),
-    );
-    app.store.put_secret(&scope, &name, &sealed, now).await?;
+    let now = store_secret(&api.app, &scope, &name, &input.value).await?;
     tracing::info!(
         secret = name,
         task = input.task,
@@ -160,6 +158,20 @@ async fn put(
         task: input.task,
         updated_at: acrtask_store::timestamp(now),
     }))
+}
+
+/// Encrypts and stores a checked secret of a scope. Returns the time of the change.
+pub(crate) async fn store_secret(
+    app: &App,
+    scope: &str,
+    name: &str,
+    value: &SecretText,
+) -> Result<Ms, StoreError> {
+    let now = app.clock.now_ms();
+    let aad = run_factory::secret_aad(scope, name);
+    let sealed = app.vault.seal(&aad, value.0.as_bytes());
+    app.store.put_secret(scope, name, &sealed, now).await?;
+    Ok(now)
 }
 
 /// Deletes a secret. A queued run that needs it will end with an error.

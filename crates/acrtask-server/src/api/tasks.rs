@@ -287,9 +287,8 @@ async fn replace(
     headers: HeaderMap,
     Definition(definition): Definition,
 ) -> Result<Response, ApiError> {
+    // Refuse hidden tasks before any other part of the request.
     by.caller.require_task(Some(&name))?;
-    by.caller.require_task(Some(&definition.name))?;
-    validate::check_task(&definition).into_result()?;
     let expected = extract::header(&headers, "if-match")?
         .map(|text| {
             text.trim_matches('"')
@@ -297,28 +296,56 @@ async fn replace(
                 .map_err(|_| ApiError::invalid("`If-Match` must be the generation of the task"))
         })
         .transpose()?;
+    Ok(
+        match put_task(&api, &by.caller, &name, &definition, expected).await? {
+            PutOutcome::Created(task) => created_response(task),
+            PutOutcome::Replaced(task) => Json(task).into_response(),
+        },
+    )
+}
+
+/// Outcome of [`put_task`].
+#[derive(Debug)]
+pub(crate) enum PutOutcome {
+    /// The task is new.
+    Created(Task),
+    /// The task existed.
+    Replaced(Task),
+}
+
+/// Replaces the task `name`, or creates it. `expected` is the generation of the task to replace.
+pub(crate) async fn put_task(
+    api: &Api,
+    caller: &Caller,
+    name: &str,
+    definition: &TaskDefinition,
+    expected: Option<i64>,
+) -> Result<PutOutcome, ApiError> {
+    caller.require_task(Some(name))?;
+    caller.require_task(Some(&definition.name))?;
+    validate::check_task(definition).into_result()?;
     let app = &api.app;
-    let existing = match app.store.task(&name).await {
+    let existing = match app.store.task(name).await {
         Ok(task) => task,
         Err(StoreError::NotFound { .. }) if expected.is_none() && name == definition.name => {
-            require_queue(&by.caller, &definition, None)?;
-            return Ok(created_response(
-                insert(&api, &by.caller, &definition).await?,
-            ));
+            require_queue(caller, definition, None)?;
+            return insert(api, caller, definition)
+                .await
+                .map(PutOutcome::Created);
         }
         Err(StoreError::NotFound { .. }) => {
-            return Err(task_not_found(&name));
+            return Err(task_not_found(name));
         }
         Err(error) => return Err(error.into()),
     };
     require_no_file(&existing)?;
-    require_queue(&by.caller, &definition, Some(&existing.definition))?;
+    require_queue(caller, definition, Some(&existing.definition))?;
     let task = app
         .store
-        .update_task(&name, &definition, None, expected, app.clock.now_ms())
+        .update_task(name, definition, None, expected, app.clock.now_ms())
         .await?;
-    notify_changed(&api).await;
-    Ok(Json(task).into_response())
+    notify_changed(api).await;
+    Ok(PutOutcome::Replaced(task))
 }
 
 /// Deletes a task with its secrets and logins. Its runs are kept.
@@ -333,12 +360,18 @@ async fn delete(
     State(api): State<Api>,
     Path(name): Path<String>,
 ) -> Result<StatusCode, ApiError> {
-    let task = find(&api, &by.caller, &name).await?;
-    require_no_file(&task)?;
-    api.app.store.delete_task(&name).await?;
-    notify_changed(&api).await;
-    tracing::info!(task = name, by = by.caller.name, "deleted a task");
+    delete_task(&api, &by.caller, &name).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Deletes a task that the caller may see.
+pub(crate) async fn delete_task(api: &Api, caller: &Caller, name: &str) -> Result<(), ApiError> {
+    let task = find(api, caller, name).await?;
+    require_no_file(&task)?;
+    api.app.store.delete_task(name).await?;
+    notify_changed(api).await;
+    tracing::info!(task = name, by = caller.name, "deleted a task");
+    Ok(())
 }
 
 /// Enables a task: its triggers and requests start runs.
@@ -431,7 +464,7 @@ async fn start(
     Ok(runs::enqueued_response(&enqueued))
 }
 
-/// Starts a run of a task that the caller may see.
+/// Starts a run of a task, or finds the run of an earlier equal request.
 pub(crate) async fn start_task(
     api: &Api,
     caller: &Caller,

@@ -79,7 +79,7 @@ fn check_request(site: &Site, request: &Request) -> Result<(), ApiError> {
 }
 
 /// Returns the host that a request names: the authority of HTTP/2, or the `Host` header.
-pub(super) fn requested_host(
+pub(crate) fn requested_host(
     authority: Option<&Authority>,
     headers: &HeaderMap,
 ) -> Option<Authority> {

@@ -36,6 +36,7 @@ use axum::{
     routing::{get, post},
 };
 
+pub(crate) use self::guard::requested_host;
 use self::error::PageError;
 use crate::{
     App,
