@@ -82,7 +82,7 @@ fn missing(id: &str) -> StoreError {
 }
 
 /// Reads a context and locks it until the end of the transaction.
-async fn lock_context(tx: &mut Tx, id: &str) -> Result<ContextRow> {
+pub(crate) async fn lock_context(tx: &mut Tx, id: &str) -> Result<ContextRow> {
     let raw: Option<RawContext> = tx
         .fetch_optional(
             locked!(

@@ -11,9 +11,11 @@
 
 #![cfg_attr(not(test), warn(clippy::disallowed_methods))]
 
+mod arm;
 mod bases;
 mod cascades;
 mod contexts;
+mod context_blocks;
 mod db;
 mod deliver;
 mod deliveries;
@@ -50,11 +52,13 @@ mod triggers;
 mod waiting;
 mod webhooks;
 
+pub use arm::{ArmDocument, ArmKind};
 pub use bases::{PollResult, WatchFilter, WatchRow};
 pub use cascades::{
     BaseTag, CascadeChange, CascadeFilter, CascadeImageRow, CascadeNodeRow, CascadeRow,
     CascadeRunKey, CascadeRunRow, NewCascadeRun, StagedImage, StoredCascades,
 };
+pub use context_blocks::BlockRow;
 pub use contexts::{ContextRow, Part};
 pub use db::{check_database_exists, migrate_store, snapshot_sqlite};
 pub use deliver::{CancelScope, NewDelivery, TriggerAction, TriggerDecision};

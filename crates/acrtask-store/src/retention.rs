@@ -86,7 +86,9 @@ async fn remove_contexts(
     let parts: Vec<(String, String)> = tx
         .fetch_all(
             one_of!(
-                "SELECT context_id, blob FROM context_parts WHERE context_id",
+                "SELECT context_id, blob FROM \
+                 (SELECT context_id, blob FROM context_parts UNION ALL SELECT context_id, blob FROM context_blocks) AS all_parts \
+                 WHERE context_id",
                 "$1",
                 ""
             ),

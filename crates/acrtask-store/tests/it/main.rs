@@ -5,6 +5,7 @@
     reason = "the output of a failed test contains its seed"
 )]
 
+mod arm;
 mod bases;
 mod cascades;
 mod deliveries;
