@@ -35,6 +35,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("acrtask-cascade", &["acrtask-model"]),
     ("acrtask-api", &["acrtask-model"]),
+    ("acrtask-arm", &["acrtask-api", "acrtask-model"]),
     ("acrtask-page", &["acrtask-model"]),
     ("acrtask-trigger", &["acrtask-api", "acrtask-model"]),
     ("acrtask-proto", &[]),
@@ -69,6 +70,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "acrtask-server",
         &[
             "acrtask-api",
+            "acrtask-arm",
             "acrtask-cascade",
             "acrtask-model",
             "acrtask-page",
@@ -133,6 +135,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 /// Crates that do no input or output.
 const PURE: &[&str] = &[
     "acrtask-api",
+    "acrtask-arm",
     "acrtask-cascade",
     "acrtask-model",
     "acrtask-page",
