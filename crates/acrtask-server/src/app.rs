@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use acrtask_arm::ArmRegistry;
 use acrtask_model::TrustPolicy;
 use acrtask_store::Store;
 use tokio::sync::{Notify, Semaphore};
@@ -74,6 +75,8 @@ pub struct Config {
     pub floor: DiskFloor,
     /// Records this server's key file and blob store as those of the database.
     pub adopt_storage: bool,
+    /// Registries of the ARM API. Empty: the server has no ARM API.
+    pub arm: Vec<ArmRegistry>,
 }
 
 impl Default for Config {
@@ -101,6 +104,7 @@ impl Default for Config {
             trust: TrustPolicy::default(),
             floor: DiskFloor::default(),
             adopt_storage: false,
+            arm: Vec::new(),
         }
     }
 }

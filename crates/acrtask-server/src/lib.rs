@@ -12,6 +12,7 @@
 
 pub mod api;
 pub mod app;
+mod arm;
 pub mod auth;
 pub mod bases;
 pub mod blobs;
@@ -38,4 +39,5 @@ pub mod validate;
 pub mod vault;
 pub mod webhooks;
 
+pub use acrtask_arm::{ArmRegistry, TENANT as ARM_TENANT};
 pub use app::{App, Config};

@@ -27,7 +27,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::supervise::Supervisor;
 use crate::{
-    App, Config, api, bases,
+    App, Config, api, arm, bases,
     blobs::{BlobError, Blobs},
     cascades,
     clock::Clock,
@@ -92,6 +92,15 @@ pub enum ServeError {
          listen at 127.0.0.1, or allow plain HTTP where a proxy in front speaks TLS"
     )]
     Plaintext(SocketAddr),
+    /// The ARM API would send tokens over the network. Azure's clients refuse plain HTTP too.
+    #[error(
+        "the ARM API (--arm) needs TLS: give a certificate and a key, or the --public-url https://HOST of a proxy \
+         in front that speaks TLS"
+    )]
+    ArmWithoutTls,
+    /// Two registries of the ARM API have the same name or the same host.
+    #[error("--arm names `{0}` twice: give each registry one name")]
+    ArmRepeated(String),
     /// The server cannot listen on the address.
     #[error("cannot listen on {address}")]
     Listen {
@@ -145,6 +154,7 @@ pub async fn start(mut options: ServeOptions) -> Result<Server, ServeError> {
     if options.tls.is_none() && !options.listen.ip().is_loopback() && !options.allow_plaintext {
         return Err(ServeError::Plaintext(options.listen));
     }
+    check_arm(&options)?;
     acrtask_registry::install_crypto_provider();
     let tls = options.tls.as_ref().map(listener::load_tls).transpose()?;
     let vault = Vault::load_or_create(&options.key_file)?;
@@ -179,6 +189,7 @@ pub async fn start(mut options: ServeOptions) -> Result<Server, ServeError> {
             },
         ))
         .merge(health::router(app.clone()))
+        .merge(arm::router(app.clone()))
         .merge(webhooks::router(app.clone()))
         .merge(runners::router(app.clone(), recorder, connections.clone()));
     let service = listener::Service {
@@ -197,6 +208,32 @@ pub async fn start(mut options: ServeOptions) -> Result<Server, ServeError> {
         background,
         writer: writers,
     })
+}
+
+/// Checks the options of the ARM API.
+fn check_arm(options: &ServeOptions) -> Result<(), ServeError> {
+    let Config {
+        arm, public_url, ..
+    } = &options.config;
+    let is_public_tls = public_url
+        .as_ref()
+        .is_some_and(|url| url.scheme() == "https");
+    if !arm.is_empty() && options.tls.is_none() && !is_public_tls {
+        return Err(ServeError::ArmWithoutTls);
+    }
+    for (number, registry) in arm.iter().enumerate() {
+        let earlier = &arm[..number];
+        if earlier
+            .iter()
+            .any(|other| other.name.eq_ignore_ascii_case(&registry.name))
+        {
+            return Err(ServeError::ArmRepeated(registry.name.clone()));
+        }
+        if earlier.iter().any(|other| other.server == registry.server) {
+            return Err(ServeError::ArmRepeated(registry.server.clone()));
+        }
+    }
+    Ok(())
 }
 
 fn start_writer(writers: &Supervisor, app: &Arc<App>, writer: Writer) {

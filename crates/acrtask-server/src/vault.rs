@@ -76,6 +76,8 @@ struct Key {
     namespaces: Hmac<Sha256>,
     /// MAC for cache seal keys, with another derived key.
     cache_seals: Hmac<Sha256>,
+    /// MAC for links to blobs, with another derived key.
+    links: Hmac<Sha256>,
 }
 
 impl Key {
@@ -94,6 +96,7 @@ impl Key {
             id,
             namespaces: derived("acrtask cache namespaces"),
             cache_seals: derived("acrtask cache seals"),
+            links: derived("acrtask links"),
             cipher: XChaCha20Poly1305::new(bytes.into()),
         }
     }
@@ -241,6 +244,21 @@ impl Vault {
         let code = self.keys[0].cache_seals.clone();
         let code = code.chain_update(domain.owner().key()).finalize();
         CacheSealKey::from_bytes(code.into_bytes().into())
+    }
+
+    /// Returns the signature of a link.
+    pub fn sign_link(&self, link: &str) -> Vec<u8> {
+        let code = self.keys[0].links.clone().chain_update(link).finalize();
+        code.into_bytes().to_vec()
+    }
+
+    /// Returns `true` if `signature` is an output of [`Self::sign_link`] for `link`, with any key of
+    /// the file. Compares in constant time.
+    pub fn verify_link(&self, link: &str, signature: &[u8]) -> bool {
+        self.keys.iter().any(|key| {
+            let code = key.links.clone().chain_update(link);
+            code.verify_slice(signature).is_ok()
+        })
     }
 
     /// Decrypts an output of [`Self::seal`] for the same `aad`.

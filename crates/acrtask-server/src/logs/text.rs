@@ -181,7 +181,7 @@ fn started_vertex<'e>(event: &'e LogEvent<'_>) -> Option<(u64, &'e Vertex)> {
 }
 
 /// Incremental converter of event bytes to text.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Lines {
     splitter: Splitter,
     vertices: VertexLines,
@@ -195,6 +195,11 @@ impl Lines {
         self.splitter
             .push(bytes, |raw| write_event(raw, vertices, &mut out));
         out
+    }
+
+    /// Returns the approximate memory of the state, in bytes.
+    pub(crate) fn memory(&self) -> usize {
+        self.splitter.buffered() + self.vertices.0.capacity() * 24
     }
 
     /// Returns the lines of a last event without a line end.

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use acrtask_server::serve::Network;
+use acrtask_server::{ArmRegistry, serve::Network};
 use clap::Args;
 
 use super::{
@@ -72,6 +72,13 @@ pub(crate) struct ServeArgs {
     /// webhook addresses and links
     #[arg(long, env = "ACRTASK_PUBLIC_URL", value_name = "URL", value_parser = values::parse_public_url)]
     pub(crate) public_url: Option<url::Url>,
+
+    /// Serve the API of Azure Resource Manager, so that `az acr build`, `run` and `task` use this
+    /// server: the registry HOST has the name NAME; may be repeated
+    ///
+    /// Needs TLS. The start prints the `az` commands to sign in.
+    #[arg(long, env = "ACRTASK_ARM", value_name = "NAME=HOST", value_delimiter = ',')]
+    pub(crate) arm: Vec<ArmRegistry>,
 
     /// Trust this reverse proxy, an address or range (10.0.0.0/8): its X-Forwarded-For or Forwarded
     /// header names the client for rate limits; may be repeated

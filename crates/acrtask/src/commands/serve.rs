@@ -15,7 +15,7 @@ use std::{
 use acrtask_agent::AgentConfig;
 use acrtask_model::error_chain;
 use acrtask_server::{
-    App, Config, auth,
+    ARM_TENANT, App, Config, auth,
     clock::Clock,
     floor::DiskFloor,
     identity::IdentityError,
@@ -210,6 +210,7 @@ fn serve_options(args: &ServeArgs, data: &Path) -> ServeOptions {
             },
             trust: acrtask_model::TrustPolicy::new(args.trust_domain.clone()),
             adopt_storage: args.adopt_storage,
+            arm: args.arm.clone(),
             ..Config::default()
         },
         clock: Clock::system(),
@@ -240,14 +241,33 @@ async fn print_greeting(server: &Server, args: &ServeArgs) -> Result<(), CliErro
             token.0
         ));
     }
+    if !args.arm.is_empty() {
+        text.push_str(&arm_commands(args, &url));
+    }
     super::print(text.as_bytes())?;
     Ok(())
+}
+
+/// Returns the commands that make the Azure CLI use the server.
+fn arm_commands(args: &ServeArgs, url: &str) -> String {
+    let public = args.public_url.as_ref().map(|url| url.as_str());
+    let url = public.unwrap_or(url).trim_end_matches('/');
+    let names: Vec<&str> = args.arm.iter().map(|it| it.name.as_str()).collect();
+    format!(
+        "the Azure CLI can use the registries {}, through a host name of the certificate:\n  \
+         az cloud register -n acrtask --endpoint-resource-manager {url}\n  \
+         az cloud set -n acrtask\n  \
+         az login --service-principal -u acrtask -p TOKEN --tenant {ARM_TENANT}\n",
+        names.join(", ")
+    )
 }
 
 fn serve_error(error: &ServeError) -> CliError {
     let message = error.to_string();
     let shown = match error {
         ServeError::Plaintext(_)
+        | ServeError::ArmWithoutTls
+        | ServeError::ArmRepeated(_)
         | ServeError::Tls { .. }
         | ServeError::Vault(_)
         | ServeError::Identity(IdentityError::Key { .. } | IdentityError::Blobs { .. }) => {
