@@ -120,7 +120,7 @@ impl Drop for Process {
 /// Server process.
 #[derive(Debug)]
 pub struct TestServer {
-    /// `http://127.0.0.1:PORT`.
+    /// `http://127.0.0.1:PORT`, or `https://localhost:PORT` with the flag `--tls-cert`.
     pub url: String,
     /// Token of the first administrator.
     pub token: String,
@@ -207,8 +207,13 @@ impl TestServer {
             LEASE.to_string(),
         ];
         arguments.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        let url = if flags.contains(&"--tls-cert") {
+            format!("https://localhost:{port}")
+        } else {
+            format!("http://127.0.0.1:{port}")
+        };
         let mut server = Self {
-            url: format!("http://127.0.0.1:{port}"),
+            url,
             token: token.unwrap_or_default().to_owned(),
             environment: environment.clone(),
             arguments,
@@ -238,10 +243,14 @@ impl TestServer {
             .envs(self.variables.iter().map(|(name, value)| (name, value)))
             .env("ACRTASK_LOG", "info")
             .current_dir(self.folder.path());
+        let before = self.log().len();
         let mut process = Process::start(command, &self.folder.path().join("log"));
         let begun = Instant::now();
-        let address = self.url.trim_start_matches("http://").to_owned();
-        while !is_ready(&address) {
+        let is_up = |log: &str| match self.url.strip_prefix("http://") {
+            Some(address) => is_ready(address),
+            None => log[before..].contains("listening at "),
+        };
+        while !is_up(&process.log()) {
             let ended = process.child.try_wait().ok().flatten();
             assert!(
                 ended.is_none() && begun.elapsed() < LIMIT,

@@ -94,7 +94,9 @@ mod tests {
 
     #[test]
     fn other_documents_are_refused() {
-        let many: String = (0..=MAX_BLOCKS).map(|n| format!("<Latest>{n}</Latest>")).collect();
+        let many: String = (0..=MAX_BLOCKS)
+            .map(|n| format!("<Latest>{n}</Latest>"))
+            .collect();
         for body in [
             "",
             "no xml",
@@ -106,7 +108,11 @@ mod tests {
             "<BlockList><Latest>YQ==",
             &format!("<BlockList>{many}</BlockList>"),
         ] {
-            assert!(parse_block_list(body).is_err(), "{}", body.get(..80).unwrap_or(body));
+            assert!(
+                parse_block_list(body).is_err(),
+                "{}",
+                body.get(..80).unwrap_or(body)
+            );
         }
     }
 }

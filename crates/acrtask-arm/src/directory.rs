@@ -170,7 +170,10 @@ mod tests {
 
     #[test]
     fn host_contains_only_the_characters_of_hosts() {
-        assert_eq!(Host::new("ci.test:8443").unwrap().url(), "https://ci.test:8443");
+        assert_eq!(
+            Host::new("ci.test:8443").unwrap().url(),
+            "https://ci.test:8443"
+        );
         assert_eq!(Host::new("ci.test:8443").unwrap().domain(), "ci.test");
         assert_eq!(Host::new("[::1]").unwrap().domain(), "[::1]");
         for text in ["", "ci.test/x", "a@b", "a b", "a\"b"] {
@@ -182,7 +185,10 @@ mod tests {
     fn metadata_has_the_form_of_its_version() {
         let host = Host::new("ci.test").unwrap();
         let old = metadata_document(&host, "2015-01-01");
-        assert_eq!(old["authentication"]["loginEndpoint"], "https://ci.test/adfs");
+        assert_eq!(
+            old["authentication"]["loginEndpoint"],
+            "https://ci.test/adfs"
+        );
         let new = metadata_document(&host, "2022-09-01");
         assert_eq!(new["authentication"]["identityProvider"], "AAD");
         assert_eq!(new["suffixes"]["acrLoginServer"], "registry.ci.test");

@@ -18,6 +18,7 @@ mod registry;
 mod request;
 mod run;
 mod task;
+mod task_document;
 
 pub use block_list::{BlockListError, is_block_id, parse_block_list};
 pub use directory::{
@@ -31,6 +32,5 @@ pub use range::{ByteRange, RangeError};
 pub use registry::{ArmRegistry, ArmRegistryError};
 pub use request::{Refusal, RunRequest, UPLOAD_PREFIX, parse_run_request};
 pub use run::{RunDetails, completion_word, run_document, summary_line};
-pub use task::{
-    Login, PutTask, SecretInput, TaskDocument, merge_patch, parse_task, task_document,
-};
+pub use task::{Login, PutTask, SecretInput, parse_task};
+pub use task_document::{TaskDocument, merge_patch, task_document};

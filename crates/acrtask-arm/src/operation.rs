@@ -251,7 +251,11 @@ mod tests {
     #[test]
     fn paths_compare_without_regard_to_case() {
         let path = format!("{}/RUNS/r1/listLogSasURL", registry_id("MyReg"));
-        for path in [path.clone(), path.replace("resourceGroups", "RESOURCEGROUPS"), format!("/{path}")] {
+        for path in [
+            path.clone(),
+            path.replace("resourceGroups", "RESOURCEGROUPS"),
+            format!("/{path}"),
+        ] {
             assert_eq!(
                 Operation::parse("POST", &path),
                 Ok(Operation::OfRegistry(
@@ -280,7 +284,10 @@ mod tests {
         for (path, word) in [
             (id.replace(GROUP, "other"), "`other` could not be found"),
             (id.replace(SUBSCRIPTION, "other"), "subscription `other`"),
-            (format!("{id}/connectedRegistries"), "does not support /subscriptions"),
+            (
+                format!("{id}/connectedRegistries"),
+                "does not support /subscriptions",
+            ),
             ("/providers".into(), "does not support /providers"),
         ] {
             let error = Operation::parse("GET", &path).unwrap_err().to_string();

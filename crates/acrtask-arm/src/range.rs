@@ -57,7 +57,10 @@ mod tests {
     #[test]
     fn ranges_end_with_the_blob() {
         let range = ByteRange::parse("bytes=3-9").unwrap();
-        assert_eq!((range.end(20), range.end(5), range.end(3)), (Some(10), Some(5), None));
+        assert_eq!(
+            (range.end(20), range.end(5), range.end(3)),
+            (Some(10), Some(5), None)
+        );
         let open = ByteRange::parse("bytes=0-").unwrap();
         assert_eq!((open.end(5), open.end(0)), (Some(5), None));
         let all = ByteRange::parse("bytes=0-18446744073709551615").unwrap();
@@ -66,7 +69,15 @@ mod tests {
 
     #[test]
     fn other_texts_are_refused() {
-        for text in ["", "bytes=", "bytes=-5", "bytes=5-3", "bytes=0-1,3-4", "lines=0-1", "bytes=x-"] {
+        for text in [
+            "",
+            "bytes=",
+            "bytes=-5",
+            "bytes=5-3",
+            "bytes=0-1,3-4",
+            "lines=0-1",
+            "bytes=x-",
+        ] {
             assert_eq!(ByteRange::parse(text), Err(RangeError), "{text}");
         }
     }

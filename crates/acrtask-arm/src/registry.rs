@@ -68,9 +68,19 @@ mod tests {
 
     #[test]
     fn errors_say_what_to_write() {
-        for text in ["myreg", "=host", "my reg=host", "myreg=", "myreg=https://host", "a=b/c"] {
+        for text in [
+            "myreg",
+            "=host",
+            "my reg=host",
+            "myreg=",
+            "myreg=https://host",
+            "a=b/c",
+        ] {
             let error = text.parse::<ArmRegistry>().unwrap_err().to_string();
-            assert!(error.ends_with("myregistry=registry.example.com:5000"), "{error}");
+            assert!(
+                error.ends_with("myregistry=registry.example.com:5000"),
+                "{error}"
+            );
         }
     }
 }

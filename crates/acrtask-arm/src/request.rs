@@ -9,7 +9,7 @@ use acrtask_api::{
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Deserializer, de::DeserializeOwned};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// Prefix of the relative path of an upload. The id of the upload follows.
 pub const UPLOAD_PREFIX: &str = "source/";
@@ -48,6 +48,33 @@ where
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }
 
+/// Deserializes an object. `null` counts as absent. An array is not an object.
+pub(crate) fn object<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+where
+    T: Default + DeserializeOwned,
+    D: Deserializer<'de>,
+{
+    match Option::<Map<String, Value>>::deserialize(deserializer)? {
+        None => Ok(T::default()),
+        Some(members) => {
+            serde_json::from_value(Value::Object(members)).map_err(serde::de::Error::custom)
+        }
+    }
+}
+
+/// Deserializes a list of objects. `null` counts as absent.
+pub(crate) fn objects<'de, T, D>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    T: DeserializeOwned,
+    D: Deserializer<'de>,
+{
+    let list = Option::<Vec<Map<String, Value>>>::deserialize(deserializer)?.unwrap_or_default();
+    list.into_iter()
+        .map(|members| serde_json::from_value(Value::Object(members)))
+        .collect::<Result<_, _>>()
+        .map_err(serde::de::Error::custom)
+}
+
 /// Members of all kinds of requests. Unknown members are ignored.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -60,22 +87,22 @@ struct RawRequest {
     source_location: Option<String>,
     platform: Option<Platform>,
     docker_file_path: Option<String>,
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "objects")]
     arguments: Vec<Argument>,
     target: Option<String>,
     timeout: Option<u64>,
     agent_pool_name: Option<String>,
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "object")]
     credentials: Credentials,
     task_file_path: Option<String>,
     values_file_path: Option<String>,
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "objects")]
     values: Vec<Argument>,
     encoded_task_content: Option<String>,
     encoded_values_content: Option<String>,
     task_id: Option<String>,
     task_name: Option<String>,
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "object")]
     override_task_step_properties: Overrides,
 }
 
@@ -140,7 +167,7 @@ fn text_of_scalar<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<S
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Credentials {
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "object")]
     source_registry: SourceRegistry,
     #[serde(deserialize_with = "or_default")]
     pub(crate) custom_registries: BTreeMap<String, Option<CustomRegistry>>,
@@ -203,10 +230,10 @@ pub(crate) fn unknown_identity(identity: &str) -> Refusal {
 struct Overrides {
     context_path: Option<String>,
     file: Option<String>,
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "objects")]
     arguments: Vec<Argument>,
     target: Option<String>,
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "objects")]
     values: Vec<Argument>,
     update_trigger_token: Option<String>,
 }
@@ -243,8 +270,29 @@ pub(crate) fn context_of(location: Option<&str>) -> ContextSource {
         None | Some("/dev/null") => ContextSource::None,
         Some(location) => match location.strip_prefix(UPLOAD_PREFIX) {
             Some(id) => ContextSource::Upload { id: id.to_owned() },
-            None => ContextSource::url(location),
+            None => ContextSource::url(repository_url(location)),
         },
+    }
+}
+
+/// Adds `.git` to the address of a repository at a public forge, which Azure accepts without it.
+pub(crate) fn repository_url(location: &str) -> String {
+    const FORGES: [&str; 3] = ["github.com", "gitlab.com", "bitbucket.org"];
+    let (address, rest) = match location.find('#') {
+        Some(at) => location.split_at(at),
+        None => (location, ""),
+    };
+    let parts: Vec<&str> = address
+        .strip_prefix("https://")
+        .unwrap_or_default()
+        .trim_end_matches('/')
+        .split('/')
+        .collect();
+    match parts.as_slice() {
+        [host, owner, name] if FORGES.contains(host) && !name.ends_with(".git") => {
+            format!("https://{host}/{owner}/{name}.git{rest}")
+        }
+        _ => location.to_owned(),
     }
 }
 
@@ -439,9 +487,11 @@ mod tests {
 
     #[test]
     fn task_files_come_from_the_context_or_the_request() {
-        let file = create(&json!({"type": "FileTaskRunRequest", "taskFilePath": "acr-task.yaml",
+        let file = create(
+            &json!({"type": "FileTaskRunRequest", "taskFilePath": "acr-task.yaml",
             "sourceLocation": "https://forge.test/o/r.git#main:sub", "values": null,
-            "platform": {"os": "linux", "architecture": null}}));
+            "platform": {"os": "linux", "architecture": null}}),
+        );
         assert_eq!(
             file.spec.source,
             RunSource::File {
@@ -454,8 +504,10 @@ mod tests {
         );
         assert!(file.spec.platforms.is_empty());
         let text = "steps:\n  - cmd: hello\n";
-        let inline = create(&json!({"type": "EncodedTaskRunRequest", "encodedTaskContent": STANDARD.encode(text),
-            "values": [{"name": "n", "value": 3}, {"name": "s", "value": "t", "isSecret": true}]}));
+        let inline = create(
+            &json!({"type": "EncodedTaskRunRequest", "encodedTaskContent": STANDARD.encode(text),
+            "values": [{"name": "n", "value": 3}, {"name": "s", "value": "t", "isSecret": true}]}),
+        );
         assert_eq!(
             inline.spec.source,
             RunSource::Inline {
@@ -466,6 +518,22 @@ mod tests {
         assert_eq!(inline.spec.set["n"], "3");
         assert_eq!(inline.spec.secrets, ["s"]);
         assert_eq!(inline.spec.context, ContextSource::None);
+    }
+
+    #[test]
+    fn repositories_of_public_forges_need_no_suffix() {
+        for (location, expected) in [
+            ("https://github.com/o/r", "https://github.com/o/r.git"),
+            (
+                "https://github.com/o/r/#main:sub",
+                "https://github.com/o/r.git#main:sub",
+            ),
+            ("https://github.com/o/r.git", "https://github.com/o/r.git"),
+            ("https://github.com/o", "https://github.com/o"),
+            ("https://forge.test/o/r", "https://forge.test/o/r"),
+        ] {
+            assert_eq!(context_of(Some(location)), ContextSource::url(expected));
+        }
     }
 
     #[test]
@@ -483,7 +551,10 @@ mod tests {
             };
             assert_eq!(task, "app");
             assert_eq!(start.set["a"], "b");
-            assert_eq!(start.context, Some(ContextSource::Upload { id: "c1".into() }));
+            assert_eq!(
+                start.context,
+                Some(ContextSource::Upload { id: "c1".into() })
+            );
         }
     }
 

@@ -31,7 +31,10 @@ pub fn run_document(run: &Run, registry: &str, details: RunDetails) -> Value {
     let mut add = |name: &str, value: Value| {
         properties[name] = value;
     };
-    for (name, time) in [("startTime", run.started_at), ("finishTime", run.finished_at)] {
+    for (name, time) in [
+        ("startTime", run.started_at),
+        ("finishTime", run.finished_at),
+    ] {
         if let Some(time) = time {
             add(name, json!(time.to_string()));
         }
@@ -100,7 +103,11 @@ fn run_type(run: &Run, is_automatic: bool) -> &'static str {
 }
 
 fn platform_document(run: &Run) -> Value {
-    let platform = run.spec.platforms.first().map_or("linux/amd64", String::as_str);
+    let platform = run
+        .spec
+        .platforms
+        .first()
+        .map_or("linux/amd64", String::as_str);
     let mut parts = platform.split('/');
     let mut document = json!({
         "os": parts.next().unwrap_or("linux"),
@@ -214,7 +221,11 @@ mod tests {
 
     #[test]
     fn run_has_the_members_of_arm() {
-        let document = run_document(&run(RunState::Failed), "myreg", RunDetails { archived: true });
+        let document = run_document(
+            &run(RunState::Failed),
+            "myreg",
+            RunDetails { archived: true },
+        );
         insta::assert_json_snapshot!(document);
     }
 
@@ -223,7 +234,13 @@ mod tests {
         let lines: Vec<String> = RunState::ALL
             .into_iter()
             .filter(|state| state.is_final())
-            .map(|state| format!("{}: {}", completion_word(state).unwrap(), summary_line(&run(state))))
+            .map(|state| {
+                format!(
+                    "{}: {}",
+                    completion_word(state).unwrap(),
+                    summary_line(&run(state))
+                )
+            })
             .collect();
         insta::assert_snapshot!(lines.join("\n"));
         assert_eq!(completion_word(RunState::Running), None);

@@ -1,7 +1,7 @@
-//! Tasks as ARM documents: conversion to task definitions, and changes of parts.
+//! Requests for tasks, converted to task definitions.
 //!
-//! A stored document contains no value of a secret. In the details of a task a marker replaces each
-//! value, and a request with the marker leaves the value unchanged.
+//! A stored document contains no value of a secret. A request with a marker in the place of a value
+//! leaves the value unchanged.
 
 use std::collections::BTreeMap;
 
@@ -9,28 +9,25 @@ use acrtask_api::{
     run::SecretText,
     spec::BuildSpec,
     task::{
-        BaseImageTrigger, BaseImageTriggerType, CommitEvent, CommitTrigger, QueueOptions, Task,
+        BaseImageTrigger, BaseImageTriggerType, CommitEvent, CommitTrigger, QueueOptions,
         TaskDefinition, Timer, Triggers,
     },
 };
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::{
-    Refusal, TENANT, registry_id,
+    Refusal,
     request::{
-        Argument, Credentials, Platform, decode_text, filled, or_default, parse_part,
-        refuse_values_file, unknown_identity,
+        Argument, Credentials, Platform, decode_text, filled, object, objects, or_default,
+        parse_part, refuse_values_file, repository_url, unknown_identity,
     },
 };
 
 /// Marker in the place of the value of a secret.
-const MARKER: &str = "********";
+pub(crate) const MARKER: &str = "********";
 /// User name for access tokens of git hosts. They accept any.
-const TOKEN_USER: &str = "x-access-token";
-/// Default timeout of a task in ARM, in seconds.
-const DEFAULT_TIMEOUT: u64 = 3600;
+pub(crate) const TOKEN_USER: &str = "x-access-token";
 /// Longest name of a task in ARM, in characters.
 const MAX_NAME: usize = 50;
 
@@ -67,27 +64,12 @@ pub struct Login {
     pub password: Option<SecretText>,
 }
 
-/// A stored task and what its document shows beside the definition.
-#[derive(Debug, Clone, Copy)]
-pub struct TaskDocument<'t> {
-    /// The task.
-    pub task: &'t Task,
-    /// Name of the registry.
-    pub registry: &'t str,
-    /// Document of the last request.
-    pub stored: Option<&'t Value>,
-    /// The document describes the current definition.
-    pub is_current: bool,
-    /// Hosts and user names of the logins of the task.
-    pub logins: &'t [(String, String)],
-}
-
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct RawTask {
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "object")]
     properties: RawProperties,
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "object")]
     identity: RawIdentity,
 }
 
@@ -102,14 +84,14 @@ struct RawIdentity {
 struct RawProperties {
     status: Option<String>,
     timeout: Option<u64>,
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "object")]
     platform: Platform,
     agent_pool_name: Option<String>,
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "object")]
     step: RawStep,
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "object")]
     trigger: RawTrigger,
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "object")]
     credentials: Credentials,
 }
 
@@ -124,7 +106,7 @@ struct RawStep {
     no_cache: Option<bool>,
     docker_file_path: Option<String>,
     target: Option<String>,
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "objects")]
     arguments: Vec<Argument>,
     context_path: Option<String>,
     context_access_token: Option<String>,
@@ -132,16 +114,16 @@ struct RawStep {
     values_file_path: Option<String>,
     encoded_task_content: Option<String>,
     encoded_values_content: Option<String>,
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "objects")]
     values: Vec<Argument>,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct RawTrigger {
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "objects")]
     timer_triggers: Vec<RawTimer>,
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "objects")]
     source_triggers: Vec<RawSource>,
     base_image_trigger: Option<RawBase>,
 }
@@ -162,7 +144,7 @@ struct RawSource {
     status: Option<String>,
     #[serde(deserialize_with = "or_default")]
     source_trigger_events: Vec<String>,
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "object")]
     source_repository: RawRepository,
 }
 
@@ -170,7 +152,7 @@ struct RawSource {
 #[serde(rename_all = "camelCase", default)]
 struct RawRepository {
     branch: Option<String>,
-    #[serde(deserialize_with = "or_default")]
+    #[serde(deserialize_with = "object")]
     source_control_auth_properties: RawAuth,
 }
 
@@ -200,7 +182,7 @@ fn new_value(value: Option<&str>) -> Option<SecretText> {
 }
 
 /// Returns the host of a context's URL. `None` if it has none.
-fn host_of(context: &str) -> Option<&str> {
+pub(crate) fn host_of(context: &str) -> Option<&str> {
     let rest = match context.split_once("://") {
         Some((_, rest)) => rest,
         None if context.contains(".git") => context,
@@ -271,7 +253,7 @@ fn new_definition(
         enabled: is_enabled(properties.status.as_deref()),
         context: filled(step.context_path.as_deref())
             .filter(|path| *path != "/dev/null")
-            .map(str::to_owned),
+            .map(repository_url),
         submodules: true,
         lfs: false,
         file: None,
@@ -368,8 +350,11 @@ fn keep_other_members(definition: &mut TaskDefinition, existing: &TaskDefinition
         base.tags.clone_from(&old.tags);
     }
     if let (Some(commit), Some(old)) = (&mut triggers.commit, &old.commit) {
-        let (enabled, branches, events) =
-            (commit.enabled, commit.branches.clone(), commit.events.clone());
+        let (enabled, branches, events) = (
+            commit.enabled,
+            commit.branches.clone(),
+            commit.events.clone(),
+        );
         *commit = CommitTrigger {
             enabled,
             branches,
@@ -461,9 +446,9 @@ fn logins_of(properties: &RawProperties) -> Result<Vec<Login>, Refusal> {
             Some(password) => password.text(host)?,
             None => None,
         };
-        let username = username.filter(|name| !name.is_empty()).ok_or_else(|| {
-            Refusal::new(format!("the login for `{host}` has no user name"))
-        })?;
+        let username = username
+            .filter(|name| !name.is_empty())
+            .ok_or_else(|| Refusal::new(format!("the login for `{host}` has no user name")))?;
         logins.push(Login {
             host: host.clone(),
             username,
@@ -472,8 +457,13 @@ fn logins_of(properties: &RawProperties) -> Result<Vec<Login>, Refusal> {
     }
     let step = &properties.step;
     let source = properties.trigger.source_triggers.first();
-    let of_trigger = source
-        .and_then(|source| source.source_repository.source_control_auth_properties.token.as_deref());
+    let of_trigger = source.and_then(|source| {
+        source
+            .source_repository
+            .source_control_auth_properties
+            .token
+            .as_deref()
+    });
     let token = filled(step.context_access_token.as_deref()).or(filled(of_trigger));
     let host = step.context_path.as_deref().and_then(host_of);
     if let (Some(token), Some(host)) = (token, host)
@@ -521,271 +511,6 @@ fn stored_document(body: &Value) -> Value {
         }
     }
     document
-}
-
-/// Returns a task as an ARM document. `with_markers`: a marker replaces each secret, else secrets
-/// are left out.
-pub fn task_document(of: TaskDocument<'_>, with_markers: bool) -> Value {
-    let TaskDocument { task, registry, .. } = of;
-    let mut document = match of.stored {
-        Some(stored) if of.is_current => stored.clone(),
-        stored => {
-            let mut document = json!({ "properties": properties_of(&task.definition) });
-            for name in ["location", "tags", "identity"] {
-                if let Some(value) = stored.and_then(|stored| stored.get(name)) {
-                    document[name] = value.clone();
-                }
-            }
-            document
-        }
-    };
-    let name = &task.definition.name;
-    document["id"] = json!(format!("{}/tasks/{name}", registry_id(registry)));
-    document["name"] = json!(name);
-    document["type"] = json!("Microsoft.ContainerRegistry/registries/tasks");
-    if !document["location"].is_string() {
-        document["location"] = json!("local");
-    }
-    if document["identity"]["type"] == "SystemAssigned" {
-        document["identity"]["principalId"] = json!(TENANT);
-        document["identity"]["tenantId"] = json!(TENANT);
-    }
-    let properties = &mut document["properties"];
-    properties["creationDate"] = json!(task.created_at.to_string());
-    properties["provisioningState"] = json!("Succeeded");
-    let defaults = [
-        ("status", json!("Enabled")),
-        ("timeout", json!(DEFAULT_TIMEOUT)),
-        ("platform", json!({"os": "linux", "architecture": "amd64"})),
-        ("agentConfiguration", json!({"cpu": 2})),
-        ("isSystemTask", json!(false)),
-    ];
-    for (name, value) in defaults {
-        if properties[name].is_null() {
-            properties[name] = value;
-        }
-    }
-    if properties["agentPoolName"].is_string()
-        && let Some(properties) = properties.as_object_mut()
-    {
-        properties.remove("agentConfiguration");
-    }
-    add_trigger_defaults(&mut properties["trigger"]);
-    add_logins(properties, of.logins, with_markers);
-    if with_markers {
-        for list in ["arguments", "values"] {
-            for argument in properties["step"][list].as_array_mut().into_iter().flatten() {
-                if argument["isSecret"] == true {
-                    argument["value"] = json!(MARKER);
-                }
-            }
-        }
-    }
-    document
-}
-
-/// Adds a status to each trigger. `az -o table` needs it.
-fn add_trigger_defaults(trigger: &mut Value) {
-    let complete = |trigger: &mut Value| {
-        if trigger["status"].is_null() {
-            trigger["status"] = json!("Enabled");
-        }
-    };
-    for list in ["timerTriggers", "sourceTriggers"] {
-        if let Some(triggers) = trigger.get_mut(list).and_then(Value::as_array_mut) {
-            triggers.iter_mut().for_each(complete);
-        }
-    }
-    if let Some(base) = trigger.get_mut("baseImageTrigger").filter(|it| it.is_object()) {
-        complete(base);
-    }
-}
-
-/// Adds the logins of the task. The login of the context's host is the access token of the step.
-fn add_logins(properties: &mut Value, logins: &[(String, String)], with_markers: bool) {
-    let context = properties["step"]["contextPath"].as_str();
-    let host = context.and_then(host_of).map(str::to_owned);
-    let mut registries = Map::new();
-    for (login, username) in logins {
-        if Some(login) == host.as_ref() && username == TOKEN_USER {
-            if with_markers {
-                properties["step"]["contextAccessToken"] = json!(MARKER);
-            }
-        } else if with_markers {
-            let opaque = |text: &str| json!({"type": "Opaque", "value": text});
-            let entry = json!({"userName": opaque(username), "password": opaque(MARKER)});
-            registries.insert(login.clone(), entry);
-        } else {
-            registries.insert(login.clone(), json!({}));
-        }
-    }
-    if !registries.is_empty() {
-        properties["credentials"] = json!({ "customRegistries": registries });
-    }
-}
-
-/// Returns the properties of a task that ARM did not create.
-fn properties_of(definition: &TaskDefinition) -> Value {
-    let mut properties = json!({
-        "status": status_of(definition.enabled),
-        "step": step_of(definition),
-        "trigger": trigger_of(&definition.triggers),
-    });
-    if let Some(platform) = &definition.platform {
-        let mut parts = platform.split('/');
-        for name in ["os", "architecture", "variant"] {
-            if let Some(part) = parts.next() {
-                properties["platform"][name] = json!(part);
-            }
-        }
-    }
-    if let Some(seconds) = definition.timeout.as_deref().and_then(parse_seconds) {
-        properties["timeout"] = json!(seconds);
-    }
-    if let Some(pool) = &definition.queue.pool {
-        properties["agentPoolName"] = json!(pool);
-    }
-    properties
-}
-
-fn parse_seconds(text: &str) -> Option<i64> {
-    text.parse().ok().or_else(|| {
-        let time: jiff::SignedDuration = text.parse().ok()?;
-        Some(time.as_secs())
-    })
-}
-
-fn status_of(enabled: bool) -> &'static str {
-    if enabled { "Enabled" } else { "Disabled" }
-}
-
-fn step_of(definition: &TaskDefinition) -> Value {
-    let plain = |(name, value): (&String, String)| json!({"name": name, "value": value, "isSecret": false});
-    let secret = |name: &String| json!({"name": name, "isSecret": true});
-    let mut step = if let Some(build) = &definition.build {
-        let arguments = build.args.iter().map(|(name, value)| plain((name, value.clone())));
-        let arguments: Vec<Value> = arguments.chain(build.secret_args.iter().map(secret)).collect();
-        json!({
-            "type": "Docker",
-            "imageNames": build.images,
-            "isPushEnabled": !definition.no_push,
-            "noCache": build.no_cache,
-            "dockerFilePath": build.dockerfile,
-            "arguments": arguments,
-            "target": build.target,
-        })
-    } else {
-        let values = definition.values.iter().map(|(name, value)| {
-            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-            plain((name, text))
-        });
-        let values: Vec<Value> = values.chain(definition.secrets.keys().map(secret)).collect();
-        let text = match (&definition.text, &definition.cmd) {
-            (Some(text), _) => Some(text.clone()),
-            // JSON texts are valid in YAML.
-            (None, Some(cmd)) => Some(format!("version: v1.1.0\nsteps:\n  - cmd: {}\n", json!(cmd))),
-            (None, None) => None,
-        };
-        match text {
-            Some(text) => json!({
-                "type": "EncodedTask",
-                "encodedTaskContent": STANDARD.encode(text),
-                "values": values,
-            }),
-            None => json!({
-                "type": "FileTask",
-                "taskFilePath": definition.file.as_deref().unwrap_or("acr-task.yaml"),
-                "values": values,
-            }),
-        }
-    };
-    if let Some(context) = &definition.context {
-        step["contextPath"] = json!(context);
-    }
-    step
-}
-
-fn trigger_of(triggers: &Triggers) -> Value {
-    let mut document = json!({});
-    let timers: Vec<Value> = triggers
-        .timers
-        .iter()
-        .map(|(name, timer)| {
-            json!({"name": name, "schedule": timer.schedule, "status": status_of(timer.enabled)})
-        })
-        .collect();
-    if !timers.is_empty() {
-        document["timerTriggers"] = json!(timers);
-    }
-    if let Some(base) = &triggers.base_image {
-        document["baseImageTrigger"] = json!({
-            "name": "defaultBaseimageTriggerName",
-            "baseImageTriggerType": if base.r#type == BaseImageTriggerType::All { "All" } else { "Runtime" },
-            "status": status_of(base.enabled),
-        });
-    }
-    if let Some(commit) = &triggers.commit {
-        let events = commit.events.iter().filter_map(|event| match event {
-            CommitEvent::Push => Some("commit"),
-            CommitEvent::PullRequest => Some("pullrequest"),
-            CommitEvent::Tag => None,
-        });
-        let events: Vec<&str> = events.collect();
-        let events = if events.is_empty() { vec!["commit"] } else { events };
-        document["sourceTriggers"] = json!([{
-            "name": "defaultSourceTriggerName",
-            "status": status_of(commit.enabled),
-            "sourceTriggerEvents": events,
-            "sourceRepository": {"branch": commit.branches.first()},
-        }]);
-    }
-    document
-}
-
-/// Returns the details of a task with the members of a `PATCH`. Absent and `null` members stay.
-/// Triggers merge by name. `null` removes a login.
-pub fn merge_patch(details: &Value, patch: &Value) -> Value {
-    let mut merged = details.clone();
-    merge(&mut merged, patch, "");
-    merged
-}
-
-fn merge(target: &mut Value, patch: &Value, key: &str) {
-    match (target, patch) {
-        (Value::Object(target), Value::Object(patch)) => {
-            // A step of another kind shares no members with the old one.
-            if key == "step"
-                && patch.get("type").is_some_and(|kind| {
-                    !kind.is_null() && target.get("type").is_some_and(|old| old != kind)
-                })
-            {
-                target.retain(|name, _| name == "contextPath" || name == "contextAccessToken");
-            }
-            for (name, value) in patch {
-                match (value, target.get_mut(name)) {
-                    (Value::Null, _) if key == "customRegistries" => {
-                        target.remove(name);
-                    }
-                    (Value::Null, _) => {}
-                    (value, Some(old)) => merge(old, value, name),
-                    (value, None) => {
-                        target.insert(name.clone(), value.clone());
-                    }
-                }
-            }
-        }
-        (Value::Array(target), Value::Array(patch))
-            if key == "timerTriggers" || key == "sourceTriggers" =>
-        {
-            for entry in patch {
-                match target.iter_mut().find(|old| old["name"] == entry["name"]) {
-                    Some(old) => merge(old, entry, ""),
-                    None => target.push(entry.clone()),
-                }
-            }
-        }
-        (target, patch) => *target = patch.clone(),
-    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
 //! Tests of tasks as ARM documents.
 
-use acrtask_api::task::NotifyTemplate;
+use acrtask_api::task::{NotifyTemplate, Task};
+use serde_json::json;
 
 use super::*;
+use crate::{TaskDocument, merge_patch, task_document};
 
 fn docker_task() -> Value {
     json!({
@@ -96,7 +98,11 @@ fn details_of_a_task_put_back_change_nothing() {
         assert_eq!(again.definition, put.definition, "{current}");
         assert!(again.secrets.iter().all(|secret| secret.value.is_none()));
         assert!(again.logins.iter().all(|login| login.password.is_none()));
-        let hosts: Vec<&str> = again.logins.iter().map(|login| login.host.as_str()).collect();
+        let hosts: Vec<&str> = again
+            .logins
+            .iter()
+            .map(|login| login.host.as_str())
+            .collect();
         assert_eq!(hosts, ["other.test", "forge.test"]);
     }
 }
@@ -156,13 +162,22 @@ fn patches_merge_by_name_and_remove_only_logins() {
     assert!(timers["weekly"].enabled);
     assert!(!timers["daily"].enabled);
     assert_eq!(timers["daily"].schedule, "0 4 * * *");
-    let hosts: Vec<&str> = again.logins.iter().map(|login| login.host.as_str()).collect();
+    let hosts: Vec<&str> = again
+        .logins
+        .iter()
+        .map(|login| login.host.as_str())
+        .collect();
     assert_eq!(hosts, ["new.test", "forge.test"]);
 }
 
 #[test]
 fn step_of_another_kind_replaces_the_old_one() {
-    let details = document(&stored(parsed(&docker_task()).definition), None, false, true);
+    let details = document(
+        &stored(parsed(&docker_task()).definition),
+        None,
+        false,
+        true,
+    );
     let merged = merge_patch(
         &details,
         &json!({"properties": {"step": {"type": "FileTask", "taskFilePath": "task.yaml"}}}),
@@ -170,7 +185,34 @@ fn step_of_another_kind_replaces_the_old_one() {
     let again = parsed(&merged).definition;
     assert_eq!(again.file.as_deref(), Some("task.yaml"));
     assert_eq!(again.build, None);
-    assert_eq!(again.context.as_deref(), Some("https://forge.test/o/r.git#main"));
+    assert_eq!(
+        again.context.as_deref(),
+        Some("https://forge.test/o/r.git#main")
+    );
+}
+
+#[test]
+fn arrays_in_the_place_of_objects_are_refused() {
+    for pointer in [
+        "/properties",
+        "/properties/step",
+        "/properties/step/arguments/0",
+        "/properties/trigger",
+        "/properties/trigger/timerTriggers/0",
+        "/properties/trigger/sourceTriggers/0",
+        "/properties/trigger/sourceTriggers/0/sourceRepository",
+        "/properties/credentials",
+    ] {
+        let mut body = docker_task();
+        let part = body.pointer_mut(pointer).unwrap();
+        // serde accepts the members of a struct as an array.
+        *part = part.as_object().unwrap().values().cloned().collect();
+        let refused = parse_task("app", &body, "r.test", None);
+        assert!(refused.is_err(), "{pointer}");
+        *body.pointer_mut(pointer).unwrap() = json!("text");
+        let refused = parse_task("app", &body, "r.test", None);
+        assert!(refused.is_err(), "{pointer}");
+    }
 }
 
 #[test]
@@ -186,14 +228,29 @@ fn unsupported_tasks_are_refused_with_words() {
         json!({}),
         with("/identity", json!({"type": "UserAssigned"})),
         with("/properties/platform", json!({"os": "Windows"})),
-        with("/properties/step", json!({"type": "EncodedTask", "encodedTaskContent": "%"})),
-        with("/properties/step", json!({"type": "FileTask", "valuesFilePath": "v.yaml"})),
+        with(
+            "/properties/step",
+            json!({"type": "EncodedTask", "encodedTaskContent": "%"}),
+        ),
+        with(
+            "/properties/step",
+            json!({"type": "FileTask", "valuesFilePath": "v.yaml"}),
+        ),
         with(base, json!({"updateTriggerEndpoint": "https://x.test"})),
-        with("/properties/trigger/sourceTriggers", json!([{"sourceTriggerEvents": ["tag"]}])),
+        with(
+            "/properties/trigger/sourceTriggers",
+            json!([{"sourceTriggerEvents": ["tag"]}]),
+        ),
         with("/properties/trigger/sourceTriggers", json!([{}, {}])),
-        with("/properties/trigger/timerTriggers", json!([{"name": "a"}, {"name": "a"}])),
+        with(
+            "/properties/trigger/timerTriggers",
+            json!([{"name": "a"}, {"name": "a"}]),
+        ),
         with(login, json!({"identity": "[system]"})),
-        with(login, json!({"userName": {"type": "Vaultsecret", "value": "https://v"}})),
+        with(
+            login,
+            json!({"userName": {"type": "Vaultsecret", "value": "https://v"}}),
+        ),
         with(login, json!({"password": {"value": "p"}})),
         with("/properties", json!([])),
     ];
@@ -209,4 +266,65 @@ fn unsupported_tasks_are_refused_with_words() {
         refusals.push(refused.unwrap_err().to_string());
     }
     insta::assert_snapshot!(refusals.join("\n"));
+}
+
+/// Returns the JSON pointer of each value in a document.
+fn pointers(value: &Value, prefix: &str, found: &mut Vec<String>) {
+    found.push(prefix.to_owned());
+    match value {
+        Value::Object(members) => {
+            for (name, member) in members {
+                pointers(
+                    member,
+                    &format!("{prefix}/{}", name.replace('/', "~1")),
+                    found,
+                );
+            }
+        }
+        Value::Array(items) => {
+            for (number, item) in items.iter().enumerate() {
+                pointers(item, &format!("{prefix}/{number}"), found);
+            }
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn no_value_of_a_request_causes_a_panic() {
+    let values = [
+        Value::Null,
+        json!(true),
+        json!(-1),
+        json!(u64::MAX),
+        json!(""),
+        json!("text"),
+        json!([]),
+        json!([[], "x", {}, null]),
+        json!({}),
+        json!({"a": null, "isSecret": true, "name": "daily"}),
+    ];
+    let put = parsed(&docker_task());
+    let details = document(&stored(put.definition), Some(&put.document), true, true);
+    let run = json!({"type": "TaskRunRequest", "taskId": "t", "overrideTaskStepProperties": {
+        "values": [{"name": "a", "value": "b", "isSecret": false}]}});
+    for original in [docker_task(), details.clone(), run] {
+        let mut all = Vec::new();
+        pointers(&original, "", &mut all);
+        for (pointer, value) in all
+            .iter()
+            .flat_map(|at| values.iter().map(move |it| (at, it)))
+        {
+            let mut body = original.clone();
+            *body.pointer_mut(pointer).unwrap() = value.clone();
+            let _ = crate::parse_run_request(&body, "r.test");
+            for body in [merge_patch(&details, &body), body] {
+                if let Ok(put) = parse_task("app", &body, "r.test", None) {
+                    let task = stored(put.definition);
+                    document(&task, Some(&put.document), true, true);
+                    document(&task, Some(&put.document), false, false);
+                }
+            }
+        }
+    }
 }

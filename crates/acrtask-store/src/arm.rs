@@ -126,15 +126,14 @@ impl Store {
                     .fetch_all(sql, args![kind.as_str(), registry, names])
                     .await?
             }
-            None => {
-                self.db
-                    .fetch_all(
-                        "SELECT name, task_id, run_id, generation, body, created_at FROM arm_documents \
+            None => self
+                .db
+                .fetch_all(
+                    "SELECT name, task_id, run_id, generation, body, created_at FROM arm_documents \
                          WHERE kind = $1 AND registry = $2 ORDER BY key_name LIMIT $3",
-                        args![kind.as_str(), registry, limit],
-                    )
-                    .await?
-            }
+                    args![kind.as_str(), registry, limit],
+                )
+                .await?,
         };
         rows.into_iter().map(ArmDocument::try_from).collect()
     }

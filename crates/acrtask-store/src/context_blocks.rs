@@ -166,8 +166,11 @@ impl Store {
             });
             offset += block.length;
         }
-        tx.exec("DELETE FROM context_blocks WHERE context_id = $1", args![id])
-            .await?;
+        tx.exec(
+            "DELETE FROM context_blocks WHERE context_id = $1",
+            args![id],
+        )
+        .await?;
         tx.exec("DELETE FROM context_parts WHERE context_id = $1", args![id])
             .await?;
         for part in &parts {
@@ -220,7 +223,9 @@ async fn check_block(
     match context.size.checked_add(more) {
         Some(size) if size <= limit => Ok(context.size),
         _ => Err(StoreError::Invalid {
-            what: format!("context {id} is larger than {limit} bytes, the `context-limit` of this server"),
+            what: format!(
+                "context {id} is larger than {limit} bytes, the `context-limit` of this server"
+            ),
         }),
     }
 }

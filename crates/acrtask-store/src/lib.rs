@@ -14,8 +14,8 @@
 mod arm;
 mod bases;
 mod cascades;
-mod contexts;
 mod context_blocks;
+mod contexts;
 mod db;
 mod deliver;
 mod deliveries;

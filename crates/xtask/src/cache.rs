@@ -14,6 +14,7 @@
 //! axe-core-VERSION/  rules of accessibility for the web page
 //! browser-HASH/    Debian trixie with Chromium; browser/ its chromedriver as a script
 //! schemathesis/    the program that compares the server with its API document; schemathesis-PYTHON-HASH/ its packages
+//! azure-cli/       the command line of Azure; azure-cli-PYTHON-HASH/ its packages
 //! logs/            output of each service
 //! env              the variables that tests and users export
 //! ```

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use crate::cache::{self, Cache};
 use crate::packages::Tools;
 use crate::registry::{self, Kind, PASSWORD, USER};
-use crate::{browser, engine, images, npm, postgres, progress, schemathesis, sshd, strace};
+use crate::{browser, engine, images, npm, postgres, progress, python, sshd, strace};
 
 /// Services and programs that are set up.
 #[derive(Debug)]
@@ -66,7 +66,8 @@ pub(crate) fn up() -> Result<Environment> {
     let postgres = postgres::get(&cache, &lock)?;
     let sshd = sshd::get(&cache, &lock)?;
     let strace = strace::get(&cache, &lock)?;
-    let schemathesis = schemathesis::get(&cache, &lock)?;
+    let schemathesis = python::get(&cache, &lock, &python::SCHEMATHESIS)?;
+    let az = python::get(&cache, &lock, &python::AZURE_CLI)?;
     let examples = npm::GITHUB_EXAMPLES.get(&cache, &lock)?;
     let axe = npm::AXE.get(&cache, &lock)?;
     let chromedriver = browser::get(&cache, &lock, &tools)?;
@@ -94,7 +95,11 @@ pub(crate) fn up() -> Result<Environment> {
             "ACRTASK_TEST_BUSYBOX",
             tools.path("/bin/busybox").display().to_string(),
         ),
-        (schemathesis::VARIABLE, schemathesis.display().to_string()),
+        (
+            python::SCHEMATHESIS.variable,
+            schemathesis.display().to_string(),
+        ),
+        (python::AZURE_CLI.variable, az.display().to_string()),
         (
             npm::GITHUB_EXAMPLES.variable,
             examples.display().to_string(),

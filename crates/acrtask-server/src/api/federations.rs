@@ -1,10 +1,8 @@
 //! Federations: issuers and subjects whose identity tokens are exchanged for API tokens, and the
 //! exchange.
 
+use acrtask_api::admin::{ExchangeToken, Federation, NewToken, Problem, Scope};
 use acrtask_api::forms::ShortName;
-use acrtask_api::{
-    admin::{ExchangeToken, Federation, NewToken, Problem, Scope},
-};
 use acrtask_store::TokenRow;
 use axum::{
     extract::{FromRequestParts, State},

@@ -2,8 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use acrtask_api::{run::CancelRun, task::QueueOptions};
-use acrtask_arm::{RunDetails, RunQuery, RunRequest, parse_filter, parse_run_request, run_document};
+use acrtask_api::task::QueueOptions;
+use acrtask_arm::{
+    RunDetails, RunQuery, RunRequest, parse_filter, parse_run_request, run_document,
+};
 use acrtask_store::{ArmDocument, ArmKind, DEFAULT_POOL, Enqueued, RunFilter, RunRow};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -56,10 +58,7 @@ pub(super) async fn create(
 }
 
 /// Returns the key of a request: the client repeats a request with the same id and body.
-fn idempotency_key(
-    request: &RegistryRequest<'_>,
-    salt: &str,
-) -> Result<Option<String>, ArmError> {
+fn idempotency_key(request: &RegistryRequest<'_>, salt: &str) -> Result<Option<String>, ArmError> {
     let Some(id) = extract::header(&request.headers, "x-ms-client-request-id")? else {
         return Ok(None);
     };
@@ -126,16 +125,11 @@ pub(super) async fn show_row(
     Ok(documents.into_iter().next().unwrap_or_default())
 }
 
-async fn show_rows(
-    request: &RegistryRequest<'_>,
-    rows: &[RunRow],
-) -> Result<Vec<Value>, ArmError> {
+async fn show_rows(request: &RegistryRequest<'_>, rows: &[RunRow]) -> Result<Vec<Value>, ArmError> {
     let ids: Vec<String> = rows.iter().map(|row| row.id.to_string()).collect();
     let registry = &request.registry.name;
     let store = &request.arm.app().store;
-    let flags = store
-        .arm_documents(ArmKind::Run, "", Some(ids), 0)
-        .await?;
+    let flags = store.arm_documents(ArmKind::Run, "", Some(ids), 0).await?;
     let archived: HashMap<&str, bool> = flags
         .iter()
         .map(|flags| (flags.name.as_str(), flags.body["isArchiveEnabled"] == true))
@@ -253,7 +247,7 @@ pub(super) async fn update(request: &RegistryRequest<'_>, id: &str) -> Result<Va
 /// Cancels a run.
 pub(super) async fn cancel(request: &RegistryRequest<'_>, id: &str) -> Result<(), ArmError> {
     find(request, id).await?;
-    runs::cancel_run(request.api(), request.caller, id, CancelRun::default()).await?;
+    runs::request_cancel(request.api(), request.caller, id, "").await?;
     Ok(())
 }
 

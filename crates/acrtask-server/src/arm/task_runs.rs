@@ -55,9 +55,7 @@ async fn document_of(
 async fn find(request: &RegistryRequest<'_>, name: &str) -> Result<Option<ArmDocument>, ArmError> {
     let store = &request.arm.app().store;
     let registry = &request.registry.name;
-    Ok(store
-        .arm_document(ArmKind::TaskRun, registry, name)
-        .await?)
+    Ok(store.arm_document(ArmKind::TaskRun, registry, name).await?)
 }
 
 /// Lists the task runs whose runs the caller may see.

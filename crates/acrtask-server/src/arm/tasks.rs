@@ -113,7 +113,7 @@ async fn show_task(
     Ok(documents.into_iter().next().unwrap_or_default())
 }
 
-/// Lists the tasks of the registry. Names with `/` or `.` are not ARM names and are left out.
+/// Lists the tasks of the registry, the oldest first. Names with `/` or `.` are not ARM names and are left out.
 pub(super) async fn list(request: &RegistryRequest<'_>) -> Result<Value, ArmError> {
     let (mut found, mut after) = (Vec::new(), None);
     loop {
@@ -134,6 +134,7 @@ pub(super) async fn list(request: &RegistryRequest<'_>) -> Result<Value, ArmErro
         }
     }
     found.truncate(MAX_TASKS);
+    found.sort_by_key(|task| task.created_at);
     let documents = show_tasks(request, &found, false).await?;
     Ok(acrtask_arm::list_document(documents))
 }
@@ -196,8 +197,7 @@ async fn store(
             .help("choose another name, or set its registry: `acrtask task update --registry`")
             .into());
     }
-    let outcome =
-        tasks::put_task(api, request.caller, name, &put.definition, None).await?;
+    let outcome = tasks::put_task(api, request.caller, name, &put.definition, None).await?;
     let (tasks::PutOutcome::Created(task) | tasks::PutOutcome::Replaced(task)) = outcome;
     store_secrets(request, &task, &put, old).await?;
     let document = ArmDocument {

@@ -145,7 +145,8 @@ impl Upload<'_> {
             .map_err(|_| self.body_error("the list of blocks is too large or was interrupted"))?;
         let text = str::from_utf8(&body)
             .map_err(|_| ApiError::invalid("the list of blocks is not UTF-8"))?;
-        let wanted = parse_block_list(text).map_err(|error| ApiError::invalid(error.to_string()))?;
+        let wanted =
+            parse_block_list(text).map_err(|error| ApiError::invalid(error.to_string()))?;
         let stored = self.app.store.context_blocks(self.id).await?;
         let by_id: std::collections::HashMap<&str, &BlockRow> = stored
             .iter()

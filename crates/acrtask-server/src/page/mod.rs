@@ -36,8 +36,8 @@ use axum::{
     routing::{get, post},
 };
 
-pub(crate) use self::guard::requested_host;
 use self::error::PageError;
+pub(crate) use self::guard::requested_host;
 use crate::{
     App,
     api::{Api, ApiError},

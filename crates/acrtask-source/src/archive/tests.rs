@@ -97,7 +97,9 @@ async fn unpack_refuses_escaping_archives() {
 
 #[tokio::test]
 async fn unpack_accepts_the_root_folder_as_an_entry() {
-    let tar = Tar::default().folder("/").file("Dockerfile", "FROM scratch\n");
+    let tar = Tar::default()
+        .folder("/")
+        .file("Dockerfile", "FROM scratch\n");
     let (folder, result) = unpacked(&tar.end(), &Limits::default()).await;
     assert_eq!(result.unwrap(), Content::Archive);
     let file = folder.path().join("target/Dockerfile");

@@ -124,7 +124,10 @@ async fn blocks_of_unfinished_uploads_expire(db: &TestDb) {
         .await
         .unwrap();
     let expired = store.expire_uploads(NOW + 1, 10).await.unwrap();
-    assert_eq!((expired.contexts, expired.blobs), (1, vec!["blob a 2".into()]));
+    assert_eq!(
+        (expired.contexts, expired.blobs),
+        (1, vec!["blob a 2".into()])
+    );
     assert_eq!(store.context_blocks("c1").await.unwrap(), []);
 }
 
@@ -144,14 +147,23 @@ async fn documents_are_found_by_name_and_removed_with_their_owner(db: &TestDb) {
         created_at: NOW,
     };
     for row in [document("App", 1), document("app", 2)] {
-        store.put_arm_document(ArmKind::Task, "r", &row).await.unwrap();
+        store
+            .put_arm_document(ArmKind::Task, "r", &row)
+            .await
+            .unwrap();
     }
     let found = store.arm_document(ArmKind::Task, "r", "APP").await.unwrap();
     assert_eq!(found, Some(document("app", 2)));
-    let other = store.arm_document(ArmKind::TaskRun, "r", "app").await.unwrap();
+    let other = store
+        .arm_document(ArmKind::TaskRun, "r", "app")
+        .await
+        .unwrap();
     assert_eq!(other, None);
     assert_eq!(
-        store.arm_documents(ArmKind::Task, "r", None, 10).await.unwrap(),
+        store
+            .arm_documents(ArmKind::Task, "r", None, 10)
+            .await
+            .unwrap(),
         [document("app", 2)]
     );
     store.delete_task("app").await.unwrap();
@@ -166,7 +178,20 @@ async fn documents_are_found_by_name_and_removed_with_their_owner(db: &TestDb) {
         run_id: Some("r1".into()),
         ..document("r1", 0)
     };
-    store.put_arm_document(ArmKind::Run, "", &flags).await.unwrap();
-    assert!(store.delete_arm_document(ArmKind::Run, "", "R1").await.unwrap());
-    assert!(!store.delete_arm_document(ArmKind::Run, "", "R1").await.unwrap());
+    store
+        .put_arm_document(ArmKind::Run, "", &flags)
+        .await
+        .unwrap();
+    assert!(
+        store
+            .delete_arm_document(ArmKind::Run, "", "R1")
+            .await
+            .unwrap()
+    );
+    assert!(
+        !store
+            .delete_arm_document(ArmKind::Run, "", "R1")
+            .await
+            .unwrap()
+    );
 }

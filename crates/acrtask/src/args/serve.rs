@@ -77,7 +77,12 @@ pub(crate) struct ServeArgs {
     /// server: the registry HOST has the name NAME; may be repeated
     ///
     /// Needs TLS. The start prints the `az` commands to sign in.
-    #[arg(long, env = "ACRTASK_ARM", value_name = "NAME=HOST", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "ACRTASK_ARM",
+        value_name = "NAME=HOST",
+        value_delimiter = ','
+    )]
     pub(crate) arm: Vec<ArmRegistry>,
 
     /// Trust this reverse proxy, an address or range (10.0.0.0/8): its X-Forwarded-For or Forwarded

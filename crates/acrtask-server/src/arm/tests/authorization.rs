@@ -46,14 +46,26 @@ fn table() -> Vec<Row> {
         row("POST", "/scheduleRun", run, Forbidden, encoded_run("x")),
         row("GET", "/runs", read, Empty, none()),
         row("GET", "/runs/{run}", read, Hidden, none()),
-        row("PATCH", "/runs/{run}", run, Hidden, json!({"isArchiveEnabled": true})),
+        row(
+            "PATCH",
+            "/runs/{run}",
+            run,
+            Hidden,
+            json!({"isArchiveEnabled": true}),
+        ),
         row("POST", "/runs/{run}/cancel", run, Hidden, none()),
         row("POST", "/runs/{run}/listLogSasUrl", read, Hidden, none()),
         row("GET", "/tasks", read, Empty, none()),
         row("GET", "/tasks/mine", read, Hidden, none()),
         row("POST", "/tasks/mine/listDetails", read, Hidden, none()),
         row("PUT", "/tasks/mine", write, Forbidden, docker_task()),
-        row("PATCH", "/tasks/mine", write, Hidden, json!({"properties": {"status": "Enabled"}})),
+        row(
+            "PATCH",
+            "/tasks/mine",
+            write,
+            Hidden,
+            json!({"properties": {"status": "Enabled"}}),
+        ),
         row("GET", "/taskRuns", read, Empty, none()),
         row("GET", "/taskRuns/named", read, Hidden, none()),
         row("POST", "/taskRuns/named/listDetails", read, Hidden, none()),
@@ -81,7 +93,9 @@ impl Fixture {
 
     /// Creates the task and the task run that an operation may have deleted.
     async fn restore(&self) {
-        let put = self.arm.of_registry(Method::PUT, "/tasks/mine", docker_task());
+        let put = self
+            .arm
+            .of_registry(Method::PUT, "/tasks/mine", docker_task());
         put.await.json::<Value>(StatusCode::OK);
         let body = json!({"properties": {"runRequest": encoded_run("named")}});
         let put = self.arm.of_registry(Method::PUT, "/taskRuns/named", body);
@@ -101,7 +115,13 @@ fn table_has_the_scope_of_each_operation() {
     for row in table() {
         let path = format!("{}{}", acrtask_arm::registry_id("myreg"), row.path);
         let operation = Operation::parse(row.method.as_str(), &path).unwrap();
-        assert_eq!(operation.required_scope(), row.scope, "{} {}", row.method, row.path);
+        assert_eq!(
+            operation.required_scope(),
+            row.scope,
+            "{} {}",
+            row.method,
+            row.path
+        );
         // A new operation without a row fails to compile here.
         let Operation::OfRegistry(_, operation) = operation else {
             panic!("{path}");
@@ -148,13 +168,19 @@ async fn requests_without_a_valid_token_are_refused() {
         .into_iter()
         .map(|path| (Method::GET, path))
         .collect();
-    requests.extend(table().into_iter().map(|row| (row.method, in_registry(row.path))));
+    requests.extend(
+        table()
+            .into_iter()
+            .map(|row| (row.method, in_registry(row.path))),
+    );
     for (number, (method, path)) in requests.into_iter().enumerate() {
         // Advance the clock, so that the limit of failures per address does not apply.
         let now = crate::api::testing::NOW + 600_000 * i64::try_from(number).unwrap();
         fixture.arm.server.app.clock.set(now);
         for token in [None, Some(unknown.as_str())] {
-            let call = fixture.arm.call_as(token, method.clone(), &path, &Value::Null);
+            let call = fixture
+                .arm
+                .call_as(token, method.clone(), &path, &Value::Null);
             message(&call.await, StatusCode::UNAUTHORIZED);
         }
     }
@@ -189,17 +215,31 @@ async fn each_scope_allows_exactly_its_operations() {
 #[tokio::test]
 async fn token_for_other_tasks_sees_and_changes_nothing() {
     let fixture = Fixture::new().await;
-    let token = fixture.arm.server.create_token(&ALL_SCOPES, Some("other/*")).await;
+    let token = fixture
+        .arm
+        .server
+        .create_token(&ALL_SCOPES, Some("other/*"))
+        .await;
     for row in table() {
         let name = format!("{} {}", row.method, row.path);
         let response = fixture.send(&row, Some(&token)).await;
         match row.other_task {
             OtherTask::Free => assert_eq!(response.status, StatusCode::OK, "{name}"),
             OtherTask::Hidden => {
-                assert_eq!(response.status, StatusCode::NOT_FOUND, "{name}: {}", response.text());
+                assert_eq!(
+                    response.status,
+                    StatusCode::NOT_FOUND,
+                    "{name}: {}",
+                    response.text()
+                );
             }
             OtherTask::Forbidden => {
-                assert_eq!(response.status, StatusCode::FORBIDDEN, "{name}: {}", response.text());
+                assert_eq!(
+                    response.status,
+                    StatusCode::FORBIDDEN,
+                    "{name}: {}",
+                    response.text()
+                );
             }
             OtherTask::Empty => {
                 let list: Value = response.json(StatusCode::OK);
@@ -219,7 +259,9 @@ async fn run_of_another_registry_is_hidden() {
         (Method::POST, format!("/runs/{run}/cancel")),
         (Method::POST, format!("/runs/{run}/listLogSasUrl")),
     ] {
-        let response = arm.call(method, &format!("{other}{path}"), Value::Null).await;
+        let response = arm
+            .call(method, &format!("{other}{path}"), Value::Null)
+            .await;
         message(&response, StatusCode::NOT_FOUND);
     }
     let listed: Value = arm

@@ -17,7 +17,10 @@ async fn create_upload(arm: &ArmServer) -> (String, String) {
 
 async fn put(arm: &ArmServer, link: &str, query: &str, body: Vec<u8>) -> TestResponse {
     let length = body.len().to_string();
-    let headers = [("content-length", length.as_str()), ("x-ms-blob-type", "BlockBlob")];
+    let headers = [
+        ("content-length", length.as_str()),
+        ("x-ms-blob-type", "BlockBlob"),
+    ];
     arm.blob(Method::PUT, &format!("{link}{query}"), &headers, body)
         .await
 }
@@ -33,7 +36,13 @@ async fn read_context(arm: &ArmServer, path: &str) -> Vec<u8> {
     assert!(context.complete);
     let mut bytes = Vec::new();
     for part in &context.parts {
-        let part = arm.server.app.blobs.get(&part.blob, part.length).await.unwrap();
+        let part = arm
+            .server
+            .app
+            .blobs
+            .get(&part.blob, part.length)
+            .await
+            .unwrap();
         bytes.extend_from_slice(&part);
     }
     assert_eq!(bytes.len() as u64, context.size);
@@ -46,7 +55,9 @@ async fn single_upload_becomes_a_context() {
     let (link, path) = create_upload(&arm).await;
     let body = json!({"type": "DockerBuildRequest", "imageNames": ["app:1"], "sourceLocation": path,
         "platform": {"os": "linux"}, "dockerFilePath": "Dockerfile"});
-    let early = arm.of_registry(Method::POST, "/scheduleRun", body.clone()).await;
+    let early = arm
+        .of_registry(Method::POST, "/scheduleRun", body.clone())
+        .await;
     let text = message(&early, StatusCode::BAD_REQUEST);
     assert!(text.contains("is not complete"), "{text}");
     let stored = put(&arm, &link, "", b"files".to_vec()).await;
@@ -59,14 +70,22 @@ async fn single_upload_becomes_a_context() {
     assert_eq!(run["properties"]["status"], "Queued");
     let again = put(&arm, &link, "", b"other".to_vec()).await;
     assert_eq!(again.status, StatusCode::CONFLICT);
-    assert_eq!(header_text(&again.headers, "x-ms-error-code"), "BlobAlreadyExists");
+    assert_eq!(
+        header_text(&again.headers, "x-ms-error-code"),
+        "BlobAlreadyExists"
+    );
 }
 
 #[tokio::test]
 async fn blocks_are_ordered_by_their_list() {
     let arm = ArmServer::start().await;
     let (link, path) = create_upload(&arm).await;
-    for (name, text) in [("c", "unused"), ("b", "world"), ("a", "old"), ("a", "hello ")] {
+    for (name, text) in [
+        ("c", "unused"),
+        ("b", "world"),
+        ("a", "old"),
+        ("a", "hello "),
+    ] {
         let stored = put(&arm, &link, &block_query(name), text.into()).await;
         assert_eq!(stored.status, StatusCode::CREATED, "{}", stored.text());
     }
@@ -132,7 +151,12 @@ async fn uploads_count_against_the_quotas_of_their_token() {
     let stored = put(&arm, &first, &block_query("a"), vec![0; 6]).await;
     assert_eq!(stored.status, StatusCode::CREATED, "{}", stored.text());
     let refused = put(&arm, &second, "", vec![0; 6]).await;
-    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS, "{}", refused.text());
+    assert_eq!(
+        refused.status,
+        StatusCode::TOO_MANY_REQUESTS,
+        "{}",
+        refused.text()
+    );
 }
 
 #[tokio::test]
@@ -146,7 +170,13 @@ async fn link_of_a_revoked_token_uploads_nothing() {
         .json(StatusCode::OK);
     let (id, _) = crate::auth::parse_token(&token).unwrap();
     arm.server.app.store.revoke_token(id).await.unwrap();
-    let refused = put(&arm, upload["uploadUrl"].as_str().unwrap(), "", b"x".to_vec()).await;
+    let refused = put(
+        &arm,
+        upload["uploadUrl"].as_str().unwrap(),
+        "",
+        b"x".to_vec(),
+    )
+    .await;
     assert_eq!(refused.status, StatusCode::FORBIDDEN, "{}", refused.text());
 }
 
@@ -156,8 +186,14 @@ async fn uploads_of_others_are_no_context() {
     let (link, path) = create_upload(&arm).await;
     put(&arm, &link, "", b"files".to_vec()).await;
     let token = arm.server.create_token(&ALL_SCOPES, None).await;
-    let body = json!({"type": "DockerBuildRequest", "imageNames": ["app:1"], "sourceLocation": path});
-    let call = arm.call_as(Some(&token), Method::POST, &in_registry("/scheduleRun"), &body);
+    let body =
+        json!({"type": "DockerBuildRequest", "imageNames": ["app:1"], "sourceLocation": path});
+    let call = arm.call_as(
+        Some(&token),
+        Method::POST,
+        &in_registry("/scheduleRun"),
+        &body,
+    );
     let text = message(&call.await, StatusCode::BAD_REQUEST);
     assert!(text.contains("is not complete or does not exist"), "{text}");
 }
@@ -226,7 +262,10 @@ async fn log_grows_and_never_changes() {
     let head = || arm.blob(Method::HEAD, &link, &[], "");
     let early = head().await;
     assert_eq!(early.status, StatusCode::NOT_FOUND);
-    assert_eq!(header_text(&early.headers, "x-ms-error-code"), "BlobNotFound");
+    assert_eq!(
+        header_text(&early.headers, "x-ms-error-code"),
+        "BlobNotFound"
+    );
 
     let id = RunId::new(run.as_str()).unwrap();
     let attempt = arm.server.lease_run(&id, &runner).await;
@@ -237,15 +276,21 @@ async fn log_grows_and_never_changes() {
         let (one, two) = more.split_at(more.len() / 2);
         for part in [one, two] {
             let offset = events.len() as u64;
-            arm.server.append_log(&id, attempt, &runner, offset, part).await;
+            arm.server
+                .append_log(&id, attempt, &runner, offset, part)
+                .await;
             events.push_str(part);
             let found = head().await;
             assert_eq!(found.status, StatusCode::OK);
             assert_eq!(header_text(&found.headers, "x-ms-meta-complete"), "");
-            let length: usize = header_text(&found.headers, "content-length").parse().unwrap();
+            let length: usize = header_text(&found.headers, "content-length")
+                .parse()
+                .unwrap();
             while seen.len() < length {
                 let range = format!("bytes={}-{}", seen.len(), seen.len() + 6);
-                let piece = arm.blob(Method::GET, &link, &[("x-ms-range", &range)], "").await;
+                let piece = arm
+                    .blob(Method::GET, &link, &[("x-ms-range", &range)], "")
+                    .await;
                 assert_eq!(piece.status, StatusCode::PARTIAL_CONTENT);
                 let end = seen.len() + piece.body.len();
                 let expected = format!("bytes {}-{}/{length}", seen.len(), end - 1);
@@ -257,12 +302,25 @@ async fn log_grows_and_never_changes() {
     let past = format!("bytes={}-", seen.len());
     let beyond = arm.blob(Method::GET, &link, &[("range", &past)], "").await;
     assert_eq!(beyond.status, StatusCode::RANGE_NOT_SATISFIABLE);
-    assert_eq!(header_text(&beyond.headers, "x-ms-error-code"), "InvalidRange");
+    assert_eq!(
+        header_text(&beyond.headers, "x-ms-error-code"),
+        "InvalidRange"
+    );
     arm.server
-        .finish_run(&id, attempt, &runner, RunState::Succeeded, &events, RunResult::default())
+        .finish_run(
+            &id,
+            attempt,
+            &runner,
+            RunState::Succeeded,
+            &events,
+            RunResult::default(),
+        )
         .await;
     let found = head().await;
-    assert_eq!(header_text(&found.headers, "x-ms-meta-complete"), "succeeded");
+    assert_eq!(
+        header_text(&found.headers, "x-ms-meta-complete"),
+        "succeeded"
+    );
     let whole = arm.blob(Method::GET, &link, &[], "").await;
     assert_eq!(whole.status, StatusCode::OK);
     let text = whole.text();
@@ -271,8 +329,14 @@ async fn log_grows_and_never_changes() {
         text.len().to_string()
     );
     assert!(whole.body.starts_with(&seen), "{text}");
-    assert!(text.contains("s | line 4 äöü\r\ns | and more\r\n"), "{text}");
-    assert!(text.ends_with(&format!("Run ID: {run} was successful after 0s\r\n")), "{text}");
+    assert!(
+        text.contains("s | line 4 äöü\r\ns | and more\r\n"),
+        "{text}"
+    );
+    assert!(
+        text.ends_with(&format!("Run ID: {run} was successful after 0s\r\n")),
+        "{text}"
+    );
     // A server without the state in memory returns the same bytes.
     let fresh = super::super::router(arm.server.app.clone());
     let request = Request::builder()
@@ -291,8 +355,18 @@ async fn canceled_run_has_a_complete_log() {
     let link = link_log(&arm, &run).await;
     let cancel = format!("/runs/{run}/cancel");
     let canceled = arm.of_registry(Method::POST, &cancel, Value::Null).await;
-    assert_eq!((canceled.status, canceled.text()), (StatusCode::OK, String::new()));
+    assert_eq!(
+        (canceled.status, canceled.text()),
+        (StatusCode::OK, String::new())
+    );
     let found = arm.blob(Method::GET, &link, &[], "").await;
-    assert_eq!(header_text(&found.headers, "x-ms-meta-complete"), "canceled");
-    assert!(found.text().contains("was canceled after"), "{}", found.text());
+    assert_eq!(
+        header_text(&found.headers, "x-ms-meta-complete"),
+        "canceled"
+    );
+    assert!(
+        found.text().contains("was canceled after"),
+        "{}",
+        found.text()
+    );
 }

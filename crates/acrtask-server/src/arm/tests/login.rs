@@ -97,7 +97,11 @@ async fn wrong_credentials_are_refused_and_counted() {
         ("", 400, "unsupported_grant_type"),
         ("grant_type=password", 400, "unsupported_grant_type"),
         ("grant_type=client_credentials", 401, "invalid_client"),
-        ("grant_type=client_credentials&client_assertion=x", 401, "invalid_client"),
+        (
+            "grant_type=client_credentials&client_assertion=x",
+            401,
+            "invalid_client",
+        ),
     ] {
         let refused = sign_in(&arm, form).await;
         let body: Value = refused.json(StatusCode::from_u16(status).unwrap());

@@ -113,7 +113,10 @@ impl ArmServer {
 }
 
 fn in_registry(path: &str) -> String {
-    format!("{}{path}?api-version=2019-06-01-preview", acrtask_arm::registry_id("myreg"))
+    format!(
+        "{}{path}?api-version=2019-06-01-preview",
+        acrtask_arm::registry_id("myreg")
+    )
 }
 
 /// Returns a request for a run of one container.
@@ -144,7 +147,9 @@ fn message(response: &TestResponse, status: StatusCode) -> String {
 }
 
 fn header_text<'h>(headers: &'h HeaderMap, name: &str) -> &'h str {
-    headers.get(name).map_or("", |value| value.to_str().unwrap())
+    headers
+        .get(name)
+        .map_or("", |value| value.to_str().unwrap())
 }
 
 const ALL_SCOPES: [Scope; 3] = [Scope::Read, Scope::Run, Scope::Write];

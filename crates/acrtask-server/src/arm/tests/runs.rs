@@ -10,7 +10,10 @@ async fn schedule_with(arm: &ArmServer, id: &str, body: &Value) -> TestResponse 
         .method(Method::POST)
         .uri(in_registry("/scheduleRun"))
         .header(header::HOST, "arm.test:8443")
-        .header(header::AUTHORIZATION, format!("Bearer {}", arm.server.admin))
+        .header(
+            header::AUTHORIZATION,
+            format!("Bearer {}", arm.server.admin),
+        )
         .header("x-ms-client-request-id", id)
         .body(Body::from(body.to_string()))
         .unwrap();
@@ -25,7 +28,9 @@ async fn list(arm: &ArmServer, query: &str) -> Vec<String> {
         .json(StatusCode::OK);
     assert!(found.get("nextLink").is_none());
     let names = found["value"].as_array().unwrap().iter();
-    names.map(|run| run["name"].as_str().unwrap().to_owned()).collect()
+    names
+        .map(|run| run["name"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 #[tokio::test]
@@ -36,9 +41,18 @@ async fn repeated_request_returns_the_same_run() {
         run["name"].as_str().unwrap().to_owned()
     };
     let first = name(schedule_with(&arm, "one", &encoded_run("a")).await);
-    assert_eq!(name(schedule_with(&arm, "one", &encoded_run("a")).await), first);
-    assert_ne!(name(schedule_with(&arm, "one", &encoded_run("b")).await), first);
-    assert_ne!(name(schedule_with(&arm, "two", &encoded_run("a")).await), first);
+    assert_eq!(
+        name(schedule_with(&arm, "one", &encoded_run("a")).await),
+        first
+    );
+    assert_ne!(
+        name(schedule_with(&arm, "one", &encoded_run("b")).await),
+        first
+    );
+    assert_ne!(
+        name(schedule_with(&arm, "two", &encoded_run("a")).await),
+        first
+    );
     let long = schedule_with(&arm, &"x".repeat(200), &encoded_run("a")).await;
     message(&long, StatusCode::BAD_REQUEST);
 }
@@ -56,7 +70,7 @@ async fn refusals_say_what_to_write() {
         json!({"type": "DockerBuildRequest", "imageNames": ["a"], "dockerFilePath": "../D"}),
         json!({"type": "DockerBuildRequest", "imageNames": ["a"], "agentPoolName": "nosuch"}),
         json!({"type": "TaskRunRequest", "taskId": "nosuch"}),
-        json!({"type": "EncodedTaskRunRequest", "encodedTaskContent": "c3RlcHM6IFt7Y21kOiAnYSB8IGInfV0K"}),
+        json!({"type": "EncodedTaskRunRequest", "encodedTaskContent": "c3RlcHM6IFtdCg=="}),
     ] {
         let refused = arm.of_registry(Method::POST, "/scheduleRun", body).await;
         assert!(refused.status.is_client_error(), "{}", refused.text());
@@ -105,7 +119,10 @@ async fn lists_filter_by_task_state_and_image() {
         shown["properties"]["outputImages"][0],
         json!({"digest": digest, "registry": "registry.test:5000", "repository": "app", "tag": "1"})
     );
-    for (query, word) in [("$top=x", "$top"), ("$filter=Name%20eq%20'a'", "not supported")] {
+    for (query, word) in [
+        ("$top=x", "$top"),
+        ("$filter=Name%20eq%20'a'", "not supported"),
+    ] {
         let path = format!("{}/runs?{query}", acrtask_arm::registry_id("myreg"));
         let refused = arm.call(Method::GET, &path, Value::Null).await;
         let text = message(&refused, StatusCode::BAD_REQUEST);
@@ -157,9 +174,13 @@ async fn task_run_repeats_only_with_another_content() {
         .await
         .json(StatusCode::OK);
     assert_eq!(listed["value"].as_array().unwrap().len(), 1);
-    let removed = arm.of_registry(Method::DELETE, "/taskRuns/ONE", Value::Null).await;
+    let removed = arm
+        .of_registry(Method::DELETE, "/taskRuns/ONE", Value::Null)
+        .await;
     assert_eq!(removed.status, StatusCode::OK);
-    let missing = arm.of_registry(Method::GET, "/taskRuns/one", Value::Null).await;
+    let missing = arm
+        .of_registry(Method::GET, "/taskRuns/one", Value::Null)
+        .await;
     message(&missing, StatusCode::NOT_FOUND);
 }
 

@@ -8,12 +8,19 @@ async fn put(arm: &ArmServer, name: &str, body: &Value) -> TestResponse {
 }
 
 async fn details(arm: &ArmServer, name: &str) -> Value {
-    arm.of_registry(Method::POST, &format!("/tasks/{name}/listDetails"), Value::Null)
-        .await
-        .json(StatusCode::OK)
+    arm.of_registry(
+        Method::POST,
+        &format!("/tasks/{name}/listDetails"),
+        Value::Null,
+    )
+    .await
+    .json(StatusCode::OK)
 }
 
-async fn secret_rows(arm: &ArmServer, name: &str) -> (Vec<Vec<u8>>, Vec<(String, String, Vec<u8>)>) {
+async fn secret_rows(
+    arm: &ArmServer,
+    name: &str,
+) -> (Vec<Vec<u8>>, Vec<(String, String, Vec<u8>)>) {
     let store = &arm.server.app.store;
     let task = store.task(name).await.unwrap();
     let mut secrets = Vec::new();
@@ -21,7 +28,9 @@ async fn secret_rows(arm: &ArmServer, name: &str) -> (Vec<Vec<u8>>, Vec<(String,
         secrets.push(store.secret(&task.id, &row.name).await.unwrap().unwrap());
     }
     let logins = store.credentials_for(&[task.id.as_str()]).await.unwrap();
-    let logins = logins.into_iter().map(|row| (row.host, row.username, row.password));
+    let logins = logins
+        .into_iter()
+        .map(|row| (row.host, row.username, row.password));
     (secrets, logins.collect())
 }
 
@@ -39,7 +48,10 @@ async fn details_put_back_keep_secrets_and_logins() {
     let before = secret_rows(&arm, "app").await;
     assert_eq!((before.0.len(), before.1.len()), (1, 2));
     let mut found = details(&arm, "app").await;
-    assert_eq!(found["properties"]["step"]["contextAccessToken"], "********");
+    assert_eq!(
+        found["properties"]["step"]["contextAccessToken"],
+        "********"
+    );
     put(&arm, "app", &found).await.json::<Value>(StatusCode::OK);
     assert_eq!(secret_rows(&arm, "app").await, before);
 
@@ -47,7 +59,9 @@ async fn details_put_back_keep_secrets_and_logins() {
     let other = put(&arm, "new", &found).await;
     let text = message(&other, StatusCode::BAD_REQUEST);
     assert!(text.contains("the secret `s` has no value"), "{text}");
-    let missing = arm.of_registry(Method::GET, "/tasks/new", Value::Null).await;
+    let missing = arm
+        .of_registry(Method::GET, "/tasks/new", Value::Null)
+        .await;
     message(&missing, StatusCode::NOT_FOUND);
 
     // Absent secrets and logins are removed.
@@ -63,7 +77,9 @@ async fn details_put_back_keep_secrets_and_logins() {
 #[tokio::test]
 async fn patch_changes_only_its_members() {
     let arm = ArmServer::start().await;
-    put(&arm, "app", &docker_task()).await.json::<Value>(StatusCode::OK);
+    put(&arm, "app", &docker_task())
+        .await
+        .json::<Value>(StatusCode::OK);
     let before = secret_rows(&arm, "app").await;
     let patch = json!({"properties": {
         "platform": {"os": "linux", "architecture": "arm"}, "status": null, "step": null,
@@ -73,7 +89,10 @@ async fn patch_changes_only_its_members() {
         .await
         .json(StatusCode::OK);
     let timers = &shown["properties"]["trigger"]["timerTriggers"];
-    assert_eq!((&timers[0]["name"], &timers[1]["name"]), (&json!("daily"), &json!("weekly")));
+    assert_eq!(
+        (&timers[0]["name"], &timers[1]["name"]),
+        (&json!("daily"), &json!("weekly"))
+    );
     assert_eq!(timers[1]["status"], "Enabled");
     assert_eq!(secret_rows(&arm, "app").await, before);
     let task = arm.server.app.store.task("app").await.unwrap();
@@ -132,10 +151,19 @@ async fn native_tasks_of_the_registry_are_listed() {
 #[tokio::test]
 async fn deleted_task_leaves_no_document() {
     let arm = ArmServer::start().await;
-    put(&arm, "app", &docker_task()).await.json::<Value>(StatusCode::OK);
-    let removed = arm.of_registry(Method::DELETE, "/tasks/app", Value::Null).await;
-    assert_eq!((removed.status, removed.text()), (StatusCode::OK, String::new()));
-    let again = arm.of_registry(Method::DELETE, "/tasks/app", Value::Null).await;
+    put(&arm, "app", &docker_task())
+        .await
+        .json::<Value>(StatusCode::OK);
+    let removed = arm
+        .of_registry(Method::DELETE, "/tasks/app", Value::Null)
+        .await;
+    assert_eq!(
+        (removed.status, removed.text()),
+        (StatusCode::OK, String::new())
+    );
+    let again = arm
+        .of_registry(Method::DELETE, "/tasks/app", Value::Null)
+        .await;
     message(&again, StatusCode::NOT_FOUND);
     let stored = arm
         .server

@@ -1,6 +1,8 @@
-//! Schemathesis, which compares the server with its OpenAPI document: Python packages in a folder
-//! of the cache, in the versions of `schemathesis/requirements.txt`. Nothing is installed on the
-//! machine.
+//! Programs in Python that tests use: packages in a folder of the cache, in the versions of
+//! `python/PROGRAM.txt`. Nothing is installed on the machine.
+//!
+//! Schemathesis compares the server with its OpenAPI document. The Azure CLI uses the server as an
+//! Azure registry.
 //!
 //! The interpreter is the machine's `python3`, else Debian's, unpacked. The packages depend on its
 //! version, and on nothing else of the machine.
@@ -16,13 +18,39 @@ use crate::cache::{self, Cache, Lock, short_hash};
 use crate::process::run_logged;
 use crate::{packages, progress};
 
-/// The variable that names the program for the tests.
-pub(crate) const VARIABLE: &str = "ACRTASK_TEST_SCHEMATHESIS";
-/// Versions of schemathesis and of all that it depends on.
-const REQUIREMENTS: &str = include_str!("../schemathesis/requirements.txt");
+/// A program in Python.
+#[derive(Debug)]
+pub(crate) struct Program {
+    /// Name of its folder in the cache.
+    name: &'static str,
+    /// Name of its command.
+    command: &'static str,
+    /// Module that starts it.
+    module: &'static str,
+    /// The variable that names the program for the tests.
+    pub(crate) variable: &'static str,
+    /// Versions of the program and of all that it depends on.
+    requirements: &'static str,
+}
+
+/// The program that compares the server with its OpenAPI document.
+pub(crate) const SCHEMATHESIS: Program = Program {
+    name: "schemathesis",
+    command: "st",
+    module: "schemathesis.cli",
+    variable: "ACRTASK_TEST_SCHEMATHESIS",
+    requirements: include_str!("../python/schemathesis.txt"),
+};
+/// The command line of Azure.
+pub(crate) const AZURE_CLI: Program = Program {
+    name: "azure-cli",
+    command: "az",
+    module: "azure.cli",
+    variable: "ACRTASK_TEST_AZ",
+    requirements: include_str!("../python/azure-cli.txt"),
+};
 /// Oldest Python that these versions support.
 const OLDEST: (u32, u32) = (3, 10);
-const INSTEAD: &str = "ACRTASK_TEST_SCHEMATHESIS to a program that takes the arguments of `st`";
 /// Python of Debian 12, with the libraries that a minimal system lacks.
 const PYTHON: &[&str] = &[
     "libexpat1",
@@ -46,37 +74,50 @@ struct Python {
 
 /// Returns the program that the user named, else one in the cache. Installs it unless an earlier
 /// command did.
-pub(crate) fn get(cache: &Cache, _lock: &Lock) -> Result<PathBuf> {
-    let own = cache.path("schemathesis/st");
-    let named = std::env::var_os(VARIABLE).map(PathBuf::from);
+pub(crate) fn get(cache: &Cache, _lock: &Lock, wanted: &Program) -> Result<PathBuf> {
+    let own = cache.path(&format!("{}/{}", wanted.name, wanted.command));
+    let named = std::env::var_os(wanted.variable).map(PathBuf::from);
     if let Some(named) = named.filter(|named| !named.as_os_str().is_empty() && *named != own) {
         return Ok(named);
     }
+    let instead = wanted.instead();
     let python = match Python::of_machine() {
         Some(python) => python,
-        None => Python::unpacked(cache)?,
+        None => Python::unpacked(cache, &instead)?,
     };
     let (major, minor) = python.version;
     let name = format!(
-        "schemathesis-python{major}.{minor}-{}",
-        short_hash(REQUIREMENTS)
+        "{}-python{major}.{minor}-{}",
+        wanted.name,
+        short_hash(wanted.requirements)
     );
     let folder = cache.dir_once(&name, |dir| {
         progress::announce(format!(
-            "Installing schemathesis for Python {major}.{minor} into {}",
+            "Installing {} for Python {major}.{minor} into {}",
+            wanted.name,
             cache.root().display()
         ));
-        install(cache, &python, dir)
-            .with_context(|| format!("cannot install schemathesis (set {INSTEAD})"))
+        install(cache, &python, wanted, dir)
+            .with_context(|| format!("cannot install {} (set {instead})", wanted.name))
     })?;
-    let text = script(&python, &folder);
-    cache.dir("schemathesis")?;
+    let text = script(&python, &folder, wanted.module);
+    cache.dir(wanted.name)?;
     if !fs::read_to_string(&own).is_ok_and(|there| there == text) {
         cache::write_whole(&own, &text)?;
         fs::set_permissions(&own, fs::Permissions::from_mode(0o755))
             .with_context(|| format!("cannot make {} a program", own.display()))?;
     }
     Ok(own)
+}
+
+impl Program {
+    /// Returns the advice for a machine that cannot install the program.
+    fn instead(&self) -> String {
+        format!(
+            "{} to a program that takes the arguments of `{}`",
+            self.variable, self.command
+        )
+    }
 }
 
 impl Python {
@@ -92,8 +133,8 @@ impl Python {
     }
 
     /// Unpacks Debian's interpreter.
-    fn unpacked(cache: &Cache) -> Result<Self> {
-        let root = packages::unpacked(cache, "python", PYTHON, INSTEAD)?;
+    fn unpacked(cache: &Cache, instead: &str) -> Result<Self> {
+        let root = packages::unpacked(cache, "python", PYTHON, instead)?;
         let libraries = packages::libraries(&root)?;
         let program = root.join("usr/bin/python3.11");
         let version = version(&program, &libraries)
@@ -132,8 +173,8 @@ fn version(program: &Path, libraries: &str) -> Option<(u32, u32)> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-fn install(cache: &Cache, python: &Python, into: &Path) -> Result<()> {
-    let log = cache.dir("logs")?.join("schemathesis.log");
+fn install(cache: &Cache, python: &Python, wanted: &Program, into: &Path) -> Result<()> {
+    let log = cache.dir("logs")?.join(format!("{}.log", wanted.name));
     let has_pip = python
         .command(Path::new(""))
         .args(["-m", "pip", "--version"])
@@ -144,7 +185,7 @@ fn install(cache: &Cache, python: &Python, into: &Path) -> Result<()> {
     let pip = if has_pip {
         PathBuf::new()
     } else {
-        let wheels = packages::unpacked(cache, "pip", PIP, INSTEAD)?;
+        let wheels = packages::unpacked(cache, "pip", PIP, &wanted.instead())?;
         let wheels = wheels.join("usr/share/python-wheels");
         let mut found = fs::read_dir(&wheels)
             .with_context(|| format!("cannot list {}", wheels.display()))?
@@ -154,7 +195,7 @@ fn install(cache: &Cache, python: &Python, into: &Path) -> Result<()> {
             .with_context(|| format!("{} contains no pip", wheels.display()))?
     };
     let requirements = into.join("requirements.txt");
-    fs::write(&requirements, REQUIREMENTS)
+    fs::write(&requirements, wanted.requirements)
         .with_context(|| format!("cannot write {}", requirements.display()))?;
     run_logged(
         python
@@ -169,8 +210,8 @@ fn install(cache: &Cache, python: &Python, into: &Path) -> Result<()> {
     )
 }
 
-/// Returns the text of the program that starts schemathesis.
-fn script(python: &Python, folder: &Path) -> String {
+/// Returns the text of the program that starts `module`.
+fn script(python: &Python, folder: &Path, module: &str) -> String {
     let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
     let libraries = match python.libraries.as_str() {
         "" => String::new(),
@@ -178,7 +219,7 @@ fn script(python: &Python, folder: &Path) -> String {
     };
     format!(
         "#!/bin/sh\n\
-         {libraries}PYTHONPATH={}:\"$PYTHONPATH\" PYTHONDONTWRITEBYTECODE=1 exec {} -m schemathesis.cli \"$@\"\n",
+         {libraries}PYTHONPATH={}:\"$PYTHONPATH\" PYTHONDONTWRITEBYTECODE=1 exec {} -m {module} \"$@\"\n",
         quoted(&folder.to_string_lossy()),
         quoted(&python.program.to_string_lossy())
     )
@@ -190,10 +231,13 @@ mod tests {
 
     #[test]
     fn every_requirement_has_an_exact_version() {
-        for line in REQUIREMENTS.lines() {
-            assert!(line.contains("=="), "{line}");
+        for program in [SCHEMATHESIS, AZURE_CLI] {
+            for line in program.requirements.lines() {
+                assert!(line.contains("=="), "{line}");
+            }
+            let own = format!("{}==", program.name);
+            assert!(program.requirements.contains(&own), "{own}");
         }
-        assert!(REQUIREMENTS.contains("schemathesis=="));
     }
 
     #[test]
@@ -203,12 +247,14 @@ mod tests {
             libraries: String::new(),
             version: OLDEST,
         };
-        let text = script(&python, Path::new("/it's"));
+        let text = script(&python, Path::new("/it's"), "st");
         assert!(
-            text.contains(r"PYTHONPATH='/it'\''s':") && text.contains("exec 'python3' -m"),
+            text.contains(r"PYTHONPATH='/it'\''s':") && text.contains("exec 'python3' -m st "),
             "unexpected script:\n{text}"
         );
         python.libraries = "/lib".into();
-        assert!(script(&python, Path::new("/a")).contains("\nLD_LIBRARY_PATH='/lib' PYTHONPATH"));
+        assert!(
+            script(&python, Path::new("/a"), "st").contains("\nLD_LIBRARY_PATH='/lib' PYTHONPATH")
+        );
     }
 }
