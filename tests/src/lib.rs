@@ -39,6 +39,7 @@ pub mod proxy;
 pub mod registry;
 pub mod scenario;
 pub mod second_engine;
+pub mod separate_buildkit;
 pub mod service;
 
 /// Longest time that one command of a test may take.

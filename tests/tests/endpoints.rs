@@ -1,31 +1,55 @@
-//! Tasks that build with a separate buildkitd, whose `unix://` or `tcp://` URL is in
-//! `ACRTASK_TEST_BUILDKITD`.
-//!
-//! For `tcp://`, `ACRTASK_TEST_BUILDKITD_TLS` is a folder with `ca.pem`, `cert.pem` and `key.pem`.
-//! The tests are skipped if the variable is not set.
+//! Tasks that build with a separate buildkitd. Its `unix://` or `tcp://` URL is in
+//! `ACRTASK_TEST_BUILDKITD`; for `tcp://`, `ACRTASK_TEST_BUILDKITD_TLS` is a folder with `ca.pem`,
+//! `cert.pem` and `key.pem`. Without the variable the tests start a second engine and use its
+//! BuildKit.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use acrtask_tests::{
     Outcome, TestEnvironment, engine,
     project::{RegistryClient, create_folder},
+    separate_buildkit::SeparateBuildkit,
 };
 
-/// Returns the flags that select the builder. `None` if no builder is configured.
-#[expect(clippy::print_stderr, reason = "the test's own output")]
-fn builder_flags() -> Option<Vec<String>> {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let Some(url) = variable("ACRTASK_TEST_BUILDKITD") else {
-        eprintln!("skipped: ACRTASK_TEST_BUILDKITD names no buildkitd");
-        return None;
-    };
+/// Separate buildkitd with the flags that select it.
+struct Builder {
+    flags: Vec<String>,
+    _started: Option<SeparateBuildkit>,
+}
+
+impl Builder {
+    /// Finds or starts a buildkitd. A started one is used through TCP and TLS if `tls` is set.
+    fn start(tls: bool) -> Option<Self> {
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        if let Some(url) = variable("ACRTASK_TEST_BUILDKITD").filter(|_| !tls) {
+            let folder = variable("ACRTASK_TEST_BUILDKITD_TLS");
+            return Some(Self {
+                flags: builder_flags(url, folder),
+                _started: None,
+            });
+        }
+        let started = SeparateBuildkit::start()?;
+        let flags = if tls {
+            let folder = started.certificates.display().to_string();
+            builder_flags(started.tcp.clone(), Some(folder))
+        } else {
+            builder_flags(started.unix.clone(), None)
+        };
+        Some(Self {
+            flags,
+            _started: Some(started),
+        })
+    }
+}
+
+fn builder_flags(url: String, folder: Option<String>) -> Vec<String> {
     let mut flags = vec!["--builder".to_owned(), url];
-    if let Some(folder) = variable("ACRTASK_TEST_BUILDKITD_TLS") {
+    if let Some(folder) = folder {
         for file in ["ca", "cert", "key"] {
             flags.extend([format!("--builder-{file}"), format!("{folder}/{file}.pem")]);
         }
     }
-    Some(flags)
+    flags
 }
 
 fn run(environment: &TestEnvironment, folder: &std::path::Path, flags: &[String]) -> Outcome {
@@ -36,7 +60,7 @@ fn run(environment: &TestEnvironment, folder: &std::path::Path, flags: &[String]
 
 #[tokio::test]
 async fn image_pushed_from_cache_is_the_tested_image() {
-    let (Some(environment), Some(flags)) = (TestEnvironment::find(), builder_flags()) else {
+    let (Some(environment), Some(builder)) = (TestEnvironment::find(), Builder::start(true)) else {
         return;
     };
     let task = "version: v1.1.0
@@ -51,7 +75,7 @@ steps:
         environment.busybox()
     );
     let files = create_folder(&[("acr-task.yaml", task), ("Dockerfile", &dockerfile)]);
-    let outcome = run(&environment, files.path(), &flags);
+    let outcome = run(&environment, files.path(), &builder.flags);
     assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
     let started = &outcome.events_named("run_started")[0];
     let builder = started["builder"].as_str().unwrap();
@@ -75,12 +99,13 @@ steps:
     let loads = outcome.events_named("progress").into_iter();
     let loads = loads.filter(|e| e["message"].as_str().unwrap().starts_with("loading "));
     assert_eq!(loads.count(), 1, "{}", outcome.transcript());
-    assert_eq!(engine::list_resources(&outcome.run), Vec::<String>::new());
+    assert_eq!(engine::list_remains(&outcome.run), Vec::<String>::new());
 }
 
 #[tokio::test]
 async fn image_for_several_platforms_is_pushed() {
-    let (Some(environment), Some(flags)) = (TestEnvironment::find(), builder_flags()) else {
+    let (Some(environment), Some(builder)) = (TestEnvironment::find(), Builder::start(false))
+    else {
         return;
     };
     let task = "version: v1.1.0
@@ -93,7 +118,7 @@ steps:
         ("Dockerfile", "FROM scratch\nCOPY data /data\n"),
         ("data", "x"),
     ]);
-    let outcome = run(&environment, files.path(), &flags);
+    let outcome = run(&environment, files.path(), &builder.flags);
     assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
     let pushed = &outcome.events_named("image_pushed")[0];
     let client = RegistryClient::new(&environment.registry, None);
@@ -110,7 +135,8 @@ steps:
 
 #[test]
 fn failed_build_shows_its_excerpt_and_local_cache_is_written() {
-    let (Some(environment), Some(flags)) = (TestEnvironment::find(), builder_flags()) else {
+    let (Some(environment), Some(builder)) = (TestEnvironment::find(), Builder::start(false))
+    else {
         return;
     };
     let task = "version: v1.1.0
@@ -127,7 +153,7 @@ steps:
         ("Dockerfile", &dockerfile),
         ("Broken", &broken),
     ]);
-    let outcome = run(&environment, files.path(), &flags);
+    let outcome = run(&environment, files.path(), &builder.flags);
     assert_eq!(outcome.code, Some(1), "{}", outcome.transcript());
     assert_eq!(
         outcome.step_state("image"),

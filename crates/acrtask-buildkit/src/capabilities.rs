@@ -196,6 +196,12 @@ impl Capabilities {
             .map(String::as_str)
     }
 
+    /// Returns `true` for the BuildKit inside an engine, also if a proxy serves it as a buildkitd. It
+    /// resolves tags before it applies policies.
+    pub(crate) fn is_in_engine(&self) -> bool {
+        self.kind != EndpointKind::Buildkitd || self.host_gateway().is_some()
+    }
+
     /// Returns a message for the user about a missing feature. `None` if the endpoint supports it.
     pub fn missing(&self, feature: Feature) -> Option<String> {
         let lacking = match self.kind {

@@ -198,7 +198,7 @@ pub(crate) fn build_frontend(
     if let Some(parent) = &request.cgroup_parent {
         set("cgroup-parent", parent.clone());
     }
-    if capabilities.kind != EndpointKind::Buildkitd {
+    if capabilities.is_in_engine() {
         for pin in &request.pins {
             set(
                 &format!("context:{}", familiar_name(&pin.reference)),

@@ -1,7 +1,8 @@
 //! `cargo xtask test`: all checks that a change must pass.
 
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -118,6 +119,10 @@ impl Tests {
         if let Some(folder) = &self.pictures {
             command.env("ACRTASK_TEST_SCREENSHOTS", folder);
         }
+        let buildkit = SeparateBuildkit::start(&self.program, self.environment.variables())?;
+        if let Some(buildkit) = &buildkit {
+            command.env(BUILDKITD, &buildkit.url);
+        }
         cargo::run(&mut command)
     }
 
@@ -133,6 +138,51 @@ impl Tests {
         };
         arguments.extend(filter);
         self.run(&arguments)
+    }
+}
+
+/// Variable with the URL of a separate BuildKit.
+const BUILDKITD: &str = "ACRTASK_TEST_BUILDKITD";
+
+/// Separate BuildKit of the tests, which ends with its handle.
+struct SeparateBuildkit {
+    url: String,
+    child: Child,
+}
+
+impl SeparateBuildkit {
+    /// Starts one with the program of the tests beside `program`. `None` if the user names one.
+    fn start<'v>(
+        program: &Path,
+        variables: impl Iterator<Item = (&'v str, &'v str)>,
+    ) -> Result<Option<Self>> {
+        if std::env::var_os(BUILDKITD).is_some() {
+            return Ok(None);
+        }
+        progress::announce("Starting a separate BuildKit for the tests");
+        let mut child = Command::new(program.with_file_name("separate_buildkit"))
+            .envs(variables)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot start the program separate_buildkit")?;
+        let mut url = String::new();
+        if let Some(output) = child.stdout.take() {
+            BufReader::new(output)
+                .read_line(&mut url)
+                .context("cannot read the URL of the separate BuildKit")?;
+        }
+        let url = url.trim().to_owned();
+        anyhow::ensure!(!url.is_empty(), "the separate BuildKit did not start");
+        Ok(Some(Self { url, child }))
+    }
+}
+
+impl Drop for SeparateBuildkit {
+    fn drop(&mut self) {
+        // The end of its input stops it.
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
     }
 }
 
