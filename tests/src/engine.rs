@@ -1,6 +1,9 @@
 //! Queries of the engine that bypass the program.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 
 use bollard::{
     Docker,
@@ -8,6 +11,9 @@ use bollard::{
         ListContainersOptionsBuilder, ListNetworksOptionsBuilder, ListVolumesOptionsBuilder,
     },
 };
+
+/// Longest time in which the engine removes a network.
+const REMOVAL_TIME: Duration = Duration::from_secs(30);
 
 /// Lists everything on the engine labelled with the id of `run`: `container NAME`, `network NAME`,
 /// `volume NAME`.
@@ -24,6 +30,20 @@ pub fn list_resources(run: &str) -> Vec<String> {
         listing.join().expect("the listing does not panic")
     });
     listed.unwrap_or_else(|e| panic!("the engine does not list the resources of {run}: {e}"))
+}
+
+/// Waits until the engine has none of the run's networks, which it removes after the end of the
+/// run. Lists what then remains, as [`list_resources`] does.
+pub fn list_remains(run: &str) -> Vec<String> {
+    let deadline = Instant::now() + REMOVAL_TIME;
+    loop {
+        let left = list_resources(run);
+        let is_network = |thing: &String| thing.starts_with("network ");
+        if !left.iter().any(is_network) || Instant::now() > deadline {
+            return left;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 async fn list(run: &str) -> Result<Vec<String>, bollard::errors::Error> {

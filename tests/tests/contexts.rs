@@ -103,7 +103,7 @@ async fn git_context_is_selected_by_branch_tag_commit_pull_request_and_folder() 
             "{fragment}: {}",
             outcome.transcript()
         );
-        assert_eq!(engine::list_resources(&outcome.run), Vec::<String>::new());
+        assert_eq!(engine::list_remains(&outcome.run), Vec::<String>::new());
     }
     let outcome = start_run(&environment, here.path(), &format!("{url}#nowhere")).wait();
     assert_eq!(outcome.code, Some(2), "{}", outcome.transcript());

@@ -79,7 +79,7 @@ fn each_cause_has_its_exit_code() {
             "{flags:?}: {}",
             outcome.transcript()
         );
-        assert_eq!(engine::list_resources(&outcome.run), Vec::<String>::new());
+        assert_eq!(engine::list_remains(&outcome.run), Vec::<String>::new());
     }
 }
 
@@ -100,6 +100,6 @@ fn unreachable_registry_exits_with_code_3() {
             outcome.transcript()
         );
         assert_eq!(outcome.code, Some(3), "{}", outcome.transcript());
-        assert_eq!(engine::list_resources(&outcome.run), Vec::<String>::new());
+        assert_eq!(engine::list_remains(&outcome.run), Vec::<String>::new());
     }
 }

@@ -82,7 +82,7 @@ steps:
         assert_eq!(event["state"], "skipped", "{event}");
         assert_eq!(event["cause"]["type"], "interrupted", "{event}");
     }
-    assert_eq!(engine::list_resources(&outcome.run), Vec::<String>::new());
+    assert_eq!(engine::list_remains(&outcome.run), Vec::<String>::new());
     // Without access to the processes of the engine, this check is skipped.
     while is_visible && is_running(&format!("end-{token}")) {
         assert!(requested.elapsed() < SOON, "BuildKit continues the build");
@@ -131,7 +131,7 @@ steps:
         "{}",
         outcome.transcript()
     );
-    assert_eq!(engine::list_resources(&outcome.run), Vec::<String>::new());
+    assert_eq!(engine::list_remains(&outcome.run), Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -215,7 +215,7 @@ volumes:
         .start_with(next.path(), &["run"], &variables, "")
         .wait();
     assert_eq!(next.code, Some(0), "{}", next.transcript());
-    assert_eq!(engine::list_resources(&killed.run), Vec::<String>::new());
+    assert_eq!(engine::list_remains(&killed.run), Vec::<String>::new());
     assert_eq!(engine::list_resources(&active.run), active_resources);
     assert!(
         entry_names(scratch.path()).len() < folders.len(),
@@ -224,6 +224,6 @@ volumes:
     active.signal("TERM");
     let active = active.wait();
     assert_eq!(active.code, Some(130), "{}", active.transcript());
-    assert_eq!(engine::list_resources(&active.run), Vec::<String>::new());
+    assert_eq!(engine::list_remains(&active.run), Vec::<String>::new());
     assert_eq!(entry_names(scratch.path()), Vec::<String>::new());
 }

@@ -39,7 +39,7 @@ fn signal_stops_the_run_and_removes_its_resources() {
         );
         assert_eq!(outcome.step_state("one"), "canceled");
         assert_eq!(outcome.events_named("run_finished")[0]["state"], "canceled");
-        assert_eq!(engine::list_resources(&outcome.run), Vec::<String>::new());
+        assert_eq!(engine::list_remains(&outcome.run), Vec::<String>::new());
     }
 }
 
@@ -60,7 +60,7 @@ fn second_signal_exits_at_once_and_the_next_start_cleans_up() {
     assert!(outcome.stderr.contains(&label), "{}", outcome.transcript());
     let next = environment.run_acrtask(create_one_step_folder("true").path(), &["run"]);
     assert_eq!(next.code, Some(0), "{}", next.transcript());
-    assert_eq!(engine::list_resources(&outcome.run), Vec::<String>::new());
+    assert_eq!(engine::list_remains(&outcome.run), Vec::<String>::new());
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn watch_runs_the_latest_files_and_one_run_at_a_time() {
         "{}",
         outcome.transcript()
     );
-    assert_eq!(engine::list_resources(&outcome.run), Vec::<String>::new());
+    assert_eq!(engine::list_remains(&outcome.run), Vec::<String>::new());
 }
 
 #[test]

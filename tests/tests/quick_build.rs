@@ -33,7 +33,7 @@ async fn repository_folder_is_pushed_under_several_names() {
     let first = environment.fetch_digest("quick/one", &id).await;
     assert!(first.is_some());
     assert_eq!(first, environment.fetch_digest("quick/two", &id).await);
-    assert_eq!(engine::list_resources(&outcome.run), Vec::<String>::new());
+    assert_eq!(engine::list_remains(&outcome.run), Vec::<String>::new());
 }
 
 #[tokio::test]

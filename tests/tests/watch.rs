@@ -44,7 +44,7 @@ fn changes_of_ignored_files_start_no_run() {
         "{}",
         outcome.transcript()
     );
-    assert_eq!(engine::list_resources(&outcome.run), Vec::<String>::new());
+    assert_eq!(engine::list_remains(&outcome.run), Vec::<String>::new());
 }
 
 #[test]

@@ -399,8 +399,8 @@ impl RunContext {
         });
     }
 
-    /// Removes the objects of this run, once, and returns those that remain. May start during the
-    /// last pushes, which need none of them.
+    /// Removes the objects of this run but networks, once, and returns those that remain. May start
+    /// during the last pushes, which need none of them.
     pub(crate) async fn clean_up(&self) -> Vec<String> {
         self.left
             .get_or_init(|| self.remove_objects())
@@ -410,18 +410,23 @@ impl RunContext {
 
     async fn remove_objects(&self) -> Vec<String> {
         self.background.close();
-        // An engine needs longer to remove a network than to remove its containers. It can do both
-        // concurrently if the containers have ended. Otherwise `remove_all` removes the network.
-        tokio::join!(self.background.wait(), self.try_to_remove_networks());
-        remove_all(
-            &self.engine,
-            &self.labels,
-            self.workspace.keeper_image_if_made(),
-        )
-        .await
+        self.background.wait().await;
+        let image = self.workspace.keeper_image_if_made();
+        remove_attached(&self.engine, &self.labels, image).await
     }
 
-    async fn try_to_remove_networks(&self) {
+    /// Removes the networks of this run and returns those that remain. An engine needs longer for
+    /// it than for all other objects, so the result of the run is reported before.
+    pub(crate) async fn remove_networks(&self) -> Vec<String> {
+        if self
+            .plan
+            .networks
+            .iter()
+            .all(|network| network.skip_creation)
+        {
+            return Vec::new();
+        }
+        // By name first: if this process ends now, the engine completes the removal.
         let made =
             self.plan.networks.iter().filter(|network| {
                 !network.skip_creation && self.networks[&network.name].initialized()
@@ -433,6 +438,7 @@ impl RunContext {
             }
         });
         futures::future::join_all(removals).await;
+        remove_networks(&self.engine, &self.labels).await
     }
 }
 
@@ -464,15 +470,40 @@ pub(crate) async fn remove_all(
     labels: &Labels,
     image: Option<String>,
 ) -> Vec<String> {
+    let mut left = remove_attached(engine, labels, image).await;
+    left.extend(remove_networks(engine, labels).await);
+    left
+}
+
+/// Removes all networks with the run's label. Returns a description of each one that remains.
+async fn remove_networks(engine: &Engine, labels: &Labels) -> Vec<String> {
+    let mut left = Vec::new();
+    let networks = engine.list_networks(&labels.run_label()).await;
+    let networks = listed_objects(networks, "networks", &mut left);
+    let removals = networks.into_iter().map(|network| async move {
+        let name = network.name;
+        let removed = remove_with_retries(|| engine.remove_network(&name)).await;
+        (!removed).then(|| format!("network {name}"))
+    });
+    left.extend(
+        futures::future::join_all(removals)
+            .await
+            .into_iter()
+            .flatten(),
+    );
+    left
+}
+
+/// Removes all objects with the run's label but networks. Returns a description of each one that
+/// remains.
+async fn remove_attached(engine: &Engine, labels: &Labels, image: Option<String>) -> Vec<String> {
     let mut left = Vec::new();
     let label = labels.run_label();
-    let (containers, networks, volumes) = tokio::join!(
+    let (containers, volumes) = tokio::join!(
         engine.list_containers(labels.to_filter()),
-        engine.list_networks(&label),
         engine.list_volumes(&label),
     );
     let containers = listed_objects(containers, "containers", &mut left);
-    let networks = listed_objects(networks, "networks", &mut left);
     let volumes = listed_objects(volumes, "volumes", &mut left);
     for container in containers {
         let Some(id) = container.id else { continue };
@@ -493,11 +524,6 @@ pub(crate) async fn remove_all(
             left.push(format!("container {name}"));
         }
     }
-    let networks = networks.into_iter().map(|n| n.name);
-    let networks = futures::future::join_all(networks.map(|name| async move {
-        let removed = remove_with_retries(|| engine.remove_network(&name)).await;
-        (!removed).then(|| format!("network {name}"))
-    }));
     let volumes = volumes.into_iter().map(|v| v.name);
     let volumes = futures::future::join_all(volumes.map(|name| async move {
         let removed = remove_with_retries(|| engine.remove_volume(&name)).await;
@@ -508,8 +534,8 @@ pub(crate) async fn remove_all(
         let removed = remove_with_retries(|| engine.remove_image(&name)).await;
         (!removed).then(|| format!("image {name}"))
     };
-    let (networks, volumes, image) = tokio::join!(networks, volumes, image);
-    left.extend(networks.into_iter().chain(volumes).flatten().chain(image));
+    let (volumes, image) = tokio::join!(volumes, image);
+    left.extend(volumes.into_iter().flatten().chain(image));
     left
 }
 

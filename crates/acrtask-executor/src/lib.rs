@@ -7,8 +7,8 @@
 //! - No text of a task reaches a shell of this machine. No path of this machine is mounted into a
 //!   container.
 //! - Each object that a run creates on the engine has a label with the run's id. The executor
-//!   removes these objects at the end of the run. [`Executor::remove_orphans`] removes the objects
-//!   of killed processes.
+//!   removes these objects at the end of the run, and networks after its result is reported.
+//!   [`Executor::remove_orphans`] removes the objects of dead processes.
 //! - A push step reports the digest that the registry has. It equals the digest that was built.
 //! - Output is masked before it becomes an event. A slow receiver delays output and loses none of
 //!   it.
@@ -294,6 +294,9 @@ pub struct Base {
 /// Maximum time for which the removal of orphans delays a start.
 pub const ORPHAN_REMOVAL_LIMIT: Duration = Duration::from_secs(2);
 
+/// Time in which the engine receives a request that has been sent.
+const REQUEST_TIME: Duration = Duration::from_millis(10);
+
 /// Executes runs on one engine.
 #[derive(Debug)]
 pub struct Executor {
@@ -303,6 +306,8 @@ pub struct Executor {
     owner: Owner,
     /// Image removals of finished runs.
     removals: TaskTracker,
+    /// Network removals of finished and of killed runs.
+    networks: TaskTracker,
     /// Images that runs of this process may read.
     proofs: Arc<possession::Proofs>,
     /// Shared by runs and exclusive for housekeeping, so that no run loses an image that it is
@@ -327,6 +332,7 @@ impl Executor {
             options: Arc::new(options),
             owner: Owner::this_process(),
             removals: TaskTracker::new(),
+            networks: TaskTracker::new(),
             proofs: Arc::default(),
             runs: tokio::sync::RwLock::default(),
         })
@@ -369,7 +375,9 @@ impl Executor {
     pub async fn remove_orphans(&self) -> Vec<String> {
         let (engine, owner) = (self.engine.clone(), self.owner.clone());
         let root = self.options.scratch_root.clone();
-        let removing = async move { orphans::remove_orphans(&engine, &owner, &root).await };
+        let networks = self.networks.clone();
+        let removing =
+            async move { orphans::remove_orphans(&engine, &owner, &root, &networks).await };
         let removing = self.removals.spawn(removing);
         match tokio::time::timeout(ORPHAN_REMOVAL_LIMIT, removing).await {
             Ok(removed) => removed.unwrap_or_default(),
@@ -407,11 +415,14 @@ impl Executor {
     }
 
     /// Waits at most for `limit` until the engine has removed the images of finished runs and the
-    /// orphans. The next start removes the rest.
+    /// orphans, and until it has received the requests to remove networks. It completes these
+    /// requests after the end of this process. The next start removes the rest.
     pub async fn finish_removals(&self, limit: Duration) {
-        self.removals.close();
-        let _ = tokio::time::timeout(limit, self.removals.wait()).await;
-        self.removals.reopen();
+        for (removals, limit) in [(&self.removals, limit), (&self.networks, REQUEST_TIME)] {
+            removals.close();
+            let _ = tokio::time::timeout(limit, removals.wait()).await;
+            removals.reopen();
+        }
     }
 
     /// Executes a plan.

@@ -8,6 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use tokio_util::task::TaskTracker;
+
 use crate::{
     context::remove_all,
     engine::{Engine, Labels, label_filter},
@@ -18,10 +20,13 @@ use crate::{
 };
 
 /// Removes the objects of dead processes. Returns one line of text for each removal.
+///
+/// Removes networks on `later`: a finished run leaves them to the engine, which needs a moment.
 pub(crate) async fn remove_orphans(
     engine: &Engine,
     me: &Owner,
     scratch_root: &Path,
+    later: &TaskTracker,
 ) -> Vec<String> {
     let (containers, networks, volumes) = tokio::join!(
         engine.list_containers(label_filter(RUN_LABEL)),
@@ -34,15 +39,15 @@ pub(crate) async fn remove_orphans(
         .filter_map(|c| c.labels);
     let networks = networks.unwrap_or_default().into_iter().map(|n| n.labels);
     let volumes = volumes.unwrap_or_default().into_iter().map(|v| v.labels);
-    let all = containers
+    let attached = containers
         .filter(|labels| !is_kept(labels))
-        .chain(networks)
-        .chain(volumes);
+        .chain(volumes)
+        .map(|labels| (labels, 1));
     let mut dead: BTreeMap<String, (Labels, usize)> = BTreeMap::new();
-    for labels in all {
+    for (labels, count) in attached.chain(networks.map(|labels| (labels, 0))) {
         if let Some((run, owner)) = dead_owner(&labels, me) {
             let entry = dead.entry(run.to_string());
-            entry.or_insert_with(|| (Labels::new(run, owner), 0)).1 += 1;
+            entry.or_insert_with(|| (Labels::new(run, owner), 0)).1 += count;
         }
     }
     let mut removed = Vec::new();
@@ -50,6 +55,14 @@ pub(crate) async fn remove_orphans(
         // Addresses the image by its name: listing all images takes half a second on an engine with
         // many of them.
         let image = Some(keeper_image(&labels.scope));
+        if count == 0 {
+            let engine = engine.clone();
+            later.spawn(async move {
+                let left = remove_all(&engine, &labels, image).await;
+                tracing::debug!(%run, ?left, "removed the networks of a finished run");
+            });
+            continue;
+        }
         let left = remove_all(engine, &labels, image).await;
         if left.len() < count {
             let things = if count == 1 { "object" } else { "objects" };

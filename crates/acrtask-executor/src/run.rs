@@ -210,6 +210,11 @@ async fn drive_run(
     let finished = finish_run(events, began, outcome, steps, left).await;
     if let Some(run) = ended {
         // The result has already been reported.
+        let of_networks = Arc::clone(&run);
+        executor.networks.spawn(async move {
+            let left = of_networks.remove_networks().await;
+            retry_removal(&of_networks, &left);
+        });
         executor
             .removals
             .spawn(async move { run.image_names.remove(&run.engine).await });

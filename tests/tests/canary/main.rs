@@ -19,7 +19,7 @@ use std::{
 
 use acrtask_tests::{
     TestEnvironment,
-    engine::list_resources,
+    engine::list_remains,
     forge::deliver,
     git_server::{HttpGit, Repositories, SshGit},
     new_run_id,
@@ -406,7 +406,7 @@ steps:
                 "{log}"
             );
         }
-        assert_eq!(list_resources(id), [""; 0], "left over from {id}");
+        assert_eq!(list_remains(id), [""; 0], "left over from {id}");
     }
     assert!(masked > 20, "{masked} masks: {printed}");
     search_all(

@@ -473,7 +473,7 @@ fn images_of_a_run_are_removed_at_its_end_or_by_the_next_start() {
         }
     }
     assert_eq!(images_of(&killed.run), "");
-    assert_eq!(engine::list_resources(&killed.run), Vec::<String>::new());
+    assert_eq!(engine::list_remains(&killed.run), Vec::<String>::new());
 
     let server = TestServer::start(&environment, &[]);
     let task = "version: v1.1.0\nsteps:\n  - build: -t UNPUSHED .\n  - cmd: UNPUSHED cat /who\n";

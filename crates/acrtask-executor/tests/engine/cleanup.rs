@@ -6,7 +6,7 @@ use acrtask_executor::{Executor, Options};
 use acrtask_model::{EventKind, RunState};
 use tokio::sync::mpsc;
 
-use crate::harness::{Task, docker, endpoint, engine, left_on_engine};
+use crate::harness::{Task, docker, endpoint, engine, left_on_engine, wait_until_removed};
 
 const SLEEPS: &str = "steps:\n  - id: s\n    cmd: $BASH bash -c 'echo ready; busybox sleep 120'\n";
 
@@ -116,16 +116,6 @@ async fn old_images_that_runs_pulled_are_removed() {
         removed.unwrap();
     }
     wait_until_removed(&sleeping.id).await;
-}
-
-async fn wait_until_removed(id: &acrtask_model::RunId) {
-    for _ in 0..200 {
-        if left_on_engine(id).await.is_empty() {
-            return;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
-    panic!("still there: {:?}", left_on_engine(id).await);
 }
 
 #[tokio::test]

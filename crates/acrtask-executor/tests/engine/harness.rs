@@ -215,11 +215,8 @@ impl Task {
         let (report, events) = tokio::time::timeout(LIMIT, both)
             .await
             .expect("the run takes too long");
-        assert_eq!(
-            left_on_engine(&self.id).await,
-            Vec::<String>::new(),
-            "left on the engine"
-        );
+        // The engine removes networks after the result.
+        wait_until_removed(&self.id).await;
         Ran {
             id: self.id,
             report,
@@ -340,6 +337,17 @@ pub(crate) async fn left_on_engine(run: &RunId) -> Vec<String> {
         left.push(format!("image {:?}", image.repo_tags));
     }
     left
+}
+
+/// Waits until the engine has no object of the run.
+pub(crate) async fn wait_until_removed(id: &RunId) {
+    for _ in 0..200 {
+        if left_on_engine(id).await.is_empty() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    panic!("still there: {:?}", left_on_engine(id).await);
 }
 
 pub(crate) async fn docker() -> bollard::Docker {
