@@ -327,6 +327,24 @@ impl TestServer {
         self.environment.start_plain(folder, args, &variables)
     }
 
+    /// Starts the program in `folder` as the holder of another token.
+    pub fn start_client_as<S: AsRef<OsStr>>(
+        &self,
+        token: &str,
+        folder: &Path,
+        args: &[S],
+    ) -> RunningProgram {
+        let variables = self.variables();
+        let variables: Vec<(&str, &str)> = variables
+            .iter()
+            .map(|(name, value)| match name.as_str() {
+                "ACRTASK_TOKEN" => ("ACRTASK_TOKEN", token),
+                name => (name, value.as_str()),
+            })
+            .collect();
+        self.environment.start_plain(folder, args, &variables)
+    }
+
     /// Starts `acrtask run` in `folder` at this server, with the registry of the tests and a new
     /// run id.
     pub fn run<S: AsRef<OsStr>>(&self, folder: &Path, args: &[S]) -> RunningProgram {

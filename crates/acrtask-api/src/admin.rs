@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::forms::{
-    Audience, LabelValue, NotBlank, SecretValue, ShortName, Subject, TaskPattern, Title, Username,
+    Audience, LabelValue, NotBlank, SecretValue, ShortName, Subject, TaskPattern, TaskPrefix,
+    Title, Username,
 };
 
 use crate::run::SecretText;
@@ -173,12 +174,35 @@ pub struct Me {
 pub struct Secret {
     /// Name of the secret.
     pub name: String,
-    /// Name of the only task that may use the secret. If absent, all tasks.
+    /// Name of the only task that may use the secret. If `tasks` is absent too, all tasks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task: Option<String>,
+    /// Prefix, followed by `*`, of the names of the tasks that may use the secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tasks: Option<String>,
     /// Time of the last change.
     #[schema(value_type = String)]
     pub updated_at: Timestamp,
+}
+
+impl Secret {
+    /// Returns `true` if the task named `name` may use the secret.
+    pub fn applies_to(&self, name: &str) -> bool {
+        scope_includes(self.task.as_deref(), self.tasks.as_deref(), name)
+    }
+}
+
+impl Credential {
+    /// Returns `true` if the task named `name` may use the credential.
+    pub fn applies_to(&self, name: &str) -> bool {
+        scope_includes(self.task.as_deref(), self.tasks.as_deref(), name)
+    }
+}
+
+/// Returns `true` if the task named `name` is `task`, if given, and matches `tasks`, if given.
+pub(crate) fn scope_includes(task: Option<&str>, tasks: Option<&str>, name: &str) -> bool {
+    let prefix = tasks.map(|tasks| tasks.trim_end_matches('*'));
+    task.is_none_or(|task| task == name) && prefix.is_none_or(|prefix| name.starts_with(prefix))
 }
 
 /// Request to set a secret.
@@ -188,9 +212,14 @@ pub struct PutSecret {
     /// Value of the secret.
     #[schema(value_type = SecretValue)]
     pub value: SecretText,
-    /// Name of the only task that may use the secret. If absent, all tasks.
+    /// Name of the only task that may use the secret. If `tasks` is absent too, all tasks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task: Option<String>,
+    /// Prefix, followed by `*`, of the names of the tasks that may use the secret: `team/*`.
+    /// Excludes `task`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<TaskPrefix>)]
+    pub tasks: Option<String>,
 }
 
 /// Credential for a registry or a git host, without its password.
@@ -201,9 +230,12 @@ pub struct Credential {
     pub host: String,
     /// User name.
     pub username: String,
-    /// Name of the only task that may use the credential. If absent, all tasks.
+    /// Name of the only task that may use the credential. If `tasks` is absent too, all tasks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task: Option<String>,
+    /// Prefix, followed by `*`, of the names of the tasks that may use the credential.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tasks: Option<String>,
     /// Time of the last change.
     #[schema(value_type = String)]
     pub updated_at: Timestamp,
@@ -224,9 +256,14 @@ pub struct PutCredential {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<NotBlank>)]
     pub known_hosts: Option<String>,
-    /// Name of the only task that may use the credential. If absent, all tasks.
+    /// Name of the only task that may use the credential. If `tasks` is absent too, all tasks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task: Option<String>,
+    /// Prefix, followed by `*`, of the names of the tasks that may use the credential: `team/*`.
+    /// Excludes `task`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<TaskPrefix>)]
+    pub tasks: Option<String>,
 }
 
 impl PutCredential {

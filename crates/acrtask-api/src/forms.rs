@@ -25,6 +25,9 @@ forms! {
     /// Name of one task, or a prefix of task names followed by `*`.
     #[schema(min_length = 1, max_length = 200, pattern = r"^[A-Za-z0-9._/-]*[*]?$")]
     TaskPattern;
+    /// Prefix of task names followed by `*`.
+    #[schema(min_length = 2, max_length = 200, pattern = r"^[A-Za-z0-9._/-]+[*]$")]
+    TaskPrefix;
     /// Name of a secret: letters, digits, `-`, `_` and `.`.
     #[schema(max_length = 100, pattern = r"^[A-Za-z0-9._-]+$")]
     SecretName;

@@ -316,8 +316,8 @@ pub struct BlastImage {
 pub struct Base {
     /// Registry, repository and tag.
     pub name: String,
-    /// Name of the task whose login is used. Absent if the poll uses a login for all tasks, or
-    /// none.
+    /// Name of the task, or prefix of tasks followed by `*`, whose login is used. Absent if the poll
+    /// uses a login for all tasks, or none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub login_of: Option<String>,
     /// Status of the watch.

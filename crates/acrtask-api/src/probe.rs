@@ -44,6 +44,8 @@ pub struct Probe {
 pub enum ProbeLogin {
     /// Login of the task.
     Task,
+    /// Login for all tasks of a prefix.
+    Prefix,
     /// Login for all tasks.
     All,
 }

@@ -35,7 +35,8 @@ pub enum QuotaKind {
     UnfinishedContexts,
     /// Number of stored tasks.
     Tasks,
-    /// Number of stored secrets and logins of one task.
+    /// Number of stored secrets and logins of one task. For a prefix, those that are scoped to a
+    /// prefix within it.
     Secrets,
 }
 
@@ -98,7 +99,7 @@ impl QuotaKind {
             (Self::UnfinishedContexts, EachToken | Token(_)) => Some(50),
             (Self::Tasks, Tasks(pattern)) if pattern == "*" => Some(20_000),
             (Self::Tasks, Tasks(_)) => Some(1_000),
-            (Self::Secrets, EachTask | Task(_)) => Some(200),
+            (Self::Secrets, EachTask | Task(_) | Tasks(_)) => Some(200),
             _ => None,
         }
     }
@@ -108,7 +109,11 @@ impl QuotaKind {
         match subject {
             QuotaSubject::Tasks(_) => matches!(
                 self,
-                Self::LogBytes | Self::QueuedRuns | Self::RunsPerMinute | Self::Tasks
+                Self::LogBytes
+                    | Self::QueuedRuns
+                    | Self::RunsPerMinute
+                    | Self::Tasks
+                    | Self::Secrets
             ),
             subject => self.default_limit(subject).is_some(),
         }

@@ -5,9 +5,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::forms::{Provider, SecretName, WebhookSecret};
+use crate::forms::{Provider, SecretName, TaskPrefix, WebhookSecret};
 
-use crate::run::SecretText;
+use crate::{admin::scope_includes, run::SecretText};
 
 /// Webhook: endpoint `POST /hooks/NAME` for the deliveries of one forge or registry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -41,9 +41,20 @@ pub struct WebhookDefinition {
     /// Repositories that deliveries may concern, as URLs for `git clone`. If empty, all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub repositories: Vec<String>,
+    /// Prefix, followed by `*`, of the names of the tasks that deliveries may start. If absent, all
+    /// tasks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tasks: Option<String>,
     /// Commit statuses that the server sends to the forge. If absent, it sends none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub statuses: Option<CommitStatuses>,
+}
+
+impl WebhookDefinition {
+    /// Returns `true` if deliveries may start the task named `name`.
+    pub fn may_start(&self, name: &str) -> bool {
+        scope_includes(None, self.tasks.as_deref(), name)
+    }
 }
 
 /// Options for commit statuses.
@@ -77,6 +88,10 @@ pub struct PutWebhook {
     /// Repositories, as in [`WebhookDefinition`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub repositories: Vec<String>,
+    /// Prefix of tasks, as in [`WebhookDefinition`]. A token without the scope `admin` requires it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<TaskPrefix>)]
+    pub tasks: Option<String>,
     /// Commit statuses, as in [`WebhookDefinition`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub statuses: Option<CommitStatuses>,

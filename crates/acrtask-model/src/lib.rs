@@ -13,6 +13,7 @@ pub mod ids;
 pub mod mask;
 pub mod printable;
 pub mod reference;
+pub mod scope;
 pub mod secret;
 pub mod state;
 pub mod trust;
@@ -23,6 +24,7 @@ pub use events::{Event, EventKind};
 pub use ids::{RunId, StepId};
 pub use mask::Masker;
 pub use reference::{Digest, ImageRef, ReferenceError};
+pub use scope::{ScopeChain, TaskScope};
 pub use secret::Secret;
 pub use state::{Outcome, RunState, SkipReason, StepState};
 pub use trust::{

@@ -190,7 +190,8 @@ impl TaskPattern {
         task.starts_with(self.prefix())
     }
 
-    fn prefix(&self) -> &str {
+    /// Returns the common beginning of the names.
+    pub fn prefix(&self) -> &str {
         self.0.trim_end_matches('*')
     }
 }

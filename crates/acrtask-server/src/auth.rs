@@ -13,7 +13,7 @@
 use std::{marker::PhantomData, net::IpAddr};
 
 use acrtask_api::{admin::Scope, run::SecretText};
-use acrtask_model::Principal;
+use acrtask_model::{Principal, TaskPattern};
 use acrtask_store::{DEFAULT_POOL, Ms, Store, StoreError, TokenRow};
 use axum::{
     extract::{ConnectInfo, FromRequestParts},
@@ -145,6 +145,15 @@ impl TaskLimit {
         }
     }
 
+    /// Returns `true` if the limit includes all names that `pattern` matches.
+    pub(crate) fn includes(&self, pattern: &TaskPattern) -> bool {
+        match self {
+            Self::All => true,
+            Self::Exact(_) => false,
+            Self::Prefix(prefix) => pattern.prefix().starts_with(prefix.as_str()),
+        }
+    }
+
     /// Returns `true` if there are names of tasks that both limits allow.
     pub(crate) fn overlaps(&self, other: &Self) -> bool {
         match (self, other) {
@@ -256,7 +265,28 @@ impl Caller {
                 self.name
             ),
         })
-        .help("use a token without a limit to tasks"))
+        .help(match &self.limit {
+            TaskLimit::Prefix(_) if task.is_none() => {
+                "use a token without a limit to tasks; secrets, logins and webhooks accept the prefix of the token as `tasks`, on the command line `--prefix`"
+            }
+            _ => "use a token without a limit to tasks",
+        }))
+    }
+
+    /// Refuses a caller whose task limit excludes a task that `pattern` matches.
+    ///
+    /// # Errors
+    /// Returns 403.
+    pub(crate) fn require_pattern(&self, pattern: &TaskPattern) -> Result<(), ApiError> {
+        if self.limit.includes(pattern) {
+            return Ok(());
+        }
+        let limit = self.tasks.as_deref().unwrap_or_default();
+        Err(ApiError::forbidden(format!(
+            "the token `{}` is limited to the tasks `{limit}`, and `{pattern}` includes others",
+            self.name
+        ))
+        .help("write a prefix within the limit of the token"))
     }
 
     /// Returns `true` if the caller's tasks may use `pool`.

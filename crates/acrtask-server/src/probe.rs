@@ -24,7 +24,7 @@ use acrtask_api::{
     probe::{Probe, ProbeLogin, ProbeOutcome, TaskProbe},
     task::Task,
 };
-use acrtask_model::{Secret, mask::Patterns};
+use acrtask_model::{ScopeChain, Secret, TaskScope, mask::Patterns};
 use acrtask_registry::{
     AddressPolicy, Credentials, Registry, RegistryError, Settings, credentials::canonical_host, net,
 };
@@ -88,7 +88,7 @@ impl Login {
 /// caller has a task limit.
 pub(crate) async fn probe_task(app: &App, task: &Task, all: bool) -> Result<TaskProbe, StoreError> {
     let begun = Instant::now();
-    let logins = read_logins(app, &task.id).await?;
+    let logins = read_logins(app, task).await?;
     let patterns = Patterns::new(logins.iter().filter_map(|login| login.password.as_ref()));
     let context = task.definition.context.as_deref();
     let git = match context.map(ContextSpec::parse) {
@@ -159,20 +159,16 @@ fn hide_failure(probe: &mut Probe) -> bool {
     }
 }
 
-/// Returns the logins that runs of a task get: its own ones, and the shared ones for other hosts.
-async fn read_logins(app: &App, task: &str) -> Result<Vec<Login>, StoreError> {
-    let mut rows = app.store.credentials_for(&[task, ""]).await?;
-    rows.sort_by_key(|row| row.scope.is_empty());
+/// Returns the logins that runs of a task get: for each host the one with the narrowest scope.
+async fn read_logins(app: &App, task: &Task) -> Result<Vec<Login>, StoreError> {
+    let scopes = ScopeChain::of_task(&task.id, &task.definition.name);
     let mut logins: Vec<Login> = Vec::new();
-    for row in rows {
-        if logins.iter().any(|login| login.host == row.host) {
-            continue;
-        }
+    for row in app.store.credentials_for(&scopes).await? {
         let aad = credential_aad(&row.scope, &row.host);
-        let whose = if row.scope.is_empty() {
-            ProbeLogin::All
-        } else {
-            ProbeLogin::Task
+        let whose = match TaskScope::parse(&row.scope) {
+            TaskScope::All => ProbeLogin::All,
+            TaskScope::Prefix(_) => ProbeLogin::Prefix,
+            TaskScope::Task(_) => ProbeLogin::Task,
         };
         logins.push(Login {
             password: app.vault.open(&aad, &row.password).ok(),

@@ -22,7 +22,9 @@ use crate::{
     db::{Arg, Sql, args, one_of},
     from_json,
     images::{digest, parse_enum},
-    run_state, timestamp,
+    run_state,
+    secrets::login_scope,
+    timestamp,
 };
 
 /// Digests of the platforms of an index.
@@ -41,7 +43,7 @@ pub struct WatchRow {
     pub name: String,
     /// Name of the registry.
     pub registry: String,
-    /// Task whose own login is used. Empty: the login for all tasks, or none.
+    /// Key of the scope of the login that polls the tag. Empty: the login for all tasks, or none.
     pub scope: String,
     /// Last known digest.
     pub digest: Option<Digest>,
@@ -183,10 +185,13 @@ impl Store {
         let rows: Vec<(String, String, String, String)> = self
             .db
             .fetch_all(
-                "SELECT DISTINCT b.name, CASE WHEN EXISTS (SELECT 1 FROM credentials c WHERE c.scope = i.task_id \
-                 AND c.host = b.registry) THEN i.task_id ELSE '' END, i.task_id, b.role FROM image_bases b \
-                 JOIN images i ON i.id = b.image_id JOIN tasks t ON t.id = i.task_id \
-                 WHERE i.newest = 1 AND b.pinned = 0",
+                concat!(
+                    "SELECT DISTINCT b.name, ",
+                    login_scope!(),
+                    ", i.task_id, b.role FROM image_bases b \
+                     JOIN images i ON i.id = b.image_id JOIN tasks t ON t.id = i.task_id \
+                     WHERE i.newest = 1 AND b.pinned = 0"
+                ),
                 args![],
             )
             .await?;

@@ -95,6 +95,8 @@ pub struct DeliveryRow {
 pub struct DeliveryFilter {
     /// Only deliveries to this webhook.
     pub webhook: Option<String>,
+    /// Only deliveries to these webhooks that were received after the creation of the webhook.
+    pub webhooks: Option<Vec<(String, Ms)>>,
     /// Only deliveries that were received at this time or later.
     pub since: Option<Ms>,
     /// Only deliveries that were received before this time.
@@ -220,6 +222,15 @@ impl Store {
         if let Some(webhook) = filter.webhook {
             args.push(webhook.into());
             text += &format!(" AND webhook = ${}", args.len());
+        }
+        if let Some(webhooks) = filter.webhooks {
+            let mut conditions = vec!["1 = 0".to_owned()];
+            for (name, created) in webhooks {
+                args.extend(args![name, created]);
+                let at = args.len();
+                conditions.push(format!("(webhook = ${} AND received_at >= ${at})", at - 1));
+            }
+            text += &format!(" AND ({})", conditions.join(" OR "));
         }
         for (time, operator) in [(filter.since, ">="), (filter.until, "<")] {
             if let Some(time) = time {

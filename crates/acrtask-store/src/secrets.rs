@@ -1,7 +1,9 @@
-//! Secrets and credentials, encrypted by the caller. Their scope is the id of a task. An empty
-//! scope means all tasks.
+//! Secrets and credentials, encrypted by the caller. Their scope is the key of a [`TaskScope`].
+
+use std::collections::HashSet;
 
 use acrtask_api::quota::{QuotaKind, QuotaSubject};
+use acrtask_model::{ScopeChain, TaskPattern, TaskScope};
 use sqlx::FromRow;
 
 use crate::{
@@ -13,7 +15,7 @@ use crate::{
 /// A secret without its value.
 #[derive(Debug, Clone, PartialEq, Eq, FromRow)]
 pub struct SecretRow {
-    /// Id of a task. Empty: all tasks.
+    /// Key of a [`TaskScope`].
     pub scope: String,
     /// Name of the secret.
     pub name: String,
@@ -24,7 +26,7 @@ pub struct SecretRow {
 /// A credential of a registry or host.
 #[derive(Debug, Clone, PartialEq, Eq, FromRow)]
 pub struct CredentialRow {
-    /// Id of a task. Empty: all tasks.
+    /// Key of a [`TaskScope`].
     pub scope: String,
     /// Host and port.
     pub host: String,
@@ -36,27 +38,56 @@ pub struct CredentialRow {
     pub updated_at: Ms,
 }
 
-/// Returns an error if another secret or credential would exceed the quota of the task.
-async fn check_secret_quota(tx: &mut Tx, scope: &str, now: Ms) -> Result<()> {
-    let sql = "SELECT name FROM tasks WHERE id = $1";
-    let task: Option<(String,)> = tx.fetch_optional(sql, args![scope]).await?;
-    match task {
-        Some((task,)) => {
-            let task = [QuotaSubject::Task(task)];
-            quotas::check_quota(tx, &task, QuotaKind::Secrets, 1, now).await
+/// Selects the columns of [`CredentialRow`].
+macro_rules! select_credentials {
+    () => {
+        "SELECT scope, host, username, password, updated_at FROM credentials"
+    };
+}
+
+/// Returns the scope of the login with which the base `b` of an image `i` of the task `t` is polled.
+/// Uses the narrowest login for the registry.
+macro_rules! login_scope {
+    () => {
+        "CASE WHEN EXISTS (SELECT 1 FROM credentials c WHERE c.scope = i.task_id AND c.host = b.registry) \
+         THEN i.task_id ELSE COALESCE((SELECT c.scope FROM credentials c WHERE c.host = b.registry \
+         AND c.prefix IS NOT NULL AND substr(t.name, 1, length(c.prefix)) = c.prefix \
+         ORDER BY length(c.prefix) DESC LIMIT 1), '') END"
+    };
+}
+pub(crate) use login_scope;
+
+/// Returns an error if another secret or credential would exceed the quota of the task, or of the
+/// pattern that limits the caller.
+async fn check_secret_quota(tx: &mut Tx, scope: &str, limit: Option<&str>, now: Ms) -> Result<()> {
+    let subject = match TaskScope::parse(scope) {
+        TaskScope::All => None,
+        TaskScope::Prefix(_) => limit.map(|limit| QuotaSubject::Tasks(limit.to_owned())),
+        TaskScope::Task(id) => {
+            let sql = "SELECT name FROM tasks WHERE id = $1";
+            let task: Option<(String,)> = tx.fetch_optional(sql, args![id]).await?;
+            task.map(|(name,)| QuotaSubject::Task(name))
         }
-        None => Ok(()),
-    }
+    };
+    quotas::check_quota(tx, subject.as_slice(), QuotaKind::Secrets, 1, now).await
 }
 
 impl Store {
-    /// Creates or replaces a secret.
-    pub async fn put_secret(&self, scope: &str, name: &str, value: &[u8], now: Ms) -> Result<()> {
+    /// Creates or replaces a secret. `limit` is the task limit of the caller, whose quota counts the
+    /// secrets of prefixes.
+    pub async fn put_secret(
+        &self,
+        scope: &str,
+        name: &str,
+        value: &[u8],
+        limit: Option<&str>,
+        now: Ms,
+    ) -> Result<()> {
         let mut tx = self.db.begin().await?;
         let existing = "SELECT name FROM secrets WHERE scope = $1 AND name = $2";
         let existing: Option<(String,)> = tx.fetch_optional(existing, args![scope, name]).await?;
         if existing.is_none() {
-            check_secret_quota(&mut tx, scope, now).await?;
+            check_secret_quota(&mut tx, scope, limit, now).await?;
         }
         tx.exec(
             "INSERT INTO secrets (scope, name, value, updated_at) VALUES ($1, $2, $3, $4) \
@@ -67,16 +98,21 @@ impl Store {
         tx.commit().await
     }
 
-    /// Returns the encrypted value of a secret.
-    pub async fn secret(&self, scope: &str, name: &str) -> Result<Option<Vec<u8>>> {
-        let row: Option<(Vec<u8>,)> = self
-            .db
-            .fetch_optional(
-                "SELECT value FROM secrets WHERE scope = $1 AND name = $2",
-                args![scope, name],
-            )
-            .await?;
-        Ok(row.map(|(value,)| value))
+    /// Returns the scope and the encrypted value of the secret with the narrowest scope of `chain`.
+    pub async fn secret(
+        &self,
+        chain: &ScopeChain,
+        name: &str,
+    ) -> Result<Option<(String, Vec<u8>)>> {
+        let sql = one_of!(
+            "SELECT scope, value FROM secrets WHERE name = $2 AND scope",
+            "$1",
+            ""
+        );
+        let args = args![chain.keys().to_vec(), name];
+        let mut rows: Vec<(String, Vec<u8>)> = self.db.fetch_all(sql, args).await?;
+        chain.sort(&mut rows, |(scope, _)| scope);
+        Ok(rows.into_iter().next())
     }
 
     /// Returns the secrets of a scope, or of all scopes, by scope and name.
@@ -109,50 +145,56 @@ impl Store {
         }
     }
 
-    /// Creates or replaces a credential.
+    /// Creates or replaces a credential. `limit` is that of [`Store::put_secret`].
     pub async fn put_credential(
         &self,
         scope: &str,
         host: &str,
-        username: &str,
-        password: &[u8],
+        (username, password): (&str, &[u8]),
+        limit: Option<&str>,
         now: Ms,
     ) -> Result<()> {
+        let own = TaskScope::parse(scope);
+        let prefix = own.pattern().map(TaskPattern::prefix);
         let mut tx = self.db.begin().await?;
         let existing = "SELECT host FROM credentials WHERE scope = $1 AND host = $2";
         let existing: Option<(String,)> = tx.fetch_optional(existing, args![scope, host]).await?;
         if existing.is_none() {
-            check_secret_quota(&mut tx, scope, now).await?;
+            check_secret_quota(&mut tx, scope, limit, now).await?;
         }
         tx.exec(
-                "INSERT INTO credentials (scope, host, username, password, updated_at) VALUES ($1, $2, $3, $4, $5) \
+                "INSERT INTO credentials (scope, host, username, password, updated_at, prefix) VALUES ($1, $2, $3, $4, $5, $6) \
                  ON CONFLICT (scope, host) DO UPDATE SET username = excluded.username, password = excluded.password, \
                  updated_at = excluded.updated_at",
-                args![scope, host, username, password, now],
+                args![scope, host, username, password, now, prefix],
             )
             .await?;
         tx.commit().await
     }
 
-    /// Returns the credentials of these scopes by scope and host.
-    pub async fn credentials_for(&self, scopes: &[&str]) -> Result<Vec<CredentialRow>> {
-        let scopes: Vec<String> = scopes.iter().map(|scope| (*scope).to_owned()).collect();
+    /// Returns the credentials of a run: for each host the one with the narrowest scope of `chain`.
+    /// They are sorted from the narrowest scope to the widest, then by host.
+    pub async fn credentials_for(&self, chain: &ScopeChain) -> Result<Vec<CredentialRow>> {
         let sql = one_of!(
-            "SELECT scope, host, username, password, updated_at FROM credentials WHERE scope",
+            concat!(select_credentials!(), " WHERE scope"),
             "$1",
-            " ORDER BY scope, host"
+            " ORDER BY host"
         );
-        self.db.fetch_all(sql, args![scopes]).await
+        let args = args![chain.keys().to_vec()];
+        let mut rows: Vec<CredentialRow> = self.db.fetch_all(sql, args).await?;
+        chain.sort(&mut rows, |row| &row.scope);
+        let mut hosts = HashSet::new();
+        rows.retain(|row| hosts.insert(row.host.clone()));
+        Ok(rows)
     }
 
-    /// Returns all credentials by scope and host.
-    pub async fn credentials(&self) -> Result<Vec<CredentialRow>> {
-        self.db
-            .fetch_all(
-                "SELECT scope, host, username, password, updated_at FROM credentials ORDER BY scope, host",
-                args![],
-            )
-            .await
+    /// Returns the credentials of a scope, or of all scopes, by scope and host.
+    pub async fn credentials(&self, scope: Option<&str>) -> Result<Vec<CredentialRow>> {
+        let sql = concat!(
+            select_credentials!(),
+            " WHERE scope = COALESCE($1, scope) ORDER BY scope, host"
+        );
+        self.db.fetch_all(sql, args![scope]).await
     }
 
     /// Removes a credential.

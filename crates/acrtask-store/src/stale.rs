@@ -18,6 +18,7 @@ use crate::{
     db::args,
     from_json,
     images::{digest, parse_enum},
+    secrets::login_scope,
 };
 
 /// A base of a task's image whose tag has another digest than the image was built from.
@@ -115,16 +116,15 @@ impl Store {
         let rows: Vec<RawStaleBase> = self
             .db
             .fetch_all(
-                "SELECT i.name AS image, i.task_id, i.platforms, b.platforms AS base_platforms, b.name AS base, b.role, \
+                concat!("SELECT i.name AS image, i.task_id, i.platforms, b.platforms AS base_platforms, b.name AS base, b.role, \
                  b.digest AS used, w.digest AS now, \
                  du.platforms AS used_platforms, dn.platforms AS now_platforms FROM base_watches w \
                  JOIN image_bases b ON b.name = w.name AND b.pinned = 0 AND b.digest <> w.digest \
                  JOIN images i ON i.id = b.image_id AND i.newest = 1 JOIN tasks t ON t.id = i.task_id \
                  LEFT JOIN base_digests du ON du.watch_id = w.id AND du.digest = b.digest \
                  LEFT JOIN base_digests dn ON dn.watch_id = w.id AND dn.digest = w.digest \
-                 WHERE w.digest IS NOT NULL AND w.status NOT IN ('vanished', 'denied') AND w.scope = CASE WHEN EXISTS \
-                 (SELECT 1 FROM credentials c WHERE c.scope = i.task_id AND c.host = w.registry) THEN i.task_id ELSE '' END \
-                 ORDER BY i.name, b.name, b.role, b.digest",
+                 WHERE w.digest IS NOT NULL AND w.status NOT IN ('vanished', 'denied') AND w.scope = ", login_scope!(),
+                 " ORDER BY i.name, b.name, b.role, b.digest"),
                 args![],
             )
             .await?;

@@ -11,6 +11,7 @@ mod images;
 mod imported_caches;
 mod layouts;
 mod lying_registry;
+mod prefixes;
 mod quotas;
 mod requests;
 mod runners;

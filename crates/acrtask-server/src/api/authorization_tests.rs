@@ -80,6 +80,8 @@ fn table() -> Vec<Row> {
     let none = || Value::Null;
     let cmd = || json!({"spec": {"source": {"type": "cmd", "line": "alpine true"}}});
     let task = || json!({"name": "mine", "cmd": "alpine true"});
+    let webhook =
+        || json!({"provider": "github", "secrets": ["a secret of the test"], "tasks": "mine*"});
     vec![
         row(get.clone(), "/openapi.json", Nothing, Free, none()),
         row(get.clone(), "/schemas/task.json", Nothing, Free, none()),
@@ -200,24 +202,18 @@ fn table() -> Vec<Row> {
         ),
         row(delete.clone(), "/tokens/{id}", admin, Free, none()),
         row(post.clone(), "/runs/{id}/approve", write, Hidden, none()),
-        row(get.clone(), "/webhooks", admin, Free, none()),
-        row(get.clone(), "/webhooks/{name}", admin, Free, none()),
-        row(
-            put.clone(),
-            "/webhooks/{name}",
-            admin,
-            Free,
-            json!({"provider": "github", "secrets": ["a secret of the test"]}),
-        ),
-        row(delete.clone(), "/webhooks/{name}", admin, Free, none()),
-        row(get.clone(), "/deliveries", read, Forbidden, none()),
-        row(get.clone(), "/deliveries/refused", read, Forbidden, none()),
-        row(get.clone(), "/deliveries/{id}", read, Forbidden, none()),
+        row(get.clone(), "/webhooks", write, Empty, none()),
+        row(get.clone(), "/webhooks/{name}", write, Hidden, none()),
+        row(put.clone(), "/webhooks/{name}", write, Forbidden, webhook()),
+        row(delete.clone(), "/webhooks/{name}", write, Hidden, none()),
+        row(get.clone(), "/deliveries", read, Empty, none()),
+        row(get.clone(), "/deliveries/refused", read, Empty, none()),
+        row(get.clone(), "/deliveries/{id}", read, Hidden, none()),
         row(
             post.clone(),
             "/deliveries/{id}/redeliver",
             write,
-            Forbidden,
+            Hidden,
             none(),
         ),
         row(get.clone(), "/federations", admin, Free, none()),
@@ -363,12 +359,22 @@ impl AuthorizationFixture {
         server.record_digest("r.io/moved:1", 'c').await;
         server.wait_for_cascade(1).await;
         server.start_run().await;
-        for path in ["/secrets/mine", "/secrets/own"] {
-            let body = if path.ends_with("own") {
-                json!({"value": "a secret", "task": "mine"})
-            } else {
-                json!({"value": "a secret"})
-            };
+        for (path, body) in [
+            ("/secrets/mine", json!({"value": "a secret"})),
+            ("/secrets/own", json!({"value": "a secret", "task": "mine"})),
+            (
+                "/secrets/prefix",
+                json!({"value": "a secret", "tasks": "mine*"}),
+            ),
+            (
+                "/webhooks/mine",
+                json!({"provider": "github", "secrets": ["a secret"], "tasks": "mine*"}),
+            ),
+            (
+                "/webhooks/all",
+                json!({"provider": "github", "secrets": ["a secret"]}),
+            ),
+        ] {
             server.put(path, body).await.json::<Value>(StatusCode::OK);
         }
         let login = json!({"username": "u", "password": "a password"});

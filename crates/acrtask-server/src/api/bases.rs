@@ -13,7 +13,7 @@ use acrtask_api::{
     image::{Base, BaseProposal, BlastRadius, CheckBases},
     run::Page,
 };
-use acrtask_model::ImageRef;
+use acrtask_model::{ImageRef, TaskScope};
 use acrtask_store::{StoreError, WatchFilter, WatchRow, timestamp};
 use axum::extract::State;
 use serde::Deserialize;
@@ -100,7 +100,11 @@ impl VisibleBases {
         let Some(graph) = &self.graph else {
             return Some(row);
         };
-        let is_own = row.scope.is_empty() || self.tasks.contains_key(&row.scope);
+        let is_own = match TaskScope::parse(&row.scope) {
+            TaskScope::All => true,
+            TaskScope::Prefix(pattern) => self.tasks.values().any(|name| pattern.matches(name)),
+            TaskScope::Task(id) => self.tasks.contains_key(&id),
+        };
         if !is_own || !graph.is_base(&row.name) {
             return None;
         }
@@ -116,13 +120,17 @@ impl VisibleBases {
 fn to_api(row: WatchRow, tasks: &HashMap<String, String>) -> Base {
     Base {
         name: row.name,
-        login_of: (!row.scope.is_empty()).then(|| {
+        login_of: match TaskScope::parse(&row.scope) {
+            TaskScope::All => None,
+            TaskScope::Prefix(pattern) => Some(pattern.to_string()),
             // Hide the name of a task that the caller does not see.
-            tasks
-                .get(&row.scope)
-                .cloned()
-                .unwrap_or_else(|| "(another task)".to_owned())
-        }),
+            TaskScope::Task(id) => Some(
+                tasks
+                    .get(&id)
+                    .cloned()
+                    .unwrap_or_else(|| "(another task)".to_owned()),
+            ),
+        },
         status: row.status,
         detail: row.detail,
         paused: row.paused,

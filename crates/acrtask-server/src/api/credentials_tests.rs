@@ -15,7 +15,7 @@ async fn ssh_key_is_stored_with_its_host_keys() {
     let response = server.put("/credentials/h", body).await;
     assert!(!response.text().contains("hunter2") && !response.text().contains("AAAA"));
     response.json::<Credential>(StatusCode::OK);
-    let rows = server.app.store.credentials().await.unwrap();
+    let rows = server.app.store.credentials(None).await.unwrap();
     let kept = server
         .app
         .vault
@@ -40,7 +40,7 @@ async fn login_is_set_listed_and_removed() {
     let logins: Vec<Credential> = listed.json(StatusCode::OK);
     let hosts: Vec<&str> = logins.iter().map(|login| login.host.as_str()).collect();
     assert_eq!(hosts, ["docker.io", "reg.example.com:5000"]);
-    let rows = server.app.store.credentials().await.unwrap();
+    let rows = server.app.store.credentials(None).await.unwrap();
     assert!(
         rows.iter()
             .all(|row| !row.password.windows(7).any(|window| window == b"hunter2"))

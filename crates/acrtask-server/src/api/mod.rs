@@ -32,6 +32,8 @@ pub(crate) mod federations;
 pub(crate) mod images;
 pub(crate) mod log;
 pub(crate) mod log_lines;
+#[cfg(test)]
+mod prefix_tests;
 mod probes;
 mod problem;
 mod query;

@@ -334,7 +334,7 @@ async fn undecryptable_login_is_reported() {
     server
         .app
         .store
-        .put_credential("", "reg.example.com", "ci", b"damaged", NOW)
+        .put_credential("", "reg.example.com", ("ci", b"damaged"), None, NOW)
         .await
         .unwrap();
     let found = probe(&server).await;

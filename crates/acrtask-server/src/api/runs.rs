@@ -211,7 +211,7 @@ pub(crate) async fn create_run(
     let id = input.id.clone();
     contexts::check_owner(&api.app, caller, &input.spec.context).await?;
     let draft = run_factory::create_from_request(&api.app, input, &caller.principal, context)?;
-    if draft.stored_secrets().1.next().is_some() && !caller.has_scope(Scope::Write) {
+    if draft.stored_secrets().next().is_some() && !caller.has_scope(Scope::Write) {
         return Err(ApiError::forbidden(
             "the run uses stored secrets, which the author of its steps can read",
         )
@@ -462,7 +462,7 @@ pub(crate) async fn request_cancel(
         .store
         .request_cancel(&row.id, &reason, app.clock.now_ms())
         .await?;
-    tracing::info!(run = %row.id, reason, state = row.state.as_str(), "requested the cancellation of a run");
+    tracing::info!(run = %row.id, reason, state = row.state.as_str(), by = caller.name, "requested the cancellation of a run");
     app.logs.wake(&row.id);
     app.wake.notify_one();
     send_hint(api, Hint::Cancel(row.id.clone())).await;
@@ -548,8 +548,7 @@ fn require_secrets_of_task(draft: &RunDraft, task: Option<&Task>) -> Result<(), 
     let named = |secret: &str| {
         task.is_some_and(|task| task.definition.secrets.values().any(|name| name == secret))
     };
-    let (_, mut stored) = draft.stored_secrets();
-    match stored.find(|secret| !named(secret)) {
+    match draft.stored_secrets().find(|secret| !named(secret)) {
         None => Ok(()),
         Some(secret) => Err(ApiError::conflict(format!(
             "the run used the secret `{secret}`, which its task no longer names"

@@ -4,6 +4,7 @@ use axum::http::Method;
 use serde_json::json;
 
 use acrtask_api::admin::Scope;
+use acrtask_model::ScopeChain;
 
 use super::*;
 use crate::api::testing::TestServer;
@@ -36,7 +37,8 @@ async fn secret_values_are_encrypted_and_never_returned() {
     assert_eq!(of_task.len(), 1);
     // The stored value is encrypted, and opens only for this secret.
     let store = &server.app.store;
-    let sealed = store.secret("", "npm").await.unwrap().unwrap();
+    let sealed = store.secret(&ScopeChain::shared(), "npm").await;
+    let (_, sealed) = sealed.unwrap().unwrap();
     assert!(!sealed.windows(7).any(|window| window == b"hunter2"));
     let vault = &server.app.vault;
     let opened = vault

@@ -10,6 +10,7 @@ use acrtask_api::{
     task::{Task, TaskDefinition},
     task_keys,
 };
+use acrtask_model::{ScopeChain, TaskScope};
 use acrtask_store::{DEFAULT_POOL, Enqueued, Hint, RunRow, StoreError, TaskFilter};
 use axum::{
     extract::{FromRequest, Request, State},
@@ -151,7 +152,20 @@ async fn insert(api: &Api, caller: &Caller, definition: &TaskDefinition) -> Resu
             caller.tasks.as_deref(),
             app.clock.now_ms(),
         )
-        .await?;
+        .await
+        .map_err(|error| {
+            let exists = matches!(error, StoreError::Conflict { .. });
+            let error = ApiError::from(error);
+            if exists {
+                error.help(format!(
+                    "change it: `acrtask task update {}`",
+                    definition.name
+                ))
+            } else {
+                error
+            }
+        })?;
+    tracing::info!(task = definition.name, by = caller.name, "created a task");
     notify_changed(api).await;
     Ok(task)
 }
@@ -344,6 +358,13 @@ pub(crate) async fn put_task(
         .store
         .update_task(name, definition, None, expected, app.clock.now_ms())
         .await?;
+    tracing::info!(
+        task = name,
+        new_name = Some(&definition.name).filter(|new| **new != name),
+        generation = task.generation,
+        by = caller.name,
+        "changed a task"
+    );
     notify_changed(api).await;
     Ok(PutOutcome::Replaced(task))
 }
@@ -425,6 +446,7 @@ async fn set_enabled(
             Err(StoreError::Conflict { .. }) => {}
             updated => {
                 let task = updated?;
+                tracing::info!(task = name, enabled, by = caller.name, "changed a task");
                 notify_changed(api).await;
                 return Ok(Json(task));
             }
@@ -475,8 +497,10 @@ pub(crate) async fn start_task(
     let task = find(api, caller, name).await?;
     require_enabled(&task)?;
     if (input.context.is_some() || input.file.is_some()) && !caller.has_scope(Scope::Write) {
-        let own = api.app.store.credentials_for(&[task.id.as_str()]).await?;
-        if !own.is_empty() || !task.definition.secrets.is_empty() {
+        let scopes = ScopeChain::of_task(&task.id, &task.definition.name);
+        let mut logins = api.app.store.credentials_for(&scopes).await?.into_iter();
+        let has_own = logins.any(|row| TaskScope::parse(&row.scope) != TaskScope::All);
+        if has_own || !task.definition.secrets.is_empty() {
             return Err(ApiError::forbidden(format!(
                 "the task `{name}` has secrets, which the author of its steps can read"
             ))

@@ -2,15 +2,17 @@
 
 use acrtask_api::forms::{TimeOrDate, WebhookName};
 use acrtask_api::{
-    admin::Problem,
+    admin::{Problem, Scope},
     cascade::CascadeSummary,
     run::{Approval, Page, Run},
     webhook::{
         Decision, Delivery, DeliveryWatch, PutWebhook, Receipt, Refusal, Webhook, WebhookDefinition,
     },
 };
+use acrtask_model::TaskPattern;
 use acrtask_store::{
-    DeliveryFilter, DeliveryRow, Hint, OutcomeRow, RunRow, StoreError, StoredBody, WebhookRow,
+    DeliveryFilter, DeliveryRow, Hint, Ms, OutcomeRow, RefusalRow, RunRow, StoreError, StoredBody,
+    WebhookRow,
 };
 use acrtask_trigger::RepositoryUrl;
 use axum::{extract::State, http::StatusCode};
@@ -25,6 +27,7 @@ use super::{
     Api, ApiError,
     extract::{Json, Path, Query},
     query, runs,
+    secrets::parse_prefix,
 };
 use crate::{
     App,
@@ -73,17 +76,39 @@ fn convert_webhook(app: &App, row: WebhookRow) -> Result<Webhook, ApiError> {
     Ok(to_api(app, row, secrets))
 }
 
-/// Lists webhooks by name.
-#[utoipa::path(get, path = "/webhooks", tag = "webhooks", security(("token" = ["admin"])), responses(
+/// Returns `true` if the caller may manage the webhook: an administrator all of them, others those
+/// whose tasks are all within their task limit.
+fn may_manage(caller: &Caller, tasks: Option<&str>) -> bool {
+    let pattern = tasks.and_then(|tasks| tasks.parse::<TaskPattern>().ok());
+    caller.has_scope(Scope::Admin) || pattern.is_some_and(|pattern| caller.limit.includes(&pattern))
+}
+
+/// Returns the webhook `name`, if the caller may manage it.
+async fn find(app: &App, caller: &Caller, name: &str) -> Result<WebhookRow, ApiError> {
+    let row = app.store.webhook(name).await?;
+    if may_manage(caller, row.definition.tasks.as_deref()) {
+        Ok(row)
+    } else {
+        Err(StoreError::NotFound {
+            what: format!("webhook {name}"),
+        }
+        .into())
+    }
+}
+
+/// Lists webhooks by name. A token without the scope `admin` sees those of prefixes within its task
+/// limit.
+#[utoipa::path(get, path = "/webhooks", tag = "webhooks", security(("token" = ["write"])), responses(
     (status = OK, body = Vec<Webhook>),
 ))]
 async fn list(
-    _by: Authenticated<auth::Admin>,
+    by: Authenticated<auth::Write>,
     State(api): State<Api>,
 ) -> Result<Json<Vec<Webhook>>, ApiError> {
     let rows = api.app.store.webhooks().await?;
     let all: Result<Vec<Webhook>, ApiError> = rows
         .into_iter()
+        .filter(|row| may_manage(&by.caller, row.definition.tasks.as_deref()))
         .map(|row| convert_webhook(&api.app, row))
         .collect();
     Ok(Json(all?))
@@ -92,26 +117,27 @@ async fn list(
 /// Returns a webhook.
 #[utoipa::path(get, path = "/webhooks/{name}", tag = "webhooks",
     params(("name" = String, Path, description = "Name of the webhook.")),
-    security(("token" = ["admin"])), responses((status = OK, body = Webhook), (status = NOT_FOUND, body = Problem)))]
+    security(("token" = ["write"])), responses((status = OK, body = Webhook), (status = NOT_FOUND, body = Problem)))]
 async fn show(
-    _by: Authenticated<auth::Admin>,
+    by: Authenticated<auth::Write>,
     State(api): State<Api>,
     Path(name): Path<String>,
 ) -> Result<Json<Webhook>, ApiError> {
-    let row = api.app.store.webhook(&name).await?;
+    let row = find(&api.app, &by.caller, &name).await?;
     Ok(Json(convert_webhook(&api.app, row)?))
 }
 
 /// Sets a webhook. No operation returns its secrets. Without new secrets, a webhook keeps its
-/// previous ones.
+/// previous ones. A token without the scope `admin` sets webhooks of prefixes within its task limit.
 #[utoipa::path(put, path = "/webhooks/{name}", tag = "webhooks", request_body = PutWebhook,
     params(("name" = WebhookName, Path, description = "Name of the webhook.")),
-    security(("token" = ["admin"])), responses(
+    security(("token" = ["write"])), responses(
     (status = OK, body = Webhook),
     (status = BAD_REQUEST, body = Problem, description = "The message has all problems of the webhook."),
+    (status = CONFLICT, body = Problem, description = "The name belongs to a webhook of others."),
 ))]
 async fn put(
-    by: Authenticated<auth::Admin>,
+    by: Authenticated<auth::Write>,
     State(api): State<Api>,
     Path(name): Path<String>,
     Json(input): Json<PutWebhook>,
@@ -122,6 +148,22 @@ async fn put(
         Err(StoreError::NotFound { .. }) => None,
         Err(error) => return Err(error.into()),
     };
+    let pattern = input.tasks.as_deref().map(parse_prefix).transpose()?;
+    match &pattern {
+        Some(pattern) => by.caller.require_pattern(pattern)?,
+        None => by.caller.require_scope(Scope::Admin).map_err(|refusal| {
+            refusal.help(
+                "name the tasks that the webhook may start: `tasks`, on the command line `--prefix team/`",
+            )
+        })?,
+    }
+    let is_own = |row: &WebhookRow| may_manage(&by.caller, row.definition.tasks.as_deref());
+    if !earlier.as_ref().is_none_or(is_own) {
+        return Err(ApiError::conflict(format!(
+            "the name `{name}` belongs to a webhook that the token may not change"
+        ))
+        .help("choose another name"));
+    }
     check_webhook(&name, &input, earlier.is_some()).into_result()?;
     let secrets: Vec<String> = if input.secrets.is_empty() {
         match &earlier {
@@ -139,6 +181,7 @@ async fn put(
     let definition = WebhookDefinition {
         provider: input.provider,
         repositories: input.repositories,
+        tasks: input.tasks,
         statuses: input.statuses,
     };
     let row = app
@@ -227,12 +270,13 @@ fn check_webhook(name: &str, input: &PutWebhook, exists: bool) -> Problems {
 /// Deletes a webhook. Its deliveries are kept.
 #[utoipa::path(delete, path = "/webhooks/{name}", tag = "webhooks",
     params(("name" = String, Path, description = "Name of the webhook.")),
-    security(("token" = ["admin"])), responses((status = NO_CONTENT), (status = NOT_FOUND, body = Problem)))]
+    security(("token" = ["write"])), responses((status = NO_CONTENT), (status = NOT_FOUND, body = Problem)))]
 async fn delete(
-    by: Authenticated<auth::Admin>,
+    by: Authenticated<auth::Write>,
     State(api): State<Api>,
     Path(name): Path<String>,
 ) -> Result<StatusCode, ApiError> {
+    find(&api.app, &by.caller, &name).await?;
     api.app.store.delete_webhook(&name).await?;
     tracing::info!(webhook = name, by = by.caller.name, "deleted a webhook");
     Ok(StatusCode::NO_CONTENT)
@@ -267,8 +311,50 @@ fn decision(row: OutcomeRow) -> Decision {
     }
 }
 
-/// Converts deliveries. Adds the cascades of the base images that they report.
-async fn deliveries_to_api(app: &App, rows: Vec<DeliveryRow>) -> Result<Vec<Delivery>, ApiError> {
+/// Returns the webhooks whose deliveries a caller with a task limit sees, with the time of their
+/// creation. `None` if the caller sees all deliveries.
+async fn visible_webhooks(
+    app: &App,
+    caller: &Caller,
+) -> Result<Option<Vec<(String, Ms)>>, ApiError> {
+    if caller.may_see(None) {
+        return Ok(None);
+    }
+    let rows = app.store.webhooks().await?.into_iter();
+    let own = rows.filter(|row| may_manage(caller, row.definition.tasks.as_deref()));
+    Ok(Some(own.map(|row| (row.name, row.created_at)).collect()))
+}
+
+/// Returns the delivery `id`, if the caller sees the deliveries of its webhook.
+async fn find_delivery(app: &App, caller: &Caller, id: &str) -> Result<DeliveryRow, ApiError> {
+    let row = app.store.delivery(id).await?;
+    let visible = visible_webhooks(app, caller).await?;
+    // A webhook may have the name of an earlier one of others.
+    let is_own = |(name, since): &(String, Ms)| *name == row.webhook && *since <= row.received_at;
+    if visible.is_none_or(|own| own.iter().any(is_own)) {
+        Ok(row)
+    } else {
+        Err(StoreError::NotFound {
+            what: format!("delivery {id}"),
+        }
+        .into())
+    }
+}
+
+/// Converts deliveries. Adds the cascades of the base images that they report. A caller with a task
+/// limit sees only decisions for its tasks, and no base images.
+async fn deliveries_to_api(
+    app: &App,
+    caller: &Caller,
+    mut rows: Vec<DeliveryRow>,
+) -> Result<Vec<Delivery>, ApiError> {
+    if !caller.may_see(None) {
+        for row in &mut rows {
+            row.watches.clear();
+            row.outcomes
+                .retain(|outcome| caller.may_see(Some(&outcome.task)));
+        }
+    }
     let cascades = if rows.iter().any(|row| !row.watches.is_empty()) {
         let filter = ListFilter {
             limit: CASCADES,
@@ -317,8 +403,8 @@ fn delivery_to_api(row: DeliveryRow, cascades: &[CascadeSummary]) -> Delivery {
     }
 }
 
-/// Lists deliveries with their decisions and reasons, the newest first. They concern all tasks:
-/// tokens with a task limit are refused.
+/// Lists deliveries with their decisions and reasons, the newest first. A token with a task limit
+/// sees those to webhooks of prefixes within the limit.
 #[utoipa::path(get, path = "/deliveries", tag = "webhooks", params(ListDeliveries), security(("token" = ["read"])), responses(
     (status = OK, body = Page<Delivery>),
     (status = BAD_REQUEST, body = Problem, description = "A filter is invalid."),
@@ -331,15 +417,15 @@ async fn deliveries(
     load_deliveries(&api, &by.caller, input).await.map(Json)
 }
 
-/// Returns a page of the deliveries. Refuses callers with a task limit.
+/// Returns a page of the deliveries that the caller may see.
 pub(crate) async fn load_deliveries(
     api: &Api,
     caller: &Caller,
     input: ListDeliveries,
 ) -> Result<Page<Delivery>, ApiError> {
-    caller.require_task(None)?;
     let filter = DeliveryFilter {
         webhook: input.webhook,
+        webhooks: visible_webhooks(&api.app, caller).await?,
         since: query::parse_time("since", input.since.as_deref())?,
         until: query::parse_time("until", input.until.as_deref())?,
         before: input.cursor,
@@ -347,7 +433,7 @@ pub(crate) async fn load_deliveries(
     };
     let (rows, next) = api.app.store.deliveries(filter).await?;
     Ok(Page {
-        items: deliveries_to_api(&api.app, rows).await?,
+        items: deliveries_to_api(&api.app, caller, rows).await?,
         next,
     })
 }
@@ -375,17 +461,21 @@ async fn refused(
         .map(Json)
 }
 
-/// Returns refused deliveries, counted by webhook and reason. Refuses callers with a task limit.
+/// Returns refused deliveries that the caller may see, counted by webhook and reason.
 pub(crate) async fn load_refusals(
     api: &Api,
     caller: &Caller,
     webhook: Option<&str>,
 ) -> Result<Vec<Refusal>, ApiError> {
-    caller.require_task(None)?;
     let app = &api.app;
     app.refusals.flush(app).await?;
+    let visible = visible_webhooks(app, caller).await?;
+    let is_own = |row: &RefusalRow| {
+        let mut own = visible.iter().flatten();
+        visible.is_none() || own.any(|(name, _)| *name == row.webhook)
+    };
     let rows = app.store.refusals(webhook).await?;
-    let refusals = rows.into_iter().map(|row| Refusal {
+    let refusals = rows.into_iter().filter(is_own).map(|row| Refusal {
         webhook: row.webhook,
         code: row.code,
         message: row.message,
@@ -411,15 +501,14 @@ async fn delivery(
     load_delivery(&api, &by.caller, &id).await.map(Json)
 }
 
-/// Returns a delivery. Refuses callers with a task limit.
+/// Returns a delivery that the caller may see.
 pub(crate) async fn load_delivery(
     api: &Api,
     caller: &Caller,
     id: &str,
 ) -> Result<Delivery, ApiError> {
-    caller.require_task(None)?;
-    let row = api.app.store.delivery(id).await?;
-    let found = deliveries_to_api(&api.app, vec![row]).await?.pop();
+    let row = find_delivery(&api.app, caller, id).await?;
+    let found = deliveries_to_api(&api.app, caller, vec![row]).await?.pop();
     found.ok_or_else(|| ApiError::not_found(format!("the delivery {id} does not exist")))
 }
 
@@ -434,9 +523,8 @@ async fn redeliver(
     State(api): State<Api>,
     Path(id): Path<String>,
 ) -> Result<Json<Receipt>, ApiError> {
-    by.caller.require_task(None)?;
     let app = &api.app;
-    let row = app.store.delivery(&id).await?;
+    let row = find_delivery(app, &by.caller, &id).await?;
     let webhook = app.store.webhook(&row.webhook).await?;
     let sender: Sender = webhook
         .definition

@@ -286,9 +286,10 @@ async fn store_secrets(
 ) -> Result<(), ArmError> {
     let app = request.arm.app();
     let scope = task.id.as_str();
+    let limit = request.caller.tasks.as_deref();
     for secret in &put.secrets {
         if let Some(value) = &secret.value {
-            secrets::store_secret(app, scope, &secret.name, value).await?;
+            secrets::store_secret(app, scope, &secret.name, value, limit).await?;
         }
     }
     let dropped = old
@@ -301,10 +302,11 @@ async fn store_secrets(
     for login in &put.logins {
         let host = canonical_host(&login.host);
         if let Some(password) = &login.password {
-            credentials::store_login(app, scope, &host, &login.username, &password.0).await?;
+            let login = (login.username.as_str(), password.0.as_str());
+            credentials::store_login(app, scope, &host, login, limit).await?;
         }
     }
-    for row in app.store.credentials_for(&[scope]).await? {
+    for row in app.store.credentials(Some(scope)).await? {
         let is_named = |login: &Login| canonical_host(&login.host) == row.host;
         if !put.logins.iter().any(is_named) {
             ignore_missing(app.store.delete_credential(scope, &row.host).await)?;

@@ -9,14 +9,19 @@ use std::{
 };
 
 use acrtask_api::image::BaseStatus;
-use acrtask_model::{Digest, ImageRef};
+use acrtask_model::{Digest, ImageRef, ScopeChain, TaskScope};
 use acrtask_registry::{AddressPolicy, Credentials, HeadResult, Registry, RegistryError};
 use acrtask_store::{PollResult, StoreError, WatchRow};
 use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use tokio::sync::{Notify, mpsc};
 
 use super::budget::Budget;
-use crate::{App, metrics::PollLabels, recorder::as_millis, run_factory::credential_aad};
+use crate::{
+    App,
+    metrics::PollLabels,
+    recorder::as_millis,
+    run_factory::{credential_aad, scopes_of},
+};
 
 /// Time limit of a poll, including the token server and reads of platforms.
 pub(super) const POLL_TIMEOUT: Duration = Duration::from_secs(25);
@@ -345,20 +350,21 @@ impl Poller {
         }
     }
 
-    /// Returns the client for a task id. A task without logins of its own uses those that apply to
-    /// all tasks.
+    /// Returns the client for a task: `(id, name)`. Tasks with the same logins share a client.
     pub(crate) async fn client_for_task(
         &self,
         app: &App,
-        task: Option<&str>,
+        task: Option<(&str, &str)>,
     ) -> Result<Arc<Registry>, StoreError> {
-        let scope = match task {
-            Some(task) => {
-                let own = app.store.credentials_for(&[task]).await?;
-                if own.is_empty() { "" } else { task }
+        let rows = match task {
+            Some((id, name)) => {
+                let scopes = ScopeChain::of_task(id, name);
+                app.store.credentials_for(&scopes).await?
             }
-            None => "",
+            None => Vec::new(),
         };
+        // The narrowest scope of a login is the first.
+        let scope = rows.first().map_or("", |row| &row.scope);
         self.client_for_scope(app, scope).await
     }
 
@@ -375,15 +381,14 @@ impl Poller {
         Ok(clients)
     }
 
-    /// Returns the client of a scope. Logins of the task override those that apply to all tasks.
+    /// Returns the client of a scope. A login of a narrower scope overrides those of wider ones.
     async fn client_for_scope(&self, app: &App, scope: &str) -> Result<Arc<Registry>, StoreError> {
-        let scopes: &[&str] = if scope.is_empty() {
-            &[""]
-        } else {
-            &["", scope]
+        let scopes = match TaskScope::parse(scope) {
+            TaskScope::Task(id) => scopes_of(app, &id).await?,
+            TaskScope::Prefix(pattern) => ScopeChain::of_pattern(&pattern),
+            TaskScope::All => ScopeChain::shared(),
         };
-        // The rows are sorted by scope. The task's logins are last, and the last one wins.
-        let rows = app.store.credentials_for(scopes).await?;
+        let rows = app.store.credentials_for(&scopes).await?;
         let key: LoginKey = rows
             .iter()
             .map(|row| (row.scope.clone(), row.host.clone(), row.updated_at))

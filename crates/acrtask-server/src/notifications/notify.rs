@@ -102,14 +102,16 @@ fn is_wanted(notify: &Notify, state: RunState) -> bool {
 }
 
 async fn open_secret(app: &App, task: &str, name: &str) -> Result<acrtask_model::Secret, String> {
-    let found = run_factory::load_stored_secret(app, Some(task), name)
+    let scopes = run_factory::scopes_of(app, task)
         .await
         .map_err(|error| acrtask_model::error_chain(&error))?;
+    let found = app.store.secret(&scopes, name).await;
+    let found = found.map_err(|error| acrtask_model::error_chain(&error))?;
     let (scope, sealed) = found.ok_or_else(|| {
         format!("the secret `{name}` does not exist; create it with `acrtask secret set {name}`")
     })?;
     app.vault
-        .open(&run_factory::secret_aad(scope, name), &sealed)
+        .open(&run_factory::secret_aad(&scope, name), &sealed)
         .map_err(|error| acrtask_model::error_chain(&error))
 }
 

@@ -198,18 +198,20 @@ pub(super) async fn response_excerpt(answer: reqwest::Response) -> String {
 /// Finds the token for a forge's API.
 ///
 /// The secret of the webhook goes first, then the login for the API's host, then, for a default
-/// API, the login for the repository's host. Logins of the task precede those for all tasks.
+/// API, the login for the repository's host. The narrowest scope wins.
 async fn find_login(app: &App, target: &Target) -> Result<Option<Login>, String> {
+    let scopes = run_factory::scopes_of(app, &target.task)
+        .await
+        .map_err(|error| acrtask_model::error_chain(&error))?;
     if let Some(name) = &target.token {
-        let found = run_factory::load_stored_secret(app, Some(&target.task), name)
-            .await
-            .map_err(|error| acrtask_model::error_chain(&error))?;
+        let found = app.store.secret(&scopes, name).await;
+        let found = found.map_err(|error| acrtask_model::error_chain(&error))?;
         let Some((scope, sealed)) = found else {
             return Ok(None);
         };
         let token = app
             .vault
-            .open(&run_factory::secret_aad(scope, name), &sealed)
+            .open(&run_factory::secret_aad(&scope, name), &sealed)
             .map_err(|error| acrtask_model::error_chain(&error))?;
         return Ok(Some(Login {
             username: String::new(),
@@ -220,12 +222,8 @@ async fn find_login(app: &App, target: &Target) -> Result<Option<Login>, String>
     if target.derived {
         hosts.push(canonical_host(&target.host));
     }
-    let mut rows = app
-        .store
-        .credentials_for(&[target.task.as_str(), ""])
-        .await
-        .map_err(|error| acrtask_model::error_chain(&error))?;
-    rows.sort_by_key(|row| row.scope.is_empty());
+    let rows = app.store.credentials_for(&scopes).await;
+    let rows = rows.map_err(|error| acrtask_model::error_chain(&error))?;
     for host in &hosts {
         if let Some(row) = rows.iter().find(|row| row.host == *host) {
             let token = app

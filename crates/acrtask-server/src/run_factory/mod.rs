@@ -12,7 +12,7 @@ use acrtask_api::{
     spec::{ContextSource, RunSource, RunSpec},
     task::{Concurrency, QueueOptions, Task},
 };
-use acrtask_model::{ContributionSource, RunId, TrustDomain};
+use acrtask_model::{ContributionSource, RunId, ScopeChain, TrustDomain};
 use acrtask_store::{NewRun, Origin};
 use rand::RngCore as _;
 
@@ -33,7 +33,7 @@ pub use rerun::rerun;
 pub use secrets::{
     RunSecrets, credential_aad, find_missing_secrets, seal_secrets, secret_aad, unseal_secrets,
 };
-pub(crate) use secrets::{find_missing, list_missing, load_stored_secret, missing_secrets_message};
+pub(crate) use secrets::{find_missing, list_missing, missing_secrets_message, scopes_of};
 
 /// Returns a random id for a new run.
 #[allow(
@@ -120,12 +120,17 @@ impl RunDraft {
         self.run.task_name.as_deref()
     }
 
-    /// Returns the scope to search first and the names of the stored secrets that the run needs.
-    pub fn stored_secrets(&self) -> (Option<&str>, impl Iterator<Item = &str>) {
-        (
-            self.run.task_id.as_deref(),
-            self.secrets.stored.values().map(String::as_str),
-        )
+    /// Returns the names of the stored secrets that the run needs.
+    pub fn stored_secrets(&self) -> impl Iterator<Item = &str> {
+        self.secrets.stored.values().map(String::as_str)
+    }
+
+    /// Returns the scopes of the stored secrets that the run may use.
+    pub fn scopes(&self) -> ScopeChain {
+        match (&self.run.task_id, &self.run.task_name) {
+            (Some(id), Some(name)) => ScopeChain::of_task(id, name),
+            _ => ScopeChain::shared(),
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use acrtask_api::run::{RunCredential, SecretText};
-use acrtask_model::RunId;
+use acrtask_model::{RunId, ScopeChain};
 use acrtask_store::{RunRow, StoreError};
 use serde::{Deserialize, Serialize};
 
@@ -59,7 +59,8 @@ fn run_aad(run: &RunId) -> String {
     format!("run/{run}")
 }
 
-/// Returns the `aad` of a stored secret. Scopes are ids of tasks, which contain no `/`.
+/// Returns the `aad` of a stored secret. A scope is the key of a [`acrtask_model::TaskScope`]: an id without `/`, or
+/// a text that ends with `*`, which names and hosts do not contain.
 pub fn secret_aad(scope: &str, name: &str) -> String {
     format!("secret/{scope}/{name}")
 }
@@ -69,29 +70,26 @@ pub fn credential_aad(scope: &str, host: &str) -> String {
     format!("credential/{scope}/{host}")
 }
 
-/// Returns the names of the stored secrets that a run needs and that do not exist. The task's scope
-/// is searched before the scope of all tasks.
+/// Returns the names of the stored secrets that a run needs and that do not exist in its scopes.
 ///
 /// # Errors
 /// Returns an error if the database cannot be used.
 pub async fn find_missing_secrets(app: &App, draft: &RunDraft) -> Result<Vec<String>, StoreError> {
-    let (scope, names) = draft.stored_secrets();
-    find_missing(app, scope, names).await
+    find_missing(app, &draft.scopes(), draft.stored_secrets()).await
 }
 
-/// Returns the `names` without a stored secret. The scope of a task is searched before the scope of
-/// all tasks.
+/// Returns the `names` without a stored secret in `scopes`.
 ///
 /// # Errors
 /// Returns an error if the database cannot be used.
 pub(crate) async fn find_missing<'n>(
     app: &App,
-    scope: Option<&str>,
+    scopes: &ScopeChain,
     names: impl Iterator<Item = &'n str>,
 ) -> Result<Vec<String>, StoreError> {
     let mut missing = Vec::new();
     for name in names {
-        if load_stored_secret(app, scope, name).await?.is_none() {
+        if app.store.secret(scopes, name).await?.is_none() {
             missing.push(name.to_owned());
         }
     }
@@ -118,16 +116,12 @@ pub(crate) fn list_missing(missing: &[String]) -> String {
     }
 }
 
-/// Loads a stored secret. Returns its scope and its sealed value.
-pub(crate) async fn load_stored_secret<'s>(
-    app: &App,
-    task_id: Option<&'s str>,
-    name: &str,
-) -> Result<Option<(&'s str, Vec<u8>)>, StoreError> {
-    for scope in task_id.into_iter().chain([""]) {
-        if let Some(sealed) = app.store.secret(scope, name).await? {
-            return Ok(Some((scope, sealed)));
-        }
-    }
-    Ok(None)
+/// Returns the scopes of the task with this id. They contain no prefix if the task does not exist.
+///
+/// # Errors
+/// Returns an error if the database cannot be used.
+pub(crate) async fn scopes_of(app: &App, task_id: &str) -> Result<ScopeChain, StoreError> {
+    let task = app.store.tasks_by_id(vec![task_id.to_owned()]).await?.pop();
+    let name = task.map(|task| task.definition.name).unwrap_or_default();
+    Ok(ScopeChain::of_task(task_id, &name))
 }

@@ -6,12 +6,12 @@ use acrtask_api::{
     run::{Approval, RunCredential, SecretText},
     spec::RunSpec,
 };
-use acrtask_model::{ContributionSource, Secret, TrustDomain};
+use acrtask_model::{ContributionSource, ScopeChain, Secret, TrustDomain};
 use acrtask_store::{RunRow, StoreError};
 
 use crate::{
     App,
-    run_factory::{credential_aad, load_stored_secret, secret_aad, trigger, unseal_secrets},
+    run_factory::{credential_aad, secret_aad, trigger, unseal_secrets},
     vault::VaultError,
 };
 
@@ -43,8 +43,8 @@ pub enum LeaseError {
     Store(#[from] StoreError),
 }
 
-/// Collects the payload of `run`: its spec, and the secrets and logins of the run, of its task and
-/// of all tasks.
+/// Collects the payload of `run`: its spec, and the secrets and logins of the run, of its task, of
+/// prefixes of the task's name and of all tasks.
 ///
 /// # Errors
 /// Returns [`LeaseError::Permanent`] if a secret is missing or cannot be decrypted.
@@ -77,16 +77,20 @@ pub async fn load_lease_payload(app: &App, run: &RunRow) -> Result<LeasePayload,
     }
     // The author of the files could read what belongs to the task. A task may have got its secrets
     // and logins after the run was created.
-    let task_id = task_id.filter(|_| !has_files_of_starter(&run.trust_domain));
-    if task_id.is_none() && run.task_id.is_some() && !own.stored.is_empty() {
+    let is_trusted = !has_files_of_starter(&run.trust_domain);
+    if !is_trusted && task_id.is_some() && !own.stored.is_empty() {
         return Err(LeaseError::Permanent(
             "the run has files of its starter, and its task has secrets; start it with the files of the task"
                 .to_owned(),
         ));
     }
+    let scopes = match &task {
+        Some(task) if is_trusted => ScopeChain::of_task(&task.id, &task.definition.name),
+        _ => ScopeChain::shared(),
+    };
     let mut secrets: BTreeMap<String, Secret> = BTreeMap::new();
     for (name, stored) in &own.stored {
-        let Some((scope, sealed)) = load_stored_secret(app, task_id, stored).await? else {
+        let Some((scope, sealed)) = app.store.secret(&scopes, stored).await? else {
             let task = run.task_name.as_deref();
             let only = task.map_or(String::new(), |task| format!(" --task {task}"));
             return Err(LeaseError::Permanent(format!(
@@ -95,19 +99,16 @@ pub async fn load_lease_payload(app: &App, run: &RunRow) -> Result<LeasePayload,
         };
         let value = app
             .vault
-            .open(&secret_aad(scope, stored), &sealed)
+            .open(&secret_aad(&scope, stored), &sealed)
             .map_err(|error| permanent(&format!("the secret `{stored}`"), &error))?;
         secrets.insert(name.clone(), value);
     }
     for (name, value) in own.values {
         secrets.insert(name, Secret::new(value.0));
     }
-    // The narrowest scope wins: the run, then its task, then all tasks.
+    // The narrowest scope wins: the run, then its task, then prefixes, then all tasks.
     let mut credentials = own.credentials;
-    let scopes: Vec<&str> = task_id.into_iter().chain([""]).collect();
-    let mut rows = app.store.credentials_for(&scopes).await?;
-    rows.sort_by_key(|row| row.scope.is_empty());
-    for row in rows {
+    for row in app.store.credentials_for(&scopes).await? {
         if credentials.iter().any(|login| login.host == row.host) {
             continue;
         }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use acrtask_model::RunId;
+use acrtask_model::{RunId, ScopeChain};
 use acrtask_store::{
     Delivered, NewDelivery, StoreError, StoredBody, TriggerAction, TriggerDecision, WebhookRow,
 };
@@ -216,8 +216,8 @@ async fn check_decision(app: &App, evaluated: Evaluated) -> Result<TriggerDecisi
     if !matches!(decision.action, TriggerAction::Run { .. }) {
         return Ok(decision);
     }
-    let missing =
-        run_factory::find_missing(app, Some(&task_id), needs.iter().map(String::as_str)).await?;
+    let scopes = ScopeChain::of_task(&task_id, &decision.task);
+    let missing = run_factory::find_missing(app, &scopes, needs.iter().map(String::as_str)).await?;
     let withdrawn = if !missing.is_empty() {
         Some(run_factory::missing_secrets_message(
             &missing,

@@ -125,6 +125,8 @@ fn evaluate_event(context: DeliveryContext<'_>, provider: Provider, event: &Even
         let own = entry.repository.as_ref();
         !is_limited || own.is_some_and(|own| limits.contains(own))
     });
+    let may_start = |task: &Task| context.definition.may_start(&task.definition.name);
+    entries.retain(|entry| may_start(&entry.task));
     let in_repository = entries.len();
     for entry in entries {
         if let Some(rules) = &entry.commits {
@@ -144,7 +146,10 @@ fn evaluate_event(context: DeliveryContext<'_>, provider: Provider, event: &Even
     }
     if evaluation.evaluated.is_empty() {
         evaluation.note = Some(match in_repository {
-            0 => "no task has this repository".into(),
+            0 => match &context.definition.tasks {
+                Some(tasks) => format!("no task of `{tasks}` has this repository"),
+                None => "no task has this repository".into(),
+            },
             1 => "one task has this repository, and commits do not trigger it".into(),
             many => format!("{many} tasks have this repository, and commits trigger none of them"),
         });
@@ -309,7 +314,7 @@ fn build_run(
 ) -> Result<NewRun, String> {
     let draft = create_from_trigger(app, task, trigger_context, by)
         .map_err(|problems| problems.to_string())?;
-    needs.extend(draft.stored_secrets().1.map(str::to_owned));
+    needs.extend(draft.stored_secrets().map(str::to_owned));
     draft.seal(app).map_err(|error| error.to_string())
 }
 
@@ -438,8 +443,10 @@ pub(crate) fn evaluate_registry_event(
         [image, rest @ ..] => format!("{image} and {} more were pushed", rest.len()),
         [] => "nothing was pushed".into(),
     };
+    let may_start = |task: &Task| context.definition.may_start(&task.definition.name);
     for image in images {
-        for entry in context.tasks.with_image_triggers() {
+        let entries = context.tasks.with_image_triggers().iter();
+        for entry in entries.filter(|entry| may_start(&entry.task)) {
             if let Some(evaluated) = evaluate_image(context, image, entry) {
                 evaluation.evaluated.push(evaluated);
             }

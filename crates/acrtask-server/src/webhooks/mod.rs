@@ -355,6 +355,8 @@ mod limit_tests;
 #[cfg(test)]
 mod loops_tests;
 #[cfg(test)]
+mod prefix_tests;
+#[cfg(test)]
 mod same_ref_tests;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -279,6 +279,15 @@ pub(super) async fn count_usage(
             )
             .await?
         }
+        (QuotaKind::Secrets, QuotaSubject::Tasks(pattern)) => {
+            let prefix = pattern.trim_end_matches('*');
+            tx.fetch_optional(
+                "SELECT COUNT(*) FROM (SELECT scope FROM secrets UNION ALL SELECT scope FROM credentials) AS stored \
+                 WHERE substr(scope, 1, length($1)) = $1 AND scope LIKE '%*'",
+                args![prefix],
+            )
+            .await?
+        }
         _ => None,
     };
     run_state::to_u64(count.map_or(0, |(count,)| count))

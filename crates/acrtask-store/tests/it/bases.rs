@@ -75,7 +75,7 @@ async fn tags_have_one_watch_per_login(db: &TestDb) {
     }
     db.store.delete_task("gone").await.unwrap();
     db.store
-        .put_credential("id-two", "r.io", "u", b"p", NOW)
+        .put_credential("id-two", "r.io", ("u", b"p"), None, NOW)
         .await
         .unwrap();
     let mut found = db.store.wanted_bases().await.unwrap();
@@ -93,6 +93,21 @@ async fn tags_have_one_watch_per_login(db: &TestDb) {
             row(BASE, "id-two", "id-two"),
         ]
     );
+    // A login of a prefix polls for its tasks without a login of their own.
+    for scope in ["o*", "on*", "tw*", "x*"] {
+        db.store
+            .put_credential(scope, "r.io", ("u", b"p"), None, NOW)
+            .await
+            .unwrap();
+    }
+    let mut of_prefix = db.store.wanted_bases().await.unwrap();
+    of_prefix.retain(|(name, ..)| name == BASE);
+    of_prefix.sort_by(|a, b| a.1.cmp(&b.1));
+    let expected = [row(BASE, "id-two", "id-two"), row(BASE, "on*", "id-one")];
+    assert_eq!(of_prefix, expected);
+    for scope in ["o*", "on*", "tw*", "x*"] {
+        db.store.delete_credential(scope, "r.io").await.unwrap();
+    }
     let three = tag_set(&[(busybox, ""), (BASE, ""), (BASE, "id-two")]);
     assert_eq!(db.store.set_watches(&three, NOW).await.unwrap(), 3);
     assert_eq!(db.store.set_watches(&three, NOW).await.unwrap(), 0);
@@ -331,7 +346,7 @@ async fn images_are_stale_after_digest_change_of_base(db: &TestDb) {
     .await;
     let store = &db.store;
     store
-        .put_credential("id-private", "r.io", "u", b"p", NOW)
+        .put_credential("id-private", "r.io", ("u", b"p"), None, NOW)
         .await
         .unwrap();
     store

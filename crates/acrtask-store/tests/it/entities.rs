@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use acrtask_api::admin::{Federation, Scope};
 use acrtask_api::task::TaskDefinition;
-use acrtask_model::Principal;
+use acrtask_model::{Principal, ScopeChain};
 use acrtask_store::{NewRunner, RunnerHello, RunnerTokenRow, StoreError, TaskFilter, TokenRow};
 
 use crate::support::{NOW, TestDb, context_owner, on_both};
@@ -193,17 +193,18 @@ async fn tasks_change_and_keep_their_ids(db: &TestDb) {
         ("t1", 3, None)
     );
     refused!(store.task("web").await, NotFound);
-    store.put_secret("t1", "s", b"x", NOW).await.unwrap();
-    store.put_secret("", "s", b"y", NOW).await.unwrap();
+    store.put_secret("t1", "s", b"x", None, NOW).await.unwrap();
+    store.put_secret("", "s", b"y", None, NOW).await.unwrap();
     store
-        .put_credential("t1", "h", "u", b"x", NOW)
+        .put_credential("t1", "h", ("u", b"x"), None, NOW)
         .await
         .unwrap();
     store.delete_task("site").await.unwrap();
     refused!(store.delete_task("site").await, NotFound);
-    assert_eq!(store.secret("t1", "s").await.unwrap(), None);
-    assert_eq!(store.secret("", "s").await.unwrap().unwrap(), b"y");
-    assert_eq!(store.credentials().await.unwrap(), []);
+    let of_task = ScopeChain::of_task("t1", "site");
+    let left = store.secret(&of_task, "s").await.unwrap();
+    assert_eq!(left, Some((String::new(), b"y".to_vec())));
+    assert_eq!(store.credentials(None).await.unwrap(), []);
 }
 
 async fn tasks_are_listed_by_name(db: &TestDb) {
@@ -255,17 +256,45 @@ async fn tasks_are_listed_by_name(db: &TestDb) {
 
 async fn secrets_have_scopes(db: &TestDb) {
     let store = &db.store;
-    store.put_secret("", "b", &[0, 159], NOW).await.unwrap();
-    store.put_secret("t1", "b", b"own", NOW).await.unwrap();
-    store.put_secret("t1", "a", b"", NOW).await.unwrap();
-    store.put_secret("", "b", &[7], NOW + 1).await.unwrap();
-    assert_eq!(store.secret("", "b").await.unwrap(), Some(vec![7]));
-    assert_eq!(
-        store.secret("t1", "b").await.unwrap(),
-        Some(b"own".to_vec())
-    );
-    assert_eq!(store.secret("t1", "a").await.unwrap(), Some(vec![]));
-    assert_eq!(store.secret("t2", "b").await.unwrap(), None);
+    store
+        .put_secret("", "b", &[0, 159], None, NOW)
+        .await
+        .unwrap();
+    store
+        .put_secret("t1", "b", b"own", None, NOW)
+        .await
+        .unwrap();
+    store.put_secret("t1", "a", b"", None, NOW).await.unwrap();
+    store
+        .put_secret("", "b", &[7], None, NOW + 1)
+        .await
+        .unwrap();
+    for (scope, value) in [("te/*", b"short"), ("te/a*", b"longs"), ("tea*", b"other")] {
+        store
+            .put_secret(scope, "p", value, None, NOW)
+            .await
+            .unwrap();
+    }
+    let read = async |id: &str, task: &str, name: &str| {
+        let chain = ScopeChain::of_task(id, task);
+        let found = store.secret(&chain, name).await.unwrap();
+        found.map(|(scope, value)| (scope, String::from_utf8_lossy(&value).into_owned()))
+    };
+    let found = |scope: &str, value: &str| Some((scope.to_owned(), value.to_owned()));
+    assert_eq!(read("t1", "te/app", "b").await, found("t1", "own"));
+    assert_eq!(read("t1", "te/app", "a").await, found("t1", ""));
+    assert_eq!(read("t2", "te/app", "b").await, found("", "\u{7}"));
+    assert_eq!(read("t2", "te/app", "p").await, found("te/a*", "longs"));
+    assert_eq!(read("t2", "te/b", "p").await, found("te/*", "short"));
+    for outside in ["te", "t", "xte/a", "TE/a"] {
+        assert_eq!(read("t2", outside, "p").await, None, "{outside}");
+    }
+    let shared = ScopeChain::shared();
+    assert_eq!(store.secret(&shared, "p").await.unwrap(), None);
+    for scope in ["te/*", "te/a*", "tea*"] {
+        assert_eq!(store.secrets(Some(scope)).await.unwrap().len(), 1);
+        store.delete_secret(scope, "p").await.unwrap();
+    }
     let all = store.secrets(None).await.unwrap();
     let all: Vec<_> = all
         .iter()
@@ -278,43 +307,53 @@ async fn secrets_have_scopes(db: &TestDb) {
     assert_eq!(store.secrets(Some("t1")).await.unwrap().len(), 2);
     store.delete_secret("t1", "b").await.unwrap();
     refused!(store.delete_secret("t1", "b").await, NotFound);
-    assert!(store.secret("", "b").await.unwrap().is_some());
+    assert!(store.secret(&shared, "b").await.unwrap().is_some());
 }
 
 async fn credentials_have_scopes(db: &TestDb) {
     let store = &db.store;
     store
-        .put_credential("", "r.io", "ann", b"1", NOW)
+        .put_credential("", "r.io", ("ann", b"1"), None, NOW)
         .await
         .unwrap();
     store
-        .put_credential("t1", "r.io", "bob", b"2", NOW)
+        .put_credential("t1", "r.io", ("bob", b"2"), None, NOW)
         .await
         .unwrap();
     store
-        .put_credential("t2", "q.io", "eve", b"3", NOW)
+        .put_credential("t2", "q.io", ("eve", b"3"), None, NOW)
         .await
         .unwrap();
     store
-        .put_credential("", "r.io", "ann2", b"4", NOW + 1)
+        .put_credential("", "r.io", ("ann2", b"4"), None, NOW + 1)
         .await
         .unwrap();
-    let rows = store.credentials_for(&["", "t1"]).await.unwrap();
-    let rows: Vec<_> = rows
-        .iter()
-        .map(|row| {
-            (
-                row.scope.as_str(),
-                row.username.as_str(),
-                row.password.as_slice(),
-            )
-        })
-        .collect();
-    assert_eq!(rows, [("", "ann2", &b"4"[..]), ("t1", "bob", b"2")]);
-    assert_eq!(store.credentials().await.unwrap().len(), 3);
+    let login = ("team", &b"5"[..]);
+    store
+        .put_credential("te/*", "r.io", login, None, NOW)
+        .await
+        .unwrap();
+    store
+        .put_credential("te/*", "s.io", login, None, NOW)
+        .await
+        .unwrap();
+    let users = async |chain: ScopeChain| {
+        let rows = store.credentials_for(&chain).await.unwrap();
+        let users = rows
+            .iter()
+            .map(|row| format!("{} {}", row.host, row.username));
+        users.collect::<Vec<_>>().join(", ")
+    };
+    let of = |id, name| users(ScopeChain::of_task(id, name));
+    assert_eq!(of("t1", "te/a").await, "r.io bob, s.io team");
+    assert_eq!(of("t3", "te/a").await, "r.io team, s.io team");
+    assert_eq!(of("t3", "tea").await, "r.io ann2");
+    assert_eq!(users(ScopeChain::shared()).await, "r.io ann2");
+    assert_eq!(store.credentials(None).await.unwrap().len(), 5);
+    assert_eq!(store.credentials(Some("te/*")).await.unwrap().len(), 2);
     store.delete_credential("t2", "q.io").await.unwrap();
     refused!(store.delete_credential("t2", "q.io").await, NotFound);
-    assert_eq!(store.credentials_for(&["t2"]).await.unwrap(), []);
+    assert_eq!(store.credentials(Some("t2")).await.unwrap(), []);
 }
 
 async fn tokens_are_returned_until_revoked(db: &TestDb) {

@@ -368,19 +368,40 @@ async fn secrets_and_tasks_are_limited(db: &TestDb) {
     create("team/a").await.unwrap();
     let refused = create("team/b").await;
     assert!(matches!(refused, Err(StoreError::Quota(_))), "{refused:?}");
-    store.put_secret("tteam/a", "one", b"x", NOW).await.unwrap();
-    store.put_secret("tteam/a", "one", b"y", NOW).await.unwrap();
-    let refused = store.put_secret("tteam/a", "two", b"x", NOW).await;
+    store
+        .put_secret("tteam/a", "one", b"x", None, NOW)
+        .await
+        .unwrap();
+    store
+        .put_secret("tteam/a", "one", b"y", None, NOW)
+        .await
+        .unwrap();
+    let refused = store.put_secret("tteam/a", "two", b"x", None, NOW).await;
     assert!(matches!(refused, Err(StoreError::Quota(_))), "{refused:?}");
-    let login = async |host: &str| store.put_credential("tteam/a", host, "u", b"x", NOW).await;
+    let login = async |host: &str| {
+        let login = ("u", &b"x"[..]);
+        store
+            .put_credential("tteam/a", host, login, None, NOW)
+            .await
+    };
     let refused = login("h").await;
     assert!(matches!(refused, Err(StoreError::Quota(_))), "{refused:?}");
     set_quota(db, "task:team/a", QuotaKind::Secrets, 2).await;
     login("h").await.unwrap();
     login("h").await.unwrap();
-    let refused = store.put_secret("tteam/a", "two", b"x", NOW).await;
+    let refused = store.put_secret("tteam/a", "two", b"x", None, NOW).await;
     assert!(matches!(refused, Err(StoreError::Quota(_))), "{refused:?}");
-    store.put_secret("", "two", b"x", NOW).await.unwrap();
+    store.put_secret("", "two", b"x", None, NOW).await.unwrap();
+    // The secrets of prefixes count against the task limit of the caller.
+    set_quota(db, "tasks:team/*", QuotaKind::Secrets, 1).await;
+    let put = async |scope: &str, limit| store.put_secret(scope, "x", b"x", limit, NOW).await;
+    let limit = Some("team/*");
+    put("team/b*", limit).await.unwrap();
+    put("team/b*", limit).await.unwrap();
+    let refused = put("team/c*", limit).await;
+    assert!(matches!(refused, Err(StoreError::Quota(_))), "{refused:?}");
+    put("team/c*", None).await.unwrap();
+    put("teams*", Some("teams*")).await.unwrap();
 }
 
 async fn unfinished_uploads_expire(db: &TestDb) {

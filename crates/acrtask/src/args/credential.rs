@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use super::{
     secret::SecretNameArgs,
     server::{ListArgs, ServerArgs, ValueSource},
+    values::TaskPrefix,
 };
 
 /// Subcommands of `acrtask credential`.
@@ -17,6 +18,7 @@ pub(crate) enum CredentialCommand {
 Examples:
   acrtask credential set reg.example.com --username ci < password
   acrtask credential set github.com --username x-access-token --from-env GIT_PAT --task app
+  acrtask credential set reg.example.com --username team --prefix team/ < password
   acrtask credential set git.example.com --username git --known-hosts git.known_hosts < id_ed25519")]
     Set(SetCredentialArgs),
     /// List the hosts with a stored login
@@ -36,6 +38,9 @@ pub(crate) struct SetCredentialArgs {
     /// Restrict the login to this task [default: every task]
     #[arg(long, value_name = "NAME")]
     pub(crate) task: Option<String>,
+    /// Restrict the login to the tasks whose names begin with this text, like `team/`
+    #[arg(long, value_name = "PREFIX", conflicts_with = "task")]
+    pub(crate) prefix: Option<TaskPrefix>,
     /// Verify the host with these public keys, as `ssh-keyscan HOST` prints them; needed if the
     /// password is a private key for git over ssh. Compare them with the keys that the host
     /// publishes. The keys of the large forges are built in

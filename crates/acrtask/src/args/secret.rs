@@ -2,7 +2,10 @@
 
 use clap::{Args, Subcommand};
 
-use super::server::{ListArgs, ServerArgs, ValueSource};
+use super::{
+    server::{ListArgs, ServerArgs, ValueSource},
+    values::TaskPrefix,
+};
 
 /// Subcommands of `acrtask secret`.
 #[derive(Debug, Subcommand)]
@@ -12,6 +15,7 @@ pub(crate) enum SecretCommand {
 Examples:
   acrtask secret set NPM_TOKEN < token
   acrtask secret set NPM_TOKEN --task app --from-env NPM_TOKEN
+  acrtask secret set NPM_TOKEN --prefix team/ < token    for all tasks of a team
 
 The command line never contains a value: every process of the machine could read it.")]
     Set(SetSecretArgs),
@@ -29,6 +33,9 @@ pub(crate) struct SetSecretArgs {
     /// Restrict the secret to this task [default: every task that refers to it]
     #[arg(long, value_name = "NAME")]
     pub(crate) task: Option<String>,
+    /// Restrict the secret to the tasks whose names begin with this text, like `team/`
+    #[arg(long, value_name = "PREFIX", conflicts_with = "task")]
+    pub(crate) prefix: Option<TaskPrefix>,
     #[command(flatten)]
     pub(crate) from: ValueSource,
     #[command(flatten)]
@@ -43,6 +50,9 @@ pub(crate) struct SecretNameArgs {
     /// Delete the one that is restricted to this task
     #[arg(long, value_name = "NAME")]
     pub(crate) task: Option<String>,
+    /// Delete the one that is restricted to this prefix of tasks
+    #[arg(long, value_name = "PREFIX", conflicts_with = "task")]
+    pub(crate) prefix: Option<TaskPrefix>,
     #[command(flatten)]
     pub(crate) server: ServerArgs,
 }

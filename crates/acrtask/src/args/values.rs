@@ -1,8 +1,8 @@
 //! Parsers for flag values with their own syntax.
 
-use std::{path::PathBuf, str::FromStr, time::Duration};
+use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
-use acrtask_model::{ImageRef, Secret};
+use acrtask_model::{ImageRef, Secret, TaskPattern};
 
 /// `KEY=VALUE`. The value may be empty and may contain further `=`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +24,31 @@ impl FromStr for Pair {
             }),
             None => Err(format!("write `{text}=...`: a name, `=`, and its value")),
         }
+    }
+}
+
+/// Prefix of task names: `team/` or `team/*`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TaskPrefix(TaskPattern);
+
+impl FromStr for TaskPrefix {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let prefix = text.strip_suffix('*').unwrap_or(text);
+        if prefix.is_empty() {
+            return Err("the prefix is empty; leave out the flag to include all tasks".into());
+        }
+        let pattern = format!("{prefix}*").parse();
+        pattern.map(Self).map_err(|_| {
+            format!("`{text}` is not the beginning of task names; write it like `team/`")
+        })
+    }
+}
+
+impl fmt::Display for TaskPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
 

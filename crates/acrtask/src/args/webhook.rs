@@ -9,6 +9,7 @@ use url::Url;
 use super::{
     PathOrStdin,
     server::{ListArgs, OutputArgs, PeriodArgs, ServerArgs},
+    values::TaskPrefix,
 };
 
 /// Subcommands of `acrtask webhook`.
@@ -184,6 +185,11 @@ pub(crate) struct CreateWebhookArgs {
     #[arg(long, value_name = "URL")]
     pub(crate) repository: Vec<String>,
 
+    /// Start only tasks whose names begin with this text, like `team/` [default: all tasks; this
+    /// requires the scope `admin`]
+    #[arg(long, value_name = "PREFIX")]
+    pub(crate) prefix: Option<TaskPrefix>,
+
     #[command(flatten)]
     pub(crate) secrets: SecretSources,
     #[command(flatten)]
@@ -291,6 +297,11 @@ pub(crate) struct SetupArgs {
     /// Name the webhook [default: the repository's name]
     #[arg(long, value_name = "NAME")]
     pub(crate) webhook: Option<String>,
+
+    /// Start only tasks whose names begin with this text, like `team/` [default: all tasks; this
+    /// requires the scope `admin`]
+    #[arg(long, value_name = "PREFIX")]
+    pub(crate) prefix: Option<TaskPrefix>,
 
     /// Replace the secrets of an existing webhook with a new one
     #[arg(long)]

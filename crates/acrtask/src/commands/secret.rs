@@ -19,6 +19,7 @@ use crate::{
         secret::{SecretCommand, SecretNameArgs},
         server::ListArgs,
         server::ListOutput,
+        values::TaskPrefix,
     },
     error::CliError,
     exit::Exit,
@@ -34,12 +35,13 @@ pub(crate) fn secret(command: &SecretCommand, style: Style) -> Result<Exit, CliE
             let body = PutSecret {
                 value: SecretText(value.expose().to_owned()),
                 task: args.task.clone(),
+                tasks: args.prefix.as_ref().map(ToString::to_string),
             };
             block_on(async { Ok(client.put(&["secrets", &args.name], None, &body).await?) })?;
             print_message(&format!(
                 "set the secret {}{}",
                 args.name,
-                task_suffix(args.task.as_deref())
+                scope_suffix(args.task.as_deref(), args.prefix.as_ref())
             ));
             Ok(Exit::Succeeded)
         }
@@ -61,6 +63,7 @@ pub(crate) fn credential(command: &CredentialCommand, style: Style) -> Result<Ex
                 password: SecretText(value.expose().to_owned()),
                 known_hosts: known_hosts.transpose()?,
                 task: args.task.clone(),
+                tasks: args.prefix.as_ref().map(ToString::to_string),
             };
             block_on(async {
                 Ok(client
@@ -70,7 +73,7 @@ pub(crate) fn credential(command: &CredentialCommand, style: Style) -> Result<Ex
             print_message(&format!(
                 "set the login for {}{}",
                 args.host,
-                task_suffix(args.task.as_deref())
+                scope_suffix(args.task.as_deref(), args.prefix.as_ref())
             ));
             Ok(Exit::Succeeded)
         }
@@ -84,23 +87,30 @@ fn read_host_keys(file: &Path) -> Result<String, CliError> {
         .map_err(|error| CliError::usage(format!("cannot read {}", file.display())).because(&error))
 }
 
-fn task_suffix(task: Option<&str>) -> String {
-    task.map(|task| format!(" of the task {task}"))
-        .unwrap_or_default()
+fn scope_suffix(task: Option<&str>, prefix: Option<&TaskPrefix>) -> String {
+    match (task, prefix) {
+        (Some(task), _) => format!(" of the task {task}"),
+        (None, Some(prefix)) => format!(" of the tasks {prefix}"),
+        (None, None) => String::new(),
+    }
+}
+
+/// Returns the tasks that may use a secret or login, as a table shows them.
+fn scope_column(task: Option<&String>, tasks: Option<&String>) -> String {
+    task.or(tasks).cloned().unwrap_or_else(|| "*".into())
 }
 
 fn delete(args: &SecretNameArgs, kind: &str, what: &str) -> Result<Exit, CliError> {
     let client = client(&args.server)?;
-    let query: Vec<_> = args
-        .task
-        .iter()
-        .map(|task| ("task", task.clone()))
-        .collect();
+    let task = args.task.iter().map(|task| ("task", task.clone()));
+    let prefix = args.prefix.iter();
+    let prefix = prefix.map(|prefix| ("tasks", prefix.to_string()));
+    let query: Vec<_> = task.chain(prefix).collect();
     block_on(async { Ok(client.delete(&[kind, &args.name], &query).await?) })?;
     print_message(&format!(
         "deleted {what} {}{}",
         args.name,
-        task_suffix(args.task.as_deref())
+        scope_suffix(args.task.as_deref(), args.prefix.as_ref())
     ));
     Ok(Exit::Succeeded)
 }
@@ -115,12 +125,12 @@ fn list_secrets(args: &ListArgs, style: Style) -> Result<Exit, CliError> {
     let rows = found.iter().map(|secret| {
         vec![
             secret.name.clone(),
-            secret.task.clone().unwrap_or_else(|| "*".into()),
+            scope_column(secret.task.as_ref(), secret.tasks.as_ref()),
             format_age(secret.updated_at, now),
         ]
     });
     let text = table::render_list(
-        &["NAME", "TASK", "SET"],
+        &["NAME", "TASKS", "SET"],
         rows.collect(),
         "no secrets",
         style,
@@ -139,12 +149,12 @@ fn list_credentials(args: &ListArgs, style: Style) -> Result<Exit, CliError> {
         vec![
             credential.host.clone(),
             credential.username.clone(),
-            credential.task.clone().unwrap_or_else(|| "*".into()),
+            scope_column(credential.task.as_ref(), credential.tasks.as_ref()),
             format_age(credential.updated_at, now),
         ]
     });
     let text = table::render_list(
-        &["HOST", "USER", "TASK", "SET"],
+        &["HOST", "USER", "TASKS", "SET"],
         rows.collect(),
         "no logins",
         style,

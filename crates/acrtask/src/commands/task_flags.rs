@@ -375,6 +375,7 @@ pub(super) async fn store_secrets(
             let body = PutSecret {
                 value: SecretText(value.expose().to_owned()),
                 task: Some(task.into()),
+                tasks: None,
             };
             client.put(&["secrets", name], None, &body).await?;
         }
@@ -384,6 +385,7 @@ pub(super) async fn store_secrets(
                 password: SecretText(token.expose().to_owned()),
                 known_hosts: None,
                 task: Some(task.into()),
+                tasks: None,
             };
             client.put(&["credentials", host], None, &body).await?;
         }

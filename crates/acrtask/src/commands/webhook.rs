@@ -137,6 +137,7 @@ fn create(args: &CreateWebhookArgs, style: Style) -> Result<Exit, CliError> {
         provider: provider.into(),
         secrets: read_secrets(&args.secrets)?,
         repositories: args.repository.clone(),
+        tasks: args.prefix.as_ref().map(ToString::to_string),
         statuses: supported_statuses(provider, None, &args.statuses)?,
     };
     let made = body.secrets.is_empty().then(|| new_secret(provider));
@@ -195,6 +196,7 @@ fn update(args: &UpdateWebhookArgs) -> Result<Exit, CliError> {
             provider: before.provider,
             secrets,
             repositories,
+            tasks: before.tasks,
             statuses,
         };
         let after = put_webhook(&client, &args.name, &body).await?;

@@ -193,11 +193,13 @@ async fn prepare_webhook(
     repository: &Repository,
 ) -> Result<(Webhook, bool, Option<String>), CliError> {
     let provider = repository.provider.name();
+    let tasks = args.prefix.as_ref().map(ToString::to_string);
     let existing = match &args.webhook {
         Some(name) => find_webhook(client, name).await?,
         None => list_webhooks(client).await?.into_iter().find(|webhook| {
             let definition = &webhook.definition;
             definition.provider == provider
+                && definition.tasks == tasks
                 && definition
                     .repositories
                     .iter()
@@ -220,6 +222,7 @@ async fn prepare_webhook(
             provider: provider.into(),
             secrets: vec![SecretText(secret.clone())],
             repositories: vec![repository.url.clone()],
+            tasks,
             statuses: supported_statuses(provider, None, &args.statuses)?,
         };
         return Ok((put_webhook(client, &name, &body).await?, true, Some(secret)));
@@ -242,6 +245,7 @@ async fn prepare_webhook(
         secrets: secret.iter().cloned().map(SecretText).collect(),
         statuses: supported_statuses(provider, definition.statuses.clone(), &args.statuses)?,
         repositories,
+        tasks: definition.tasks.clone(),
     };
     let unchanged =
         body.repositories == definition.repositories && body.statuses == definition.statuses;

@@ -29,6 +29,7 @@ pub(crate) fn render_webhooks(webhooks: &[Webhook], style: Style) -> String {
             } else {
                 definition.repositories.join(" ")
             },
+            definition.tasks.clone().unwrap_or_else(|| "*".into()),
             if definition.statuses.is_some() {
                 "reported".into()
             } else {
@@ -43,6 +44,7 @@ pub(crate) fn render_webhooks(webhooks: &[Webhook], style: Style) -> String {
             "URL",
             "SECRETS",
             "REPOSITORIES",
+            "TASKS",
             "STATUSES",
         ],
         rows.collect(),
@@ -81,6 +83,10 @@ pub(crate) fn render_webhook(webhook: &Webhook, now: Timestamp, style: Style) ->
                 } else {
                     definition.repositories.join(" ")
                 },
+            ),
+            (
+                "tasks",
+                definition.tasks.clone().unwrap_or_else(|| "all".into()),
             ),
             ("statuses", statuses),
             ("created", format_age(webhook.created_at, now)),

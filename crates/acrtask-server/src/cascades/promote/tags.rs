@@ -178,8 +178,8 @@ async fn clients_by_task(
     for image in images {
         if let Entry::Vacant(vacant) = clients.entry(image.task.clone()) {
             let task = tasks.find_by_name(&image.task);
-            let id = task.map(|entry| entry.task.id.to_string());
-            vacant.insert(app.poller.client_for_task(app, id.as_deref()).await?);
+            let task = task.map(|entry| (&*entry.task.id, &*entry.task.definition.name));
+            vacant.insert(app.poller.client_for_task(app, task).await?);
         }
     }
     Ok(clients)

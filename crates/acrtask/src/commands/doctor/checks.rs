@@ -300,8 +300,9 @@ fn check_enabled(task: &TaskState) -> Check {
     }
 }
 
-/// Returns the forge webhooks that accept events of the task's repository.
-fn webhooks_for_repository<'a>(webhooks: &'a [Webhook], context: &str) -> Vec<&'a Webhook> {
+/// Returns the forge webhooks that accept events of the task's repository and may start the task.
+fn webhooks_of_task<'a>(webhooks: &'a [Webhook], task: &TaskState) -> Vec<&'a Webhook> {
+    let context = task.task.definition.context.as_deref().unwrap_or_default();
     let address = context.split('#').next().unwrap_or_default();
     let own = RepositoryUrl::parse(address);
     webhooks
@@ -309,11 +310,12 @@ fn webhooks_for_repository<'a>(webhooks: &'a [Webhook], context: &str) -> Vec<&'
         .filter(|webhook| {
             let definition = &webhook.definition;
             let forge = definition.provider.parse::<Provider>().is_ok();
+            let starts = definition.may_start(task.name());
             let named = definition
                 .repositories
                 .iter()
                 .any(|url| own.is_some() && RepositoryUrl::parse(url) == own);
-            forge && (named || definition.repositories.is_empty())
+            forge && starts && (named || definition.repositories.is_empty())
         })
         .collect()
 }
@@ -331,8 +333,11 @@ fn check_webhook(state: &ServerState, task: &TaskState) -> Vec<Check> {
         Ok(all) => all,
         Err(error) => return vec![Check::unknown(NAME, error.clone())],
     };
-    let matching =
-        webhooks_for_repository(webhooks, definition.context.as_deref().unwrap_or_default());
+    let matching = webhooks_of_task(webhooks, task);
+    if matching.is_empty() && !state.info.me.scopes.contains(&Scope::Admin) {
+        let message = "no webhook that the token manages starts the task; only a token with the scope `admin` shows the others";
+        return vec![Check::unknown(NAME, message.to_owned())];
+    }
     if matching.is_empty() {
         let message = "the task's repository has no webhook: the server receives no commits";
         return vec![Check::wrong(NAME, message).help(setup)];
@@ -406,6 +411,11 @@ fn check_deliveries(state: &ServerState) -> Check {
         Ok(all) => all,
         Err(error) => return Check::unknown(NAME, error.clone()),
     };
+    if webhooks.is_empty() && !state.info.me.scopes.contains(&Scope::Admin) {
+        let message =
+            "the token manages no webhook; only a token with the scope `admin` shows the others";
+        return Check::unknown(NAME, message.to_owned());
+    }
     if webhooks.is_empty() {
         return Check::ok(NAME, "no webhook exists, so no deliveries are expected");
     }
@@ -486,9 +496,8 @@ fn check_secrets(task: &TaskState) -> Check {
         .iter()
         .copied()
         .filter(|needed| {
-            !stored.iter().any(|secret| {
-                secret.name == *needed && secret.task.as_deref().is_none_or(|task| task == name)
-            })
+            let stored = stored.iter().filter(|secret| secret.name == *needed);
+            !stored.into_iter().any(|secret| secret.applies_to(name))
         })
         .collect();
     if missing.is_empty() {

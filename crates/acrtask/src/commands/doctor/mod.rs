@@ -268,13 +268,9 @@ impl TaskState {
     fn has_login(&self, host: &str) -> ServerReply<bool> {
         let credentials = self.credentials.as_ref().map_err(Clone::clone)?;
         let host = acrtask_registry::credentials::canonical_host(host);
-        Ok(credentials.iter().any(|credential| {
-            credential.host == host
-                && credential
-                    .task
-                    .as_deref()
-                    .is_none_or(|task| task == self.name())
-        }))
+        Ok(credentials
+            .iter()
+            .any(|credential| credential.host == host && credential.applies_to(self.name())))
     }
 }
 

@@ -59,6 +59,7 @@ fn default_verdict(outcome: ProbeOutcome) -> Verdict {
 fn probe_check(name: &'static str, verdict: Verdict, probe: &Probe) -> Check {
     let whose = match probe.login {
         Some(ProbeLogin::Task) => " (the task's own login)",
+        Some(ProbeLogin::Prefix) => " (the login of a prefix of tasks)",
         Some(ProbeLogin::All) => " (the login of all tasks)",
         None => "",
     };
