@@ -164,28 +164,39 @@ async fn remove(
 #[utoipa::path(post, path = "/runners/{name}/drain", tag = "runners", params(("name" = String, Path, description = "Name of the runner.")),
     security(("token" = ["admin"])), responses((status = OK, body = Runner), (status = NOT_FOUND, body = Problem)))]
 async fn drain(
-    _by: Authenticated<auth::Admin>,
+    by: Authenticated<auth::Admin>,
     State(api): State<Api>,
     Path(name): Path<String>,
 ) -> Result<Json<Runner>, ApiError> {
-    set_draining(&api, &name, true).await
+    set_draining(&api, &by.caller, &name, true).await
 }
 
 /// Resumes a drained runner.
 #[utoipa::path(post, path = "/runners/{name}/resume", tag = "runners", params(("name" = String, Path, description = "Name of the runner.")),
     security(("token" = ["admin"])), responses((status = OK, body = Runner), (status = NOT_FOUND, body = Problem)))]
 async fn resume(
-    _by: Authenticated<auth::Admin>,
+    by: Authenticated<auth::Admin>,
     State(api): State<Api>,
     Path(name): Path<String>,
 ) -> Result<Json<Runner>, ApiError> {
-    set_draining(&api, &name, false).await
+    set_draining(&api, &by.caller, &name, false).await
 }
 
-async fn set_draining(api: &Api, name: &str, draining: bool) -> Result<Json<Runner>, ApiError> {
+async fn set_draining(
+    api: &Api,
+    caller: &Caller,
+    name: &str,
+    draining: bool,
+) -> Result<Json<Runner>, ApiError> {
     let app = &api.app;
     let row = find(api, name).await?;
     app.store.set_draining(&row.id, draining).await?;
+    tracing::info!(
+        runner = name,
+        draining,
+        by = caller.name,
+        "drained or resumed a runner"
+    );
     app.hub.set_draining(&row.id, draining);
     app.wake.notify_one();
     let row = find(api, name).await?;

@@ -230,6 +230,11 @@ async fn change<T>(
             Err(StoreError::Conflict { .. }) => {}
             updated => {
                 let task = updated?;
+                tracing::info!(
+                    task = name,
+                    by = caller.name,
+                    "changed the timers of a task"
+                );
                 tasks::notify_changed(api).await;
                 return Ok((task, outcome));
             }

@@ -84,9 +84,12 @@ async fn show_tasks(
         .iter()
         .filter_map(|document| Some((document.task_id.as_deref()?, document)))
         .collect();
-    let ids: Vec<&str> = found.iter().map(|task| task.id.as_str()).collect();
+    let scope = match found {
+        [task] => Some(task.id.as_str()),
+        _ => None,
+    };
     let mut logins: HashMap<String, Vec<(String, String)>> = HashMap::new();
-    for row in store.credentials_for(&ids).await? {
+    for row in store.credentials(scope).await? {
         let of_task = logins.entry(row.scope).or_default();
         of_task.push((row.host, row.username));
     }
@@ -248,7 +251,7 @@ async fn check_unchanged(
     if let Some(task) = existing {
         let rows = store.secrets(Some(task.id.as_str())).await?;
         names = rows.into_iter().map(|row| row.name).collect();
-        let rows = store.credentials_for(&[task.id.as_str()]).await?;
+        let rows = store.credentials(Some(task.id.as_str())).await?;
         hosts = rows.into_iter().map(|row| row.host).collect();
     }
     let unknown = put

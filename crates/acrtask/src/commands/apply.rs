@@ -61,6 +61,8 @@ pub(crate) fn apply(args: &ApplyArgs, stderr: Style, stdout: Style) -> Result<Ex
     print_rejections(&applied, stderr);
     match args.output.output {
         ListOutput::Json => print_json(&applied)?,
+        // The problems of the files have been printed.
+        ListOutput::Text if applied.is_empty() && !declared.is_complete() => Exit::Usage,
         ListOutput::Text => {
             let rows = applied.iter().map(|task| {
                 let result = match task.result {

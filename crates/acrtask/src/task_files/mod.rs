@@ -305,10 +305,14 @@ impl Document<'_> {
     }
 }
 
-/// Returns the parser's message without the position, which the diagnostic shows.
+/// Returns the parser's message without the position, which the diagnostic shows, and with words for
+/// the parser's own terms.
 fn parser_message(error: &serde_yaml::Error) -> String {
     let text = error.to_string();
     let text = text.lines().next().unwrap_or_default();
+    let text = &text
+        .replace("expected mapping start", "expected a map, `KEY: VALUE`")
+        .replace("expected sequence start", "expected a list, `[ITEM, ...]`");
     match text.rsplit_once(" at line ") {
         Some((message, place))
             if !place.contains(char::is_alphabetic) || place.contains("column") =>

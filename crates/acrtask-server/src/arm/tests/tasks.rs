@@ -1,5 +1,7 @@
 //! Tests of tasks: put, change, show and delete them, with their secrets and logins.
 
+use acrtask_model::ScopeChain;
+
 use super::*;
 
 async fn put(arm: &ArmServer, name: &str, body: &Value) -> TestResponse {
@@ -25,9 +27,11 @@ async fn secret_rows(
     let task = store.task(name).await.unwrap();
     let mut secrets = Vec::new();
     for row in store.secrets(Some(&task.id)).await.unwrap() {
-        secrets.push(store.secret(&task.id, &row.name).await.unwrap().unwrap());
+        let chain = ScopeChain::of_task(&task.id, name);
+        let (_, value) = store.secret(&chain, &row.name).await.unwrap().unwrap();
+        secrets.push(value);
     }
-    let logins = store.credentials_for(&[task.id.as_str()]).await.unwrap();
+    let logins = store.credentials(Some(&task.id)).await.unwrap();
     let logins = logins
         .into_iter()
         .map(|row| (row.host, row.username, row.password));
