@@ -96,11 +96,11 @@ pub(crate) async fn accept(
     };
     let evaluation = match (&source, sender) {
         (Source::Forge(delivery), Sender::Forge(provider)) => {
-            evaluate_events(context, provider, &delivery.events)
+            evaluate_events(context, provider, &delivery.events).await
         }
-        (Source::Registry(delivery), _) => evaluate_registry_event(context, &delivery.event),
+        (Source::Registry(delivery), _) => evaluate_registry_event(context, &delivery.event).await,
         (Source::Forge(delivery), Sender::Registry(_)) => {
-            evaluate_events(context, delivery.provider, &delivery.events)
+            evaluate_events(context, delivery.provider, &delivery.events).await
         }
     };
     let id = format!("d{}", auth::random_id());

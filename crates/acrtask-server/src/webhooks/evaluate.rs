@@ -62,14 +62,14 @@ pub(crate) struct DeliveryContext<'a> {
 }
 
 /// Evaluates the events of a forge.
-pub(crate) fn evaluate_events(
+pub(crate) async fn evaluate_events(
     context: DeliveryContext<'_>,
     provider: Provider,
     events: &[Event],
 ) -> Evaluation {
     let mut combined = Evaluation::default();
     for event in events {
-        let evaluation = evaluate_event(context, provider, event);
+        let evaluation = evaluate_event(context, provider, event).await;
         if combined.kind.is_empty() {
             combined.kind = evaluation.kind;
             combined.repository = evaluation.repository;
@@ -87,7 +87,11 @@ pub(crate) fn evaluate_events(
     combined
 }
 
-fn evaluate_event(context: DeliveryContext<'_>, provider: Provider, event: &Event) -> Evaluation {
+async fn evaluate_event(
+    context: DeliveryContext<'_>,
+    provider: Provider,
+    event: &Event,
+) -> Evaluation {
     let (kind, summary) = describe_event(event);
     let mut evaluation = Evaluation {
         kind,
@@ -129,6 +133,8 @@ fn evaluate_event(context: DeliveryContext<'_>, provider: Provider, event: &Even
     entries.retain(|entry| may_start(&entry.task));
     let in_repository = entries.len();
     for entry in entries {
+        // Other requests proceed between the decisions, whatever the patterns of the tasks cost.
+        tokio::task::yield_now().await;
         if let Some(rules) = &entry.commits {
             let decision = match rules {
                 Ok(_) if !entry.task.definition.enabled => Decision::Suppressed {
@@ -408,7 +414,7 @@ fn branch_ref(name: &str) -> String {
 }
 
 /// Evaluates the event of a registry.
-pub(crate) fn evaluate_registry_event(
+pub(crate) async fn evaluate_registry_event(
     context: DeliveryContext<'_>,
     event: &RegistryEvent,
 ) -> Evaluation {
@@ -447,6 +453,7 @@ pub(crate) fn evaluate_registry_event(
     for image in images {
         let entries = context.tasks.with_image_triggers().iter();
         for entry in entries.filter(|entry| may_start(&entry.task)) {
+            tokio::task::yield_now().await;
             if let Some(evaluated) = evaluate_image(context, image, entry) {
                 evaluation.evaluated.push(evaluated);
             }

@@ -6,15 +6,33 @@
 use std::fmt;
 
 use acrtask_api::task::PathFilter;
-use globset::{Glob, GlobBuilder, GlobMatcher, GlobSet, GlobSetBuilder};
 
-use super::RuleError;
+use super::{RuleError, glob::Glob};
 
 const MAX_PATTERNS: usize = 200;
 const MAX_PATTERN_BYTES: usize = 500;
+/// Maximum size of all patterns of a trigger in bytes.
+const MAX_TOTAL_BYTES: usize = 8 << 10;
+/// Maximum number of steps to match the files of an event, some 50 ms.
+const MAX_STEPS: u64 = 10_000_000;
 
 /// A reason with the correction.
 type Problem = (String, String);
+
+/// Checks the size of all patterns of a trigger. Call it before the patterns are parsed.
+pub(super) fn check_total(lists: &[&[String]]) -> Result<(), RuleError> {
+    let total: usize = lists.iter().copied().flatten().map(String::len).sum();
+    if total <= MAX_TOTAL_BYTES {
+        return Ok(());
+    }
+    Err(RuleError {
+        field: "patterns",
+        reason: format!(
+            "the patterns of the trigger have {total} bytes; the limit is {MAX_TOTAL_BYTES}"
+        ),
+        help: "combine some with `*` and `**`".into(),
+    })
+}
 
 fn parse_glob(pattern: &str) -> Result<Glob, Problem> {
     if pattern.is_empty() || pattern.len() > MAX_PATTERN_BYTES {
@@ -23,15 +41,12 @@ fn parse_glob(pattern: &str) -> Result<Glob, Problem> {
             "write a name, or a pattern like `release/*`".into(),
         ));
     }
-    GlobBuilder::new(pattern)
-        .literal_separator(true)
-        .build()
-        .map_err(|error| {
-            (
-                format!("`{}` is not a pattern: {}", pattern.escape_debug(), error.kind()),
-                "`*`, `**`, `?`, `[ab]` and `{a,b}` are special; write `\\` before one that is meant literally".into(),
-            )
-        })
+    Glob::new(pattern).map_err(|error| {
+        (
+            format!("`{}` is not a pattern: {error}", pattern.escape_debug()),
+            "`*`, `**`, `?`, `[ab]` and `{a,b}` are special; write `\\` before one that is meant literally".into(),
+        )
+    })
 }
 
 fn check_count(patterns: &[String]) -> Result<(), Problem> {
@@ -51,7 +66,7 @@ fn check_count(patterns: &[String]) -> Result<(), Problem> {
 #[derive(Debug, Clone, Default)]
 pub(super) struct NamePatterns {
     /// Each pattern, with `false` for an excluding one.
-    patterns: Vec<(bool, GlobMatcher)>,
+    patterns: Vec<(bool, Glob)>,
     text: String,
 }
 
@@ -63,7 +78,7 @@ impl NamePatterns {
                 Some(rest) => (false, rest),
                 None => (true, pattern.as_str()),
             };
-            Ok((includes, parse_glob(bare)?.compile_matcher()))
+            Ok((includes, parse_glob(bare)?))
         });
         Ok(Self {
             patterns: matchers.collect::<Result<_, Problem>>()?,
@@ -82,7 +97,7 @@ impl NamePatterns {
             .patterns
             .iter()
             .rev()
-            .find(|(_, glob)| glob.is_match(name));
+            .find(|(_, glob)| glob.is_match(name, &mut u64::MAX.clone()) == Some(true));
         last.map_or(otherwise, |(includes, _)| *includes)
     }
 }
@@ -96,8 +111,9 @@ impl fmt::Display for NamePatterns {
 /// Path filters.
 #[derive(Debug, Clone, Default)]
 pub(super) struct PathPatterns {
-    include: Option<GlobSet>,
-    exclude: Option<GlobSet>,
+    /// `None` includes all paths.
+    include: Option<Vec<Glob>>,
+    exclude: Option<Vec<Glob>>,
     text: String,
 }
 
@@ -137,11 +153,43 @@ impl PathPatterns {
         self.include.is_none() && self.exclude.is_none()
     }
 
-    pub(super) fn matches(&self, path: &str) -> bool {
-        let path = path.trim_start_matches('/');
-        self.include.as_ref().is_none_or(|set| set.is_match(path))
-            && !self.exclude.as_ref().is_some_and(|set| set.is_match(path))
+    /// Returns the first path that matches. `Err` if finding it takes too many steps.
+    pub(super) fn find<'p>(&self, paths: &[&'p str]) -> Result<Option<&'p str>, TooManySteps> {
+        let mut steps = MAX_STEPS;
+        for path in paths {
+            if self.matches(path, &mut steps).ok_or(TooManySteps)? {
+                return Ok(Some(path));
+            }
+        }
+        Ok(None)
     }
+
+    /// Returns `None` if too few steps are left.
+    fn matches(&self, path: &str, steps: &mut u64) -> Option<bool> {
+        let path = path.trim_start_matches('/');
+        if let Some(include) = &self.include
+            && !matches_any(include, path, steps)?
+        {
+            return Some(false);
+        }
+        match &self.exclude {
+            Some(exclude) => Some(!matches_any(exclude, path, steps)?),
+            None => Some(true),
+        }
+    }
+}
+
+/// Matching takes more than [`MAX_STEPS`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TooManySteps;
+
+fn matches_any(globs: &[Glob], path: &str, steps: &mut u64) -> Option<bool> {
+    for glob in globs {
+        if glob.is_match(path, steps)? {
+            return Some(true);
+        }
+    }
+    Some(false)
 }
 
 impl fmt::Display for PathPatterns {
@@ -150,12 +198,12 @@ impl fmt::Display for PathPatterns {
     }
 }
 
-fn build_path_set(patterns: &[String]) -> Result<Option<GlobSet>, Problem> {
+fn build_path_set(patterns: &[String]) -> Result<Option<Vec<Glob>>, Problem> {
     if patterns.is_empty() {
         return Ok(None);
     }
     check_count(patterns)?;
-    let mut set = GlobSetBuilder::new();
+    let mut globs = Vec::new();
     for pattern in patterns {
         if pattern.starts_with('!') {
             return Err((
@@ -165,23 +213,17 @@ fn build_path_set(patterns: &[String]) -> Result<Option<GlobSet>, Problem> {
         }
         let bare = pattern.strip_prefix("./").unwrap_or(pattern);
         let bare = bare.trim_start_matches('/').trim_end_matches('/');
-        set.add(parse_glob(bare)?);
+        globs.push(parse_glob(bare)?);
         // The name of a folder matches everything inside the folder.
-        set.add(parse_glob(&format!("{bare}/**"))?);
+        globs.push(parse_glob(&format!("{bare}/**"))?);
         // A name may contain the characters of a class: `web/app/[slug]/page.tsx`.
         if bare.contains('[') {
             let name = bare.replace('[', "\\[").replace(']', "\\]");
-            set.add(parse_glob(&name)?);
-            set.add(parse_glob(&format!("{name}/**"))?);
+            globs.push(parse_glob(&name)?);
+            globs.push(parse_glob(&format!("{name}/**"))?);
         }
     }
-    let set = set.build().map_err(|error| {
-        (
-            format!("the patterns together are too large: {error}"),
-            "write fewer or shorter ones".to_owned(),
-        )
-    })?;
-    Ok(Some(set))
+    Ok(Some(globs))
 }
 
 /// Formats patterns for a sentence. Shortens a long list.

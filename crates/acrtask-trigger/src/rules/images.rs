@@ -2,7 +2,10 @@
 
 use acrtask_api::task::RegistryPushTrigger;
 
-use super::{RuleError, globs::NamePatterns};
+use super::{
+    RuleError,
+    globs::{NamePatterns, check_total},
+};
 use crate::RegistryPush;
 
 /// Parsed registry push trigger of a task.
@@ -19,6 +22,8 @@ impl ImageRules {
     /// # Errors
     /// All mistakes at once.
     pub fn new(trigger: &RegistryPushTrigger) -> Result<Self, Vec<RuleError>> {
+        let lists = [&*trigger.repositories, &*trigger.tags];
+        check_total(&lists).map_err(|error| vec![error])?;
         let mut errors = Vec::new();
         let mut names = |field, patterns: &[String]| {
             NamePatterns::new(patterns).unwrap_or_else(|(reason, help)| {

@@ -7,6 +7,7 @@
 //!
 //! Left out: the server knows whether the commit ran already.
 
+mod glob;
 mod globs;
 mod images;
 
@@ -18,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     CommitId, Event, PullRequest, PullRequestAction, Push, Repository, RepositoryUrl, TagPush,
 };
-use globs::{NamePatterns, PathPatterns};
+use globs::{NamePatterns, PathPatterns, TooManySteps};
 
 pub use images::ImageRules;
 
@@ -80,6 +81,14 @@ impl TriggerRules {
     /// # Errors
     /// All mistakes at once.
     pub fn new(trigger: &CommitTrigger, context: Option<&str>) -> Result<Self, Vec<RuleError>> {
+        let paths = &trigger.paths;
+        let lists = [
+            &*trigger.branches,
+            &*trigger.tags,
+            &*paths.include,
+            &*paths.exclude,
+        ];
+        globs::check_total(&lists).map_err(|error| vec![error])?;
         let mut errors = Vec::new();
         let (address, reference) = split_context(context.unwrap_or_default());
         let repository = RepositoryUrl::parse(&address);
@@ -428,9 +437,13 @@ fn check_paths(
     let Some(paths) = paths else {
         return Ok(unknown_files_note(unknown));
     };
-    match paths.iter().find(|path| rules.paths.matches(path)) {
-        Some(path) => Ok(format!(", and `{}` changed", path.escape_debug())),
-        None => Err(format!(
+    match rules.paths.find(&paths) {
+        Err(TooManySteps) => Ok(format!(
+            "; the path filters do not apply, because matching the {} changed files takes too long",
+            paths.len()
+        )),
+        Ok(Some(path)) => Ok(format!(", and `{}` changed", path.escape_debug())),
+        Ok(None) => Err(format!(
             "none of the {} changed files matches the task's paths ({})",
             paths.len(),
             rules.paths

@@ -265,6 +265,57 @@ fn all_mistakes_are_reported() {
     assert!(TriggerRules::new(&plain, None).is_err());
 }
 
+/// The attack stored 400 such patterns per task, each a regular expression of 48 KB.
+#[test]
+fn patterns_of_a_trigger_have_a_total_size() {
+    let patterns = |count: usize| -> Vec<String> {
+        (0..count)
+            .map(|number| format!("{number:04}{}", "{a*,b?}".repeat(63)))
+            .collect()
+    };
+    let trigger = |count: usize| CommitTrigger {
+        events: vec![CommitEvent::Push, CommitEvent::Tag],
+        branches: patterns(count),
+        tags: patterns(count),
+        ..CommitTrigger::default()
+    };
+    assert!(TriggerRules::new(&trigger(9), Some(CONTEXT)).is_ok());
+    let errors = TriggerRules::new(&trigger(200), Some(CONTEXT)).unwrap_err();
+    let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        errors,
+        [
+            "patterns: the patterns of the trigger have 178000 bytes; the limit is 8192; combine some with `*` and `**`"
+        ]
+    );
+    let pushes = acrtask_api::task::RegistryPushTrigger {
+        enabled: true,
+        repositories: patterns(100),
+        tags: patterns(100),
+    };
+    assert_eq!(ImageRules::new(&pushes).unwrap_err().len(), 1);
+}
+
+#[test]
+fn costly_path_filters_start_a_run() {
+    let pattern = format!("**/{}b", "*a".repeat(200));
+    let trigger = CommitTrigger {
+        paths: PathFilter {
+            include: vec![pattern],
+            exclude: Vec::new(),
+        },
+        ..CommitTrigger::default()
+    };
+    let long = "a".repeat(1000);
+    let pushed = |count: usize| Event::Push(push("main", "", &vec![long.as_str(); count]));
+    assert!(!runs(&trigger, &pushed(1)));
+    let decision = describe_decision(&trigger, &pushed(1000));
+    assert!(
+        decision.ends_with("matching the 1000 changed files takes too long"),
+        "{decision}"
+    );
+}
+
 #[test]
 fn full_file_list_decides_path_filters() {
     let trigger = CommitTrigger {
