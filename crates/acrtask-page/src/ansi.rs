@@ -7,6 +7,8 @@ use anstyle_parse::{Params, Parser, Perform, Utf8Parser};
 
 /// Most characters of a line that a page shows.
 pub const MAX_LINE_CHARS: usize = 2_000;
+/// Most pieces of a line. Further styles are ignored.
+const MAX_SPANS: usize = 100;
 
 /// A piece of a line with one style.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,9 +86,16 @@ impl Painter {
             return;
         }
         self.shown += 1;
+        let last = self.spans.last().map(|(style, _)| *style);
+        // The last piece is plain, unless the line ends with the style of the piece before it.
+        let style = if last == Some(self.style) || self.spans.len() + 1 < MAX_SPANS {
+            self.style
+        } else {
+            Style::default()
+        };
         match self.spans.last_mut() {
-            Some((style, text)) if *style == self.style => text.push(c),
-            _ => self.spans.push((self.style, c.to_string())),
+            Some((last, text)) if *last == style => text.push(c),
+            _ => self.spans.push((style, c.to_string())),
         }
     }
 
@@ -248,6 +257,22 @@ mod tests {
         ] {
             assert_eq!(paint(line), painted, "{line:?}");
         }
+    }
+
+    #[test]
+    fn line_with_many_styles_ends_without_styles() {
+        let line: String = (0..MAX_LINE_CHARS)
+            .map(|n| format!("\x1b[1;2;3;4;9{};10{}m{}", n % 8, (n + 1) % 8, n % 10))
+            .collect();
+        let (spans, dropped) = parse_line(&line);
+        assert_eq!((spans.len(), dropped), (MAX_SPANS, 0));
+        let texts: String = spans.iter().map(|span| &*span.text).collect();
+        assert_eq!(texts, "0123456789".repeat(MAX_LINE_CHARS / 10));
+        assert_eq!(
+            spans[MAX_SPANS - 2].classes,
+            "fg10 bg11 bold dim italic underline"
+        );
+        assert_eq!(spans[MAX_SPANS - 1].classes, "");
     }
 
     #[test]

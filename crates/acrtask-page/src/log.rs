@@ -65,6 +65,14 @@ impl LogLine {
         pieces
     }
 
+    /// Returns the approximate size of the row in a page, in bytes.
+    pub fn html_size(&self) -> usize {
+        /// Elements of a row without its names and its text.
+        const ELEMENTS: usize = 40;
+        let content = self.content().to_string();
+        ELEMENTS + self.id().len() + self.fragment().len() + self.label().len() + content.len()
+    }
+
     /// Returns the text with its styles.
     pub fn content(&self) -> LogContent<'_> {
         LogContent(self)

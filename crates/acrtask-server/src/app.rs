@@ -17,7 +17,7 @@ use crate::{
     clock::Clock,
     floor::DiskFloor,
     identity,
-    logs::{LogHub, LogIndexes},
+    logs::{LogHub, LogIndexes, LogReads},
     metrics::Metrics,
     probe,
     runners::hub::Hub,
@@ -132,6 +132,8 @@ pub struct App {
     pub logs: LogHub,
     /// Indexes of the logs that are read.
     pub log_indexes: LogIndexes,
+    /// Limit of logs that a token reads at once.
+    pub(crate) log_reads: LogReads,
     /// Wakes the scheduler after a new run or a free slot. The scheduler also polls.
     pub wake: Arc<Notify>,
     /// Wakes the task that sends cancel requests to runners. The task also polls.
@@ -176,6 +178,7 @@ impl App {
             hub: Hub::default(),
             logs: LogHub::default(),
             log_indexes: LogIndexes::default(),
+            log_reads: LogReads::default(),
             wake: Arc::default(),
             cancels: Arc::default(),
             bases: Arc::default(),

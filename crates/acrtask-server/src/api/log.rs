@@ -55,6 +55,7 @@ struct LogQuery {
     security(("token" = ["read"])), responses(
     (status = OK, content((String = "text/plain"), (String = "application/x-ndjson"))),
     (status = NOT_FOUND, body = Problem, description = "The run or the attempt does not exist."),
+    (status = TOO_MANY_REQUESTS, body = Problem, description = "The token downloads too many logs at once."),
 ))]
 async fn log(
     by: Authenticated<auth::Read>,
@@ -64,7 +65,9 @@ async fn log(
 ) -> Result<Response, ApiError> {
     let row = runs::find(&api, &by.caller, &id).await?;
     let attempt = check_attempt(&row, input.attempt)?;
-    Ok(respond(&api, &row, attempt, input.format))
+    let permit = api.app.log_reads.acquire(&by.caller).await?;
+    let response = respond(&api, &row, attempt, input.format);
+    Ok(permit.hold_until_sent(response))
 }
 
 /// Returns the number of the requested attempt, by default the current one.

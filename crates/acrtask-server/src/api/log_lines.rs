@@ -30,7 +30,7 @@ use crate::{
     logs::{
         self,
         index::Selection,
-        reader::{MAX_LINES, WindowStart, read_window},
+        reader::{MAX_LINES, WindowSize, WindowStart, read_window},
         search::{Pattern, Search},
     },
 };
@@ -133,7 +133,8 @@ async fn lines(
     let count = count.or(tail).unwrap_or(LINES);
     let missing = missing_lines(input.step.as_deref(), &start);
     let selection = input.step.map_or(Selection::All, Selection::Step);
-    let window = read_window(&api.app, &row, attempt, selection, start, count)
+    let size = WindowSize::lines(count);
+    let window = read_window(&api.app, &row, attempt, selection, start, size)
         .await?
         .ok_or(missing)?;
     Ok(Json(LogLines {

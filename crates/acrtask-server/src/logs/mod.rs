@@ -12,6 +12,7 @@
 pub(crate) mod index;
 mod indexes;
 pub(crate) mod reader;
+mod reads;
 pub(crate) mod search;
 mod split;
 pub(crate) mod text;
@@ -33,6 +34,7 @@ use crate::{App, blobs::BlobError};
 
 pub use indexes::LogIndexes;
 pub(crate) use indexes::{blob_key as index_key, with_index};
+pub(crate) use reads::LogReads;
 pub(crate) use split::MAX_EVENT;
 
 /// Number of index rows per query.

@@ -2,7 +2,12 @@
 //!
 //! Invariant: a reader needs memory for its result and a few chunks, whatever the length of the log.
 
-use std::{collections::HashMap, ops::ControlFlow, pin::pin, sync::Arc};
+use std::{
+    collections::{HashMap, VecDeque},
+    ops::ControlFlow,
+    pin::pin,
+    sync::Arc,
+};
 
 use acrtask_api::outline::{LogLine, MAX_STEPS};
 use acrtask_model::RunId;
@@ -23,7 +28,7 @@ use crate::App;
 
 /// Maximum number of lines of a window.
 pub(crate) const MAX_LINES: u64 = 1000;
-/// Maximum size of the texts of a window in bytes. A window has at least one line.
+/// Maximum size of the texts of a window in bytes.
 const MAX_BYTES: usize = 4 << 20;
 /// Maximum size of a range that is fetched ahead, in bytes.
 const SHORT: u64 = 64 << 10;
@@ -223,6 +228,65 @@ pub(crate) enum WindowStart {
     },
 }
 
+/// Size of a window. It has at least one line.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WindowSize {
+    /// Maximum number of lines, at most [`MAX_LINES`].
+    pub(crate) lines: u64,
+    /// Maximum sum of the costs.
+    pub(crate) cost: usize,
+    /// Returns the cost of a line.
+    pub(crate) cost_of: fn(&LogLine) -> usize,
+}
+
+impl WindowSize {
+    /// Returns the size of at most `lines` lines with [`MAX_BYTES`] of text.
+    pub(crate) fn lines(lines: u64) -> Self {
+        Self {
+            lines,
+            cost: MAX_BYTES,
+            cost_of: |line| line.text.len(),
+        }
+    }
+}
+
+/// Collects the lines of a window.
+///
+/// A window that is too large ends after fewer lines. If it was requested by its last line or by a
+/// line in its middle, it begins later and contains that line.
+#[derive(Debug)]
+struct WindowLines {
+    size: WindowSize,
+    /// Last line that the window must contain, if the log has it.
+    target: u64,
+    /// Maximum cost of the lines up to the target.
+    cost_to_target: usize,
+    cost: usize,
+    lines: VecDeque<(usize, LogLine)>,
+    /// Number of lines dropped from the start.
+    dropped: u64,
+}
+
+impl WindowLines {
+    fn push(&mut self, position: u64, line: LogLine) -> ControlFlow<()> {
+        let cost = (self.size.cost_of)(&line);
+        self.cost += cost;
+        if position > self.target && self.cost > self.size.cost && !self.lines.is_empty() {
+            return ControlFlow::Break(());
+        }
+        self.lines.push_back((cost, line));
+        while position <= self.target && self.cost > self.cost_to_target && self.lines.len() > 1 {
+            let first = self.lines.pop_front();
+            self.cost -= first.map_or(0, |(cost, _)| cost);
+            self.dropped += 1;
+        }
+        if self.lines.len() as u64 + self.dropped == self.size.lines {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    }
+}
+
 /// Lines of a log.
 #[derive(Debug)]
 pub(crate) struct Window {
@@ -243,25 +307,26 @@ impl Window {
     }
 }
 
-/// Reads at most `count` selected lines. `None` if the log has no such line or step.
+/// Reads a window of selected lines. `None` if the log has no such line or step.
 pub(crate) async fn read_window(
     app: &Arc<App>,
     row: &RunRow,
     attempt: u32,
     selection: Selection,
     start: WindowStart,
-    count: u64,
+    size: WindowSize,
 ) -> Result<Option<Window>, LogError> {
-    let count = count.min(MAX_LINES);
+    let count = size.lines.min(MAX_LINES);
     let before = |middle: u64| middle.saturating_sub(count / 2).max(1);
-    let from = match start {
-        WindowStart::Line(from) => Some(from.max(1)),
-        WindowStart::Tail => None,
+    // First line of the window, and the last one that it must contain.
+    let (from, target) = match start {
+        WindowStart::Line(from) => (Some(from.max(1)), 0),
+        WindowStart::Tail => (None, u64::MAX),
         WindowStart::Around { step, number } if selection != Selection::All => {
             if selection != Selection::Step(step) {
                 return Ok(None);
             }
-            Some(before(number))
+            (Some(before(number)), number)
         }
         WindowStart::Around { step, number } => {
             let plan = with_index(app, row, attempt, |index| index.plan_around(&step, number));
@@ -280,7 +345,7 @@ pub(crate) async fn read_window(
             let Some(position) = position else {
                 return Ok(None);
             };
-            Some(before(position))
+            (Some(before(position)), position)
         }
     };
     let plan = with_index(app, row, attempt, |index| {
@@ -291,29 +356,35 @@ pub(crate) async fn read_window(
     let Some((from, plan)) = plan.await? else {
         return Ok(None);
     };
-    let mut lines = Vec::new();
-    let mut size = 0;
+    let mut window = WindowLines {
+        size: WindowSize {
+            lines: count,
+            ..size
+        },
+        target,
+        cost_to_target: match target {
+            u64::MAX => size.cost,
+            _ => size.cost / 2,
+        },
+        cost: 0,
+        lines: VecDeque::new(),
+        dropped: 0,
+    };
     let mut collect = |line: &PlacedLine<'_>| {
         if line.position < from {
             return ControlFlow::Continue(());
         }
-        let line = line.to_api();
-        size += line.text.len();
-        if size > MAX_BYTES && !lines.is_empty() {
-            return ControlFlow::Break(());
-        }
-        lines.push(line);
-        if lines.len() as u64 == count {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
+        window.push(line.position, line.to_api())
     };
     read_plan(app, &row.id, attempt, &plan, &mut collect).await?;
     Ok(Some(Window {
-        first: from,
-        lines,
+        first: from + window.dropped,
+        lines: window.lines.into_iter().map(|(_, line)| line).collect(),
         total: plan.lines,
         is_complete: plan.is_complete,
     }))
 }
+
+#[cfg(test)]
+#[path = "reader_tests.rs"]
+mod tests;

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use acrtask_api::outline::Outline;
+use acrtask_api::outline::{self, Outline};
 use acrtask_model::{RunState, StepState};
 use acrtask_page::{LogLine, LogPage, Section, StateBadge, encode_query};
 use acrtask_store::RunRow;
@@ -28,14 +28,23 @@ use crate::{
     logs::{
         self, Subscription,
         index::Selection,
-        reader::{Window, WindowStart, read_window},
+        reader::{Window, WindowSize, WindowStart, read_window},
     },
 };
 
 /// Number of lines per page.
 const PAGE: u64 = 500;
-/// Most lines of an update.
-const NEW_LINES: u64 = 1000;
+/// Maximum size of the lines of a page: 1 MiB of HTML, or a quarter of it of text.
+const SIZE: WindowSize = WindowSize {
+    lines: PAGE,
+    cost: 1 << 20,
+    cost_of: |line| parse_line(line).html_size().max(4 * line.text.len()),
+};
+/// Maximum size of the lines of an update.
+const NEW_SIZE: WindowSize = WindowSize {
+    lines: 1000,
+    ..SIZE
+};
 /// Policy of raw logs. Browsers must not execute or embed the output of a build.
 const RAW_POLICY: &str = "default-src 'none'; sandbox; frame-ancestors 'none'";
 
@@ -52,6 +61,10 @@ pub(super) struct LogQuery {
     tail: Option<u32>,
 }
 
+fn parse_line(line: &outline::LogLine) -> LogLine {
+    LogLine::new(&line.step, line.number, &line.text)
+}
+
 /// Shows a page of the log.
 pub(super) async fn show(
     by: Visitor<auth::Read>,
@@ -61,6 +74,7 @@ pub(super) async fn show(
 ) -> Result<Response, PageError> {
     let row = runs::find(&site.api, &by.caller, &id).await?;
     let attempt = log::check_attempt(&row, query.attempt)?;
+    let permit = site.app().log_reads.acquire(&by.caller).await?;
     let start = match (query.tail, query.at, query.from) {
         (Some(1), ..) => WindowStart::Tail,
         (_, Some(at), _) => {
@@ -69,7 +83,7 @@ pub(super) async fn show(
         }
         (.., from) => WindowStart::Line(from.unwrap_or(1).max(1)),
     };
-    let window = load_window(&site, &row, attempt, query.step.as_deref(), start, PAGE).await?;
+    let window = load_window(&site, &row, attempt, query.step.as_deref(), start, SIZE).await?;
     let first = window.first;
     let next = window.next();
     let is_live = !row.state.is_final() && attempt == row.attempt && attempt > 0;
@@ -80,7 +94,7 @@ pub(super) async fn show(
     let mut frame = by.frame(&format!("Log of run {}", row.id), Section::Runs);
     frame.icon = state.page_icon();
     frame.live = follows.then(|| format!("/runs/{}/log/live?attempt={attempt}", row.id));
-    render(&LogPage {
+    let page = render(&LogPage {
         frame,
         id: row.id.to_string(),
         failure_url: failure_url(&row, attempt, &outline),
@@ -94,7 +108,8 @@ pub(super) async fn show(
         is_live,
         follows,
         lines: to_rows(&window),
-    })
+    })?;
+    Ok(permit.hold_until_sent(page))
 }
 
 /// Returns the whole log as plain text.
@@ -106,7 +121,9 @@ pub(super) async fn raw(
 ) -> Result<Response, PageError> {
     let row = runs::find(&site.api, &by.caller, &id).await?;
     let attempt = log::check_attempt(&row, query.attempt)?;
-    let mut response = log::respond(&site.api, &row, attempt, log::Format::Text);
+    let permit = site.app().log_reads.acquire(&by.caller).await?;
+    let response = log::respond(&site.api, &row, attempt, log::Format::Text);
+    let mut response = permit.hold_until_sent(response);
     response.headers_mut().insert(
         header::CONTENT_SECURITY_POLICY,
         HeaderValue::from_static(RAW_POLICY),
@@ -121,21 +138,18 @@ pub(super) async fn load_window(
     attempt: u32,
     step: Option<&str>,
     start: WindowStart,
-    count: u64,
+    size: WindowSize,
 ) -> Result<Window, ApiError> {
     let step = step.map(str::to_owned);
     let selection = step.map_or(Selection::All, Selection::Step);
-    read_window(site.app(), row, attempt, selection, start, count)
+    read_window(site.app(), row, attempt, selection, start, size)
         .await?
         .ok_or_else(|| ApiError::not_found("the log has no such line or step"))
 }
 
 /// Returns the rows of lines.
 pub(super) fn to_rows(window: &Window) -> Vec<LogLine> {
-    let lines = window.lines.iter();
-    lines
-        .map(|line| LogLine::new(&line.step, line.number, &line.text))
-        .collect()
+    window.lines.iter().map(parse_line).collect()
 }
 
 /// Reads the outline of an attempt. Empty before the first attempt.
@@ -230,7 +244,7 @@ impl LivePage for LiveLog {
         // The state is read before the lines: the log of a final state is complete.
         let row = runs::find(&site.api, &self.caller, &self.id).await?;
         let start = WindowStart::Line(self.after.saturating_add(1));
-        let window = load_window(site, &row, self.attempt, None, start, NEW_LINES).await?;
+        let window = load_window(site, &row, self.attempt, None, start, NEW_SIZE).await?;
         let is_end = window.next().is_none();
         let lines = to_rows(&window);
         self.after += lines.len() as u64;

@@ -2,9 +2,13 @@
 
 use acrtask_api::run::{Run, RunResult, StepResult};
 use acrtask_model::{Event, EventKind, RunState, StepId, StepState, events::Stream};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::{
+    body::Body,
+    http::{HeaderMap, Method, StatusCode, header},
+};
 use regex::Regex;
 use serde_json::{Value, json};
+use tower::ServiceExt as _;
 
 use super::PageServer;
 use crate::api::testing::result_of_build;
@@ -289,6 +293,61 @@ async fn log_is_shown_in_pages_of_lines() {
         .expect_page(&format!("{path}?from=9999"), &cookie)
         .await;
     assert!(beyond.contains("No lines here."), "{beyond}");
+}
+
+/// Lines with a style for each character, and lines that escaping multiplies.
+#[tokio::test]
+async fn page_of_a_log_has_a_size() {
+    /// Largest page in bytes: its lines and its frame.
+    const MAX_PAGE: usize = (1 << 20) + 20_000;
+    let server = PageServer::start().await;
+    server.server.register_runner("mine").await;
+    server.create_task("mine").await;
+    let styled: String = (0..1000)
+        .map(|n| format!("\x1b[1;2;3;4;9{};10{}m{}", n % 8, (n + 1) % 8, n % 10))
+        .collect();
+    let quotes = "\"'".repeat(1000);
+    for (text, most) in [(styled, 40), (quotes, 150)] {
+        let run = server.start_task("mine").await;
+        let attempt = server.server.lease_run(&run.id, "nmine").await;
+        let log = output(&run, &text).repeat(200);
+        let store = &server.server;
+        store.append_log(&run.id, attempt, "nmine", 0, &log).await;
+        let cookie = server.sign_in_as_admin().await;
+        let path = format!("/runs/{}/log", run.id);
+        let page = server.expect_page(&path, &cookie).await;
+        assert!(page.len() <= MAX_PAGE, "{}", page.len());
+        let shown = page.matches("id=\"build:L").count();
+        assert!((2..most).contains(&shown), "{shown}");
+        let next = format!("from={}\" rel=\"next\"", shown + 1);
+        assert!(page.contains(&next), "{next}");
+        for (query, line) in [("tail=1", 200), ("at=build:100", 100)] {
+            let page = server
+                .expect_page(&format!("{path}?{query}"), &cookie)
+                .await;
+            assert!(page.len() <= MAX_PAGE, "{query}: {}", page.len());
+            assert!(page.contains(&format!("id=\"build:L{line}\"")), "{query}");
+        }
+    }
+}
+
+/// Many slow readers of a log would each hold its page in memory.
+#[tokio::test]
+async fn log_counts_as_read_until_it_is_sent() {
+    let server = PageServer::start().await;
+    server.server.register_runner("mine").await;
+    let run = fail_hostile_run(&server).await;
+    let cookie = server.sign_in_as_admin().await;
+    let reads = &server.server.app.log_reads;
+    for page in ["log", "log.txt"] {
+        let path = format!("/runs/{}/{page}", run.id);
+        let request = PageServer::request(Method::GET, &path, Some(&cookie));
+        let request = request.body(Body::empty()).unwrap();
+        let response = server.server.router.clone().oneshot(request).await.unwrap();
+        assert_eq!((response.status(), reads.count()), (StatusCode::OK, 1));
+        drop(response);
+        assert_eq!(reads.count(), 0, "{page}");
+    }
 }
 
 #[tokio::test]
