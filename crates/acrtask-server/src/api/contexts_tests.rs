@@ -310,4 +310,17 @@ async fn files_belong_to_the_principal_that_uploaded_them() {
         .post("/runs", run(&ours.id))
         .await
         .json::<Run>(StatusCode::CREATED);
+    // In the domain of a task, files of an author are only for authors.
+    let start = json!({"context": {"type": "upload", "id": ours.id}});
+    let made: Run = server
+        .post("/tasks/app/runs", start)
+        .await
+        .json(StatusCode::CREATED);
+    let path = format!("/runs/{}/rerun", made.id);
+    let refused = ask(Method::POST, path.clone(), &ann, None).await;
+    let refused = refused.problem(StatusCode::CONFLICT);
+    assert!(refused.message.contains("uploaded files"), "{refused:?}");
+    ask(Method::POST, path, &bob, None)
+        .await
+        .json::<Run>(StatusCode::CREATED);
 }

@@ -557,8 +557,8 @@ fn require_secrets_of_task(draft: &RunDraft, task: Option<&Task>) -> Result<(), 
     }
 }
 
-/// Refuses a rerun with files that the task no longer names and that may have changed since the
-/// run.
+/// Refuses a rerun with uploaded files, or with files that the task no longer names and that may
+/// have changed since the run.
 fn require_context_of_task(draft: &RunDraft, task: &Task) -> Result<(), ApiError> {
     match draft.context() {
         ContextSource::Url {
@@ -571,7 +571,11 @@ fn require_context_of_task(draft: &RunDraft, task: &Task) -> Result<(), ApiError
                     .help("start the current task: `acrtask task run`"),
             )
         }
-        _ => Ok(()),
+        ContextSource::Upload { .. } => Err(ApiError::conflict(
+            "the run used uploaded files, which its task does not name",
+        )
+        .help("start the task: `acrtask task run`, or use a token with the scope `write`")),
+        ContextSource::Url { .. } | ContextSource::None => Ok(()),
     }
 }
 
