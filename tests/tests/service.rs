@@ -285,6 +285,26 @@ steps:
     );
 }
 
+/// A service manager sends SIGTERM once. A client then ends, even if its server has died.
+#[test]
+fn client_of_a_dead_server_ends_at_sigterm() {
+    let Some(environment) = TestEnvironment::find() else {
+        return;
+    };
+    let mut server = TestServer::start(&environment, &["--no-runner"]);
+    let files = create_folder(&[("acr-task.yaml", &task_with_one_step("true"))]);
+    let client = server.run(files.path(), &["run", "-o", "plain", "."]);
+    client.wait_for("server: ");
+    server.kill();
+    client.wait_for("reconnecting");
+    client.signal("TERM");
+    let outcome = client.wait();
+    assert_eq!(outcome.code, Some(130), "{}", outcome.transcript());
+    for part in ["cannot cancel the run", "which may continue"] {
+        assert!(outcome.stderr.contains(part), "{}", outcome.transcript());
+    }
+}
+
 /// A server receives the files of a run without `.git` and ignored files, and a Dockerfile outside
 /// the context.
 #[test]

@@ -2,7 +2,8 @@
 //!
 //! Invariants: a restart of the server does not end the command. The run's outcome comes from the
 //! server, not from the last event of the log. The first Ctrl-C cancels the run and keeps
-//! following; the second one exits and leaves the run.
+//! following; the second one exits and leaves the run. If the server is unreachable, the first one
+//! does so too.
 
 use std::time::Duration;
 
@@ -69,11 +70,14 @@ pub(crate) async fn follow(
     let own = on_signal == OnSignal::Cancel;
     let read = forward_events(client, run, form, stderr, own, sender).await;
     let view = shown.await.ok();
+    let finished = match read {
+        Ok(()) => wait_for_end(client, run).await,
+        Err(error) => Err(error),
+    };
     if let Some(signals) = signals {
         signals.abort();
     }
-    read?;
-    let finished = wait_for_end(client, run).await?;
+    let finished = finished?;
     Ok(report_failure(&finished, view.as_ref(), stderr))
 }
 
@@ -222,19 +226,24 @@ fn handle_signals(
         if !frame_is_shown() {
             print_message("canceling the run; press Ctrl-C again to exit at once");
         }
-        let cancellation = {
-            let (client, run) = (client.clone().retrying(Retry::PATIENT), run.clone());
-            tokio::spawn(async move {
-                let canceled = client
-                    .post_discarding(&["runs", run.as_str(), "cancel"], &serde_json::json!({}))
-                    .await;
-                if let Err(error) = canceled {
-                    print_message(&format!("cannot cancel the run: {error}"));
-                }
-            })
+        let (path, body) = (["runs", run.as_str(), "cancel"], serde_json::json!({}));
+        // A service manager sends SIGTERM once and does not wait long.
+        let client = client.retrying(Retry::default());
+        let canceled = tokio::select! {
+            canceled = client.post_discarding(&path, &body) => Some(canceled),
+            () = either() => None,
         };
-        either().await;
-        cancellation.abort();
+        let is_reachable = match &canceled {
+            None => false,
+            Some(Ok(_)) => true,
+            Some(Err(error)) => {
+                print_message(&format!("cannot cancel the run: {error}"));
+                error.status().is_some()
+            }
+        };
+        if is_reachable {
+            either().await;
+        }
         restore_cursor();
         print_message(&format!(
             "\nleft run {run}, which may continue\n  to cancel it:  acrtask runs cancel {run}\n  to follow it:  acrtask runs logs -f {run}"
