@@ -35,7 +35,7 @@ use crate::{
 /// Number of lines per page.
 const PAGE: u64 = 500;
 /// Maximum size of the lines of a page: 1 MiB of HTML, or a quarter of it of text.
-const SIZE: WindowSize = WindowSize {
+pub(super) const SIZE: WindowSize = WindowSize {
     lines: PAGE,
     cost: 1 << 20,
     cost_of: |line| parse_line(line).html_size().max(4 * line.text.len()),

@@ -24,7 +24,7 @@ use jiff::Timestamp;
 use super::{
     PageError, Site,
     live::{self, LivePage, LiveQuery, Update},
-    log::{failure_url, has_failure, is_failure, load_outline, load_window, to_rows},
+    log::{SIZE, failure_url, has_failure, is_failure, load_outline, load_window, to_rows},
     render,
     run_parts::{describe, list_bases, list_images, show_steps},
     runs::duration,
@@ -33,11 +33,14 @@ use super::{
 use crate::{
     api::{ApiError, runs, webhooks, why},
     auth::{self, Caller},
-    logs::{Subscription, reader::WindowStart},
+    logs::{Subscription, reader::{WindowSize, WindowStart}},
 };
 
-/// Number of lines of an excerpt of the log.
-const EXCERPT: u64 = 24;
+/// Maximum size of an excerpt of the log.
+const EXCERPT: WindowSize = WindowSize {
+    lines: 24,
+    ..SIZE
+};
 /// Interval between renderings of a run without news.
 const REFRESH: Duration = Duration::from_secs(2);
 
