@@ -55,6 +55,7 @@ fn escape(out: &mut String, c: char, quote: char, ascii: bool) {
 
 /// Returns `true` for characters of Go's `strconv.IsPrint`: letters, marks, numbers, punctuation,
 /// symbols, and U+0020.
+#[allow(clippy::disallowed_methods, reason = "the pattern is fixed")]
 pub(crate) fn is_printable(c: char) -> bool {
     static PRINTABLE: LazyLock<Regex> = LazyLock::new(|| {
         Regex::new(r"^[\p{L}\p{M}\p{N}\p{P}\p{S}]$").expect("the pattern is fixed and valid")

@@ -40,6 +40,7 @@ impl fmt::Display for Version {
 }
 
 impl Version {
+    #[allow(clippy::disallowed_methods, reason = "the pattern is fixed")]
     fn parse(text: &str) -> Result<Self, String> {
         static PATTERN: LazyLock<Regex> = LazyLock::new(|| {
             Regex::new(
@@ -232,6 +233,7 @@ struct Patterns {
     valid: Regex,
 }
 
+#[allow(clippy::disallowed_methods, reason = "the patterns are fixed")]
 static PATTERNS: LazyLock<Patterns> = LazyLock::new(|| {
     let compile = |pattern: &str| Regex::new(pattern).expect("the pattern is fixed and valid");
     Patterns {
