@@ -41,6 +41,17 @@ pub struct IndexEntry {
     pub descriptor: Descriptor,
 }
 
+/// Result of the copy of a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlobCopy {
+    /// The repository had the blob.
+    Existing,
+    /// The registry mounted the blob from another repository.
+    Mounted,
+    /// The content was transferred.
+    Copied,
+}
+
 impl Registry {
     /// Adds the tag `tag` to the manifest of `reference`, in the same repository.
     ///
@@ -237,34 +248,32 @@ impl Registry {
                     Ok(())
                 }
                 ManifestBody::Image(image) => {
-                    let blobs =
-                        std::iter::once(&image.config)
-                            .chain(&image.layers)
-                            .filter(|blob| {
-                                // These layers stay at their publisher.
-                                !blob.media_type.contains("nondistributable")
-                                    && !blob.media_type.contains("foreign")
-                            });
-                    let copies: Vec<_> = blobs
+                    let copies: Vec<_> = image
+                        .distributable_blobs()
                         .map(|blob| self.copy_blob(source, target, blob))
                         .collect();
                     futures::stream::iter(copies)
                         .buffer_unordered(PARALLEL)
-                        .try_collect()
+                        .try_for_each(|_| std::future::ready(Ok(())))
                         .await
                 }
             }
         })
     }
 
-    async fn copy_blob(
+    /// Copies a blob to the repository of `target`, unless the repository has it. Inside one
+    /// registry, the registry mounts it.
+    ///
+    /// # Errors
+    /// [`RegistryError`].
+    pub async fn copy_blob(
         &self,
         source: &ImageRef,
         target: &ImageRef,
         blob: &Descriptor,
-    ) -> Result<(), RegistryError> {
+    ) -> Result<BlobCopy, RegistryError> {
         if self.has_blob(target, &blob.digest).await? {
-            return Ok(());
+            return Ok(BlobCopy::Existing);
         }
         let mount = (source.registry() == target.registry()).then_some(source);
         let started = match self.start_upload(target, &blob.digest, mount).await {
@@ -281,15 +290,24 @@ impl Registry {
             started => started?,
         };
         let Some(location) = started else {
-            return Ok(());
+            return Ok(BlobCopy::Mounted);
         };
         let stream = self.blob(source, &blob.digest, blob.size).await?;
         let body = upload_body(blob.size, stream);
         self.finish_upload(target, &blob.digest, location, body)
-            .await
+            .await?;
+        Ok(BlobCopy::Copied)
     }
 
-    async fn has_blob(&self, target: &ImageRef, digest: &Digest) -> Result<bool, RegistryError> {
+    /// Returns `true` if the repository of `target` has the blob.
+    ///
+    /// # Errors
+    /// [`RegistryError`].
+    pub async fn has_blob(
+        &self,
+        target: &ImageRef,
+        digest: &Digest,
+    ) -> Result<bool, RegistryError> {
         self.blob_exists(target, digest, push_scope(target)).await
     }
 

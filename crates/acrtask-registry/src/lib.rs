@@ -40,7 +40,7 @@ mod transport;
 pub use acr_api::{AcrAttributes, AcrManifest, AcrTag};
 pub use attestation::Attestation;
 pub use client::{BlobStream, Registry, ResolvedManifest, Settings};
-pub use copy::IndexEntry;
+pub use copy::{BlobCopy, IndexEntry};
 pub use credentials::{Credential, CredentialError, Credentials};
 pub use error::RegistryError;
 pub use head::{Allowance, HeadResponse, HeadResult};

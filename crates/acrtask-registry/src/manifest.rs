@@ -213,6 +213,16 @@ pub struct Image {
     pub annotations: BTreeMap<String, String>,
 }
 
+impl Image {
+    /// Returns the configuration and the layers, without layers that stay at their publisher.
+    pub fn distributable_blobs(&self) -> impl Iterator<Item = &Descriptor> {
+        let blobs = std::iter::once(&self.config).chain(&self.layers);
+        blobs.filter(|blob| {
+            !blob.media_type.contains("nondistributable") && !blob.media_type.contains("foreign")
+        })
+    }
+}
+
 /// Content of a manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ManifestBody {
@@ -295,6 +305,42 @@ impl Manifest {
         })
     }
 
+    /// Returns the digest of the manifest that this one refers to, such as the image of a
+    /// signature. `None` if the manifest has no subject.
+    ///
+    /// # Errors
+    /// The subject is not a descriptor.
+    pub fn subject(&self) -> Result<Option<Digest>, serde_json::Error> {
+        #[derive(Deserialize)]
+        struct WithSubject {
+            subject: Option<Subject>,
+        }
+        #[derive(Deserialize)]
+        struct Subject {
+            digest: Digest,
+        }
+        let found: WithSubject = serde_json::from_slice(&self.raw)?;
+        Ok(found.subject.map(|subject| subject.digest))
+    }
+
+    /// Returns the entry of the manifest in a list of referrers: with the type of the artifact and
+    /// the annotations.
+    pub fn referrer_descriptor(&self) -> Descriptor {
+        let (artifact_type, annotations) = match &self.body {
+            ManifestBody::Index(index) => (None, index.annotations.clone()),
+            ManifestBody::Image(image) => {
+                let kind = image.artifact_type.clone();
+                let kind = kind.unwrap_or_else(|| image.config.media_type.clone());
+                (Some(kind), image.annotations.clone())
+            }
+        };
+        Descriptor {
+            artifact_type,
+            annotations,
+            ..self.descriptor()
+        }
+    }
+
     /// Returns a descriptor of the manifest, without a platform.
     pub fn descriptor(&self) -> Descriptor {
         Descriptor {
@@ -331,14 +377,16 @@ pub fn sha256(bytes: &[u8]) -> Digest {
 }
 
 /// Incremental computation of a digest.
-pub(crate) enum Hasher {
+pub enum Hasher {
+    /// Computation of a SHA-256 digest.
     Sha256(sha2::Sha256),
+    /// Computation of a SHA-512 digest.
     Sha512(sha2::Sha512),
 }
 
 impl Hasher {
     /// Creates a hasher for the algorithm of `digest`.
-    pub(crate) fn for_digest(digest: &Digest) -> Self {
+    pub fn for_digest(digest: &Digest) -> Self {
         if digest.as_str().starts_with("sha512:") {
             Self::Sha512(sha2::Digest::new())
         } else {
@@ -346,18 +394,21 @@ impl Hasher {
         }
     }
 
-    pub(crate) fn sha256() -> Self {
+    /// Creates a hasher for SHA-256.
+    pub fn sha256() -> Self {
         Self::Sha256(sha2::Digest::new())
     }
 
-    pub(crate) fn update(&mut self, bytes: &[u8]) {
+    /// Adds content.
+    pub fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Sha256(hasher) => sha2::Digest::update(hasher, bytes),
             Self::Sha512(hasher) => sha2::Digest::update(hasher, bytes),
         }
     }
 
-    pub(crate) fn finish(self) -> Digest {
+    /// Returns the digest of the content.
+    pub fn finish(self) -> Digest {
         let text = match self {
             Self::Sha256(hasher) => format!("sha256:{:x}", sha2::Digest::finalize(hasher)),
             Self::Sha512(hasher) => format!("sha512:{:x}", sha2::Digest::finalize(hasher)),
