@@ -85,6 +85,17 @@ impl fmt::Display for Digest {
     }
 }
 
+/// Returns the start of the tags of a task's build caches: `cache_TASK`. `_` and the step follow.
+/// Characters of the task name that a tag cannot contain, such as `/`, become `-`.
+pub fn cache_tag_start(task: &str) -> String {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let name: String = task
+        .chars()
+        .map(|c| if is_allowed(c) { c } else { '-' })
+        .collect();
+    format!("cache_{name}")
+}
+
 /// Docker Hub's name in references.
 pub const DOCKER_HUB: &str = "docker.io";
 

@@ -7,6 +7,7 @@ mod images;
 mod lines;
 mod order;
 mod paths;
+mod purge;
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -24,6 +25,7 @@ use self::{
     lines::read_step_kind,
     order::{check_order, step_ids},
     paths::BuildInputs,
+    purge::warn_of_short_purge,
 };
 use crate::{
     alias::Aliases,
@@ -107,6 +109,8 @@ pub(crate) fn make_plan(
             volumes: &volumes,
         };
         let kind = read_step_kind(raw, next, &ids[i], &inputs, context, report, &mut refusals);
+        let timeout = raw.timeout.as_ref().or(task.step_timeout.as_ref());
+        warn_of_short_purge(kind.as_ref(), timeout, report);
         let volume_mounts = inputs.mounts;
         let mut env = read_env(
             &raw.env,

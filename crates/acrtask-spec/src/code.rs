@@ -83,6 +83,12 @@ codes! {
     NotAllowed = "not-allowed",
     /// A pin of a cascade cannot be applied to an image name.
     NotPinned = "not-pinned",
+    /// The age of a purge is missing or wrong.
+    PurgeAge = "purge-age",
+    /// A filter of a purge selects something else than it seems to.
+    PurgeFilter = "purge-filter",
+    /// A purge of a large registry needs more time than its step has.
+    PurgeTimeout = "purge-timeout",
     /// The server rejected the definition of a stored task.
     Refused = "refused",
     /// A secret is declared wrongly.

@@ -3,13 +3,14 @@
 
 use std::ops::Range;
 
-use acrtask_model::ImageRef;
+use acrtask_model::{ImageRef, reference::cache_tag_start};
 
 use super::{
     Context, first_byte,
     images::{check_tags, refuse_empty_registry},
     order::StepName,
     paths::{BuildInputs, check_paths},
+    purge::warn_of_purges,
 };
 use crate::{
     alias::{PREDEFINED, expand_image},
@@ -161,7 +162,10 @@ pub(super) fn read_step_kind(
         };
         match &line {
             Err(refused) => refusals.push(positions.to_diagnostic(refused, report)),
-            Ok(line) => warn_of_unsupported_docker_words(line, &positions, report),
+            Ok(line) => {
+                warn_of_unsupported_docker_words(line, &positions, report);
+                warn_of_purges(line, &positions, report);
+            }
         }
         return Some(StepKind::Cmd(Box::new(CmdStep {
             raw: line_text,
@@ -273,13 +277,11 @@ fn build_cache_reference(
     step: &str,
     variables: &RunVariables,
 ) -> Option<Result<ImageRef, String>> {
-    let task = if variables.task_name.is_empty() {
-        "quickrun".to_owned()
-    } else {
-        let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        let name = variables.task_name.chars();
-        name.map(|c| if good(c) { c } else { '-' }).collect()
+    let task = match variables.task_name.as_str() {
+        "" => "quickrun",
+        name => name,
     };
+    let start = cache_tag_start(task);
     let first = tags.first()?;
     let names_registry = |tag: &&String| {
         tag.split_once('/')
@@ -292,12 +294,12 @@ fn build_cache_reference(
     };
     let tagged = full
         .parse::<ImageRef>()
-        .and_then(|image| image.with_tag(&format!("cache_{task}_{step}")));
+        .and_then(|image| image.with_tag(&format!("{start}_{step}")));
     Some(tagged.map_err(|error| error.to_string()))
 }
 
 /// Mapping from bytes of a line to bytes of the author's text.
-struct LinePositions<'p> {
+pub(super) struct LinePositions<'p> {
     text: &'p Text,
     /// Range of the word that an image alias replaced, and the length of the whole line afterwards.
     shift: Option<(Range<usize>, usize)>,
@@ -368,6 +370,16 @@ impl LinePositions<'_> {
         };
         match source.match_indices(flag).find(|(at, _)| is_flag(*at)) {
             Some((at, _)) => span.start + at..span.start + at + flag.len(),
+            None => first_line_span(span, self.context.source),
+        }
+    }
+
+    /// Returns the range of the first occurrence of `wanted`, or of the first line of the text.
+    pub(super) fn find_text(&self, wanted: &str) -> Range<usize> {
+        let span = self.text.span.clone();
+        let source = self.context.source.get(span.clone()).unwrap_or_default();
+        match source.find(wanted) {
+            Some(at) => span.start + at..span.start + at + wanted.len(),
             None => first_line_span(span, self.context.source),
         }
     }

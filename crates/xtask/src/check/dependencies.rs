@@ -15,11 +15,23 @@ use crate::cargo;
 const MAY_USE: &[(&str, &[&str])] = &[
     ("acrtask-model", &[]),
     ("acrtask-template", &[]),
-    ("acrtask-spec", &["acrtask-model", "acrtask-template"]),
+    ("acrtask-purge", &[]),
+    (
+        "acrtask-spec",
+        &["acrtask-model", "acrtask-purge", "acrtask-template"],
+    ),
     ("acrtask-buildkit", &["acrtask-model"]),
     ("acrtask-registry", &["acrtask-model"]),
     ("acrtask-source", &["acrtask-model", "acrtask-registry"]),
-    ("acrtask-upkeep", &["acrtask-model", "acrtask-registry"]),
+    (
+        "acrtask-upkeep",
+        &[
+            "acrtask-api",
+            "acrtask-model",
+            "acrtask-purge",
+            "acrtask-registry",
+        ],
+    ),
     ("acrtask-vaults", &["acrtask-model", "acrtask-registry"]),
     (
         "acrtask-executor",
@@ -139,6 +151,7 @@ const PURE: &[&str] = &[
     "acrtask-cascade",
     "acrtask-model",
     "acrtask-page",
+    "acrtask-purge",
     "acrtask-template",
     "acrtask-spec",
     "acrtask-trigger",
