@@ -13,6 +13,7 @@ pub mod image;
 pub mod outline;
 pub mod probe;
 pub mod quota;
+pub mod registry_record;
 pub mod run;
 pub mod spec;
 pub mod task;

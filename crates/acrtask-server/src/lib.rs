@@ -29,6 +29,7 @@ mod page;
 mod probe;
 pub mod reaper;
 mod recorder;
+mod registry_record;
 pub mod retention;
 pub mod run_factory;
 pub mod runners;

@@ -32,6 +32,7 @@ mod pushes;
 mod queue;
 mod quotas;
 mod refusals;
+mod registry_record;
 mod reports;
 mod retention;
 mod run_state;

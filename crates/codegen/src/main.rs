@@ -86,6 +86,7 @@ fn generate_modules(proto: &Path) -> Result<Vec<(String, String)>> {
         .out_dir(out.path())
         .bytes(".acrtask.runner.v1.LogChunk.data")
         .bytes(".acrtask.runner.v1.ContextChunk.data")
+        .bytes(".acrtask.runner.v1.RegistryRecordChunk.data")
         .skip_debug(WITH_SECRETS)
         .compile_fds(descriptors)
         .context("cannot generate the code")?;

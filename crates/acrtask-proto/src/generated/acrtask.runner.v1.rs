@@ -316,6 +316,20 @@ pub struct ContextChunk {
     #[prost(bytes = "bytes", tag = "1")]
     pub data: ::prost::bytes::Bytes,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RegistryRecordRequest {
+    #[prost(message, optional, tag = "1")]
+    pub of: ::core::option::Option<Attempt>,
+    /// REGISTRY/REPOSITORY.
+    #[prost(string, tag = "2")]
+    pub repository: ::prost::alloc::string::String,
+}
+/// Part of acrtask-api's RegistryRecord as JSON.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RegistryRecordChunk {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub data: ::prost::bytes::Bytes,
+}
 /// Generated client implementations.
 pub mod runners_client {
     #![allow(
@@ -472,6 +486,33 @@ pub mod runners_client {
                 .insert(GrpcMethod::new("acrtask.runner.v1.Runners", "FetchContext"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// Returns the control plane's record of a repository for a purge of a run that the runner leases.
+        pub async fn fetch_registry_record(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RegistryRecordRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::RegistryRecordChunk>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/acrtask.runner.v1.Runners/FetchRegistryRecord",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("acrtask.runner.v1.Runners", "FetchRegistryRecord"),
+                );
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -519,6 +560,20 @@ pub mod runners_server {
             request: tonic::Request<super::FetchContextRequest>,
         ) -> std::result::Result<
             tonic::Response<Self::FetchContextStream>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the FetchRegistryRecord method.
+        type FetchRegistryRecordStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::RegistryRecordChunk, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Returns the control plane's record of a repository for a purge of a run that the runner leases.
+        async fn fetch_registry_record(
+            &self,
+            request: tonic::Request<super::RegistryRecordRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::FetchRegistryRecordStream>,
             tonic::Status,
         >;
     }
@@ -716,6 +771,52 @@ pub mod runners_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = FetchContextSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/acrtask.runner.v1.Runners/FetchRegistryRecord" => {
+                    #[allow(non_camel_case_types)]
+                    struct FetchRegistryRecordSvc<T: Runners>(pub Arc<T>);
+                    impl<
+                        T: Runners,
+                    > tonic::server::ServerStreamingService<super::RegistryRecordRequest>
+                    for FetchRegistryRecordSvc<T> {
+                        type Response = super::RegistryRecordChunk;
+                        type ResponseStream = T::FetchRegistryRecordStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RegistryRecordRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Runners>::fetch_registry_record(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FetchRegistryRecordSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

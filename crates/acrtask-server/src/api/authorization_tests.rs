@@ -234,6 +234,13 @@ fn table() -> Vec<Row> {
         row(Method::GET, "/images", read, Empty, none()),
         row(Method::GET, "/images/tree", read, Empty, none()),
         row(Method::GET, "/images/{image}", read, Hidden, none()),
+        row(
+            Method::GET,
+            "/images/{image}/record",
+            read,
+            Forbidden,
+            none(),
+        ),
         row(Method::GET, "/bases", read, Empty, none()),
         row(Method::POST, "/bases/check", run, Empty, none()),
         row(Method::GET, "/bases/proposals", read, Empty, none()),

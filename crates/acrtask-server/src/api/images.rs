@@ -4,6 +4,7 @@
 use acrtask_api::{
     admin::Problem,
     image::{Image, ImageBuild, ImageDetail, ImageTree},
+    registry_record::RegistryRecord,
     run::Page,
 };
 use acrtask_model::ImageRef;
@@ -24,6 +25,7 @@ use crate::{
         staleness::{ImageGraph, Staleness},
         tags,
     },
+    registry_record::read_record,
 };
 
 /// Images that one query reads if not all of them are shown.
@@ -36,6 +38,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(list))
         .routes(routes!(tree))
         .routes(routes!(show))
+        .routes(routes!(show_record))
 }
 
 /// Filter and page of a list of images.
@@ -239,6 +242,30 @@ pub(crate) async fn load_detail(
             .collect(),
         image: to_api(row, &stale),
     })
+}
+
+/// Returns the record of a repository: when its tags were set, and which of its manifests images
+/// need. Purges keep these manifests.
+#[utoipa::path(get, path = "/images/{image}/record", tag = "images",
+    params(("image" = String, Path, description = "Registry and repository. A tag is ignored.")),
+    security(("token" = ["read"])), responses(
+        (status = OK, body = RegistryRecord),
+        (status = FORBIDDEN, body = Problem, description = "The token is limited to tasks."),
+    ))]
+async fn show_record(
+    by: Authenticated<auth::Read>,
+    State(api): State<Api>,
+    Path(image): Path<String>,
+) -> Result<Json<RegistryRecord>, ApiError> {
+    if by.caller.tasks.is_some() {
+        return Err(ApiError::forbidden(
+            "this token is limited to tasks, but a record covers the images of all tasks",
+        ));
+    }
+    let name = full_name(&image)?;
+    let repository = name.parse::<ImageRef>().map(|image| image.name());
+    let repository = repository.map_err(|error| ApiError::invalid(error.to_string()))?;
+    Ok(Json(read_record(&api.app, &repository).await?))
 }
 
 /// Returns trees of the dependencies between images.

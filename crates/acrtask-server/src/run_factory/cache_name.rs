@@ -13,7 +13,7 @@ const DIGEST: usize = 16;
 ///
 /// Every name gets the digest. A task named like the cache of another task therefore gets a
 /// different cache.
-pub(super) fn cache_name(task: &str) -> String {
+pub(crate) fn cache_name(task: &str) -> String {
     let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     let digest = Sha256::digest(task.as_bytes());
     let suffix: String = digest

@@ -27,6 +27,8 @@ mod rerun;
 mod secrets;
 pub(crate) mod trigger;
 
+pub(crate) use self::cache_name::cache_name;
+
 pub use create::{create_from_request, create_from_task};
 pub(crate) use rerun::is_pinned_to_commit;
 pub use rerun::rerun;

@@ -1,19 +1,21 @@
-//! Download of a context by the runner that leases a run with it.
+//! Downloads by the runner that leases a run: its context, and records of repositories.
 
 use std::sync::Arc;
 
-use acrtask_model::RunId;
+use acrtask_model::{ImageRef, RunId};
 use acrtask_proto::{
     MAX_CHUNK,
-    runner::{ContextChunk, FetchContextRequest},
+    runner::{
+        Attempt, ContextChunk, FetchContextRequest, RegistryRecordChunk, RegistryRecordRequest,
+    },
 };
-use acrtask_store::{ContextRow, RunnerRow, StoreError};
+use acrtask_store::{ContextRow, RunRow, RunnerRow, StoreError};
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt as _, TryStreamExt as _, stream, stream::BoxStream};
 use tonic::Status;
 
 use super::log_store_error;
-use crate::App;
+use crate::{App, registry_record::read_record};
 
 /// Opens the context of the requested run if `runner` has the lease of that run.
 pub(super) async fn open_context(
@@ -21,22 +23,7 @@ pub(super) async fn open_context(
     runner: &RunnerRow,
     request: FetchContextRequest,
 ) -> Result<BoxStream<'static, Result<ContextChunk, Status>>, Status> {
-    let of = request.of.unwrap_or_default();
-    let refused = || Status::permission_denied("the run is not this runner's");
-    let id = RunId::new(of.run).map_err(|_| refused())?;
-    let run = match app.store.run(&id).await {
-        Err(StoreError::NotFound { .. }) => return Err(refused()),
-        run => run.map_err(log_store_error)?,
-    };
-    let is_current = run.runner_id.as_deref() == Some(runner.id.as_str())
-        && run.attempt == of.attempt
-        && matches!(
-            run.state,
-            acrtask_model::RunState::Leased | acrtask_model::RunState::Running
-        );
-    if !is_current {
-        return Err(refused());
-    }
+    let run = find_leased_run(app, runner, request.of).await?;
     let Some(context) = run.context_id else {
         return Err(Status::not_found("the run has no uploaded context"));
     };
@@ -53,6 +40,58 @@ pub(super) async fn open_context(
         )));
     }
     Ok(stream_chunks(app.clone(), context, request.offset))
+}
+
+/// Returns the run of an attempt that `runner` leases.
+async fn find_leased_run(
+    app: &App,
+    runner: &RunnerRow,
+    of: Option<Attempt>,
+) -> Result<RunRow, Status> {
+    let of = of.unwrap_or_default();
+    let refused = || Status::permission_denied("the run is not this runner's");
+    let id = RunId::new(of.run).map_err(|_| refused())?;
+    let run = match app.store.run(&id).await {
+        Err(StoreError::NotFound { .. }) => return Err(refused()),
+        run => run.map_err(log_store_error)?,
+    };
+    let is_current = run.runner_id.as_deref() == Some(runner.id.as_str())
+        && run.attempt == of.attempt
+        && matches!(
+            run.state,
+            acrtask_model::RunState::Leased | acrtask_model::RunState::Running
+        );
+    match is_current {
+        true => Ok(run),
+        false => Err(refused()),
+    }
+}
+
+/// Opens the record of a repository if `runner` has the lease of the requesting run.
+pub(super) async fn open_record(
+    app: &App,
+    runner: &RunnerRow,
+    request: RegistryRecordRequest,
+) -> Result<BoxStream<'static, Result<RegistryRecordChunk, Status>>, Status> {
+    find_leased_run(app, runner, request.of).await?;
+    let parsed = request.repository.parse::<ImageRef>();
+    let is_repository = parsed.is_ok_and(|image| image.name() == request.repository);
+    if !is_repository {
+        return Err(Status::invalid_argument("this is not a repository"));
+    }
+    let record = read_record(app, &request.repository).await;
+    let json = serde_json::to_vec(&record.map_err(log_store_error)?)
+        .map_err(|error| Status::internal(error.to_string()))?;
+    let mut json = Bytes::from(json);
+    let chunks = std::iter::from_fn(move || {
+        let size = json.len().min(MAX_CHUNK);
+        (size > 0).then(|| {
+            Ok(RegistryRecordChunk {
+                data: json.split_to(size),
+            })
+        })
+    });
+    Ok(stream::iter(chunks).boxed())
 }
 
 fn stream_chunks(

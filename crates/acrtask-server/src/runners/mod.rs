@@ -20,7 +20,8 @@ use acrtask_model::Secret;
 use acrtask_proto::{
     MAX_MESSAGE,
     runner::{
-        ContextChunk, FetchContextRequest, FromRunner, RegisterRequest, RegisterResponse, ToRunner,
+        ContextChunk, FetchContextRequest, FromRunner, RegisterRequest, RegisterResponse,
+        RegistryRecordChunk, RegistryRecordRequest, ToRunner,
         runners_server::{self, Runners, RunnersServer},
     },
 };
@@ -302,6 +303,19 @@ impl Runners for Service {
             .authenticate_runner(request.metadata(), request.extensions())
             .await?;
         let chunks = fetch::open_context(&self.app, &runner, request.into_inner()).await?;
+        Ok(Response::new(chunks))
+    }
+
+    type FetchRegistryRecordStream = BoxStream<'static, Result<RegistryRecordChunk, Status>>;
+
+    async fn fetch_registry_record(
+        &self,
+        request: Request<RegistryRecordRequest>,
+    ) -> Result<Response<Self::FetchRegistryRecordStream>, Status> {
+        let runner = self
+            .authenticate_runner(request.metadata(), request.extensions())
+            .await?;
+        let chunks = fetch::open_record(&self.app, &runner, request.into_inner()).await?;
         Ok(Response::new(chunks))
     }
 }

@@ -1,6 +1,9 @@
 //! Promotion and rollback of tags, and the records of their images.
 
-use acrtask_api::run::RunResult;
+use acrtask_api::{
+    registry_record::{Need, NeededManifest, RegistryRecord, TagRecord},
+    run::RunResult,
+};
 use acrtask_model::RunState;
 use acrtask_store::{CascadeChange, Ms, Report};
 
@@ -18,6 +21,7 @@ on_both!(
     promotion_is_leased_to_one_server,
     discarded_images_can_be_staged_again,
     newer_push_supersedes_staged_image,
+    record_of_a_repository_names_times_and_needs,
 );
 
 const A: &str = "r.io/a:1";
@@ -433,4 +437,47 @@ async fn newer_push_supersedes_staged_image(db: &TestDb) {
         .unwrap();
     assert_eq!(states(db).await, ["discarded", "staged"]);
     assert_eq!(recorded_digests(db, A).await.0, 'e');
+}
+
+async fn record_of_a_repository_names_times_and_needs(db: &TestDb) {
+    stage_images(db).await;
+    let read = async |repository: &str| db.store.registry_record(repository).await.unwrap();
+    let record = async |repository: &str| read(repository).await.0;
+    let needed = |letter: char, need: Need| NeededManifest {
+        digest: sha(letter),
+        need,
+    };
+    let found = record("r.io/a").await;
+    let tag = |letter: char, at: Ms| TagRecord {
+        tag: "1".into(),
+        digest: sha(letter),
+        since: jiff::Timestamp::from_millisecond(at).unwrap(),
+    };
+    assert_eq!(found.tags, [tag('a', found.tags[0].since.as_millisecond())]);
+    assert_eq!(found.needed, [needed('c', Need::Staged)]);
+    assert_eq!(read("r.io/a").await.1, ["a".to_owned()].into());
+    // A promotion makes the previous digest the target of a rollback.
+    let (store, now) = (&db.store, NOW + 20_000);
+    let decided = store.decide_promotion(1, &["none"], "promoted", None, now);
+    assert!(decided.await.unwrap());
+    let claimed = store.claim_promotion(1, "promoted", now + 60, now);
+    assert!(claimed.await.unwrap());
+    for (name, after, before) in [(A, 'c', 'a'), (B, 'd', 'b')] {
+        let (after, before) = (sha(after), sha(before));
+        let stored = store.store_previous_digest(1, name, &after, Some(Some(&before)), now + 60);
+        assert!(stored.await.unwrap());
+        store
+            .record_promoted_tag(1, name, &after, now)
+            .await
+            .unwrap();
+    }
+    let found = record("r.io/a").await;
+    assert_eq!(found.needed, [needed('a', Need::Rollback)]);
+    assert_eq!(found.tags.len(), 2);
+    // The base is named without a registry.
+    assert_eq!(record("base").await.needed, [needed('2', Need::Base)]);
+    // Similar names are other repositories.
+    for other in ["r.io", "r.io/", "r.io/ab", "r.io/a:1"] {
+        assert_eq!(record(other).await, RegistryRecord::default(), "{other}");
+    }
 }

@@ -10,8 +10,8 @@ use std::{
 use acrtask_model::Event;
 use acrtask_proto::runner::{
     ContextChunk, Declined, Fence, FenceAnswer, FetchContextRequest, Finished, FinishedAck,
-    FromRunner, Hello, Lease, LogAck, RegisterRequest, RegisterResponse, Renewed, ToRunner,
-    Welcome,
+    FromRunner, Hello, Lease, LogAck, RegisterRequest, RegisterResponse, RegistryRecordChunk,
+    RegistryRecordRequest, Renewed, ToRunner, Welcome,
     from_runner::Message,
     runners_server::{Runners, RunnersServer},
     to_runner,
@@ -427,6 +427,28 @@ impl Runners for FakeServer {
         if breaks {
             chunks.push(Err(Status::unavailable("broken")));
         }
+        Ok(Response::new(futures::stream::iter(chunks).boxed()))
+    }
+
+    type FetchRegistryRecordStream =
+        std::pin::Pin<Box<dyn Stream<Item = Result<RegistryRecordChunk, Status>> + Send + 'static>>;
+
+    async fn fetch_registry_record(
+        &self,
+        request: Request<RegistryRecordRequest>,
+    ) -> Result<Response<Self::FetchRegistryRecordStream>, Status> {
+        check_key(&request)?;
+        let repository = request.into_inner().repository;
+        let json = serde_json::json!({"tags": [], "needed": [], "cacheTags": [repository]});
+        let json = json.to_string().into_bytes();
+        let chunks: Vec<_> = json
+            .chunks(10)
+            .map(|data| {
+                Ok(RegistryRecordChunk {
+                    data: data.to_vec().into(),
+                })
+            })
+            .collect();
         Ok(Response::new(futures::stream::iter(chunks).boxed()))
     }
 }
