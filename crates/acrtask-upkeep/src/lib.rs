@@ -1,4 +1,4 @@
-//! Upkeep of registries: `acr purge` on any registry, and the smaller `acr` commands.
+//! Upkeep of registries: `acr purge` on any registry, the smaller `acr` commands, and copies.
 //!
 //! The work has three parts. [`inventory`] reads a repository. [`plan`] decides which tags and
 //! manifests go, and gives each line its reason. [`carry_out`] deletes exactly the lines of the
@@ -16,10 +16,15 @@ pub mod ago;
 pub mod carry_out;
 pub mod command_line;
 pub mod commands;
+pub mod copy;
 pub mod filter;
 pub mod inventory;
+pub mod layout;
+pub mod listing;
+pub mod location;
 pub mod plan;
 pub mod purge;
+pub mod referrers;
 
 use std::{future::Future, pin::Pin};
 
@@ -29,6 +34,8 @@ pub use ago::Ago;
 pub use command_line::{AcrCommand, AcrLine};
 pub use commands::run_command;
 pub use filter::Filter;
+pub use copy::{Copy, CopyReport};
+pub use location::Location;
 pub use purge::{Context, Purge, PurgeReport};
 
 /// Line of output of a command.

@@ -61,7 +61,7 @@ fn main() -> ExitCode {
         Command::Secret(command) => commands::secret::secret(&command, stdout),
         Command::Credential(command) => commands::secret::credential(&command, stdout),
         Command::Image(command) => commands::image::image(&command, stdout),
-        Command::Registry(command) => commands::registry::registry(&command),
+        Command::Registry(command) => commands::registry::registry(&command, stdout),
         Command::Catalog(command) => commands::catalog::catalog(&command, stdout),
         Command::Base(command) => commands::image::base(&command, stdout),
         Command::Cascade(command) => commands::cascade::cascade(&command, stdout),

@@ -12,7 +12,34 @@ pub(crate) enum RegistryCommand {
 Examples:
   acrtask registry tags reg.example.com/team/app
   acrtask registry tags reg.example.com/team/app -o json | jq -r '.tags[]'")]
-    Tags(RegistryTagsArgs),
+    Tags(RegistryListArgs),
+    /// List the manifests of a repository: images, platforms, signatures and SBOMs
+    ///
+    /// Only the registry's own API lists manifests without a tag. At other registries, the list has
+    /// what tags lead to.
+    #[command(after_long_help = "\
+Examples:
+  acrtask registry manifests reg.example.com/team/app
+  acrtask registry manifests reg.example.com/team/app -o json | jq '.manifests[] | select(.tags == [])'")]
+    Manifests(RegistryListArgs),
+    /// List signatures, SBOMs and other artifacts that refer to an image or to its platforms
+    #[command(after_long_help = "\
+Examples:
+  acrtask registry referrers reg.example.com/team/app:v1
+  acrtask registry referrers reg.example.com/team/app:v1 -o json | jq -r '.referrers[].artifactType'")]
+    Referrers(RegistryListArgs),
+    /// Copy an image with all platforms, their signatures and SBOMs
+    #[command(after_long_help = COPY_HELP)]
+    Copy(RegistryCopyArgs),
+    /// Copy an image into a registry under the same name
+    #[command(after_long_help = "\
+Examples:
+  acrtask registry import reg.example.com docker.io/library/alpine:3.20
+  acrtask registry import reg.example.com ghcr.io/org/app:v1 --image mirror/app:v1
+
+`import` copies as `acrtask registry copy` does. Without --image, the copy has the repository and the
+tag of the source.")]
+    Import(RegistryImportArgs),
     /// Delete old tags and their manifests, and keep what other images need
     #[command(after_long_help = "\
 Examples:
@@ -35,12 +62,77 @@ Exit codes:
     Purge(RegistryPurgeArgs),
 }
 
-/// Arguments of `acrtask registry tags`.
+/// Help of `acrtask registry copy`.
+const COPY_HELP: &str = "\
+Examples:
+  acrtask registry copy ghcr.io/org/app:v1 reg.example.com/mirror/app:v1
+  acrtask registry copy reg.example.com/app@sha256:... reg.example.com/prod/app:v1
+  acrtask registry copy reg.example.com/app:v1 oci:backup:v1
+  acrtask registry copy oci:backup:v1 reg.example.com/app:v1
+
+PLACE:
+  REGISTRY/REPOSITORY[:TAG][@DIGEST]   an image at a registry
+  oci:FOLDER[:TAG][@DIGEST]            an image in a folder with OCI image layout
+
+Copied:
+  the index and its platforms; the referrers of all of them, from the API and from fallback tags; the
+  tags of cosign (.sig, .att, .sbom)
+
+All digests stay the same. What the target has is not transferred again, so a repeated copy
+continues where the last one stopped. Inside one registry, blobs are mounted. The tag of the image is
+set last.
+
+Exit codes:
+    0  the target has the image and everything that belongs to it
+    2  the usage is wrong
+    3  a registry or a folder cannot be read or written";
+
+/// Arguments of `acrtask registry copy`.
 #[derive(Debug, Args)]
-pub(crate) struct RegistryTagsArgs {
-    /// The repository: REGISTRY/REPOSITORY
-    #[arg(value_name = "REPOSITORY")]
-    pub(crate) repository: String,
+pub(crate) struct RegistryCopyArgs {
+    /// The image: REGISTRY/REPOSITORY:TAG, or oci:FOLDER:TAG
+    #[arg(value_name = "SOURCE")]
+    pub(crate) source: String,
+    /// The place of the copy: REGISTRY/REPOSITORY:TAG, or oci:FOLDER:TAG [default tag: that of the
+    /// source]
+    #[arg(value_name = "TARGET")]
+    pub(crate) target: String,
+    /// Copy only this platform, as an image with its own digest [default: all]
+    #[arg(long, value_name = "OS/ARCH")]
+    pub(crate) platform: Option<String>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) login: RegistryLoginArgs,
+}
+
+/// Arguments of `acrtask registry import`.
+#[derive(Debug, Args)]
+pub(crate) struct RegistryImportArgs {
+    /// The registry of the copy: HOST or HOST:PORT
+    #[arg(value_name = "REGISTRY")]
+    pub(crate) registry: String,
+    /// The image: REGISTRY/REPOSITORY:TAG, or oci:FOLDER:TAG
+    #[arg(value_name = "SOURCE")]
+    pub(crate) source: String,
+    /// Name the copy REPOSITORY:TAG [default: as the source]
+    #[arg(long, value_name = "REPOSITORY:TAG")]
+    pub(crate) image: Option<String>,
+    /// Copy only this platform, as an image with its own digest [default: all]
+    #[arg(long, value_name = "OS/ARCH")]
+    pub(crate) platform: Option<String>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) login: RegistryLoginArgs,
+}
+
+/// Arguments of a command that lists the content of a registry.
+#[derive(Debug, Args)]
+pub(crate) struct RegistryListArgs {
+    /// The repository REGISTRY/REPOSITORY; for referrers, the image with its tag or digest
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
     #[command(flatten)]

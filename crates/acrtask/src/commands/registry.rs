@@ -1,15 +1,14 @@
-//! `acrtask registry`: tags of a repository, and deletion of old images with the user's own login.
+//! `acrtask registry`: lists, copies and deletions with the user's own login.
 
-use acrtask_model::{ImageRef, error_chain};
+mod copy;
+mod listing;
+
+use acrtask_model::error_chain;
 use acrtask_registry::{Registry, RegistryError, Settings, credentials::canonical_host};
 use acrtask_upkeep::{
-    Ago, Always, Context, Filter, Line, Purge,
-    inventory::{Reader, RegistryKind},
-    plan::Untagged,
-    purge,
+    Ago, Always, Context, Filter, Line, Lines, Purge, plan::Untagged, purge,
 };
 use jiff::Timestamp;
-use serde::Serialize;
 
 use super::{
     engine,
@@ -18,24 +17,22 @@ use super::{
 use crate::{
     args::{
         engine::RegistryLoginArgs,
-        registry::{RegistryCommand, RegistryPurgeArgs, RegistryTagsArgs},
+        registry::{RegistryCommand, RegistryPurgeArgs},
         server::ListOutput,
     },
     error::CliError,
     exit::Exit,
+    render::style::Style,
 };
 
-/// Tags of a repository as JSON.
-#[derive(Debug, Serialize)]
-struct TagList {
-    repository: String,
-    tags: Vec<String>,
-}
-
 /// Runs a subcommand of `acrtask registry`.
-pub(crate) fn registry(command: &RegistryCommand) -> Result<Exit, CliError> {
+pub(crate) fn registry(command: &RegistryCommand, style: Style) -> Result<Exit, CliError> {
     match command {
-        RegistryCommand::Tags(args) => list_tags(args),
+        RegistryCommand::Tags(args) => listing::list_tags(args),
+        RegistryCommand::Manifests(args) => listing::list_manifests(args, style),
+        RegistryCommand::Referrers(args) => listing::list_referrers(args, style),
+        RegistryCommand::Copy(args) => copy::copy_image(args),
+        RegistryCommand::Import(args) => copy::import_image(args),
         RegistryCommand::Purge(args) => purge_registry(args),
     }
 }
@@ -54,39 +51,28 @@ fn registry_error(error: &RegistryError) -> CliError {
     }
 }
 
-fn list_tags(args: &RegistryTagsArgs) -> Result<Exit, CliError> {
-    let image: ImageRef = args
-        .repository
-        .parse()
-        .map_err(|error: acrtask_model::ReferenceError| CliError::usage(error.to_string()))?;
-    if image.tag().is_some() || image.digest().is_some() {
-        return Err(CliError::usage(format!(
-            "`{}` names one image; name its repository: {}",
-            args.repository,
-            image.name()
-        )));
-    }
-    let registry = open_registry(&args.login)?;
-    let reader = Reader {
-        registry: &registry,
-        kind: RegistryKind::Plain,
-        concurrency: 1,
-        now: Timestamp::now(),
-    };
-    let tags = block_on(async {
-        let found = reader.list_tags(&image).await;
-        found.map_err(|error| registry_error(&error))
-    })?;
-    match args.output.output {
-        ListOutput::Json => print_json(&TagList {
-            repository: image.name(),
-            tags,
-        }),
-        ListOutput::Text => {
-            let text: String = tags.iter().map(|tag| format!("{tag}\n")).collect();
-            super::print(text.as_bytes())
+/// Does `work`, and prints its lines as they arise. With JSON, standard output stays free for the
+/// document.
+async fn with_output<F, T>(output: ListOutput, work: impl FnOnce(Lines) -> F) -> Result<T, CliError>
+where
+    F: Future<Output = T>,
+{
+    let (lines, mut received) = tokio::sync::mpsc::unbounded_channel();
+    let working = work(lines);
+    let printing = async {
+        while let Some(line) = received.recv().await {
+            match line {
+                Line::Out(_) if output == ListOutput::Json => {}
+                Line::Out(text) => {
+                    super::print(format!("{text}\n").as_bytes())?;
+                }
+                Line::Err(text) => print_message(&text),
+            }
         }
-    }
+        Ok::<_, CliError>(())
+    };
+    let (result, printed) = futures::join!(working, printing);
+    printed.map(|()| result)
 }
 
 fn purge_registry(args: &RegistryPurgeArgs) -> Result<Exit, CliError> {
@@ -100,33 +86,16 @@ fn purge_registry(args: &RegistryPurgeArgs) -> Result<Exit, CliError> {
     }
     let registry = open_registry(&args.login)?;
     let as_json = args.output.output == ListOutput::Json;
-    let report = block_on(async {
-        let (lines, mut received) = tokio::sync::mpsc::unbounded_channel();
-        let working = async move {
-            let context = Context {
-                registry: &registry,
-                host: &host,
-                now: Timestamp::now(),
-                permission: &Always,
-                lines: &lines,
-            };
-            purge::run(context, &settings, as_json).await
+    let report = block_on(with_output(args.output.output, |lines| async move {
+        let context = Context {
+            registry: &registry,
+            host: &host,
+            now: Timestamp::now(),
+            permission: &Always,
+            lines: &lines,
         };
-        let printing = async {
-            while let Some(line) = received.recv().await {
-                match line {
-                    Line::Out(_) if as_json => {}
-                    Line::Out(text) => {
-                        super::print(format!("{text}\n").as_bytes())?;
-                    }
-                    Line::Err(text) => print_message(&text),
-                }
-            }
-            Ok::<_, CliError>(())
-        };
-        let (report, printed) = futures::join!(working, printing);
-        printed.map(|()| report)
-    })?;
+        purge::run(context, &settings, as_json).await
+    }))?;
     if as_json {
         print_json(&report)?;
     }
