@@ -49,6 +49,8 @@ pub struct Deleter<'a> {
     now: Timestamp,
     /// `true` if the registry deletes single tags. `None` before the first one.
     deletes_tags: Option<bool>,
+    /// `true` if the registry keeps the tags of a deleted manifest. `None` before the first one.
+    keeps_tags: Option<bool>,
     /// `true` if the registry has deleted a manifest.
     deletes_manifests: bool,
 }
@@ -62,6 +64,7 @@ impl<'a> Deleter<'a> {
             permission: context.permission,
             now: context.now,
             deletes_tags: None,
+            keeps_tags: None,
             deletes_manifests: false,
         }
     }
@@ -106,6 +109,7 @@ impl<'a> Deleter<'a> {
                         self.delete_manifest(image, &manifest.digest).await?;
                     }
                 }
+                self.delete_remaining_tag(&tag, line).await?;
             } else if is_present {
                 self.delete_tag(image, &tag, line, plan).await?;
             }
@@ -143,6 +147,29 @@ impl<'a> Deleter<'a> {
             Err(error) if error.is_not_found() => Ok(false),
             Err(error) => Err(describe_error(&error)),
         }
+    }
+
+    /// Deletes a tag that outlives its deleted manifest. Some registries keep such tags, and even
+    /// serve the content.
+    async fn delete_remaining_tag(&mut self, tag: &ImageRef, line: &TagLine) -> Result<(), String> {
+        let keeps_tags = match self.keeps_tags {
+            Some(keeps_tags) => keeps_tags,
+            // The first deletion shows this.
+            None => match self.registry.resolve(tag).await {
+                Ok(found) if found.digest == line.digest => true,
+                // Another program has set the tag meanwhile.
+                Ok(_) => return Ok(()),
+                Err(error) if error.is_not_found() => false,
+                Err(error) => return Err(describe_error(&error)),
+            },
+        };
+        self.keeps_tags = Some(keeps_tags);
+        if !keeps_tags {
+            return Ok(());
+        }
+        self.check_permission().await?;
+        let deleted = self.registry.delete_tag(tag).await;
+        deleted.map_err(|error| describe_error(&error))
     }
 
     /// Deletes a manifest by its digest.
