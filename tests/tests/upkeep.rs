@@ -4,103 +4,12 @@
 
 use acrtask_tests::{
     Outcome, TestEnvironment, new_run_id,
-    project::{RegistryClient, create_folder},
+    project::create_folder,
     registry::TestRegistry,
+    repository::{INDEX, MANIFEST, OLD, Repository},
     service::TestServer,
 };
 use serde_json::{Value, json};
-
-const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-const OLD: &str = "2020-01-02T03:04:05Z";
-
-/// Repository that a test fills.
-struct Repository {
-    client: RegistryClient,
-    name: String,
-}
-
-impl Repository {
-    fn new(host: &str, name: &str) -> Self {
-        Self {
-            client: RegistryClient::new(host, None),
-            name: name.to_owned(),
-        }
-    }
-
-    /// Stores an image with a unique layer. Stores it only by digest if `tag` is empty.
-    async fn put_image(&self, tag: &str, note: &str, created: &str) -> String {
-        let config = json!({
-            "created": created, "architecture": "amd64", "os": "linux", "note": note,
-            "rootfs": {"type": "layers", "diff_ids": []},
-        });
-        let config = config.to_string().into_bytes();
-        let (config, size) = self.client.put_blob(&self.name, config).await;
-        let layer = note.as_bytes().to_vec();
-        let (layer, layer_size) = self.client.put_blob(&self.name, layer).await;
-        let manifest = json!({
-            "schemaVersion": 2, "mediaType": MANIFEST,
-            "config": {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": config, "size": size},
-            "layers": [{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": layer, "size": layer_size}],
-        });
-        self.put(tag, MANIFEST, &manifest).await
-    }
-
-    /// Stores an index of two new images.
-    async fn put_index(&self, tag: &str, note: &str) -> (String, [String; 2]) {
-        let amd = self.put_image("", &format!("{note} amd64"), OLD).await;
-        let arm = self.put_image("", &format!("{note} arm64"), OLD).await;
-        let entry = |digest: &str, arch: &str| {
-            json!({"mediaType": MANIFEST, "digest": digest, "size": 1,
-                   "platform": {"os": "linux", "architecture": arch}})
-        };
-        let index = json!({
-            "schemaVersion": 2, "mediaType": INDEX,
-            "manifests": [entry(&amd, "amd64"), entry(&arm, "arm64")],
-        });
-        (self.put(tag, INDEX, &index).await, [amd, arm])
-    }
-
-    /// Stores an artifact that refers to `subject`, and its fallback tag.
-    async fn put_referrer(&self, subject: &str) -> String {
-        let (empty, _) = self.client.put_blob(&self.name, b"{}".to_vec()).await;
-        let part =
-            json!({"mediaType": "application/vnd.oci.empty.v1+json", "digest": empty, "size": 2});
-        let manifest = json!({
-            "schemaVersion": 2, "mediaType": MANIFEST, "artifactType": "application/x-sbom",
-            "config": part, "layers": [part],
-            "subject": {"mediaType": INDEX, "digest": subject, "size": 1},
-        });
-        let digest = self.put("", MANIFEST, &manifest).await;
-        let fallback = json!({
-            "schemaVersion": 2, "mediaType": INDEX,
-            "manifests": [{"mediaType": MANIFEST, "digest": digest, "size": 1}],
-        });
-        self.put(&subject.replace(':', "-"), INDEX, &fallback).await;
-        digest
-    }
-
-    async fn put(&self, tag: &str, media: &str, manifest: &Value) -> String {
-        let by_digest = format!("sha256:{}", sha256(manifest.to_string().as_bytes()));
-        let name = if tag.is_empty() { &by_digest } else { tag };
-        self.client
-            .put_manifest(&self.name, name, media, manifest)
-            .await
-    }
-
-    /// Returns the digest of a tag or digest. `None` if it does not exist.
-    async fn find(&self, name: &str) -> Option<String> {
-        let separator = if name.contains(':') { '@' } else { ':' };
-        let name = format!("{}{separator}{name}", self.name);
-        Some(self.client.fetch_manifest(&name).await?.0)
-    }
-}
-
-fn sha256(content: &[u8]) -> String {
-    use sha2::Digest as _;
-    let digest = sha2::Sha256::digest(content);
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 fn run_plain(environment: &TestEnvironment, args: &[&str]) -> Outcome {
     let folder = create_folder(&[]);
@@ -266,7 +175,7 @@ async fn tags_without_manifests_go_alone() {
     let outcome = purge(&format!("{name}:v"));
     assert_eq!(outcome.code, Some(0), "{}", outcome.transcript());
     assert!(
-        outcome.stderr.contains("selects only the tag"),
+        outcome.stderr.contains("names one tag here"),
         "{}",
         outcome.transcript()
     );

@@ -14,7 +14,7 @@ use tokio::sync::OnceCell;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    Fence, GitAccess, Options, Reach,
+    Fence, GitAccess, Options, Reach, Records,
     archive::{self, Pack},
     builder::{Builder, Recipes},
     cmd::body::env_pairs,
@@ -67,6 +67,8 @@ pub(crate) struct RunContext {
     /// Digests of staged images, by the name that each image receives at promotion.
     staged: Mutex<BTreeMap<ImageRef, Digest>>,
     fence: Option<Arc<dyn Fence>>,
+    /// The server's records of repositories.
+    pub(crate) records: Arc<dyn Records>,
     pub(crate) plan: Plan,
     networks: HashMap<String, OnceCell<()>>,
     volumes: HashMap<String, OnceCell<()>>,
@@ -108,6 +110,7 @@ pub(crate) struct Parts {
     pub(crate) git: GitAccess,
     pub(crate) reach: Reach,
     pub(crate) fence: Option<Arc<dyn Fence>>,
+    pub(crate) records: Arc<dyn Records>,
 }
 
 /// Returns the secret values that no output of the run may contain.
@@ -155,6 +158,7 @@ impl RunContext {
             reach: parts.reach,
             staged: Mutex::default(),
             fence: parts.fence,
+            records: parts.records,
             networks: cells(&mut plan.networks.iter().map(|network| &network.name)),
             volumes: cells(&mut plan.volumes.iter().map(|volume| &volume.name)),
             containers: Mutex::default(),

@@ -58,6 +58,7 @@ use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use acrtask_buildkit::{CacheLimit, PruneError, PrunedCache};
+pub use acrtask_upkeep::{NoRecords, Records};
 pub use archive::pack_folder;
 pub use engine::{DockerEndpoint, EngineFacts};
 pub use error::{ConnectError, EngineError};
@@ -193,6 +194,8 @@ pub struct RunRequest {
     pub reach: Reach,
     /// The check before each write to a registry under an image's name.
     pub fence: Option<Arc<dyn Fence>>,
+    /// The server's records of repositories, for purges.
+    pub records: Arc<dyn Records>,
 }
 
 /// Access to the git repositories that steps name.
@@ -231,6 +234,7 @@ impl RunRequest {
             git: GitAccess::default(),
             reach: Reach::default(),
             fence: None,
+            records: Arc::new(NoRecords),
         }
     }
 }

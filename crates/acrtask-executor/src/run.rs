@@ -329,6 +329,7 @@ fn new_run_context(
         git: request.git,
         reach: request.reach,
         fence: request.fence,
+        records: request.records,
     };
     Ok(Arc::new(RunContext::new(parts, request.plan)))
 }

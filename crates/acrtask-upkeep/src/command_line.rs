@@ -1,12 +1,15 @@
 //! The words after `acr`: commands, flags and messages of the original program.
 //!
-//! Supported: `purge`, `tag list`, `tag delete`, `manifest list`, `manifest delete`, `version`.
+//! Supported: `purge`, `retention`, `tag list`, `tag delete`, `manifest list`, `manifest delete`, `version`.
 
 use acrtask_model::Secret;
+use acrtask_purge::advise_on_filter;
 
 use crate::{
     Ago, Filter, Purge,
-    plan::{RepositoryPlan, Untagged},
+    plan::RepositoryPlan,
+    purge::{Limits, PurgeRule},
+    rules::{NewestOf, Untagged},
 };
 
 /// Default number of concurrent requests, as in the original's message.
@@ -19,6 +22,13 @@ const MAX_CONCURRENCY: i64 = 32;
 pub enum AcrCommand {
     /// `acr purge`.
     Purge(Box<Purge>),
+    /// `acr retention`, which the original does not have: the rules in a file.
+    Retention {
+        /// Path of the file.
+        file: String,
+        /// `true` if nothing is deleted.
+        dry_run: bool,
+    },
     /// `acr tag list`.
     ListTags {
         /// Name of the repository.
@@ -52,6 +62,7 @@ impl AcrCommand {
     pub fn deletes(&self) -> bool {
         match self {
             Self::Purge(purge) => !purge.dry_run,
+            Self::Retention { dry_run, .. } => !dry_run,
             Self::DeleteTags { .. } | Self::DeleteManifests { .. } => true,
             Self::ListTags { .. } | Self::ListManifests { .. } | Self::Version => false,
         }
@@ -108,6 +119,9 @@ const PURGE: [Flag; 11] = [
     flag("verbose", ' ', false),
 ];
 
+/// Flags of `acr retention`.
+const RETENTION: [Flag; 2] = [flag("file", 'f', true), flag("dry-run", 'd', false)];
+
 /// Flags of `acr tag` and `acr manifest`.
 const OBJECT: [Flag; 1] = [flag("repository", ' ', true)];
 
@@ -148,6 +162,16 @@ impl AcrLine {
                 };
                 (flags, command)
             }
+            ["retention", ..] => {
+                let flags = Flags::parse(&words[1..], &RETENTION)?;
+                let file = flags.value("file");
+                let file = file.ok_or("write the file with the rules: --file retention.yaml")?;
+                let command = AcrCommand::Retention {
+                    file: file.to_owned(),
+                    dry_run: flags.has("dry-run"),
+                };
+                (flags, command)
+            }
             ["version", ..] => (Flags::parse(&words[1..], &[])?, AcrCommand::Version),
             [other @ ("tag" | "manifest"), action, ..] => {
                 return Err(format!(
@@ -156,10 +180,14 @@ impl AcrLine {
             }
             [first, ..] => {
                 return Err(format!(
-                    "unknown command \"{first}\" for \"acr\"; acrtask runs `purge`, `tag`, `manifest` and `version`"
+                    "unknown command \"{first}\" for \"acr\"; acrtask runs `purge`, `retention`, `tag`, `manifest` and `version`"
                 ));
             }
-            [] => return Err("name a command: `purge`, `tag`, `manifest` or `version`".into()),
+            [] => {
+                return Err(
+                    "name a command: `purge`, `retention`, `tag`, `manifest` or `version`".into(),
+                );
+            }
         };
         let login = match (flags.value("username"), flags.value("password")) {
             (Some(user), Some(password)) => Some((user.to_owned(), Secret::new(password))),
@@ -230,11 +258,24 @@ fn parse_purge(flags: &Flags) -> Result<Purge, String> {
             MAX_CONCURRENCY
         }
     };
-    notes.extend(filters.iter().filter_map(Filter::note));
-    Ok(Purge {
+    let differences = filters
+        .iter()
+        .filter_map(|filter| advise_on_filter(&filter.text()))
+        .filter(|advice| advice.kind.differs_from_original());
+    notes.extend(differences.map(|advice| advice.to_string()));
+    let keep = usize::try_from(flags.number("keep")?.unwrap_or(0)).unwrap_or(0);
+    let rule = PurgeRule {
         filters,
-        ago,
-        keep: usize::try_from(flags.number("keep")?.unwrap_or(0)).unwrap_or(0),
+        keep: Vec::new(),
+        ago: Some(ago),
+        newest: keep,
+        newest_of: NewestOf::Deleted,
+    };
+    Ok(Purge {
+        rules: vec![rule],
+        untagged_ago: ago,
+        untagged_newest: keep,
+        limits: Limits::default(),
         untagged,
         dry_run: flags.has("dry-run"),
         include_locked: flags.has("include-locked"),
@@ -242,6 +283,14 @@ fn parse_purge(flags: &Flags) -> Result<Purge, String> {
         verbose: flags.has("verbose"),
         notes,
     })
+}
+
+/// Returns notes about filters that may select something else than their author means.
+pub fn notes_of(filters: &[Filter]) -> Vec<String> {
+    let advice = filters
+        .iter()
+        .filter_map(|filter| advise_on_filter(&filter.text()));
+    advice.map(|advice| advice.to_string()).collect()
 }
 
 /// Given flags, and the other words.
@@ -285,7 +334,7 @@ impl Flags {
                 continue;
             };
             if flag.long == "help" {
-                return Err("--help is not supported: see docs/registry-upkeep.md".into());
+                return Err("--help is not supported: see docs/purge.md".into());
             }
             let value = match (flag.takes_value, inline) {
                 (true, Some(value)) => value.to_owned(),
@@ -397,8 +446,8 @@ mod tests {
     #[test]
     fn purge_flags_are_parsed() {
         let found = purge("purge -f a:.* --filter=b:x --ago -1d --untagged --keep 3 -d");
-        assert_eq!(found.filters.len(), 2);
-        assert_eq!((found.keep, found.dry_run), (3, true));
+        assert_eq!(found.filters().count(), 2);
+        assert_eq!((found.rules[0].newest, found.dry_run), (3, true));
         assert_eq!(found.untagged, Untagged::Delete);
         assert_eq!(found.concurrency, 2);
         assert_eq!(found.notes.len(), 1, "{:?}", found.notes);
@@ -407,7 +456,10 @@ mod tests {
         let found = purge("purge --untagged-only --include-locked=False --dry-run=T");
         assert_eq!((found.include_locked, found.dry_run), (false, true));
         let found = purge("purge --untagged-only");
-        assert_eq!((found.untagged, found.ago.seconds), (Untagged::Only, 0));
+        assert_eq!(
+            (found.untagged, found.untagged_ago.seconds),
+            (Untagged::Only, 0)
+        );
     }
 
     #[test]

@@ -33,6 +33,7 @@ async fn execute(context: Context<'_>, command: &AcrCommand) -> u8 {
             let report = run(context, purge, false).await;
             report.error.map_or(Ok(()), Err)
         }
+        AcrCommand::Retention { .. } => Err("the caller reads the rules of `acr retention`".into()),
         AcrCommand::ListTags { repository } => list_tags(context, repository).await,
         AcrCommand::DeleteTags { repository, tags } => delete_tags(context, repository, tags).await,
         AcrCommand::ListManifests { repository } => list_manifests(context, repository).await,

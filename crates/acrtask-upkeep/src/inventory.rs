@@ -19,6 +19,7 @@ use crate::{
     carry_out::REPLACEMENT,
     filter::Filter,
     plan::{ManifestFacts, Repository, Tag, companion_subject},
+    record::{self, Records},
 };
 
 /// Annotation with the creation time of an image.
@@ -45,9 +46,20 @@ impl RegistryKind {
     /// # Errors
     /// [`RegistryError`].
     pub async fn detect(registry: &Registry, host: &str) -> Result<Self, RegistryError> {
-        Ok(match registry.has_acr_api(host).await? {
-            true => Self::Acr,
-            false => Self::Plain,
+        if !registry.has_acr_api(host).await? {
+            return Ok(Self::Plain);
+        }
+        if host.ends_with(".azurecr.io") {
+            return Ok(Self::Acr);
+        }
+        // Some registries respond to every path that ends like the list of repositories. A
+        // repository of ACR has at least one manifest.
+        let names = registry.repositories(host).await?;
+        let first = names.first();
+        let first = first.and_then(|name| crate::purge::repository_reference(host, name).ok());
+        Ok(match first {
+            Some(image) if !registry.acr_manifests(&image).await?.is_empty() => Self::Acr,
+            Some(_) | None => Self::Plain,
         })
     }
 }
@@ -150,6 +162,26 @@ impl Reader<'_> {
                 image.name()
             ));
         }
+        Ok(repository)
+    }
+
+    /// Reads all tags and manifests of the repository of `image`, with the record of a server.
+    ///
+    /// # Errors
+    /// The registry or the record cannot be read.
+    pub async fn read_all(
+        &self,
+        image: &ImageRef,
+        records: &dyn Records,
+    ) -> Result<Repository, String> {
+        let name = image.repository().replace('.', "\\.");
+        let scope = Scope {
+            filters: &[Filter::parse(&format!("{name}:.*"))?],
+            with_manifests: true,
+        };
+        let found = record::find(records, image).await?;
+        let mut repository = self.read(image, scope).await?;
+        record::apply(&mut repository, found);
         Ok(repository)
     }
 
@@ -432,28 +464,20 @@ fn parse_time(text: Option<&str>) -> Option<Timestamp> {
 
 /// Returns the children and the subject in a manifest.
 fn facts_of(manifest: &Manifest) -> ManifestFacts {
-    #[derive(Deserialize)]
-    struct WithSubject {
-        subject: Option<Subject>,
-    }
-    #[derive(Deserialize)]
-    struct Subject {
-        digest: Digest,
-    }
-    let subject = serde_json::from_slice::<WithSubject>(&manifest.raw);
+    let subject = manifest.subject();
     let is_supported = [OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST]
         .contains(&manifest.media_type.as_str());
     ManifestFacts {
         children: match &manifest.body {
-            ManifestBody::Index(index) => index
-                .manifests
-                .iter()
-                .map(|entry| entry.digest.clone())
-                .collect(),
+            // The index of a build cache contains layers.
+            ManifestBody::Index(index) => {
+                let entries = index.manifests.iter().filter(|entry| entry.is_manifest());
+                entries.map(|entry| entry.digest.clone()).collect()
+            }
             ManifestBody::Image(_) => Vec::new(),
         },
         is_unreadable: subject.is_err() || !is_supported,
-        subject: subject.ok().and_then(|found| Some(found.subject?.digest)),
+        subject: subject.ok().flatten(),
         ..ManifestFacts::default()
     }
 }

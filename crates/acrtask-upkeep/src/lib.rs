@@ -1,42 +1,45 @@
 //! Upkeep of registries: `acr purge` on any registry, the smaller `acr` commands, and copies.
 //!
-//! The work has three parts. [`inventory`] reads a repository. [`plan`] decides which tags and
-//! manifests go, and gives each line its reason. [`carry_out`] deletes exactly the lines of the
-//! plan. A dry run prints the same plan.
+//! The work has three parts. [`inventory`] reads a repository. [`rules`] and [`plan`] decide which
+//! tags and manifests go, and give each line its reason. [`carry_out`] deletes exactly the lines of
+//! the plan. A dry run prints the same plan. `acr purge` and [`retention`] differ in their rules
+//! only.
 //!
 //! Invariants:
-//! - [`plan`], [`filter`] and [`ago`] are pure.
+//! - [`plan`] and [`rules`] are pure.
 //! - A manifest stays if a kept tag, a kept index or a kept subject needs it.
 //! - A tag of unknown age stays.
 //! - The engine checks that the registry deletes manifests before it overwrites a tag.
 //!
-//! Left out: retention rules, a trash, resumption, and limits of deletions.
+//! Left out: a trash, and mirrors.
 
-pub mod ago;
 pub mod carry_out;
 pub mod command_line;
 pub mod commands;
 pub mod copy;
-pub mod filter;
 pub mod inventory;
 pub mod layout;
 pub mod listing;
 pub mod location;
 pub mod plan;
 pub mod purge;
+pub mod record;
 pub mod referrers;
+pub mod retention;
+pub mod rules;
+pub mod why;
 
 use std::{future::Future, pin::Pin};
 
 use acrtask_registry::RegistryError;
 
-pub use ago::Ago;
+pub use acrtask_purge::{Ago, Filter, ago, filter};
 pub use command_line::{AcrCommand, AcrLine};
 pub use commands::run_command;
-pub use filter::Filter;
 pub use copy::{Copy, CopyReport};
 pub use location::Location;
 pub use purge::{Context, Purge, PurgeReport};
+pub use record::{NoRecords, Records};
 
 /// Line of output of a command.
 #[derive(Debug, Clone, PartialEq, Eq)]

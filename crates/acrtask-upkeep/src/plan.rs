@@ -13,7 +13,9 @@ use acrtask_model::Digest;
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
-use crate::filter::Filter;
+use acrtask_api::registry_record::Need;
+
+use crate::rules::{Rules, Untagged, plan_tags};
 
 /// Content of one repository.
 #[derive(Debug, Clone, Default)]
@@ -24,6 +26,10 @@ pub struct Repository {
     pub tags: Vec<Tag>,
     /// Manifests by digest.
     pub manifests: BTreeMap<Digest, ManifestFacts>,
+    /// Manifests that the server's images need, with the need of each.
+    pub needed: BTreeMap<Digest, Need>,
+    /// Tags that the server's images need.
+    pub needed_tags: BTreeMap<String, Need>,
     /// `true` if the registry has the repository.
     pub exists: bool,
     /// `true` if the registry has its own API, which lists untagged manifests with their times and
@@ -59,33 +65,6 @@ pub struct ManifestFacts {
     pub is_unreadable: bool,
 }
 
-/// Treatment of manifests without a tag.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Untagged {
-    /// They stay.
-    #[default]
-    Keep,
-    /// They go with the selected tags.
-    Delete,
-    /// Only they go, and no tag.
-    Only,
-}
-
-/// Rules of a purge.
-#[derive(Debug, Clone)]
-pub struct Rules {
-    /// Filters of this repository. A tag needs to match one of them.
-    pub filters: Vec<Filter>,
-    /// Time of the last change from which on a tag or manifest stays.
-    pub cutoff: Timestamp,
-    /// Number of the newest selected tags that stay.
-    pub keep: usize,
-    /// Treatment of manifests without a tag.
-    pub untagged: Untagged,
-    /// `true` if locked tags and manifests go too.
-    pub include_locked: bool,
-}
-
 /// Reason of a line of the plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reason {
@@ -107,6 +86,12 @@ pub enum Reason {
     Young(Timestamp),
     /// Kept as one of the newest.
     Newest,
+    /// Kept by this expression of a rule.
+    Pattern(String),
+    /// Kept: an image of the server needs it.
+    Needed(Need),
+    /// Kept for the next run: the limit of this run is reached.
+    Limit,
     /// Kept: signature or other companion of this manifest.
     CompanionOf(Digest),
     /// Kept: this tag names it.
@@ -134,6 +119,9 @@ impl fmt::Display for Reason {
             Self::UnknownAge => f.write_str("unknown age: kept"),
             Self::Young(time) => write!(f, "last updated {}: kept", day(time)),
             Self::Newest => f.write_str("one of the newest: kept"),
+            Self::Pattern(expression) => write!(f, "a rule keeps `{expression}`: kept"),
+            Self::Needed(need) => write!(f, "{need}: kept"),
+            Self::Limit => f.write_str("the limit of this run is reached: kept for the next one"),
             Self::CompanionOf(subject) => write!(f, "belongs to {subject}: kept"),
             Self::HasTag(tag) => write!(f, "the tag {tag} names it: kept"),
             Self::ChildOfKept(index) => write!(f, "part of the index {index}: kept"),
@@ -201,6 +189,30 @@ impl RepositoryPlan {
         self.tags.iter().filter(|line| line.delete)
     }
 
+    /// Returns the share of deleted tags in percent if it exceeds `limit`. Tags of signatures do not
+    /// count.
+    pub fn share_over(&self, limit: Option<u8>) -> Option<usize> {
+        let counted = |line: &&TagLine| companion_subject(&line.tag).is_none();
+        let all = self.tags.iter().filter(counted).count();
+        let deleted = self.deleted_tags().filter(counted).count();
+        let limit = usize::from(limit?);
+        (deleted * 100 > limit * all).then(|| deleted * 100 / all.max(1))
+    }
+
+    /// Returns the number of deletions that count against the limit of a run: tags, but those of
+    /// signatures, or manifests that had no tag, whichever are more.
+    pub fn limited_count(&self) -> usize {
+        let counted = |line: &&TagLine| companion_subject(&line.tag).is_none();
+        let tagged: BTreeSet<&Digest> = self.tags.iter().map(|line| &line.digest).collect();
+        let untagged = self
+            .deleted_manifests()
+            .filter(|line| line.reason == Reason::Untagged && !tagged.contains(&line.digest));
+        self.deleted_tags()
+            .filter(counted)
+            .count()
+            .max(untagged.count())
+    }
+
     /// Returns the lines of the manifests that go, referrers before their subjects and indexes
     /// before their children.
     pub fn deleted_manifests(&self) -> impl Iterator<Item = &ManifestLine> {
@@ -236,47 +248,6 @@ pub fn companion_subject(tag: &str) -> Option<Digest> {
     format!("{algorithm}:{hex}").parse().ok()
 }
 
-fn plan_tags(repository: &Repository, rules: &Rules) -> Result<Vec<TagLine>, String> {
-    let mut lines = Vec::with_capacity(repository.tags.len());
-    let mut selected: Vec<(Timestamp, usize)> = Vec::new();
-    for (at, tag) in repository.tags.iter().enumerate() {
-        let mut is_selected = false;
-        for filter in &rules.filters {
-            is_selected |= rules.untagged != Untagged::Only && filter.matches_tag(&tag.name)?;
-        }
-        let reason = if let Some(subject) = companion_subject(&tag.name) {
-            Reason::CompanionOf(subject)
-        } else if !is_selected {
-            Reason::NotSelected
-        } else if tag.is_locked && !rules.include_locked {
-            Reason::Locked
-        } else {
-            match tag.updated {
-                None => Reason::UnknownAge,
-                Some(updated) if updated > rules.cutoff => Reason::Young(updated),
-                Some(updated) => {
-                    selected.push((updated, at));
-                    Reason::Old(updated)
-                }
-            }
-        };
-        lines.push(TagLine {
-            tag: tag.name.clone(),
-            digest: tag.digest.clone(),
-            delete: matches!(reason, Reason::Old(_)),
-            unlock: tag.is_locked && matches!(reason, Reason::Old(_)),
-            reason,
-        });
-    }
-    selected.sort_by_key(|(updated, at)| (std::cmp::Reverse(*updated), *at));
-    for (_, at) in selected.into_iter().take(rules.keep) {
-        lines[at].delete = false;
-        lines[at].unlock = false;
-        lines[at].reason = Reason::Newest;
-    }
-    Ok(lines)
-}
-
 /// Decides about manifests, and about companion tags of deleted manifests.
 fn plan_manifests(
     repository: &Repository,
@@ -285,7 +256,7 @@ fn plan_manifests(
 ) -> Vec<ManifestLine> {
     let graph = Graph::new(repository);
     let mut roots = find_roots(repository, rules, tags);
-    if repository.has_own_api && rules.keep > 0 {
+    if repository.has_own_api && (rules.newest > 0 || rules.limit.is_some()) {
         // The newest of what would go stay, with all that they need.
         let kept = graph.close(&roots);
         let deleted = find_deleted(repository, &graph, tags, &kept);
@@ -294,8 +265,21 @@ fn plan_manifests(
             .filter_map(|digest| Some((repository.manifests.get(digest)?.updated?, digest)))
             .collect();
         newest.sort_by(|a, b| b.cmp(a));
-        for (_, digest) in newest.into_iter().take(rules.keep) {
-            roots.insert(digest.clone(), Reason::Newest);
+        let had_tag: BTreeSet<&Digest> = tags.iter().map(|line| &line.digest).collect();
+        let untagged = newest
+            .iter()
+            .filter(|(_, digest)| !had_tag.contains(digest));
+        let over_limit = match rules.limit {
+            Some(limit) => untagged.clone().count().saturating_sub(limit),
+            None => 0,
+        };
+        let over_limit = untagged
+            .take(over_limit)
+            .map(|(_, digest)| (digest, Reason::Limit));
+        let newest = newest.iter().take(rules.newest);
+        let newest = newest.map(|(_, digest)| (digest, Reason::Newest));
+        for (digest, reason) in newest.chain(over_limit) {
+            roots.entry((*digest).clone()).or_insert(reason);
         }
     }
     // Companions go with their subjects, also companions of companions.
@@ -390,6 +374,10 @@ fn find_roots(
             let reason = Reason::HasTag(line.tag.clone());
             roots.entry(line.digest.clone()).or_insert(reason);
         }
+    }
+    for (digest, need) in &repository.needed {
+        let reason = Reason::Needed(*need);
+        roots.entry(digest.clone()).or_insert(reason);
     }
     for (digest, facts) in &repository.manifests {
         let reason = if facts.is_locked && !rules.include_locked {

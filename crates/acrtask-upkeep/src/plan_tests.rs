@@ -3,6 +3,10 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::{
+    Filter,
+    rules::{NewestOf, TagRule},
+};
 
 /// Time of the tests.
 fn now() -> Timestamp {
@@ -45,16 +49,25 @@ fn repository(tags: Vec<Tag>, manifests: Vec<(usize, ManifestFacts)>, own_api: b
             .collect(),
         exists: true,
         has_own_api: own_api,
+        ..Repository::default()
     }
 }
 
 fn rules(tag: &str, age: i64, untagged: Untagged) -> Rules {
-    Rules {
+    let rule = TagRule {
         filters: vec![Filter::parse(&format!("app:{tag}")).unwrap()],
+        keep: Vec::new(),
         cutoff: days_ago(age),
-        keep: 0,
+        newest: 0,
+        newest_of: NewestOf::Deleted,
+    };
+    Rules {
+        tags: vec![rule],
         untagged,
+        cutoff: days_ago(age),
+        newest: 0,
         include_locked: false,
+        limit: None,
     }
 }
 
@@ -211,7 +224,8 @@ fn newest_and_unknown_tags_stay() {
     let mut content = platform_api();
     content.tags[2].updated = None;
     let mut with = rules(".*", 0, Untagged::Keep);
-    with.keep = 1;
+    with.tags[0].newest = 1;
+    with.newest = 1;
     let plan = plan_repository(&content, &with).unwrap();
     assert_eq!(deleted(&plan).0, ["v2", "v1"]);
     assert_eq!(plan.tags[0].reason, Reason::Newest);
@@ -278,7 +292,8 @@ proptest! {
     ) {
         let untagged = if only { Untagged::Only } else { Untagged::Delete };
         let mut with = rules("^v", 60, untagged);
-        with.keep = keep;
+        with.tags[0].newest = keep;
+        with.newest = keep;
         let plan = plan_repository(&content, &with).unwrap();
         let gone: BTreeSet<Digest> =
             plan.deleted_manifests().map(|line| line.digest.clone()).collect();

@@ -10,21 +10,51 @@ use crate::{
     carry_out::{Deleter, Done},
     describe_error,
     inventory::{Reader, RegistryKind, Scope},
-    plan::{RepositoryPlan, Rules, Untagged, plan_repository},
+    plan::{RepositoryPlan, plan_repository},
+    record::{self, Records},
+    rules::{NewestOf, Rules, TagRule, Untagged},
 };
 
 /// Announcement of a dry run.
 const DRY_RUN: &str = "DRY RUN: The following output shows what WOULD be deleted if the purge command was executed. Nothing is deleted.";
 
+/// Rule of a purge for the repositories that its filters select.
+#[derive(Debug, Clone)]
+pub struct PurgeRule {
+    /// Selected repositories and tags.
+    pub filters: Vec<Filter>,
+    /// Tags that stay, with the repositories of this rule.
+    pub keep: Vec<Filter>,
+    /// Minimum age of what goes. `None`: every age.
+    pub ago: Option<Ago>,
+    /// Number of the newest tags of each repository that stay.
+    pub newest: usize,
+    /// Tags among which the newest are counted.
+    pub newest_of: NewestOf,
+}
+
+/// Limits of the deletions of a purge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// Maximum number of tags that one purge deletes, and of manifests that had no tag. The rest
+    /// stays for the next purge. `None`: no limit.
+    pub deletions: Option<usize>,
+    /// Maximum share of the tags of a repository that one purge deletes, in percent. A plan that
+    /// deletes more is not carried out. `None`: no limit.
+    pub share: Option<u8>,
+}
+
 /// Settings of a purge.
 #[derive(Debug, Clone)]
 pub struct Purge {
-    /// Selected repositories and tags.
-    pub filters: Vec<Filter>,
-    /// Minimum age of what goes.
-    pub ago: Ago,
-    /// Number of the newest selected tags of each repository that stay.
-    pub keep: usize,
+    /// Rules. A tag goes if a rule deletes it and no rule keeps it.
+    pub rules: Vec<PurgeRule>,
+    /// Minimum age of manifests without a tag.
+    pub untagged_ago: Ago,
+    /// Number of the newest manifests without a tag that stay in each repository.
+    pub untagged_newest: usize,
+    /// Limits of the deletions.
+    pub limits: Limits,
     /// Treatment of manifests without a tag.
     pub untagged: Untagged,
     /// `true` if nothing is deleted.
@@ -69,6 +99,8 @@ pub struct Context<'a> {
     pub now: Timestamp,
     /// Permission to delete.
     pub permission: &'a dyn Permission,
+    /// Records of the server.
+    pub records: &'a dyn Records,
     /// Receiver of the output.
     pub lines: &'a Lines,
 }
@@ -113,7 +145,7 @@ pub async fn run(context: Context<'_>, purge: &Purge, with_plans: bool) -> Purge
         deleted_manifests: 0,
         error: None,
     };
-    if purge.ago.is_capped {
+    if purge.is_capped() {
         context.warn(ago::CAPPED);
     }
     if purge.dry_run {
@@ -154,31 +186,46 @@ async fn run_repositories(
         now: context.now,
     };
     let mut deleter = Deleter::new(&context, kind);
-    let names = reader.list_repositories(context.host, &purge.filters);
-    for name in names.await? {
-        let image = repository_reference(context.host, &name)?;
-        let mut filters = Vec::new();
-        for filter in &purge.filters {
-            if filter.matches_repository(&name)? {
-                filters.push(filter.clone());
-            }
+    let filters: Vec<Filter> = purge.filters().cloned().collect();
+    let mut remaining = purge.limits.deletions;
+    let mut over_share = Vec::new();
+    for name in reader.list_repositories(context.host, &filters).await? {
+        if remaining == Some(0) {
+            context.warn(format!(
+                "The limit of this run is reached before {name}; the next run continues"
+            ));
+            break;
         }
+        let image = repository_reference(context.host, &name)?;
+        let rules = purge.rules_of(&name, context.now, remaining)?;
+        let filters: Vec<Filter> = rules
+            .tags
+            .iter()
+            .flat_map(|rule| rule.filters.iter().cloned())
+            .collect();
         let scope = Scope {
             filters: &filters,
             with_manifests: purge.untagged != Untagged::Keep,
         };
-        let repository = reader.read(&image, scope).await?;
+        let record = record::find(context.records, &image).await?;
+        let mut repository = reader.read(&image, scope).await?;
         if !repository.exists {
             continue;
         }
-        let rules = Rules {
-            filters,
-            cutoff: purge.ago.cutoff(context.now),
-            keep: purge.keep,
-            untagged: purge.untagged,
-            include_locked: purge.include_locked,
-        };
+        record::apply(&mut repository, record);
         let plan = plan_repository(&repository, &rules)?;
+        if let Some(share) = plan.share_over(purge.limits.share) {
+            context.warn(format!(
+                "{}: the plan deletes {share} % of the tags, more than the limit of {} %, so nothing was deleted there",
+                image.name(),
+                purge.limits.share.unwrap_or(100)
+            ));
+            over_share.push(name);
+            continue;
+        }
+        if let Some(remaining) = &mut remaining {
+            *remaining = remaining.saturating_sub(plan.limited_count());
+        }
         let printer = Printer {
             context,
             purge,
@@ -205,7 +252,67 @@ async fn run_repositories(
             report.repositories.push(plan);
         }
     }
-    Ok(())
+    match over_share.is_empty() {
+        true => Ok(()),
+        false => Err(format!(
+            "the limit of the share was exceeded in {}",
+            over_share.join(", ")
+        )),
+    }
+}
+
+impl Purge {
+    /// Returns the filters of all rules.
+    pub fn filters(&self) -> impl Iterator<Item = &Filter> {
+        self.rules.iter().flat_map(|rule| &rule.filters)
+    }
+
+    fn is_capped(&self) -> bool {
+        let ages = self.rules.iter().filter_map(|rule| rule.ago);
+        ages.chain([self.untagged_ago]).any(|ago| ago.is_capped)
+    }
+
+    /// Returns the rules for the repository `name`. `limit` is the rest of the limit of deletions.
+    ///
+    /// # Errors
+    /// An expression of a filter needs too many steps.
+    pub fn rules_of(
+        &self,
+        name: &str,
+        now: Timestamp,
+        limit: Option<usize>,
+    ) -> Result<Rules, String> {
+        let select = |filters: &[Filter]| {
+            let mut found = Vec::new();
+            for filter in filters {
+                if filter.matches_repository(name)? {
+                    found.push(filter.clone());
+                }
+            }
+            Ok::<_, String>(found)
+        };
+        let mut tags = Vec::new();
+        for rule in &self.rules {
+            let rule = TagRule {
+                filters: select(&rule.filters)?,
+                keep: select(&rule.keep)?,
+                cutoff: rule.ago.map_or(Timestamp::MAX, |ago| ago.cutoff(now)),
+                newest: rule.newest,
+                newest_of: rule.newest_of,
+            };
+            if !rule.filters.is_empty() || !rule.keep.is_empty() {
+                tags.push(rule);
+            }
+        }
+        Ok(Rules {
+            tags,
+            untagged: self.untagged,
+            cutoff: self.untagged_ago.cutoff(now),
+            newest: self.untagged_newest,
+            include_locked: self.include_locked,
+            limit,
+        })
+    }
 }
 
 /// Output for one repository.

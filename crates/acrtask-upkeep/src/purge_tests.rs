@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use wiremock::{Mock, MockServer, Request, Respond, ResponseTemplate, matchers::any};
 
 use super::*;
-use crate::{AcrLine, Always, run_command};
+use crate::{AcrLine, Always, NoRecords, run_command};
 
 /// Tag: its name, the number of its manifest, its age in days, and its lock.
 type TagEntry = (&'static str, usize, i64, bool);
@@ -124,6 +124,7 @@ async fn run_line(fake: &FakeAcr, line: &str) -> (u8, String) {
         host: &host,
         now: Timestamp::now(),
         permission: &Always,
+        records: &NoRecords,
         lines: &lines,
     };
     let code = run_command(context, &line.command).await;
@@ -229,6 +230,7 @@ async fn refused_permission_stops_every_deletion() {
         host: &server.address().to_string(),
         now: Timestamp::now(),
         permission: &Never,
+        records: &NoRecords,
         lines: &lines,
     };
     let report = run(context, &purge, true).await;

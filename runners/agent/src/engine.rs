@@ -253,6 +253,7 @@ impl Engine {
                 Reach::Public
             },
             fence: Some(job.fence),
+            records: job.records,
             attempt: job.attempt,
             ..RunRequest::new(job.id, plan, job.domain)
         };

@@ -37,6 +37,7 @@ mod key;
 mod link;
 mod log_window;
 mod pump;
+mod records;
 mod register;
 mod results;
 mod run;

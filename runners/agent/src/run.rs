@@ -28,6 +28,7 @@ use crate::{
     context::{self, ExpectedContext, Source},
     fence::{Answer, RunFence},
     id::AttemptId,
+    records::RunRecords,
     results::Results,
     spool::{Finish, LogWriter, RunLog, event_of},
     work::{Ended, Job, Login, Work},
@@ -265,6 +266,7 @@ impl Attempt {
             vault_task: Some(lease.vault_task).filter(|task| !task.is_empty()),
             logins: logins.collect(),
             upload: files.as_ref().map(|files| files.root.clone()),
+            records: Arc::new(RunRecords::new(id.clone(), source)),
             fence: Arc::new(RunFence::new(id, notices)),
         };
         let ended = work

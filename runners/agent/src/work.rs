@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc};
 
 use acrtask_api::spec::{RunSpec, Variables};
-use acrtask_executor::Fence;
+use acrtask_executor::{Fence, Records};
 use acrtask_model::{Event, RunDomain, RunId, Secret};
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
@@ -61,6 +61,8 @@ pub(crate) struct Job {
     pub(crate) upload: Option<PathBuf>,
     /// Fence that permits each push.
     pub(crate) fence: Arc<dyn Fence>,
+    /// The control plane's records of repositories.
+    pub(crate) records: Arc<dyn Records>,
 }
 
 /// End of an execution.

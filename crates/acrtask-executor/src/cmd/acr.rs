@@ -7,14 +7,17 @@ use std::{pin::Pin, time::Duration};
 
 use acrtask_registry::credentials::canonical_host;
 use acrtask_spec::cmd_line::Word;
-use acrtask_upkeep::{AcrLine, Context, Line, Permission, run_command};
+use acrtask_upkeep::{AcrCommand, AcrLine, Context, Line, Permission, retention, run_command};
+use tokio::io::AsyncReadExt as _;
 
 use super::{
     expand,
-    io::{Exit, Io, SharedSink},
+    io::{Exit, Io, SharedSink, file_reader},
 };
-use crate::{context::StepContext, error::error_chain, output::now};
+use crate::{context::StepContext, error::error_chain, output::now, workspace::resolve_path};
 
+/// Maximum size of a file of rules, in bytes.
+const MAX_RULES: u64 = 1 << 20;
 /// Time for a deletion to finish after its step was stopped.
 const STOP_TIME: Duration = Duration::from_secs(10);
 
@@ -37,7 +40,13 @@ pub(super) async fn run(ctx: &StepContext, line: &[Word], io: &Io) -> Exit {
         Err(why) => return Exit::refused(2, why),
     };
     match start(ctx, &words) {
-        Ok((line, host)) => execute(ctx, &line, &host, io).await,
+        Ok((mut line, host)) => match read_rules(ctx, &mut line.command).await {
+            Ok(()) => execute(ctx, &line, &host, io).await,
+            Err(error) => {
+                write_line(&io.stderr, &format!("Error: {error}")).await;
+                Exit::code(1)
+            }
+        },
         Err(error) => {
             write_line(&io.stderr, &format!("Error: {error}")).await;
             Exit::code(1)
@@ -70,6 +79,34 @@ fn start(ctx: &StepContext, words: &[String]) -> Result<(AcrLine, String), Strin
     Ok((line, host))
 }
 
+/// Replaces `acr retention` with the purge of the rules in its file of the workspace.
+async fn read_rules(ctx: &StepContext, command: &mut AcrCommand) -> Result<(), String> {
+    let AcrCommand::Retention { file, dry_run } = &*command else {
+        return Ok(());
+    };
+    let folder = super::body::working_folder(&ctx.step);
+    let path = resolve_path(&folder, file).map_err(|error| error_chain(&error))?;
+    let opened = ctx.run.workspace.open_file(&path).await;
+    let opened = opened.map_err(|error| error_chain(&error))?;
+    let mut text = String::new();
+    let mut reader = file_reader(opened).take(MAX_RULES + 1);
+    let read = reader.read_to_string(&mut text).await;
+    let read = read.map_err(|error| format!("cannot read {file}: {error}"))?;
+    if read as u64 > MAX_RULES {
+        return Err(format!("{file} is larger than {MAX_RULES} bytes"));
+    }
+    let rules = retention::parse(&text).map_err(|error| format!("{file}: {error}"))?;
+    if rules.needs_records && !ctx.run.records.is_available() {
+        return Err(format!(
+            "{file}: `used: true` needs the records of a server; run the task at a server"
+        ));
+    }
+    let mut purge = rules.purge;
+    purge.dry_run = *dry_run;
+    *command = AcrCommand::Purge(Box::new(purge));
+    Ok(())
+}
+
 async fn execute(ctx: &StepContext, line: &AcrLine, host: &str, io: &Io) -> Exit {
     let registry = ctx.run.registry();
     let (lines, mut received) = tokio::sync::mpsc::unbounded_channel();
@@ -79,6 +116,7 @@ async fn execute(ctx: &StepContext, line: &AcrLine, host: &str, io: &Io) -> Exit
             host,
             now: now(),
             permission: ctx,
+            records: ctx.run.records.as_ref(),
             lines: &lines,
         };
         tokio::select! {

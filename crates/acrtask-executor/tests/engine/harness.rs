@@ -186,6 +186,7 @@ impl Task {
         RunRequest {
             context: Some(self.context.path().to_owned()),
             fence: self.extra.fence.clone(),
+            records: Arc::new(acrtask_executor::NoRecords),
             credentials: self.extra.credentials.clone(),
             push_by_digest: self.extra.push_by_digest,
             ..RunRequest::new(self.id.clone(), plan, self.extra.domain())

@@ -6,7 +6,7 @@ use super::Word;
 const IMAGE: &str = "mcr.microsoft.com/acr/acr-cli";
 
 /// First words of commands that the executor runs.
-const COMMANDS: [&str; 4] = ["purge", "tag", "manifest", "version"];
+const COMMANDS: [&str; 5] = ["purge", "retention", "tag", "manifest", "version"];
 
 /// Returns `true` if the executor runs the command with this first word and these arguments.
 pub(super) fn is_acr_command(head: &str, arguments: &[Word]) -> bool {
@@ -30,6 +30,7 @@ mod tests {
             ("mcr.microsoft.com/acr/acr-cli version", true),
             ("mcr.microsoft.com/acr/acr-cli-other:1 purge", false),
             ("example.com/acr purge", false),
+            ("acr retention", true),
             ("acr annotate", false),
             ("acr", false),
         ] {

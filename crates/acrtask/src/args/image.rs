@@ -1,8 +1,13 @@
 //! Arguments of `acrtask image`.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 
-use super::server::{OutputArgs, ServerArgs};
+use super::{
+    engine::RegistryLoginArgs,
+    server::{OutputArgs, ServerArgs},
+};
 
 /// Subcommands of `acrtask image`.
 #[derive(Debug, Subcommand)]
@@ -24,6 +29,32 @@ Examples:
     Tree(TreeArgs),
     /// Explain if an image is stale, and why: its bases, their digests and their ages
     Why(ImageRefArgs),
+    /// Explain why a purge keeps an image: tags, indexes, subjects, locks, images of the server
+    #[command(after_long_help = "\
+Examples:
+  acrtask image why-kept reg.example.com/team/app:v1
+  acrtask image why-kept reg.example.com/team/app@sha256:... --file retention.yaml
+
+With --file, the decision of these rules about each tag is shown too. Images of the server are
+included if --server names one, or a rule needs them.")]
+    WhyKept(WhyKeptArgs),
+}
+
+/// Arguments of `acrtask image why-kept`.
+#[derive(Debug, Args)]
+pub(crate) struct WhyKeptArgs {
+    /// The image: REGISTRY/REPOSITORY:TAG or REGISTRY/REPOSITORY@DIGEST
+    #[arg(value_name = "IMAGE")]
+    pub(crate) image: String,
+    /// Show the decision of the rules in this file
+    #[arg(short, long, value_name = "RULES")]
+    pub(crate) file: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) login: RegistryLoginArgs,
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
 }
 
 /// Arguments of `acrtask image list`.

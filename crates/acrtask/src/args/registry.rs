@@ -1,8 +1,13 @@
 //! Arguments of `acrtask registry`.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 
-use super::{engine::RegistryLoginArgs, server::OutputArgs};
+use super::{
+    engine::RegistryLoginArgs,
+    server::{OutputArgs, ServerArgs},
+};
 
 /// Subcommands of `acrtask registry`.
 #[derive(Debug, Subcommand)]
@@ -28,6 +33,9 @@ Examples:
   acrtask registry referrers reg.example.com/team/app:v1
   acrtask registry referrers reg.example.com/team/app:v1 -o json | jq -r '.referrers[].artifactType'")]
     Referrers(RegistryListArgs),
+    /// Delete what the rules in a file do not keep
+    #[command(after_long_help = RETENTION_HELP)]
+    Retention(RegistryRetentionArgs),
     /// Copy an image with all platforms, their signatures and SBOMs
     #[command(after_long_help = COPY_HELP)]
     Copy(RegistryCopyArgs),
@@ -60,6 +68,52 @@ Exit codes:
     1  the registry refused a deletion, or cannot be read
     2  the usage is wrong; nothing was deleted")]
     Purge(RegistryPurgeArgs),
+}
+
+/// Help of `acrtask registry retention`.
+const RETENTION_HELP: &str = "\
+Examples:
+  acrtask registry retention reg.example.com --file retention.yaml --dry-run
+  acrtask registry retention reg.example.com --file retention.yaml
+
+FILE:
+  untagged: 7d               # age from which on manifests without a tag go, or `keep`
+  maxDeletions: 1000         # tags in one run, the oldest first
+  maxShare: 50%              # a repository that would lose more is left alone
+  rules:
+    - repositories: team/.*  # regular expression for the whole name
+      tags: .*               # tags that the rule may delete [default: all]
+      keep:
+        tags: ['^v\\d', latest]
+        newest: 10
+        youngerThan: 30d
+        used: true           # what images of the server need
+
+A tag goes if a rule selects it and no rule keeps it. --dry-run prints the plan of the run.
+
+Exit codes:
+    0  everything in the plan was deleted, or was shown by --dry-run
+    1  the registry refused a deletion, cannot be read, or a share was exceeded
+    2  the rules are wrong; nothing was deleted";
+
+/// Arguments of `acrtask registry retention`.
+#[derive(Debug, Args)]
+pub(crate) struct RegistryRetentionArgs {
+    /// The registry: HOST or HOST:PORT
+    #[arg(value_name = "REGISTRY")]
+    pub(crate) registry: String,
+    /// Read the rules from this file
+    #[arg(short, long, value_name = "RULES")]
+    pub(crate) file: PathBuf,
+    /// Show what would be deleted, and delete nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) login: RegistryLoginArgs,
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
 }
 
 /// Help of `acrtask registry copy`.
@@ -179,6 +233,13 @@ pub(crate) struct RegistryPurgeArgs {
     /// Show what would be deleted, and delete nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Delete at most N tags, the oldest first, and N manifests that had no tag; the next purge
+    /// continues
+    #[arg(long, value_name = "N")]
+    pub(crate) max_deletions: Option<usize>,
+    /// Delete nothing in a repository that would lose more than this share of its tags
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub(crate) max_share: Option<u8>,
     /// Send at most N requests at once
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=32))]
     pub(crate) concurrency: u8,

@@ -36,6 +36,7 @@ pub(crate) fn image(command: &ImageCommand, style: Style) -> Result<Exit, CliErr
             images::render_staleness(image, now, style)
         }),
         ImageCommand::Tree(args) => tree(args, style),
+        ImageCommand::WhyKept(args) => super::registry::why_kept(args),
     }
 }
 

@@ -2,11 +2,17 @@
 
 mod copy;
 mod listing;
+mod retention;
+
+pub(crate) use self::retention::why_kept;
 
 use acrtask_model::error_chain;
 use acrtask_registry::{Registry, RegistryError, Settings, credentials::canonical_host};
 use acrtask_upkeep::{
-    Ago, Always, Context, Filter, Line, Lines, Purge, plan::Untagged, purge,
+    Ago, Always, Context, Filter, Line, Lines, NoRecords, Purge, PurgeReport,
+    command_line::notes_of,
+    purge::{self, Limits, PurgeRule},
+    rules::{NewestOf, Untagged},
 };
 use jiff::Timestamp;
 
@@ -31,6 +37,7 @@ pub(crate) fn registry(command: &RegistryCommand, style: Style) -> Result<Exit, 
         RegistryCommand::Tags(args) => listing::list_tags(args),
         RegistryCommand::Manifests(args) => listing::list_manifests(args, style),
         RegistryCommand::Referrers(args) => listing::list_referrers(args, style),
+        RegistryCommand::Retention(args) => retention::apply_retention(args),
         RegistryCommand::Copy(args) => copy::copy_image(args),
         RegistryCommand::Import(args) => copy::import_image(args),
         RegistryCommand::Purge(args) => purge_registry(args),
@@ -76,14 +83,8 @@ where
 }
 
 fn purge_registry(args: &RegistryPurgeArgs) -> Result<Exit, CliError> {
-    let host = canonical_host(&args.registry);
     let settings = settings(args).map_err(CliError::usage)?;
-    if args.registry.contains('/') || purge::repository_reference(&host, "a").is_err() {
-        return Err(
-            CliError::usage(format!("`{}` is not a registry", args.registry))
-                .help("write HOST or HOST:PORT, and the repositories in --filter"),
-        );
-    }
+    let host = check_host(&args.registry)?;
     let registry = open_registry(&args.login)?;
     let as_json = args.output.output == ListOutput::Json;
     let report = block_on(with_output(args.output.output, |lines| async move {
@@ -92,12 +93,28 @@ fn purge_registry(args: &RegistryPurgeArgs) -> Result<Exit, CliError> {
             host: &host,
             now: Timestamp::now(),
             permission: &Always,
+            records: &NoRecords,
             lines: &lines,
         };
         purge::run(context, &settings, as_json).await
     }))?;
-    if as_json {
-        print_json(&report)?;
+    finish_purge(&report, args.output.output)
+}
+
+/// Returns the host of a registry that a user named.
+fn check_host(registry: &str) -> Result<String, CliError> {
+    let host = canonical_host(registry);
+    if registry.contains('/') || purge::repository_reference(&host, "a").is_err() {
+        return Err(CliError::usage(format!("`{registry}` is not a registry"))
+            .help("write HOST or HOST:PORT, and the repositories in the filter or the rules"));
+    }
+    Ok(host)
+}
+
+/// Prints the report of a purge as JSON if requested. Returns the exit code.
+fn finish_purge(report: &PurgeReport, output: ListOutput) -> Result<Exit, CliError> {
+    if output == ListOutput::Json {
+        print_json(report)?;
     }
     Ok(match report.error {
         None => Exit::Succeeded,
@@ -111,12 +128,24 @@ fn settings(args: &RegistryPurgeArgs) -> Result<Purge, String> {
         .iter()
         .map(|text| Filter::parse(text).map_err(|error| format!("--filter {text}: {error}")))
         .collect::<Result<_, _>>()?;
+    let ago = Ago::parse(args.ago.as_deref().unwrap_or("0d"))
+        .map_err(|error| format!("--ago: {error}; write for example 30d or 12h"))?;
+    let keep = usize::try_from(args.keep).unwrap_or(usize::MAX);
     Ok(Purge {
-        notes: filters.iter().filter_map(Filter::note).collect(),
-        filters,
-        ago: Ago::parse(args.ago.as_deref().unwrap_or("0d"))
-            .map_err(|error| format!("--ago: {error}; write for example 30d or 12h"))?,
-        keep: usize::try_from(args.keep).unwrap_or(usize::MAX),
+        notes: notes_of(&filters),
+        rules: vec![PurgeRule {
+            filters,
+            keep: Vec::new(),
+            ago: Some(ago),
+            newest: keep,
+            newest_of: NewestOf::Deleted,
+        }],
+        untagged_ago: ago,
+        untagged_newest: keep,
+        limits: Limits {
+            deletions: args.max_deletions,
+            share: args.max_share,
+        },
         untagged: match (args.untagged, args.untagged_only) {
             (_, true) => Untagged::Only,
             (true, false) => Untagged::Delete,
