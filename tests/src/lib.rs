@@ -37,6 +37,7 @@ pub mod postgres;
 pub mod project;
 pub mod proxy;
 pub mod registry;
+pub mod registry_tools;
 pub mod repository;
 pub mod scenario;
 pub mod second_engine;

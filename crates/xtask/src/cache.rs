@@ -10,6 +10,7 @@
 //! registry/        the registry's data, its configuration, its port; the same for registry-auth/
 //! postgres/        a PostgreSQL: data/, its port, bin/ with its programs as scripts; postgres-HASH/ where they were unpacked
 //! sshd/            an SSH server's program, for tests that start one
+//! registry-tools-HASH/  programs of others for registries: crane, oras, cosign, notation
 //! github-examples-VERSION/  deliveries that GitHub publishes
 //! axe-core-VERSION/  rules of accessibility for the web page
 //! browser-HASH/    Debian trixie with Chromium; browser/ its chromedriver as a script

@@ -22,6 +22,7 @@ mod process;
 mod progress;
 mod python;
 mod registry;
+mod registry_tools;
 mod setup;
 mod sshd;
 mod strace;

@@ -19,6 +19,10 @@ const PACKAGES: &[&str] = &[
     "docker-registry",
 ];
 
+/// Mirror of Debian, and the keys of its releases.
+const MIRROR: &str = "http://deb.debian.org/debian";
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
 /// Folder of the unpacked programs.
 #[derive(Debug, Clone)]
 pub(crate) struct Tools {
@@ -51,6 +55,72 @@ pub(crate) fn unpacked(
     packages: &[&str],
     instead: &str,
 ) -> Result<PathBuf> {
+    unpack_once(cache, name, packages, instead, |dir, log| {
+        download(cache, packages, dir, log)
+    })
+}
+
+/// Releases of Debian, beside the machine's own.
+pub(crate) struct Suites {
+    /// Name of the folder in the cache.
+    pub(crate) name: &'static str,
+    /// Names of the releases.
+    pub(crate) releases: &'static [&'static str],
+}
+
+/// Unpacks `packages` of other releases of Debian, each written `NAME=VERSION`. apt's lists of these
+/// releases go into the cache.
+pub(crate) fn unpacked_from(
+    cache: &Cache,
+    suites: &Suites,
+    packages: &[&str],
+    instead: &str,
+) -> Result<PathBuf> {
+    unpack_once(cache, suites.name, packages, instead, |dir, log| {
+        let state = cache.dir("apt-suites/lists/partial")?;
+        let state = state.ancestors().nth(2).unwrap_or(&state).to_owned();
+        let archives = cache.dir("apt-suites/archives/partial")?;
+        let archives = archives.ancestors().nth(2).unwrap_or(&archives).to_owned();
+        let sources = state.join("sources.list");
+        let lines: String = suites
+            .releases
+            .iter()
+            .map(|release| format!("deb [signed-by={KEYRING}] {MIRROR} {release} main\n"))
+            .collect();
+        fs::write(&sources, lines)
+            .with_context(|| format!("cannot write {}", sources.display()))?;
+        let options = [
+            format!("Dir::Etc::sourcelist={}", sources.display()),
+            "Dir::Etc::sourceparts=/dev/null".into(),
+            format!("Dir::State={}", state.display()),
+            "Dir::State::status=/var/lib/dpkg/status".into(),
+            format!("Dir::Cache={}", archives.display()),
+            // The lists of sid are valid for a week only, and mirrors may be late.
+            "Acquire::Check-Valid-Until=false".into(),
+        ];
+        let apt = |args: &[&str]| {
+            let mut command = apt_get(dir);
+            for option in &options {
+                command.args(["-o", option]);
+            }
+            command.args(args);
+            command
+        };
+        run_logged(&mut apt(&["update"]), log).context("cannot fetch Debian's package lists")?;
+        let mut fetch = vec!["download"];
+        fetch.extend(packages);
+        run_logged(&mut apt(&fetch), log).context("cannot download Debian packages")?;
+        remove_tree(&cache.path("apt-suites"))
+    })
+}
+
+fn unpack_once(
+    cache: &Cache,
+    name: &str,
+    packages: &[&str],
+    instead: &str,
+    download: impl FnOnce(&Path, &Path) -> Result<()>,
+) -> Result<PathBuf> {
     let name = format!("{name}-{}", short_hash(&packages.join(" ")));
     cache.dir_once(&name, |dir| {
         if !Path::new("/usr/bin/apt-get").exists() || !Path::new("/usr/bin/dpkg-deb").exists() {
@@ -66,17 +136,22 @@ pub(crate) fn unpacked(
             cache.root().display()
         ));
         let log = cache.dir("logs")?.join("packages.log");
-        download(cache, packages, dir, &log)?;
+        download(dir, &log)?;
         unpack(dir, &log)
     })
 }
 
+fn apt_get(folder: &Path) -> Command {
+    let mut command = Command::new("apt-get");
+    command
+        .current_dir(folder)
+        .args(["-qq", "-o", "APT::Sandbox::User=root"]);
+    command
+}
+
 fn download(cache: &Cache, packages: &[&str], into: &Path, log: &Path) -> Result<()> {
     let apt = |args: &[&str]| {
-        let mut command = Command::new("apt-get");
-        command
-            .current_dir(into)
-            .args(["-qq", "-o", "APT::Sandbox::User=root"]);
+        let mut command = apt_get(into);
         command.args(args);
         command
     };

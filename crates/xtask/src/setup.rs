@@ -9,7 +9,9 @@ use anyhow::{Context, Result};
 use crate::cache::{self, Cache};
 use crate::packages::Tools;
 use crate::registry::{self, Kind, PASSWORD, USER};
-use crate::{browser, engine, images, npm, postgres, progress, python, sshd, strace};
+use crate::{
+    browser, engine, images, npm, postgres, progress, python, registry_tools, sshd, strace,
+};
 
 /// Services and programs that are set up.
 #[derive(Debug)]
@@ -68,6 +70,7 @@ pub(crate) fn up() -> Result<Environment> {
     let strace = strace::get(&cache, &lock)?;
     let schemathesis = python::get(&cache, &lock, &python::SCHEMATHESIS)?;
     let az = python::get(&cache, &lock, &python::AZURE_CLI)?;
+    let registry_tools = registry_tools::get(&cache, &lock)?;
     let examples = npm::GITHUB_EXAMPLES.get(&cache, &lock)?;
     let axe = npm::AXE.get(&cache, &lock)?;
     let chromedriver = browser::get(&cache, &lock, &tools)?;
@@ -94,6 +97,10 @@ pub(crate) fn up() -> Result<Environment> {
         (
             "ACRTASK_TEST_BUSYBOX",
             tools.path("/bin/busybox").display().to_string(),
+        ),
+        (
+            registry_tools::VARIABLE,
+            registry_tools.display().to_string(),
         ),
         (
             python::SCHEMATHESIS.variable,
