@@ -298,7 +298,11 @@ fn is_valid_component(part: &str) -> bool {
             .all(|sep| matches!(sep, b"" | b"." | b"_" | b"__") || sep.iter().all(|b| *b == b'-'))
 }
 
-fn check_tag(tag: &str) -> Result<(), String> {
+/// Checks the name of a tag.
+///
+/// # Errors
+/// A sentence that names the tag and the allowed characters.
+pub fn check_tag(tag: &str) -> Result<(), String> {
     let ok = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
     let bytes = tag.as_bytes();
     if bytes.is_empty()

@@ -11,14 +11,12 @@ use url::Url;
 use crate::{
     client::Registry,
     error::RegistryError,
-    listing::invalid,
+    pages::Listing,
     transport::{Body, Call},
 };
 
 /// Number of entries to request per page, as the original program does.
 const PAGE: u32 = 100;
-/// Maximum number of pages of a list.
-const MAX_PAGES: usize = 100_000;
 
 /// Locks of a tag or a manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -131,6 +129,7 @@ impl Registry {
         self.acr_list(
             reference,
             "tags",
+            Listing::of_acr_tags,
             |page: TagsResponse| page.tags,
             |tag| tag.name.clone(),
         )
@@ -149,6 +148,7 @@ impl Registry {
         self.acr_list(
             reference,
             "manifests",
+            Listing::of_acr_manifests,
             |page: ManifestsResponse| page.manifests,
             |manifest| manifest.digest.to_string(),
         )
@@ -160,13 +160,14 @@ impl Registry {
         &self,
         reference: &ImageRef,
         objects: &str,
+        list: fn(&str, &str) -> Listing<T>,
         entries: impl Fn(P) -> Option<Vec<T>>,
         key: impl Fn(&T) -> String,
     ) -> Result<Vec<T>, RegistryError> {
         let attempt = format!("list the {objects} of {}", reference.name());
-        let mut found: Vec<T> = Vec::new();
-        for _ in 0..MAX_PAGES {
-            let last = found.last().map(&key);
+        let mut found = list(&attempt, reference.registry());
+        let mut last: Option<String> = None;
+        loop {
             let url = self.acr_url(reference, &format!("_{objects}"), last.as_deref(), &attempt)?;
             let page = self
                 .acr_get(
@@ -178,19 +179,15 @@ impl Registry {
                 .await;
             let page = match page {
                 Ok(page) => entries(page).unwrap_or_default(),
-                Err(error) if error.is_not_found() => return Ok(found),
+                Err(error) if error.is_not_found() => return Ok(found.into_entries()),
                 Err(error) => return Err(error),
             };
             if page.is_empty() {
-                return Ok(found);
+                return Ok(found.into_entries());
             }
-            if last.is_some() && page.last().map(&key) == last {
-                break;
-            }
-            found.extend(page);
+            last = page.last().map(&key);
+            found.add(page, last.as_deref())?;
         }
-        let host = reference.registry();
-        Err(invalid(&attempt, host, "its list does not end"))
     }
 
     /// Deletes one tag. Its manifest and other tags stay. A missing tag counts as deleted.

@@ -9,6 +9,7 @@
 //!   ([`challenge`]).
 //! - All content read into memory has a size limit. The error for an exceeded limit names the
 //!   limit.
+//! - A list has limits for all its pages together ([`Listing`]).
 //! - An error names the attempt and its target. [`RegistryError::help`] advises the user.
 //!
 //! The client is built on `reqwest`, because the general client crates send a password to any token
@@ -33,6 +34,7 @@ mod listing;
 mod login;
 pub mod manifest;
 pub mod net;
+mod pages;
 mod range;
 mod tags;
 mod transport;
@@ -47,6 +49,7 @@ pub use head::{Allowance, HeadResponse, HeadResult};
 pub use login::ProbeResult;
 pub use manifest::{Descriptor, Image, Index, Manifest, ManifestBody, Platform};
 pub use net::{AddressPolicy, install_crypto_provider};
+pub use pages::Listing;
 pub use range::BlobPart;
 pub use tags::{NextTags, TagPage};
 pub use transport::retry_after;

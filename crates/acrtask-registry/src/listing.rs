@@ -11,6 +11,7 @@ use crate::{
     client::{Registry, pull_scope},
     error::RegistryError,
     manifest::{Descriptor, OCI_INDEX},
+    pages::Listing,
     tags::{NextTags, next_page},
     transport::{Body, Call, read_limited},
 };
@@ -19,8 +20,6 @@ use crate::{
 const PAGE: u32 = 1000;
 /// Maximum size of a page, in bytes.
 const MAX_PAGE: u64 = 4 << 20;
-/// Maximum number of pages of a list.
-const MAX_PAGES: usize = 1000;
 
 #[derive(Debug, Deserialize)]
 struct CatalogResponse {
@@ -42,19 +41,19 @@ impl Registry {
         let attempt = format!("list the repositories of {host}");
         let mut url = self.host_url(host, "v2/_catalog", &attempt)?;
         url.set_query(Some(&format!("n={PAGE}")));
-        let mut found = Vec::new();
-        for _ in 0..MAX_PAGES {
+        let mut found = Listing::of_repositories(&attempt, host);
+        loop {
             let scope = "registry:catalog:*".to_owned();
             let accept = &["application/json"];
             let page = self.get_page::<CatalogResponse>(host, &url, scope, accept, &attempt);
             let (page, next) = page.await?;
-            found.extend(page.repositories.unwrap_or_default());
+            let names = page.repositories.unwrap_or_default();
+            found.add(names, next.as_ref().map(NextTags::query))?;
             match next {
-                None => return Ok(found),
+                None => return Ok(found.into_entries()),
                 Some(next) => url.set_query(Some(next.query())),
             }
         }
-        Err(invalid(&attempt, host, "its list has too many pages"))
     }
 
     /// Lists the manifests whose `subject` is the manifest of `reference`, which has a digest.
@@ -74,8 +73,8 @@ impl Registry {
         let mut url = self
             .transport
             .url(reference, &format!("referrers/{digest}"))?;
-        let mut found = Vec::new();
-        for _ in 0..MAX_PAGES {
+        let mut found = Listing::of_referrers(&attempt, host);
+        loop {
             let scope = pull_scope(reference);
             let page =
                 self.get_page::<ReferrersResponse>(host, &url, scope, &[OCI_INDEX], &attempt);
@@ -88,13 +87,12 @@ impl Registry {
                 }) => return Ok(None),
                 Err(error) => return Err(error),
             };
-            found.extend(page.manifests);
+            found.add(page.manifests, next.as_ref().map(NextTags::query))?;
             match next {
-                None => return Ok(Some(found)),
+                None => return Ok(Some(found.into_entries())),
                 Some(next) => url.set_query(Some(next.query())),
             }
         }
-        Err(invalid(&attempt, host, "its list has too many pages"))
     }
 
     /// Requests one page of a list. Returns it with the request for the next page.

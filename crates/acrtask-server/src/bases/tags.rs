@@ -15,7 +15,7 @@ mod check;
 mod proposals;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     time::{Duration, Instant},
 };
 
@@ -26,7 +26,7 @@ use acrtask_api::{
 };
 use acrtask_cascade::tags::{TagPolicy, allows_tag, choose_tag};
 use acrtask_model::ImageRef;
-use acrtask_registry::Registry;
+use acrtask_registry::{Listing, Registry};
 use acrtask_store::{
     Hint, ProposalAction, ProposalKey, ProposalRow, StoreError, TagListResult, TagListRow,
     TaskFilter,
@@ -124,10 +124,8 @@ async fn list_repository(
     let Ok(reference) = row.repository.parse::<ImageRef>() else {
         return app.store.release_tag_list(row, i64::MAX).await;
     };
-    let mut tags = Vec::new();
+    let mut tags = Listing::of_tags(&reference).with_limits(MAX_TAGS, MAX_PAGES);
     let mut from = None;
-    let mut pages = 0;
-    let mut listed_pages = HashSet::new();
     let listed = loop {
         if let Err(wait) = app.poller.acquire_budget(app, account.0, account.1).await {
             let next = app.clock.now_ms().saturating_add(as_millis(wait));
@@ -140,27 +138,16 @@ async fn list_repository(
                 app.poller.with_budget(app, account.0, account.1, |budget| {
                     budget.record_response(Instant::now(), page.allowance);
                 });
-                tags.extend(page.tags);
-                pages += 1;
-                if tags.len() > MAX_TAGS || (pages >= MAX_PAGES && page.next.is_some()) {
+                from = page.next.clone();
+                if let Err(error) = tags.add_tags(page) {
                     break Err(Failure {
                         status: BaseStatus::Unreachable,
-                        detail: format!(
-                            "the repository has more than {MAX_TAGS} tags or more than {MAX_PAGES} pages of tags"
-                        ),
+                        detail: error.to_string(),
                         next: app.clock.now_ms() + with_jitter(usual),
                     });
                 }
-                from = page.next;
-                let Some(next) = &from else {
-                    break Ok(std::mem::take(&mut tags));
-                };
-                if !listed_pages.insert(next.clone()) {
-                    break Err(Failure {
-                        status: BaseStatus::Unreachable,
-                        detail: format!("page {pages} of the tags links to an earlier page"),
-                        next: app.clock.now_ms() + with_jitter(usual),
-                    });
+                if from.is_none() {
+                    break Ok(tags.into_entries());
                 }
                 continue;
             }
