@@ -3,8 +3,16 @@
 //! REPO is a regular expression for the whole name of a repository. TAG is a regular expression that
 //! matches anywhere in a tag. A TAG without special characters names exactly one tag.
 
-use fancy_regex::Regex;
+use std::sync::Arc;
 
+use crate::expression::{Budget, Expression};
+
+/// Maximum length of a filter, in bytes.
+const MAX_LENGTH: usize = 1 << 10;
+/// Maximum number of filters of a purge.
+const MAX_FILTERS: usize = 200;
+/// Maximum estimated size of all expressions of a purge. An ordinary one has some 1,000.
+const MAX_COST: u64 = 1_000_000;
 /// Characters that make a text a regular expression. A dot is also part of ordinary tags.
 const SPECIAL: [char; 13] = [
     '*', '+', '?', '(', ')', '[', ']', '{', '}', '|', '^', '$', '\\',
@@ -13,92 +21,120 @@ const SPECIAL: [char; 13] = [
 /// Parsed filter.
 #[derive(Debug, Clone)]
 pub struct Filter {
-    /// Expression of the repositories as written.
-    repository_text: String,
-    repository: Regex,
-    tag: Regex,
-    /// Expression of the tags as written.
-    tag_text: String,
+    repository: Expression,
+    tag: Expression,
+    budget: Arc<Budget>,
+}
+
+/// Parser of the filters of one purge, which bounds their number and size.
+#[derive(Debug, Default)]
+pub struct FilterParser {
+    count: usize,
+    cost: u64,
+}
+
+impl FilterParser {
+    /// Parses the next filter, `REPO:TAG`.
+    ///
+    /// # Errors
+    /// The error of [`Filter::parse`], or there are too many filters.
+    pub fn parse(&mut self, text: &str) -> Result<Filter, String> {
+        self.count += 1;
+        if self.count > MAX_FILTERS {
+            return Err(format!(
+                "a purge has at most {MAX_FILTERS} filters; join some of them as `(a|b)`"
+            ));
+        }
+        let filter = Filter::parse(text)?;
+        self.cost = self.cost.saturating_add(filter.cost());
+        if self.cost > MAX_COST {
+            return Err(
+                "the expressions of all filters together are too large; write simpler ones, or several purges"
+                    .into(),
+            );
+        }
+        Ok(filter)
+    }
 }
 
 impl Filter {
-    /// Parses `REPO:TAG`.
+    /// Parses `REPO:TAG`. Compiling takes at most some milliseconds.
     ///
     /// # Errors
-    /// The message of the original program, or the position of the error in an expression.
+    /// The message of the original program, or the position of the error in an expression, or the
+    /// part that is not supported.
     pub fn parse(text: &str) -> Result<Self, String> {
+        if text.len() > MAX_LENGTH {
+            return Err(format!("a filter has at most {MAX_LENGTH} bytes"));
+        }
         let (repository_text, tag_text) = split(text)?;
         if repository_text == "*" {
             return Err(format!(
                 "`*` is a glob, and --filter needs a regular expression; for all repositories write `.*:{tag_text}`"
             ));
         }
-        let repository = compile(repository_text, &format!("^(?:{repository_text})$"))?;
+        let whole = format!("^(?:{repository_text})$");
+        let repository = Expression::compile(repository_text, whole)?;
         let tag = if is_literal(tag_text) {
             let escaped = fancy_regex::escape(tag_text);
-            compile(tag_text, &format!("^(?:{escaped})$"))?
+            Expression::compile(tag_text, format!("^(?:{escaped})$"))?
         } else {
-            compile(tag_text, tag_text)?
+            Expression::compile(tag_text, tag_text.to_owned())?
         };
         Ok(Self {
-            repository_text: repository_text.into(),
             repository,
             tag,
-            tag_text: tag_text.into(),
+            budget: Arc::default(),
         })
+    }
+
+    /// Makes the matches of the filter use the budget of a purge.
+    pub fn set_budget(&mut self, budget: &Arc<Budget>) {
+        self.budget = Arc::clone(budget);
+    }
+
+    fn cost(&self) -> u64 {
+        self.repository.cost().saturating_add(self.tag.cost())
     }
 
     /// Returns the name of the only repository that the filter selects. `None` if the filter
     /// selects repositories by an expression.
     pub fn repository_name(&self) -> Option<&str> {
         let is_name = |c: char| c.is_ascii_alphanumeric() || ['/', '-', '_'].contains(&c);
-        self.repository_text
-            .chars()
-            .all(is_name)
-            .then_some(self.repository_text.as_str())
+        let text = self.repository.text();
+        text.chars().all(is_name).then_some(text)
     }
 
     /// Returns `true` if the filter selects the repository.
     ///
     /// # Errors
-    /// The expression needs too many steps.
+    /// The expression needs too many steps, or the purge was stopped.
     pub fn matches_repository(&self, name: &str) -> Result<bool, String> {
-        run(&self.repository, &self.repository_text, name)
+        self.repository.is_match(name, &self.budget)
     }
 
     /// Returns `true` if the filter selects the tag.
     ///
     /// # Errors
-    /// The expression needs too many steps.
+    /// The expression needs too many steps, or the purge was stopped.
     pub fn matches_tag(&self, tag: &str) -> Result<bool, String> {
-        run(&self.tag, &self.tag_text, tag)
+        self.tag.is_match(tag, &self.budget)
     }
 
     /// Returns the expression of the tags as written.
     pub fn tag_text(&self) -> &str {
-        &self.tag_text
+        self.tag.text()
     }
 
     /// Returns the filter as written.
     pub fn text(&self) -> String {
-        format!("{}:{}", self.repository_text, self.tag_text)
+        format!("{}:{}", self.repository.text(), self.tag.text())
     }
 }
 
 /// Returns `true` if the expression of tags is the name of one tag.
 pub(crate) fn is_literal(text: &str) -> bool {
     !text.contains(SPECIAL)
-}
-
-fn compile(text: &str, expression: &str) -> Result<Regex, String> {
-    Regex::new(expression)
-        .map_err(|error| format!("failed to build the regular expression `{text}`: {error}"))
-}
-
-fn run(regex: &Regex, text: &str, name: &str) -> Result<bool, String> {
-    regex.is_match(name).map_err(|error| {
-        format!("the regular expression `{text}` cannot be matched with `{name}`: {error}")
-    })
 }
 
 /// Splits a filter at its only colon outside of `(?flags:` and `[:class:]`.
@@ -213,6 +249,22 @@ mod tests {
         assert!(refuse("*:.*").contains("write `.*:.*`"));
         assert!(refuse("api:[").contains("failed to build"));
         assert!(refuse("api:*").contains("failed to build"));
+    }
+
+    #[test]
+    fn filters_have_a_number_and_a_size() {
+        let long = format!("app:{}", "a".repeat(MAX_LENGTH));
+        assert!(Filter::parse(&long).unwrap_err().contains("1024 bytes"));
+        let parse_all = |text: &str| {
+            let mut parser = FilterParser::default();
+            (0..=MAX_FILTERS).find_map(|n| parser.parse(text).err().map(|error| (n, error)))
+        };
+        let (n, error) = parse_all("app:^v1$").unwrap();
+        assert_eq!(n, MAX_FILTERS);
+        assert!(error.contains("at most 200 filters"), "{error}");
+        let (n, error) = parse_all(r"app:^\d{100}$").unwrap();
+        assert!(n < 50, "{n}");
+        assert!(error.contains("too large"), "{error}");
     }
 
     #[test]

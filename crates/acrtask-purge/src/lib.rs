@@ -7,8 +7,10 @@
 
 pub mod advice;
 pub mod ago;
+mod expression;
 pub mod filter;
 
 pub use advice::{Advice, AdviceKind, advise_on_filter, advise_on_purge};
 pub use ago::Ago;
-pub use filter::Filter;
+pub use expression::Budget;
+pub use filter::{Filter, FilterParser};

@@ -17,6 +17,8 @@ pub(crate) const MAX_PROBLEMS: usize = 100;
 pub(crate) struct Report<'a> {
     origin: Origin<'a>,
     pub(crate) diagnostics: Vec<Diagnostic>,
+    /// Number of words of purges that were checked.
+    pub(crate) purge_words: usize,
 }
 
 impl<'a> Report<'a> {
@@ -24,6 +26,7 @@ impl<'a> Report<'a> {
         Self {
             origin,
             diagnostics: Vec::new(),
+            purge_words: 0,
         }
     }
 

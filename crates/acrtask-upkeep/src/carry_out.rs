@@ -53,6 +53,8 @@ pub struct Deleter<'a> {
     keeps_tags: Option<bool>,
     /// `true` if the registry has deleted a manifest.
     deletes_manifests: bool,
+    /// `true` if the registry has refused to delete manifests at all.
+    is_unsupported: bool,
 }
 
 impl<'a> Deleter<'a> {
@@ -66,7 +68,13 @@ impl<'a> Deleter<'a> {
             deletes_tags: None,
             keeps_tags: None,
             deletes_manifests: false,
+            is_unsupported: false,
         }
+    }
+
+    /// Returns `true` if the registry has refused to delete manifests at all.
+    pub(crate) fn is_unsupported(&self) -> bool {
+        self.is_unsupported
     }
 
     /// Deletes the tags and manifests of a plan. Reports each deletion to `report`.
@@ -196,7 +204,10 @@ impl<'a> Deleter<'a> {
                 status: 400 | 405 | 501,
                 ref host,
                 ..
-            }) if !self.deletes_manifests => Err(unsupported(host)),
+            }) if !self.deletes_manifests => {
+                self.is_unsupported = true;
+                Err(unsupported(host))
+            }
             Err(error) => Err(describe_error(&error)),
         }
     }

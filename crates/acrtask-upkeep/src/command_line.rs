@@ -6,7 +6,7 @@ use acrtask_model::Secret;
 use acrtask_purge::advise_on_filter;
 
 use crate::{
-    Ago, Filter, Purge,
+    Ago, Filter, FilterParser, Purge,
     plan::RepositoryPlan,
     purge::{Limits, PurgeRule},
     rules::{NewestOf, Untagged},
@@ -237,9 +237,10 @@ fn parse_purge(flags: &Flags) -> Result<Purge, String> {
         (None, true) => Ago::parse("0d")?,
         (None, false) => return Err("--ago is required when not using --untagged-only".into()),
     };
+    let mut parser = FilterParser::default();
     let filters: Vec<Filter> = filters
         .into_iter()
-        .map(Filter::parse)
+        .map(|text| parser.parse(text))
         .collect::<Result<_, _>>()?;
     let mut notes = Vec::new();
     let concurrency = flags.number("concurrency")?.unwrap_or(DEFAULT_CONCURRENCY);

@@ -8,28 +8,24 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use acrtask_model::{Digest, ImageRef};
 use acrtask_registry::{
-    AcrManifest, Manifest, ManifestBody, Registry, RegistryError,
+    AcrManifest, Listing, Manifest, ManifestBody, Registry, RegistryError,
     manifest::{DOCKER_INDEX, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST},
 };
 use futures::{StreamExt as _, TryStreamExt as _};
 use jiff::Timestamp;
-use serde::Deserialize;
 
 use crate::{
-    carry_out::REPLACEMENT,
+    creation::Creations,
     filter::Filter,
+    matching::off_thread,
     plan::{ManifestFacts, Repository, Tag, companion_subject},
     record::{self, Records},
 };
 
-/// Annotation with the creation time of an image.
-const CREATED: &str = "org.opencontainers.image.created";
-/// Maximum size of an image configuration, in bytes.
-const MAX_CONFIG: u64 = 8 << 20;
 /// Maximum number of manifests that a purge reads in one repository.
 const MAX_MANIFESTS: usize = 200_000;
-/// Creation times before this one are placeholders: 1981-01-01.
-const FIRST_PLAUSIBLE: i64 = 347_155_200;
+/// Maximum number of children in all indexes that a purge reads in one repository.
+const MAX_CHILDREN: usize = 1_000_000;
 
 /// Kind of a registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,17 +107,21 @@ impl Reader<'_> {
                 crate::describe_error(&error)
             )
         })?;
-        let mut found = BTreeSet::new();
-        for name in all {
-            let mut is_selected = filters.is_empty();
-            for filter in filters {
-                is_selected |= filter.matches_repository(&name)?;
+        let filters = filters.to_vec();
+        off_thread(move || {
+            let mut found = BTreeSet::new();
+            for name in all {
+                let mut is_selected = filters.is_empty();
+                for filter in &filters {
+                    is_selected = is_selected || filter.matches_repository(&name)?;
+                }
+                if is_selected {
+                    found.insert(name);
+                }
             }
-            if is_selected {
-                found.insert(name);
-            }
-        }
-        Ok(found.into_iter().collect())
+            Ok(found.into_iter().collect())
+        })
+        .await
     }
 
     /// Lists the names of all tags of a repository. Empty if the repository does not exist.
@@ -129,18 +129,18 @@ impl Reader<'_> {
     /// # Errors
     /// [`RegistryError`].
     pub async fn list_tags(&self, image: &ImageRef) -> Result<Vec<String>, RegistryError> {
-        let mut tags = Vec::new();
+        let mut tags = Listing::of_tags(image);
         let mut next = None;
         loop {
             let page = match self.registry.tags(image, next.as_ref()).await {
                 Ok(page) => page,
-                Err(error) if error.is_not_found() => return Ok(tags),
+                Err(error) if error.is_not_found() => return Ok(tags.into_entries()),
                 Err(error) => return Err(error),
             };
-            tags.extend(page.tags);
-            next = page.next;
+            next = page.next.clone();
+            tags.add_tags(page)?;
             if next.is_none() {
-                return Ok(tags);
+                return Ok(tags.into_entries());
             }
         }
     }
@@ -156,12 +156,6 @@ impl Reader<'_> {
         };
         let mut repository = read?;
         repository.name = image.repository().to_owned();
-        if repository.manifests.len() > MAX_MANIFESTS {
-            return Err(format!(
-                "{} has more than {MAX_MANIFESTS} manifests",
-                image.name()
-            ));
-        }
         Ok(repository)
     }
 
@@ -207,8 +201,9 @@ impl Reader<'_> {
         let reads = listed
             .into_iter()
             .map(|manifest| self.read_acr_manifest(image, manifest));
-        let facts = self.join(reads.collect()).await.map_err(describe)?;
-        repository.manifests = facts.into_iter().flatten().collect();
+        let mut count = Count::default();
+        let facts = self.collect_facts(image, reads.collect(), &mut count).await;
+        repository.manifests = facts.map_err(describe)?.into_iter().collect();
         repository.exists |= !repository.manifests.is_empty();
         Ok(repository)
     }
@@ -254,16 +249,23 @@ impl Reader<'_> {
     async fn read_plain(&self, image: &ImageRef, scope: Scope<'_>) -> Result<Repository, String> {
         let describe = |error: RegistryError| crate::describe_error(&error);
         let mut repository = Repository::default();
-        let mut selected = BTreeSet::new();
         let names = self.list_tags(image).await.map_err(describe)?;
         repository.exists = !names.is_empty();
-        for name in &names {
-            for filter in scope.filters {
-                if companion_subject(name).is_none() && filter.matches_tag(name)? {
+        let filters = scope.filters.to_vec();
+        let (names, selected) = off_thread(move || {
+            let mut selected = BTreeSet::new();
+            for name in &names {
+                let mut is_selected = false;
+                for filter in filters.iter().filter(|_| companion_subject(name).is_none()) {
+                    is_selected = is_selected || filter.matches_tag(name)?;
+                }
+                if is_selected {
                     selected.insert(name.clone());
                 }
             }
-        }
+            Ok((names, selected))
+        })
+        .await?;
         if selected.is_empty() {
             // No manifest can go, because the registry lists no untagged ones.
             return Ok(repository);
@@ -274,11 +276,12 @@ impl Reader<'_> {
             .filter(|(name, _)| selected.contains(name))
             .map(|(_, digest)| digest.clone())
             .collect();
+        let creations = Creations::new(self.registry, self.now);
         let reads = wanted
             .into_iter()
-            .map(|digest| self.find_creation_of(image.at(digest)));
+            .map(|digest| creations.find(image, digest));
         let created = self.join(reads.collect()).await.map_err(describe)?;
-        let created: BTreeMap<Digest, Option<Timestamp>> = created.into_iter().flatten().collect();
+        let created: BTreeMap<Digest, Option<Timestamp>> = created.into_iter().collect();
         repository.tags = resolved
             .iter()
             .map(|(name, digest)| Tag {
@@ -341,26 +344,58 @@ impl Reader<'_> {
         let mut found: BTreeMap<Digest, ManifestFacts> = BTreeMap::new();
         let mut lists_referrers = true;
         let mut layer: BTreeSet<Digest> = tags.iter().map(|(_, digest)| digest.clone()).collect();
-        while !layer.is_empty() && found.len() <= MAX_MANIFESTS {
+        let mut count = Count::default();
+        while !layer.is_empty() {
             let reads = layer
                 .into_iter()
                 .map(|digest| self.read_part(image, digest));
-            let read = self.join(reads.collect()).await?;
+            let read = self
+                .collect_facts(image, reads.collect(), &mut count)
+                .await?;
+            let known: BTreeSet<Digest> = read.iter().map(|(digest, _)| digest.clone()).collect();
             let mut next = BTreeSet::new();
-            for (digest, facts) in read.into_iter().flatten() {
+            for (digest, facts) in read {
+                let mut others = Vec::new();
                 if lists_referrers {
                     match self.registry.referrers(&image.at(digest.clone())).await? {
-                        Some(referrers) => next.extend(referrers.into_iter().map(|one| one.digest)),
+                        Some(referrers) => {
+                            others.extend(referrers.into_iter().map(|one| one.digest))
+                        }
                         None => lists_referrers = false,
                     }
                 }
-                next.extend(facts.children.iter().cloned());
+                let others = others.into_iter().chain(facts.children.iter().cloned());
+                next.extend(others.filter(|one| !found.contains_key(one) && !known.contains(one)));
                 found.insert(digest, facts);
+                if count.manifests + next.len() > MAX_MANIFESTS {
+                    return Err(too_many(image));
+                }
             }
-            layer = next
-                .into_iter()
-                .filter(|digest| !found.contains_key(digest))
-                .collect();
+            layer = next;
+        }
+        Ok(found)
+    }
+
+    /// Awaits reads of manifests. Counts the manifests and their children as they arrive, so that
+    /// no more are kept in memory than a purge may read.
+    async fn collect_facts(
+        &self,
+        image: &ImageRef,
+        reads: Vec<impl Future<Output = Result<Option<(Digest, ManifestFacts)>, RegistryError>>>,
+        count: &mut Count,
+    ) -> Result<Vec<(Digest, ManifestFacts)>, RegistryError> {
+        let mut reads = futures::stream::iter(reads).buffered(self.concurrency.max(1));
+        let mut found = Vec::new();
+        while let Some(read) = reads.try_next().await? {
+            let Some((digest, facts)) = read else {
+                continue;
+            };
+            count.manifests += 1;
+            count.children += facts.children.len();
+            if count.manifests > MAX_MANIFESTS || count.children > MAX_CHILDREN {
+                return Err(too_many(image));
+            }
+            found.push((digest, facts));
         }
         Ok(found)
     }
@@ -384,81 +419,25 @@ impl Reader<'_> {
             .try_collect()
             .await
     }
+}
 
-    async fn find_creation_of(
-        &self,
-        image: ImageRef,
-    ) -> Result<Option<(Digest, Option<Timestamp>)>, RegistryError> {
-        let time = self.find_creation(&image, 0).await?;
-        Ok(image.digest().map(|digest| (digest.clone(), time)))
-    }
+/// Number of manifests of a repository that were read, and of children in their indexes.
+#[derive(Debug, Default)]
+struct Count {
+    manifests: usize,
+    children: usize,
+}
 
-    /// Returns the creation time of an image. The time of an index is that of its newest image.
-    /// `None` if no plausible time is stated.
-    async fn find_creation(
-        &self,
-        image: &ImageRef,
-        depth: usize,
-    ) -> Result<Option<Timestamp>, RegistryError> {
-        let manifest = match self.registry.manifest(image).await {
-            Ok(manifest) => manifest,
-            Err(RegistryError::NotFound { .. } | RegistryError::Invalid { .. }) => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let annotated = |annotations: &BTreeMap<String, String>| {
-            self.plausible(annotations.get(CREATED).map(String::as_str))
-        };
-        match &manifest.body {
-            // A purge that was killed left it behind.
-            ManifestBody::Image(found) if found.artifact_type.as_deref() == Some(REPLACEMENT) => {
-                Ok(Some(Timestamp::UNIX_EPOCH))
-            }
-            ManifestBody::Image(config) => {
-                #[derive(Deserialize)]
-                struct Config {
-                    created: Option<String>,
-                }
-                let read = self
-                    .registry
-                    .blob_bytes(image, &config.config.digest, MAX_CONFIG)
-                    .await;
-                let bytes = match read {
-                    Ok(bytes) => bytes,
-                    Err(RegistryError::NotFound { .. } | RegistryError::TooLarge { .. }) => {
-                        return Ok(annotated(&config.annotations));
-                    }
-                    Err(error) => return Err(error),
-                };
-                let parsed: Option<Config> = serde_json::from_slice(&bytes).ok();
-                let created = parsed.and_then(|config| config.created);
-                Ok(self
-                    .plausible(created.as_deref())
-                    .or_else(|| annotated(&config.annotations)))
-            }
-            ManifestBody::Index(index) => {
-                let mut newest = annotated(&index.annotations);
-                if newest.is_some() || depth > 1 {
-                    return Ok(newest);
-                }
-                for entry in index.manifests.iter().filter(|entry| entry.is_image()) {
-                    let child = image.at(entry.digest.clone());
-                    newest = newest.max(Box::pin(self.find_creation(&child, depth + 1)).await?);
-                }
-                Ok(newest)
-            }
-        }
-    }
-
-    fn plausible(&self, text: Option<&str>) -> Option<Timestamp> {
-        let time = parse_time(text)?;
-        let last = self.now.as_second().saturating_add(24 * 3600);
-        (FIRST_PLAUSIBLE..=last)
-            .contains(&time.as_second())
-            .then_some(time)
+fn too_many(image: &ImageRef) -> RegistryError {
+    RegistryError::Invalid {
+        attempt: format!("read the manifests of {}", image.name()),
+        reason: format!(
+            "the repository has more than {MAX_MANIFESTS} manifests, or more than {MAX_CHILDREN} in its indexes"
+        ),
     }
 }
 
-fn parse_time(text: Option<&str>) -> Option<Timestamp> {
+pub(crate) fn parse_time(text: Option<&str>) -> Option<Timestamp> {
     text?.parse().ok()
 }
 

@@ -17,10 +17,12 @@ pub mod carry_out;
 pub mod command_line;
 pub mod commands;
 pub mod copy;
+mod creation;
 pub mod inventory;
 pub mod layout;
 pub mod listing;
 pub mod location;
+mod matching;
 pub mod plan;
 pub mod purge;
 pub mod record;
@@ -33,7 +35,7 @@ use std::{future::Future, pin::Pin};
 
 use acrtask_registry::RegistryError;
 
-pub use acrtask_purge::{Ago, Filter, ago, filter};
+pub use acrtask_purge::{Ago, Budget, Filter, FilterParser, ago, filter};
 pub use command_line::{AcrCommand, AcrLine};
 pub use commands::run_command;
 pub use copy::{Copy, CopyReport};
@@ -57,6 +59,11 @@ pub type Lines = tokio::sync::mpsc::UnboundedSender<Line>;
 pub trait Permission: Send + Sync {
     /// Checks the permission now. The error is the reason of a refusal.
     fn check(&self) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send + '_>>;
+
+    /// Returns `true` if the command was stopped. Work without deletions then ends at once.
+    fn is_stopped(&self) -> bool {
+        false
+    }
 }
 
 /// Permission that is always given: a user deletes with an own login.

@@ -18,6 +18,8 @@ use crate::{
 const READS: usize = 8;
 /// Maximum number of listed manifests.
 const MAX_MANIFESTS: usize = 200_000;
+/// Maximum number of entries of all listed indexes.
+const MAX_CHILDREN: usize = 1_000_000;
 
 /// Kind of a manifest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -114,19 +116,21 @@ pub async fn list_manifests(
     }
     let mut found: BTreeMap<Digest, ListedManifest> = BTreeMap::new();
     let mut parents: BTreeMap<Digest, Vec<(Digest, Option<String>)>> = BTreeMap::new();
-    while !wanted.is_empty() && found.len() <= MAX_MANIFESTS {
+    let mut children = 0;
+    while !wanted.is_empty() {
         let reads: Vec<_> = wanted
             .into_iter()
             .map(|digest| read_one(reader.registry, image, digest))
             .collect();
-        let read: Vec<Option<(Manifest, Vec<Digest>)>> = futures::stream::iter(reads)
-            .buffered(READS)
-            .try_collect()
-            .await?;
+        let mut reads = futures::stream::iter(reads).buffered(READS);
         let mut next = BTreeSet::new();
-        for (manifest, referrers) in read.into_iter().flatten() {
+        while let Some(read) = reads.try_next().await? {
+            let Some((manifest, referrers)) = read else {
+                continue;
+            };
             next.extend(referrers);
             if let ManifestBody::Index(index) = &manifest.body {
+                children += index.manifests.len();
                 for entry in index.manifests.iter().filter(|entry| entry.is_manifest()) {
                     next.insert(entry.digest.clone());
                     let platform = entry.platform.as_ref().map(ToString::to_string);
@@ -139,6 +143,12 @@ pub async fn list_manifests(
             }
             let tags = tags_of.remove(&manifest.digest).unwrap_or_default();
             found.insert(manifest.digest.clone(), describe_manifest(&manifest, tags));
+            if found.len().max(next.len()) > MAX_MANIFESTS || children > MAX_CHILDREN {
+                return Err(format!(
+                    "{} has more than {MAX_MANIFESTS} manifests, or more than {MAX_CHILDREN} in its indexes",
+                    image.name()
+                ));
+            }
         }
         next.retain(|digest| !found.contains_key(digest));
         wanted = next;

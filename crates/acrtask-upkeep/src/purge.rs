@@ -1,15 +1,18 @@
 //! `acr purge`: the plan of every selected repository, its output, and its deletion.
 
+use std::sync::Arc;
+
 use acrtask_model::{ImageRef, reference::DOCKER_HUB};
 use acrtask_registry::Registry;
 use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::{
-    Ago, Filter, Line, Lines, Permission, ago,
+    Ago, Budget, Filter, Line, Lines, Permission, ago,
     carry_out::{Deleter, Done},
     describe_error,
     inventory::{Reader, RegistryKind, Scope},
+    matching::{BudgetGuard, off_thread, watch},
     plan::{RepositoryPlan, plan_repository},
     record::{self, Records},
     rules::{NewestOf, Rules, TagRule, Untagged},
@@ -136,6 +139,8 @@ pub fn repository_reference(host: &str, name: &str) -> Result<ImageRef, String> 
 }
 
 /// Purges a registry, one repository after the other. Collects the plans if `with_plans` is set.
+///
+/// An error of one repository does not end the purge of the others.
 pub async fn run(context: Context<'_>, purge: &Purge, with_plans: bool) -> PurgeReport {
     let mut report = PurgeReport {
         registry: context.host.to_owned(),
@@ -154,7 +159,12 @@ pub async fn run(context: Context<'_>, purge: &Purge, with_plans: bool) -> Purge
     for note in &purge.notes {
         context.warn(note);
     }
-    if let Err(error) = run_repositories(context, purge, with_plans, &mut report).await {
+    let guard = BudgetGuard::default();
+    let purge = Arc::new(purge.with_budget(&guard.0));
+    let work = run_repositories(context, &purge, &guard.0, with_plans, &mut report);
+    // The future is boxed, because its type is large.
+    let done = watch(&guard.0, context.permission, Box::pin(work)).await;
+    if let Err(error) = done {
         context.warn(format!("Failed to complete purge: {error}"));
         report.error = Some(error);
     }
@@ -171,9 +181,27 @@ pub async fn run(context: Context<'_>, purge: &Purge, with_plans: bool) -> Purge
     report
 }
 
+/// Purge in progress.
+struct Progress<'a> {
+    context: Context<'a>,
+    purge: &'a Arc<Purge>,
+    budget: &'a Budget,
+    reader: Reader<'a>,
+    deleter: Deleter<'a>,
+    with_plans: bool,
+    report: &'a mut PurgeReport,
+    /// Rest of the limit of deletions.
+    remaining: Option<usize>,
+    /// Repositories whose plans delete more than the limit of the share.
+    over_share: Vec<String>,
+    /// Repositories that could not be purged, with their errors.
+    failed: Vec<String>,
+}
+
 async fn run_repositories(
     context: Context<'_>,
-    purge: &Purge,
+    purge: &Arc<Purge>,
+    budget: &Budget,
     with_plans: bool,
     report: &mut PurgeReport,
 ) -> Result<(), String> {
@@ -185,19 +213,48 @@ async fn run_repositories(
         concurrency: purge.concurrency,
         now: context.now,
     };
-    let mut deleter = Deleter::new(&context, kind);
     let filters: Vec<Filter> = purge.filters().cloned().collect();
-    let mut remaining = purge.limits.deletions;
-    let mut over_share = Vec::new();
-    for name in reader.list_repositories(context.host, &filters).await? {
-        if remaining == Some(0) {
+    let names = reader.list_repositories(context.host, &filters).await?;
+    let mut progress = Progress {
+        context,
+        purge,
+        budget,
+        reader,
+        deleter: Deleter::new(&context, kind),
+        with_plans,
+        report,
+        remaining: purge.limits.deletions,
+        over_share: Vec::new(),
+        failed: Vec::new(),
+    };
+    for name in names {
+        if progress.remaining == Some(0) {
             context.warn(format!(
                 "The limit of this run is reached before {name}; the next run continues"
             ));
             break;
         }
-        let image = repository_reference(context.host, &name)?;
-        let rules = purge.rules_of(&name, context.now, remaining)?;
+        if let Err(error) = progress.purge_repository(&name).await {
+            if progress.ends_with_error().await {
+                return Err(error);
+            }
+            context.warn(format!("Failed to purge {name}: {error}"));
+            progress.failed.push(format!("{name}: {error}"));
+        }
+    }
+    progress.result()
+}
+
+impl Progress<'_> {
+    /// Plans and purges one repository.
+    async fn purge_repository(&mut self, name: &str) -> Result<(), String> {
+        let (context, purge) = (self.context, self.purge);
+        let image = repository_reference(context.host, name)?;
+        let rules = {
+            let (purge, name) = (Arc::clone(purge), name.to_owned());
+            let (now, remaining) = (context.now, self.remaining);
+            off_thread(move || purge.rules_of(&name, now, remaining)).await?
+        };
         let filters: Vec<Filter> = rules
             .tags
             .iter()
@@ -208,22 +265,22 @@ async fn run_repositories(
             with_manifests: purge.untagged != Untagged::Keep,
         };
         let record = record::find(context.records, &image).await?;
-        let mut repository = reader.read(&image, scope).await?;
+        let mut repository = self.reader.read(&image, scope).await?;
         if !repository.exists {
-            continue;
+            return Ok(());
         }
         record::apply(&mut repository, record);
-        let plan = plan_repository(&repository, &rules)?;
+        let plan = off_thread(move || plan_repository(&repository, &rules)).await?;
         if let Some(share) = plan.share_over(purge.limits.share) {
             context.warn(format!(
                 "{}: the plan deletes {share} % of the tags, more than the limit of {} %, so nothing was deleted there",
                 image.name(),
                 purge.limits.share.unwrap_or(100)
             ));
-            over_share.push(name);
-            continue;
+            self.over_share.push(name.to_owned());
+            return Ok(());
         }
-        if let Some(remaining) = &mut remaining {
+        if let Some(remaining) = &mut self.remaining {
             *remaining = remaining.saturating_sub(plan.limited_count());
         }
         let printer = Printer {
@@ -231,6 +288,7 @@ async fn run_repositories(
             purge,
             image: &image,
         };
+        let report = &mut *self.report;
         if purge.dry_run {
             printer.print_plan(&plan);
             report.deleted_tags += plan.deleted_tags().count();
@@ -245,23 +303,59 @@ async fn run_repositories(
                 }
                 printer.print_done(done);
             };
-            deleter.carry_out(&image, &plan, &mut on_done).await?;
+            self.deleter.carry_out(&image, &plan, &mut on_done).await?;
             printer.print_kept(&plan);
         }
-        if with_plans {
-            report.repositories.push(plan);
+        if self.with_plans {
+            self.report.repositories.push(plan);
         }
+        Ok(())
     }
-    match over_share.is_empty() {
-        true => Ok(()),
-        false => Err(format!(
-            "the limit of the share was exceeded in {}",
-            over_share.join(", ")
-        )),
+
+    /// Returns `true` if the error of one repository concerns all: the purge was stopped, its budget
+    /// is spent, or nothing may be deleted.
+    async fn ends_with_error(&self) -> bool {
+        self.budget.is_spent()
+            || self.deleter.is_unsupported()
+            || (!self.purge.dry_run && self.context.permission.check().await.is_err())
+    }
+
+    /// Returns the error for the repositories that were not purged.
+    fn result(self) -> Result<(), String> {
+        let mut errors = Vec::new();
+        if !self.over_share.is_empty() {
+            errors.push(format!(
+                "the limit of the share was exceeded in {}",
+                self.over_share.join(", ")
+            ));
+        }
+        match self.failed.as_slice() {
+            [] => {}
+            [failed] => errors.push(failed.clone()),
+            [first, others @ ..] => errors.push(format!(
+                "{first}; and {} other repositories failed too",
+                others.len()
+            )),
+        }
+        match errors.is_empty() {
+            true => Ok(()),
+            false => Err(errors.join("; ")),
+        }
     }
 }
 
 impl Purge {
+    /// Returns a copy whose filters share a budget.
+    fn with_budget(&self, budget: &Arc<Budget>) -> Self {
+        let mut purge = self.clone();
+        for rule in &mut purge.rules {
+            for filter in rule.filters.iter_mut().chain(&mut rule.keep) {
+                filter.set_budget(budget);
+            }
+        }
+        purge
+    }
+
     /// Returns the filters of all rules.
     pub fn filters(&self) -> impl Iterator<Item = &Filter> {
         self.rules.iter().flat_map(|rule| &rule.filters)
@@ -400,6 +494,10 @@ impl Printer<'_> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "hostile_tests.rs"]
+mod hostile_tests;
 
 #[cfg(test)]
 #[path = "purge_tests.rs"]

@@ -5,7 +5,7 @@
 use serde::Deserialize;
 
 use crate::{
-    Ago, Filter, Purge,
+    Ago, FilterParser, Purge,
     purge::{Limits, PurgeRule},
     rules::{NewestOf, Untagged},
 };
@@ -73,8 +73,9 @@ pub fn parse(text: &str) -> Result<Retention, String> {
         );
     }
     let mut rules = Vec::new();
+    let mut parser = FilterParser::default();
     for (at, rule) in file.rules.iter().enumerate() {
-        let parsed = parse_rule(rule);
+        let parsed = parse_rule(rule, &mut parser);
         rules.push(parsed.map_err(|error| format!("rule {}: {error}", at + 1))?);
     }
     let (untagged, text) = match file.untagged.as_deref() {
@@ -106,11 +107,11 @@ pub fn parse(text: &str) -> Result<Retention, String> {
     })
 }
 
-fn parse_rule(rule: &FileRule) -> Result<PurgeRule, String> {
+fn parse_rule(rule: &FileRule, parser: &mut FilterParser) -> Result<PurgeRule, String> {
     let keep = &rule.keep;
-    let filter = |tag: &str| {
-        Filter::parse(&format!("{}:{tag}", rule.repositories))
-            .map_err(|error| format!("`{}` with `{tag}`: {error}", rule.repositories))
+    let mut filter = |tag: &str| {
+        let parsed = parser.parse(&format!("{}:{tag}", rule.repositories));
+        parsed.map_err(|error| format!("`{}` with `{tag}`: {error}", rule.repositories))
     };
     let selects_some = rule.tags.as_deref().is_some_and(|tags| tags != ".*");
     if keep.tags.is_empty()

@@ -30,6 +30,10 @@ impl Permission for StepContext {
             self.may_change_registry("nothing more was deleted").await
         })
     }
+
+    fn is_stopped(&self) -> bool {
+        self.cancel.is_cancelled()
+    }
 }
 
 /// Runs one command.
@@ -39,7 +43,7 @@ pub(super) async fn run(ctx: &StepContext, line: &[Word], io: &Io) -> Exit {
         Ok(words) => words,
         Err(why) => return Exit::refused(2, why),
     };
-    match start(ctx, &words) {
+    match start(ctx, words).await {
         Ok((mut line, host)) => match read_rules(ctx, &mut line.command).await {
             Ok(()) => execute(ctx, &line, &host, io).await,
             Err(error) => {
@@ -55,8 +59,10 @@ pub(super) async fn run(ctx: &StepContext, line: &[Word], io: &Io) -> Exit {
 }
 
 /// Checks a line. Returns it with the host of its registry.
-fn start(ctx: &StepContext, words: &[String]) -> Result<(AcrLine, String), String> {
-    let mut line = AcrLine::parse(words)?;
+async fn start(ctx: &StepContext, words: Vec<String>) -> Result<(AcrLine, String), String> {
+    // The filters of a line are compiled, which may take some milliseconds each.
+    let parsed = tokio::task::spawn_blocking(move || AcrLine::parse(&words)).await;
+    let mut line = parsed.map_err(|error| error.to_string())??;
     let host = match &line.registry {
         Some(host) => host.as_str(),
         None => ctx.run.plan.registry.as_str(),
@@ -95,7 +101,9 @@ async fn read_rules(ctx: &StepContext, command: &mut AcrCommand) -> Result<(), S
     if read as u64 > MAX_RULES {
         return Err(format!("{file} is larger than {MAX_RULES} bytes"));
     }
-    let rules = retention::parse(&text).map_err(|error| format!("{file}: {error}"))?;
+    let parsed = tokio::task::spawn_blocking(move || retention::parse(&text)).await;
+    let parsed = parsed.map_err(|error| error.to_string())?;
+    let rules = parsed.map_err(|error| format!("{file}: {error}"))?;
     if rules.needs_records && !ctx.run.records.is_available() {
         return Err(format!(
             "{file}: `used: true` needs the records of a server; run the task at a server"

@@ -14,6 +14,8 @@ use crate::{
 
 /// Timeout in seconds below which a purge of a registry is probably stopped.
 const SHORT_TIMEOUT: i64 = 600;
+/// Maximum number of words of purges of a file that get warnings. Filters are compiled for them.
+const MAX_WORDS: usize = 300;
 
 /// Returns the words after each `acr purge` of a line. A word that gets its text when the step runs
 /// is empty.
@@ -39,6 +41,10 @@ pub(super) fn warn_of_purges(
     report: &mut Report<'_>,
 ) {
     for words in find_purges(line) {
+        report.purge_words += words.len();
+        if report.purge_words > MAX_WORDS {
+            return;
+        }
         for advice in advise_on_purge(&words) {
             let at = positions.find_text(advice.word.as_deref().unwrap_or("purge"));
             let (code, label) = describe(&advice);

@@ -9,7 +9,7 @@ pub(crate) use self::retention::why_kept;
 use acrtask_model::error_chain;
 use acrtask_registry::{Registry, RegistryError, Settings, credentials::canonical_host};
 use acrtask_upkeep::{
-    Ago, Always, Context, Filter, Line, Lines, NoRecords, Purge, PurgeReport,
+    Ago, Always, Context, Filter, FilterParser, Line, Lines, NoRecords, Purge, PurgeReport,
     command_line::notes_of,
     purge::{self, Limits, PurgeRule},
     rules::{NewestOf, Untagged},
@@ -123,10 +123,15 @@ fn finish_purge(report: &PurgeReport, output: ListOutput) -> Result<Exit, CliErr
 }
 
 fn settings(args: &RegistryPurgeArgs) -> Result<Purge, String> {
+    let mut parser = FilterParser::default();
     let filters: Vec<Filter> = args
         .filter
         .iter()
-        .map(|text| Filter::parse(text).map_err(|error| format!("--filter {text}: {error}")))
+        .map(|text| {
+            parser
+                .parse(text)
+                .map_err(|error| format!("--filter {text}: {error}"))
+        })
         .collect::<Result<_, _>>()?;
     let ago = Ago::parse(args.ago.as_deref().unwrap_or("0d"))
         .map_err(|error| format!("--ago: {error}; write for example 30d or 12h"))?;
