@@ -1,6 +1,6 @@
 //! Parsing of `ARG` declarations and expansion of variables in `FROM` lines of Dockerfiles. Pure.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Parses `NAME[=DEFAULT] ...` into names and defaults.
 pub fn parse_declarations(arguments: &str) -> Vec<(String, Option<String>)> {
@@ -20,14 +20,16 @@ const MAX_EXPANDED: usize = 16 << 10;
 /// Maximum depth of nested defaults.
 const MAX_DEPTH: usize = 32;
 
-/// Maximum size of all texts of a Dockerfile and of their expansions, in bytes. Each of many lines
-/// can have the longest expansion.
+/// Maximum size of all texts of a Dockerfile and of their expansions, in bytes, for all platforms
+/// together. Each of many lines can have the longest expansion.
 const MAX_TOTAL: usize = 64 << 20;
+/// Size that each instruction counts at least, in bytes.
+const MIN_INSTRUCTION: usize = 16;
 
-/// Error for a Dockerfile whose variables expand to more than 64 MiB.
+/// Error for a Dockerfile whose instructions and variables have more than 64 MiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the variables of the Dockerfile expand to more than 64 MiB of text; use fewer or shorter ones"
+    "the variables of the Dockerfile expand to more than 64 MiB of text for all platforms together; use fewer or shorter ones, or fewer platforms"
 )]
 pub struct ExpansionTooLarge;
 
@@ -35,6 +37,8 @@ pub struct ExpansionTooLarge;
 #[derive(Debug, Clone)]
 pub struct Variables {
     values: BTreeMap<String, String>,
+    /// Names that were declared and have the value of the task.
+    given: BTreeSet<String>,
     /// In bytes.
     remaining: usize,
 }
@@ -44,18 +48,40 @@ impl Variables {
     pub fn new(given: BTreeMap<String, String>) -> Self {
         Self {
             values: given,
+            given: BTreeSet::new(),
             remaining: MAX_TOTAL,
         }
     }
 
-    /// Replaces all values. The remaining size stays.
-    pub fn reset(&mut self, given: BTreeMap<String, String>) {
+    /// Replaces all values. The remaining size stays, less that of the values.
+    ///
+    /// # Errors
+    /// [`ExpansionTooLarge`] if the values of all platforms together are too large.
+    pub fn reset(&mut self, given: BTreeMap<String, String>) -> Result<(), ExpansionTooLarge> {
+        let sizes = given.iter().map(|(name, value)| name.len() + value.len());
+        self.charge(sizes.sum())?;
         self.values = given;
+        self.given.clear();
+        Ok(())
     }
 
     /// Sets a variable. The value comes from [`Self::expand`] or from the task.
     pub fn set(&mut self, name: String, value: String) {
+        self.given.remove(&name);
         self.values.insert(name, value);
+    }
+
+    /// Counts an instruction with `size` bytes of arguments.
+    ///
+    /// # Errors
+    /// [`ExpansionTooLarge`] if all instructions together are too large.
+    pub fn charge_instruction(&mut self, size: usize) -> Result<(), ExpansionTooLarge> {
+        self.charge(size.saturating_add(MIN_INSTRUCTION))
+    }
+
+    fn charge(&mut self, size: usize) -> Result<(), ExpansionTooLarge> {
+        self.remaining = self.remaining.checked_sub(size).ok_or(ExpansionTooLarge)?;
+        Ok(())
     }
 
     /// Sets the variables of an `ARG` instruction before the first stage: to their values in
@@ -68,13 +94,22 @@ impl Variables {
         arguments: &str,
         given: &BTreeMap<String, String>,
     ) -> Result<(), ExpansionTooLarge> {
+        self.charge_instruction(arguments.len())?;
         for (name, default) in parse_declarations(arguments) {
-            let value = match (given.get(&name), default) {
-                (Some(value), _) => value.clone(),
-                (None, Some(text)) => self.expand(&text)?,
-                (None, None) => continue,
-            };
-            self.set(name, value);
+            match (given.get(&name), default) {
+                // A value of the task may be long, and each line may name it.
+                (Some(_), _) if self.given.contains(&name) => {}
+                (Some(value), _) => {
+                    self.charge(value.len())?;
+                    self.set(name.clone(), value.clone());
+                    self.given.insert(name);
+                }
+                (None, Some(text)) => {
+                    let value = self.expand(&text)?;
+                    self.set(name, value);
+                }
+                (None, None) => {}
+            }
         }
         Ok(())
     }
@@ -85,8 +120,7 @@ impl Variables {
     /// [`ExpansionTooLarge`] if all expansions together are too large.
     pub fn expand(&mut self, text: &str) -> Result<String, ExpansionTooLarge> {
         let expanded = expand(text, &self.values);
-        let size = text.len() + expanded.len();
-        self.remaining = self.remaining.checked_sub(size).ok_or(ExpansionTooLarge)?;
+        self.charge(text.len() + expanded.len())?;
         Ok(expanded)
     }
 }

@@ -233,11 +233,17 @@ impl Workspace {
                 let Some(context) = &self.context else {
                     return Ok(());
                 };
+                let from = context.clone();
+                let selecting =
+                    tokio::task::spawn_blocking(move || Selection::for_workspace(&from));
+                let selection = selecting.await.map_err(|error| {
+                    io_error("select the files of the context")(io::Error::other(error))
+                })?;
                 let parts = vec![Pack::Folder {
                     from: context.clone(),
                     at: PathBuf::from(WORKSPACE.trim_start_matches('/')),
                     with_root: false,
-                    selection: Selection::for_workspace(context),
+                    selection,
                 }];
                 self.engine
                     .upload(container, FILE_SYSTEM, archive::pack(parts))

@@ -3,18 +3,29 @@
 //!
 //! Source: documentation of `path/filepath`. Left out: Windows.
 
-/// Error for a malformed pattern.
+/// Error for a malformed pattern, or for too many patterns.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("syntax error in pattern {pattern:?}")]
+#[error("{reason} {pattern:?}")]
 pub struct BadPattern {
     /// Original pattern.
     pub pattern: String,
+    /// Description of the problem, before the pattern.
+    reason: &'static str,
 }
 
 impl BadPattern {
     pub(crate) fn new(pattern: &str) -> Self {
         Self {
             pattern: pattern.to_owned(),
+            reason: "syntax error in pattern",
+        }
+    }
+
+    /// Returns the error for a list of patterns that is too long, or too large, at this one.
+    pub(crate) fn too_many(pattern: &str) -> Self {
+        Self {
+            pattern: pattern.chars().take(60).collect(),
+            reason: "the patterns are too many or too large, from this one on:",
         }
     }
 }

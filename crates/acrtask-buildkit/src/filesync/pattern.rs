@@ -9,15 +9,29 @@
 //! It first translates a pattern to a regular expression of Go's dialect, including its oddities.
 //! Left out: Windows separators.
 
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 
 use super::gopath::{self, BadPattern};
+
+/// Maximum number of patterns.
+const MAX_PATTERNS: usize = 10_000;
+/// Maximum size of one compiled expression and of the cache of its automaton, in bytes.
+const MAX_COMPILED: usize = 256 << 10;
+/// Maximum estimated size of all expressions: characters, where a Unicode class counts as
+/// [`CLASS_SIZE`], plus [`REGEX_SIZE`] for each expression.
+const MAX_SIZE: usize = 1_000_000;
+/// Estimated size of a Unicode class, `\pL`.
+const CLASS_SIZE: usize = 300;
+/// Estimated size of the smallest expression.
+const REGEX_SIZE: usize = 100;
 
 /// Ordered list of patterns.
 #[derive(Debug, Clone, Default)]
 pub struct PatternSet {
     patterns: Vec<Pattern>,
     has_exceptions: bool,
+    /// Estimated size of all expressions.
+    size: usize,
 }
 
 /// Compiled pattern.
@@ -44,7 +58,8 @@ enum Test {
 pub(crate) struct FolderMatch(Vec<bool>);
 
 impl PatternSet {
-    /// Compiles the patterns. Skips empty ones.
+    /// Compiles the patterns. Skips empty ones. The author of a build chooses the patterns, so their
+    /// number and their size are limited. Compiling takes at most some seconds.
     pub fn new<S: AsRef<str>>(patterns: impl IntoIterator<Item = S>) -> Result<Self, BadPattern> {
         let mut set = Self::default();
         for given in patterns {
@@ -59,7 +74,12 @@ impl PatternSet {
                 None => (false, cleaned),
             };
             gopath::check(&text)?;
-            let test = compile(&text)?;
+            let translated = translate(&text);
+            set.size += estimated_size(&translated);
+            if set.patterns.len() >= MAX_PATTERNS || set.size > MAX_SIZE {
+                return Err(BadPattern::too_many(given.as_ref()));
+            }
+            let test = compile(&text, translated)?;
             set.has_exceptions |= exception;
             set.patterns.push(Pattern {
                 text,
@@ -90,6 +110,7 @@ impl PatternSet {
     ) -> Result<Self, BadPattern> {
         let mut set = Self::new(patterns)?;
         set.patterns.extend(self.patterns);
+        set.size += self.size;
         set.has_exceptions |= self.has_exceptions;
         Ok(set)
     }
@@ -239,14 +260,30 @@ fn translate(pattern: &str) -> (Kind, String) {
     (kind, regex)
 }
 
-fn compile(pattern: &str) -> Result<Test, BadPattern> {
-    Ok(match translate(pattern) {
+/// Estimates the size of a compiled expression.
+fn estimated_size((kind, regex): &(Kind, String)) -> usize {
+    if *kind != Kind::Regex {
+        return 0;
+    }
+    let classes = regex.matches("\\p").count() + regex.matches("\\P").count();
+    REGEX_SIZE + regex.len() + classes * CLASS_SIZE
+}
+
+fn compile(pattern: &str, translated: (Kind, String)) -> Result<Test, BadPattern> {
+    Ok(match translated {
         (Kind::Exact, _) => Test::Exact,
         (Kind::Prefix, _) => Test::Prefix,
         (Kind::Suffix, _) => Test::Suffix,
         (Kind::Regex, go) => {
             let rust = from_go_dialect(&go).ok_or_else(|| BadPattern::new(pattern))?;
-            Test::Regex(Regex::new(&rust).map_err(|_| BadPattern::new(pattern))?)
+            let built = RegexBuilder::new(&rust)
+                .size_limit(MAX_COMPILED)
+                .dfa_size_limit(MAX_COMPILED)
+                .build();
+            Test::Regex(built.map_err(|error| match error {
+                regex::Error::CompiledTooBig(_) => BadPattern::too_many(pattern),
+                _ => BadPattern::new(pattern),
+            })?)
         }
     })
 }
@@ -501,6 +538,22 @@ mod tests {
         ] {
             assert_eq!(PatternSet::new([pattern]).unwrap_err().pattern, pattern);
         }
+    }
+
+    #[test]
+    fn patterns_have_a_number_and_a_size() {
+        let start = std::time::Instant::now();
+        let refuse = |patterns: Vec<String>| PatternSet::new(patterns).unwrap_err().to_string();
+        // Compiled without limits, these took minutes and hundreds of MiB.
+        let classes = (0..3000).map(|n| format!("{}{n}*", r"\pL".repeat(40)));
+        assert!(refuse(classes.collect()).contains("too many or too large"));
+        let names = (0..=MAX_PATTERNS).map(|n| format!("name{n}"));
+        assert!(refuse(names.collect()).contains("\"name10000\""));
+        assert!(refuse(vec![r"\pL".repeat(1000)]).contains("too many or too large"));
+        // Generated lists of ordinary patterns are accepted.
+        let usual = (0..2000).map(|n| format!("**/build{n}/*.o"));
+        assert_eq!(PatternSet::new(usual).unwrap().patterns.len(), 2000);
+        assert!(start.elapsed() < std::time::Duration::from_secs(20));
     }
 
     #[test]

@@ -20,13 +20,15 @@ use crate::{context::StepContext, dockerfile::Variables};
 
 /// Sends an event for every image that a build used.
 pub(crate) async fn send_used(ctx: &StepContext, recipe: &Recipe, used: &[UsedSource]) {
-    let text = recipe.dockerfile_text();
-    let roots = text.as_deref().and_then(|text| {
-        let args = recipe
-            .build_args()
-            .map(|(k, v)| (k.to_owned(), v.to_owned()));
-        Roots::parse(text, recipe.target(), args.collect())
+    let args = recipe
+        .build_args()
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .collect::<BTreeMap<_, _>>();
+    let (text, target) = (recipe.dockerfile_text(), recipe.target().map(str::to_owned));
+    let reading = tokio::task::spawn_blocking(move || {
+        text.and_then(|text| Roots::parse(&text, target.as_deref(), args))
     });
+    let roots = reading.await.ok().flatten();
     let images = group_by_image(used);
     // The engine has an image of this run under another name.
     let name_of = |reference: &str| {

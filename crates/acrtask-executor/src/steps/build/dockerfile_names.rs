@@ -57,7 +57,7 @@ impl DockerfileNames {
             for (name, value) in given {
                 args.insert(name.clone(), value.clone());
             }
-            variables.reset(args);
+            variables.reset(args)?;
             names.add_names(&dockerfile.instructions, &mut variables, given)?;
         }
         Ok(Some(names))
@@ -73,6 +73,7 @@ impl DockerfileNames {
         let mut global = true;
         let mut stages = 0_usize;
         for instruction in instructions {
+            variables.charge_instruction(0)?;
             match instruction {
                 Instruction::Arg(arg) if global => {
                     variables.declare(&arg.arguments.value, given)?;
@@ -202,6 +203,33 @@ mod tests {
         let platforms = ["linux/amd64".to_owned()];
         let names = DockerfileNames::parse(&lines, &BTreeMap::new(), &platforms, "linux/amd64");
         assert_eq!(names, Err(ExpansionTooLarge));
+    }
+
+    #[test]
+    fn lines_of_all_platforms_have_a_total_limit() {
+        let start = std::time::Instant::now();
+        let platforms: Vec<String> = (1..200).map(|n| format!("linux/amd64/v{n}")).collect();
+        let long = BTreeMap::from([("A".to_owned(), "x".repeat(100_000))]);
+        for (text, given) in [
+            (
+                format!("{}FROM $A\n", "ARG A\n".repeat(60_000)),
+                long.clone(),
+            ),
+            (
+                format!("FROM a\n{}", "RUN a\n".repeat(60_000)),
+                BTreeMap::new(),
+            ),
+        ] {
+            let names = DockerfileNames::parse(&text, &given, &platforms, "linux/amd64");
+            assert_eq!(names, Err(ExpansionTooLarge));
+        }
+        // A value of the task is stored once per platform.
+        let few = &platforms[..2];
+        let text = format!("{}FROM $A\n", "ARG A\n".repeat(60_000));
+        let names = DockerfileNames::parse(&text, &long, few, "linux/amd64");
+        assert_eq!(names.unwrap().unwrap().images.len(), 1);
+        // Copies of the value would be 12 GB.
+        assert!(start.elapsed() < std::time::Duration::from_secs(10));
     }
 
     #[test]

@@ -113,10 +113,12 @@ pub(super) async fn check_url(url: &str) -> Result<(), String> {
 
 /// Checks each URL that the Dockerfile adds. `given` contains the build arguments.
 pub(super) async fn check_dockerfile(
-    text: &str,
+    text: String,
     given: BTreeMap<String, String>,
 ) -> Result<(), String> {
-    let urls = added_urls(text, &given).map_err(|error| error.to_string())?;
+    let reading = tokio::task::spawn_blocking(move || added_urls(&text, &given)).await;
+    let urls = reading.map_err(|error| error.to_string())?;
+    let urls = urls.map_err(|error| error.to_string())?;
     if urls.len() > MAX_URLS {
         return Err(format!(
             "the Dockerfile adds {} URLs, and at most {MAX_URLS} are allowed; fetch the others in a RUN",

@@ -176,7 +176,7 @@ impl Recipe {
         {
             let given = recipe.build_args();
             let given = given.map(|(name, value)| (name.to_owned(), value.to_owned()));
-            fetched::check_dockerfile(&text, given.collect()).await?;
+            fetched::check_dockerfile(text, given.collect()).await?;
         }
         Ok(recipe)
     }

@@ -32,7 +32,7 @@ use crate::{
 /// frontends, scanners and names of stages.
 pub(super) async fn pin_images(ctx: &StepContext, recipe: &mut Recipe) -> Result<(), String> {
     let run = &ctx.run;
-    let named = recipe.dockerfile_names(run)?;
+    let named = recipe.dockerfile_names(run).await?;
     let stages = named.as_ref().map(|named| &named.stages);
     let mut needed = BTreeSet::new();
     // Images that the builder uses without a context.
@@ -355,7 +355,8 @@ impl Recipe {
         if lock(&self.provided).contains_key(&context) {
             return Ok(false);
         }
-        let platforms = self.allowed_platforms(run, self.dockerfile_names(run)?.as_ref());
+        let named = self.dockerfile_names(run).await?;
+        let platforms = self.allowed_platforms(run, named.as_ref());
         let provided = target.provide_image(run, &platforms).await?;
         let Some(provided) = provided else {
             return Ok(false);
@@ -389,20 +390,26 @@ impl Recipe {
     }
 
     /// Reads the names in the Dockerfile. `None` if it is not on this machine or cannot be parsed.
-    fn dockerfile_names(&self, run: &RunContext) -> Result<Option<DockerfileNames>, String> {
+    /// Reads on a thread for blocking work, because a Dockerfile may have very many lines.
+    async fn dockerfile_names(&self, run: &RunContext) -> Result<Option<DockerfileNames>, String> {
         let given = self.build_args();
-        let given = given.map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+        let given = given
+            .map(|(k, v)| (k.to_owned(), v.to_owned()))
+            .collect::<BTreeMap<_, _>>();
         let own = run.builder.client.capabilities().platforms.first().cloned();
         let own = own.unwrap_or_else(|| "linux/amd64".into());
-        let platforms = if self.line.platforms.is_empty() {
-            std::slice::from_ref(&own)
-        } else {
-            &self.line.platforms
+        let platforms = match self.line.platforms.is_empty() {
+            true => vec![own.clone()],
+            false => self.line.platforms.clone(),
         };
         let Some(text) = self.dockerfile_text() else {
             return Ok(None);
         };
-        DockerfileNames::parse(&text, &given, platforms, &own).map_err(|error| error.to_string())
+        let parsing = tokio::task::spawn_blocking(move || {
+            DockerfileNames::parse(&text, &given, &platforms, &own)
+        });
+        let parsed = parsing.await.map_err(|error| error.to_string())?;
+        parsed.map_err(|error| error.to_string())
     }
 
     /// Makes the build use `target` for the image `name`.
