@@ -11,9 +11,10 @@
 use std::{
     collections::HashMap,
     fs::{self, File},
-    io::{self, BufWriter, Read, Write},
+    io::{self, BufWriter, Read, Seek as _, Write},
     os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
+    time::{Duration, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -28,8 +29,12 @@ use crate::{
 
 /// Size of a chunk in bytes.
 const CHUNK: usize = 128 * 1024;
+/// Size of the blocks that are checked for zeros, in bytes.
+const BLOCK: usize = 64 << 10;
 /// Capacity of the channel between a thread and the connection, in chunks.
 const CHANNEL: usize = 8;
+/// Maximum size of all files that are unpacked into a folder, in bytes. Holes of sparse files count.
+const MAX_UNPACKED: u64 = 40 << 30;
 
 /// A part of an archive.
 #[derive(Debug, Clone)]
@@ -273,6 +278,7 @@ pub(crate) async fn unpack_folder(
         let mut archive = Archive::new(reader);
         archive.set_preserve_permissions(true);
         let mut folders = Vec::new();
+        let mut remaining = MAX_UNPACKED;
         for entry in archive.entries()? {
             let mut entry = entry?;
             let path = entry.path()?.into_owned();
@@ -290,9 +296,12 @@ pub(crate) async fn unpack_folder(
                     folders.push((target, entry.header().mode()?));
                 }
                 EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                    unpack_entry(&mut entry, &into, &rest)?;
+                    remaining = remaining.checked_sub(entry.size()).ok_or_else(too_large)?;
+                    unpack_file(&mut entry, &entry_path(&into, &rest)?)?;
                 }
-                EntryType::Symlink => unpack_entry(&mut entry, &into, &rest)?,
+                EntryType::Symlink => {
+                    entry.unpack(entry_path(&into, &rest)?).map(drop)?;
+                }
                 EntryType::Link => {
                     // The target of a hard link has the same first component.
                     let Some(other) = entry.link_name()? else {
@@ -318,9 +327,64 @@ pub(crate) async fn unpack_folder(
     .await
 }
 
-/// Writes an entry to `into/rest`.
-fn unpack_entry(entry: &mut tar::Entry<'_, impl Read>, into: &Path, rest: &Path) -> io::Result<()> {
-    entry.unpack(entry_path(into, rest)?).map(drop)
+fn too_large() -> io::Error {
+    io::Error::other(format!(
+        "its files have more than {} GiB, with the holes of sparse files",
+        MAX_UNPACKED >> 30
+    ))
+}
+
+/// Writes a file with its mode and its time. An engine sends the holes of sparse files as zeros.
+/// They become holes again, so that they need no disk here.
+fn unpack_file(entry: &mut tar::Entry<'_, impl Read>, target: &Path) -> io::Result<()> {
+    let (mode, modified) = (entry.header().mode()?, entry.header().mtime()?);
+    if target.symlink_metadata().is_ok() {
+        fs::remove_file(target).map_err(path_error("replace", target))?;
+    }
+    let created = File::options().write(true).create_new(true).open(target);
+    let mut file = created.map_err(path_error("make file", target))?;
+    copy_with_holes(entry, &mut file).map_err(path_error("write", target))?;
+    file.set_permissions(fs::Permissions::from_mode(mode & 0o7777))
+        .map_err(path_error("set the mode of", target))?;
+    // The time 0 means an absent time to many programs.
+    let modified = UNIX_EPOCH.checked_add(Duration::from_secs(modified.max(1)));
+    match modified {
+        Some(modified) => file
+            .set_modified(modified)
+            .map_err(path_error("set the time of", target)),
+        None => Ok(()),
+    }
+}
+
+/// Copies a file, and skips blocks of zeros.
+fn copy_with_holes(from: &mut impl Read, to: &mut File) -> io::Result<()> {
+    let mut block = vec![0; BLOCK];
+    let (mut at, mut written) = (0_u64, 0_u64);
+    loop {
+        let mut filled = 0;
+        while filled < block.len() {
+            match from.read(&mut block[filled..])? {
+                0 => break,
+                read => filled += read,
+            }
+        }
+        let content = &block[..filled];
+        if content.is_empty() {
+            break;
+        }
+        if content.iter().any(|byte| *byte != 0) {
+            if at != written {
+                to.seek(io::SeekFrom::Start(at))?;
+            }
+            to.write_all(content)?;
+            written = at + filled as u64;
+        }
+        at += filled as u64;
+    }
+    match at == written {
+        true => Ok(()),
+        false => to.set_len(at),
+    }
 }
 
 /// Returns `into/rest`, or an error if that is outside of `into`.

@@ -103,6 +103,53 @@ async fn unpacking_writes_nothing_outside_of_the_folder() {
     }
 }
 
+/// Returns an archive with one file of zeros, without its content.
+fn header_of_zeros(size: u64) -> Bytes {
+    let mut header = new_header(EntryType::Regular, 0o640);
+    header.set_path("w/big").unwrap();
+    header.set_size(size);
+    header.set_mtime(7);
+    header.set_cksum();
+    Bytes::copy_from_slice(header.as_bytes())
+}
+
+#[tokio::test]
+async fn holes_need_no_disk() {
+    // The size of the zeros that an engine sends for a sparse file.
+    let blocks = 1024;
+    let mut parts = vec![header_of_zeros((blocks * CHUNK + 6) as u64)];
+    parts.resize(1 + blocks, Bytes::from(vec![0; CHUNK]));
+    let mut end = b"end of".to_vec();
+    end.resize(512 + 1024, 0);
+    parts.push(Bytes::from(end));
+    let to = tempfile::tempdir().unwrap();
+    unpack_folder(replay(parts), to.path()).await.unwrap();
+    let path = to.path().join("big");
+    let metadata = fs::metadata(&path).unwrap();
+    assert_eq!(metadata.len(), (blocks * CHUNK + 6) as u64);
+    assert!(metadata.blocks() * 512 < 1 << 20, "{}", metadata.blocks());
+    assert_eq!((metadata.mode() & 0o7777, metadata.mtime()), (0o640, 7));
+    assert!(fs::read(&path).unwrap().ends_with(b"\0end of"));
+}
+
+#[tokio::test]
+async fn hole_at_the_end_is_kept() {
+    let mut parts = vec![header_of_zeros(CHUNK as u64)];
+    parts.push(Bytes::from(vec![0; CHUNK + 1024]));
+    let to = tempfile::tempdir().unwrap();
+    unpack_folder(replay(parts), to.path()).await.unwrap();
+    assert_eq!(fs::read(to.path().join("big")).unwrap(), vec![0; CHUNK]);
+}
+
+#[tokio::test]
+async fn unpacked_size_is_limited_before_it_is_read() {
+    let to = tempfile::tempdir().unwrap();
+    let parts = vec![header_of_zeros(MAX_UNPACKED + 1)];
+    let error = unpack_folder(replay(parts), to.path()).await.unwrap_err();
+    assert!(error.to_string().contains("more than 40 GiB"), "{error}");
+    assert!(!to.path().join("big").exists());
+}
+
 #[tokio::test]
 async fn archive_entries_are_listed_and_opened() {
     let content = Pack::Content {
