@@ -162,8 +162,8 @@ impl Operation {
 }
 
 impl RegistryOperation {
-    /// Parses the path below a registry: in lower case, and as the client wrote it. `None` if there
-    /// is no such resource.
+    /// Parses the path below a registry: in lower case, and as the client wrote it. `None` if
+    /// the resource does not exist.
     fn parse(method: &str, words: &[&str], parts: &[String]) -> Option<Result<Self, PathError>> {
         let name = || parts.get(1).cloned().unwrap_or_default();
         let wrong_method = || Err(PathError::UnsupportedMethod(method.into()));

@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_say_what_to_write() {
+    fn errors_name_the_right_form() {
         for text in [
             "myreg",
             "=host",

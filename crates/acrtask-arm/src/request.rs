@@ -486,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn task_files_come_from_the_context_or_the_request() {
+    fn task_files_are_in_the_context_or_the_request() {
         let file = create(
             &json!({"type": "FileTaskRunRequest", "taskFilePath": "acr-task.yaml",
             "sourceLocation": "https://forge.test/o/r.git#main:sub", "values": null,

@@ -187,7 +187,7 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("href=\"/tasks/&quot;x\""), "{text}");
-        assert!(text.contains("&lt;script&gt;alert(1)&lt;/sc…"), "{text}");
+        assert!(text.contains("&lt;script&gt;alert(1)&lt;/scri…"), "{text}");
         assert!(StepGraph::new("Steps", vec![node("a", None)], Vec::new()).is_none());
     }
 

@@ -139,8 +139,8 @@ impl TextLog {
         if let Some(found) = self.find(offset) {
             return Ok(Some(found));
         }
-        let known = self.recent.iter().chain(&self.spaced);
-        let from = known
+        let positions = self.recent.iter().chain(&self.spaced);
+        let from = positions
             .filter(|position| position.text <= offset)
             .max_by_key(|position| position.text)
             .cloned()

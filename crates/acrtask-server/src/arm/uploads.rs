@@ -114,7 +114,7 @@ pub(super) async fn put(
     }
 }
 
-/// One request of an upload.
+/// Request of an upload.
 struct Upload<'u> {
     app: &'u App,
     id: &'u str,

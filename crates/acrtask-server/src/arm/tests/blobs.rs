@@ -188,13 +188,9 @@ async fn uploads_of_others_are_no_context() {
     let token = arm.server.create_token(&ALL_SCOPES, None).await;
     let body =
         json!({"type": "DockerBuildRequest", "imageNames": ["app:1"], "sourceLocation": path});
-    let call = arm.call_as(
-        Some(&token),
-        Method::POST,
-        &in_registry("/scheduleRun"),
-        &body,
-    );
-    let text = message(&call.await, StatusCode::BAD_REQUEST);
+    let path = in_registry("/scheduleRun");
+    let refused = arm.call_as(Some(&token), Method::POST, &path, &body).await;
+    let text = message(&refused, StatusCode::BAD_REQUEST);
     assert!(text.contains("is not complete or does not exist"), "{text}");
 }
 

@@ -58,25 +58,47 @@ async fn repeated_request_returns_the_same_run() {
 }
 
 #[tokio::test]
-async fn refusals_say_what_to_write() {
+async fn refusals_name_the_cause_and_the_remedy() {
     let arm = ArmServer::start().await;
-    let mut texts = Vec::new();
-    for body in [
-        json!([]),
-        json!({}),
-        json!({"type": "DockerBuildRequest", "platform": {"os": "Windows"}}),
-        json!({"type": "DockerBuildRequest", "imageNames": ["a"], "sourceLocation": "source/../c1", "dockerFilePath": "D"}),
-        json!({"type": "DockerBuildRequest", "imageNames": ["a"], "sourceLocation": "/etc", "dockerFilePath": "D"}),
-        json!({"type": "DockerBuildRequest", "imageNames": ["a"], "dockerFilePath": "../D"}),
-        json!({"type": "DockerBuildRequest", "imageNames": ["a"], "agentPoolName": "nosuch"}),
-        json!({"type": "TaskRunRequest", "taskId": "nosuch"}),
-        json!({"type": "EncodedTaskRunRequest", "encodedTaskContent": "c3RlcHM6IFtdCg=="}),
+    let build = |member: &str, value: Value| {
+        let mut body = json!({"type": "DockerBuildRequest", "imageNames": ["a"], "dockerFilePath": "Dockerfile"});
+        body[member] = value;
+        body
+    };
+    for (body, words) in [
+        (json!([]), "send an object"),
+        (json!({}), "write DockerBuildRequest"),
+        (build("platform", json!({"os": "Windows"})), "write `linux`"),
+        (
+            build("sourceLocation", json!("source/../c1")),
+            "does not exist",
+        ),
+        (
+            build("sourceLocation", json!("/etc")),
+            "which the runner does not have",
+        ),
+        (
+            build("dockerFilePath", json!("../D")),
+            "outside the context",
+        ),
+        (
+            build("agentPoolName", json!("nosuch")),
+            "the agent pool `nosuch` has no runner",
+        ),
+        (
+            json!({"type": "TaskRunRequest", "taskId": "nosuch"}),
+            "the task `nosuch` does not exist",
+        ),
+        (
+            json!({"type": "EncodedTaskRunRequest", "encodedTaskContent": ""}),
+            "is empty",
+        ),
     ] {
         let refused = arm.of_registry(Method::POST, "/scheduleRun", body).await;
         assert!(refused.status.is_client_error(), "{}", refused.text());
-        texts.push(message(&refused, refused.status));
+        let text = message(&refused, refused.status);
+        assert!(text.contains(words), "{words}: {text}");
     }
-    insta::assert_snapshot!(texts.join("\n"));
 }
 
 #[tokio::test]
