@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+/// Maximum length of a text in an [`IdError`], in bytes. The rest is cut.
+const MAX_SHOWN: usize = 200;
 
 /// An error for a text that is not a valid id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -11,6 +14,13 @@ pub struct IdError {
     kind: &'static str,
     text: String,
     reason: &'static str,
+}
+
+impl IdError {
+    fn new(kind: &'static str, mut text: String, reason: &'static str) -> Self {
+        text.truncate(text.floor_char_boundary(MAX_SHOWN));
+        Self { kind, text, reason }
+    }
 }
 
 /// Id of a run. Its containers, networks and volumes have labels with this id.
@@ -42,11 +52,7 @@ impl RunId {
         } else {
             return Ok(Self(text));
         };
-        Err(IdError {
-            kind: "run id",
-            text,
-            reason,
-        })
+        Err(IdError::new("run id", text, reason))
     }
 
     /// Returns an id from 64 random bits: `r` and 12 characters of base 32.
@@ -84,28 +90,32 @@ impl From<RunId> for String {
 }
 
 /// Id of a step, unique in its task. It is also the step's DNS name on the run's network.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+///
+/// Each line of a log shows the id, so its length is limited. Deserializing cuts a longer id, so
+/// that logs and results of earlier versions stay readable.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(into = "String")]
 pub struct StepId(String);
 
 impl StepId {
-    /// Checks that `text` is a valid id: not empty, without white space, and not `acb_root`, which
-    /// the reference executor reserves.
+    /// Maximum length of a step id, in bytes.
+    pub const MAX_LEN: usize = 128;
+
+    /// Checks that `text` is a valid id: not empty, without white space, at most
+    /// [`StepId::MAX_LEN`] bytes, and not `acb_root`, which the reference executor reserves.
     pub fn new(text: impl Into<String>) -> Result<Self, IdError> {
         let text = text.into();
         match Self::check(&text) {
             Ok(()) => Ok(Self(text)),
-            Err(reason) => Err(IdError {
-                kind: "step id",
-                text,
-                reason,
-            }),
+            Err(reason) => Err(IdError::new("step id", text, reason)),
         }
     }
 
     fn check(text: &str) -> Result<(), &'static str> {
         if text.is_empty() {
             Err("it is empty")
+        } else if text.len() > Self::MAX_LEN {
+            Err("it is longer than 128 bytes")
         } else if text.contains(char::is_whitespace) {
             Err("it contains white space")
         } else if text == "acb_root" {
@@ -134,6 +144,14 @@ impl StepId {
 impl fmt::Display for StepId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for StepId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut text = String::deserialize(deserializer)?;
+        text.truncate(text.floor_char_boundary(Self::MAX_LEN));
+        Self::new(text).map_err(de::Error::custom)
     }
 }
 
@@ -172,5 +190,17 @@ mod tests {
         assert!(StepId::new("acb_root").is_err());
         assert!(StepId::new("a b").is_err());
         assert_eq!(StepId::default_at(3).as_str(), "acb_step_3");
+        assert!(StepId::new("x".repeat(StepId::MAX_LEN)).is_ok());
+        let error = StepId::new("x".repeat(100_000)).unwrap_err().to_string();
+        assert!(error.len() < 300, "{error}");
+    }
+
+    #[test]
+    fn stored_step_id_is_cut() {
+        let long = "\u{e9}".repeat(100_000);
+        let json = serde_json::Value::String(format!("x{long}"));
+        let id: StepId = serde_json::from_value(json).unwrap();
+        assert_eq!(id.as_str().len(), StepId::MAX_LEN - 1);
+        assert!(serde_json::from_str::<StepId>("\"a b\"").is_err());
     }
 }

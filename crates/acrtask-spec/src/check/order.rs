@@ -40,6 +40,8 @@ pub(super) fn step_ids(steps: &[RawStep], report: &mut Report<'_>) -> Vec<StepNa
         if checked.is_err() {
             let (why, instead) = if id.value == "acb_root" {
                 ("the name is reserved", "root".to_owned())
+            } else if id.value.len() > StepId::MAX_LEN {
+                ("at most 128 bytes", format!("step-{}", i + 1))
             } else {
                 let words: Vec<&str> = id.value.split_whitespace().collect();
                 let instead = match words.join("-") {
