@@ -113,17 +113,24 @@ pub(crate) fn respond(api: &Api, row: &RunRow, attempt: u32, format: Format) -> 
 fn convert_to_text(
     log: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static,
 ) -> impl Stream<Item = std::io::Result<Bytes>> + Send + 'static {
-    let chunks = log.map_ok(Some).chain(futures::stream::iter([Ok(None)]));
-    chunks
-        .scan(Lines::default(), |lines, chunk| {
-            let text = chunk.map(|chunk| match chunk {
-                Some(bytes) => lines.push(&bytes),
-                None => lines.finish(),
-            });
-            std::future::ready(Some(text))
-        })
-        .try_filter(|text| std::future::ready(!text.is_empty()))
-        .map_ok(Bytes::from)
+    let start = (Box::pin(log), Lines::default(), false);
+    futures::stream::try_unfold(start, async |(mut log, mut lines, mut has_ended)| {
+        loop {
+            if let Some(text) = lines.next_piece() {
+                return Ok(Some((Bytes::from(text), (log, lines, has_ended))));
+            }
+            if has_ended {
+                return Ok(None);
+            }
+            match log.try_next().await? {
+                Some(bytes) => lines.push(bytes),
+                None => {
+                    lines.finish();
+                    has_ended = true;
+                }
+            }
+        }
+    })
 }
 
 #[cfg(test)]

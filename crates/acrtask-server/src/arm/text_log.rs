@@ -166,6 +166,7 @@ impl TextLog {
         target: u64,
     ) -> Result<(), LogError> {
         while position.text <= target && !position.complete {
+            self.drain(&mut position, target);
             if position.attempt > 0 {
                 let log = read_log(
                     app.clone(),
@@ -178,37 +179,47 @@ impl TextLog {
                     && let Some(bytes) = log.try_next().await?
                 {
                     position.offset += bytes.len() as u64;
-                    let text = position.lines.push(&bytes);
-                    self.record(&mut position, &text);
-                }
-                if position.text > target {
-                    break;
+                    position.lines.push(bytes);
+                    self.drain(&mut position, target);
                 }
             }
-            if position.attempt < run.attempt {
-                // An earlier attempt never changes again.
-                let mut text = position.lines.finish();
+            let is_earlier = position.attempt < run.attempt;
+            if position.text > target || !is_earlier && !run.state.is_final() {
+                break;
+            }
+            // An earlier attempt never changes again.
+            position.lines.finish();
+            self.drain(&mut position, target);
+            if position.text > target {
+                break;
+            }
+            let mut text = String::new();
+            if !is_earlier {
+                text = format!("{}\n", summary_line(&run.to_api()));
+                position.complete = true;
+            } else {
                 if position.attempt > 0 {
-                    text.push_str(&format!("attempt {} begins\n", position.attempt + 1));
+                    text = format!("attempt {} begins\n", position.attempt + 1);
                 }
                 position.attempt += 1;
                 position.offset = 0;
                 position.lines = Lines::default();
-                self.record(&mut position, &text);
-            } else if run.state.is_final() {
-                let mut text = position.lines.finish();
-                text.push_str(&summary_line(&run.to_api()));
-                text.push('\n');
-                position.complete = true;
-                self.record(&mut position, &text);
-            } else {
-                break;
             }
+            self.record(&mut position, &text);
         }
         if position.text >= self.end.text {
             self.end = position;
         }
         Ok(())
+    }
+
+    /// Records the text of bytes that were read, until it contains the byte at `target`.
+    fn drain(&mut self, position: &mut Position, target: u64) {
+        while position.text <= target
+            && let Some(text) = position.lines.next_piece()
+        {
+            self.record(position, &text);
+        }
     }
 
     /// Records converted text, and the position behind it.

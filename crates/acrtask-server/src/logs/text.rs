@@ -7,6 +7,7 @@
 use std::{borrow::Cow, collections::HashMap, fmt::Write as _};
 
 use acrtask_model::{Event, EventKind, StepId, StepState, events::Vertex};
+use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -15,6 +16,8 @@ use super::split::{RawEvent, Splitter};
 
 /// Text of a line that is longer than an event can be.
 const SKIPPED: &str = "skipped a line that is not an event";
+/// Size of a piece of text after which the next one begins, in bytes.
+const PIECE: usize = 64 << 10;
 /// Maximum number of vertices whose first event is recorded.
 const MAX_VERTICES: usize = 10_000;
 /// Size of the start of an event that names its kind, in bytes.
@@ -181,50 +184,111 @@ fn started_vertex<'e>(event: &'e LogEvent<'_>) -> Option<(u64, &'e Vertex)> {
 }
 
 /// Incremental converter of event bytes to text.
+///
+/// Each line of the text has the id of its step, so the text can be much longer than the bytes.
+/// [`Lines::next_piece`] returns it in pieces of about [`PIECE`] bytes.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Lines {
     splitter: Splitter,
     vertices: VertexLines,
+    /// Bytes that are not split yet.
+    input: Bytes,
+    rest: Rest,
+}
+
+/// Lines of an event that did not fit into a piece.
+#[derive(Debug, Clone, Default)]
+struct Rest {
+    prefix: String,
+    /// Lines without the prefix. Each has a line end.
+    lines: String,
+    /// Start of the next line in `lines`.
+    next: usize,
+}
+
+impl Rest {
+    fn is_empty(&self) -> bool {
+        self.next == self.lines.len()
+    }
+
+    /// Moves lines to `out` until it has [`PIECE`] bytes.
+    fn move_to(&mut self, out: &mut String) {
+        while out.len() < PIECE && !self.is_empty() {
+            let left = &self.lines[self.next..];
+            let end = memchr::memchr(b'\n', left.as_bytes()).map_or(left.len(), |at| at + 1);
+            out.push_str(&self.prefix);
+            out.push_str(&left[..end]);
+            self.next += end;
+        }
+        if self.is_empty() {
+            *self = Self::default();
+        }
+    }
 }
 
 impl Lines {
-    /// Returns the lines of all events that end in `bytes`.
-    pub(crate) fn push(&mut self, bytes: &[u8]) -> String {
-        let mut out = String::new();
-        let vertices = &mut self.vertices;
-        self.splitter
-            .push(bytes, |raw| write_event(raw, vertices, &mut out));
-        out
+    /// Adds bytes of the log. Call it after [`Lines::next_piece`] has returned `None`.
+    pub(crate) fn push(&mut self, bytes: Bytes) {
+        self.input = bytes;
     }
 
     /// Returns the approximate memory of the state, in bytes.
     pub(crate) fn memory(&self) -> usize {
-        self.splitter.buffered() + self.vertices.0.capacity() * 24
+        let waiting = self.input.len() + self.rest.lines.len();
+        self.splitter.buffered() + self.vertices.0.capacity() * 24 + waiting
     }
 
-    /// Returns the lines of a last event without a line end.
-    pub(crate) fn finish(&mut self) -> String {
-        let mut out = String::new();
-        let vertices = &mut self.vertices;
+    /// Adds the lines of a last event without a line end. Call it after the last
+    /// [`Lines::next_piece`] of the last bytes.
+    pub(crate) fn finish(&mut self) {
+        let (vertices, rest) = (&mut self.vertices, &mut self.rest);
         self.splitter
-            .finish(|raw| write_event(raw, vertices, &mut out));
-        out
+            .finish(|raw| write_event(raw, vertices, None, rest));
+    }
+
+    /// Returns the next piece of the text. `None` if more bytes are needed.
+    pub(crate) fn next_piece(&mut self) -> Option<String> {
+        let mut out = String::new();
+        self.rest.move_to(&mut out);
+        while out.len() < PIECE && self.rest.is_empty() && !self.input.is_empty() {
+            let end = memchr::memchr(b'\n', &self.input).map_or(self.input.len(), |at| at + 1);
+            let line = self.input.split_to(end);
+            let (vertices, rest) = (&mut self.vertices, &mut self.rest);
+            self.splitter.push(&line, |raw| {
+                write_event(raw, vertices, Some(&mut out), rest)
+            });
+        }
+        (!out.is_empty()).then_some(out)
     }
 }
 
-/// Writes the lines of an event as `STEP | TEXT`.
-fn write_event(raw: RawEvent<'_>, vertices: &mut VertexLines, out: &mut String) {
+/// Writes the lines of an event as `STEP | TEXT` to `out`. Lines that do not fit go to `rest`.
+fn write_event(
+    raw: RawEvent<'_>,
+    vertices: &mut VertexLines,
+    mut out: Option<&mut String>,
+    rest: &mut Rest,
+) {
     let Some(event) = LogEvent::parse(raw) else {
         return;
     };
     let names_vertex = vertices.record(&event, raw.start);
+    let prefix = event.step().map(|step| format!("{step} | "));
+    let prefix = prefix.unwrap_or_default();
     event.render(names_vertex, &mut |line| {
-        if let Some(step) = event.step() {
-            let _ = write!(out, "{step} | ");
-        }
-        out.push_str(line);
-        out.push('\n');
+        let target = match out.as_mut().filter(|out| out.len() < PIECE) {
+            Some(out) => {
+                out.push_str(&prefix);
+                out
+            }
+            None => &mut rest.lines,
+        };
+        target.push_str(line);
+        target.push('\n');
     });
+    if !rest.is_empty() {
+        rest.prefix = prefix;
+    }
 }
 
 /// Passes each line of a text to `each`.
