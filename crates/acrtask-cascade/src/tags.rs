@@ -9,7 +9,7 @@
 
 use std::cmp::Ordering;
 
-use regex::Regex;
+use regex::bytes::{Regex, RegexBuilder};
 use semver::{Version, VersionReq};
 use serde::{Deserialize, Serialize};
 
@@ -29,9 +29,22 @@ pub enum TagPolicy {
     Pattern(String),
 }
 
+/// Maximum length of a version range or pattern, in bytes.
+const MAX_POLICY: usize = 200;
+/// Maximum size of a compiled pattern and of the cache of its automaton, in bytes.
+const MAX_COMPILED: usize = 64 << 10;
+/// Maximum depth of groups and classes in a pattern.
+const MAX_NESTING: u32 = 20;
+
 /// Tag policy that cannot be parsed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TagPolicyError {
+    /// Range or pattern above the maximum length.
+    #[error("it has {length} bytes; write at most {MAX_POLICY}")]
+    TooLong {
+        /// Length in bytes.
+        length: usize,
+    },
     /// Invalid version range.
     #[error(
         "`{range}` is not a range of versions: {reason}; write one like `^3.20` or `>=3.18, <4`"
@@ -41,6 +54,12 @@ pub enum TagPolicyError {
         range: String,
         /// Error of the range parser.
         reason: String,
+    },
+    /// Pattern whose automaton is too large.
+    #[error("`{pattern}` is too large a regular expression; write smaller counts and classes")]
+    TooLarge {
+        /// Pattern as written.
+        pattern: String,
     },
     /// Invalid regular expression.
     #[error("`{pattern}` is not a regular expression: {reason}")]
@@ -52,56 +71,98 @@ pub enum TagPolicyError {
     },
 }
 
-/// Selects `current` or a newer tag of `tags`. The order of `tags` does not matter.
-pub fn choose_tag<'a>(
-    policy: &TagPolicy,
-    current: &'a str,
-    tags: impl IntoIterator<Item = &'a str>,
-) -> Result<&'a str, TagPolicyError> {
-    match policy {
-        TagPolicy::Same => Ok(current),
-        TagPolicy::Semver(range) => newest_version(range, current, tags),
-        TagPolicy::Pattern(pattern) => newest_match(pattern, current, tags),
+/// A parsed tag policy. Parsing costs more than a selection, so parse each policy once.
+#[derive(Debug, Clone)]
+pub struct TagSelector(Kind);
+
+#[derive(Debug, Clone)]
+enum Kind {
+    Same,
+    Semver(VersionReq),
+    Pattern(Regex),
+}
+
+impl TagSelector {
+    /// Parses a policy.
+    ///
+    /// # Errors
+    /// Returns an error for an invalid or too large range or pattern. The cost of a refusal does
+    /// not depend on the policy.
+    pub fn new(policy: &TagPolicy) -> Result<Self, TagPolicyError> {
+        Ok(Self(match policy {
+            TagPolicy::Same => Kind::Same,
+            TagPolicy::Semver(range) => Kind::Semver(parse_range(range)?),
+            TagPolicy::Pattern(pattern) => Kind::Pattern(compile_pattern(pattern)?),
+        }))
+    }
+
+    /// Selects `current` or a newer tag of `tags`. The order of `tags` does not matter.
+    pub fn choose<'a>(&self, current: &'a str, tags: impl IntoIterator<Item = &'a str>) -> &'a str {
+        match &self.0 {
+            Kind::Same => current,
+            Kind::Semver(range) => newest_version(range, current, tags),
+            Kind::Pattern(regex) => newest_match(regex, current, tags),
+        }
+    }
+
+    /// Returns `true` if the policy could select `tag`, whatever tag is in use.
+    pub fn allows(&self, tag: &str) -> bool {
+        match &self.0 {
+            Kind::Same => true,
+            Kind::Semver(range) => {
+                Numbered::parse(tag).is_some_and(|numbered| range.matches(&numbered.version()))
+            }
+            Kind::Pattern(regex) => regex.is_match(tag.as_bytes()),
+        }
     }
 }
 
-/// Returns `true` if the policy could select `tag`, whatever tag is in use.
-pub fn allows_tag(policy: &TagPolicy, tag: &str) -> Result<bool, TagPolicyError> {
-    Ok(match policy {
-        TagPolicy::Same => true,
-        TagPolicy::Semver(range) => {
-            let wanted = parse_range(range)?;
-            Numbered::parse(tag).is_some_and(|numbered| wanted.matches(&numbered.version()))
-        }
-        TagPolicy::Pattern(pattern) => compile_pattern(pattern)?.is_match(tag),
-    })
+fn check_length(text: &str) -> Result<(), TagPolicyError> {
+    if text.len() > MAX_POLICY {
+        return Err(TagPolicyError::TooLong { length: text.len() });
+    }
+    Ok(())
 }
 
 fn parse_range(range: &str) -> Result<VersionReq, TagPolicyError> {
+    check_length(range)?;
     VersionReq::parse(range).map_err(|error| TagPolicyError::Range {
         range: range.to_owned(),
         reason: error.to_string(),
     })
 }
 
+/// Compiles a pattern for a whole tag. Tags are ASCII, and classes of Unicode are large, so classes
+/// are ASCII too.
 fn compile_pattern(pattern: &str) -> Result<Regex, TagPolicyError> {
-    Regex::new(&format!("^(?:{pattern})$")).map_err(|error| {
-        // All lines before the last one repeat the pattern with the anchors added above.
-        let text = error.to_string();
-        let last = text.lines().last().unwrap_or_default();
-        TagPolicyError::Pattern {
+    check_length(pattern)?;
+    let built = RegexBuilder::new(&format!("^(?:{pattern})$"))
+        .unicode(false)
+        .size_limit(MAX_COMPILED)
+        .dfa_size_limit(MAX_COMPILED)
+        .nest_limit(MAX_NESTING)
+        .build();
+    built.map_err(|error| match error {
+        regex::Error::CompiledTooBig(_) => TagPolicyError::TooLarge {
             pattern: pattern.to_owned(),
-            reason: last.strip_prefix("error: ").unwrap_or(last).to_owned(),
+        },
+        error => {
+            // All lines before the last one repeat the pattern with the anchors added above.
+            let text = error.to_string();
+            let last = text.lines().last().unwrap_or_default();
+            TagPolicyError::Pattern {
+                pattern: pattern.to_owned(),
+                reason: last.strip_prefix("error: ").unwrap_or(last).to_owned(),
+            }
         }
     })
 }
 
 fn newest_version<'a>(
-    range: &str,
+    wanted: &VersionReq,
     current: &'a str,
     tags: impl IntoIterator<Item = &'a str>,
-) -> Result<&'a str, TagPolicyError> {
-    let wanted = parse_range(range)?;
+) -> &'a str {
     // If the current tag is not a version (`latest`), every full release is newer.
     let used = Numbered::parse(current);
     let mut best = used
@@ -129,7 +190,7 @@ fn newest_version<'a>(
             best = Some((version, tag));
         }
     }
-    Ok(best.map_or(current, |(_, tag)| tag))
+    best.map_or(current, |(_, tag)| tag)
 }
 
 /// Parts of a version tag. `v3.20.1-slim` has the prefix `v`, three numbers and the suffix `-slim`.
@@ -176,15 +237,15 @@ impl<'a> Numbered<'a> {
 }
 
 fn newest_match<'a>(
-    pattern: &str,
+    regex: &Regex,
     current: &'a str,
     tags: impl IntoIterator<Item = &'a str>,
-) -> Result<&'a str, TagPolicyError> {
-    let regex = compile_pattern(pattern)?;
+) -> &'a str {
     let key = |tag: &'a str| {
-        let found = regex.captures(tag)?;
+        let found = regex.captures(tag.as_bytes())?;
         let group = found.name("order").or_else(|| found.get(1));
-        Some(group.map_or(tag, |group| group.as_str()))
+        // A match of bytes may end within a character of a text that is not a tag.
+        group.map_or(Some(tag), |group| tag.get(group.range()))
     };
     let mut best = key(current).map(|key| (key, current));
     for tag in tags {
@@ -203,7 +264,7 @@ fn newest_match<'a>(
             best = Some((key, tag));
         }
     }
-    Ok(best.map_or(current, |(_, tag)| tag))
+    best.map_or(current, |(_, tag)| tag)
 }
 
 /// Compares runs of digits by value and the rest as text.
@@ -241,18 +302,18 @@ mod tests {
     use super::*;
 
     fn semver(range: &str, current: &'static str, tags: &[&'static str]) -> &'static str {
-        choose_tag(
-            &TagPolicy::Semver(range.into()),
-            current,
-            tags.iter().copied(),
-        )
-        .unwrap()
+        let selector = TagSelector::new(&TagPolicy::Semver(range.into())).unwrap();
+        selector.choose(current, tags.iter().copied())
+    }
+
+    fn error(policy: TagPolicy) -> TagPolicyError {
+        TagSelector::new(&policy).unwrap_err()
     }
 
     #[test]
     fn same_policy_keeps_the_current_tag() {
-        let chosen = choose_tag(&TagPolicy::Same, "3.20", ["3.21", "4"]);
-        assert_eq!(chosen, Ok("3.20"));
+        let selector = TagSelector::new(&TagPolicy::Same).unwrap();
+        assert_eq!(selector.choose("3.20", ["3.21", "4"]), "3.20");
     }
 
     #[test]
@@ -284,12 +345,8 @@ mod tests {
     #[test]
     fn pattern_compares_digits_as_numbers() {
         let pattern = |text: &str, current, tags: &[&'static str]| {
-            choose_tag(
-                &TagPolicy::Pattern(text.into()),
-                current,
-                tags.iter().copied(),
-            )
-            .unwrap()
+            let selector = TagSelector::new(&TagPolicy::Pattern(text.into())).unwrap();
+            selector.choose(current, tags.iter().copied())
         };
         let tags = [
             "build-9",
@@ -309,28 +366,56 @@ mod tests {
 
     #[test]
     fn allows_matches_selectable_tags() {
-        let semver = TagPolicy::Semver("^3.20".into());
+        let semver = TagSelector::new(&TagPolicy::Semver("^3.20".into())).unwrap();
         for (tag, allowed) in [
             ("3.21", true),
             ("3.20.1-slim", true),
             ("4", false),
             ("x", false),
         ] {
-            assert_eq!(allows_tag(&semver, tag), Ok(allowed), "{tag}");
+            assert_eq!(semver.allows(tag), allowed, "{tag}");
         }
-        let pattern = TagPolicy::Pattern(r"build-(\d+)".into());
-        assert_eq!(allows_tag(&pattern, "build-7"), Ok(true));
-        assert_eq!(allows_tag(&pattern, "build-7-x"), Ok(false));
+        let pattern = TagSelector::new(&TagPolicy::Pattern(r"build-(\d+)".into())).unwrap();
+        assert!(pattern.allows("build-7"));
+        assert!(!pattern.allows("build-7-x"));
     }
 
     #[test]
     fn invalid_policy_error_names_a_valid_one() {
-        let error = choose_tag(&TagPolicy::Semver("newest".into()), "1", []).unwrap_err();
-        assert!(error.to_string().contains("`^3.20`"), "{error}");
-        let error = choose_tag(&TagPolicy::Pattern("(".into()), "1", []).unwrap_err();
+        let range = error(TagPolicy::Semver("newest".into()));
+        assert!(range.to_string().contains("`^3.20`"), "{range}");
         assert_eq!(
-            error.to_string(),
+            error(TagPolicy::Pattern("(".into())).to_string(),
             "`(` is not a regular expression: unclosed group"
+        );
+    }
+
+    #[test]
+    fn large_patterns_are_refused_at_once() {
+        let started = std::time::Instant::now();
+        for _ in 0..50 {
+            for bomb in [
+                r"(?u)\pL{200}",
+                r"((((.{9}){9}){9}){9}){9}",
+                r"(?u)(\w{50}|\W{50}){50}",
+            ] {
+                let error = error(TagPolicy::Pattern(bomb.into()));
+                assert!(matches!(error, TagPolicyError::TooLarge { .. }), "{error}");
+            }
+        }
+        // Unlimited, one of them takes longer.
+        assert!(started.elapsed() < std::time::Duration::from_secs(20));
+        let error_of = |bomb: String| error(TagPolicy::Pattern(bomb)).to_string();
+        assert!(error_of("a".repeat(201)).contains("at most 200"));
+        assert!(error_of("(".repeat(99) + &")".repeat(99)).contains("regular expression"));
+        let long = error(TagPolicy::Semver("^1, ".repeat(100)));
+        assert!(matches!(long, TagPolicyError::TooLong { .. }), "{long}");
+        let usual = r"(?i)nightly-(?<order>\d{4}-\d{2}-\d{2}(-\d{1,9})?)-[\w.-]{1,60}";
+        let usual = TagSelector::new(&TagPolicy::Pattern(usual.into())).unwrap();
+        assert!(usual.allows("Nightly-2026-11-30-7-slim"));
+        assert!(
+            !usual.allows("nightly-2026-11-3\u{663}-x"),
+            "digits are ASCII"
         );
     }
 }

@@ -24,7 +24,7 @@ use acrtask_api::{
     spec::{RunSource, RunSpec},
     task::{BaseTagRule, Task, TaskDefinition},
 };
-use acrtask_cascade::tags::{TagPolicy, allows_tag, choose_tag};
+use acrtask_cascade::tags::{TagPolicy, TagSelector};
 use acrtask_model::ImageRef;
 use acrtask_registry::{Listing, Registry};
 use acrtask_store::{
@@ -221,15 +221,14 @@ pub(crate) fn apply_tags(task: &Task, tags: &BTreeMap<String, String>, spec: &mu
         let Some(tag) = tags.get(&repository) else {
             continue;
         };
-        if !allows_tag(&policy, tag).unwrap_or(false) {
+        let Ok(selector) = TagSelector::new(&policy) else {
+            continue;
+        };
+        if !selector.allows(tag) {
             continue;
         }
         let newer = |own: Option<&str>| match own {
-            Some(own) if allows_tag(&policy, own).unwrap_or(false) => {
-                choose_tag(&policy, own, [tag.as_str()])
-                    .unwrap_or(tag)
-                    .to_owned()
-            }
+            Some(own) if selector.allows(own) => selector.choose(own, [tag.as_str()]).to_owned(),
             _ => tag.clone(),
         };
         if let (Some(arg), RunSource::Build(build)) = (&rule.build_arg, &mut spec.source) {
@@ -374,16 +373,18 @@ fn find_newer_tags<'t>(
     used: &'t BTreeSet<String>,
     tags: &'t [String],
 ) -> Vec<(&'t str, &'t str)> {
+    let Ok(selector) = TagSelector::new(policy) else {
+        return Vec::new();
+    };
     let newer = used.iter().filter_map(|used| {
-        let newest = choose_tag(policy, used, tags.iter().map(String::as_str)).ok()?;
+        let newest = selector.choose(used, tags.iter().map(String::as_str));
         (newest != used).then_some((used.as_str(), newest))
     });
     let mut all: Vec<(&str, &str)> = newer.collect();
     if rule.starts_runs()
         && let Some((_, first)) = all.first()
     {
-        let newest =
-            choose_tag(policy, first, all.iter().map(|(_, newest)| *newest)).unwrap_or(first);
+        let newest = selector.choose(first, all.iter().map(|(_, newest)| *newest));
         all.retain(|(_, tag)| *tag == newest);
         all.truncate(1);
     }

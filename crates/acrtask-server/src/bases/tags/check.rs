@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use acrtask_api::task::TaskDefinition;
-use acrtask_cascade::tags::{allows_tag, choose_tag};
+use acrtask_cascade::tags::TagSelector;
 use acrtask_model::ImageRef;
 
 use super::tag_policy;
@@ -22,6 +22,7 @@ pub(crate) fn find_rule_problems(task: &TaskDefinition) -> Vec<String> {
             "`triggers.baseImage.tags` has {} rules; a task may have at most {MAX_RULES}",
             trigger.tags.len()
         ));
+        return problems;
     }
     let mut images = BTreeSet::new();
     let mut targets = BTreeSet::new();
@@ -58,7 +59,7 @@ pub(crate) fn find_rule_problems(task: &TaskDefinition) -> Vec<String> {
                     .into(),
             ),
             Some(policy) => {
-                if let Err(error) = choose_tag(&policy, "", []).and(allows_tag(&policy, "")) {
+                if let Err(error) = TagSelector::new(&policy) {
                     let key = if rule.semver.is_some() {
                         "semver"
                     } else {
