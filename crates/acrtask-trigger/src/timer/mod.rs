@@ -17,6 +17,7 @@
 //!
 //! Time zones are part of the program, so that all servers agree.
 
+mod days;
 mod due;
 mod ncrontab;
 mod windows_zones;
@@ -175,13 +176,10 @@ fn parse_cron(text: &str) -> Result<(Cron, bool), TimerError> {
     let cron = parser
         .parse(&read.text)
         .map_err(|problem| error(sentence_part(&problem), None))?;
-    cron.find_next_occurrence(&jiff::civil::date(2000, 1, 1).at(0, 0, 0, 0), true)
-        .map_err(|_| {
-            error(
-                "the schedule never fires: no month has such a day".into(),
-                None,
-            )
-        })?;
+    if !days::has_day(&read.text, &parser) {
+        let reason = "the schedule never fires: no month has such a day";
+        return Err(error(reason.into(), None));
+    }
     Ok((cron, read.restricts_both_days))
 }
 
