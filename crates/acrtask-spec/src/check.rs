@@ -90,10 +90,15 @@ pub(crate) fn make_plan(
     if !check_inherited_size(task, &task_env, report) {
         return (None, refusals);
     }
+    let volume_names = task
+        .volumes
+        .iter()
+        .filter_map(|volume| volume.name.as_ref());
+    let volume_names = volume_names.map(|name| name.value.as_str()).collect();
     let mut steps = Vec::new();
     for (i, raw) in task.steps.iter().enumerate() {
         check_step(raw, &networks, report);
-        check_mounts(raw, &task.volumes, report);
+        check_mounts(raw, &volume_names, report);
         let next = task.steps.get(i + 1);
         let text = |text: &Option<Text>| text.as_ref().map(|text| text.value.clone());
         let working_directory = text(&raw.working_directory)
@@ -346,6 +351,7 @@ fn check_step(raw: &RawStep, networks: &[Network], report: &mut Report<'_>) {
         }
     }
     if let Some(network) = &raw.network
+        && !report.is_full()
         && !networks
             .iter()
             .any(|declared| declared.name == network.value)

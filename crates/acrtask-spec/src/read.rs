@@ -33,7 +33,7 @@ impl<'a> Report<'a> {
     /// Adds a problem with spans of the current text. Once [`MAX_PROBLEMS`] are reported, only a
     /// first error is added.
     pub(crate) fn push(&mut self, diagnostic: Diagnostic) {
-        if self.is_full() && (self.has_errors() || !diagnostic.is_error()) {
+        if self.is_closed() || (self.is_full() && !diagnostic.is_error()) {
             return;
         }
         let placed = self.with_author_spans(diagnostic);
@@ -67,6 +67,11 @@ impl<'a> Report<'a> {
     /// Returns `true` if [`MAX_PROBLEMS`] problems are reported.
     pub(crate) fn is_full(&self) -> bool {
         self.diagnostics.len() >= MAX_PROBLEMS
+    }
+
+    /// Returns `true` if the report accepts no further problem.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.is_full() && self.has_errors()
     }
 
     pub(crate) fn has_errors(&self) -> bool {
@@ -306,6 +311,10 @@ impl<'n, 'r, 'a> Fields<'n, 'r, 'a> {
     /// another map.
     pub(crate) fn finish(self, what: &str, elsewhere: impl Fn(&str) -> Option<String>) {
         for (key, value) in &self.entries {
+            // A full report accepts no warning, and a search for the nearest name is slow.
+            if self.report.is_full() {
+                return;
+            }
             // Anchored nodes are used through `*alias`, and keys with `x-` are for other tools.
             if value.anchored || key.scalar().is_some_and(|name| name.starts_with("x-")) {
                 continue;

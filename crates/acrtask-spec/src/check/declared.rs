@@ -1,6 +1,6 @@
 //! Declarations of a task beside its steps: secrets, networks, volumes, and the mounts of volumes.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use acrtask_model::Secret;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -109,6 +109,7 @@ pub(super) fn read_networks(
     refusals: &mut Vec<Diagnostic>,
 ) -> (Vec<Network>, Option<String>) {
     let mut networks: Vec<Network> = Vec::new();
+    let mut seen = HashSet::new();
     for raw in &task.networks {
         let Some(name) = &raw.name else {
             report.push(
@@ -118,7 +119,7 @@ pub(super) fn read_networks(
             );
             continue;
         };
-        if networks.iter().any(|network| network.name == name.value) {
+        if !seen.insert(name.value.as_str()) {
             report.push(
                 Diagnostic::error(
                     Code::Network,
@@ -177,6 +178,7 @@ pub(super) fn read_volumes(
     refusals: &mut Vec<Diagnostic>,
 ) -> Vec<Volume> {
     let mut volumes: Vec<Volume> = Vec::new();
+    let mut seen = HashSet::new();
     let allowed = |text: &str, more: &[u8]| {
         text.bytes()
             .all(|b| b.is_ascii_alphanumeric() || more.contains(&b))
@@ -204,7 +206,7 @@ pub(super) fn read_volumes(
                 )),
             );
         }
-        if volumes.iter().any(|other| other.name == name.value) {
+        if !seen.insert(name.value.as_str()) {
             report.push(
                 Diagnostic::error(
                     Code::Volume,
@@ -273,12 +275,8 @@ pub(super) fn read_volumes(
     volumes
 }
 
-pub(super) fn check_mounts(raw: &RawStep, volumes: &[RawVolume], report: &mut Report<'_>) {
-    let names: Vec<&str> = volumes
-        .iter()
-        .filter_map(|volume| volume.name.as_ref())
-        .map(|name| name.value.as_str())
-        .collect();
+/// Reports problems of the mounts of a step. `names` contains the names of the declared volumes.
+pub(super) fn check_mounts(raw: &RawStep, names: &BTreeSet<&str>, report: &mut Report<'_>) {
     let mut paths = HashSet::new();
     if let (Some(mount), false, None, None) = (
         raw.volume_mounts.first(),
@@ -304,7 +302,11 @@ pub(super) fn check_mounts(raw: &RawStep, volumes: &[RawVolume], report: &mut Re
             );
             continue;
         };
-        if !names.contains(&name.value.as_str()) {
+        // A search for the nearest name is slow.
+        if report.is_closed() {
+            return;
+        }
+        if !names.contains(name.value.as_str()) {
             let help = match find_nearest(&name.value, names.iter().copied()) {
                 Some(near) => format!("write `name: {near}`"),
                 None => format!(

@@ -1,7 +1,7 @@
 //! The line of a step, parsed by the kind of the step. A line that cannot run does not prevent the
 //! plan.
 
-use std::ops::Range;
+use std::{collections::HashSet, ops::Range};
 
 use acrtask_model::{ImageRef, reference::cache_tag_start};
 
@@ -219,13 +219,14 @@ fn read_push(
         images: Vec::new(),
         raw: Vec::new(),
     };
+    let mut seen = HashSet::new();
     for image in &raw.push {
         let full = if image.value.contains(['@', ':']) {
             image.value.clone()
         } else {
             format!("{}:latest", image.value)
         };
-        if step.raw.contains(&full) {
+        if !seen.insert(full.clone()) {
             continue;
         }
         let written = report.written_line(image.span.clone());
