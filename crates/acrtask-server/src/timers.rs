@@ -275,6 +275,7 @@ pub(crate) fn validate_timers(triggers: &Triggers, problems: &mut Problems) {
             "`triggers.timers` has {} timers; a task may have at most {MAX_TIMERS}",
             triggers.timers.len()
         ));
+        return;
     }
     for (name, timer) in &triggers.timers {
         if let Err(reason) = validate::check_word(name) {

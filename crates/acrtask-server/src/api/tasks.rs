@@ -135,7 +135,7 @@ async fn create(
 ) -> Result<Response, ApiError> {
     by.caller.require_task(Some(&definition.name))?;
     require_queue(&by.caller, &definition, None)?;
-    validate::check_task(&definition).into_result()?;
+    let definition = validate::validate_task(definition).await?;
     let task = insert(&api, &by.caller, &definition).await?;
     Ok(created_response(task))
 }
@@ -337,7 +337,7 @@ pub(crate) async fn put_task(
 ) -> Result<PutOutcome, ApiError> {
     caller.require_task(Some(name))?;
     caller.require_task(Some(&definition.name))?;
-    validate::check_task(definition).into_result()?;
+    let definition = &validate::validate_task(definition.clone()).await?;
     let app = &api.app;
     let existing = match app.store.task(name).await {
         Ok(task) => task,

@@ -219,7 +219,7 @@ async fn change<T>(
         tasks::require_no_file(&task)?;
         let mut definition = task.definition;
         let outcome = update(&mut definition)?;
-        validate::check_task(&definition).into_result()?;
+        let definition = validate::validate_task(definition).await?;
         let now = api.app.clock.now_ms();
         let generation = Some(task.generation);
         let store = &api.app.store;

@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use serde::Serialize;
+use tokio::sync::Semaphore;
 
 use acrtask_model::printable::unprintable_in_name;
 use acrtask_source::ContextSpec;
@@ -14,6 +15,8 @@ use acrtask_api::{
     task::{QueueOptions, TaskDefinition},
 };
 use acrtask_store::RunGroup;
+
+use crate::api::ApiError;
 
 mod inline;
 mod secrets;
@@ -26,6 +29,12 @@ const MAX_NAME: usize = 100;
 const MAX_TEXT: usize = acrtask_spec::MAX_FILE;
 /// Largest spec of a run and largest definition of a task, in bytes of JSON.
 pub(crate) const MAX_SPEC: usize = 256 << 10;
+/// Maximum number of reported problems.
+const MAX_PROBLEMS: usize = 100;
+/// Maximum number of images of a build.
+const MAX_IMAGES: usize = 200;
+/// Maximum number of task definitions that are checked at once.
+const MAX_CHECKS: usize = 4;
 /// Longest timeout of a run, in seconds: a week.
 const MAX_TIMEOUT: u64 = 7 * 24 * 3600;
 
@@ -33,6 +42,7 @@ const MAX_TIMEOUT: u64 = 7 * 24 * 3600;
 /// schema cannot express.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Problems {
+    /// At most [`MAX_PROBLEMS`].
     texts: Vec<String>,
     wrong_form: bool,
 }
@@ -47,7 +57,7 @@ impl Problems {
     /// Adds the problem of a violated rule, between values or in the language of a value.
     pub fn add_rule(&mut self, problem: impl Into<String>) {
         let problem = problem.into();
-        if !self.texts.contains(&problem) {
+        if self.texts.len() < MAX_PROBLEMS && !self.texts.contains(&problem) {
             self.texts.push(problem);
         }
     }
@@ -79,10 +89,33 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// Returns the problems of a task definition.
+/// Checks a task definition on a thread for blocking work, at most [`MAX_CHECKS`] at once.
+///
+/// # Errors
+/// Returns the problems of the definition.
+pub(crate) async fn validate_task(task: TaskDefinition) -> Result<TaskDefinition, ApiError> {
+    static CHECKS: Semaphore = Semaphore::const_new(MAX_CHECKS);
+    let turn = CHECKS
+        .acquire()
+        .await
+        .map_err(|error| ApiError::internal(&error))?;
+    let check = move || {
+        let problems = check_task(&task);
+        problems.into_result().map(|()| task)
+    };
+    let checked = tokio::task::spawn_blocking(check).await;
+    drop(turn);
+    Ok(checked.map_err(|error| ApiError::internal(&error))??)
+}
+
+/// Returns the problems of a task definition. A definition above the maximum size has only that
+/// problem, so that a refusal costs little.
 pub fn check_task(task: &TaskDefinition) -> Problems {
     let mut problems = Problems::default();
     check_size("the definition of the task", task, &mut problems);
+    if !problems.is_empty() {
+        return problems;
+    }
     if let Err(reason) = check_task_name(&task.name) {
         problems.add(format!("`name`: {reason}"));
     }
@@ -120,7 +153,14 @@ pub fn check_task(task: &TaskDefinition) -> Problems {
     }
     if let Some(build) = &task.build {
         check_build("build", build, &mut problems);
-        for image in build.images.iter().filter(|image| !image.contains("{{")) {
+        if build.images.len() > MAX_IMAGES {
+            problems.add_rule(format!(
+                "`build.images` has {} images; a build may have at most {MAX_IMAGES}",
+                build.images.len()
+            ));
+        }
+        let images = build.images.iter().take(MAX_IMAGES);
+        for image in images.filter(|image| !image.contains("{{")) {
             if let Err(reason) = inline::check_image(image, task.registry.as_deref()) {
                 problems.add_rule(format!("`build.images`: `{image}`: {reason}"));
             }

@@ -128,3 +128,85 @@ fn task_names_are_checked() {
         check_task_name(bad).unwrap_err();
     }
 }
+
+/// Returns the time that this thread has computed.
+fn computed() -> std::time::Duration {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    let nanoseconds = stat.split(' ').next().unwrap().parse().unwrap();
+    std::time::Duration::from_nanos(nanoseconds)
+}
+
+#[test]
+fn refused_definitions_cost_little() {
+    let rule = |at: usize| {
+        let pattern = r"(?u)\pL{200}";
+        serde_json::json!({"image": format!("r.example/a{at}"), "pattern": pattern, "value": format!("v{at}")})
+    };
+    let timers = |count: usize, schedule: &str| -> serde_json::Value {
+        let timers = (0..count).map(|at| {
+            let timer = serde_json::json!({"schedule": schedule, "timezone": "Europe/Atlantis"});
+            (format!("t{at}"), timer)
+        });
+        serde_json::Value::Object(timers.collect())
+    };
+    let rules = |count| (0..count).map(rule).collect::<Vec<_>>();
+    for (name, json, limit) in [
+        (
+            "4 MiB",
+            serde_json::json!({
+                "text": "steps:\n- {cmd: a}\n".repeat(100_000),
+                "triggers": {
+                    "baseImage": {"tags": rules(20_000)},
+                    "timers": timers(10_000, "0 0 30 2 *"),
+                },
+            }),
+            "KiB as JSON",
+        ),
+        (
+            "rules",
+            serde_json::json!({"cmd": "x", "triggers": {"baseImage": {"tags": rules(2000)}}}),
+            "has 2000 rules",
+        ),
+        (
+            "patterns",
+            serde_json::json!({"cmd": "x", "triggers": {"baseImage": {"tags": rules(50)}}}),
+            "too large a regular expression",
+        ),
+        (
+            "timers",
+            serde_json::json!({"cmd": "x", "triggers": {"timers": timers(2000, "0 0 30 2 *")}}),
+            "has 2000 timers",
+        ),
+        (
+            "days",
+            serde_json::json!({"cmd": "x", "triggers": {"timers": timers(50, "0 0 1 * MON#2")}}),
+            "no month has such a day",
+        ),
+        (
+            "names",
+            serde_json::json!({"cmd": "x", "secrets": (0..15_000).map(|at| (format!("a {at}"), "b")).collect::<BTreeMap<_, _>>()}),
+            "is not a secret name",
+        ),
+        (
+            "images",
+            serde_json::json!({"build": {"images": (0..20_000).map(|at| format!("A{at}")).collect::<Vec<_>>()}}),
+            "has 20000 images",
+        ),
+    ] {
+        let mut json = json;
+        json["name"] = "app".into();
+        let definition = task(json);
+        let before = computed();
+        let problems = check_task(&definition);
+        let cost = computed() - before;
+        assert!(problems.to_string().contains(limit), "{name}: {problems}");
+        assert!(problems.texts.len() <= MAX_PROBLEMS, "{name}");
+        if name == "4 MiB" {
+            assert_eq!(problems.texts.len(), 1, "{problems}");
+        }
+        // Test builds are not optimized. Without the limits, each definition takes seconds.
+        let most =
+            std::time::Duration::from_millis(if cfg!(debug_assertions) { 1500 } else { 100 });
+        assert!(cost < most, "{name}: {cost:?}");
+    }
+}
