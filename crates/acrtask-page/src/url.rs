@@ -21,12 +21,20 @@ pub fn encode_query(text: &str) -> String {
     utf8_percent_encode(text, RESERVED).to_string()
 }
 
-/// Returns `true` if `text` is a path on this server: it starts with exactly one `/`. Browsers
-/// treat `\` like `/` and drop control characters, so these are refused.
+/// Returns `true` if `text` is a path on this server: it starts with one `/`.
+///
+/// Browsers treat `\` like `/` and drop control characters, and proxies resolve `//` and segments
+/// of dots, so these are refused in the path.
 pub fn is_local_path(text: &str) -> bool {
-    let mut chars = text.chars();
-    chars.next() == Some('/')
-        && !matches!(chars.next(), Some('/' | '\\'))
+    let path = text.split(['?', '#']).next().unwrap_or_default();
+    let is_dots = |segment: &str| {
+        let segment = segment.to_ascii_lowercase().replace("%2e", ".");
+        matches!(segment.as_str(), "." | "..")
+    };
+    path.starts_with('/')
+        && !path.contains("//")
+        && !path.contains('\\')
+        && !path.split('/').any(is_dots)
         && text.bytes().all(|byte| (0x21..0x7f).contains(&byte))
 }
 
@@ -36,7 +44,14 @@ mod tests {
 
     #[test]
     fn return_address_stays_on_the_server() {
-        for good in ["/", "/runs?state=failed&task=a%2Fb", "/runs/r1#build:L3"] {
+        for good in [
+            "/",
+            "/runs/",
+            "/runs?state=failed&task=a%2Fb",
+            "/runs?task=//.",
+            "/runs/r1#build:L3",
+            "/tasks/a.b..c",
+        ] {
             assert!(is_local_path(good), "{good}");
         }
         for bad in [
@@ -47,6 +62,13 @@ mod tests {
             "/\t/evil.example",
             "/\n/evil.example",
             "https://evil.example/",
+            "/.//evil.example",
+            "/a/..//evil.example/x",
+            "/a//evil.example",
+            "/./runs",
+            "/runs/..",
+            "/%2E%2e/evil.example",
+            "/a/..\\evil.example",
             "/a b",
             "/é",
         ] {
