@@ -57,12 +57,23 @@ async fn refuse_below(
     request: Request,
     next: Next,
 ) -> Response {
-    static WARNED_AT: AtomicI64 = AtomicI64::new(i64::MIN);
     if !stores_data(request.method(), path.as_str()) {
         return next.run(request).await;
     }
+    match require_room(&app) {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+/// Checks that something may be stored.
+///
+/// # Errors
+/// Returns 507 if a folder of the server is below the floor.
+pub(crate) fn require_room(app: &App) -> Result<(), ApiError> {
+    static WARNED_AT: AtomicI64 = AtomicI64::new(i64::MIN);
     let Err(reason) = app.floor.check() else {
-        return next.run(request).await;
+        return Ok(());
     };
     let now = app.clock.now_ms();
     let warned_at = WARNED_AT.load(Ordering::Relaxed);
@@ -71,7 +82,9 @@ async fn refuse_below(
         tracing::warn!(reason, "refusing requests for lack of free disk");
     }
     // The caller may have no token. Only the log names the folder and its free bytes.
-    ApiError::disk_full("the server has less free disk than --min-free-disk keeps").into_response()
+    Err(ApiError::disk_full(
+        "the server has less free disk than --min-free-disk keeps",
+    ))
 }
 
 /// Minimum of free disk, and the folders that must have it.

@@ -2,7 +2,13 @@
 
 use sqlx::FromRow;
 
-use crate::{Ms, Result, Store, db::args};
+use crate::{
+    Ms, Result, Store,
+    db::{args, locked},
+};
+
+/// Maximum number of sessions per token.
+pub const MAX_SESSIONS: u32 = 20;
 
 /// A stored session.
 #[derive(Debug, Clone, PartialEq, Eq, FromRow)]
@@ -20,22 +26,34 @@ pub struct SessionRow {
 }
 
 impl Store {
-    /// Creates a session.
+    /// Creates a session. Ends the oldest sessions of its token, so that at most [`MAX_SESSIONS`]
+    /// remain.
     pub async fn create_session(&self, session: &SessionRow) -> Result<()> {
-        self.db
-            .exec(
-                "INSERT INTO sessions (hash, token_id, created_at, last_used_at, expires_at) \
-                 VALUES ($1, $2, $3, $4, $5)",
-                args![
-                    session.hash.as_slice(),
-                    session.token_id.as_str(),
-                    session.created_at,
-                    session.last_used_at,
-                    session.expires_at,
-                ],
-            )
-            .await
-            .map(drop)
+        let token = session.token_id.as_str();
+        let mut tx = self.db.begin().await?;
+        let _: Option<(String,)> = tx
+            .fetch_optional(locked!("SELECT id FROM tokens WHERE id = $1"), args![token])
+            .await?;
+        tx.exec(
+            "DELETE FROM sessions WHERE token_id = $1 AND hash NOT IN ( \
+                 SELECT hash FROM sessions WHERE token_id = $1 \
+                 ORDER BY created_at DESC, hash LIMIT $2)",
+            args![token, MAX_SESSIONS - 1],
+        )
+        .await?;
+        tx.exec(
+            "INSERT INTO sessions (hash, token_id, created_at, last_used_at, expires_at) \
+             VALUES ($1, $2, $3, $4, $5)",
+            args![
+                session.hash.as_slice(),
+                token,
+                session.created_at,
+                session.last_used_at,
+                session.expires_at,
+            ],
+        )
+        .await?;
+        tx.commit().await
     }
 
     /// Returns the session with this hash. The caller checks its times and its token.

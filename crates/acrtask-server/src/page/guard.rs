@@ -78,15 +78,33 @@ fn check_request(site: &Site, request: &Request) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Returns the host that a request names: the authority of HTTP/2, or the `Host` header.
+/// Returns the host that a request names: the authority of HTTP/2, or the `Host` header. `None` if
+/// it names none or several, or has the name of a user.
 pub(crate) fn requested_host(
     authority: Option<&Authority>,
     headers: &HeaderMap,
 ) -> Option<Authority> {
-    authority.cloned().or_else(|| {
-        let text = headers.get(header::HOST)?.to_str().ok()?;
-        text.parse().ok()
-    })
+    let mut hosts = authority.cloned().into_iter().collect::<Vec<_>>();
+    for host in headers.get_all(header::HOST) {
+        hosts.push(host.to_str().ok()?.parse().ok()?);
+    }
+    let first = hosts.pop()?;
+    let is_clear = !first.as_str().contains('@') && hosts.iter().all(|host| *host == first);
+    is_clear.then_some(first)
+}
+
+/// Returns `true` if a form comes from a page at the public URL: by its `Origin`, or without that
+/// header by the requested host.
+pub(super) fn is_public_origin(
+    headers: &HeaderMap,
+    host: Option<&Authority>,
+    public: &Url,
+) -> bool {
+    if let Some(origin) = headers.get(header::ORIGIN) {
+        return *origin == public.origin().ascii_serialization();
+    }
+    let requested = host.and_then(|host| Url::parse(&format!("{}://{host}", public.scheme())).ok());
+    requested.is_some_and(|requested| requested.origin() == public.origin())
 }
 
 /// Returns `true` for `localhost` and loopback addresses.
@@ -164,6 +182,31 @@ mod tests {
                 own,
                 "{host} {listen}"
             );
+        }
+    }
+
+    #[test]
+    fn host_is_named_once_and_without_a_user() {
+        let requested = |authority: Option<&str>, hosts: &[&'static str]| {
+            let mut headers = HeaderMap::new();
+            for host in hosts {
+                headers.append(header::HOST, HeaderValue::from_static(host));
+            }
+            let authority: Option<Authority> = authority.map(|text| text.parse().unwrap());
+            requested_host(authority.as_ref(), &headers).map(|host| host.to_string())
+        };
+        let own = Some("ci.example.com".to_owned());
+        assert_eq!(requested(None, &["ci.example.com"]), own);
+        assert_eq!(requested(Some("ci.example.com"), &[]), own);
+        assert_eq!(requested(Some("CI.example.com"), &["ci.example.com"]), own);
+        for (authority, hosts) in [
+            (None, &["user@ci.example.com"][..]),
+            (Some("user@ci.example.com"), &[]),
+            (Some("ci.example.com"), &["evil.example"]),
+            (None, &["ci.example.com", "evil.example"]),
+            (None, &[]),
+        ] {
+            assert_eq!(requested(authority, hosts), None, "{authority:?} {hosts:?}");
         }
     }
 

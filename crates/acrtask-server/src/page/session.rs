@@ -19,6 +19,7 @@ use super::{PageError, Site, guard, render};
 use crate::{
     api::ApiError,
     auth::{self, Caller, RequiredScope},
+    floor,
 };
 
 /// Name of the cookie over TLS. The prefix makes browsers refuse it from other hosts and paths.
@@ -171,12 +172,13 @@ pub(super) async fn sign_in(
     State(site): State<Site>,
     request: Request,
 ) -> Result<Response, PageError> {
+    floor::require_room(site.app())?;
     let (parts, body) = request.into_parts();
     let host = guard::requested_host(parts.uri.authority(), &parts.headers);
     let cookie = Cookie::for_host(&site, host.as_ref());
     let body = read_form(body).await?;
     let next = form_field(&body, "next");
-    let result = match require_private_connection(&site, cookie) {
+    let result = match require_private_connection(&site, host.as_ref(), &parts.headers) {
         Ok(()) => {
             auth::verify_token(
                 site.app(),
@@ -222,16 +224,24 @@ pub(super) async fn read_form(body: axum::body::Body) -> Result<Bytes, ApiError>
 
 /// Refuses a sign-in over a connection on which browsers would drop the cookie and others could
 /// read the token.
-fn require_private_connection(site: &Site, cookie: Cookie) -> Result<(), ApiError> {
+fn require_private_connection(
+    site: &Site,
+    host: Option<&Authority>,
+    headers: &HeaderMap,
+) -> Result<(), ApiError> {
     let public = site.app().config.public_url.as_ref();
-    let is_private = cookie == Cookie::Loopback
-        || site.listener.tls
-        || public.is_some_and(|public| public.scheme() == "https");
+    let on_loopback = host.is_some_and(|host| guard::is_loopback(host.host()));
+    let is_private = site.listener.tls
+        || on_loopback
+        || public.is_some_and(|public| {
+            public.scheme() == "https" && guard::is_public_origin(headers, host, public)
+        });
     if is_private {
         return Ok(());
     }
     Err(ApiError::forbidden(
-        "signing in needs TLS: start the server with a certificate, or with an https `--public-url`",
+        "signing in needs TLS: open the https address of the server, or start it with a certificate \
+         or an https `--public-url`",
     ))
 }
 

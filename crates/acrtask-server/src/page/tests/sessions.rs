@@ -51,6 +51,8 @@ async fn sign_in_leads_to_no_other_server() {
         "https%3A%2F%2Fevil.example",
         "%2F%2Fevil.example",
         "%2F%5Cevil.example",
+        "%2F.%2F%2Fevil.example",
+        "%2Fa%2F..%2F%2Fevil.example",
         "",
     ] {
         let form = format!("token={token}&next={next}");
@@ -234,10 +236,98 @@ async fn sign_in_without_tls_is_refused_beyond_loopback() {
 }
 
 #[tokio::test]
+async fn sign_in_over_plain_http_beside_the_proxy_is_refused() {
+    let config = Config {
+        public_url: Some("https://build.example.com".parse().unwrap()),
+        ..Config::default()
+    };
+    let listener = crate::page::Listener {
+        address: "0.0.0.0:7070".parse().unwrap(),
+        tls: false,
+    };
+    let mut server = TestServer::with(config).await;
+    server.router = crate::page::router(server.app.clone(), listener);
+    let public = "https://build.example.com";
+    for (host, origin, status) in [
+        ("10.0.0.5:7070", None, StatusCode::FORBIDDEN),
+        (
+            "10.0.0.5:7070",
+            Some("http://10.0.0.5:7070"),
+            StatusCode::FORBIDDEN,
+        ),
+        (
+            "build.example.com",
+            Some("http://build.example.com"),
+            StatusCode::FORBIDDEN,
+        ),
+        ("build.example.com:7070", None, StatusCode::FORBIDDEN),
+        ("build.example.com", None, StatusCode::SEE_OTHER),
+        ("build.example.com", Some(public), StatusCode::SEE_OTHER),
+        // A proxy that rewrites the host.
+        ("10.0.0.5:7070", Some(public), StatusCode::SEE_OTHER),
+        ("127.0.0.1:7070", None, StatusCode::SEE_OTHER),
+    ] {
+        let mut request = axum::http::Request::post("/sign-in")
+            .header(header::HOST, host)
+            .header("sec-fetch-site", "same-origin");
+        if let Some(origin) = origin {
+            request = request.header(header::ORIGIN, origin);
+        }
+        let body = Body::from(format!("token={}", server.admin));
+        let response = server.send(request.body(body).unwrap()).await;
+        assert_eq!(response.status, status, "{host} {origin:?}");
+    }
+}
+
+#[tokio::test]
+async fn token_has_a_bounded_number_of_sessions() {
+    let server = PageServer::start().await;
+    let clock = &server.server.app.clock;
+    let token = server.server.create_token(&[Scope::Read], None).await;
+    let other = server.sign_in_as_admin().await;
+    let mut cookies = Vec::new();
+    for at in 0..25 {
+        clock.set(NOW + at);
+        cookies.push(server.sign_in(&token).await);
+    }
+    let (ended, kept) = cookies.split_at(5);
+    for cookie in ended {
+        target_of(&server.get("/", Some(cookie)).await);
+    }
+    for cookie in kept.iter().chain([&other]) {
+        server.expect_page("/", cookie).await;
+    }
+}
+
+#[tokio::test]
+async fn sign_in_is_refused_below_the_floor_of_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let floor = crate::floor::DiskFloor {
+        bytes: u64::MAX,
+        folders: vec![folder.path().to_owned()],
+    };
+    let config = Config {
+        floor,
+        ..Config::default()
+    };
+    let server = PageServer::with(config, false).await;
+    let form = format!("token={}", server.server.admin);
+    let response = server.post("/sign-in", &form, None).await;
+    assert_eq!(response.status, StatusCode::INSUFFICIENT_STORAGE);
+    assert!(!response.headers.contains_key(header::SET_COOKIE));
+    assert!(response.text().contains("--min-free-disk"));
+}
+
+#[tokio::test]
 async fn foreign_host_names_are_refused() {
     let server = PageServer::start().await;
     let cookie = server.sign_in_as_admin().await;
-    for host in ["evil.example", "127.0.0.1.evil.example:7070", "10.0.0.5"] {
+    for host in [
+        "evil.example",
+        "127.0.0.1.evil.example:7070",
+        "10.0.0.5",
+        "user@127.0.0.1:7070",
+    ] {
         let request = axum::http::Request::get("/")
             .header(header::HOST, host)
             .header(header::COOKIE, &cookie)
