@@ -436,6 +436,19 @@ pub struct Context {
     pub part_limit: u64,
 }
 
+impl Context {
+    /// Maximum number of parts.
+    pub const MAX_PARTS: u64 = 10_000;
+    /// Minimum size of a part that is not the last, in bytes, unless `part_limit` is less.
+    pub const MIN_PART: u64 = 1 << 20;
+
+    /// Returns the minimum size of a part that is not the last, in bytes.
+    pub fn min_part(&self) -> u64 {
+        let even = self.size.div_ceil(Self::MAX_PARTS);
+        Self::MIN_PART.max(even).min(self.part_limit)
+    }
+}
+
 /// Request to start an upload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

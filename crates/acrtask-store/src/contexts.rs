@@ -35,8 +35,6 @@ pub struct ContextRow {
     pub received: u64,
     /// All bytes are stored and the digest is verified.
     pub complete: bool,
-    /// Parts in order.
-    pub parts: Vec<Part>,
     /// Principal that uploads it. `None`: not recorded; only reruns can use the files.
     pub owner: Option<Principal>,
 }
@@ -51,18 +49,7 @@ struct RawContext {
     owner: String,
 }
 
-type RawPart = (i64, i64, String);
-
-const PARTS: &str = "SELECT offset_bytes, length, blob FROM context_parts WHERE context_id = $1 ORDER BY offset_bytes";
-
-fn context(raw: RawContext, parts: Vec<RawPart>) -> Result<ContextRow> {
-    let parts = parts.into_iter().map(|(offset, length, blob)| {
-        Ok(Part {
-            offset: run_state::to_u64(offset)?,
-            length: run_state::to_u64(length)?,
-            blob,
-        })
-    });
+fn context(raw: RawContext) -> Result<ContextRow> {
     Ok(ContextRow {
         size: run_state::to_u64(raw.size)?,
         digest: raw.digest.parse().map_err(StoreError::corrupt)?,
@@ -72,7 +59,6 @@ fn context(raw: RawContext, parts: Vec<RawPart>) -> Result<ContextRow> {
             "" => None,
             owner => Some(from_json(owner)?),
         },
-        parts: parts.collect::<Result<_>>()?,
         id: raw.id,
     })
 }
@@ -91,9 +77,7 @@ pub(crate) async fn lock_context(tx: &mut Tx, id: &str) -> Result<ContextRow> {
             args![id],
         )
         .await?;
-    let raw = raw.ok_or_else(|| missing(id))?;
-    let parts = tx.fetch_all(PARTS, args![id]).await?;
-    context(raw, parts)
+    context(raw.ok_or_else(|| missing(id))?)
 }
 
 impl Store {
@@ -148,7 +132,7 @@ impl Store {
                     let by = [QuotaSubject::Token(by.to_owned())];
                     for (kind, more) in [
                         (QuotaKind::Contexts, 1),
-                        (QuotaKind::ContextBytes, size),
+                        (QuotaKind::ContextBytes, size.max(quotas::MIN_CONTEXT)),
                         (QuotaKind::UnfinishedContexts, 1),
                     ] {
                         quotas::check_quota(&mut tx, &by, kind, more, now).await?;
@@ -186,9 +170,27 @@ impl Store {
                 args![id],
             )
             .await?;
-        let raw = raw.ok_or_else(|| missing(id))?;
-        let parts = self.db.fetch_all(PARTS, args![id]).await?;
-        context(raw, parts)
+        context(raw.ok_or_else(|| missing(id))?)
+    }
+
+    /// Returns the parts of a context in order.
+    pub async fn context_parts(&self, id: &str) -> Result<Vec<Part>> {
+        let parts: Vec<(i64, i64, String)> = self
+            .db
+            .fetch_all(
+                "SELECT offset_bytes, length, blob FROM context_parts WHERE context_id = $1 \
+                 ORDER BY offset_bytes",
+                args![id],
+            )
+            .await?;
+        let parts = parts.into_iter().map(|(offset, length, blob)| {
+            Ok(Part {
+                offset: run_state::to_u64(offset)?,
+                length: run_state::to_u64(length)?,
+                blob,
+            })
+        });
+        parts.collect()
     }
 
     /// Adds a part. Fails with `Conflict` unless the part starts at the end of the last one.
@@ -233,9 +235,11 @@ impl Store {
             args![id, end, now],
         )
         .await?;
-        let row = lock_context(&mut tx, id).await?;
         tx.commit().await?;
-        Ok(row)
+        Ok(ContextRow {
+            received: end,
+            ..existing
+        })
     }
 
     /// Marks a context as complete after its digest was verified. Fails with `Conflict` if bytes
@@ -268,11 +272,17 @@ impl Store {
         if existing.complete {
             return Err(StoreError::conflict(format!("context {id} is complete")));
         }
+        let blobs: Vec<(String,)> = tx
+            .fetch_all(
+                "SELECT blob FROM context_parts WHERE context_id = $1 ORDER BY offset_bytes",
+                args![id],
+            )
+            .await?;
         tx.exec("DELETE FROM context_parts WHERE context_id = $1", args![id])
             .await?;
         tx.exec("UPDATE contexts SET received = 0 WHERE id = $1", args![id])
             .await?;
         tx.commit().await?;
-        Ok(existing.parts.into_iter().map(|part| part.blob).collect())
+        Ok(blobs.into_iter().map(|(blob,)| blob).collect())
     }
 }

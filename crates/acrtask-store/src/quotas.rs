@@ -27,6 +27,10 @@ use usage::{STORED, count_usage, load_usage};
 /// Period of the per-minute quotas, in milliseconds.
 const MINUTE: Ms = 60_000;
 
+/// Smallest size that a context counts with, in bytes: a block of a file system. Only the last part
+/// of a context can be smaller.
+pub(crate) const MIN_CONTEXT: u64 = 4 << 10;
+
 /// Returns `true` for per-minute quotas.
 fn is_rate(kind: QuotaKind) -> bool {
     matches!(

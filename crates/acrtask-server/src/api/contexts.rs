@@ -163,8 +163,9 @@ async fn show(
 #[expect(dead_code, reason = "describes a body in the OpenAPI document")]
 struct Part(Vec<u8>);
 
-/// Appends the next part. After the last part the digest of all parts is checked. If it differs,
-/// the upload restarts.
+/// Appends the next part. Each part except the last has at least 1 MiB and 1/10,000 of the context,
+/// or `partLimit` if that is less. After the last part the digest of all parts is checked. If it
+/// differs, the upload restarts.
 #[utoipa::path(patch, path = "/contexts/{id}", tag = "contexts",
     params(
         ("id" = String, Path, description = "Id of the upload."),
@@ -178,7 +179,7 @@ struct Part(Vec<u8>);
         (status = NOT_FOUND, body = Problem),
         (status = CONFLICT, body = Problem, description = "The offset of the part is not `received`."),
         (status = PAYLOAD_TOO_LARGE, body = Problem, description = "The part is larger than `partLimit`."),
-        (status = UNPROCESSABLE_ENTITY, body = Problem, description = "The digest differs from the announced one. The upload restarts."),
+        (status = UNPROCESSABLE_ENTITY, body = Problem, description = "The part is too small and not the last. Or the digest differs from the announced one: the upload restarts."),
     ))]
 async fn append(
     by: Authenticated<auth::Run>,
@@ -210,6 +211,7 @@ async fn append(
         extract::header(&headers, "content-length")?.and_then(|text| text.parse().ok());
     if let Some(announced) = announced {
         check_length(app, announced, missing)?;
+        check_min_length(app, &row, announced)?;
     }
     let stored = store_part(app, &row, &by.caller, body).await;
     let stored = stored.map_err(|error| match guard.refusal() {
@@ -254,6 +256,18 @@ fn check_length(app: &App, length: u64, missing: u64) -> Result<(), ApiError> {
     Ok(())
 }
 
+/// Refuses a small part that is not the last, because each part is a file. An empty part is none.
+fn check_min_length(app: &App, row: &ContextRow, length: u64) -> Result<(), ApiError> {
+    let least = to_api(app, row).min_part();
+    if length == 0 || length >= least || length >= row.size - row.received {
+        return Ok(());
+    }
+    Err(ApiError::unprocessable(format!(
+        "the part has {length} bytes and is not the last one, so it must have at least {least}"
+    ))
+    .help("send larger parts"))
+}
+
 /// Streams a part to its blob and adds it to the context. Returns `None` if the part is empty.
 async fn store_part(
     app: &App,
@@ -292,6 +306,10 @@ async fn store_part(
         }
         Err(error) => return Err(error.into()),
     };
+    if let Err(error) = check_min_length(app, row, length) {
+        remove_blobs(app, vec![key]).await;
+        return Err(error);
+    }
     let added = app
         .store
         .add_part(&row.id, row.received, length, &key, app.clock.now_ms())
@@ -311,7 +329,7 @@ async fn store_part(
 /// Checks the digest of all parts and completes the context.
 async fn complete_upload(app: &App, row: ContextRow) -> Result<ContextRow, ApiError> {
     let mut hash = Sha256::new();
-    for part in &row.parts {
+    for part in app.store.context_parts(&row.id).await? {
         let mut stream = app.blobs.get_stream(&part.blob, None).await?;
         while let Some(chunk) = stream.try_next().await.map_err(BlobError::Input)? {
             hash.update(&chunk);

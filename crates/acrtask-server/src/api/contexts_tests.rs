@@ -16,6 +16,15 @@ fn digest(data: &[u8]) -> String {
     format!("sha256:{hex}")
 }
 
+/// Starts a server that accepts small parts.
+async fn start_with_part_limit(part_limit: u64) -> TestServer {
+    TestServer::with(Config {
+        part_limit,
+        ..Config::default()
+    })
+    .await
+}
+
 async fn start_upload(server: &TestServer, data: &[u8]) -> Context {
     server
         .post(
@@ -62,7 +71,7 @@ fn count_blobs(server: &TestServer) -> usize {
 
 #[tokio::test]
 async fn context_is_uploaded_in_parts_and_used_by_a_run() {
-    let server = TestServer::start().await;
+    let server = start_with_part_limit(60_000).await;
     let data = vec![7_u8; 100_000];
     let context = start_upload(&server, &data).await;
     assert_eq!(context.received, 0);
@@ -71,16 +80,16 @@ async fn context_is_uploaded_in_parts_and_used_by_a_run() {
         .post("/runs", run.clone())
         .await
         .problem(StatusCode::UNPROCESSABLE_ENTITY);
-    let half: Context = send_part(&server, &context.id, 0, data[..40_000].to_vec())
+    let half: Context = send_part(&server, &context.id, 0, data[..60_000].to_vec())
         .await
         .json(StatusCode::OK);
-    assert_eq!((half.received, half.complete), (40_000, false));
+    assert_eq!((half.received, half.complete), (60_000, false));
     let shown: Context = server
         .get(&format!("/contexts/{}", context.id))
         .await
         .json(StatusCode::OK);
     assert_eq!(shown, half);
-    let whole: Context = send_part(&server, &context.id, 40_000, data[40_000..].to_vec())
+    let whole: Context = send_part(&server, &context.id, 60_000, data[60_000..].to_vec())
         .await
         .json(StatusCode::OK);
     assert_eq!((whole.received, whole.complete), (100_000, true));
@@ -103,7 +112,7 @@ async fn context_is_uploaded_in_parts_and_used_by_a_run() {
 
 #[tokio::test]
 async fn part_at_a_wrong_offset_is_refused_with_the_expected_one() {
-    let server = TestServer::start().await;
+    let server = start_with_part_limit(5).await;
     let context = start_upload(&server, b"hello world").await;
     send_part(&server, &context.id, 0, "hello")
         .await
@@ -173,6 +182,36 @@ async fn limits_are_named_and_leave_nothing() {
 }
 
 #[tokio::test]
+async fn small_parts_are_refused_except_the_last() {
+    let server = TestServer::start().await;
+    let data = vec![1_u8; (1 << 20) + 1];
+    let context = start_upload(&server, &data).await;
+    let refused = send_part(&server, &context.id, 0, "x").await;
+    let problem = refused.problem(StatusCode::UNPROCESSABLE_ENTITY);
+    assert!(problem.message.contains("at least 1048576"), "{problem:?}");
+    // The length is not announced.
+    let chunks = futures::stream::iter([Ok::<_, std::io::Error>(vec![1_u8; 1 << 19])]);
+    send_part(&server, &context.id, 0, Body::from_stream(chunks))
+        .await
+        .problem(StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(count_blobs(&server), 0);
+    let half: Context = send_part(&server, &context.id, 0, vec![1; 1 << 20])
+        .await
+        .json(StatusCode::OK);
+    assert_eq!(half.received, 1 << 20);
+    let whole: Context = send_part(&server, &context.id, 1 << 20, "\u{1}")
+        .await
+        .json(StatusCode::OK);
+    assert!(whole.complete);
+    // A context has at most 10,000 parts.
+    let large = Context {
+        size: 40 << 30,
+        ..whole
+    };
+    assert!(large.size.div_ceil(large.min_part()) <= Context::MAX_PARTS);
+}
+
+#[tokio::test]
 async fn interrupted_part_does_not_count() {
     let server = TestServer::start().await;
     let context = start_upload(&server, &[1; 150]).await;
@@ -193,12 +232,12 @@ async fn interrupted_part_does_not_count() {
 
 #[tokio::test]
 async fn upload_with_a_wrong_digest_restarts() {
-    let server = TestServer::start().await;
+    let server = start_with_part_limit(3).await;
     let context = start_upload(&server, b"right").await;
-    send_part(&server, &context.id, 0, "wr")
+    send_part(&server, &context.id, 0, "wro")
         .await
         .json::<Context>(StatusCode::OK);
-    let problem = send_part(&server, &context.id, 2, "ong")
+    let problem = send_part(&server, &context.id, 3, "ng")
         .await
         .problem(StatusCode::UNPROCESSABLE_ENTITY);
     assert_eq!(problem.code, "mismatch");
@@ -208,7 +247,10 @@ async fn upload_with_a_wrong_digest_restarts() {
         .await
         .json(StatusCode::OK);
     assert_eq!((shown.received, shown.complete), (0, false));
-    let whole: Context = send_part(&server, &context.id, 0, "right")
+    send_part(&server, &context.id, 0, "rig")
+        .await
+        .json::<Context>(StatusCode::OK);
+    let whole: Context = send_part(&server, &context.id, 3, "ht")
         .await
         .json(StatusCode::OK);
     assert!(whole.complete);

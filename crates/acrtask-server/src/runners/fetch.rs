@@ -9,7 +9,7 @@ use acrtask_proto::{
         Attempt, ContextChunk, FetchContextRequest, RegistryRecordChunk, RegistryRecordRequest,
     },
 };
-use acrtask_store::{ContextRow, RunRow, RunnerRow, StoreError};
+use acrtask_store::{Part, RunRow, RunnerRow, StoreError};
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt as _, TryStreamExt as _, stream, stream::BoxStream};
 use tonic::Status;
@@ -39,7 +39,9 @@ pub(super) async fn open_context(
             context.size
         )));
     }
-    Ok(stream_chunks(app.clone(), context, request.offset))
+    let parts = app.store.context_parts(&context.id).await;
+    let parts = parts.map_err(log_store_error)?;
+    Ok(stream_chunks(app.clone(), parts, request.offset))
 }
 
 /// Returns the run of an attempt that `runner` leases.
@@ -96,11 +98,10 @@ pub(super) async fn open_record(
 
 fn stream_chunks(
     app: Arc<App>,
-    context: ContextRow,
+    parts: Vec<Part>,
     from: u64,
 ) -> BoxStream<'static, Result<ContextChunk, Status>> {
-    let parts = context
-        .parts
+    let parts = parts
         .into_iter()
         .filter(move |part| part.offset + part.length > from);
     let pieces = stream::iter(parts)

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use acrtask_api::quota::{QuotaKind, QuotaSubject};
 use acrtask_model::Principal;
 
-use super::{Limits, MINUTE, is_rate};
+use super::{Limits, MIN_CONTEXT, MINUTE, is_rate};
 use crate::{
     Ms, Result, StoreError,
     db::{Sql, Tx, args},
@@ -251,8 +251,9 @@ pub(super) async fn count_usage(
         }
         (QuotaKind::ContextBytes, QuotaSubject::Token(by)) => {
             tx.fetch_optional(
-                "SELECT CAST(COALESCE(SUM(size), 0) AS BIGINT) FROM contexts WHERE owner = $1",
-                args![owner_key(by)],
+                "SELECT CAST(COALESCE(SUM(CASE WHEN size < $2 THEN $2 ELSE size END), 0) AS BIGINT) \
+                 FROM contexts WHERE owner = $1",
+                args![owner_key(by), MIN_CONTEXT],
             )
             .await?
         }

@@ -76,7 +76,7 @@ impl Client {
         let limit = if context.part_limit == 0 {
             MAX_PART
         } else {
-            context.part_limit.min(MAX_PART)
+            context.part_limit.min(MAX_PART).max(context.min_part())
         };
         let length = limit.min(file.size.saturating_sub(context.received));
         let bytes = bytes::Bytes::from(
