@@ -206,7 +206,7 @@ async fn check_block(
         quotas::check_quota(tx, &by, QuotaKind::ContextBytes, more, now).await?;
     }
     let context = lock_context(tx, id).await?;
-    if context.complete || !context.parts.is_empty() {
+    if context.complete || context.received > 0 {
         return Err(StoreError::conflict(format!("context {id} is complete")));
     }
     let count: Option<(i64,)> = tx

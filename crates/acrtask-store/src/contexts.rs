@@ -219,7 +219,7 @@ impl Store {
         let Some(end) = end else {
             return Err(StoreError::Invalid {
                 what: format!(
-                    "a part of {} at {offset} goes upper_bound the {} of context {id}",
+                    "a part of {} at {offset} ends after the {} of context {id}",
                     count(length, "byte"),
                     count(existing.size, "byte")
                 ),

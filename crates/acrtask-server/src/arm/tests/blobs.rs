@@ -35,7 +35,7 @@ async fn read_context(arm: &ArmServer, path: &str) -> Vec<u8> {
     let context = arm.server.app.store.context(id).await.unwrap();
     assert!(context.complete);
     let mut bytes = Vec::new();
-    for part in &context.parts {
+    for part in arm.server.app.store.context_parts(id).await.unwrap() {
         let part = arm
             .server
             .app
