@@ -120,7 +120,13 @@ fn checks_report_problems_and_remedies() {
         let features = &mut state.runners.as_mut().unwrap()[0].features;
         features.insert("private-addresses".into(), "yes".into());
     });
-    add("no webhook", &|state| state.webhooks = Ok(Vec::new()));
+    add("no webhook", &|state| {
+        state.webhooks = Ok(Vec::new());
+        state.info.me.scopes = vec![acrtask_api::admin::Scope::Admin];
+    });
+    add("no webhook of the token", &|state| {
+        state.webhooks = Ok(Vec::new());
+    });
     add("no public address", &|state| {
         state.webhooks.as_mut().unwrap()[0].url = "/hooks/org-app".into();
     });
