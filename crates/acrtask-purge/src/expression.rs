@@ -17,21 +17,20 @@ use std::{
 
 use fancy_regex::{Regex, RegexBuilder, RuntimeError};
 
-/// Maximum estimated size of one expression: characters, where a class such as `\w` counts as
-/// [`CLASS_COST`], times the counts of their repetitions.
-const MAX_COST: u64 = 50_000;
-/// Estimated size of a class such as `\w`, which contains all alphabets.
-const CLASS_COST: u64 = 300;
+/// Maximum estimated size of one expression: characters, times the counts of their repetitions.
+const MAX_COST: u64 = 10_000;
+/// Estimated size of a class of all characters but some, such as `.`.
+const WIDE_COST: u64 = 10;
 /// Maximum size of a compiled part of an expression and of the cache of its automaton, in bytes.
-const MAX_COMPILED: usize = 256 << 10;
+const MAX_COMPILED: usize = 1 << 20;
 /// Maximum number of instructions of a compiled expression.
 const MAX_PROGRAM: usize = 100_000;
 /// Number of steps back that are enough for ordinary expressions and names.
 const QUICK_STEPS: usize = 200;
 /// Maximum number of steps back of one match.
 const PATIENT_STEPS: usize = 100_000;
-/// Total work of the matches of a purge. A match of an ordinary expression costs some 50, and one
-/// million is about 10 milliseconds.
+/// Total work of the matches of a purge. A match of an ordinary expression costs some 20, and one
+/// million is about 20 milliseconds.
 const BUDGET: u64 = 200_000_000;
 /// Escapes with letters and digits that expressions may contain.
 const ESCAPES: &str = "0123456789dDwWsSbBAzZnrtfvaxkhH";
@@ -106,6 +105,7 @@ impl Expression {
     pub(crate) fn compile(text: &str, pattern: String) -> Result<Self, String> {
         let failed =
             |reason: &str| format!("failed to build the regular expression `{text}`: {reason}");
+        let pattern = with_ascii_classes(&pattern);
         check_constructs(&pattern).map_err(|reason| failed(&reason))?;
         let cost = estimate_cost(&pattern);
         if cost > MAX_COST {
@@ -136,7 +136,7 @@ impl Expression {
     /// Returns `true` if the expression matches `name`.
     pub(crate) fn is_match(&self, name: &str, budget: &Budget) -> Result<bool, String> {
         let length = u64::try_from(name.len()).unwrap_or(u64::MAX);
-        budget.charge(10 + length.saturating_mul(self.cost) / 4096)?;
+        budget.charge(10 + length.saturating_mul(self.cost) / 256)?;
         let mut found = self.quick.is_match(name);
         if let Err(fancy_regex::Error::RuntimeError(RuntimeError::BacktrackLimitExceeded)) = found {
             budget.charge(PATIENT_STEPS as u64)?;
@@ -164,6 +164,50 @@ fn build(pattern: &str, steps: usize) -> Result<Regex, fancy_regex::Error> {
         .delegate_dfa_skip_cache_capacity_check(false)
         .max_prog_size(MAX_PROGRAM)
         .build()
+}
+
+/// Replaces `\d`, `\w` and `\s` with classes of ASCII. Names have no other characters, and classes of
+/// all alphabets are large.
+fn with_ascii_classes(pattern: &str) -> String {
+    let mut out = String::with_capacity(pattern.len() + 16);
+    let (mut depth, mut is_first) = (0_usize, false);
+    let mut chars = pattern.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => {
+                let escaped = chars.next();
+                let class = match escaped.unwrap_or_default() {
+                    'd' | 'D' => "0-9",
+                    'w' | 'W' => "0-9A-Za-z_",
+                    's' | 'S' => "\\t\\n\\f\\r ",
+                    _ => "",
+                };
+                match escaped {
+                    Some('D' | 'W' | 'S') => out.extend(["[^", class, "]"]),
+                    Some('d' | 'w' | 's') if depth > 0 => out.push_str(class),
+                    Some('d' | 'w' | 's') => out.extend(["[", class, "]"]),
+                    other => out.extend(std::iter::once('\\').chain(other)),
+                }
+            }
+            '[' => {
+                is_first = depth == 0;
+                depth += 1;
+                out.push(c);
+                continue;
+            }
+            '^' if is_first => {
+                out.push(c);
+                continue;
+            }
+            ']' if !is_first => {
+                depth = depth.saturating_sub(1);
+                out.push(c);
+            }
+            c => out.push(c),
+        }
+        is_first = false;
+    }
+    out
 }
 
 /// Refuses constructs whose compilation has no bound: calls of groups, recursion, conditions, absent
@@ -270,7 +314,7 @@ fn estimate_cost(pattern: &str) -> u64 {
             '\\' => {
                 let escaped = rest.chars().next().unwrap_or_default();
                 rest = rest.get(escaped.len_utf8()..).unwrap_or_default();
-                add(&mut groups, escape_cost(escaped));
+                add(&mut groups, 1);
             }
             '[' => {
                 let (cost, behind) = read_class(rest);
@@ -291,6 +335,7 @@ fn estimate_cost(pattern: &str) -> u64 {
                     *last = last.saturating_mul(u64::max(most, 1));
                 }
             }
+            '.' => add(&mut groups, WIDE_COST),
             _ => add(&mut groups, 1),
         }
     }
@@ -300,24 +345,21 @@ fn estimate_cost(pattern: &str) -> u64 {
     })
 }
 
-fn escape_cost(escaped: char) -> u64 {
-    match "dDwWsSbB".contains(escaped) {
-        true => CLASS_COST,
-        false => 1,
-    }
-}
-
 /// Returns the cost of a class, and the text behind it. `text` is behind its `[`.
 fn read_class(text: &str) -> (u64, &str) {
     let (mut cost, mut depth, mut is_first) = (1_u64, 1_usize, true);
     let mut chars = text.char_indices();
+    if text.starts_with('^') {
+        cost += WIDE_COST;
+        chars.next();
+    }
     while let Some((at, c)) = chars.next() {
         match c {
             '\\' => {
-                let escaped = chars.next().map_or(' ', |(_, escaped)| escaped);
-                cost = cost.saturating_add(escape_cost(escaped));
+                chars.next();
+                cost = cost.saturating_add(1);
             }
-            '^' if is_first => continue,
+            '^' => cost = cost.saturating_add(WIDE_COST),
             ']' if is_first => {}
             '[' => depth += 1,
             ']' => depth -= 1,
@@ -389,11 +431,32 @@ mod tests {
             r"(\w)\1",
             r"^(\d{1,3}\.){3}\d{1,3}$",
             "[]a]b{2}",
+            r"^[\d-x\W]{40}[^\D]\w{1,128}$",
             "[[:alpha:]]+",
         ] {
             let compiled = Expression::compile(text, text.to_owned());
             assert!(compiled.is_ok(), "{compiled:?}");
         }
+    }
+
+    #[test]
+    fn classes_contain_only_ascii() {
+        for (pattern, expected) in [
+            (r"\d", "[0-9]"),
+            (r"a[\dx]", "a[0-9x]"),
+            (r"[^\D\]]\D", r"[^[^0-9]\]][^0-9]"),
+            (r"[]\d]\d", "[]0-9][0-9]"),
+            (r"\\d\[\d", r"\\d\[[0-9]"),
+            ("a\\", "a\\"),
+        ] {
+            assert_eq!(with_ascii_classes(pattern), expected);
+        }
+        let matches = |text: &str, name: &str| {
+            let compiled = Expression::compile(text, text.to_owned()).unwrap();
+            compiled.is_match(name, &Budget::default()).unwrap()
+        };
+        assert!(matches(r"^[^\D]\w-\S$", "1_-x"));
+        assert!(!matches(r"^\W$", "a"));
     }
 
     #[test]
