@@ -67,7 +67,7 @@ async fn log(
     let attempt = check_attempt(&row, input.attempt)?;
     let permit = api.app.log_reads.acquire(&by.caller).await?;
     let response = respond(&api, &row, attempt, input.format);
-    Ok(permit.hold_until_sent(response))
+    Ok(permit.keep_until_sent(response))
 }
 
 /// Returns the number of the requested attempt, by default the current one.

@@ -68,10 +68,10 @@ impl LogReads {
 
 impl ReadPermit {
     /// Releases the permit when the response was sent or its connection ended.
-    pub(crate) fn hold_until_sent(self, response: Response) -> Response {
+    pub(crate) fn keep_until_sent(self, response: Response) -> Response {
         response.map(|body| {
             let chunks = body.into_data_stream().map(move |chunk| {
-                let _held = &self;
+                let _kept = &self;
                 chunk
             });
             Body::from_stream(chunks)
@@ -106,7 +106,7 @@ mod tests {
         let mut responses = Vec::new();
         for _ in 0..MAX_READS {
             let permit = reads.acquire(&one).await.unwrap();
-            responses.push(permit.hold_until_sent(Response::new(Body::from("text"))));
+            responses.push(permit.keep_until_sent(Response::new(Body::from("text"))));
         }
         let error = reads.acquire(&one).await.unwrap_err();
         assert_eq!(error.status(), StatusCode::TOO_MANY_REQUESTS);

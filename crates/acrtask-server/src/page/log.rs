@@ -109,7 +109,7 @@ pub(super) async fn show(
         follows,
         lines: to_rows(&window),
     })?;
-    Ok(permit.hold_until_sent(page))
+    Ok(permit.keep_until_sent(page))
 }
 
 /// Returns the whole log as plain text.
@@ -123,7 +123,7 @@ pub(super) async fn raw(
     let attempt = log::check_attempt(&row, query.attempt)?;
     let permit = site.app().log_reads.acquire(&by.caller).await?;
     let response = log::respond(&site.api, &row, attempt, log::Format::Text);
-    let mut response = permit.hold_until_sent(response);
+    let mut response = permit.keep_until_sent(response);
     response.headers_mut().insert(
         header::CONTENT_SECURITY_POLICY,
         HeaderValue::from_static(RAW_POLICY),
