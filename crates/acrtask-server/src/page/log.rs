@@ -38,13 +38,15 @@ const PAGE: u64 = 500;
 pub(super) const SIZE: WindowSize = WindowSize {
     lines: PAGE,
     cost: 1 << 20,
-    cost_of: |line| parse_line(line).html_size().max(4 * line.text.len()),
+    cost_of,
 };
 /// Maximum size of the lines of an update.
 const NEW_SIZE: WindowSize = WindowSize {
     lines: 1000,
     ..SIZE
 };
+/// Maximum size of the HTML of a line in bytes: 2,000 escaped characters in 100 pieces.
+const MAX_ROW: usize = 32 << 10;
 /// Policy of raw logs. Browsers must not execute or embed the output of a build.
 const RAW_POLICY: &str = "default-src 'none'; sandbox; frame-ancestors 'none'";
 
@@ -59,6 +61,15 @@ pub(super) struct LogQuery {
     at: Option<String>,
     from: Option<u64>,
     tail: Option<u32>,
+}
+
+/// Returns the size of the HTML of a line, or four times that of its text, in bytes.
+fn cost_of(line: &outline::LogLine) -> usize {
+    let text = 4 * line.text.len();
+    if text >= MAX_ROW {
+        return text;
+    }
+    parse_line(line).html_size().max(text)
 }
 
 fn parse_line(line: &outline::LogLine) -> LogLine {
