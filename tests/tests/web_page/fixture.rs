@@ -179,7 +179,7 @@ steps:
     }
     run_folder(server, "shop/platform", files(&platform, &base).path());
     let succeeded = run_folder(server, "shop/web", files(&web, &platform).path());
-    let hostile = HOSTILE.replace('\'', "").replace('"', "");
+    let hostile = HOSTILE.replace(['\'', '"'], "");
     let failing = format!(
         "version: v1.1.0
 steps:
