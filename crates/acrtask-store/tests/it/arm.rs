@@ -51,8 +51,8 @@ async fn blocks_become_the_parts_of_a_context(db: &TestDb) {
     assert_eq!((context.size, context.received), (5, 5));
     assert!(context.complete);
     assert_eq!(context.digest, digest());
-    let parts: Vec<(u64, &str)> = context
-        .parts
+    let parts = store.context_parts("c1").await.unwrap();
+    let parts: Vec<(u64, &str)> = parts
         .iter()
         .map(|part| (part.offset, part.blob.as_str()))
         .collect();
