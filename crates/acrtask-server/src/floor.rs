@@ -60,7 +60,7 @@ async fn refuse_below(
     if !stores_data(request.method(), path.as_str()) {
         return next.run(request).await;
     }
-    match require_room(&app) {
+    match require_free_disk(&app) {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     }
@@ -70,7 +70,7 @@ async fn refuse_below(
 ///
 /// # Errors
 /// Returns 507 if a folder of the server is below the floor.
-pub(crate) fn require_room(app: &App) -> Result<(), ApiError> {
+pub(crate) fn require_free_disk(app: &App) -> Result<(), ApiError> {
     static WARNED_AT: AtomicI64 = AtomicI64::new(i64::MIN);
     let Err(reason) = app.floor.check() else {
         return Ok(());

@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Maximum number of sessions per token.
-pub(crate) const MAX_SESSIONS: u32 = 20;
+const MAX_SESSIONS: u32 = 20;
 
 /// A stored session.
 #[derive(Debug, Clone, PartialEq, Eq, FromRow)]

@@ -172,7 +172,7 @@ pub(super) async fn sign_in(
     State(site): State<Site>,
     request: Request,
 ) -> Result<Response, PageError> {
-    floor::require_room(site.app())?;
+    floor::require_free_disk(site.app())?;
     let (parts, body) = request.into_parts();
     let host = guard::requested_host(parts.uri.authority(), &parts.headers);
     let cookie = Cookie::for_host(&site, host.as_ref());
