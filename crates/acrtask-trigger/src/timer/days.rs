@@ -57,7 +57,7 @@ fn matches(cron: &Cron, day: Date) -> bool {
 #[cfg(test)]
 mod tests {
     use croner::parser::{Seconds, Year};
-    use jiff::civil::date;
+    use jiff::{ToSpan as _, civil::date};
 
     use super::*;
 
@@ -86,21 +86,21 @@ mod tests {
         assert_eq!(kinds.len(), 14);
     }
 
-    /// Compares the decision with a search through 400 years, which contain every calendar.
+    /// Compares the decision with all days of 28 years, which contain every calendar.
     #[test]
     fn decision_equals_a_search() {
         for days in [
             "*", "29", "30", "31", "1", "30,31", "L", "31W", "15W", "1,30W",
         ] {
-            for months in ["*", "2", "2,4", "4,6,9,11", "12"] {
-                for weekdays in ["*", "1", "1,3", "1#2", "1#5", "5L"] {
+            for months in ["*", "2", "2,4", "4,6,9,11"] {
+                for weekdays in ["*", "1", "1#2", "1#5", "5L"] {
                     let schedule = format!("0 0 {days} {months} {weekdays}");
-                    let Ok(cron) = parser().parse(&schedule) else {
-                        continue;
-                    };
-                    let start = date(2000, 1, 1).at(0, 0, 0, 0);
-                    let next = cron.find_next_occurrence(&start, true);
-                    let found = next.is_ok_and(|next| next.year() <= 2400);
+                    let cron = parser().parse(&schedule).unwrap();
+                    let mut dates = date(2000, 1, 1).series(1.day());
+                    let found = dates
+                        .by_ref()
+                        .take_while(|day| day.year() < 2028)
+                        .any(|day| matches(&cron, day));
                     assert_eq!(has_day(&schedule, &parser()), found, "{schedule}");
                 }
             }
