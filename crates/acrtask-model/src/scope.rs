@@ -10,7 +10,7 @@ use crate::TaskPattern;
 /// The tasks that may use a stored secret or login.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum TaskScope {
-    /// One task, by its id.
+    /// A single task, by its id.
     Task(String),
     /// All tasks whose names match the pattern.
     Prefix(TaskPattern),

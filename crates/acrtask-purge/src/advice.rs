@@ -153,8 +153,12 @@ pub fn advise_on_filter(text: &str) -> Option<Advice> {
             format!("write `{fixed_repository}:{tag}`"),
         ));
     }
-    if has_alternatives(tag) && !alternatives_of(tag).iter().all(|part| is_anchored(part)) {
-        let parts: Vec<&str> = alternatives_of(tag)
+    let alternatives = alternatives_of(tag);
+    // An anchor at one end of the whole expression belongs to its first or last part alone.
+    let is_uniform = alternatives.iter().all(|part| has_start(part))
+        || alternatives.iter().all(|part| has_end(part));
+    if has_alternatives(tag) && !is_uniform {
+        let parts: Vec<&str> = alternatives
             .into_iter()
             .map(|part| part.trim_start_matches('^').trim_end_matches('$'))
             .collect();
@@ -188,11 +192,19 @@ pub fn advise_on_filter(text: &str) -> Option<Advice> {
 
 /// Returns `true` if an expression states where its match begins or ends.
 fn is_anchored(expression: &str) -> bool {
+    has_start(expression) || has_end(expression)
+}
+
+/// Returns `true` if an expression states where its match begins.
+fn has_start(expression: &str) -> bool {
     ["^", ".*", ".+", "\\A", "(?"]
         .iter()
         .any(|start| expression.starts_with(start))
-        || expression.ends_with('$')
-        || expression.ends_with("\\z")
+}
+
+/// Returns `true` if an expression states where its match ends.
+fn has_end(expression: &str) -> bool {
+    expression.ends_with('$') || expression.ends_with("\\z")
 }
 
 /// Replaces each `*` that repeats nothing, or a plain character, with `.*`.

@@ -243,6 +243,7 @@ mod tests {
         assert!(size < 33 << 20, "{size}");
         let mut small = tags().with_limits(2, 2);
         assert!(small.add(vec!["a".into(); 3], None).is_err());
+        let mut small = tags().with_limits(2, 2);
         small.add(Vec::new(), Some("1")).unwrap();
         assert!(small.add(Vec::new(), Some("2")).is_err());
     }

@@ -1,7 +1,7 @@
 //! Creation times of images, from their configurations and annotations.
 //!
-//! Who may push to a repository chooses its indexes. So each manifest is read once, and the
-//! manifests of a tag are limited. A tag with more manifests has an unknown age, and stays.
+//! Anyone with the right to push chooses the indexes of a repository. So each manifest is read
+//! once, and the manifests of a tag are limited. A tag with more manifests has an unknown age, and stays.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -62,7 +62,7 @@ impl<'a> Creations<'a> {
         Ok((digest, time.filter(|_| is_complete)))
     }
 
-    fn known(&self, digest: &Digest, depth: usize) -> Option<Option<Timestamp>> {
+    fn find_read(&self, digest: &Digest, depth: usize) -> Option<Option<Timestamp>> {
         let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
         found.get(&(digest.clone(), depth)).copied()
     }
@@ -77,8 +77,8 @@ impl<'a> Creations<'a> {
         read: &'f AtomicUsize,
     ) -> Pin<Box<dyn Future<Output = Result<Option<Timestamp>, RegistryError>> + Send + 'f>> {
         Box::pin(async move {
-            if let Some(known) = self.known(digest, depth) {
-                return Ok(known);
+            if let Some(time) = self.find_read(digest, depth) {
+                return Ok(time);
             }
             if read.fetch_add(1, Ordering::Relaxed) >= MAX_MANIFESTS {
                 return Ok(None);

@@ -131,7 +131,7 @@ async fn tags_that_are_no_tags_are_refused() {
     }
 }
 
-/// One thread, as the attack takes all threads.
+/// A single thread, as the attack takes all threads.
 #[tokio::test(flavor = "current_thread")]
 async fn slow_filters_leave_the_runtime_free_and_end_with_the_step() {
     let tags: Vec<String> = (0..60_000)

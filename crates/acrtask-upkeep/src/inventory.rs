@@ -352,7 +352,7 @@ impl Reader<'_> {
             let read = self
                 .collect_facts(image, reads.collect(), &mut count)
                 .await?;
-            let known: BTreeSet<Digest> = read.iter().map(|(digest, _)| digest.clone()).collect();
+            let earlier: BTreeSet<Digest> = read.iter().map(|(digest, _)| digest.clone()).collect();
             let mut next = BTreeSet::new();
             for (digest, facts) in read {
                 let mut others = Vec::new();
@@ -365,7 +365,9 @@ impl Reader<'_> {
                     }
                 }
                 let others = others.into_iter().chain(facts.children.iter().cloned());
-                next.extend(others.filter(|one| !found.contains_key(one) && !known.contains(one)));
+                next.extend(
+                    others.filter(|one| !found.contains_key(one) && !earlier.contains(one)),
+                );
                 found.insert(digest, facts);
                 if count.manifests + next.len() > MAX_MANIFESTS {
                     return Err(too_many(image));

@@ -256,7 +256,9 @@ pub(crate) async fn store_secret(
     let now = app.clock.now_ms();
     let aad = run_factory::secret_aad(scope, name);
     let sealed = app.vault.seal(&aad, value.0.as_bytes());
-    app.store.put_secret(scope, name, &sealed, limit, now).await?;
+    app.store
+        .put_secret(scope, name, &sealed, limit, now)
+        .await?;
     Ok(now)
 }
 

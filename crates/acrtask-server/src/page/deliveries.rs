@@ -1,5 +1,5 @@
-//! Webhook deliveries with their decisions. They concern all tasks, so sessions with a task limit
-//! are refused.
+//! Webhook deliveries with their decisions. Sessions with a task limit see those of the webhooks of
+//! their prefix.
 
 use acrtask_api::webhook::{Decision, Delivery, Refusal};
 use acrtask_page::{DecisionRow, DeliveriesPage, DeliveryRow, Foreign, RefusalRow, Section};

@@ -1,4 +1,4 @@
-//! One run: its page, its updates while it executes, and its forms.
+//! Page of a run: content, updates while it executes, and forms.
 
 use std::time::Duration;
 
@@ -33,14 +33,14 @@ use super::{
 use crate::{
     api::{ApiError, runs, webhooks, why},
     auth::{self, Caller},
-    logs::{Subscription, reader::{WindowSize, WindowStart}},
+    logs::{
+        Subscription,
+        reader::{WindowSize, WindowStart},
+    },
 };
 
 /// Maximum size of an excerpt of the log.
-const EXCERPT: WindowSize = WindowSize {
-    lines: 24,
-    ..SIZE
-};
+const EXCERPT: WindowSize = WindowSize { lines: 24, ..SIZE };
 /// Interval between renderings of a run without news.
 const REFRESH: Duration = Duration::from_secs(2);
 

@@ -137,7 +137,8 @@ async fn uploads_have_limits() {
 #[tokio::test]
 async fn uploads_count_against_the_quotas_of_their_token() {
     let arm = ArmServer::start().await;
-    let quota = json!({"subject": "token:*", "kind": "contextBytes", "limit": 8});
+    // Each upload counts at least 4 KiB.
+    let quota = json!({"subject": "token:*", "kind": "contextBytes", "limit": 15_000});
     let set = arm.server.put("/quotas", quota).await;
     assert!(set.status.is_success(), "{}", set.text());
     let token = arm.server.create_token(&ALL_SCOPES, None).await;
@@ -148,9 +149,9 @@ async fn uploads_count_against_the_quotas_of_their_token() {
         upload["uploadUrl"].as_str().unwrap().to_owned()
     };
     let (first, second) = (link(create().await), link(create().await));
-    let stored = put(&arm, &first, &block_query("a"), vec![0; 6]).await;
+    let stored = put(&arm, &first, &block_query("a"), vec![0; 6_000]).await;
     assert_eq!(stored.status, StatusCode::CREATED, "{}", stored.text());
-    let refused = put(&arm, &second, "", vec![0; 6]).await;
+    let refused = put(&arm, &second, "", vec![0; 6_000]).await;
     assert_eq!(
         refused.status,
         StatusCode::TOO_MANY_REQUESTS,
