@@ -325,9 +325,11 @@ async fn ready_made_purges_run_at_a_server() {
     let host = environment.registry.clone();
     let name = format!("upkeep/{}/app", new_run_id());
     let repository = Repository::new(&host, &name);
-    for tag in ["v1.0", "latest", "main-1", "main-2", "pr-1", "pr-1-linux"] {
+    for tag in ["v1.0", "latest", "main-1", "pr-1", "pr-1-linux"] {
         repository.put_image(tag, tag, OLD).await;
     }
+    let newer = OLD.replace("2020", "2021");
+    repository.put_image("main-2", "main-2", &newer).await;
     let server = TestServer::start(&environment, &[]);
     let folder = create_folder(&[]);
     let client = |args: &[&str]| {

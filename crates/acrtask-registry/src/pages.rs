@@ -47,7 +47,7 @@ impl Listing<String> {
     /// Creates a list of the tags of a repository.
     pub fn of_tags(image: &ImageRef) -> Self {
         let attempt = format!("list the tags of {}", image.name());
-        Self::new(attempt, image.registry(), measure_tag)
+        Self::new(attempt, image.registry(), |tag| measure_tag(tag))
     }
 
     /// Adds a page of tags.
@@ -60,7 +60,7 @@ impl Listing<String> {
     }
 
     pub(crate) fn of_repositories(attempt: &str, host: &str) -> Self {
-        Self::new(attempt.to_owned(), host, measure_name)
+        Self::new(attempt.to_owned(), host, |name| measure_name(name))
     }
 }
 
@@ -168,11 +168,11 @@ impl<T> Listing<T> {
     }
 }
 
-fn measure_tag(tag: &String) -> Option<usize> {
+fn measure_tag(tag: &str) -> Option<usize> {
     check_tag(tag).is_ok().then_some(tag.len())
 }
 
-fn measure_name(name: &String) -> Option<usize> {
+fn measure_name(name: &str) -> Option<usize> {
     let is_valid = !name.is_empty()
         && name.len() <= MAX_NAME
         && name.bytes().all(|byte| byte.is_ascii_graphic());

@@ -123,7 +123,10 @@ async fn copy_contains_platforms_referrers_and_companions() {
     assert_eq!(tags.len(), 2);
     assert!(tags.contains(&"v1".to_owned()), "{tags:?}");
     let subjects = layout.subjects().await.unwrap();
-    assert_eq!(subjects[&source.platforms[1]], [source.sbom.clone()]);
+    assert_eq!(
+        subjects[&source.platforms[1]],
+        std::slice::from_ref(&source.sbom)
+    );
 
     // A repeated copy transfers nothing, and relocations what is missing.
     let again = copy_to(&source, target.path(), None).await;

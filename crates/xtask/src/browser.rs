@@ -60,6 +60,8 @@ fn script(root: &Path) -> String {
          mount -t proc proc \"$0/proc\"\n  \
          mount --rbind /dev \"$0/dev\"\n  \
          mount -t tmpfs tmpfs \"$0/tmp\"\n  \
+         # Chromedriver connects to \"localhost\".\n  \
+         cp /etc/hosts \"$0/etc/hosts\"\n  \
          exec chroot \"$0\" /usr/bin/chromedriver \"$@\"' '{root}' \"$@\"\n"
     )
 }

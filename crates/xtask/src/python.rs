@@ -75,7 +75,7 @@ struct Python {
 /// Returns the program that the user named, else one in the cache. Installs it unless an earlier
 /// command did.
 pub(crate) fn get(cache: &Cache, _lock: &Lock, wanted: &Program) -> Result<PathBuf> {
-    let own = cache.path(&format!("{}/{}", wanted.name, wanted.command));
+    let own = cache.path(format!("{}/{}", wanted.name, wanted.command));
     let named = std::env::var_os(wanted.variable).map(PathBuf::from);
     if let Some(named) = named.filter(|named| !named.as_os_str().is_empty() && *named != own) {
         return Ok(named);

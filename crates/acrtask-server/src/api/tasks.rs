@@ -305,9 +305,9 @@ async fn replace(
     by.caller.require_task(Some(&name))?;
     let expected = extract::header(&headers, "if-match")?
         .map(|text| {
-            text.trim_matches('"')
-                .parse::<i64>()
-                .map_err(|_| ApiError::invalid("`If-Match` must be the generation of the task"))
+            text.trim_matches('"').parse::<i64>().map_err(|_| {
+                ApiError::unprocessable("`If-Match` must be the generation of the task")
+            })
         })
         .transpose()?;
     Ok(

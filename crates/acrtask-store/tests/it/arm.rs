@@ -89,7 +89,8 @@ async fn uploads_stay_within_limit_and_quota(db: &TestDb) {
         .await
         .unwrap();
     store
-        .set_quota(&subject, QuotaKind::ContextBytes, Some(8))
+        // An upload counts at least 4 KiB.
+        .set_quota(&subject, QuotaKind::ContextBytes, Some(4200))
         .await
         .unwrap();
     let create = async |id: &str| store.create_upload(id, &owner, Some("t1"), NOW).await;
@@ -101,15 +102,15 @@ async fn uploads_stay_within_limit_and_quota(db: &TestDb) {
             .add_block("c1", &block(name, length), limit, Some("t1"), NOW)
             .await
     };
-    let refused = add("a", 6, 5).await;
+    let refused = add("a", 60, 5).await;
     assert!(
         matches!(refused, Err(StoreError::Invalid { .. })),
         "{refused:?}"
     );
-    add("a", 6, 100).await.unwrap();
-    let refused = add("b", 3, 100).await;
+    add("a", 60, 1000).await.unwrap();
+    let refused = add("b", 200, 1000).await;
     assert!(matches!(refused, Err(StoreError::Quota(_))), "{refused:?}");
-    let check = store.check_block("c1", 2, 100, Some("t1"), NOW).await;
+    let check = store.check_block("c1", 2, 1000, Some("t1"), NOW).await;
     check.unwrap();
 }
 

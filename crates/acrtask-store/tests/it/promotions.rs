@@ -474,8 +474,11 @@ async fn record_of_a_repository_names_times_and_needs(db: &TestDb) {
     let found = record("r.io/a").await;
     assert_eq!(found.needed, [needed('a', Need::Rollback)]);
     assert_eq!(found.tags.len(), 2);
-    // The base is named without a registry.
-    assert_eq!(record("base").await.needed, [needed('2', Need::Base)]);
+    // The base is named without a registry, which means Docker Hub.
+    assert_eq!(
+        record("docker.io/library/base").await.needed,
+        [needed('2', Need::Base)]
+    );
     // Similar names are other repositories.
     for other in ["r.io", "r.io/", "r.io/ab", "r.io/a:1"] {
         assert_eq!(record(other).await, RegistryRecord::default(), "{other}");
