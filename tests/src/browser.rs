@@ -175,13 +175,14 @@ impl TestBrowser {
         }
     }
 
-    /// Clicks the first element that matches a CSS selector.
+    /// Clicks the first element that matches a CSS selector. Finds it again if an update of the
+    /// page replaced it meanwhile.
     pub async fn click(&self, selector: &str) {
-        let element = self.find(selector).await;
-        element
-            .click()
-            .await
-            .unwrap_or_else(|error| panic!("{selector}: {error}"));
+        let begun = Instant::now();
+        while let Err(error) = self.find(selector).await.click().await {
+            assert!(begun.elapsed() < LIMIT, "{selector}: {error}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Evaluates an expression on the page.
