@@ -90,13 +90,14 @@ async fn uploads_beyond_the_quota_are_refused_by_name() {
     };
     let server = TestServer::start(&environment, &["--no-runner"]);
     let team = create_limited_token(&server, "team", &RUNNER, "team/*");
+    // Each upload counts at least 4 KiB.
     set_quota(&server, "token:*", "unfinishedContexts", "2");
-    set_quota(&server, "token:*", "contextBytes", "1000");
+    set_quota(&server, "token:*", "contextBytes", "20000");
     let upload = async |size: u64, letter: &str| {
         let body = json!({"size": size, "digest": format!("sha256:{}", letter.repeat(64))});
         request(&server, &team, "POST", "/contexts", body).await
     };
-    let (status, refused) = upload(1001, "a").await;
+    let (status, refused) = upload(20_001, "a").await;
     assert_eq!(status, 429, "{refused}");
     assert!(
         refused["message"]
