@@ -60,7 +60,7 @@ pub fn parse_filter(text: &str) -> Result<RunQuery, FilterError> {
     Ok(query)
 }
 
-/// Returns the states with this name in ARM. `None` if there is no such name.
+/// Returns the states with this name in ARM. `None` if ARM does not have the name.
 fn parse_status(text: &str) -> Option<Vec<RunState>> {
     let states = match text.to_ascii_lowercase().as_str() {
         "queued" => vec![RunState::Queued],

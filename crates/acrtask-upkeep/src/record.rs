@@ -16,7 +16,7 @@ pub trait Records: std::fmt::Debug + Send + Sync {
         repository: &'a str,
     ) -> Pin<Box<dyn Future<Output = Result<RegistryRecord, String>> + Send + 'a>>;
 
-    /// Returns `false` if there is no server, so that all records are empty.
+    /// Returns `false` without a server. All records are empty then.
     fn is_available(&self) -> bool {
         true
     }

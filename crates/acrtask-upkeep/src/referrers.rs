@@ -68,7 +68,7 @@ pub async fn find_referrers(
     })
 }
 
-/// Returns the entries of the index of a fallback tag. Empty if there is no such index.
+/// Returns the entries of the index of a fallback tag. Empty if the tag does not name an index.
 async fn read_fallback(
     registry: &Registry,
     tag: &ImageRef,

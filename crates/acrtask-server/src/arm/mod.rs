@@ -4,7 +4,7 @@
 //! This module only converts: addresses, documents and errors are those of `acrtask-arm`.
 //!
 //! Invariants:
-//! * There is no second way to create a run or a task.
+//! * Runs and tasks are created by the operations of the API alone.
 //! * Blobs need no token. A signed link that expires authorizes them.
 //! * Contexts and logs are streamed.
 
